@@ -1,0 +1,66 @@
+# lorasweep: `make demo` and `make test` do everything from a fresh clone; `make help` lists the rest.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CORES ?= $(shell nproc)
+VENV := .venv
+BIN := $(VENV)/driver/bin
+STAGES := driver train eval
+PYTEST := -m pytest -q -p no:cacheprovider
+
+.PHONY: help install install-test demo test lint unit workflow e2e docs clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAGES:%=$(VENV)/%/installed)  ## make the environments of the driver, of training and of evaluation
+
+# An environment is made anew of its pins; the mark is written last, so an interrupted install is repeated.
+$(VENV)/%/installed: envs/%.txt pyproject.toml
+	@scripts/make_venv.sh $(PYTHON) $(VENV)/$* envs/$*.txt
+
+install-test: $(VENV)/driver/installed-test $(VENV)/train/installed-test $(VENV)/eval/installed-test
+
+$(VENV)/driver/installed-test: envs/test.txt $(VENV)/driver/installed
+	@echo "Installing what tests and linters need ..."
+	@$(VENV)/driver/bin/python -m pip install --quiet --disable-pip-version-check -r envs/test.txt
+	@touch $@
+
+# Tests of a stage run in its environment, which lacks nothing but pytest.
+$(VENV)/%/installed-test: envs/test.txt $(VENV)/%/installed
+	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^pytest==' envs/test.txt)
+	@touch $@
+
+demo: install  ## train SmolLM2-135M at four ranks on this machine, and print the table
+	@$(VENV)/eval/bin/python demo/prepare.py
+	@$(BIN)/snakemake --configfile config/demo.yaml --cores $(CORES) --quiet rules host reason
+	@$(BIN)/python scripts/show.py results/capitalisation_rank
+
+test: lint unit workflow e2e  ## set up, then run every check and test
+
+lint: install-test  ## check style, formats, types and the workflow's own lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+unit: install-test  ## test the package, each stage in its environment
+	$(BIN)/python $(PYTEST) tests/unit
+	$(VENV)/train/bin/python $(PYTEST) tests/train
+	$(VENV)/eval/bin/python $(PYTEST) tests/eval
+
+workflow: install-test  ## test plans, job counts and bad input, without running a job
+	$(BIN)/python $(PYTEST) tests/workflow
+
+e2e: install-test  ## test real runs on a tiny model
+	$(BIN)/python $(PYTEST) tests/e2e
+
+docs: install-test  ## write the schema and config/README.md from the typed models
+	$(BIN)/python scripts/make_docs.py
+
+clean:  ## remove the environments and what the demo made
+	rm -rf $(VENV) results/capitalisation_rank demo/model demo/model.partial demo/downloads

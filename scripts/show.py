@@ -1,0 +1,31 @@
+"""Print an experiment's table of results, and where to look next."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from lorasweep.table import show_table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="an experiment's folder: results/<experiment>")
+    parser.add_argument("--svg", type=Path, help="write the table to this picture too")
+    arguments = parser.parse_args()
+    table = pd.read_csv(arguments.results / "results.csv")
+    console = Console(record=True, width=110 if arguments.svg else None)
+    show_table(table, arguments.results.name, console)
+    if arguments.svg:
+        console.save_svg(str(arguments.svg), title="make demo")
+    console.print(
+        f"\nThe table: {arguments.results}/results.csv\n"
+        f"Every sample: .venv/eval/bin/inspect view --log-dir {arguments.results}\n"
+        f"A point: {arguments.results}/<point>/ holds recipe.yaml, adapter/, eval/ and manifest.json",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Training data and tasks: what is accepted, and where messages point."""
+
+from pathlib import Path
+
+import pytest
+from lorasweep.dataset import check_data
+from lorasweep.errors import InputError
+from lorasweep.experiment import Data, Task
+from lorasweep.tasks import get_tasks
+
+GOOD = '{"input": "a", "output": "b"}\n'
+
+
+def check(path: Path, text: str | bytes, **keys: str) -> int:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return check_data(Data.model_validate({"train": str(path), **keys}), "my.yaml")
+
+
+@pytest.mark.parametrize("text", [GOOD * 3, "\n" + GOOD * 3 + "\n", "[\n" + ",\n".join([GOOD] * 3) + "]\n"])
+def test_json_lines_and_one_array_are_read(tmp_path: Path, text: str) -> None:
+    assert check(tmp_path / "data", text) == 3
+
+
+BAD = [
+    ("", "holds no sample"),
+    ("[]", "holds no sample"),
+    ("\n \n", "holds no sample"),
+    (GOOD + '{"input": "a"}\n', "data:2: no column 'output' (data.output_column)"),
+    (GOOD + '{"input": "a", "ouput": "b"}\n', "did you mean 'ouput'"),
+    (GOOD + '{"input": "a", "output": 3}\n', "data:2: output: 3"),
+    (GOOD + '{"input": "", "output": "b"}\n', "data:2: input: ''"),
+    (GOOD + "{oops}\n", "data:2: not JSON"),
+    ("input,output\na,b\n", "data:1: not JSON"),
+    (GOOD + '["a", "b"]\n', "data:2: "),
+    ('[\n{"input": "a", "output": "b"},\n\n{"input": "a"}\n]', "data:4: no column 'output'"),
+    ('[\n{"input": "a", "output": "b"}\n{"input": "a"}\n]', "data:3: not JSON"),
+    ('[\n{"input": "a", "output": "b"},\n', "not JSON"),
+    (b"\xff\xfe\x00", "not text in UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), BAD, ids=[str(text)[:30] for text, _ in BAD])
+def test_bad_data_is_refused_with_its_line(tmp_path: Path, text: str | bytes, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        check(tmp_path / "data", text)
+    assert said in str(error.value)
+    assert str(tmp_path / "data") in str(error.value)
+
+
+def test_missing_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"my\.yaml: data\.train: no such file"):
+        check_data(Data.model_validate({"train": str(tmp_path / "none")}), "my.yaml")
+
+
+CHAT = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+
+
+def test_chat_samples_are_read(tmp_path: Path) -> None:
+    assert check(tmp_path / "data", CHAT, format="chat") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD, "data:1: no list of messages in the column 'messages'"),
+        (CHAT.replace("assistant", "robot"), "data:1: messages.1"),
+        (CHAT.replace('"assistant"', '"user"'), "the last message is of 'user'"),
+    ],
+)
+def test_bad_chat_samples_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        check(tmp_path / "data", text, format="chat")
+    assert said in str(error.value)
+
+
+TASKS = """
+from inspect_ai import Task, task
+
+@task
+def words(size: int = 3): ...
+
+@task(name="other")
+def letters(**options): ...
+
+def helper(): ...
+"""
+
+
+@pytest.fixture
+def tasks_file(tmp_path: Path) -> Path:
+    file = tmp_path / "tasks.py"
+    file.write_text(TASKS)
+    return file
+
+
+def named(task: str, **keys: object) -> Task:
+    return Task.model_validate({"task": task, **keys})
+
+
+def test_tasks_are_called_after_their_functions(tasks_file: Path) -> None:
+    entries = get_tasks(
+        [named(f"{tasks_file}@words", args={"size": 4}), named(f"{tasks_file}@letters", args={"any": 1})], "my.yaml"
+    )
+    assert [entry.name for entry in entries] == ["words", "letters"]
+
+
+def test_a_registered_task_is_called_after_its_last_part() -> None:
+    [entry] = get_tasks([named("inspect_evals/arc_easy")], "my.yaml")
+    assert (entry.name, entry.file) == ("arc_easy", None)
+
+
+@pytest.mark.parametrize(
+    ("task", "keys", "said"),
+    [
+        ("none.py@words", {}, "no such file: none.py"),
+        ("{file}@word", {}, "did you mean 'words'"),
+        ("{file}@helper", {}, "no task 'helper'"),
+        ("{file}", {}, "no single task"),
+        ("{file}@words", {"args": {"sise": 1}}, "did you mean 'size'"),
+    ],
+)
+def test_a_task_that_does_not_exist_is_refused(tasks_file: Path, task: str, keys: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        get_tasks([named(task.format(file=tasks_file), **keys)], "my.yaml")
+    assert "my.yaml: evaluation.tasks.0" in str(error.value)
+    assert said in str(error.value)
+
+
+def test_a_task_file_that_is_no_python_is_refused(tasks_file: Path) -> None:
+    tasks_file.write_text("def (")
+    with pytest.raises(InputError, match=r"tasks\.py:1: not Python"):
+        get_tasks([named(f"{tasks_file}@words")], "my.yaml")
+
+
+def test_two_tasks_of_one_name_are_refused(tasks_file: Path) -> None:
+    with pytest.raises(InputError, match="two tasks are called 'words'"):
+        get_tasks([named(f"{tasks_file}@words"), named(f"{tasks_file}@words", args={"size": 1})], "my.yaml")

@@ -1,0 +1,160 @@
+"""Points: identity by value, names that last, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lorasweep.errors import InputError
+from lorasweep.experiment import load_experiment
+from lorasweep.points import Point, format_value, get_points, record_points
+
+
+def expand(registry: Path = Path("none.json"), **sections: Any) -> dict[str, Point]:
+    config = {"experiment": {"name": "x"}, "model": {"path": "m"}, "data": {"train": "t"}} | sections
+    return get_points(load_experiment(config, "my.yaml"), "my.yaml", registry)
+
+
+def run(registry: Path, **sections: Any) -> dict[str, Point]:
+    points = expand(registry, **sections)
+    record_points(points, registry)
+    return points
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    return tmp_path / "points.json"
+
+
+def test_every_combination_is_a_point_named_by_its_values() -> None:
+    points = expand(variables={"lora_rank": [8, 16], "lr": ["1e-4", 0.05]})
+    assert list(points) == ["lora_rank=8,lr=1e-4", "lora_rank=8,lr=0.05", "lora_rank=16,lr=1e-4", "lora_rank=16,lr=0.05"]
+    assert points["lora_rank=8,lr=1e-4"].controls.lr == 1e-4
+
+
+def test_order_of_variables_and_values_names_nothing_anew() -> None:
+    one = expand(variables={"lora_rank": [8, 16], "lr": [1e-4, 3e-4]})
+    other = expand(variables={"lr": [3e-4, 1e-4], "lora_rank": [16, 8]})
+    assert {n: p.settings for n, p in one.items()} == {n: p.settings for n, p in other.items()}
+
+
+def test_lists_and_truth_values_stand_in_names() -> None:
+    points = expand(variables={"lora_attn_modules": [["q_proj", "v_proj"]], "apply_lora_to_mlp": [True, False]})
+    assert "apply_lora_to_mlp=true,lora_attn_modules=q_proj+v_proj" in points
+
+
+@given(st.floats(min_value=1e-12, max_value=1e12))
+def test_a_number_in_a_name_is_read_back_exactly(number: float) -> None:
+    assert float(format_value(number)) == number
+
+
+def test_distinct_numbers_have_distinct_names() -> None:
+    assert format_value(1e-4) == "1e-4" != format_value(1.0001e-4)
+
+
+class TestNamesLast:
+    def test_a_control_that_becomes_a_variable_renames_no_point(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8, 16]}, controls={"lr": 1e-4})
+        assert list(run(registry, variables={"lora_rank": [8, 16], "lr": [1e-4]})) == ["lora_rank=8", "lora_rank=16"]
+
+    def test_values_added_later_name_only_their_own_points(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-4})
+        run(registry, variables={"lora_rank": [8], "lr": [1e-4]})
+        points = run(registry, variables={"lora_rank": [8], "lr": [1e-3, 1e-4]})
+        assert {name: point.controls.lr for name, point in points.items()} == {
+            "lora_rank=8": 1e-4,
+            "lora_rank=8,lr=1e-3": 1e-3,
+        }
+
+    def test_a_default_that_becomes_a_variable_renames_no_point(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8]})
+        assert list(expand(registry, variables={"lora_rank": [8], "seed": [0]})) == ["lora_rank=8"]
+
+    def test_a_variable_that_becomes_a_control_renames_no_point(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8], "lr": [1e-4, 1e-3]})
+        assert list(expand(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-3})) == ["lora_rank=8,lr=1e-3"]
+
+    def test_an_edited_control_changes_points_and_renames_none(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-4})
+        assert list(expand(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-3})) == ["lora_rank=8"]
+
+    def test_a_name_never_speaks_of_a_value_that_its_point_no_longer_has(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8], "lr": [1e-4]})
+        run(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-4})
+        assert list(expand(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-3})) == ["lora_rank=8"]
+
+    def test_names_are_the_same_without_the_record_in_a_sweep_that_only_grew(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8], "lr": [1e-4]})
+        grown = {"lora_rank": [4, 8], "lr": [1e-4, 1e-3]}
+        assert list(expand(registry, variables=grown)) == list(expand(variables=grown))
+
+    def test_a_run_lends_its_name_to_no_point_of_the_grid(self, registry: Path) -> None:
+        run(registry, runs=[{"name": "small", "lora_rank": 4}])
+        assert list(expand(registry, variables={"lora_rank": [4]})) == ["lora_rank=4"]
+
+    def test_a_record_that_is_not_ours_is_named(self, registry: Path) -> None:
+        registry.write_text("{")
+        with pytest.raises(InputError, match=r"points\.json: not the record"):
+            expand(registry, variables={"lora_rank": [4]})
+
+
+def test_exclude_leaves_out_what_has_all_of_its_values() -> None:
+    points = expand(
+        variables={"lora_rank": [8, 16], "lr": [1e-4, 1e-3]},
+        exclude=[{"lora_rank": 16, "lr": "1e-3"}],
+    )
+    assert "lora_rank=16,lr=1e-3" not in points
+    assert len(points) == 3
+
+
+def test_runs_stand_beside_the_grid_with_names_values_and_overrides_of_their_own() -> None:
+    points = expand(
+        variables={"lora_rank": [8]},
+        controls={"_override": {"optimizer": {"fused": True}}},
+        runs=[{"name": "wide", "lora_rank": 64, "lr": "1e-5", "_override": {"optimizer": {"betas": [0.9, 0.95]}}}],
+    )
+    assert list(points) == ["lora_rank=8", "wide"]
+    assert points["wide"].controls.lr == 1e-5
+    assert points["wide"].controls.override == {"optimizer": {"fused": True, "betas": [0.9, 0.95]}}
+
+
+def test_modes_can_be_varied() -> None:
+    points = expand(
+        variables={"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
+        exclude=[{"model_format": "hf", "merge_adapters": False}],
+    )
+    assert sorted(point.mode for point in points.values()) == ["A", "B1", "B2"]
+
+
+BAD: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, ["nothing to run"]),
+    ({"variables": {"lora_rnk": [8]}}, ["variables.lora_rnk", "did you mean 'lora_rank'"]),
+    ({"variables": {"lora_rank": [0]}}, ["variables.lora_rank.0", "0", "greater than or equal to 1"]),
+    ({"variables": {"lora_rank": ["8"]}}, ["variables.lora_rank.0", "'8'", "integer"]),
+    ({"variables": {"lr": [1e-3, "1e-3"]}}, ["variables.lr", "0.001", "listed twice"]),
+    ({"variables": {"lora_rank": [8]}, "exclude": [{"lora_rank": 9}]}, ["exclude.0.lora_rank", "9", "[8]"]),
+    ({"variables": {"lora_rank": [8]}, "exclude": [{"lr": 1e-3}]}, ["exclude.0.lr", "lora_rank"]),
+    ({"variables": {"lora_rank": [8]}, "runs": [{"name": "again", "lora_rank": 8}]}, ["lora_rank=8", "again", "same"]),
+    ({"variables": {"model_format": ["hf"], "merge_adapters": [True, False]}}, ["same", "no effect", "exclude"]),
+    ({"runs": [{"name": "a", "lora_rank": 4}, {"name": "a", "lora_rank": 8}]}, ["two points are called 'a'"]),
+    ({"runs": [{"lora_rank": 4}]}, ["runs.0.name", "None"]),
+    ({"runs": [{"name": "baseline"}]}, ["baseline"]),
+]
+
+
+@pytest.mark.parametrize(("sections", "said"), BAD, ids=[str(sections) for sections, _ in BAD])
+def test_bad_points_are_refused(sections: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        expand(**sections)
+    for part in ["my.yaml", *said]:
+        assert part in str(error.value)
+
+
+UNSAFE = ["a/b", "..", "a..b", "a b", "a'b", 'a"b', "a;b", "$(touch x)", "`x`", "{point}", "a\nb", "", "-n", "é", "a*b"]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_run_name_that_is_unsafe_in_paths_or_shells_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"runs\.0\.name"):
+        expand(runs=[{"name": name, "lora_rank": 4}])

@@ -1,0 +1,106 @@
+"""Training data: is the file there, and is it what the experiment says."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorasweep.errors import InputError, nearest
+from lorasweep.experiment import Data
+
+
+def check_data(data: Data, source: str) -> int:
+    """Read every sample of the training data, and return their number.
+
+    Accepted are JSON lines (one object a line) and one JSON array of objects.
+
+    Raises:
+        InputError: a missing or empty file, text that is not JSON, a sample without its columns; with the line number.
+    """
+    path = Path(data.train)
+    where = f"{source}: data.train"
+    if not path.is_file():
+        raise InputError(f"{where}: no such file: {path}; accepted: a file of JSON lines, or of one JSON array")
+    count = 0
+    for line, sample in _read_samples(path):
+        _check_sample(sample, data, f"{path}:{line}")
+        count += 1
+    if count == 0:
+        raise InputError(f"{where}: {path} holds no sample; accepted: at least one JSON object")
+    return count
+
+
+def _read_samples(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield each sample with the number of the line on which it starts, counted from 1."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            start = next((line for line in file if line.strip()), "").lstrip()
+            file.seek(0)
+            if start.startswith("["):
+                yield from _read_array(path, file.read())
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    try:
+                        yield number, json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise InputError(
+                            f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); accepted: one JSON object "
+                            "a line, or one JSON array"
+                        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _read_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    decoder = json.JSONDecoder()
+
+    def skip(position: int) -> int:
+        while position < len(text) and text[position].isspace():
+            position += 1
+        return position
+
+    position = skip(skip(0) + 1)
+    line, counted = 1, 0
+    try:
+        while text[position : position + 1] != "]":
+            line, counted = line + text.count("\n", counted, position), position
+            sample, position = decoder.raw_decode(text, position)
+            yield line, sample
+            position = skip(position)
+            if text[position : position + 1] == ",":
+                position = skip(position + 1)
+            elif text[position : position + 1] != "]":
+                raise json.JSONDecodeError("expecting ',' or ']'", text, position)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from error
+
+
+def _check_sample(sample: Any, data: Data, where: str) -> None:
+    if not isinstance(sample, dict):
+        raise InputError(f"{where}: {str(sample)[:60]!r} is not accepted; accepted: a JSON object")
+    if data.format == "instruct":
+        for key in ("input_column", "output_column"):
+            column = getattr(data, key)
+            if column not in sample:
+                raise InputError(
+                    f"{where}: no column '{column}' (data.{key}){nearest(column, sample)}; it has: {', '.join(sample)}"
+                )
+            if not isinstance(sample[column], str) or not sample[column]:
+                raise InputError(f"{where}: {column}: {sample[column]!r} is not accepted; accepted: text")
+        return
+    messages = sample.get(data.messages_column)
+    if not isinstance(messages, list) or not messages:
+        raise InputError(
+            f"{where}: no list of messages in the column '{data.messages_column}' (data.messages_column)"
+            f"{nearest(data.messages_column, sample)}; it has: {', '.join(sample)}"
+        )
+    for index, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
+            raise InputError(
+                f"{where}: {data.messages_column}.{index}: {str(message)[:60]} is not accepted; accepted: an object "
+                "with 'role' (system, user or assistant) and 'content' (text)"
+            )
+    if messages[-1]["role"] != "assistant":
+        raise InputError(f"{where}: the last message is of '{messages[-1]['role']}'; accepted: assistant")

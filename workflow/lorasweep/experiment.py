@@ -1,0 +1,285 @@
+"""The experiment file: its typed models, and the messages for what does not fit them.
+
+These classes are the single source of the keys: ``workflow/schemas/experiment.schema.json`` and
+``config/README.md`` are generated from them (``make docs``).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from lorasweep.errors import InputError, nearest
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=,-]*"
+"""What names of experiments, runs and tasks may look like: they become folder names, file names and job names."""
+
+NAME_RULE = "letters, digits and . _ + = , - only, starting with a letter or a digit, without '..'"
+
+_NUMBER_AS_TEXT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-4`` as text, since it lacks a dot; whoever writes it means the number."""
+    return float(value) if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value) else value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, value) or ".." in value:
+        raise ValueError(f"a name of {NAME_RULE}")
+    return value
+
+
+PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Name = Annotated[str, AfterValidator(_name)]
+Text = Annotated[str, Field(min_length=1)]
+AttentionModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
+ModelFormat = Literal["hf", "adapter"]
+
+
+class Section(BaseModel):
+    """A section of the experiment file: unknown keys are errors, and text is never taken for a number or a truth value."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class About(Section):
+    """What the experiment is called, and what it asks."""
+
+    name: Name
+    """Names the folder `results/<name>/`."""
+    question: str = ""
+    """What the sweep is run to find out; carried into the results."""
+
+
+class Controls(Section):
+    """How every point is trained. Names and meanings are torchtune's own. Each of them can be a variable instead."""
+
+    epochs: PositiveInt = 1
+    """Passes over the training data."""
+    max_steps_per_epoch: PositiveInt | None = None
+    """Optimizer steps after which an epoch ends early; `null`: the whole data."""
+    batch_size: PositiveInt = 2
+    """Samples in a forward pass."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Forward passes for one optimizer step; the effective batch is `batch_size` times this."""
+    lr: PositiveNumber = 3e-4
+    """Peak learning rate."""
+    weight_decay: NonNegativeNumber = 0.01
+    """AdamW's weight decay."""
+    num_warmup_steps: NonNegativeInt = 0
+    """Optimizer steps of linear warm-up before the cosine decay."""
+    clip_grad_norm: PositiveNumber | None = None
+    """Largest norm of the gradients; `null`: not clipped."""
+    lora_rank: PositiveInt = 8
+    """Rank r of the update B·A."""
+    lora_alpha: PositiveNumber | None = None
+    """The update is scaled by alpha / r; `null`: twice the rank, so that the scale is 2 at every rank."""
+    lora_dropout: Fraction = 0.0
+    """Dropout on the input of A during training."""
+    lora_attn_modules: Annotated[list[AttentionModule], Field(min_length=1)] = ["q_proj", "v_proj"]
+    """Attention projections that get an adapter (`output_proj` is Hugging Face's `o_proj`)."""
+    apply_lora_to_mlp: bool = False
+    """Whether the three MLP projections get an adapter too."""
+    apply_lora_to_output: bool = False
+    """Whether the language model head gets an adapter too; refused where the head is tied to the embeddings."""
+    max_seq_len: PositiveInt | None = None
+    """Samples are cut to this many tokens; `null`: not cut."""
+    packed: bool = False
+    """Whether several samples share a sequence of `max_seq_len` tokens."""
+    seed: NonNegativeInt = 0
+    """Seed of the adapter's initial weights, the order of the data and dropout."""
+    compile: bool = False
+    """Whether torch.compile is used."""
+    enable_activation_checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass: less memory, more time."""
+    override: dict[str, Any] = Field(default={}, alias="_override")
+    """Merged into the torchtune recipe last; `${...}` refers to any key of the recipe or of `controls`."""
+
+
+class Model(Section):
+    """The base model."""
+
+    path: Text
+    """A local Hugging Face checkpoint directory: config.json, safetensors, tokenizer."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Precision of training, merging and evaluation."""
+    device: Literal["cuda", "cpu"] = "cuda"
+    """Where training and evaluation run; `cuda` asks for one GPU a job."""
+
+
+class Data(Section):
+    """The training data: one JSON object a sample, as JSON lines or as one JSON array."""
+
+    train: Text
+    """The file of training samples."""
+    format: Literal["instruct", "chat"] = "instruct"
+    """`instruct`: an input and an output column; `chat`: a column of messages with `role` and `content`."""
+    input_column: Text = "input"
+    """`instruct`: the column that holds the user's turn."""
+    output_column: Text = "output"
+    """`instruct`: the column that holds the answer to learn."""
+    messages_column: Text = "messages"
+    """`chat`: the column that holds the list of messages."""
+    system_prompt: Text | None = None
+    """A system message put before every sample, and before every sample of the evaluation."""
+    train_on_input: bool = False
+    """Whether the loss counts the prompt's tokens too."""
+
+
+class Task(Section):
+    """One Inspect task. A plain text stands for `{task: text}`."""
+
+    task: Text
+    """`file.py@task`, relative to the working directory, or a name that an installed package registers."""
+    name: Name | None = None
+    """Names the log and the row of the table; `null`: the task's own name."""
+    args: dict[str, Any] = {}
+    """The task's arguments."""
+    limit: PositiveInt | None = None
+    """Evaluate the first so many samples only; `null`: all."""
+
+
+class Evaluation(Section):
+    """How each point is evaluated, and how its checkpoint is kept."""
+
+    enabled: bool = True
+    """Whether points are evaluated; `false`: trained and kept only."""
+    baseline: bool = True
+    """Whether the untouched base model is evaluated on the same tasks too."""
+    model_format: ModelFormat = "adapter"
+    """`hf`: the full model is kept (mode A); `adapter`: only the adapter (mode B). Can be a variable."""
+    merge_adapters: bool = True
+    """With `adapter`: evaluate a temporary merged model (B1), or base and adapter in memory (B2: `false`). Can be a variable."""
+    base_model: Text | None = None
+    """The checkpoint directory that adapters are evaluated on; `null`: `model.path`. Must hold the same model."""
+    tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
+    """The Inspect tasks."""
+    max_connections: PositiveInt = 32
+    """Samples generated as one batch (Inspect's name)."""
+    max_tokens: PositiveInt | None = None
+    """Most tokens that an answer may have; `null`: Inspect's default."""
+    temperature: NonNegativeNumber = 0.0
+    """0: greedy decoding; above: sampling."""
+    seed: NonNegativeInt = 0
+    """Seed of sampling."""
+
+
+class Experiment(Section):
+    """A whole experiment file."""
+
+    experiment: About
+    """What the experiment is called, and what it asks."""
+    variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """What varies: a list of values for any key of `controls`, `model_format` or `merge_adapters`; every combination is a point."""
+    exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = []
+    """Combinations to leave out: a point that has all values of an entry is not run."""
+    runs: list[dict[str, Any]] = []
+    """Points beside the grid: each a `name` and its own values of any key of `controls`, `model_format` or `merge_adapters`."""
+    controls: Controls = Controls()
+    """What stays the same for every point, with torchtune's own names."""
+    model: Model
+    """The base model."""
+    data: Data
+    """The training data."""
+    evaluation: Evaluation = Evaluation()
+    """How each point is evaluated, and how its checkpoint is kept."""
+
+
+CHECKPOINT_KEYS = ("model_format", "merge_adapters")
+"""Keys of `evaluation` that can be variables: they say how a point's checkpoint is kept."""
+
+SETTING_KEYS = (*(key for key in Controls.model_fields if key != "override"), *CHECKPOINT_KEYS)
+"""Every key that can be a variable, or be set by a run."""
+
+_Section = TypeVar("_Section", bound=Section)
+
+
+def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
+    """Read an experiment from the plain mapping that Snakemake made of the file and of `--config`.
+
+    `source` names the file in messages. `${...}` is resolved everywhere but in `controls._override`, whose
+    interpolations refer to the recipe and are resolved when that is built.
+
+    Raises:
+        InputError: with one line for each thing that is wrong.
+    """
+    plain = dict(config)
+    override: dict[str, Any] = {}
+    if isinstance(plain.get("controls"), Mapping):
+        plain["controls"] = dict(plain["controls"])
+        if "_override" in plain["controls"]:
+            override = {"_override": plain["controls"].pop("_override")}
+    try:
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{source}: {str(error).splitlines()[0]} (key: {error.full_key})") from error
+    if override:
+        resolved["controls"] |= override
+    return parse_section(Experiment, resolved, source)
+
+
+def parse_setting(key: str, value: Any, source: str, where: str) -> Any:
+    """Check one value of a variable or a run, and return it as the type that the key has in `Controls` or `Evaluation`.
+
+    Raises:
+        InputError: unknown key (with the nearest known one), or a value that the key does not take.
+    """
+    if key not in SETTING_KEYS:
+        raise InputError(
+            f"{source}: {where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}; accepted: {', '.join(SETTING_KEYS)}"
+        )
+    section: type[Section] = Evaluation if key in CHECKPOINT_KEYS else Controls
+    try:
+        return getattr(section.model_validate({key: value}), key)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{source}: {where}: {_said(e)}" for e in error.errors())) from error
+
+
+def parse_section(section: type[_Section], values: Any, source: str) -> _Section:
+    """Validate `values`, with errors that name the file, the key, the value and what is accepted."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                known = _known_keys(section, item["loc"][:-1])
+                word = str(item["loc"][-1])
+                lines.append(f"{source}: unknown key '{key}'{nearest(word, known)}; accepted: {', '.join(known)}")
+            elif item["type"] == "missing":
+                lines.append(f"{source}: the key '{key}' is missing")
+            else:
+                lines.append(f"{source}: {key}: {_said(item)}")
+        raise InputError("\n".join(lines)) from error
+
+
+def _said(error: Any) -> str:
+    expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{error['input']!r} is not accepted; accepted: {expected}"
+
+
+def _known_keys(section: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """The keys of the section that an error's location lies in; list indices in it are passed over."""
+    for part in loc:
+        for field in section.model_fields.values():
+            for candidate in (field.annotation, *_arguments(field.annotation)):
+                if (
+                    isinstance(candidate, type)
+                    and issubclass(candidate, Section)
+                    and section.model_fields.get(str(part)) is field
+                ):
+                    section = candidate
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _arguments(annotation: Any) -> list[Any]:
+    return [leaf for argument in get_args(annotation) for leaf in (argument, *_arguments(argument))]

@@ -1,0 +1,118 @@
+"""What an experiment needs from outside its file, checked before any job is planned."""
+
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from lorasweep.checkpoint import Checkpoint, read_checkpoint
+from lorasweep.dataset import check_data
+from lorasweep.digest import digest_file
+from lorasweep.errors import InputError
+from lorasweep.experiment import Experiment
+from lorasweep.points import Point
+from lorasweep.tasks import TaskEntry
+from lorasweep.trainers import TrainingSpec, get_trainer
+
+
+def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], source: str) -> None:
+    """Check the data, the base model, and that the sections of the experiment agree with each other.
+
+    A base model that is not there is left to `find_missing_model`: a dry run bears with it.
+
+    Raises:
+        InputError: naming the file, the key, the value, and what is accepted.
+    """
+    evaluation = experiment.evaluation
+    if evaluation.enabled and not tasks:
+        raise InputError(
+            f"{source}: evaluation.tasks: [] is not accepted; accepted: at least one Inspect task, or enabled: false"
+        )
+    check_data(experiment.data, source)
+    for point in points:
+        _check_weights_key(point, source)
+    if find_missing_model(experiment, source):
+        return
+    checkpoint = _read(experiment.model.path, source, "model.path")
+    if experiment.data.format == "chat" and not checkpoint.has_chat_template:
+        raise InputError(
+            f"{source}: model.path: the tokenizer in {experiment.model.path!r} has no chat template, which data.format: "
+            "chat needs; accepted: a checkpoint with one, or data.format: instruct"
+        )
+    base_model = evaluation.base_model
+    if base_model and _read(base_model, source, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
+        raise InputError(
+            f"{source}: evaluation.base_model: {base_model!r} holds another model than model.path "
+            f"({experiment.model.path!r}); accepted: the model that the adapters are trained on"
+        )
+
+
+def find_missing_model(experiment: Experiment, source: str) -> str | None:
+    """Return what to say about a base model that is not there, or nothing."""
+    named = {"model.path": experiment.model.path, "evaluation.base_model": experiment.evaluation.base_model}
+    for key, value in named.items():
+        if value and not Path(value).is_dir():
+            return f"{source}: {key}: no such directory: {value!r}; accepted: a local Hugging Face checkpoint directory"
+    return None
+
+
+def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: str) -> str:
+    """Return the text of a point's `recipe.yaml`; the head names the training data by digest.
+
+    So a change in the data changes the recipe, whatever the file's size and time.
+
+    Raises:
+        InputError: the trainer cannot train this model with these settings.
+    """
+    spec = TrainingSpec(
+        checkpoint=_read(experiment.model.path, source, "model.path"),
+        controls=point.controls,
+        model=experiment.model,
+        data=experiment.data,
+        output_dir=output_dir,
+    )
+    try:
+        recipe = get_trainer().recipe(spec)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    return f"# training data sha256: {digest_file(Path(experiment.data.train))}\n{recipe}"
+
+
+def check_registered_tasks(tasks: Iterable[TaskEntry], python: str, source: str) -> None:
+    """Check that every task which is no file is registered in the environment that evaluates.
+
+    Raises:
+        InputError: naming the tasks that Inspect does not know there.
+    """
+    names = [entry.spec.task for entry in tasks if entry.file is None]
+    if not names:
+        return
+    program = (
+        "import sys; from inspect_ai._util.entrypoints import ensure_entry_points; "
+        "from inspect_ai._util.registry import registry_lookup; ensure_entry_points(); "
+        "print(*[n for n in sys.argv[1:] if registry_lookup('task', n) is None], sep='\\n')"
+    )
+    found = subprocess.run([python, "-c", program, *names], capture_output=True, text=True, check=False)
+    unknown = found.stdout.split() if found.returncode == 0 else [*names, found.stderr.strip()[-300:]]
+    if unknown:
+        raise InputError(
+            f"{source}: evaluation.tasks: no installed package registers {', '.join(unknown)}; accepted: file.py@task, "
+            f"or the name of a task of a package that is installed for {python}"
+        )
+
+
+def _read(path: str, source: str, key: str) -> Checkpoint:
+    try:
+        return read_checkpoint(Path(path))
+    except InputError as error:
+        raise InputError(f"{source}: {key}: {error}") from error
+
+
+def _check_weights_key(point: Point, source: str) -> None:
+    declared = get_trainer().declared_adapter_only(point.controls.override)
+    if declared is not None and declared != (point.model_format == "adapter"):
+        accepted = "hf" if not declared else "adapter"
+        raise InputError(
+            f"{source}: model_format: {point.model_format!r} (point '{point.name}') does not go with "
+            f"save_adapter_weights_only: {declared} under controls._override; accepted: model_format: {accepted}, or "
+            "no save_adapter_weights_only"
+        )

@@ -1,0 +1,94 @@
+"""The manifest of a point: what stays of it, and how it came to be."""
+
+import csv
+import json
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lorasweep.digest import digest_file
+from lorasweep.errors import InputError
+from lorasweep.versions import get_git_revision
+
+MANIFEST = "manifest.json"
+_RECORD = "lorasweep.json"
+_STAGES = ("train", "merge", "export", "evaluate")
+
+
+def clean_up(point: Path, settings: dict[str, Any], benchmarks: Path, workflow: Path) -> None:
+    """Check that what must stay of a point is whole, remove what need not, and write its manifest.
+
+    `settings` are the point's, with its `mode`; `benchmarks` holds Snakemake's measurements by rule and point;
+    `workflow` is the checkout that ran.
+
+    Raises:
+        InputError: a file that must stay is missing, empty, or not what its record says.
+    """
+    kept = [point / "recipe.yaml", *_files(point / "adapter"), *_files(point / "hf_model"), *_files(point / "eval")]
+    is_baseline = settings["mode"] == "base"
+    digests = _recorded_digests(point / "hf_model")
+    files = [
+        {
+            "path": str(file.relative_to(point)),
+            "bytes": file.stat().st_size,
+            "sha256": digests.get(file) or digest_file(file),
+        }
+        for file in kept
+        if file.exists() or not is_baseline
+    ]
+    for entry in files:
+        if entry["bytes"] == 0:
+            raise InputError(f"{point / entry['path']}: is empty; remove it and run again")
+    for unneeded in ("state", "merged"):
+        shutil.rmtree(point / unneeded, ignore_errors=True)
+    metrics = _read_json(point / "eval" / "metrics.json")
+    training = _read_json(point / "adapter" / _RECORD)
+    adapter = point / "adapter" / "adapter_model.safetensors"
+    manifest = {
+        "point": point.name,
+        "mode": settings["mode"],
+        "settings": {key: value for key, value in settings.items() if key != "mode"},
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_revision": get_git_revision(workflow),
+        "adapter_sha256": digest_file(adapter) if adapter.exists() else None,
+        "training": training,
+        "evaluation": metrics,
+        "seconds": {stage: _seconds(benchmarks / stage / f"{point.name}.tsv") for stage in _STAGES},
+        "bytes": sum(int(entry["bytes"]) for entry in files),
+        "files": files,
+    }
+    evaluated = (metrics.get("proof") or {}).get("adapter_sha256")
+    if evaluated and evaluated != manifest["adapter_sha256"]:
+        raise InputError(
+            f"{point}: the evaluation is of the adapter {evaluated[:12]}, and the one that lies in adapter/ is "
+            f"{str(manifest['adapter_sha256'])[:12]}; remove {point / 'eval'} and run again"
+        )
+    (point / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder, less Snakemake's own marks."""
+    return sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".snakemake"))
+
+
+def _recorded_digests(model: Path) -> dict[Path, str]:
+    """The digests that the merge left beside a full model, after a check that it has all of their files."""
+    recorded = _read_json(model / _RECORD).get("sha256", {})
+    for name in recorded:
+        if not (model / name).is_file():
+            raise InputError(f"{model}: {name} is missing; remove the folder and run again")
+    return {model / name: sha256 for name, sha256 in recorded.items()}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def _seconds(benchmark: Path) -> float | None:
+    """Wall time in seconds from a Snakemake benchmark file; none where the rule did not run."""
+    if not benchmark.is_file():
+        return None
+    with benchmark.open(newline="") as file:
+        row = next(csv.DictReader(file, delimiter="\t"), None)
+    return float(row["s"]) if row else None

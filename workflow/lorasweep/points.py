@@ -1,0 +1,257 @@
+"""The points of a sweep: which settings each has, and what it is called.
+
+A point is what its settings are, never where it stands in the file. Its name is made of the values that vary
+(`lora_rank=8,lr=1e-4`) and then kept: `results/<experiment>/points.json` records the settings each name was
+given to, so that turning a control into a variable, or a variable into a control, renames no point that exists.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lorasweep.errors import InputError
+from lorasweep.experiment import (
+    CHECKPOINT_KEYS,
+    NAME_PATTERN,
+    NAME_RULE,
+    Controls,
+    Experiment,
+    parse_section,
+    parse_setting,
+)
+
+BASELINE = "baseline"
+"""Name of the point that is the untouched base model."""
+
+RESERVED_NAMES = (BASELINE, "logs", "benchmarks")
+"""Folders of `results/<experiment>/` that are no trained points."""
+
+LONGEST_NAME = 150
+"""Characters; a file name may have 255, and the rest is left to suffixes."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training and its evaluation."""
+
+    name: str
+    swept: tuple[str, ...]
+    """The keys that this point has from `variables` or from its run."""
+    controls: Controls
+    model_format: str
+    merge_adapters: bool
+    is_run: bool = False
+    """Whether it stands under `runs`, which names it."""
+
+    @property
+    def mode(self) -> str:
+        """`A` (full model), `B1` (adapter, merged for the evaluation) or `B2` (adapter, direct)."""
+        return "A" if self.model_format == "hf" else "B1" if self.merge_adapters else "B2"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting of the point, as plain values: the controls, the override, and how the checkpoint is kept."""
+        return {
+            **self.controls.model_dump(by_alias=True),
+            "model_format": self.model_format,
+            "merge_adapters": self.merge_adapters,
+        }
+
+
+def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str, Point]:
+    """Return the points of an experiment by name, in the order of the file.
+
+    `registry` is the experiment's `points.json`, which need not exist yet.
+
+    Raises:
+        InputError: an unknown or empty variable, a value that its key does not take or that cannot stand in a file
+            name, a run without a usable name, an `exclude` that matches nothing, two points that are the same.
+    """
+    grid = [_make_point(experiment, values) for values in _expand_grid(experiment, source)]
+    known = _read_registry(registry)
+    named = [replace(point, name=_recall_name(point, known) or _make_name(point, source)) for point in grid]
+    named += [_parse_run(experiment, index, run, source) for index, run in enumerate(experiment.runs)]
+    if not named:
+        raise InputError(f"{source}: nothing to run: 'variables' (less 'exclude') and 'runs' give no point")
+    _refuse_duplicates(named, source)
+    return {point.name: point for point in named}
+
+
+def record_points(points: Mapping[str, Point], registry: Path) -> None:
+    """Write down which settings each name stands for, and which points are of the sweep as it is now.
+
+    Names of points that left the experiment stay on record. The swept keys of a name are those it was made of, so
+    that a name never speaks of a value that it no longer has.
+    """
+    known = _read_registry(registry)
+    record = {name: entry | {"current": False} for name, entry in known.items()}
+    for point in points.values():
+        record[point.name] = {
+            "swept": known.get(point.name, {}).get("swept", sorted(point.swept)),
+            "settings": point.settings,
+            "mode": point.mode,
+            "is_run": point.is_run,
+            "current": True,
+        }
+    if record != known:
+        registry.parent.mkdir(parents=True, exist_ok=True)
+        aside = registry.with_suffix(".tmp")
+        aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        aside.replace(registry)
+
+
+def format_value(value: Any) -> str:
+    """Write a value as it stands in a name: numbers as short as they can be, lists joined by `+`."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float):
+        plain = format(Decimal(repr(value)).normalize(), "f")
+        digits, _, exponent = format(Decimal(repr(value)).normalize(), "e").partition("e")
+        scientific = f"{digits}e{int(exponent)}"
+        return min(plain, scientific, key=len)
+    if isinstance(value, list):
+        return "+".join(format_value(item) for item in value)
+    return str(value)
+
+
+def _expand_grid(experiment: Experiment, source: str) -> list[dict[str, Any]]:
+    variables = {
+        key: [parse_setting(key, value, source, f"variables.{key}.{i}") for i, value in enumerate(values)]
+        for key, values in experiment.variables.items()
+    }
+    for key, values in variables.items():
+        for value in values:
+            if values.count(value) > 1:
+                raise InputError(f"{source}: variables.{key}: {value!r} is listed twice; accepted: distinct values")
+    excluded = [_parse_exclude(entry, i, variables, source) for i, entry in enumerate(experiment.exclude)]
+    if not variables:
+        return []
+    combinations = [dict(zip(variables, values, strict=True)) for values in itertools.product(*variables.values())]
+    return [c for c in combinations if not any(entry.items() <= _Items(c) for entry in excluded)]
+
+
+class _Items(dict):  # type: ignore[type-arg]
+    """Pairs of a mapping that compare with `<=` although values may be lists, which are not hashable."""
+
+    def __ge__(self, pairs: Any) -> bool:
+        return all(key in self and self[key] == value for key, value in pairs)
+
+
+def _parse_exclude(entry: dict[str, Any], index: int, variables: dict[str, list[Any]], source: str) -> dict[str, Any]:
+    where = f"exclude.{index}"
+    parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in entry.items()}
+    for key, value in parsed.items():
+        if value not in variables.get(key, []):
+            accepted = f"one of {variables[key]}" if key in variables else f"keys of variables: {', '.join(variables)}"
+            raise InputError(f"{source}: {where}.{key}: {value!r} leaves nothing out; accepted: {accepted}")
+    return parsed
+
+
+def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], source: str) -> Point:
+    where = f"runs.{index}"
+    values = dict(run)
+    name = values.pop("name", None)
+    if not isinstance(name, str) or not _is_name(name):
+        raise InputError(f"{source}: {where}.name: {name!r} is not accepted; accepted: a name of {NAME_RULE}")
+    override = values.pop("_override", {})
+    parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in values.items()}
+    point = _make_point(experiment, parsed)
+    if override:
+        merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
+        controls = parse_section(Controls, {**point.controls.model_dump(by_alias=True), "_override": merged}, source)
+        point = replace(point, controls=controls)
+    return replace(point, name=name, is_run=True)
+
+
+def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
+    controls = experiment.controls.model_copy(update={k: v for k, v in values.items() if k not in CHECKPOINT_KEYS})
+    return Point(
+        name="",
+        swept=tuple(values),
+        controls=controls,
+        model_format=values.get("model_format", experiment.evaluation.model_format),
+        merge_adapters=values.get("merge_adapters", experiment.evaluation.merge_adapters),
+    )
+
+
+def _make_name(point: Point, source: str) -> str:
+    settings = point.settings
+    parts = []
+    for key in point.swept:
+        text = format_value(settings[key])
+        if not re.fullmatch(r"[A-Za-z0-9._+-]+", text) or ".." in text:
+            raise InputError(
+                f"{source}: variables.{key}: {settings[key]!r} cannot stand in a file name; accepted: letters, digits "
+                "and . _ + - only, or a run of its own under 'runs' with a name of its own"
+            )
+        parts.append(f"{key}={text}")
+    name = ",".join(sorted(parts))
+    if len(name) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[: LONGEST_NAME - 9]}-{digest}"
+    return name
+
+
+def _recall_name(point: Point, known: Mapping[str, Any]) -> str | None:
+    """Return the name under which this point was run before, if it was.
+
+    A recorded point is this one if they agree in every key that either of them sweeps: what neither sweeps are
+    controls, and editing a control changes a point without making it another. Of several, the closest is taken.
+    """
+    settings = json.loads(json.dumps(point.settings))
+
+    def agreement(name: str) -> tuple[int, int, bool]:
+        then = known[name]["settings"]
+        same = sum(then.get(key) == value for key, value in settings.items())
+        return same, len(known[name]["swept"]), sorted(point.swept) == known[name]["swept"]
+
+    matches = [
+        name
+        for name, record in known.items()
+        if not record["is_run"]
+        and all(record["settings"].get(k) == settings.get(k) for k in {*point.swept, *record["swept"]})
+    ]
+    return max(matches, key=agreement, default=None)
+
+
+def _read_registry(registry: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(registry.read_text()))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(
+            f"{registry}: not the record of point names that lorasweep writes ({error}); restore it, or remove it: "
+            "then points are named anew"
+        ) from error
+
+
+def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
+    names: set[str] = set()
+    seen: dict[str, str] = {}
+    for point in points:
+        if point.name in RESERVED_NAMES:
+            raise InputError(f"{source}: '{point.name}' is a folder of every experiment; accepted: another name")
+        if point.name in names:
+            raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
+        names.add(point.name)
+        settings = point.settings | ({"merge_adapters": None} if point.mode == "A" else {})
+        key = json.dumps(settings, sort_keys=True)
+        if key in seen:
+            hint = "; merge_adapters has no effect where model_format is hf" if point.mode == "A" else ""
+            raise InputError(
+                f"{source}: the points '{seen[key]}' and '{point.name}' are the same{hint}; remove or exclude one"
+            )
+        seen[key] = point.name
+
+
+def _is_name(name: str) -> bool:
+    return bool(re.fullmatch(NAME_PATTERN, name)) and ".." not in name and len(name) <= LONGEST_NAME

@@ -1,0 +1,46 @@
+"""The probe: what a model answers to fixed tokens, to see that an adapter changes it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorasweep.checkpoint import Checkpoint
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+_LENGTH = 32
+
+
+def probe_logits(model: Any) -> torch.Tensor:
+    """Return the model's logits on 32 fixed tokens, as float32 of shape [32, vocabulary], on the CPU.
+
+    The tokens are spread over the vocabulary by a fixed rule, so that the probe needs no tokenizer.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    tokens = torch.tensor([[(7919 * (i + 1)) % size for i in range(_LENGTH)]], device=model.device)
+    with torch.inference_mode():
+        return model(input_ids=tokens).logits[0].float().cpu()
+
+
+def base_logits(base: Checkpoint, dtype: str, device: str, cache: Path) -> torch.Tensor:
+    """Return the base model's probe, from `cache` if some evaluation left it there.
+
+    It is kept by fingerprint, precision and kind of device: a merged model is compared with what the same arithmetic
+    makes of the base, and each base is loaded for it once a sweep.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kind = torch.cuda.get_device_name() if device == "cuda" else device
+    key = hashlib.sha256(f"{base.fingerprint} {dtype} {kind} {torch.__version__}".encode()).hexdigest()[:16]
+    file = cache / f"{key}.safetensors"
+    if not file.is_file():
+        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=DTYPES[dtype], device_map=device)
+        cache.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(f".{hashlib.sha256(str(id(model)).encode()).hexdigest()[:8]}.tmp")
+        save_file({"logits": probe_logits(model)}, aside)
+        aside.replace(file)
+        del model
+    return load_file(file)["logits"]

@@ -1,0 +1,84 @@
+"""The table of results: one row a point and task, made from the manifests alone."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from lorasweep.manifest import MANIFEST
+from lorasweep.points import format_value
+
+_PROOF = ("adapter_sha256", "base_model_fingerprint", "probe_distance")
+
+
+def make_table(results: Path, points: Sequence[str], variables: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of the given points.
+
+    Columns: `point`, a column for each variable (empty for the baseline), `mode`, `task`, `samples`, the metrics as
+    `<score>/<metric>` with their standard errors, the digests, the seconds of each stage, the bytes kept, `log`.
+    """
+    rows = []
+    for point in points:
+        manifest = json.loads((results / point / MANIFEST).read_text())
+        evaluation = manifest["evaluation"]
+        shared = {
+            "point": point,
+            **{key: _plain(manifest["settings"].get(key)) for key in variables},
+            "mode": manifest["mode"],
+        }
+        proof = {key: (evaluation.get("proof") or {}).get(key) for key in _PROOF}
+        rest = {
+            **proof,
+            "adapter_sha256": manifest["adapter_sha256"],
+            **{f"{stage}_seconds": value for stage, value in manifest["seconds"].items()},
+            "bytes": manifest["bytes"],
+            "git_revision": manifest["git_revision"],
+        }
+        for task, scored in (evaluation.get("tasks") or {None: {"scores": {}, "samples": None}}).items():
+            log = {"log": str(results / point / "eval" / f"{task}.eval") if task else None}
+            rows.append({**shared, "task": task, "samples": scored["samples"], **scored["scores"], **rest, **log})
+    table = pd.DataFrame(rows)
+    metrics = sorted(column for column in table.columns if "/" in column)
+    first = ["point", *variables, "mode", "task", "samples", *metrics]
+    table = table[[*first, *(column for column in table.columns if column not in first)]]
+    # The baseline first, then by value: numbers by size, which text would not be.
+    order = sorted(range(len(table)), key=lambda i: _order(table.iloc[i], variables))
+    return table.iloc[order].reset_index(drop=True)
+
+
+def show_table(table: pd.DataFrame, title: str, console: Console) -> None:
+    """Print what a reader wants first: the values, the metrics with their standard errors, and what each point keeps."""
+    metrics = [column for column in table.columns if "/" in column and not column.endswith("/stderr")]
+    hidden = {"point", "mode", "task", "samples", *metrics}
+    last = list(table.columns).index("samples")
+    variables = [column for column in table.columns[:last] if column not in hidden]
+    shown = Table(title=title)
+    for column in ["point", *(v for v in variables), "mode", "task", "samples", *metrics, "kept"]:
+        shown.add_column(column, justify="left" if column in ("point", "mode", "task") else "right")
+    best = {metric: table[metric].max() for metric in metrics}
+    for _, row in table.iterrows():
+        cells = [str(row["point"]), *("" if pd.isna(row[v]) else format_value(row[v]) for v in variables)]
+        cells += [str(row["mode"]), str(row["task"] or ""), "" if pd.isna(row["samples"]) else f"{row['samples']:.0f}"]
+        for metric in metrics:
+            error = row.get(f"{metric.rpartition('/')[0]}/stderr")
+            text = "" if pd.isna(row[metric]) else f"{row[metric]:.3f}"
+            text += "" if error is None or pd.isna(error) else f" ± {error:.3f}"
+            cells.append(f"[bold]{text}[/bold]" if row[metric] == best[metric] else text)
+        shown.add_row(*cells, f"{row['bytes'] / 1e6:,.1f} MB")
+    console.print(shown)
+
+
+def _plain(value: Any) -> Any:
+    return format_value(value) if isinstance(value, list) else value
+
+
+def _order(row: "pd.Series[Any]", variables: Sequence[str]) -> tuple[Any, ...]:
+    def rank(value: Any) -> tuple[int, float, str]:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and not pd.isna(value)
+        return (0, float(value), "") if is_number else (1, 0.0, str(value))
+
+    return (row["mode"] != "base", *(rank(row[key]) for key in variables), str(row["point"]), str(row["task"]))

@@ -1,0 +1,193 @@
+"""What the rules share: the experiment, its points, where things lie, and the functions that feed the rules.
+
+In: `config`, as Snakemake read it. Out: EXPERIMENT, POINTS, TASKS, and the functions. No rules here.
+"""
+
+import json
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from snakemake.settings.types import DeploymentMethod
+
+ROOT = Path(workflow.basedir)
+sys.path.insert(0, str(ROOT / "workflow"))
+
+try:
+    from lorasweep.checkpoint import read_checkpoint
+    from lorasweep.errors import InputError
+    from lorasweep.evaluation import make_evaluation_spec
+    from lorasweep.experiment import NAME_PATTERN, load_experiment
+    from lorasweep.inputs import check_inputs, check_registered_tasks, find_missing_model, make_recipe
+    from lorasweep.points import BASELINE, get_points, record_points
+    from lorasweep.tasks import get_tasks
+except ModuleNotFoundError as error:
+    raise WorkflowError(
+        f"lorasweep needs the Python package '{error.name}' beside Snakemake: run 'make install', then "
+        "'. .venv/driver/bin/activate'"
+    )
+
+# What messages call the experiment file.
+SOURCE = ", ".join(str(path) for path in workflow.overwrite_configfiles or workflow.configfiles)
+
+try:
+    EXPERIMENT = load_experiment(config, SOURCE)
+    RESULTS = f"results/{EXPERIMENT.experiment.name}"
+    POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
+    TASKS = get_tasks(EXPERIMENT.evaluation.tasks, SOURCE)
+except InputError as error:
+    raise WorkflowError(str(error))
+
+# The points that are evaluated, each with its mode.
+EVALUATED = {point.name: point.mode for point in POINTS.values()} if EXPERIMENT.evaluation.enabled else {}
+if EXPERIMENT.evaluation.enabled and EXPERIMENT.evaluation.baseline:
+    EVALUATED[BASELINE] = "base"
+
+BASE_MODEL = EXPERIMENT.evaluation.base_model or EXPERIMENT.model.path
+GPUS = 1 if EXPERIMENT.model.device == "cuda" else 0
+
+# Relative to the working directory, so that a clone that was moved reruns nothing.
+SCRIPTS = os.path.relpath(ROOT / "scripts")
+
+# Each stage has an environment of its own: torchtune and PEFT do not fit into one.
+DRIVER_PYTHON = sys.executable
+if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
+    TRAIN_PYTHON = EVAL_PYTHON = "python"
+else:
+    TRAIN_PYTHON = os.path.relpath(ROOT / ".venv/train/bin/python")
+    EVAL_PYTHON = os.path.relpath(ROOT / ".venv/eval/bin/python")
+
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "workflow"), *os.environ.get("PYTHONPATH", "").split()])
+
+# Compute nodes often have no way to a model hub, and a number should not depend on what lies there today.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+pathvars:
+    results=RESULTS,
+    logs=f"{RESULTS}/logs",
+    benchmarks=f"{RESULTS}/benchmarks",
+
+
+wildcard_constraints:
+    point=NAME_PATTERN,
+
+
+def get_results(wildcards):
+    """What must lie there in the end: the table, and what each point keeps."""
+    return [
+        "<results>/results.csv",
+        *[f"<results>/{point}/manifest.json" for point in {**POINTS, **EVALUATED}],
+        *[path for point in {**POINTS, **EVALUATED} for path in get_kept_paths(point)],
+    ]
+
+
+def get_adapter_files(point):
+    """The files of an adapter that are declared; its tokenizer lies beside them."""
+    names = ("adapter_model.safetensors", "adapter_config.json", "lorasweep.json")
+    return [f"<results>/{point}/adapter/{name}" for name in names]
+
+
+def get_kept_files(wildcards):
+    """What a point keeps, less its manifest."""
+    kept = {}
+    if wildcards.point in POINTS:
+        kept["adapter"] = get_adapter_files(wildcards.point)
+        if POINTS[wildcards.point].mode == "A":
+            kept["model"] = f"<results>/{wildcards.point}/hf_model"
+    if wildcards.point in EVALUATED:
+        kept["logs"] = [f"<results>/{wildcards.point}/eval/{task.name}.eval" for task in TASKS]
+        kept["metrics"] = f"<results>/{wildcards.point}/eval/metrics.json"
+    return kept
+
+
+def get_evaluated_model(wildcards):
+    """The files that an evaluation reads, by the point's mode; of the base model none is declared."""
+    if wildcards.point not in POINTS:
+        return {}
+    files = {"adapter": get_adapter_files(wildcards.point)}
+    folder = {"A": "hf_model", "B1": "merged"}.get(POINTS[wildcards.point].mode)
+    return files | ({"model": f"<results>/{wildcards.point}/{folder}"} if folder else {})
+
+
+@lru_cache(maxsize=None)
+def make_point_recipe(point):
+    try:
+        return make_recipe(EXPERIMENT, POINTS[point], f"{RESULTS}/{point}", SOURCE)
+    except InputError as error:
+        raise WorkflowError(str(error))
+
+
+def get_recipe(wildcards):
+    """The text of the point's recipe; while the base model is missing, which only a dry run outlives, what is missing."""
+    return MISSING_MODEL or make_point_recipe(wildcards.point)
+
+
+def get_evaluation(wildcards):
+    """What the point's evaluation depends on beside the weights, as JSON."""
+    base = MISSING_MODEL or read_checkpoint(Path(BASE_MODEL)).fingerprint
+    return make_evaluation_spec(EXPERIMENT, TASKS, EVALUATED[wildcards.point], base).model_dump_json()
+
+
+def get_settings(wildcards):
+    """The settings that the point's manifest carries, as JSON."""
+    point = POINTS.get(wildcards.point)
+    return json.dumps({"mode": point.mode if point else "base", **(point.settings if point else {})}, sort_keys=True)
+
+
+def get_base_mb(factor, extra):
+    """Memory in MB for so many copies of the base model's weights, and `extra` MB for the process itself."""
+    if MISSING_MODEL:
+        return extra
+    size = {"fp32": 4, "bf16": 2}[EXPERIMENT.model.dtype] * read_checkpoint(Path(BASE_MODEL)).num_parameters
+    return int(factor * size / 1e6) + extra
+
+
+def train_mem_mb(wildcards, attempt):
+    # Weights, activations of a batch, and the frameworks; a retry asks for more.
+    return get_base_mb(2, 4000) * attempt
+
+
+def merge_mem_mb(wildcards, attempt):
+    return get_base_mb(1.5, 3000) * attempt
+
+
+def evaluate_mem_mb(wildcards, attempt):
+    return get_base_mb(1.5, 4000) * attempt
+
+
+def train_runtime(wildcards, attempt):
+    return 240 * attempt  # minutes
+
+
+def merge_runtime(wildcards, attempt):
+    return 30 * attempt
+
+
+def evaluate_runtime(wildcards, attempt):
+    return 120 * attempt
+
+
+try:
+    MISSING_MODEL = find_missing_model(EXPERIMENT, SOURCE)
+    # Jobs were checked by the process that started them.
+    if workflow.is_main_process:
+        check_inputs(EXPERIMENT, POINTS.values(), TASKS, SOURCE)
+        check_registered_tasks(TASKS, EVAL_PYTHON, SOURCE)
+        for point in () if MISSING_MODEL else POINTS:
+            make_point_recipe(point)
+        if MISSING_MODEL:
+            logger.warning(f"{MISSING_MODEL}\nA dry run goes on without it; a run stops here.")
+except InputError as error:
+    raise WorkflowError(str(error))
+
+
+onstart:
+    if MISSING_MODEL:
+        raise WorkflowError(MISSING_MODEL)
+    for python in (TRAIN_PYTHON, EVAL_PYTHON):
+        if python != "python" and not Path(python).exists():
+            raise WorkflowError(f"{python}: no such environment; run 'make install', or use '--sdm conda'")
+    record_points(POINTS, Path(RESULTS, "points.json"))

@@ -1,0 +1,43 @@
+"""Results: what stays of a point, and the table of all points.
+
+In: everything a point keeps. Out: `manifest.json` a point, and `results.csv`.
+"""
+
+
+localrules:
+    cleanup,
+    collect,
+
+
+rule cleanup:
+    input:
+        unpack(get_kept_files),
+        script=f"{SCRIPTS}/cleanup.py",
+    output:
+        manifest="<results>/{point}/manifest.json",
+    log:
+        "<logs>/cleanup/{point}.log",
+    params:
+        settings=get_settings,
+        point=f"{RESULTS}/{{point}}",
+        benchmarks=f"{RESULTS}/benchmarks",
+    shell:
+        "{DRIVER_PYTHON:q} {input.script:q} --point {params.point:q} --benchmarks {params.benchmarks:q}"
+        " --settings {params.settings:q} > {log:q} 2>&1"
+
+
+rule collect:
+    input:
+        manifests=expand("<results>/{point}/manifest.json", point=sorted({*POINTS, *EVALUATED})),
+        script=f"{SCRIPTS}/collect.py",
+    output:
+        table="<results>/results.csv",
+    log:
+        "<logs>/collect.log",
+    params:
+        results=RESULTS,
+        variables=sorted({key for point in POINTS.values() for key in point.swept}),
+        baseline="--baseline" if BASELINE in EVALUATED else "",
+    shell:
+        "{DRIVER_PYTHON:q} {input.script:q} --results {params.results:q} --output {output.table:q}"
+        " {params.baseline} --variables {params.variables:q} > {log:q} 2>&1"

@@ -1,0 +1,32 @@
+"""Training: one adapter a point.
+
+In: the recipe, and the training data (whose digest is in the recipe). Out: `adapter/`, which PEFT and transformers
+load as it lies there. What the trainer needs only while it runs lies in `state/`, which is no output: Snakemake
+deletes the outputs of a failed job.
+"""
+
+
+rule train:
+    input:
+        recipe="<results>/{point}/recipe.yaml",
+        data=ancient(EXPERIMENT.data.train),
+        script=f"{SCRIPTS}/train.py",
+    output:
+        adapter=get_adapter_files("{point}"),
+    log:
+        "<logs>/train/{point}.log",
+    benchmark:
+        "<benchmarks>/train/{point}.tsv"
+    params:
+        adapter=f"{RESULTS}/{{point}}/adapter",
+        state=f"{RESULTS}/{{point}}/state/train",
+    threads: 4
+    resources:
+        mem_mb=train_mem_mb,
+        runtime=train_runtime,
+        gpu=GPUS,
+    conda:
+        "../../envs/train.yaml"
+    shell:
+        "{TRAIN_PYTHON} {input.script:q} --recipe {input.recipe:q} --adapter {params.adapter:q}"
+        " --state {params.state:q} > {log:q} 2>&1"
