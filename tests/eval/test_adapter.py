@@ -1,0 +1,225 @@
+"""An adapter is applied as it is, or nothing is merged and nothing evaluated."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lorasweep.adapter import AdapterError, check_injected, read_adapter
+from lorasweep.checkpoint import read_checkpoint
+from lorasweep.evaluation import EvaluationSpec, TaskSpec
+from lorasweep.evaluator import EvaluationError, evaluate
+from lorasweep.merge import merge
+from lorasweep.probe import probe_logits
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[2]
+
+TASK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import match
+from inspect_ai.solver import generate, solver
+
+
+@task
+def letters() -> Task:
+    return Task(dataset=[Sample(input=a, target=a) for a in "abcd"], solver=generate(), scorer=match())
+
+
+@solver
+def broken():
+    async def solve(state, generate):
+        raise ValueError("the third sample is bad")
+    return solve
+
+
+@task
+def failing() -> Task:
+    return Task(dataset=[Sample(input="a", target="a")], solver=broken(), scorer=match())
+"""
+
+
+@pytest.fixture(scope="session")
+def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    def make(*arguments: str) -> Path:
+        directory = tmp_path_factory.mktemp("base") / "model"
+        command = [sys.executable, ROOT / "tests/tiny_model.py", "--output", directory, *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base(make_base: Callable[..., Path]) -> Path:
+    return make_base("--family", "llama3")
+
+
+@pytest.fixture(scope="session")
+def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that PEFT made, with an update as large as a training leaves."""
+    torch.manual_seed(0)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM"),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    directory = tmp_path_factory.mktemp("trained") / "adapter"
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def point(tmp_path: Path, trained: Path) -> Path:
+    """A point's folder with its adapter, free to be spoilt."""
+    folder = tmp_path / "point"
+    shutil.copytree(trained, folder / "adapter")
+    (tmp_path / "tasks.py").write_text(TASK)
+    return folder
+
+
+def spoil(adapter: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    file = adapter / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+def zero(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(t) if "lora_B" in name else t for name, t in tensors.items()}
+
+
+def misname(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace("self_attn", "attention"): t for name, t in tensors.items()}
+
+
+def half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in tensors.items() if "lora_A" in name}
+
+
+def poison(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.full_like(t, float("nan")) for name, t in tensors.items()}
+
+
+def widen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([t, t], dim=1) if "lora_A" in name else t for name, t in tensors.items()}
+
+
+SPOILT = [
+    (zero, "the adapter is zero"),
+    (misname, "does not have"),
+    (half, "accepted: lora_A and lora_B"),
+    (poison, "not finite"),
+    (widen, "trained for another model"),
+]
+
+
+def spec(base: Path, point: Path, mode: str, task: str = "letters") -> EvaluationSpec:
+    return EvaluationSpec.model_validate(
+        {
+            "mode": mode,
+            "base_model": str(base),
+            "base_fingerprint": read_checkpoint(base).fingerprint,
+            "dtype": "fp32",
+            "device": "cpu",
+            "system_prompt": None,
+            "tasks": [TaskSpec(name=task, task=f"{point.parent / 'tasks.py'}@{task}", args={}, limit=None)],
+            "max_connections": 4,
+            "max_tokens": 4,
+            "temperature": 0,
+            "seed": 0,
+        }
+    )
+
+
+@pytest.mark.parametrize(("change", "said"), SPOILT, ids=[change.__name__ for change, _ in SPOILT])
+def test_a_spoilt_adapter_is_neither_merged_nor_evaluated(
+    base: Path, point: Path, change: Callable[..., dict[str, torch.Tensor]], said: str
+) -> None:
+    spoil(point / "adapter", change)
+    with pytest.raises(AdapterError, match=said):
+        merge(base, point / "adapter", point / "merged", "fp32")
+    with pytest.raises(AdapterError, match=said):
+        evaluate(spec(base, point, "B2"), point, point / "probes")
+    assert not (point / "eval").exists()
+    assert sorted(file.name for file in point.iterdir()) == ["adapter", "state"]
+
+
+def test_an_adapter_of_a_base_of_the_same_shapes_is_refused_by_its_fingerprint(
+    base: Path, point: Path, make_base: Callable[..., Path]
+) -> None:
+    record = {"base_model_fingerprint": read_checkpoint(base).fingerprint}
+    (point / "adapter/lorasweep.json").write_text(json.dumps(record))
+    other = make_base("--family", "llama3", "--seed", "1")
+    with pytest.raises(AdapterError, match="another base model"):
+        merge(other, point / "adapter", point / "merged", "fp32")
+    with pytest.raises(AdapterError, match="another base model"):
+        evaluate(spec(other, point, "B2"), point, point / "probes")
+
+
+def test_tensors_that_a_model_lost_or_changed_are_named(base: Path, trained: Path) -> None:
+    adapter = read_adapter(trained, read_checkpoint(base))
+    state = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(trained)).state_dict()
+    assert check_injected(adapter, state) == len(adapter.tensors)
+    name = next(name for name in state if "lora_A" in name)
+    with pytest.raises(AdapterError, match="1 tensors not applied"):
+        check_injected(adapter, {k: v for k, v in state.items() if k != name})
+    with pytest.raises(AdapterError, match="1 tensors changed on loading"):
+        check_injected(adapter, state | {name: state[name] + 1})
+    with pytest.raises(AdapterError, match="1 tensors without weights"):
+        check_injected(adapter, state | {name.replace("layers.0", "layers.9"): state[name]})
+
+
+def test_a_merged_model_is_base_and_adapter_in_one_and_carries_no_adapter_file(
+    base: Path, trained: Path, tmp_path: Path
+) -> None:
+    merge(base, trained, tmp_path / "merged", "fp32")
+    names = {file.name for file in (tmp_path / "merged").iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= names
+    assert not [name for name in names if name.startswith("adapter")]
+    merged = probe_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    untouched = probe_logits(plain)
+    direct = probe_logits(PeftModel.from_pretrained(plain, str(trained)))
+    assert (merged - direct).abs().max() < 1e-3
+    assert (merged - untouched).abs().max() > 1
+
+
+def test_a_model_that_was_made_of_another_adapter_is_not_evaluated(base: Path, point: Path) -> None:
+    merge(base, point / "adapter", point / "merged", "fp32")
+    spoil(point / "adapter", lambda tensors: {name: t * 2 for name, t in tensors.items()})
+    with pytest.raises(AdapterError, match="made of another adapter"):
+        evaluate(spec(base, point, "B1"), point, point / "probes")
+
+
+def test_a_merged_model_without_the_update_is_not_evaluated(base: Path, point: Path) -> None:
+    merge(base, point / "adapter", point / "merged", "fp32")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    record = (point / "merged/lorasweep.json").read_text()
+    model.save_pretrained(point / "merged")
+    (point / "merged/lorasweep.json").write_text(record)
+    with pytest.raises(AdapterError, match="no effect"):
+        evaluate(spec(base, point, "B1"), point, point / "probes")
+
+
+def test_a_failing_task_leaves_no_metrics_and_says_why(base: Path, point: Path) -> None:
+    with pytest.raises(EvaluationError, match="the third sample is bad"):
+        evaluate(spec(base, point, "B2", "failing"), point, point / "probes")
+    assert not (point / "eval/metrics.json").exists()
+
+
+@pytest.mark.parametrize("mode", ["B1", "B2"])
+def test_an_evaluation_carries_its_proof(base: Path, point: Path, mode: str) -> None:
+    merge(base, point / "adapter", point / "merged", "fp32")
+    evaluate(spec(base, point, mode), point, point / "probes")
+    proof = json.loads((point / "eval/metrics.json").read_text())["proof"]
+    assert proof["adapter_tensors"] == 2 * 3 * read_checkpoint(base).config["num_hidden_layers"]
+    assert proof["probe_distance"] > 1
+    assert not (point / "state").exists()

@@ -1,0 +1,186 @@
+"""Hugging Face checkpoint directories, read by their headers: no weights are loaded, and no torch is needed.
+
+The format of a safetensors file: 8 bytes with the length of the header (little-endian), the header as JSON
+(`{name: {dtype, shape, data_offsets}}`), and the data (https://github.com/huggingface/safetensors).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lorasweep.errors import InputError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+_DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+_FINGERPRINTED_BYTES = 4096
+_LONGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies, and what it is."""
+
+    shard: str
+    dtype: str
+    """As safetensors writes it: `F32`, `BF16`, ..."""
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory that was found whole."""
+
+    path: Path
+    config: dict[str, Any]
+    shards: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    tokenizer_files: tuple[str, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """Values in all tensors; tied embeddings count once."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def dtype(self) -> str:
+        """Precision in which most of the weights are stored: `fp32`, `bf16`, `fp16`, or safetensors' own word."""
+        bytes_by_dtype: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            bytes_by_dtype[tensor.dtype] = bytes_by_dtype.get(tensor.dtype, 0) + tensor.size
+        most = max(bytes_by_dtype, key=lambda dtype: bytes_by_dtype[dtype])
+        return _DTYPES.get(most, most)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the language model head is the embedding matrix."""
+        return "lm_head.weight" not in self.tensors
+
+    @cached_property
+    def has_chat_template(self) -> bool:
+        if {"chat_template.jinja", "chat_template.json"} & set(self.tokenizer_files):
+            return True
+        file = self.path / "tokenizer_config.json"
+        return file.is_file() and bool(_read_json(file).get("chat_template"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 over config.json and, for every tensor, its name, dtype, shape and first 4 KiB.
+
+        Any training moves the first values of some tensor, so that copies of a model that differ have different
+        fingerprints; and a model of 16 GB is read in a moment.
+        """
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        by_shard: dict[str, list[str]] = {}
+        for name in sorted(self.tensors):
+            by_shard.setdefault(self.tensors[name].shard, []).append(name)
+        heads: dict[str, bytes] = {}
+        for shard, names in by_shard.items():
+            with (self.path / shard).open("rb") as file:
+                for name in names:
+                    file.seek(self.tensors[name].offset)
+                    heads[name] = file.read(min(_FINGERPRINTED_BYTES, self.tensors[name].size))
+        for name, head in sorted(heads.items()):
+            tensor = self.tensors[name]
+            digest.update(f"\0{name}\0{tensor.dtype}\0{tensor.shape}\0".encode() + head)
+        return digest.hexdigest()
+
+
+@lru_cache
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's configuration and headers; once a process.
+
+    Raises:
+        InputError: naming the directory and what is missing or broken in it.
+    """
+    if not path.is_dir():
+        raise InputError(f"no such directory: '{path}'; accepted: a local Hugging Face checkpoint directory")
+    if not (path / "config.json").is_file():
+        raise InputError(f"'{path}' has no config.json; accepted: a Hugging Face checkpoint directory")
+    config = _read_json(path / "config.json")
+    shards = _find_shards(path)
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        tensors |= _read_header(path, shard)
+    tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())
+    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & set(tokenizer_files):
+        raise InputError(f"'{path}' has no tokenizer; accepted: a checkpoint with tokenizer.json or tokenizer.model")
+    return Checkpoint(path, config, shards, tensors, tokenizer_files)
+
+
+def _find_shards(path: Path) -> tuple[str, ...]:
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        shards = tuple(sorted(set(_read_json(index).get("weight_map", {}).values())))
+        missing = [shard for shard in shards if not (path / shard).is_file()]
+        if missing or not shards:
+            raise InputError(
+                f"'{path}' lacks {', '.join(missing) or 'every shard'}, which {index.name} names; fetch the checkpoint "
+                "again"
+            )
+        return shards
+    if (path / "model.safetensors").is_file():
+        return ("model.safetensors",)
+    if list(path.glob("*.bin")):
+        raise InputError(
+            f"'{path}' has its weights as .bin; accepted: safetensors. Convert them: python -c \"from transformers "
+            f"import AutoModelForCausalLM as M; M.from_pretrained('{path}', dtype='auto').save_pretrained('{path}')\""
+        )
+    raise InputError(f"'{path}' has no weights; accepted: model.safetensors, or shards and their index")
+
+
+def _read_header(path: Path, shard: str) -> dict[str, Tensor]:
+    file = path / shard
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(size - 8, _LONGEST_HEADER):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        start = 8 + length
+        tensors = {
+            name: Tensor(
+                shard,
+                entry["dtype"],
+                tuple(entry["shape"]),
+                start + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"'{file}' is no safetensors file ({error}); fetch it again") from error
+    end = max((tensor.offset + tensor.size for tensor in tensors.values()), default=start)
+    if end > size:
+        raise InputError(f"'{file}' is cut short: {size} bytes of {end}; fetch it again")
+    return tensors
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"'{file}' is not JSON: {error}; fetch it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"'{file}' is not a JSON object; fetch it again")
+    return content

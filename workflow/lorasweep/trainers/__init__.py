@@ -1,0 +1,56 @@
+"""Trainers: what stands between a point's settings and its adapter.
+
+A trainer is a module with the functions of `Trainer`. The workflow knows no more of it than these.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from lorasweep.checkpoint import Checkpoint
+from lorasweep.experiment import Controls, Data, Model
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Everything that a training depends on."""
+
+    checkpoint: Checkpoint
+    controls: Controls
+    model: Model
+    data: Data
+    output_dir: str
+    """The point's folder."""
+
+
+class Trainer(Protocol):
+    """What a trainer offers. `recipe` runs where Snakemake runs, without torch; `train` in the training environment."""
+
+    def recipe(self, spec: TrainingSpec) -> str:
+        """Return the complete recipe of a training as text; the same text for the same spec.
+
+        Raises:
+            InputError: this model, or these settings, cannot be trained.
+        """
+
+    def declared_adapter_only(self, override: dict[str, Any]) -> bool | None:
+        """Return whether an override says that adapters alone, or full models, are saved; `None` if it does not."""
+
+    def train(self, recipe: Path, adapter: Path, state: Path) -> None:
+        """Run a recipe, and publish its last adapter as a directory that PEFT and transformers load.
+
+        `state` holds what the trainer needs while it runs.
+
+        Raises:
+            TrainingError: the training failed, or left an adapter with values that are not finite.
+        """
+
+
+class TrainingError(RuntimeError):
+    """A training that did not give an adapter."""
+
+
+def get_trainer(name: str = "torchtune") -> Trainer:
+    """Return a trainer by name."""
+    return cast(Trainer, import_module(f"lorasweep.trainers.{name}"))
