@@ -59,7 +59,7 @@ workflow: install-test  ## test plans, job counts and bad input, without running
 e2e: install-test  ## test real runs on a tiny model
 	$(BIN)/python $(PYTEST) tests/e2e
 
-docs: install-test  ## write the schema and config/README.md from the typed models
+docs: install-test  ## write what is generated: the schema, config/README.md, conda files
 	$(BIN)/python scripts/make_docs.py
 
 clean:  ## remove the environments and what the demo made

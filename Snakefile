@@ -28,9 +28,9 @@ localrules:
 
 
 rule all:
-    input:
-        get_results(),
     default_target: True
+    input:
+        get_results,
 
 
 rule configure_all:

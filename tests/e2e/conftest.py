@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def make_sweep(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callabl
         directory = tmp_path_factory.mktemp(name)
         shutil.copytree(model, directory / "model")
         letters = "abcdefghijklmnopqrstuvwxyz"
-        samples = [{"input": f"after {a}", "output": b} for a, b in zip(letters, letters[1:], strict=False)]
+        samples = [{"input": f"after {a}", "output": b} for a, b in pairwise(letters)]
         (directory / "train.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
         (directory / "tasks.py").write_text(TASKS)
         sweep = Sweep(

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
 from lorasweep.adapter import AdapterError, check_injected, read_adapter
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.evaluation import EvaluationSpec, TaskSpec
 from lorasweep.evaluator import EvaluationError, evaluate
 from lorasweep.merge import merge
 from lorasweep.probe import probe_logits
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[2]
 

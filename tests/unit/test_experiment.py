@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from lorasweep.errors import InputError
 from lorasweep.experiment import load_experiment
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from lorasweep.dataset import check_data
 from lorasweep.errors import InputError
 from lorasweep.experiment import Data, Task

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lorasweep.errors import InputError
 from lorasweep.experiment import load_experiment
 from lorasweep.points import Point, format_value, get_points, record_points
@@ -29,7 +30,12 @@ def registry(tmp_path: Path) -> Path:
 
 def test_every_combination_is_a_point_named_by_its_values() -> None:
     points = expand(variables={"lora_rank": [8, 16], "lr": ["1e-4", 0.05]})
-    assert list(points) == ["lora_rank=8,lr=1e-4", "lora_rank=8,lr=0.05", "lora_rank=16,lr=1e-4", "lora_rank=16,lr=0.05"]
+    assert list(points) == [
+        "lora_rank=8,lr=1e-4",
+        "lora_rank=8,lr=0.05",
+        "lora_rank=16,lr=1e-4",
+        "lora_rank=16,lr=0.05",
+    ]
     assert points["lora_rank=8,lr=1e-4"].controls.lr == 1e-4
 
 

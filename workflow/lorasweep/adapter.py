@@ -18,11 +18,7 @@ from safetensors.torch import load_file
 from lorasweep.checkpoint import Checkpoint
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-RECORD = "lorasweep.json"
-"""Written beside an adapter, and beside a model made of one: where it comes from."""
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
 
 _PREFIX = "base_model.model."
 _TENSOR_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -51,12 +47,12 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
         AdapterError: a missing or unreadable file, tensors that are not finite, an update that is zero throughout,
             an adapter of another base model: by the fingerprint in its record, by names, or by shapes.
     """
-    for name in (WEIGHTS, CONFIG):
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if not (path / name).is_file():
             raise AdapterError(f"{path}: no {name}; accepted: a directory that PEFT saved an adapter to")
     try:
-        config = json.loads((path / CONFIG).read_text())
-        tensors = load_file(path / WEIGHTS)
+        config = json.loads((path / ADAPTER_CONFIG).read_text())
+        tensors = load_file(path / ADAPTER_WEIGHTS)
     except (ValueError, SafetensorError) as error:
         raise AdapterError(f"{path}: not a readable adapter: {error}") from error
     record = path / RECORD
@@ -68,7 +64,7 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
         )
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
     _check_tensors(path, tensors, base)
-    return Adapter(path, config, tensors, digest_file(path / WEIGHTS))
+    return Adapter(path, config, tensors, digest_file(path / ADAPTER_WEIGHTS))
 
 
 def check_injected(adapter: Adapter, state: Mapping[str, torch.Tensor]) -> int:
@@ -104,7 +100,9 @@ def _check_tensors(path: Path, tensors: Mapping[str, torch.Tensor], base: Checkp
     for name, tensor in tensors.items():
         match = _TENSOR_NAME.fullmatch(name)
         if not match:
-            raise AdapterError(f"{path}: '{name}' is no LoRA tensor; accepted: <module>.lora_A.weight and lora_B.weight")
+            raise AdapterError(
+                f"{path}: '{name}' is no LoRA tensor; accepted: <module>.lora_A.weight and lora_B.weight"
+            )
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{path}: '{name}' holds values that are not finite")
         modules.setdefault(match["module"], {})[match["side"]] = tensor
@@ -119,11 +117,11 @@ def _check_tensors(path: Path, tensors: Mapping[str, torch.Tensor], base: Checkp
                 f"{path}: the adapter changes '{module}', which the base model {base.path} does not have: it was "
                 "trained for another model, or its tensors are misnamed"
             )
-        shape = [sides["B"].shape[0], sides["A"].shape[1]]
-        if list(target[1]) != shape:
+        shape = (sides["B"].shape[0], sides["A"].shape[1])
+        if target.shape != shape:
             raise AdapterError(
-                f"{path}: '{module}' is {list(target[1])} in the base model {base.path}, and {shape} in the adapter: "
-                "it was trained for another model"
+                f"{path}: '{module}' is {list(target.shape)} in the base model {base.path}, and {list(shape)} in the "
+                "adapter: it was trained for another model"
             )
     if not any(sides["A"].any() and sides["B"].any() for sides in modules.values()):
         raise AdapterError(f"{path}: the adapter is zero: it changes nothing, and would give the base model's numbers")

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lorasweep.adapter import RECORD, AdapterError, check_injected, read_adapter
+from lorasweep.adapter import AdapterError, check_injected, read_adapter
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.evaluation import EvaluationSpec, TaskSpec
+from lorasweep.layout import RECORD, STATE
 from lorasweep.probe import base_logits, probe_logits
 from lorasweep.versions import get_versions
 
@@ -23,7 +24,7 @@ def evaluate(spec: EvaluationSpec, point: Path, probes: Path) -> None:
         AdapterError: the adapter is not in the evaluated model.
         EvaluationError: a task did not end in success.
     """
-    state = point / "state" / "eval"
+    state = point / STATE / "eval"
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
     os.environ["INSPECT_TRACE_FILE"] = str(state.resolve() / "trace.log")

@@ -45,7 +45,7 @@ ModelFormat = Literal["hf", "adapter"]
 
 
 class Section(BaseModel):
-    """A section of the experiment file: unknown keys are errors, and text is never taken for a number or a truth value."""
+    """A section of the experiment file: unknown keys are errors, and text is no number and no truth value."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
@@ -95,7 +95,7 @@ class Controls(Section):
     packed: bool = False
     """Whether several samples share a sequence of `max_seq_len` tokens."""
     seed: NonNegativeInt = 0
-    """Seed of the adapter's initial weights, the order of the data and dropout."""
+    """Seed of the adapter's initial weights and of dropout; torchtune shuffles the data alike whatever the seed."""
     compile: bool = False
     """Whether torch.compile is used."""
     enable_activation_checkpointing: bool = False
@@ -157,7 +157,7 @@ class Evaluation(Section):
     model_format: ModelFormat = "adapter"
     """`hf`: the full model is kept (mode A); `adapter`: only the adapter (mode B). Can be a variable."""
     merge_adapters: bool = True
-    """With `adapter`: evaluate a temporary merged model (B1), or base and adapter in memory (B2: `false`). Can be a variable."""
+    """With `adapter`: evaluate a temporary merged model (B1), or both in memory (B2, `false`). A variable too."""
     base_model: Text | None = None
     """The checkpoint directory that adapters are evaluated on; `null`: `model.path`. Must hold the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
@@ -178,11 +178,11 @@ class Experiment(Section):
     experiment: About
     """What the experiment is called, and what it asks."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """What varies: a list of values for any key of `controls`, `model_format` or `merge_adapters`; every combination is a point."""
+    """What varies: values of `controls`, `model_format` or `merge_adapters`; every combination is a point."""
     exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = []
     """Combinations to leave out: a point that has all values of an entry is not run."""
     runs: list[dict[str, Any]] = []
-    """Points beside the grid: each a `name` and its own values of any key of `controls`, `model_format` or `merge_adapters`."""
+    """Points beside the grid: each a `name`, and values of its own for any key that can be a variable."""
     controls: Controls = Controls()
     """What stays the same for every point, with torchtune's own names."""
     model: Model

@@ -1,14 +1,14 @@
 """What an experiment needs from outside its file, checked before any job is planned."""
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lorasweep.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.dataset import check_data
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
-from lorasweep.experiment import Experiment
+from lorasweep.experiment import CHECKPOINT_KEYS, Experiment
 from lorasweep.points import Point
 from lorasweep.tasks import TaskEntry
 from lorasweep.trainers import TrainingSpec, get_trainer
@@ -35,8 +35,8 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     checkpoint = _read(experiment.model.path, source, "model.path")
     if experiment.data.format == "chat" and not checkpoint.has_chat_template:
         raise InputError(
-            f"{source}: model.path: the tokenizer in {experiment.model.path!r} has no chat template, which data.format: "
-            "chat needs; accepted: a checkpoint with one, or data.format: instruct"
+            f"{source}: model.path: the tokenizer in {experiment.model.path!r} has no chat template, which "
+            "data.format: chat needs; accepted: a checkpoint with one, or data.format: instruct"
         )
     base_model = evaluation.base_model
     if base_model and _read(base_model, source, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
@@ -66,6 +66,7 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
     spec = TrainingSpec(
         checkpoint=_read(experiment.model.path, source, "model.path"),
         controls=point.controls,
+        swept=tuple(key for key in point.swept if key not in CHECKPOINT_KEYS),
         model=experiment.model,
         data=experiment.data,
         output_dir=output_dir,
@@ -77,11 +78,13 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
     return f"# training data sha256: {digest_file(Path(experiment.data.train))}\n{recipe}"
 
 
-def check_registered_tasks(tasks: Iterable[TaskEntry], python: str, source: str) -> None:
+def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], source: str) -> None:
     """Check that every task which is no file is registered in the environment that evaluates.
 
+    `python` is the command that starts that environment's Python.
+
     Raises:
-        InputError: naming the tasks that Inspect does not know there.
+        InputError: naming the tasks that Inspect does not know there, or why it could not be asked.
     """
     names = [entry.spec.task for entry in tasks if entry.file is None]
     if not names:
@@ -91,12 +94,17 @@ def check_registered_tasks(tasks: Iterable[TaskEntry], python: str, source: str)
         "from inspect_ai._util.registry import registry_lookup; ensure_entry_points(); "
         "print(*[n for n in sys.argv[1:] if registry_lookup('task', n) is None], sep='\\n')"
     )
-    found = subprocess.run([python, "-c", program, *names], capture_output=True, text=True, check=False)
-    unknown = found.stdout.split() if found.returncode == 0 else [*names, found.stderr.strip()[-300:]]
-    if unknown:
+    found = subprocess.run([*python, "-c", program, *names], capture_output=True, text=True, check=False)
+    if found.returncode:
         raise InputError(
-            f"{source}: evaluation.tasks: no installed package registers {', '.join(unknown)}; accepted: file.py@task, "
-            f"or the name of a task of a package that is installed for {python}"
+            f"{source}: evaluation.tasks: whether {', '.join(names)} are registered could not be seen in the "
+            f"environment that evaluates (is it installed? 'make install'): {found.stderr.strip()[-300:]}"
+        )
+    if found.stdout.split():
+        raise InputError(
+            f"{source}: evaluation.tasks: no installed package registers {', '.join(found.stdout.split())}; accepted: "
+            "file.py@task, or a task of a package that is installed in the environment that evaluates "
+            "(.venv/eval/bin/pip install ...)"
         )
 
 

@@ -3,16 +3,15 @@
 import csv
 import json
 import shutil
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
+from lorasweep.layout import ADAPTER_WEIGHTS, MANIFEST, RECORD, STATE
 from lorasweep.versions import get_git_revision
 
-MANIFEST = "manifest.json"
-_RECORD = "lorasweep.json"
 _STAGES = ("train", "merge", "export", "evaluate")
 
 
@@ -28,7 +27,7 @@ def clean_up(point: Path, settings: dict[str, Any], benchmarks: Path, workflow: 
     kept = [point / "recipe.yaml", *_files(point / "adapter"), *_files(point / "hf_model"), *_files(point / "eval")]
     is_baseline = settings["mode"] == "base"
     digests = _recorded_digests(point / "hf_model")
-    files = [
+    files: list[dict[str, Any]] = [
         {
             "path": str(file.relative_to(point)),
             "bytes": file.stat().st_size,
@@ -40,22 +39,22 @@ def clean_up(point: Path, settings: dict[str, Any], benchmarks: Path, workflow: 
     for entry in files:
         if entry["bytes"] == 0:
             raise InputError(f"{point / entry['path']}: is empty; remove it and run again")
-    for unneeded in ("state", "merged"):
+    for unneeded in (STATE, "merged"):
         shutil.rmtree(point / unneeded, ignore_errors=True)
     metrics = _read_json(point / "eval" / "metrics.json")
-    training = _read_json(point / "adapter" / _RECORD)
-    adapter = point / "adapter" / "adapter_model.safetensors"
+    training = _read_json(point / "adapter" / RECORD)
+    adapter = point / "adapter" / ADAPTER_WEIGHTS
     manifest = {
         "point": point.name,
         "mode": settings["mode"],
         "settings": {key: value for key, value in settings.items() if key != "mode"},
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_revision": get_git_revision(workflow),
         "adapter_sha256": digest_file(adapter) if adapter.exists() else None,
         "training": training,
         "evaluation": metrics,
         "seconds": {stage: _seconds(benchmarks / stage / f"{point.name}.tsv") for stage in _STAGES},
-        "bytes": sum(int(entry["bytes"]) for entry in files),
+        "bytes": sum(entry["bytes"] for entry in files),
         "files": files,
     }
     evaluated = (metrics.get("proof") or {}).get("adapter_sha256")
@@ -74,7 +73,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _recorded_digests(model: Path) -> dict[Path, str]:
     """The digests that the merge left beside a full model, after a check that it has all of their files."""
-    recorded = _read_json(model / _RECORD).get("sha256", {})
+    recorded = _read_json(model / RECORD).get("sha256", {})
     for name in recorded:
         if not (model / name).is_file():
             raise InputError(f"{model}: {name} is missing; remove the folder and run again")

@@ -4,9 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
-from lorasweep.adapter import RECORD, check_injected, read_adapter
+from lorasweep.adapter import check_injected, read_adapter
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.digest import digest_file
+from lorasweep.layout import RECORD
 from lorasweep.versions import get_versions
 
 

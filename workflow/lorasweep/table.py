@@ -1,7 +1,7 @@
 """The table of results: one row a point and task, made from the manifests alone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from lorasweep.manifest import MANIFEST
+from lorasweep.layout import MANIFEST
 from lorasweep.points import format_value
 
 _PROOF = ("adapter_sha256", "base_model_fingerprint", "probe_distance")
@@ -46,12 +46,12 @@ def make_table(results: Path, points: Sequence[str], variables: Sequence[str]) -
     first = ["point", *variables, "mode", "task", "samples", *metrics]
     table = table[[*first, *(column for column in table.columns if column not in first)]]
     # The baseline first, then by value: numbers by size, which text would not be.
-    order = sorted(range(len(table)), key=lambda i: _order(table.iloc[i], variables))
+    order = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
     return table.iloc[order].reset_index(drop=True)
 
 
 def show_table(table: pd.DataFrame, title: str, console: Console) -> None:
-    """Print what a reader wants first: the values, the metrics with their standard errors, and what each point keeps."""
+    """Print what a reader wants first: the values, the metrics with standard errors, and what each point keeps."""
     metrics = [column for column in table.columns if "/" in column and not column.endswith("/stderr")]
     hidden = {"point", "mode", "task", "samples", *metrics}
     last = list(table.columns).index("samples")
@@ -76,7 +76,7 @@ def _plain(value: Any) -> Any:
     return format_value(value) if isinstance(value, list) else value
 
 
-def _order(row: "pd.Series[Any]", variables: Sequence[str]) -> tuple[Any, ...]:
+def _order(row: Mapping[str, Any], variables: Sequence[str]) -> tuple[Any, ...]:
     def rank(value: Any) -> tuple[int, float, str]:
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and not pd.isna(value)
         return (0, float(value), "") if is_number else (1, 0.0, str(value))

@@ -61,8 +61,10 @@ def get_tasks(tasks: list[Task], source: str) -> list[TaskEntry]:
 def _named(spec: Task, default: str, file: Path | None, where: str) -> TaskEntry:
     name = spec.name or default
     if not re.fullmatch(NAME_PATTERN, name) or ".." in name:
-        raise InputError(f"{where}: {spec.task!r} is not accepted; accepted: file.py@task, or a registered name; "
-                         f"its 'name' must be of {NAME_RULE}")
+        raise InputError(
+            f"{where}: {spec.task!r} is not accepted; accepted: file.py@task, or a registered name; "
+            f"its 'name' must be of {NAME_RULE}"
+        )
     return TaskEntry(name, spec, file)
 
 

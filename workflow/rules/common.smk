@@ -5,6 +5,7 @@ In: `config`, as Snakemake read it. Out: EXPERIMENT, POINTS, TASKS, and the func
 
 import json
 import os
+import shlex
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -49,16 +50,11 @@ GPUS = 1 if EXPERIMENT.model.device == "cuda" else 0
 
 # Relative to the working directory, so that a clone that was moved reruns nothing.
 SCRIPTS = os.path.relpath(ROOT / "scripts")
+RUN = shlex.quote(f"{SCRIPTS}/run")
 
-# Each stage has an environment of its own: torchtune and PEFT do not fit into one.
-DRIVER_PYTHON = sys.executable
-if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
-    TRAIN_PYTHON = EVAL_PYTHON = "python"
-else:
-    TRAIN_PYTHON = os.path.relpath(ROOT / ".venv/train/bin/python")
-    EVAL_PYTHON = os.path.relpath(ROOT / ".venv/eval/bin/python")
-
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "workflow"), *os.environ.get("PYTHONPATH", "").split()])
+# For scripts/run, which starts every script with the Python of its stage.
+USES_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+os.environ.update(LORASWEEP_CONDA=str(int(USES_CONDA)), LORASWEEP_DRIVER=sys.executable)
 
 # Compute nodes often have no way to a model hub, and a number should not depend on what lies there today.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -80,7 +76,7 @@ def get_results(wildcards):
     return [
         "<results>/results.csv",
         *[f"<results>/{point}/manifest.json" for point in {**POINTS, **EVALUATED}],
-        *[path for point in {**POINTS, **EVALUATED} for path in get_kept_paths(point)],
+        *[path for point in {**POINTS, **EVALUATED} for paths in find_kept_files(point).values() for path in paths],
     ]
 
 
@@ -90,17 +86,37 @@ def get_adapter_files(point):
     return [f"<results>/{point}/adapter/{name}" for name in names]
 
 
-def get_kept_files(wildcards):
-    """What a point keeps, less its manifest."""
+def get_results_folder(wildcards):
+    return RESULTS
+
+
+def get_benchmarks_folder(wildcards):
+    return f"{RESULTS}/benchmarks"
+
+
+def get_point_folder(wildcards):
+    return f"{RESULTS}/{wildcards.point}"
+
+
+def get_adapter_folder(wildcards):
+    return f"{RESULTS}/{wildcards.point}/adapter"
+
+
+def find_kept_files(point):
+    """What a point keeps, less its manifest; by kind."""
     kept = {}
-    if wildcards.point in POINTS:
-        kept["adapter"] = get_adapter_files(wildcards.point)
-        if POINTS[wildcards.point].mode == "A":
-            kept["model"] = f"<results>/{wildcards.point}/hf_model"
-    if wildcards.point in EVALUATED:
-        kept["logs"] = [f"<results>/{wildcards.point}/eval/{task.name}.eval" for task in TASKS]
-        kept["metrics"] = f"<results>/{wildcards.point}/eval/metrics.json"
+    if point in POINTS:
+        kept["adapter"] = get_adapter_files(point)
+        if POINTS[point].mode == "A":
+            kept["model"] = [f"<results>/{point}/hf_model"]
+    if point in EVALUATED:
+        kept["logs"] = [f"<results>/{point}/eval/{task.name}.eval" for task in TASKS]
+        kept["metrics"] = [f"<results>/{point}/eval/metrics.json"]
     return kept
+
+
+def get_kept_files(wildcards):
+    return find_kept_files(wildcards.point)
 
 
 def get_evaluated_model(wildcards):
@@ -175,7 +191,9 @@ try:
     # Jobs were checked by the process that started them.
     if workflow.is_main_process:
         check_inputs(EXPERIMENT, POINTS.values(), TASKS, SOURCE)
-        check_registered_tasks(TASKS, EVAL_PYTHON, SOURCE)
+        # An environment of conda's is there only once the jobs run.
+        if not USES_CONDA:
+            check_registered_tasks(TASKS, [f"{SCRIPTS}/run", "eval"], SOURCE)
         for point in () if MISSING_MODEL else POINTS:
             make_point_recipe(point)
         if MISSING_MODEL:
@@ -187,7 +205,9 @@ except InputError as error:
 onstart:
     if MISSING_MODEL:
         raise WorkflowError(MISSING_MODEL)
-    for python in (TRAIN_PYTHON, EVAL_PYTHON):
-        if python != "python" and not Path(python).exists():
-            raise WorkflowError(f"{python}: no such environment; run 'make install', or use '--sdm conda'")
+    for stage in () if USES_CONDA else ("train", "eval"):
+        if not (ROOT / ".venv" / stage / "installed").exists():
+            raise WorkflowError(
+                f".venv/{stage}: the environment is missing; run 'make install', or use '--sdm conda'"
+            )
     record_points(POINTS, Path(RESULTS, "points.json"))

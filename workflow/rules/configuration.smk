@@ -15,6 +15,8 @@ rule configure:
         recipe="<results>/{point}/recipe.yaml",
     log:
         "<logs>/configure/{point}.log",
+    conda:
+        "../../envs/driver.yaml"
     params:
         recipe=get_recipe,
     shell:

@@ -6,8 +6,6 @@ Out: one Inspect log a task, and `metrics.json`: the scores, and the proof that 
 
 
 rule evaluate:
-    # Before further merges: a merged model is deleted when it was evaluated.
-    priority: 10
     input:
         unpack(get_evaluated_model),
         tasks=sorted({str(entry.file) for entry in TASKS if entry.file}),
@@ -19,17 +17,19 @@ rule evaluate:
         "<logs>/evaluate/{point}.log",
     benchmark:
         "<benchmarks>/evaluate/{point}.tsv"
-    params:
-        spec=get_evaluation,
-        point=f"{RESULTS}/{{point}}",
-        probes=f"{RESULTS}/.probes",
+    # Before further merges: a merged model is deleted when it was evaluated.
+    priority: 10
+    conda:
+        "../../envs/eval.yaml"
     threads: 4
     resources:
         mem_mb=evaluate_mem_mb,
         runtime=evaluate_runtime,
         gpu=GPUS,
-    conda:
-        "../../envs/eval.yaml"
+    params:
+        spec=get_evaluation,
+        point=get_point_folder,
+        probes=f"{RESULTS}/.probes",
     shell:
-        "{EVAL_PYTHON} {input.script:q} --spec {params.spec:q} --point {params.point:q} --probes {params.probes:q}"
+        f"{RUN} eval {{input.script:q}} --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
         " > {log:q} 2>&1"

@@ -15,18 +15,18 @@ rule merge:
         "<logs>/merge/{point}.log",
     benchmark:
         "<benchmarks>/merge/{point}.tsv"
-    params:
-        adapter=f"{RESULTS}/{{point}}/adapter",
-        base=BASE_MODEL,
-        dtype=EXPERIMENT.model.dtype,
+    conda:
+        "../../envs/eval.yaml"
     threads: 2
     resources:
         mem_mb=merge_mem_mb,
         runtime=merge_runtime,
-    conda:
-        "../../envs/eval.yaml"
+    params:
+        adapter=get_adapter_folder,
+        base=BASE_MODEL,
+        dtype=EXPERIMENT.model.dtype,
     shell:
-        "{EVAL_PYTHON} {input.script:q} --base {params.base:q} --adapter {params.adapter:q} --output {output.model:q}"
+        f"{RUN} eval {{input.script:q}} --base {{params.base:q}} --adapter {{params.adapter:q}} --output {{output.model:q}}"
         " --dtype {params.dtype:q} > {log:q} 2>&1"
 
 

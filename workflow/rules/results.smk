@@ -17,12 +17,14 @@ rule cleanup:
         manifest="<results>/{point}/manifest.json",
     log:
         "<logs>/cleanup/{point}.log",
+    conda:
+        "../../envs/driver.yaml"
     params:
         settings=get_settings,
-        point=f"{RESULTS}/{{point}}",
-        benchmarks=f"{RESULTS}/benchmarks",
+        point=get_point_folder,
+        benchmarks=get_benchmarks_folder,
     shell:
-        "{DRIVER_PYTHON:q} {input.script:q} --point {params.point:q} --benchmarks {params.benchmarks:q}"
+        f"{RUN} driver {{input.script:q}} --point {{params.point:q}} --benchmarks {{params.benchmarks:q}}"
         " --settings {params.settings:q} > {log:q} 2>&1"
 
 
@@ -34,10 +36,12 @@ rule collect:
         table="<results>/results.csv",
     log:
         "<logs>/collect.log",
+    conda:
+        "../../envs/driver.yaml"
     params:
-        results=RESULTS,
+        results=get_results_folder,
         variables=sorted({key for point in POINTS.values() for key in point.swept}),
         baseline="--baseline" if BASELINE in EVALUATED else "",
     shell:
-        "{DRIVER_PYTHON:q} {input.script:q} --results {params.results:q} --output {output.table:q}"
+        f"{RUN} driver {{input.script:q}} --results {{params.results:q}} --output {{output.table:q}}"
         " {params.baseline} --variables {params.variables:q} > {log:q} 2>&1"

@@ -17,16 +17,14 @@ rule train:
         "<logs>/train/{point}.log",
     benchmark:
         "<benchmarks>/train/{point}.tsv"
-    params:
-        adapter=f"{RESULTS}/{{point}}/adapter",
-        state=f"{RESULTS}/{{point}}/state/train",
+    conda:
+        "../../envs/train.yaml"
     threads: 4
     resources:
         mem_mb=train_mem_mb,
         runtime=train_runtime,
         gpu=GPUS,
-    conda:
-        "../../envs/train.yaml"
+    params:
+        adapter=get_adapter_folder,
     shell:
-        "{TRAIN_PYTHON} {input.script:q} --recipe {input.recipe:q} --adapter {params.adapter:q}"
-        " --state {params.state:q} > {log:q} 2>&1"
+        f"{RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}" " > {log:q} 2>&1"

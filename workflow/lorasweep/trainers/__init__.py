@@ -18,6 +18,8 @@ class TrainingSpec:
 
     checkpoint: Checkpoint
     controls: Controls
+    swept: tuple[str, ...]
+    """The keys of `controls` that vary between points."""
     model: Model
     data: Data
     output_dir: str
@@ -37,13 +39,11 @@ class Trainer(Protocol):
     def declared_adapter_only(self, override: dict[str, Any]) -> bool | None:
         """Return whether an override says that adapters alone, or full models, are saved; `None` if it does not."""
 
-    def train(self, recipe: Path, adapter: Path, state: Path) -> None:
+    def train(self, recipe: Path, adapter: Path) -> None:
         """Run a recipe, and publish its last adapter as a directory that PEFT and transformers load.
 
-        `state` holds what the trainer needs while it runs.
-
         Raises:
-            TrainingError: the training failed, or left an adapter with values that are not finite.
+            TrainingError: the training failed, changed nothing, or left an adapter with values that are not finite.
         """
 
 

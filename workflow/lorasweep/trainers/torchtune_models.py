@@ -51,13 +51,20 @@ def get_model(checkpoint: Checkpoint, controls: Controls) -> tuple[dict[str, Any
         "norm_eps": config["rms_norm_eps"],
         "rope_base": _whole(rope["rope_theta"]),
         **extra,
+        **get_lora_arguments(controls),
+    }, model_type
+
+
+def get_lora_arguments(controls: Controls) -> dict[str, Any]:
+    """Return what every LoRA builder of torchtune takes."""
+    return {
         "lora_attn_modules": list(controls.lora_attn_modules),
         "apply_lora_to_mlp": controls.apply_lora_to_mlp,
         "apply_lora_to_output": controls.apply_lora_to_output,
         "lora_rank": controls.lora_rank,
         "lora_alpha": _whole(controls.lora_alpha if controls.lora_alpha is not None else 2 * controls.lora_rank),
         "lora_dropout": controls.lora_dropout,
-    }, model_type
+    }
 
 
 def _get_builder(
@@ -80,7 +87,11 @@ def _get_builder(
     if family == "llama" and kind == "default":
         # A scale of 1 makes the scaled RoPE the plain one; the builder's own default of 32 does not.
         if tied:
-            return "torchtune.models.llama3_2.lora_llama3_2", "LLAMA3_2", {"scale_factor": 1, "tie_word_embeddings": True}
+            return (
+                "torchtune.models.llama3_2.lora_llama3_2",
+                "LLAMA3_2",
+                {"scale_factor": 1, "tie_word_embeddings": True},
+            )
         return "torchtune.models.llama3.lora_llama3", "LLAMA3", {}
     raise _refuse(checkpoint, f"model_type {family} with {'tied embeddings and ' if tied else ''}RoPE of type {kind!r}")
 
@@ -105,7 +116,7 @@ def _check_layers(checkpoint: Checkpoint, family: str) -> None:
 
 
 def _get_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Return RoPE's parameters with `rope_type` and `rope_theta`, from the keys of transformers 5 or of earlier ones."""
+    """Return RoPE's parameters with `rope_type` and `rope_theta`, from the keys of transformers 5 or earlier."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))

@@ -1,0 +1,23 @@
+"""Run a recipe, and publish the adapter that it trains."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lorasweep.errors import InputError
+from lorasweep.trainers import TrainingError, get_trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", type=Path, required=True, help="the trainer's recipe")
+    parser.add_argument("--adapter", type=Path, required=True, help="directory to publish the adapter to")
+    arguments = parser.parse_args()
+    try:
+        get_trainer().train(arguments.recipe, arguments.adapter)
+    except (InputError, TrainingError) as error:
+        sys.exit(f"train: {error}")
+
+
+if __name__ == "__main__":
+    main()

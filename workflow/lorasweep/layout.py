@@ -1,0 +1,16 @@
+"""Names of the files and folders in a point's folder, `results/<experiment>/<point>/`, that several stages know."""
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""PEFT's name for an adapter's tensors."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""PEFT's name for an adapter's configuration."""
+
+RECORD = "lorasweep.json"
+"""Written beside an adapter, and beside a model made of one: where it comes from."""
+
+MANIFEST = "manifest.json"
+"""What a point keeps, and how it came to be."""
+
+STATE = "state"
+"""What stages need only while they run. No output of a rule, since Snakemake deletes those of a failed job."""

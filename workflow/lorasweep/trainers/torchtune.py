@@ -1,0 +1,332 @@
+"""torchtune 0.6.1: its recipe `lora_finetune_single_device` is made of a point's settings, and run.
+
+Adapters alone are trained and saved, whatever the mode: torchtune's own full export adds the update into the live
+weights, which on a CPU corrupts the model from the second epoch on.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lorasweep.checkpoint import Checkpoint, read_checkpoint
+from lorasweep.digest import digest_file
+from lorasweep.errors import InputError
+from lorasweep.experiment import Controls, Data
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE
+from lorasweep.trainers import TrainingError, TrainingSpec
+from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
+from lorasweep.versions import get_versions
+
+RECIPE = "lora_finetune_single_device"
+
+# Where each control stands in the recipe.
+_PLACES = {
+    **{key: f"model.{key}" for key in ("lora_rank", "lora_alpha", "lora_dropout", "lora_attn_modules")},
+    **{key: f"model.{key}" for key in ("apply_lora_to_mlp", "apply_lora_to_output")},
+    **{key: f"optimizer.{key}" for key in ("lr", "weight_decay")},
+    "num_warmup_steps": "lr_scheduler.num_warmup_steps",
+    "max_seq_len": "tokenizer.max_seq_len",
+    "packed": "dataset.packed",
+}
+
+# What the workflow itself decides, and where the experiment file says it.
+_OWNED = {
+    "output_dir": "experiment.name",
+    "resume_from_checkpoint": "nothing: a training that failed is run again",
+    "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
+    "checkpointer.checkpoint_dir": "model.path",
+    "checkpointer.checkpoint_files": "model.path",
+    "checkpointer.output_dir": "experiment.name",
+    "checkpointer.adapter_checkpoint": "nothing: every point starts at the base model",
+    "checkpointer.recipe_checkpoint": "nothing: every point starts at the base model",
+    "dataset.source": "data.train",
+    "dataset.data_files": "data.train",
+    "dtype": "model.dtype",
+    "device": "model.device",
+}
+
+# Values that say what the workflow does in its own way: the full model and the adapter have folders of their own.
+_SAID_ANYWAY = {
+    "checkpointer.checkpoint_dir": ("${output_dir}/checkpoints",),
+    "checkpointer.output_dir": ("${output_dir}", "${output_dir}/hf_model", "${output_dir}/adapter"),
+}
+
+_ADAPTER_ONLY = "save_adapter_weights_only"
+
+
+def recipe(spec: TrainingSpec) -> str:
+    """Return the recipe as YAML, in the order of torchtune's own, every interpolation resolved.
+
+    Raises:
+        InputError: torchtune cannot train this model with these settings, or the override contradicts them.
+    """
+    override = _strip_override(spec)
+    model, model_type = _get_model(spec, override)
+    made = _make_recipe(spec, model, model_type)
+    merged = _merge(spec, made, override)
+    if merged["dataset"].get("packed") and not merged["tokenizer"].get("max_seq_len"):
+        raise InputError("controls.packed: true is not accepted without max_seq_len; accepted: a number of tokens")
+    head = (
+        f"# tune run {RECIPE} --config {spec.output_dir}/recipe.yaml\n"
+        f"# base model fingerprint: {spec.checkpoint.fingerprint}\n"
+    )
+    return head + yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=120)
+
+
+def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
+    """Return what an override says on `save_adapter_weights_only`, which is often put under `checkpointer`.
+
+    Raises:
+        InputError: it is neither true nor false, or said twice and differently.
+    """
+    checkpointer = override.get("checkpointer")
+    places = {
+        "_override": override,
+        "_override.checkpointer": checkpointer if isinstance(checkpointer, Mapping) else {},
+    }
+    said: dict[str, Any] = {place: keys[_ADAPTER_ONLY] for place, keys in places.items() if _ADAPTER_ONLY in keys}
+    for place, value in said.items():
+        if not isinstance(value, bool):
+            raise InputError(f"controls.{place}.{_ADAPTER_ONLY}: {value!r} is not accepted; accepted: true or false")
+    if len(set(said.values())) > 1:
+        raise InputError(f"controls._override: {_ADAPTER_ONLY} is both true and false; accepted: one of them")
+    return next(iter(said.values()), None)
+
+
+def train(recipe: Path, adapter: Path) -> None:
+    """Run a recipe in a process of torchtune's own, and publish the adapter of its last epoch.
+
+    `adapter/` appears whole or not at all: the weights as safetensors, PEFT's configuration, the base model's
+    tokenizer, and a record of what was trained on what. It has no `config.json`, with which transformers would take it
+    for a full model.
+
+    Raises:
+        TrainingError: torchtune failed, the update is zero, or a value in it is not finite.
+    """
+    config = OmegaConf.load(recipe)
+    state = Path(config.output_dir) / STATE / "train"
+    shutil.rmtree(state, ignore_errors=True)
+    state.mkdir(parents=True)
+    command = [sys.executable, "-m", "torchtune._cli.tune", "run", RECIPE, "--config", str(recipe)]
+    # The caches of `datasets` lie in the user's home by default, which on a cluster has a quota.
+    caches = {name: str(state / "huggingface") for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
+    done = subprocess.run(command, env={**os.environ, **caches}, check=False)
+    if done.returncode:
+        raise TrainingError(f"torchtune ended with status {done.returncode}; its own words are above")
+    _publish(recipe, config, state, adapter)
+    shutil.rmtree(state)
+
+
+def _publish(recipe: Path, config: Any, state: Path, adapter: Path) -> None:
+    base = read_checkpoint(Path(config.checkpointer.checkpoint_dir))
+    trained = Path(config.checkpointer.output_dir) / f"epoch_{config.epochs - 1}"
+    _check_weights(trained / ADAPTER_WEIGHTS)
+    aside = state / "adapter"
+    aside.mkdir()
+    # Files of torchtune's have mode 0600; copies have what the umask says.
+    shutil.copyfile(trained / ADAPTER_WEIGHTS, aside / ADAPTER_WEIGHTS)
+    for name in base.tokenizer_files:
+        shutil.copyfile(base.path / name, aside / name)
+    peft_config = json.loads((trained / ADAPTER_CONFIG).read_text()) | {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base.path.resolve()),
+    }
+    (aside / ADAPTER_CONFIG).write_text(json.dumps(peft_config, indent=1, sort_keys=True) + "\n")
+    record = {
+        "base_model": str(base.path),
+        "base_model_fingerprint": base.fingerprint,
+        "adapter_sha256": digest_file(aside / ADAPTER_WEIGHTS),
+        "recipe_sha256": digest_file(recipe),
+        "dtype": config.dtype,
+        "trainer": "torchtune",
+        "versions": get_versions("torch", "torchtune", "torchao", "transformers", "datasets"),
+        **_read_metrics(Path(config.metric_logger.get("log_dir", state))),
+    }
+    (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    shutil.rmtree(adapter, ignore_errors=True)
+    aside.rename(adapter)
+
+
+def _check_weights(weights: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(weights)
+    broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
+    if broken:
+        raise TrainingError(f"the training diverged: values in '{broken[0]}' are not finite; a smaller lr may help")
+    if not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name):
+        raise TrainingError("the training changed nothing: every update is zero")
+
+
+def _read_metrics(log_dir: Path) -> dict[str, Any]:
+    """The number of optimizer steps and the last loss, from the log that torchtune's DiskLogger wrote, if it did."""
+    steps = [
+        line for log in log_dir.glob("log_*.txt") for line in log.read_text().splitlines() if line.startswith("Step ")
+    ]
+    if not steps:
+        return {"steps": None, "final_loss": None}
+    step, _, metrics = steps[-1].partition(" | ")
+    values = dict(pair.split(":", 1) for pair in metrics.split() if ":" in pair)
+    return {"steps": int(step.removeprefix("Step ")), "final_loss": float(values["loss"])}
+
+
+def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> dict[str, Any]:
+    controls = spec.controls
+    return {
+        "output_dir": spec.output_dir,
+        "model": model,
+        "tokenizer": {
+            "_component_": "lorasweep.trainers.torchtune_data.ChatTokenizer",
+            "path": str(spec.checkpoint.path),
+            "max_seq_len": controls.max_seq_len,
+        },
+        "checkpointer": {
+            "_component_": "torchtune.training.FullModelHFCheckpointer",
+            "checkpoint_dir": str(spec.checkpoint.path),
+            "checkpoint_files": list(spec.checkpoint.shards),
+            "recipe_checkpoint": None,
+            "output_dir": f"{spec.output_dir}/{STATE}/train",
+            "model_type": model_type,
+        },
+        "resume_from_checkpoint": False,
+        _ADAPTER_ONLY: True,
+        "dataset": _make_dataset(spec.data, controls),
+        "seed": controls.seed,
+        "shuffle": True,
+        "batch_size": controls.batch_size,
+        "optimizer": {
+            "_component_": "torch.optim.AdamW",
+            "fused": True,
+            "weight_decay": controls.weight_decay,
+            "lr": controls.lr,
+        },
+        "lr_scheduler": {
+            "_component_": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup",
+            "num_warmup_steps": controls.num_warmup_steps,
+        },
+        "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
+        "epochs": controls.epochs,
+        "max_steps_per_epoch": controls.max_steps_per_epoch,
+        "gradient_accumulation_steps": controls.gradient_accumulation_steps,
+        "clip_grad_norm": controls.clip_grad_norm,
+        "compile": controls.compile,
+        "metric_logger": {
+            "_component_": "torchtune.training.metric_logging.DiskLogger",
+            "log_dir": f"{spec.output_dir}/{STATE}/train/logs",
+        },
+        "log_every_n_steps": 1,
+        "log_peak_memory_stats": True,
+        "device": spec.model.device,
+        "dtype": spec.model.dtype,
+        "enable_activation_checkpointing": controls.enable_activation_checkpointing,
+        "enable_activation_offloading": False,
+        "profiler": {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False},
+    }
+
+
+def _make_dataset(data: Data, controls: Controls) -> dict[str, Any]:
+    shared = {
+        "source": "json",
+        "data_files": data.train,
+        "split": "train",
+        "new_system_prompt": data.system_prompt,
+        "train_on_input": data.train_on_input,
+        "packed": controls.packed,
+    }
+    if data.format == "instruct":
+        columns = {"input": data.input_column, "output": data.output_column}
+        return {"_component_": "torchtune.datasets.instruct_dataset", "column_map": columns, **shared}
+    return {
+        "_component_": "torchtune.datasets.chat_dataset",
+        "conversation_column": data.messages_column,
+        "conversation_style": "openai",
+        **shared,
+    }
+
+
+def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
+    """Return the override less what the workflow does anyway.
+
+    Raises:
+        InputError: it sets what the workflow decides, or a control that torchtune knows by another path.
+    """
+    override: Any = OmegaConf.to_container(OmegaConf.create(spec.controls.override))
+    said_by_spec = {
+        "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
+        "checkpointer.checkpoint_dir": str(spec.checkpoint.path),
+        "dtype": spec.model.dtype,
+        "device": spec.model.device,
+    }
+    for section in ("model", "tokenizer", "checkpointer", "dataset", "optimizer", "lr_scheduler"):
+        if section in override and not isinstance(override[section], dict):
+            raise InputError(
+                f"controls._override.{section}: {override[section]!r} is not accepted; accepted: a mapping, merged "
+                f"into the recipe's '{section}'"
+            )
+    override.pop(_ADAPTER_ONLY, None)
+    override.get("checkpointer", {}).pop(_ADAPTER_ONLY, None)
+    for path, key in _OWNED.items():
+        *sections, last = path.split(".")
+        keys = override.get(sections[0], {}) if sections else override
+        if last not in keys:
+            continue
+        value = keys.pop(last)
+        if value not in (*_SAID_ANYWAY.get(path, ()), said_by_spec.get(path)):
+            raise InputError(f"controls._override.{path}: {value!r} is not accepted: this is said by {key}")
+    for key, path in _PLACES.items():
+        if key in override:
+            raise InputError(
+                f"controls._override.{key}: torchtune's recipe has no such key; accepted: controls.{key}, or "
+                f"controls._override.{path}"
+            )
+    return dict(override)
+
+
+def _get_model(spec: TrainingSpec, override: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the model section and the checkpointer's model type; of an expert's builder, its LoRA arguments alone."""
+    model_type = override.get("checkpointer", {}).get("model_type")
+    if "_component_" not in override.get("model", {}):
+        derived, derived_type = get_model(spec.checkpoint, spec.controls)
+        return derived, model_type or derived_type
+    model = {"_component_": override["model"]["_component_"], **get_lora_arguments(spec.controls)}
+    return model, model_type or _get_model_type(spec.checkpoint, spec.controls)
+
+
+def _get_model_type(checkpoint: Checkpoint, controls: Controls) -> str:
+    try:
+        return get_model(checkpoint, controls)[1]
+    except InputError as error:
+        raise InputError(
+            f"controls._override.checkpointer.model_type is missing; accepted: a name of torchtune.training.ModelType, "
+            f"which says how weights are converted; {error}"
+        ) from error
+
+
+def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Merge the override last, and resolve `${...}` by the recipe's keys and the controls'."""
+    plain = spec.controls.model_dump(exclude={"override"})
+    known = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
+    try:
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(known, made, override), resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
+    merged = {key: value for key, value in merged.items() if key not in known}
+    for key in spec.swept:
+        path = _PLACES.get(key, key)
+        value, swept = (OmegaConf.select(OmegaConf.create(recipe), path) for recipe in (merged, made))
+        if value != swept:
+            raise InputError(
+                f"controls._override.{path}: {value!r} contradicts the variable '{key}', which is {swept!r} here; "
+                f"accepted: {path} left out, or ${{{key}}}"
+            )
+    return dict(merged)

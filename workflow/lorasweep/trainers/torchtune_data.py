@@ -1,0 +1,88 @@
+"""The tokenizer that torchtune's recipe uses: the checkpoint's own, by its own chat template.
+
+A prompt becomes the same tokens here as in Inspect's `hf` provider, so that a model is asked as it was trained.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torchtune.data import Message
+from transformers import AutoTokenizer
+
+
+class ChatTokenizer:
+    """Make tokens of messages, with a mask over those that are not learnt.
+
+    Each answer and what stands before it are tokenised apart: that is where generation will start. Without a chat
+    template a message is `<role>: <text>` and a line break, as Inspect writes it, and an answer is its text and
+    the end-of-text token.
+
+    Args:
+        path: the checkpoint directory.
+        max_seq_len: tokens after which a sample is cut.
+    """
+
+    def __init__(self, path: str, max_seq_len: int | None = None) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.path = path
+        self.max_seq_len = max_seq_len
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = pad if pad is not None else self.tokenizer.eos_token_id
+
+    def __call__(self, sample: Mapping[str, Any], inference: bool = False) -> dict[str, Any]:
+        """Add `tokens` and `mask` to a sample, in place of its `messages`; torchtune calls this for each of them."""
+        sample = dict(sample)
+        tokens, mask = self.tokenize_messages(sample.pop("messages"))
+        return {**sample, "tokens": tokens, "mask": mask}
+
+    def tokenize_messages(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Return the tokens of a conversation that ends with an answer, and for each whether the loss leaves it out.
+
+        Raises:
+            ValueError: the chat template changes earlier text as the conversation goes on, or nothing is left to learn
+                within `max_seq_len`.
+        """
+        plain = [{"role": message.role, "content": message.text_content} for message in messages]
+        tokens: list[int] = []
+        mask: list[bool] = []
+        done, start = "", 0
+        for index, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            prompt, full = self._render(plain[:index], asks=True), self._render(plain[: index + 1], asks=False)
+            if not prompt.startswith(done) or not full.startswith(prompt):
+                raise ValueError(
+                    f"{self.path}: the chat template does not keep what it wrote when the answer is added, so that "
+                    f"training would see another prompt than evaluation: {full[-200:]!r} after {prompt[-200:]!r}"
+                )
+            question = self._encode(prompt[len(done) :], is_start=not tokens)
+            answer = self._encode(full[len(prompt) :], is_start=False)
+            if not set(answer) & set(self.tokenizer.all_special_ids):
+                answer.append(self.tokenizer.eos_token_id)
+            tokens += question + answer
+            mask += [all(m.masked for m in messages[start:index])] * len(question) + [message.masked] * len(answer)
+            done, start = full, index + 1
+        tokens, mask = tokens[: self.max_seq_len], mask[: self.max_seq_len]
+        if all(mask):
+            raise ValueError(
+                f"nothing to learn in a sample: its prompt alone has max_seq_len = {self.max_seq_len} tokens or more: "
+                f"{done[:100]!r}"
+            )
+        return tokens, mask
+
+    def _render(self, messages: Sequence[Mapping[str, str]], asks: bool) -> str:
+        """Write messages as text; `asks` adds what stands before an answer."""
+        if self.tokenizer.chat_template is None:
+            last = "" if asks else messages[-1]["content"]
+            before = messages if asks else messages[:-1]
+            return "".join(f"{message['role']}: {message['content']}\n" for message in before) + last
+        # enable_thinking as Inspect's provider passes it.
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=asks, tools=None, enable_thinking=None
+        )
+        return str(text)
+
+    def _encode(self, text: str, is_start: bool) -> list[int]:
+        # A chat template writes the special tokens itself.
+        special = is_start and self.tokenizer.chat_template is None
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
