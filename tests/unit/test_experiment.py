@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lorasweep.errors import InputError
-from lorasweep.experiment import load_experiment
+from lorasweep.experiment import load_experiment, read_given_values
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +74,12 @@ def test_bad_input_is_refused_with_file_key_value_and_what_is_accepted(text: str
         load(text)
     for part in ["my.yaml", *said]:
         assert part in str(error.value)
+
+
+def test_values_given_on_the_command_line_are_read_as_yaml() -> None:
+    config = {"a": {"b": "false", "c": "8"}, "d": ["1", "x"], "e": 3, "f": "file"}
+    given = {"a": {"b": "false"}, "d": ["1", "x"], "e": 3}
+    assert read_given_values(config, given) == {"a": {"b": False, "c": "8"}, "d": [1, "x"], "e": 3, "f": "file"}
 
 
 def test_every_problem_is_told_at_once() -> None:

@@ -113,10 +113,14 @@ def _run_task(task: TaskSpec, model: Any, log_dir: Path, point: str, metadata: d
         tags=[point],
         display="plain",
         score_display=False,
+        ctl_server=False,
     )
     if log.status != "success" or log.results is None:
         reason = str(log.error.message if log.error else log.status).strip()
         raise EvaluationError(f"{point}: {task.task} did not succeed: {reason} (its log: {log.location})")
+    completed, total = log.results.completed_samples, log.results.total_samples
+    if completed != total:
+        raise EvaluationError(f"{point}: {task.task} has {completed} of {total} samples (its log: {log.location})")
     scores = {
         f"{score.name}/{name}": metric.value for score in log.results.scores for name, metric in score.metrics.items()
     }

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -200,6 +201,18 @@ SETTING_KEYS = (*(key for key in Controls.model_fields if key != "override"), *C
 """Every key that can be a variable, or be set by a run."""
 
 _Section = TypeVar("_Section", bound=Section)
+
+
+def read_given_values(config: Any, given: Any) -> Any:
+    """Return the configuration with what was `given` on the command line read as YAML.
+
+    Snakemake reads `--config 'evaluation={enabled: false}'` into a mapping, and leaves every value in it as text.
+    """
+    if isinstance(config, Mapping) and isinstance(given, Mapping):
+        return {key: read_given_values(value, given[key]) if key in given else value for key, value in config.items()}
+    if isinstance(given, list):
+        return [read_given_values(value, value) for value in given]
+    return yaml.safe_load(given) if isinstance(given, str) else config
 
 
 def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:

@@ -18,8 +18,8 @@ _STAGES = ("train", "merge", "export", "evaluate")
 def clean_up(point: Path, settings: dict[str, Any], benchmarks: Path, workflow: Path) -> None:
     """Check that what must stay of a point is whole, remove what need not, and write its manifest.
 
-    `settings` are the point's, with its `mode`; `benchmarks` holds Snakemake's measurements by rule and point;
-    `workflow` is the checkout that ran.
+    `settings` are the point's, with its `mode` and `dtype`; `benchmarks` holds Snakemake's measurements by rule and
+    point; `workflow` is the checkout that ran.
 
     Raises:
         InputError: a file that must stay is missing, empty, or not what its record says.
@@ -47,7 +47,8 @@ def clean_up(point: Path, settings: dict[str, Any], benchmarks: Path, workflow: 
     manifest = {
         "point": point.name,
         "mode": settings["mode"],
-        "settings": {key: value for key, value in settings.items() if key != "mode"},
+        "dtype": settings["dtype"],
+        "settings": {key: value for key, value in settings.items() if key not in ("mode", "dtype")},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_revision": get_git_revision(workflow),
         "adapter_sha256": digest_file(adapter) if adapter.exists() else None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from lorasweep.adapter import check_injected, read_adapter
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.digest import digest_file
+from lorasweep.files import give_default_mode
 from lorasweep.layout import RECORD
 from lorasweep.versions import get_versions
 
@@ -38,7 +39,9 @@ def merge(base: Path, adapter: Path, output: Path, dtype: str) -> None:
             merged = injected.merge_and_unload(safe_merge=True)
         merged.save_pretrained(aside)
         for name in checkpoint.tokenizer_files:
-            shutil.copy2(base / name, aside / name)
+            shutil.copyfile(base / name, aside / name)
+        for file in aside.iterdir():
+            give_default_mode(file)
         record = {
             "base_model": str(base),
             "base_model_fingerprint": checkpoint.fingerprint,

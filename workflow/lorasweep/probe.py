@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorasweep.checkpoint import Checkpoint
+from lorasweep.files import give_default_mode
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -41,6 +42,7 @@ def base_logits(base: Checkpoint, dtype: str, device: str, cache: Path) -> torch
         cache.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(f".{hashlib.sha256(str(id(model)).encode()).hexdigest()[:8]}.tmp")
         save_file({"logits": probe_logits(model)}, aside)
+        give_default_mode(aside)
         aside.replace(file)
         del model
     return load_file(file)["logits"]

@@ -19,7 +19,7 @@ try:
     from lorasweep.checkpoint import read_checkpoint
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
-    from lorasweep.experiment import NAME_PATTERN, load_experiment
+    from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
     from lorasweep.inputs import check_inputs, check_registered_tasks, find_missing_model, make_recipe
     from lorasweep.points import BASELINE, get_points, record_points
     from lorasweep.tasks import get_tasks
@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
 SOURCE = ", ".join(str(path) for path in workflow.overwrite_configfiles or workflow.configfiles)
 
 try:
-    EXPERIMENT = load_experiment(config, SOURCE)
+    EXPERIMENT = load_experiment(read_given_values(config, workflow.config_settings.config), SOURCE)
     RESULTS = f"results/{EXPERIMENT.experiment.name}"
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
     TASKS = get_tasks(EXPERIMENT.evaluation.tasks, SOURCE)
@@ -150,7 +150,8 @@ def get_evaluation(wildcards):
 def get_settings(wildcards):
     """The settings that the point's manifest carries, as JSON."""
     point = POINTS.get(wildcards.point)
-    return json.dumps({"mode": point.mode if point else "base", **(point.settings if point else {})}, sort_keys=True)
+    settings = {"mode": point.mode, **point.settings} if point else {"mode": "base"}
+    return json.dumps({"dtype": EXPERIMENT.model.dtype, **settings}, sort_keys=True)
 
 
 def get_base_mb(factor, extra):

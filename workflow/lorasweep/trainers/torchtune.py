@@ -113,7 +113,7 @@ def train(recipe: Path, adapter: Path) -> None:
         TrainingError: torchtune failed, the update is zero, or a value in it is not finite.
     """
     config = OmegaConf.load(recipe)
-    state = Path(config.output_dir) / STATE / "train"
+    state = Path(config.output_dir)
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir(parents=True)
     command = [sys.executable, "-m", "torchtune._cli.tune", "run", RECIPE, "--config", str(recipe)]
@@ -182,8 +182,9 @@ def _read_metrics(log_dir: Path) -> dict[str, Any]:
 
 def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> dict[str, Any]:
     controls = spec.controls
+    state = f"{spec.output_dir}/{STATE}/train"
     return {
-        "output_dir": spec.output_dir,
+        "output_dir": state,
         "model": model,
         "tokenizer": {
             "_component_": "lorasweep.trainers.torchtune_data.ChatTokenizer",
@@ -195,7 +196,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
             "checkpoint_dir": str(spec.checkpoint.path),
             "checkpoint_files": list(spec.checkpoint.shards),
             "recipe_checkpoint": None,
-            "output_dir": f"{spec.output_dir}/{STATE}/train",
+            "output_dir": state,
             "model_type": model_type,
         },
         "resume_from_checkpoint": False,
@@ -222,7 +223,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
         "compile": controls.compile,
         "metric_logger": {
             "_component_": "torchtune.training.metric_logging.DiskLogger",
-            "log_dir": f"{spec.output_dir}/{STATE}/train/logs",
+            "log_dir": f"{state}/logs",
         },
         "log_every_n_steps": 1,
         "log_peak_memory_stats": True,

@@ -1,0 +1,60 @@
+"""A model is asked as it was trained: the same sample becomes the same prompt tokens in training and in evaluation."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweep import ROOT, Sweep, make_sweep, run_stage
+
+sys.path.insert(0, str(ROOT / "workflow"))
+from lorasweep.evaluation import make_evaluation_spec
+from lorasweep.experiment import load_experiment
+
+CHAT = [
+    [("user", "after a"), ("assistant", "b")],
+    [("user", "after a"), ("assistant", "b"), ("user", "and then?\n"), ("assistant", "c")],
+]
+CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "template": ([], {}),
+    "template and system prompt": ([], {"system_prompt": "Answer with a letter."}),
+    "no template": (["--no-chat-template"], {}),
+    "no template, and system prompt": (["--no-chat-template"], {"system_prompt": "Answer with a letter."}),
+    "chat": ([], {"format": "chat"}),
+    "chat and system prompt": ([], {"format": "chat", "system_prompt": "Answer with a letter."}),
+}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, make_model: Callable[..., Path], request: pytest.FixtureRequest) -> Sweep:
+    model_arguments, data = CASES[request.param]
+    sweep = make_sweep(tmp_path, make_model("--family", "llama3", *model_arguments), "prompts")
+    sweep.edit(runs=[{"name": "point"}], data=data)
+    if data.get("format") == "chat":
+        samples = [{"messages": [{"role": role, "content": text} for role, text in sample]} for sample in CHAT]
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return sweep
+
+
+@pytest.mark.parametrize("sweep", CASES, indirect=True)
+def test_training_and_evaluation_see_the_same_prompt_tokens(sweep: Sweep) -> None:
+    sweep.run("configure_all")
+    recipe = sweep.results / "point/recipe.yaml"
+    trained = json.loads(run_stage("train", "e2e/train_prompts.py", recipe, cwd=sweep.directory).splitlines()[-1])
+    experiment = load_experiment(sweep.config, "sweep.yaml")
+    spec = make_evaluation_spec(experiment, [], "base", "").model_copy(update={"max_connections": 1})
+    arguments = [spec.model_dump_json(), "train.jsonl", sweep.directory / "logs"]
+    said = run_stage("eval", "e2e/eval_prompts.py", *arguments, cwd=sweep.directory)
+    evaluated = json.loads(said.splitlines()[-1])
+    samples = (sweep.directory / "train.jsonl").read_text().splitlines()
+    assert len(trained) == len(evaluated) == len(samples)
+    assert min(map(len, trained)) > len("after a")
+    if sweep.config["data"].get("format") == "chat":
+        # In a longer conversation training learns earlier answers too; the prompt is what stands before the first.
+        assert trained[0] == evaluated[0]
+        assert evaluated[1][: len(trained[1])] == trained[1]
+    else:
+        assert trained == evaluated

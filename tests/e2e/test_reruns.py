@@ -1,0 +1,197 @@
+"""What a finished sweep runs again after a change: what depends on it, and nothing else."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweep import MODES, POINTS, ROOT, Sweep
+
+ALL_OF_EVERY_POINT = {
+    "configure": 3,
+    "train": 3,
+    "merge": 1,
+    "export": 1,
+    "evaluate": 3,
+    "cleanup": 3,
+    "collect": 1,
+}
+ALL_EVALUATIONS = {"merge": 1, "evaluate": 4, "cleanup": 4, "collect": 1}
+
+
+@pytest.fixture
+def sweep(finished: Sweep, tmp_path: Path) -> Sweep:
+    """The finished sweep, free to be changed."""
+    return finished.copy(tmp_path)
+
+
+def edit(**sections: Any) -> Callable[[Sweep], None]:
+    return lambda sweep: sweep.edit(**sections)
+
+
+def delete(path: str) -> Callable[[Sweep], None]:
+    def change(sweep: Sweep) -> None:
+        target = sweep.results / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+
+    return change
+
+
+def append(name: str, text: str) -> Callable[[Sweep], None]:
+    def change(sweep: Sweep) -> None:
+        with (sweep.directory / name).open("a") as file:
+            file.write(text)
+
+    return change
+
+
+def touch(sweep: Sweep) -> None:
+    inputs = [file for file in sweep.directory.rglob("*") if file.is_file() and ".snakemake" not in file.parts]
+    for file in [*inputs, *(ROOT / "scripts").iterdir()]:
+        os.utime(file)
+
+
+def touch_inputs_before_outputs(sweep: Sweep) -> None:
+    for name in ("train.jsonl", "tasks.py", "model/config.json", "model/model.safetensors", "sweep.yaml"):
+        os.utime(sweep.directory / name)
+    for point in POINTS.values():
+        os.utime(sweep.results / point / "recipe.yaml")
+        os.utime(sweep.results / point / "adapter/adapter_model.safetensors")
+    for script in (ROOT / "scripts").iterdir():
+        os.utime(script)
+
+
+def reorder(sweep: Sweep) -> None:
+    def backwards(value: Any) -> Any:
+        return {key: backwards(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+    sweep.config = backwards(sweep.config)
+    sweep.config["variables"] = {key: values[::-1] for key, values in sweep.config["variables"].items()}
+    sweep.write()
+    text = (sweep.directory / "sweep.yaml").read_text()
+    (sweep.directory / "sweep.yaml").write_text(f"# a comment\n{text}\n# and another\n")
+
+
+def vary(**variables: list[Any]) -> Callable[[Sweep], None]:
+    return edit(variables={**MODES["variables"], **variables})
+
+
+CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
+    "nothing": (lambda sweep: None, {}),
+    "everything touched": (touch, {}),
+    "inputs touched": (touch_inputs_before_outputs, {}),
+    "the file reordered and commented": (reorder, {}),
+    "a value added": (
+        vary(lora_rank=[4, 8]),
+        ALL_OF_EVERY_POINT,  # of the three new points
+    ),
+    "a variable of one value added": (vary(lora_rank=[8]), {"collect": 1}),
+    "evaluation edited": (edit(evaluation={"max_tokens": 7}), ALL_EVALUATIONS),
+    "a task's arguments edited": (
+        edit(evaluation={"tasks": [{"task": "tasks.py@letters", "args": {"size": 3}}]}),
+        ALL_EVALUATIONS,
+    ),
+    "the task file edited": (append("tasks.py", "\n# another scorer\n"), ALL_EVALUATIONS),
+    "lr edited": (edit(controls={"lr": 5e-3}), ALL_OF_EVERY_POINT),
+    "training data edited": (append("train.jsonl", '{"input": "after z", "output": "a"}\n'), ALL_OF_EVERY_POINT),
+    "the question edited": (edit(experiment={"question": "why?"}), {}),
+    "a log deleted (B1)": (
+        delete(f"{POINTS['B1']}/eval/letters.eval"),
+        {"merge": 1, "evaluate": 1, "cleanup": 1, "collect": 1},
+    ),
+    "a log deleted (B2)": (
+        delete(f"{POINTS['B2']}/eval/letters.eval"),
+        {"evaluate": 1, "cleanup": 1, "collect": 1},
+    ),
+    "an adapter deleted": (
+        delete(f"{POINTS['B2']}/adapter"),
+        {"train": 1, "evaluate": 1, "cleanup": 1, "collect": 1},
+    ),
+    "a full model deleted": (
+        delete(f"{POINTS['A']}/hf_model"),
+        {"export": 1, "evaluate": 1, "cleanup": 1, "collect": 1},
+    ),
+    "a manifest deleted": (delete(f"{POINTS['A']}/manifest.json"), {"cleanup": 1, "collect": 1}),
+    "the table deleted": (delete("results.csv"), {"collect": 1}),
+    "a point left out": (
+        edit(exclude=[*MODES["exclude"], {"model_format": "adapter", "merge_adapters": False}]),
+        {"collect": 1},
+    ),
+    "evaluation turned off": (edit(evaluation={"enabled": False}), {"cleanup": 3, "collect": 1}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_reruns_what_depends_on_it_and_only_that(sweep: Sweep, change: str) -> None:
+    make_change, expected = CHANGES[change]
+    make_change(sweep)
+    assert sweep.plan() == expected
+
+
+def test_a_new_base_model_reruns_everything(sweep: Sweep, make_model: Callable[..., Path]) -> None:
+    shutil.rmtree(sweep.directory / "model")
+    shutil.copytree(make_model("--family", "llama3", "--seed", "1"), sweep.directory / "model")
+    assert sweep.plan() == {**ALL_OF_EVERY_POINT, "evaluate": 4, "cleanup": 4}
+
+
+def test_a_finished_sweep_has_nothing_to_do_on_slurm(sweep: Sweep) -> None:
+    assert sweep.plan("--workflow-profile", str(ROOT / "profiles/slurm")) == {}
+
+
+def test_a_changed_mode_makes_the_models_it_needs_and_trains_nothing(sweep: Sweep) -> None:
+    sweep.edit(variables={"model_format": ["hf"], "merge_adapters": [True, False]}, runs=[])
+    sweep.edit(exclude=[{"merge_adapters": False}])
+    assert "train" not in sweep.plan()
+
+
+def test_added_points_and_variables_rename_no_old_point(sweep: Sweep) -> None:
+    old = {path.name for path in sweep.results.iterdir()}
+    vary(lora_rank=[8])(sweep)
+    sweep.run()
+    assert {path.name for path in sweep.results.iterdir()} == old
+    assert sweep.plan() == {}
+
+
+@pytest.fixture(scope="module")
+def failed(make: Callable[..., Sweep]) -> Sweep:
+    """A sweep in which one point fails in training, one in evaluation, and one ends well."""
+    sweep = make("failing", variables={"lora_rank": [2, 4]}, runs=[{"name": "diverges", "lr": 1e30}])
+    sweep.environment["FAIL_EVALUATION_OF"] = "lora_rank=4"
+    done = sweep.snakemake()
+    assert done.returncode == 1
+    sweep.environment.clear()
+    return sweep
+
+
+class TestFailures:
+    def test_other_points_are_finished(self, failed: Sweep) -> None:
+        assert (failed.results / "lora_rank=2/manifest.json").is_file()
+        assert (failed.results / "baseline/manifest.json").is_file()
+
+    def test_the_logs_say_what_happened(self, failed: Sweep) -> None:
+        assert "the training diverged" in (failed.results / "logs/train/diverges.log").read_text()
+        assert "told to fail" in (failed.results / "logs/evaluate/lora_rank=4.log").read_text()
+
+    def test_nothing_half_made_is_kept(self, failed: Sweep) -> None:
+        assert not (failed.results / "diverges/adapter").exists()
+        assert not list((failed.results / "lora_rank=4").glob("eval/*"))
+        assert not (failed.results / "lora_rank=4/manifest.json").exists()
+
+    def test_each_failed_point_goes_on_from_where_it_failed(self, failed: Sweep) -> None:
+        plan = failed.plan()
+        plan.pop("merge")  # of both; whether lora_rank=4 still has its merged model is the storage tests' to say
+        assert plan == {"train": 1, "evaluate": 2, "cleanup": 2, "collect": 1}
+
+    def test_what_was_mended_is_run_and_the_rest_is_not(self, failed: Sweep, tmp_path: Path) -> None:
+        sweep = failed.copy(tmp_path)
+        sweep.edit(runs=[])
+        before = (sweep.results / "lora_rank=2/manifest.json").stat().st_mtime_ns
+        sweep.run()
+        assert json.loads((sweep.results / "lora_rank=4/manifest.json").read_text())["mode"] == "B1"
+        assert (sweep.results / "lora_rank=2/manifest.json").stat().st_mtime_ns == before
+        assert not list(sweep.results.glob("*/merged"))
+        assert sweep.plan() == {}

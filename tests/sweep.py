@@ -1,0 +1,146 @@
+"""A working directory with an experiment in it, and Snakemake called on it as a person would."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RUN = ROOT / "scripts/run"
+
+TASKS = '''
+import os
+import sys
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import match
+from inspect_ai.solver import generate
+
+
+@task
+def letters(size: int = 6) -> Task:
+    """The letter that follows."""
+    failing = os.environ.get("FAIL_EVALUATION_OF")
+    if failing and any(argument.endswith(failing) for argument in sys.argv):
+        raise RuntimeError("this evaluation was told to fail")
+    samples = [Sample(input=f"after {a}", target=b) for a, b in zip("abcdefghijkl", "bcdefghijklm")]
+    return Task(dataset=samples[:size], solver=generate(), scorer=match())
+'''
+
+
+MODES = {
+    "variables": {"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
+    "exclude": [{"model_format": "hf", "merge_adapters": False}],
+}
+
+POINTS = {
+    "A": "merge_adapters=true,model_format=hf",
+    "B1": "merge_adapters=true,model_format=adapter",
+    "B2": "merge_adapters=false,model_format=adapter",
+}
+
+
+@dataclass
+class Sweep:
+    """An experiment, and what Snakemake makes of it."""
+
+    directory: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def results(self) -> Path:
+        return self.directory / "results" / self.config["experiment"]["name"]
+
+    def write(self) -> None:
+        (self.directory / "sweep.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+
+    def edit(self, **sections: Any) -> None:
+        """Change sections of the experiment file; a mapping lies over the section that is there."""
+        for name, section in sections.items():
+            merged = isinstance(section, dict) and isinstance(self.config.get(name), dict) and name != "variables"
+            self.config[name] = {**self.config[name], **section} if merged else section
+        self.write()
+
+    def copy(self, directory: Path) -> "Sweep":
+        """The same, results and Snakemake's records included, with the same times, to be changed freely.
+
+        To Snakemake it is the same only in a directory of the same depth: paths of scripts are relative.
+        """
+        shutil.copytree(self.directory, directory, symlinks=True, dirs_exist_ok=True)
+        return Sweep(directory, json.loads(json.dumps(self.config)), dict(self.environment))
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", self.directory]
+        return [*map(str, command), "--configfile", str(self.directory / "sweep.yaml"), *map(str, arguments)]
+
+    def snakemake(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(
+            self.command("--cores", "2", *arguments),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+            env=environment,
+        )
+
+    def run(self, *arguments: str | Path) -> str:
+        done = self.snakemake(*arguments)
+        logs = "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in self.results.glob("logs/*/*.log"))
+        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\n{logs}"
+        return done.stdout + done.stderr
+
+    def plan(self, *arguments: str | Path) -> dict[str, int]:
+        """The number of jobs that a dry run says would run, by rule."""
+        said = self.run("--dry-run", *arguments)
+        if "Nothing to be done" in said:
+            return {}
+        stats = said.split("Job stats:")[1].split("total")[0]
+        counts = dict(re.findall(r"^(\w+) +(\d+)$", stats, flags=re.MULTILINE))
+        return {rule: int(count) for rule, count in counts.items() if rule != "all"}
+
+
+def make_sweep(directory: Path, model: Path, name: str, **sections: Any) -> Sweep:
+    """Make a working directory with data, a task and an experiment on a model, and no results yet."""
+    shutil.copytree(model, directory / "model")
+    samples = [{"input": f"after {a}", "output": b} for a, b in pairwise(ascii_lowercase)]
+    (directory / "train.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    (directory / "tasks.py").write_text(TASKS)
+    sweep = Sweep(
+        directory,
+        {
+            "experiment": {"name": name},
+            "controls": {
+                "epochs": 40,
+                "batch_size": 5,
+                "lr": 4e-3,
+                "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
+                "apply_lora_to_mlp": True,
+            },
+            "model": {"path": "model", "dtype": "fp32", "device": "cpu"},
+            "data": {"train": "train.jsonl"},
+            "evaluation": {"max_tokens": 8, "tasks": ["tasks.py@letters"]},
+            **sections,
+        },
+    )
+    sweep.write()
+    return sweep
+
+
+def run_stage(stage: str, script: str, *arguments: str | Path, cwd: Path = ROOT) -> str:
+    """Run a script of the tests in the environment of a stage."""
+    command = [RUN, stage, ROOT / "tests" / script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout

@@ -1,0 +1,98 @@
+"""Checkpoint directories: what their headers say, and what is said of broken ones."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lorasweep.checkpoint import read_checkpoint
+from lorasweep.errors import InputError
+from plain_checkpoint import LLAMA, write_checkpoint
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model", shards=2)
+
+
+def test_parameters_dtype_and_ties_are_read_from_the_headers(tmp_path: Path) -> None:
+    untied = read_checkpoint(write_checkpoint(tmp_path / "untied"))
+    tied = read_checkpoint(write_checkpoint(tmp_path / "tied", tie_word_embeddings=True))
+    assert untied.num_parameters - tied.num_parameters == LLAMA["vocab_size"] * LLAMA["hidden_size"]
+    assert (untied.dtype, untied.tied, tied.tied) == ("fp32", False, True)
+
+
+def test_shards_and_a_single_file_hold_the_same(tmp_path: Path, whole: Path) -> None:
+    single = read_checkpoint(write_checkpoint(tmp_path / "single"))
+    sharded = read_checkpoint(whole)
+    assert len(sharded.shards) == 2
+    assert sharded.tensors.keys() == single.tensors.keys()
+    assert sharded.fingerprint == single.fingerprint
+
+
+def test_a_copy_has_the_same_fingerprint_and_other_weights_another(tmp_path: Path, whole: Path) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    shutil.copytree(whole, tmp_path / "other")
+    first = next((tmp_path / "other").glob("*.safetensors"))
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    assert read_checkpoint(tmp_path / "copy").fingerprint == read_checkpoint(whole).fingerprint
+    assert read_checkpoint(tmp_path / "other").fingerprint != read_checkpoint(whole).fingerprint
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such directory: '.*none'; accepted: a local Hugging Face checkpoint"):
+        read_checkpoint(tmp_path / "none")
+
+
+def remove(name: str, model: Path) -> None:
+    (model / name).unlink()
+
+
+def truncate(name: str, model: Path) -> None:
+    content = (model / name).read_bytes()
+    (model / name).write_bytes(content[:-40])
+
+
+def scribble(name: str, model: Path) -> None:
+    (model / name).write_text("<html>not found</html>")
+
+
+def keep_bin_only(name: str, model: Path) -> None:
+    for file in model.glob("*.safetensors*"):
+        file.unlink()
+    (model / name).write_bytes(b"")
+
+
+def empty_index(name: str, model: Path) -> None:
+    (model / name).write_text(json.dumps({"weight_map": {}}))
+
+
+BROKEN = [
+    (remove, "config.json", "has no config.json"),
+    (remove, "tokenizer.json", "has no tokenizer"),
+    (remove, "model-00001.safetensors", "lacks model-00001.safetensors"),
+    (truncate, "model-00000.safetensors", "is cut short"),
+    (scribble, "model-00000.safetensors", "is no safetensors file"),
+    (scribble, "config.json", "is not JSON"),
+    (scribble, "model.safetensors.index.json", "is not JSON"),
+    (empty_index, "model.safetensors.index.json", "lacks every shard"),
+    (keep_bin_only, "pytorch_model.bin", "accepted: safetensors. Convert them"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "name", "said"), BROKEN, ids=[f"{s.__name__}-{n}" for s, n, _ in BROKEN])
+def test_a_broken_checkpoint_is_refused_by_what_is_wrong_with_it(whole: Path, spoil, name: str, said: str) -> None:
+    spoil(name, whole)
+    with pytest.raises(InputError, match=said) as error:
+        read_checkpoint(whole)
+    assert str(whole) in str(error.value)
+
+
+def test_a_directory_without_weights_is_refused(whole: Path) -> None:
+    for file in whole.glob("*.safetensors*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"has no weights; accepted: model\.safetensors"):
+        read_checkpoint(whole)

@@ -1,0 +1,134 @@
+"""What cannot be right stops the run before a job starts, and leaves nothing behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sweep import Sweep
+
+SPOILT_SHELL = ["a/b", "..", "a b", "a'b", 'a"b', "a;touch x", "$(touch x)", "{point}", "a\nb"]
+
+
+def edit(**sections: Any) -> Callable[[Sweep], None]:
+    return lambda sweep: sweep.edit(**sections)
+
+
+def remove(name: str) -> Callable[[Sweep], None]:
+    return lambda sweep: (sweep.directory / name).unlink()
+
+
+def write(name: str, text: str) -> Callable[[Sweep], None]:
+    def change(sweep: Sweep) -> None:
+        (sweep.directory / name).write_text(text)
+
+    return change
+
+
+def without_chat_template(sweep: Sweep) -> None:
+    sweep.edit(data={"format": "chat"})
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (sweep.directory / "train.jsonl").write_text(json.dumps(chat))
+    (sweep.directory / "model/tokenizer_config.json").write_text("{}")
+
+
+def adapter_only(said: bool) -> dict[str, Any]:
+    return {"_override": {"checkpointer": {"save_adapter_weights_only": said}}}
+
+
+BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
+    "an unknown key": (edit(evalution={}), ["sweep.yaml", "'evalution'", "did you mean 'evaluation'"]),
+    "an unknown control": (edit(controls={"lora_rnk": 4}), ["controls.lora_rnk", "did you mean 'lora_rank'"]),
+    "no truth value": (
+        edit(evaluation={"merge_adapters": "yes please"}),
+        ["evaluation.merge_adapters", "'yes please'", "boolean"],
+    ),
+    "rank 0": (edit(controls={"lora_rank": 0}), ["controls.lora_rank", "0", "greater than or equal to 1"]),
+    "a rank as text": (edit(variables={"lora_rank": ["8"]}), ["variables.lora_rank.0", "'8'", "integer"]),
+    "an empty variable": (edit(variables={"lora_rank": []}), ["variables.lora_rank", "at least 1 item"]),
+    "a value twice": (edit(variables={"lora_rank": [4, 4]}), ["variables.lora_rank", "4", "listed twice"]),
+    "a point twice": (edit(runs=[{"name": "again", "lora_rank": 4}]), ["'lora_rank=4'", "'again'", "the same"]),
+    "no such model": (edit(model={"path": "none"}), ["model.path", "'none'", "a local Hugging Face checkpoint"]),
+    "no weights": (remove("model/model.safetensors.index.json"), ["model.path", "has no weights"]),
+    "a shard missing": (remove("model/model-00001.safetensors"), ["model.path", "lacks model-00001.safetensors"]),
+    "an unknown model": (
+        write("model/config.json", json.dumps({"model_type": "mamba"})),
+        ["model_type 'mamba'", "Llama 2, 3, 3.1 and 3.2"],
+    ),
+    "no chat template": (without_chat_template, ["model.path", "no chat template", "data.format: instruct"]),
+    "hf and adapters alone": (
+        edit(controls=adapter_only(True), evaluation={"model_format": "hf"}),
+        ["model_format", "'hf'", "save_adapter_weights_only: True"],
+    ),
+    "adapter and full models": (
+        edit(controls=adapter_only(False)),
+        ["model_format", "'adapter'", "save_adapter_weights_only: False"],
+    ),
+    "no data": (remove("train.jsonl"), ["data.train", "no such file: train.jsonl"]),
+    "empty data": (write("train.jsonl", ""), ["data.train", "holds no sample"]),
+    "data that is no JSON": (
+        write("train.jsonl", '{"input": "a", "output": "b"}\noops\n'),
+        ["train.jsonl:2", "not JSON"],
+    ),
+    "data without a column": (
+        write("train.jsonl", '{"input": "a", "output": "b"}\n{"input": "a"}\n'),
+        ["train.jsonl:2", "no column 'output'"],
+    ),
+    "no such task file": (edit(evaluation={"tasks": ["none.py@x"]}), ["evaluation.tasks.0", "no such file: none.py"]),
+    "no such task": (edit(evaluation={"tasks": ["tasks.py@leters"]}), ["tasks.py", "did you mean 'letters'"]),
+    "no such registered task": (
+        edit(evaluation={"tasks": ["no_such_package/task"]}),
+        ["evaluation.tasks", "no_such_package/task", "registers"],
+    ),
+    "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
+    **{
+        f"a run called {name!r}": (edit(runs=[{"name": name, "lora_rank": 2}]), ["runs.0.name", "letters, digits"])
+        for name in SPOILT_SHELL
+    },
+}
+
+
+@pytest.mark.parametrize("problem", BAD)
+def test_bad_input_costs_no_job_and_leaves_nothing(make: Callable[..., Sweep], problem: str) -> None:
+    spoil, said = BAD[problem]
+    sweep = make()
+    spoil(sweep)
+    before = {path for path in sweep.directory.rglob("*") if ".snakemake" not in path.parts}
+    done = sweep.snakemake()
+    text = done.stdout + done.stderr
+    assert done.returncode == 1
+    for part in said:
+        assert part in text
+    assert "Traceback" not in text
+    assert {path for path in sweep.directory.rglob("*") if ".snakemake" not in path.parts} == before
+
+
+def test_a_number_that_yaml_takes_for_text_is_a_number(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    text = (sweep.directory / "sweep.yaml").read_text()
+    (sweep.directory / "sweep.yaml").write_text(text.replace("lr: 0.01", "lr: 1e-3"))
+    sweep.run("configure_all")
+    assert "lr: 0.001\n" in (sweep.results / "lora_rank=4/recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "value", ["a;touch pwned", "$(touch pwned)", "`touch pwned`", "a'b", 'a"b', "{point}", "a\nb", "a b"]
+)
+def test_free_text_in_the_file_reaches_no_shell(make: Callable[..., Sweep], value: str) -> None:
+    sweep = make(data={"train": "train.jsonl", "system_prompt": value}, controls={"_override": {"note": value}})
+    sweep.run("configure_all")
+    recipe = (sweep.results / "lora_rank=4/recipe.yaml").read_text()
+    assert yaml.safe_load(recipe)["note"] == value
+    assert yaml.safe_load(recipe)["dataset"]["new_system_prompt"] == value
+    assert not list(sweep.directory.rglob("pwned"))
+
+
+def test_a_missing_model_stops_a_run_and_not_a_dry_run(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    sweep.edit(model={"path": "none"})
+    assert sweep.plan()["train"] == 2
+    assert "no such directory: 'none'" in sweep.run("--dry-run")
+    assert Path(sweep.directory / "results").exists() is False

@@ -1,0 +1,73 @@
+"""What a dry run says of sweeps that did not run yet: the jobs of each mode, and what the command line changes."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sweep import ROOT, Sweep
+
+PLANS = [
+    ({"model_format": "hf"}, {"export": 2}),
+    ({"model_format": "adapter", "merge_adapters": True}, {"merge": 2}),
+    ({"model_format": "adapter", "merge_adapters": False}, {}),
+]
+
+
+@pytest.mark.parametrize(("mode", "jobs"), PLANS, ids=["A", "B1", "B2"])
+def test_each_mode_has_its_jobs(make: Callable[..., Sweep], mode: dict[str, object], jobs: dict[str, int]) -> None:
+    sweep = make()
+    sweep.edit(evaluation=mode)
+    shared = {"configure": 2, "train": 2, "evaluate": 3, "cleanup": 3, "collect": 1}
+    assert sweep.plan() == shared | jobs
+
+
+def test_without_evaluation_points_are_trained_and_kept_only(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    sweep.edit(evaluation={"enabled": False})
+    assert sweep.plan() == {"configure": 2, "train": 2, "cleanup": 2, "collect": 1}
+
+
+def test_without_baseline_the_base_model_is_not_evaluated(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    sweep.edit(evaluation={"baseline": False})
+    assert sweep.plan()["evaluate"] == 2
+
+
+def test_all_points_can_be_configured_alone(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    sweep.run("configure_all")
+    assert sorted(file.parent.name for file in sweep.results.glob("*/recipe.yaml")) == ["lora_rank=4", "lora_rank=8"]
+    assert "configure" not in sweep.plan()
+
+
+def test_a_configfile_replaces_the_default_experiment(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    default = yaml.safe_load((ROOT / "config/experiment.yaml").read_text())
+    said = sweep.run("--dry-run")
+    assert default["experiment"]["name"] not in said
+    assert "lora_rank=64" not in said
+
+
+def test_single_keys_can_be_changed_on_the_command_line(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    assert "evaluate" not in sweep.plan("--config", "evaluation={enabled: false}")
+    assert sweep.plan("--config", "variables={lora_rank: [2, 4, 8]}")["train"] == 3
+
+
+@pytest.mark.parametrize("arguments", [[], ["--profile", "slurm"]], ids=["as it is", "slurm"])
+def test_a_fresh_clone_plans_its_default_experiment(tmp_path: Path, arguments: list[str]) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    command = [sys.executable, "-m", "snakemake", "--dry-run", *arguments]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^train +4$", done.stdout, flags=re.MULTILINE)
+    shutil.rmtree(clone / ".snakemake", ignore_errors=True)
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
+    assert status.stdout == ""
