@@ -16,21 +16,26 @@ PYTEST := -m pytest -q -p no:cacheprovider
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAGES:%=$(VENV)/%/installed)  ## make the environments of the driver, of training and of evaluation
+install: $(STAGES:%=$(VENV)/%/package)  ## make the environments of the driver, of training and of evaluation
 
 # An environment is made anew of its pins; the mark is written last, so an interrupted install is repeated.
-$(VENV)/%/installed: envs/%.txt pyproject.toml
+$(VENV)/%/installed: envs/%.txt
 	@scripts/make_venv.sh $(PYTHON) $(VENV)/$* envs/$*.txt
+
+# The package itself, so that the commands which Snakemake prints can be pasted, and Inspect finds its entry points.
+$(VENV)/%/package: pyproject.toml $(VENV)/%/installed
+	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
 
 install-test: $(VENV)/driver/installed-test $(VENV)/train/installed-test $(VENV)/eval/installed-test
 
-$(VENV)/driver/installed-test: envs/test.txt $(VENV)/driver/installed
+$(VENV)/driver/installed-test: envs/test.txt $(VENV)/driver/package
 	@echo "Installing what tests and linters need ..."
 	@$(VENV)/driver/bin/python -m pip install --quiet --disable-pip-version-check -r envs/test.txt
 	@touch $@
 
 # Tests of a stage run in its environment, which lacks nothing but pytest.
-$(VENV)/%/installed-test: envs/test.txt $(VENV)/%/installed
+$(VENV)/%/installed-test: envs/test.txt $(VENV)/%/package
 	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^pytest==' envs/test.txt)
 	@touch $@
 

@@ -22,8 +22,5 @@ fi
 echo "Installing $requirements into $directory ..."
 rm -rf "$directory"
 "$python" -m venv "$directory"
-pip=("$directory/bin/python" -m pip install --quiet --disable-pip-version-check)
-"${pip[@]}" -r "$requirements"
-# The package itself, so that the commands which Snakemake prints can be pasted, and Inspect finds its entry points.
-"${pip[@]}" --no-deps --editable .
+"$directory/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
 touch "$directory/installed"
