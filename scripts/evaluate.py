@@ -1,12 +1,15 @@
 """Evaluate one point with Inspect, on every task of the experiment."""
 
 import argparse
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from lorasweep.errors import InputError
 from lorasweep.evaluation import EvaluationSpec
 from lorasweep.evaluator import EvaluationError, evaluate
+from lorasweep.merge import merge
 
 
 def main() -> None:
@@ -14,11 +17,25 @@ def main() -> None:
     parser.add_argument("--spec", type=EvaluationSpec.model_validate_json, required=True, help="EvaluationSpec as JSON")
     parser.add_argument("--point", type=Path, required=True, help="the point's folder of results")
     parser.add_argument("--probes", type=Path, required=True, help="folder that keeps the base model's probe logits")
+    parser.add_argument("--merge-in", type=Path, help="folder to make the merged model in, which goes when this ends")
     arguments = parser.parse_args()
+    # A cancelled job takes its merged model with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        evaluate(arguments.spec, arguments.point, arguments.probes)
-    except (InputError, EvaluationError) as error:
+        if arguments.merge_in:
+            evaluate_merged(arguments.spec, arguments.point, arguments.probes, arguments.merge_in)
+        else:
+            evaluate(arguments.spec, arguments.point, arguments.probes)
+    except (InputError, EvaluationError, OSError) as error:
         sys.exit(f"evaluate: {error}")
+
+
+def evaluate_merged(spec: EvaluationSpec, point: Path, probes: Path, merge_in: Path) -> None:
+    merge_in.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="lorasweep-", dir=merge_in) as folder:
+        merged = Path(folder, "model")
+        merge(Path(spec.base_model), point / "adapter", merged, spec.dtype)
+        evaluate(spec, point, probes, merged)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ ALL_OF_EVERY_POINT = {
     "configure": 3,
     "train": 3,
     "merge": 1,
-    "export": 1,
-    "evaluate": 3,
+    "evaluate": 2,
+    "evaluate_merged": 1,
     "cleanup": 3,
     "collect": 1,
 }
-ALL_EVALUATIONS = {"merge": 1, "evaluate": 4, "cleanup": 4, "collect": 1}
+ALL_EVALUATIONS = {"evaluate": 3, "evaluate_merged": 1, "cleanup": 4, "collect": 1}
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     "the question edited": (edit(experiment={"question": "why?"}), {}),
     "a log deleted (B1)": (
         delete(f"{POINTS['B1']}/eval/letters.eval"),
-        {"merge": 1, "evaluate": 1, "cleanup": 1, "collect": 1},
+        {"evaluate_merged": 1, "cleanup": 1, "collect": 1},
     ),
     "a log deleted (B2)": (
         delete(f"{POINTS['B2']}/eval/letters.eval"),
@@ -113,7 +113,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     ),
     "a full model deleted": (
         delete(f"{POINTS['A']}/hf_model"),
-        {"export": 1, "evaluate": 1, "cleanup": 1, "collect": 1},
+        {"merge": 1, "evaluate": 1, "cleanup": 1, "collect": 1},
     ),
     "a manifest deleted": (delete(f"{POINTS['A']}/manifest.json"), {"cleanup": 1, "collect": 1}),
     "the table deleted": (delete("results.csv"), {"collect": 1}),
@@ -135,7 +135,7 @@ def test_a_change_reruns_what_depends_on_it_and_only_that(sweep: Sweep, change: 
 def test_a_new_base_model_reruns_everything(sweep: Sweep, make_model: Callable[..., Path]) -> None:
     shutil.rmtree(sweep.directory / "model")
     shutil.copytree(make_model("--family", "llama3", "--seed", "1"), sweep.directory / "model")
-    assert sweep.plan() == {**ALL_OF_EVERY_POINT, "evaluate": 4, "cleanup": 4}
+    assert sweep.plan() == {**ALL_OF_EVERY_POINT, "evaluate": 3, "cleanup": 4}
 
 
 def test_a_finished_sweep_has_nothing_to_do_on_slurm(sweep: Sweep) -> None:
@@ -174,17 +174,16 @@ class TestFailures:
 
     def test_the_logs_say_what_happened(self, failed: Sweep) -> None:
         assert "the training diverged" in (failed.results / "logs/train/diverges.log").read_text()
-        assert "told to fail" in (failed.results / "logs/evaluate/lora_rank=4.log").read_text()
+        assert "told to fail" in (failed.results / "logs/evaluate_merged/lora_rank=4.log").read_text()
 
     def test_nothing_half_made_is_kept(self, failed: Sweep) -> None:
         assert not (failed.results / "diverges/adapter").exists()
         assert not list((failed.results / "lora_rank=4").glob("eval/*"))
+        assert not list((failed.results / "lora_rank=4").glob("merged*"))
         assert not (failed.results / "lora_rank=4/manifest.json").exists()
 
     def test_each_failed_point_goes_on_from_where_it_failed(self, failed: Sweep) -> None:
-        plan = failed.plan()
-        plan.pop("merge")  # of both; whether lora_rank=4 still has its merged model is the storage tests' to say
-        assert plan == {"train": 1, "evaluate": 2, "cleanup": 2, "collect": 1}
+        assert failed.plan() == {"train": 1, "evaluate_merged": 2, "cleanup": 2, "collect": 1}
 
     def test_what_was_mended_is_run_and_the_rest_is_not(self, failed: Sweep, tmp_path: Path) -> None:
         sweep = failed.copy(tmp_path)

@@ -197,7 +197,7 @@ def test_a_model_that_was_made_of_another_adapter_is_not_evaluated(base: Path, p
     merge(base, point / "adapter", point / "merged", "fp32")
     spoil(point / "adapter", lambda tensors: {name: t * 2 for name, t in tensors.items()})
     with pytest.raises(AdapterError, match="made of another adapter"):
-        evaluate(spec(base, point, "B1"), point, point / "probes")
+        evaluate(spec(base, point, "B1"), point, point / "probes", point / "merged")
 
 
 def test_a_merged_model_without_the_update_is_not_evaluated(base: Path, point: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_merged_model_without_the_update_is_not_evaluated(base: Path, point: P
     model.save_pretrained(point / "merged")
     (point / "merged/lorasweep.json").write_text(record)
     with pytest.raises(AdapterError, match="no effect"):
-        evaluate(spec(base, point, "B1"), point, point / "probes")
+        evaluate(spec(base, point, "B1"), point, point / "probes", point / "merged")
 
 
 def test_a_failing_task_leaves_no_metrics_and_says_why(base: Path, point: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_failing_task_leaves_no_metrics_and_says_why(base: Path, point: Path) 
 @pytest.mark.parametrize("mode", ["B1", "B2"])
 def test_an_evaluation_carries_its_proof(base: Path, point: Path, mode: str) -> None:
     merge(base, point / "adapter", point / "merged", "fp32")
-    evaluate(spec(base, point, mode), point, point / "probes")
+    evaluate(spec(base, point, mode), point, point / "probes", point / "merged")
     proof = json.loads((point / "eval/metrics.json").read_text())["proof"]
     assert proof["adapter_tensors"] == 2 * 3 * read_checkpoint(base).config["num_hidden_layers"]
     assert proof["probe_distance"] > 1

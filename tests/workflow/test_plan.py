@@ -13,9 +13,9 @@ import yaml
 from sweep import ROOT, Sweep
 
 PLANS = [
-    ({"model_format": "hf"}, {"export": 2}),
-    ({"model_format": "adapter", "merge_adapters": True}, {"merge": 2}),
-    ({"model_format": "adapter", "merge_adapters": False}, {}),
+    ({"model_format": "hf"}, {"merge": 2, "evaluate": 3}),
+    ({"model_format": "adapter", "merge_adapters": True}, {"evaluate_merged": 2, "evaluate": 1}),
+    ({"model_format": "adapter", "merge_adapters": False}, {"evaluate": 3}),
 ]
 
 
@@ -23,7 +23,7 @@ PLANS = [
 def test_each_mode_has_its_jobs(make: Callable[..., Sweep], mode: dict[str, object], jobs: dict[str, int]) -> None:
     sweep = make()
     sweep.edit(evaluation=mode)
-    shared = {"configure": 2, "train": 2, "evaluate": 3, "cleanup": 3, "collect": 1}
+    shared = {"configure": 2, "train": 2, "cleanup": 3, "collect": 1}
     assert sweep.plan() == shared | jobs
 
 
@@ -36,7 +36,7 @@ def test_without_evaluation_points_are_trained_and_kept_only(make: Callable[...,
 def test_without_baseline_the_base_model_is_not_evaluated(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"baseline": False})
-    assert sweep.plan()["evaluate"] == 2
+    assert "evaluate" not in sweep.plan()
 
 
 def test_all_points_can_be_configured_alone(make: Callable[..., Sweep]) -> None:
@@ -56,7 +56,7 @@ def test_a_configfile_replaces_the_default_experiment(make: Callable[..., Sweep]
 
 def test_single_keys_can_be_changed_on_the_command_line(make: Callable[..., Sweep]) -> None:
     sweep = make()
-    assert "evaluate" not in sweep.plan("--config", "evaluation={enabled: false}")
+    assert "evaluate_merged" not in sweep.plan("--config", "evaluation={enabled: false}")
     assert sweep.plan("--config", "variables={lora_rank: [2, 4, 8]}")["train"] == 3
 
 

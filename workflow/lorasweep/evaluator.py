@@ -14,11 +14,12 @@ from lorasweep.probe import base_logits, probe_logits
 from lorasweep.versions import get_versions
 
 
-def evaluate(spec: EvaluationSpec, point: Path, probes: Path) -> None:
+def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | None = None) -> None:
     """Evaluate one point: write `eval/<task>.eval` for each task, and `eval/metrics.json`.
 
-    `point` is the point's folder, with its adapter and the model that its mode makes; `probes` keeps the base model's
-    logits between evaluations. Unfinished logs stay in `state/eval/`, to be looked at.
+    `point` is the point's folder, with its adapter and, in mode A, its full model; `merged` is the model that was made
+    for this evaluation, in mode B1. `probes` keeps the base model's logits between evaluations. Unfinished logs stay
+    in `state/eval/`, to be looked at.
 
     Raises:
         AdapterError: the adapter is not in the evaluated model.
@@ -30,7 +31,7 @@ def evaluate(spec: EvaluationSpec, point: Path, probes: Path) -> None:
     os.environ["INSPECT_TRACE_FILE"] = str(state.resolve() / "trace.log")
     os.environ["XDG_DATA_HOME"] = str(state.resolve() / "data")
 
-    model, proof = _load_model(spec, point, probes)
+    model, proof = _load_model(spec, point, probes, merged or point / "hf_model")
     results = point / "eval"
     results.mkdir(exist_ok=True)
     metrics: dict[str, Any] = {"mode": spec.mode, "proof": proof, "versions": _get_versions(), "tasks": {}}
@@ -48,8 +49,8 @@ class EvaluationError(RuntimeError):
     """A task ended in an error, or without all of its samples."""
 
 
-def _load_model(spec: EvaluationSpec, point: Path, probes: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the Inspect model, and the proof that the point's adapter is in it."""
+def _load_model(spec: EvaluationSpec, point: Path, probes: Path, full: Path) -> tuple[Any, dict[str, Any]]:
+    """Return the Inspect model, and the proof that the point's adapter is in it; `full` is the model of A or B1."""
     base = read_checkpoint(Path(spec.base_model))
     proof: dict[str, Any] = {"base_model": spec.base_model, "base_model_fingerprint": base.fingerprint}
     if spec.mode == "base":
@@ -62,13 +63,12 @@ def _load_model(spec: EvaluationSpec, point: Path, probes: Path) -> tuple[Any, d
         model.api.model.load_adapter(str(adapter.path))
         proof["adapter_tensors"] = check_injected(adapter, model.api.model.state_dict())
     else:
-        folder = point / ("hf_model" if spec.mode == "A" else "merged")
-        record = json.loads((folder / RECORD).read_text())
+        record = json.loads((full / RECORD).read_text())
         if record["adapter_sha256"] != adapter.sha256:
-            raise AdapterError(f"{folder}: was made of another adapter than the one in {adapter.path}")
+            raise AdapterError(f"{full}: was made of another adapter than the one in {adapter.path}")
         proof["adapter_tensors"] = record["adapter_tensors"]
         before = base_logits(base, spec.dtype, spec.device, probes)
-        model = _make_model(spec, point.name, folder, base.has_chat_template)
+        model = _make_model(spec, point.name, full, base.has_chat_template)
     proof["probe_distance"] = float((probe_logits(model.api.model) - before).abs().max())
     if proof["probe_distance"] == 0:
         raise AdapterError(f"{adapter.path}: the model answers the probe as its base does: the adapter has no effect")

@@ -159,6 +159,10 @@ class Evaluation(Section):
     """`hf`: the full model is kept (mode A); `adapter`: only the adapter (mode B). Can be a variable."""
     merge_adapters: bool = True
     """With `adapter`: evaluate a temporary merged model (B1), or both in memory (B2, `false`). A variable too."""
+    max_merged_models: PositiveInt | None = None
+    """Most merged models (B1) that exist at any moment; `null`: as many as evaluate at once."""
+    merged_models_in: Literal["results", "tmpdir"] = "results"
+    """Where they are made: as a temporary output, or in the temporary folder (`TMPDIR`) of the node that evaluates."""
     base_model: Text | None = None
     """The checkpoint directory that adapters are evaluated on; `null`: `model.path`. Must hold the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []

@@ -12,7 +12,7 @@ from lorasweep.errors import InputError
 from lorasweep.layout import ADAPTER_WEIGHTS, MANIFEST, RECORD, STATE
 from lorasweep.versions import get_git_revision
 
-_STAGES = ("train", "merge", "export", "evaluate")
+_STAGES = ("train", "merge", "evaluate", "evaluate_merged")
 
 
 def clean_up(point: Path, settings: dict[str, Any], benchmarks: Path, workflow: Path) -> None:

@@ -5,6 +5,7 @@ In: `config`, as Snakemake read it. Out: EXPERIMENT, POINTS, TASKS, and the func
 
 import json
 import os
+import re
 import shlex
 import sys
 from functools import lru_cache
@@ -16,7 +17,9 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
 try:
+    from lorasweep import resources
     from lorasweep.checkpoint import read_checkpoint
+    from lorasweep.dataset import check_data
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
     from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
@@ -51,6 +54,14 @@ GPUS = 1 if EXPERIMENT.model.device == "cuda" else 0
 # Relative to the working directory, so that a clone that was moved reruns nothing.
 SCRIPTS = os.path.relpath(ROOT / "scripts")
 RUN = shlex.quote(f"{SCRIPTS}/run")
+
+# Where a merged model is made for its evaluation: as a temporary output, or in a folder of the job's own.
+MERGES_IN_TMPDIR = EXPERIMENT.evaluation.merged_models_in == "tmpdir"
+MERGE_IN = "{resources.tmpdir:q}" if MERGES_IN_TMPDIR else "{output.merged:q}"
+
+# A job that makes a merged model needs one of these; without a bound there are as many as evaluate at once.
+if EXPERIMENT.evaluation.max_merged_models:
+    workflow.global_resources["merged_models"] = EXPERIMENT.evaluation.max_merged_models
 
 # For scripts/run, which starts every script with the Python of its stage.
 USES_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
@@ -120,12 +131,32 @@ def get_kept_files(wildcards):
 
 
 def get_evaluated_model(wildcards):
-    """The files that an evaluation reads, by the point's mode; of the base model none is declared."""
+    """The files that an evaluation without a merge reads, by the point's mode; of the base model none is declared."""
     if wildcards.point not in POINTS:
         return {}
     files = {"adapter": get_adapter_files(wildcards.point)}
-    folder = {"A": "hf_model", "B1": "merged"}.get(POINTS[wildcards.point].mode)
-    return files | ({"model": f"<results>/{wildcards.point}/{folder}"} if folder else {})
+    return files | ({"model": f"<results>/{wildcards.point}/hf_model"} if POINTS[wildcards.point].mode == "A" else {})
+
+
+def get_evaluation_outputs():
+    return {
+        "logs": [f"<results>/{{point}}/eval/{entry.name}.eval" for entry in TASKS],
+        "metrics": "<results>/{point}/eval/metrics.json",
+    }
+
+
+def get_merged_output():
+    """The merged model as a temporary output, unless it lies in the job's own temporary folder."""
+    return {} if MERGES_IN_TMPDIR else {"merged": temp(directory("<results>/{point}/merged"))}
+
+
+def match_points(is_wanted):
+    """A pattern of the names that are wanted among those that are evaluated."""
+    chosen = [point for point in EVALUATED if is_wanted(point)]
+    others = [point for point in EVALUATED if not is_wanted(point)]
+    # The shorter list makes the shorter pattern.
+    few = "|".join(map(re.escape, sorted(min(chosen, others, key=len))))
+    return few or "(?!)" if len(chosen) <= len(others) else f"(?!(?:{few})/){NAME_PATTERN}"
 
 
 @lru_cache(maxsize=None)
@@ -154,37 +185,42 @@ def get_settings(wildcards):
     return json.dumps({"dtype": EXPERIMENT.model.dtype, **settings}, sort_keys=True)
 
 
-def get_base_mb(factor, extra):
-    """Memory in MB for so many copies of the base model's weights, and `extra` MB for the process itself."""
-    if MISSING_MODEL:
-        return extra
-    size = {"fp32": 4, "bf16": 2}[EXPERIMENT.model.dtype] * read_checkpoint(Path(BASE_MODEL)).num_parameters
-    return int(factor * size / 1e6) + extra
+def from_base(compute):
+    """Make a resource function: `compute` of the point's name and the base model, and as much more at each retry."""
+
+    def get_amount(wildcards, attempt):
+        # Only a dry run outlives a missing base model.
+        return 1000 if MISSING_MODEL else attempt * compute(wildcards.point, read_checkpoint(Path(BASE_MODEL)))
+
+    return get_amount
 
 
-def train_mem_mb(wildcards, attempt):
-    # Weights, activations of a batch, and the frameworks; a retry asks for more.
-    return get_base_mb(2, 4000) * attempt
+train_mem_mb = from_base(lambda point, base: resources.train_mem_mb(base, POINTS[point].controls, EXPERIMENT.model))
+train_runtime = from_base(
+    lambda point, base: resources.train_runtime(base, POINTS[point].controls, EXPERIMENT.model, count_samples())
+)
+train_disk_mb = from_base(lambda point, base: resources.train_disk_mb(base, POINTS[point].controls, EXPERIMENT.model))
+merge_mem_mb = from_base(lambda point, base: resources.merge_mem_mb(base, EXPERIMENT.model))
+merge_runtime = from_base(lambda point, base: resources.merge_runtime(base, EXPERIMENT.model))
+model_disk_mb = from_base(lambda point, base: resources.model_disk_mb(base, EXPERIMENT.model))
+evaluate_mem_mb = from_base(lambda point, base: resources.evaluate_mem_mb(base, EXPERIMENT.model))
+evaluate_merged_mem_mb = from_base(
+    lambda point, base: max(
+        resources.merge_mem_mb(base, EXPERIMENT.model), resources.evaluate_mem_mb(base, EXPERIMENT.model)
+    )
+)
+evaluate_runtime = from_base(
+    lambda point, base: resources.evaluate_runtime(base, EXPERIMENT.model, EXPERIMENT.evaluation)
+)
+evaluate_merged_runtime = from_base(
+    lambda point, base: resources.merge_runtime(base, EXPERIMENT.model)
+    + resources.evaluate_runtime(base, EXPERIMENT.model, EXPERIMENT.evaluation)
+)
 
 
-def merge_mem_mb(wildcards, attempt):
-    return get_base_mb(1.5, 3000) * attempt
-
-
-def evaluate_mem_mb(wildcards, attempt):
-    return get_base_mb(1.5, 4000) * attempt
-
-
-def train_runtime(wildcards, attempt):
-    return 240 * attempt  # minutes
-
-
-def merge_runtime(wildcards, attempt):
-    return 30 * attempt
-
-
-def evaluate_runtime(wildcards, attempt):
-    return 120 * attempt
+@lru_cache(maxsize=None)
+def count_samples():
+    return check_data(EXPERIMENT.data, SOURCE)
 
 
 try:

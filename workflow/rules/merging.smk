@@ -1,7 +1,7 @@
-"""Merging: base model and adapter become one model.
+"""Merging: base model and adapter become one model that is kept (mode A).
 
-In: the adapter. Out: `merged/`, which is deleted as soon as it was evaluated (mode B1), or `hf_model/`, which is
-kept (mode A). The same code makes both.
+In: the adapter. Out: `hf_model/`, a full model with no adapter file beside it.
+A model that is merged for its evaluation only (mode B1) is made within that job: see evaluation.smk.
 """
 
 
@@ -10,7 +10,7 @@ rule merge:
         adapter=get_adapter_files("{point}"),
         script=f"{SCRIPTS}/merge.py",
     output:
-        model=temp(directory("<results>/{point}/merged")),
+        model=directory("<results>/{point}/hf_model"),
     log:
         "<logs>/merge/{point}.log",
     benchmark:
@@ -21,6 +21,7 @@ rule merge:
     resources:
         mem_mb=merge_mem_mb,
         runtime=merge_runtime,
+        disk_mb=model_disk_mb,
     params:
         adapter=get_adapter_folder,
         base=BASE_MODEL,
@@ -28,12 +29,3 @@ rule merge:
     shell:
         f"{RUN} eval {{input.script:q}} --base {{params.base:q}} --adapter {{params.adapter:q}} --output {{output.model:q}}"
         " --dtype {params.dtype:q} > {log:q} 2>&1"
-
-
-use rule merge as export with:
-    output:
-        model=directory("<results>/{point}/hf_model"),
-    log:
-        "<logs>/export/{point}.log",
-    benchmark:
-        "<benchmarks>/export/{point}.tsv"

@@ -23,6 +23,7 @@ rule train:
     resources:
         mem_mb=train_mem_mb,
         runtime=train_runtime,
+        disk_mb=train_disk_mb,
         gpu=GPUS,
     params:
         adapter=get_adapter_folder,

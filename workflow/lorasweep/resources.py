@@ -1,0 +1,126 @@
+"""What jobs ask of a machine, computed from the checkpoint's headers, the settings and the data.
+
+The figures are requests, not predictions: they leave room, and grow with every attempt. docs/resources.md says the
+same as formulas; the plan of a sweep is another thing.
+"""
+
+from math import ceil
+
+from lorasweep.checkpoint import Checkpoint
+from lorasweep.experiment import Controls, Evaluation, Model
+
+BYTES = {"fp32": 4, "bf16": 2}
+"""Bytes of a value."""
+
+PROCESS_MB = 3000
+"""Python with torch, transformers and a framework, and what they keep beside the weights."""
+
+FLOPS = {"cuda": 3e13, "cpu": 4e10}
+"""Floating point operations a second that a job can count on: a third of a 100 TFLOP/s GPU; two cores of a CPU."""
+
+BANDWIDTH = {"cuda": 5e11, "cpu": 1e10}
+"""Bytes of weights a second that decoding can count on."""
+
+DISK_BANDWIDTH = 2e8
+"""Bytes a second that a shared file system can be counted on to read or write."""
+
+UNSTATED_LENGTH = 2048
+"""Tokens of a sample where `max_seq_len` sets no limit, and of an answer where `max_tokens` sets none."""
+
+UNSTATED_SAMPLES = 1000
+"""Samples of a task where `limit` sets none."""
+
+# Hugging Face's names of what LoRA changes.
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_ATTENTION = {"output_proj": "o_proj"}
+
+MB = 1_000_000
+
+
+def count_lora_parameters(checkpoint: Checkpoint, controls: Controls) -> int:
+    """Return the number of values in the adapter: r · (in + out) for every weight of shape [out, in] that it changes."""
+    targets = {_ATTENTION.get(name, name) for name in controls.lora_attn_modules}
+    targets |= set(_MLP) if controls.apply_lora_to_mlp else set()
+    targets |= {"lm_head"} if controls.apply_lora_to_output else set()
+    return sum(
+        controls.lora_rank * sum(tensor.shape)
+        for name, tensor in checkpoint.tensors.items()
+        if name.endswith(".weight") and name.split(".")[-2] in targets
+    )
+
+
+def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> int:
+    """Return the main memory of a training in MB: the checkpoint as it is stored, and the model made of it.
+
+    On a CPU the adapter's gradients and optimizer state (12 bytes a value more) and the activations are there too:
+    17 · b · s · h values a layer (Korthikanti et al. 2022, arXiv:2205.05198, table 2, without attention scores, which
+    PyTorch's scaled dot-product attention does not keep), or a layer's alone under activation checkpointing, and
+    three times the logits b · s · V.
+    """
+    size = sum(tensor.size for tensor in checkpoint.tensors.values())
+    weights = checkpoint.num_parameters * BYTES[model.dtype]
+    need = size + weights
+    if model.device == "cpu":
+        config = checkpoint.config
+        tokens = controls.batch_size * _sample_length(checkpoint, controls)
+        layers = 1 if controls.enable_activation_checkpointing else config.get("num_hidden_layers", 1)
+        values = tokens * (17 * config.get("hidden_size", 0) * layers + 3 * config.get("vocab_size", 0))
+        need += values * BYTES[model.dtype] + count_lora_parameters(checkpoint, controls) * (BYTES[model.dtype] + 12)
+    return PROCESS_MB + ceil(need / MB)
+
+
+def train_runtime(checkpoint: Checkpoint, controls: Controls, model: Model, samples: int) -> int:
+    """Return the time of a training in minutes: 15, and three times 4 · parameters · tokens / FLOPS.
+
+    4 operations a parameter and token: 2 forward, 2 for the gradients of activations; LoRA needs none of the weights'.
+    """
+    steps = ceil(samples / (controls.batch_size * controls.gradient_accumulation_steps))
+    if controls.max_steps_per_epoch:
+        steps = min(steps, controls.max_steps_per_epoch)
+    seen = steps * controls.batch_size * controls.gradient_accumulation_steps * controls.epochs
+    operations = 4 * checkpoint.num_parameters * seen * _sample_length(checkpoint, controls)
+    return 15 + ceil(3 * operations / FLOPS[model.device] / 60)
+
+
+def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> int:
+    """Return the disk of a training in MB: two copies of the adapter an epoch, and the one that is kept."""
+    size = count_lora_parameters(checkpoint, controls) * BYTES[model.dtype]
+    return 100 + ceil((2 * controls.epochs + 1) * size / MB)
+
+
+def model_disk_mb(checkpoint: Checkpoint, model: Model) -> int:
+    """Return the size in MB of a full model in the experiment's precision, and of its tokenizer."""
+    return 50 + ceil(checkpoint.num_parameters * BYTES[model.dtype] / MB)
+
+
+def merge_mem_mb(checkpoint: Checkpoint, model: Model) -> int:
+    """Return the main memory of a merge in MB: the model, and half of it for the layers in work."""
+    return PROCESS_MB + ceil(1.5 * checkpoint.num_parameters * BYTES[model.dtype] / MB)
+
+
+def merge_runtime(checkpoint: Checkpoint, model: Model) -> int:
+    """Return the time of a merge in minutes: 10, and what reading and writing the model takes, twice."""
+    return 10 + ceil(4 * checkpoint.num_parameters * BYTES[model.dtype] / DISK_BANDWIDTH / 60)
+
+
+def evaluate_mem_mb(checkpoint: Checkpoint, model: Model) -> int:
+    """Return the main memory of an evaluation in MB: the model once and a half, as it is loaded through it."""
+    return PROCESS_MB + 1000 + ceil(1.5 * checkpoint.num_parameters * BYTES[model.dtype] / MB)
+
+
+def evaluate_runtime(checkpoint: Checkpoint, model: Model, evaluation: Evaluation) -> int:
+    """Return the time of an evaluation in minutes: 15, the load of the model, and the answers of every task.
+
+    A batch of `max_connections` answers reads every weight once a token: samples / max_connections · max_tokens ·
+    bytes / BANDWIDTH.
+    """
+    size = checkpoint.num_parameters * BYTES[model.dtype]
+    samples = sum(task.limit or UNSTATED_SAMPLES for task in evaluation.tasks)
+    batches = ceil(samples / evaluation.max_connections)
+    seconds = size / DISK_BANDWIDTH + batches * (evaluation.max_tokens or UNSTATED_LENGTH) * size / BANDWIDTH[model.device]
+    return 15 + ceil(seconds / 60)
+
+
+def _sample_length(checkpoint: Checkpoint, controls: Controls) -> int:
+    longest = int(checkpoint.config.get("max_position_embeddings", UNSTATED_LENGTH))
+    return controls.max_seq_len or min(UNSTATED_LENGTH, longest)
