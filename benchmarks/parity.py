@@ -52,7 +52,9 @@ def compare_logits(folder: Path) -> None:
     models = ["--base", "demo/model", "--adapter", point / "adapter", "--merged", point / "hf_model"]
     run_stage("eval", "e2e/hf_logits.py", *models, "--tokens", TOKENS, "--output", folder / "hf.safetensors")
     training = ["--recipe", point / "recipe.yaml", "--state", folder / "state"]
-    run_stage("train", "e2e/torchtune_logits.py", *training, "--tokens", TOKENS, "--output", folder / "tune.safetensors")
+    run_stage(
+        "train", "e2e/torchtune_logits.py", *training, "--tokens", TOKENS, "--output", folder / "tune.safetensors"
+    )
     logits = load_file(folder / "hf.safetensors") | load_file(folder / "tune.safetensors")
     for path in ("peft", "transformers", "torchtune", "base"):
         distance = np.abs(logits[path] - logits["merged"]).max()

@@ -1,9 +1,11 @@
 """Print an experiment's table of results, and where to look next."""
 
 import argparse
+import re
 from pathlib import Path
 
 import pandas as pd
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from lorasweep.table import show_table
@@ -15,10 +17,12 @@ def main() -> None:
     parser.add_argument("--svg", type=Path, help="write the table to this picture too")
     arguments = parser.parse_args()
     table = pd.read_csv(arguments.results / "results.csv")
-    console = Console(record=True, width=110 if arguments.svg else None)
+    console = Console(record=True, width=76 if arguments.svg else None)
     show_table(table, arguments.results.name, console)
     if arguments.svg:
-        console.save_svg(str(arguments.svg), title="make demo")
+        # Without the fonts that it would fetch from elsewhere.
+        picture = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+        console.save_svg(str(arguments.svg), title="make demo", code_format=picture)
     console.print(
         f"\nThe table: {arguments.results}/results.csv\n"
         f"Every sample: .venv/eval/bin/inspect view --log-dir {arguments.results}\n"

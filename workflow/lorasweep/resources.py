@@ -38,7 +38,7 @@ MB = 1_000_000
 
 
 def count_lora_parameters(checkpoint: Checkpoint, controls: Controls) -> int:
-    """Return the number of values in the adapter: r · (in + out) for every weight of shape [out, in] that it changes."""
+    """Return the number of values in the adapter: r · (in + out) a changed weight of shape [out, in]."""
     targets = {_ATTENTION.get(name, name) for name in controls.lora_attn_modules}
     targets |= set(_MLP) if controls.apply_lora_to_mlp else set()
     targets |= {"lm_head"} if controls.apply_lora_to_output else set()
@@ -117,7 +117,9 @@ def evaluate_runtime(checkpoint: Checkpoint, model: Model, evaluation: Evaluatio
     size = checkpoint.num_parameters * BYTES[model.dtype]
     samples = sum(task.limit or UNSTATED_SAMPLES for task in evaluation.tasks)
     batches = ceil(samples / evaluation.max_connections)
-    seconds = size / DISK_BANDWIDTH + batches * (evaluation.max_tokens or UNSTATED_LENGTH) * size / BANDWIDTH[model.device]
+    seconds = (
+        size / DISK_BANDWIDTH + batches * (evaluation.max_tokens or UNSTATED_LENGTH) * size / BANDWIDTH[model.device]
+    )
     return 15 + ceil(seconds / 60)
 
 

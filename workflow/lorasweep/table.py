@@ -51,18 +51,18 @@ def make_table(results: Path, points: Sequence[str], variables: Sequence[str]) -
 
 
 def show_table(table: pd.DataFrame, title: str, console: Console) -> None:
-    """Print what a reader wants first: the values, the metrics with standard errors, and what each point keeps."""
+    """Print what a reader wants first: the points, the metrics with standard errors, and what each point keeps."""
     metrics = [column for column in table.columns if "/" in column and not column.endswith("/stderr")]
-    hidden = {"point", "mode", "task", "samples", *metrics}
-    last = list(table.columns).index("samples")
-    variables = [column for column in table.columns[:last] if column not in hidden]
+    facts = ["point", "mode", "task", "samples"]
+    if table["task"].nunique() == 1:
+        facts.remove("task")
+        title = f"{title}: {table['task'].iloc[0]}"
     shown = Table(title=title)
-    for column in ["point", *(v for v in variables), "mode", "task", "samples", *metrics, "kept"]:
-        shown.add_column(column, justify="left" if column in ("point", "mode", "task") else "right")
+    for column in [*facts, *metrics, "kept"]:
+        shown.add_column(column, justify="left" if column in ("point", "mode", "task") else "right", no_wrap=True)
     best = {metric: table[metric].max() for metric in metrics}
     for _, row in table.iterrows():
-        cells = [str(row["point"]), *("" if pd.isna(row[v]) else format_value(row[v]) for v in variables)]
-        cells += [str(row["mode"]), str(row["task"] or ""), "" if pd.isna(row["samples"]) else f"{row['samples']:.0f}"]
+        cells = ["" if pd.isna(row[fact]) else format_value(row[fact]) for fact in facts]
         for metric in metrics:
             error = row.get(f"{metric.rpartition('/')[0]}/stderr")
             text = "" if pd.isna(row[metric]) else f"{row[metric]:.3f}"

@@ -20,10 +20,10 @@ rule evaluate:
         "<logs>/evaluate/{point}.log",
     benchmark:
         "<benchmarks>/evaluate/{point}.tsv"
-    # Before further trainings: a point that is finished can be looked at.
-    priority: 10
     wildcard_constraints:
         point=match_points(lambda point: EVALUATED.get(point) != "B1"),
+    # Before further trainings: a point that is finished can be looked at.
+    priority: 10
     conda:
         "../../envs/eval.yaml"
     threads: 4
@@ -52,9 +52,9 @@ rule evaluate_merged:
         "<logs>/evaluate_merged/{point}.log",
     benchmark:
         "<benchmarks>/evaluate_merged/{point}.tsv"
-    priority: 10
     wildcard_constraints:
         point=match_points(lambda point: EVALUATED.get(point) == "B1"),
+    priority: 10
     conda:
         "../../envs/eval.yaml"
     threads: 4
