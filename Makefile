@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
+# No mark of an environment is a mere step to another, to be removed.
+.SECONDARY:
 
 PYTHON ?= python3
 CORES ?= $(shell nproc)

@@ -17,7 +17,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         clean_up(arguments.point, arguments.settings, arguments.benchmarks, Path(__file__).parents[1])
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"cleanup: {error}")
 
 

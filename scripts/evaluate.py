@@ -9,6 +9,8 @@ from pathlib import Path
 from lorasweep.errors import InputError
 from lorasweep.evaluation import EvaluationSpec
 from lorasweep.evaluator import EvaluationError, evaluate
+from lorasweep.files import hold_alone
+from lorasweep.layout import STATE
 from lorasweep.merge import merge
 
 
@@ -22,10 +24,11 @@ def main() -> None:
     # A cancelled job takes its merged model with it.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        if arguments.merge_in:
-            evaluate_merged(arguments.spec, arguments.point, arguments.probes, arguments.merge_in)
-        else:
-            evaluate(arguments.spec, arguments.point, arguments.probes)
+        with hold_alone(arguments.point / STATE / "evaluate.lock", f"evaluating {arguments.point.name}"):
+            if arguments.merge_in:
+                evaluate_merged(arguments.spec, arguments.point, arguments.probes, arguments.merge_in)
+            else:
+                evaluate(arguments.spec, arguments.point, arguments.probes)
     except (InputError, EvaluationError, OSError) as error:
         sys.exit(f"evaluate: {error}")
 

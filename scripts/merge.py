@@ -17,7 +17,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         merge(arguments.base, arguments.adapter, arguments.output, arguments.dtype)
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"merge: {error}")
 
 

@@ -15,7 +15,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         get_trainer().train(arguments.recipe, arguments.adapter)
-    except (InputError, TrainingError) as error:
+    except (InputError, TrainingError, OSError) as error:
         sys.exit(f"train: {error}")
 
 

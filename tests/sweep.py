@@ -20,6 +20,7 @@ RUN = ROOT / "scripts/run"
 TASKS = '''
 import os
 import sys
+import time
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
@@ -30,9 +31,18 @@ from inspect_ai.solver import generate
 @task
 def letters(size: int = 6) -> Task:
     """The letter that follows."""
-    failing = os.environ.get("FAIL_EVALUATION_OF")
-    if failing and any(argument.endswith(failing) for argument in sys.argv):
+    def told(variable: str) -> str:
+        """What the environment tells the evaluation of this point: POINT, or POINT:VALUE."""
+        point, _, value = os.environ.get(variable, "").partition(":")
+        return (value or "yes") if point and any(argument.endswith(point) for argument in sys.argv) else ""
+
+    if told("FAIL_EVALUATION_OF"):
         raise RuntimeError("this evaluation was told to fail")
+    if seconds := told("SLOW_EVALUATION_OF"):
+        time.sleep(float(seconds))
+    if megabytes := told("HUNGRY_EVALUATION_OF"):
+        eaten = bytearray(os.urandom(1_000_000)) * int(megabytes)
+        time.sleep(5)
     samples = [Sample(input=f"after {a}", target=b) for a, b in zip("abcdefghijkl", "bcdefghijklm")]
     return Task(dataset=samples[:size], solver=generate(), scorer=match())
 '''
@@ -87,7 +97,7 @@ class Sweep:
     def snakemake(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.environment}
         return subprocess.run(
-            self.command("--cores", "2", *arguments),
+            self.command(*(() if {"--cores", "--profile"} & {*arguments} else ("--cores", "2")), *arguments),
             capture_output=True,
             text=True,
             cwd=ROOT,

@@ -33,9 +33,11 @@ def sweep(tmp_path: Path, make_model: Callable[..., Path], request: pytest.Fixtu
     model_arguments, data = CASES[request.param]
     sweep = make_sweep(tmp_path, make_model("--family", "llama3", *model_arguments), "prompts")
     sweep.edit(runs=[{"name": "point"}], data=data)
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()[:3]
     if data.get("format") == "chat":
         samples = [{"messages": [{"role": role, "content": text} for role, text in sample]} for sample in CHAT]
-        (tmp_path / "train.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+        lines = [json.dumps(sample) for sample in samples]
+    (tmp_path / "train.jsonl").write_text("".join(line + "\n" for line in lines))
     return sweep
 
 

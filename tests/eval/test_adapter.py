@@ -223,4 +223,4 @@ def test_an_evaluation_carries_its_proof(base: Path, point: Path, mode: str) -> 
     proof = json.loads((point / "eval/metrics.json").read_text())["proof"]
     assert proof["adapter_tensors"] == 2 * 3 * read_checkpoint(base).config["num_hidden_layers"]
     assert proof["probe_distance"] > 1
-    assert not (point / "state").exists()
+    assert not (point / "state/eval").exists()

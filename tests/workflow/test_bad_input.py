@@ -109,7 +109,7 @@ def test_bad_input_costs_no_job_and_leaves_nothing(make: Callable[..., Sweep], p
 def test_a_number_that_yaml_takes_for_text_is_a_number(make: Callable[..., Sweep]) -> None:
     sweep = make()
     text = (sweep.directory / "sweep.yaml").read_text()
-    (sweep.directory / "sweep.yaml").write_text(text.replace("lr: 0.01", "lr: 1e-3"))
+    (sweep.directory / "sweep.yaml").write_text(text.replace("lr: 0.004", "lr: 1e-3"))
     sweep.run("configure_all")
     assert "lr: 0.001\n" in (sweep.results / "lora_rank=4/recipe.yaml").read_text()
 

@@ -5,8 +5,13 @@ from functools import lru_cache
 from pathlib import Path
 
 
-@lru_cache
 def digest_file(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal; read once a process."""
+    """Return the sha256 of a file, in hexadecimal; a file that did not change is read once a process."""
+    stat = path.stat()
+    return _digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _digest(path: Path, inode: int, size: int, time: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,9 @@
-"""Files as others may read them."""
+"""Files that others read, and that only one process at a time may write."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -9,3 +12,23 @@ def give_default_mode(file: Path) -> None:
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     file.chmod(0o666 & ~mask)
+
+
+@contextmanager
+def hold_alone(file: Path, what: str) -> Iterator[None]:
+    """Hold a lock file while `what` is done; wait, and say so, while another process of whatever run holds it.
+
+    The lock ends with the process, however it ends. Where the file system has no locks, none is held, and that is said.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                f"Another process still does this ({what}), left by an earlier run; waiting for its end ...", flush=True
+            )
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"{file}: the file system has no locks ({error}); going on without", flush=True)
+        yield

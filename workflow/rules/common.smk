@@ -3,10 +3,12 @@
 In: `config`, as Snakemake read it. Out: EXPERIMENT, POINTS, TASKS, and the functions. No rules here.
 """
 
+import atexit
 import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +21,15 @@ sys.path.insert(0, str(ROOT / "workflow"))
 try:
     from lorasweep import resources
     from lorasweep.checkpoint import read_checkpoint
+    from lorasweep.controller import hold, read_holder, release, remove_locks
     from lorasweep.dataset import check_data
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
     from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
     from lorasweep.inputs import check_inputs, check_registered_tasks, find_missing_model, make_recipe
     from lorasweep.points import BASELINE, get_points, record_points
+    from lorasweep.slurm import cancel_jobs, find_orphans, read_states_exactly
+    from lorasweep.summary import FailureRecorder, summarise
     from lorasweep.tasks import get_tasks
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -38,6 +43,7 @@ SOURCE = ", ".join(str(path) for path in workflow.overwrite_configfiles or workf
 try:
     EXPERIMENT = load_experiment(read_given_values(config, workflow.config_settings.config), SOURCE)
     RESULTS = f"results/{EXPERIMENT.experiment.name}"
+    CONTROLLER = Path(RESULTS, ".controller.json")
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
     TASKS = get_tasks(EXPERIMENT.evaluation.tasks, SOURCE)
 except InputError as error:
@@ -239,6 +245,62 @@ except InputError as error:
     raise WorkflowError(str(error))
 
 
+# Jobs on SLURM of a run that died.
+ORPHANS = []
+
+if workflow.is_main_process:
+    FAILURES = FailureRecorder(Path(RESULTS, "logs"))
+    logger.addHandler(FAILURES)
+    read_states_exactly()
+    holder = read_holder(CONTROLLER)
+    if holder and (holder.is_gone or "--unlock" in sys.argv):
+        if remove_locks(Path(".snakemake/locks"), RESULTS):
+            logger.warning(f"A run of '{RESULTS}' by {holder} ended before it was done; its lock is removed.")
+        CONTROLLER.unlink()
+        holder = None
+    if not holder:
+        ORPHANS = find_orphans(Path(".snakemake/incomplete"), RESULTS)
+    else:
+        logger.warning(
+            f"'{RESULTS}' is being run by {holder}. A dry run goes on; a run has to wait until that one ends. Should its "
+            "machine be gone: the same command with --unlock first."
+        )
+
+
+def get_orphan_dependency():
+    """For the resources of `train`: a training that an earlier run left going is waited for by the scheduler."""
+    jobs = {Path(orphan.path).parents[1].name: orphan.job for orphan in ORPHANS if orphan.trains}
+    return (
+        {
+            "slurm_extra": lambda wildcards: (
+                f"--dependency=afterany:{jobs[wildcards.point]}" if wildcards.point in jobs else ""
+            )
+        }
+        if jobs
+        else {}
+    )
+
+
+def conclude():
+    """Leave what a run leaves at its end, however it ended."""
+    release(CONTROLLER)
+    for leftover in Path(RESULTS).glob("*/.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    command = shlex.join(["snakemake", *sys.argv[1:]])
+    return summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), FAILURES.failures, command)
+
+
+def settle_orphans():
+    """Let no job of a run that died write the same files as a job of this one: see `find_orphans`."""
+    for orphan in ORPHANS:
+        fate = "is cancelled"
+        if orphan.trains:
+            fate = "still runs: the same training waits for its end, and takes over what it made"
+        logger.warning(f"SLURM job {orphan.job} of an earlier run, for {orphan.path}, {fate}.")
+    if left := cancel_jobs(orphan.job for orphan in ORPHANS if not orphan.trains):
+        raise WorkflowError(f"SLURM jobs of an earlier run do not end: scancel {' '.join(sorted(left))}, and run again")
+
+
 onstart:
     if MISSING_MODEL:
         raise WorkflowError(MISSING_MODEL)
@@ -247,4 +309,15 @@ onstart:
             raise WorkflowError(
                 f".venv/{stage}: the environment is missing; run 'make install', or use '--sdm conda'"
             )
+    hold(CONTROLLER)
+    atexit.register(release, CONTROLLER)
+    settle_orphans()
     record_points(POINTS, Path(RESULTS, "points.json"))
+
+
+onsuccess:
+    logger.info(conclude())
+
+
+onerror:
+    logger.error(conclude())

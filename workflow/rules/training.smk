@@ -21,6 +21,7 @@ rule train:
         "../../envs/train.yaml"
     threads: 4
     resources:
+        **get_orphan_dependency(),
         mem_mb=train_mem_mb,
         runtime=train_runtime,
         disk_mb=train_disk_mb,

@@ -21,6 +21,7 @@ from lorasweep.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 from lorasweep.experiment import Controls, Data
+from lorasweep.files import hold_alone
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE
 from lorasweep.trainers import TrainingError, TrainingSpec
 from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
@@ -109,51 +110,77 @@ def train(recipe: Path, adapter: Path) -> None:
     tokenizer, and a record of what was trained on what. It has no `config.json`, with which transformers would take it
     for a full model.
 
+    What was trained stays in the point's state too, until the point is cleaned up: a training that ended after the run
+    that wanted it had died is not done again.
+
     Raises:
         TrainingError: torchtune failed, the update is zero, or a value in it is not finite.
     """
     config = OmegaConf.load(recipe)
     state = Path(config.output_dir)
-    shutil.rmtree(state, ignore_errors=True)
-    state.mkdir(parents=True)
+    trained = state.with_name("trained")
+    with hold_alone(state.with_name("train.lock"), f"training {adapter.parent.name}"):
+        if _is_trained(trained, recipe):
+            print(f"This recipe was trained by an earlier run, which did not see its end: {trained} is taken.")
+        else:
+            for leftover in (state, trained):
+                shutil.rmtree(leftover, ignore_errors=True)
+            state.mkdir(parents=True)
+            _run(recipe, state)
+            _collect(recipe, config, state / "adapter").rename(trained)
+            shutil.rmtree(state)
+        aside = adapter.with_name(f".{adapter.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(trained, aside)
+        shutil.rmtree(adapter, ignore_errors=True)
+        aside.rename(adapter)
+
+
+def _is_trained(adapter: Path, recipe: Path) -> bool:
+    record = adapter / RECORD
+    if not record.is_file():
+        return False
+    said = json.loads(record.read_text())
+    digests = (digest_file(recipe), digest_file(adapter / ADAPTER_WEIGHTS))
+    return (said["recipe_sha256"], said["adapter_sha256"]) == digests
+
+
+def _run(recipe: Path, state: Path) -> None:
     command = [sys.executable, "-m", "torchtune._cli.tune", "run", RECIPE, "--config", str(recipe)]
     # The caches of `datasets` lie in the user's home by default, which on a cluster has a quota.
     caches = {name: str(state / "huggingface") for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
     done = subprocess.run(command, env={**os.environ, **caches}, check=False)
     if done.returncode:
         raise TrainingError(f"torchtune ended with status {done.returncode}; its own words are above")
-    _publish(recipe, config, state, adapter)
-    shutil.rmtree(state)
 
 
-def _publish(recipe: Path, config: Any, state: Path, adapter: Path) -> None:
+def _collect(recipe: Path, config: Any, adapter: Path) -> Path:
+    """Put together in `adapter` what is published, and return it; its record is written last."""
     base = read_checkpoint(Path(config.checkpointer.checkpoint_dir))
     trained = Path(config.checkpointer.output_dir) / f"epoch_{config.epochs - 1}"
     _check_weights(trained / ADAPTER_WEIGHTS)
-    aside = state / "adapter"
-    aside.mkdir()
+    adapter.mkdir()
     # Files of torchtune's have mode 0600; copies have what the umask says.
-    shutil.copyfile(trained / ADAPTER_WEIGHTS, aside / ADAPTER_WEIGHTS)
+    shutil.copyfile(trained / ADAPTER_WEIGHTS, adapter / ADAPTER_WEIGHTS)
     for name in base.tokenizer_files:
-        shutil.copyfile(base.path / name, aside / name)
+        shutil.copyfile(base.path / name, adapter / name)
     peft_config = json.loads((trained / ADAPTER_CONFIG).read_text()) | {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base.path.resolve()),
     }
-    (aside / ADAPTER_CONFIG).write_text(json.dumps(peft_config, indent=1, sort_keys=True) + "\n")
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(peft_config, indent=1, sort_keys=True) + "\n")
     record = {
         "base_model": str(base.path),
         "base_model_fingerprint": base.fingerprint,
-        "adapter_sha256": digest_file(aside / ADAPTER_WEIGHTS),
+        "adapter_sha256": digest_file(adapter / ADAPTER_WEIGHTS),
         "recipe_sha256": digest_file(recipe),
         "dtype": config.dtype,
         "trainer": "torchtune",
         "versions": get_versions("torch", "torchtune", "torchao", "transformers", "datasets"),
-        **_read_metrics(Path(config.metric_logger.get("log_dir", state))),
+        **_read_metrics(Path(config.metric_logger.get("log_dir", config.output_dir))),
     }
-    (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    shutil.rmtree(adapter, ignore_errors=True)
-    aside.rename(adapter)
+    (adapter / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    return adapter
 
 
 def _check_weights(weights: Path) -> None:

@@ -1,0 +1,17 @@
+"""Tests that cannot run on this machine are counted, and the count is told."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = len(terminalreporter.stats.get("skipped", []))
+    if skipped:
+        terminalreporter.write_line(
+            f"NOT RUN: {skipped} tests could not run on this machine; the reasons are above", red=True
+        )
+    if count := os.environ.get("LORASWEEP_NOT_RUN"):
+        with Path(count).open("a") as file:
+            file.write(f"{skipped}\n")

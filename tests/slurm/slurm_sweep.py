@@ -1,0 +1,60 @@
+"""A sweep whose jobs go to SLURM."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sweep import ROOT, Sweep
+
+SITE_PARTITION = os.environ.get("LORASWEEP_SLURM_PARTITION")
+
+
+class SlurmSweep(Sweep):
+    """A sweep whose jobs go to SLURM, with waits that suit jobs of seconds."""
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        site = ["--default-resources", f"slurm_partition={SITE_PARTITION}"] if SITE_PARTITION else []
+        quick = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10", "--slurm-no-account"]
+        retries = [] if "--retries" in arguments else ["--retries", "0"]
+        name = ["--slurm-jobname-prefix", self.job_name]
+        return [*super().command("--profile", ROOT / "slurm", *arguments), *quick, *retries, *name, *site]
+
+    @property
+    def job_name(self) -> str:
+        return f"{self.config['experiment']['name']}-{os.getpid()}"
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start Snakemake and go on; its words go to `said.log`."""
+        with (self.directory / "said.log").open("w") as said:
+            return subprocess.Popen(
+                self.command(*arguments),
+                cwd=ROOT,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**os.environ, **self.environment},
+            )
+
+    @property
+    def said(self) -> str:
+        return (self.directory / "said.log").read_text()
+
+    def list_jobs(self, state: str = "RUNNING") -> dict[str, str]:
+        """This sweep's jobs in SLURM: id and comment."""
+        command = ["squeue", "--me", "--noheader", f"--states={state}", "--format=%i|%k|%j"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        jobs = [line.strip().split("|") for line in lines]
+        return {job: comment for job, comment, name in jobs if name.startswith(self.job_name)}
+
+
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
+    """Wait until a condition gives something, and return it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"waited {seconds} s for {what}")

@@ -1,0 +1,212 @@
+"""The failure table of docs/slurm.md, row by row, on a real SLURM: what a user sees, and what the next run does."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import Cluster
+from slurm_sweep import SlurmSweep, wait_for
+
+TRAINING_ONLY = {"enabled": False, "baseline": False}
+DIRECT = {"merge_adapters": False, "baseline": False}
+
+
+def finish(sweep: SlurmSweep, *arguments: str) -> str:
+    """Give the same command again, and see it end well with nothing left to do."""
+    said = sweep.run(*arguments) if arguments else sweep.run("--retries", "0")
+    assert sweep.plan() == {}
+    return said
+
+
+def test_a_training_that_fails_takes_no_other_point_with_it(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("one_fails", variables={"lora_rank": [1, 2, 3, 4, 5]}, runs=[{"name": "diverges", "lr": 1e30}])
+    sweep.edit(evaluation=TRAINING_ONLY)
+    done = sweep.snakemake("--retries", "0")
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert len(list(sweep.results.glob("lora_rank=*/manifest.json"))) == 5
+    assert "one_fails: 5 of 6 points done, 1 failed, 0 not finished" in said
+    assert "failed: train of diverges: train: the training diverged" in said
+    assert "its log: results/one_fails/logs/train/diverges.log" in said
+    assert "To go on with what is missing: snakemake " in said
+    assert sweep.plan() == {"train": 1, "cleanup": 1, "collect": 1}
+
+
+def test_a_failed_evaluation_keeps_its_adapter_and_no_merged_model(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("evaluation_fails", variables={"lora_rank": [2, 4]})
+    sweep.edit(evaluation={"baseline": False})
+    sweep.environment["FAIL_EVALUATION_OF"] = "/lora_rank=4"
+    assert sweep.snakemake("--retries", "0").returncode == 1
+    assert not list(sweep.results.glob("*/merged"))
+    assert (sweep.results / "lora_rank=4/adapter/adapter_model.safetensors").is_file()
+    assert sweep.plan() == {"evaluate_merged": 1, "cleanup": 1, "collect": 1}
+    sweep.environment.clear()
+    finish(sweep)
+
+
+def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("limits", runs=[{"name": "slow"}, {"name": "hungry", "seed": 1}])
+    sweep.edit(evaluation=DIRECT)
+    sweep.environment |= {"SLOW_EVALUATION_OF": "/slow:80", "HUNGRY_EVALUATION_OF": "/hungry:2000"}
+    limits = ["--set-resources", "evaluate:runtime=attempt", "evaluate:mem_mb=attempt*2000"]
+    done = sweep.snakemake("--retries", "1", *limits)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-4000:]
+    assert "SLURM status is: 'TIMEOUT'" in said
+    assert "SLURM status is: 'OUT_OF_MEMORY'" in said
+    assert "limits: 2 of 2 points done, 0 failed" in said
+
+
+def test_a_cancelled_job_is_noticed_whether_it_ran_or_waited(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("cancelled", variables={"lora_rank": [1, 2, 3, 4, 5]})
+    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 3000})
+    # A node's whole memory each: four run, and one waits.
+    run = sweep.start("--retries", "0", "--set-resources", "train:mem_mb=16000")
+    running = wait_for("four jobs to run", lambda: len(jobs := sweep.list_jobs()) == 4 and jobs)
+    [waiting] = wait_for("one job to wait", lambda: sweep.list_jobs("PENDING"))
+    subprocess.run(["scancel", waiting, *running], check=True)
+    assert run.wait(timeout=120) == 1
+    assert sweep.said.count("it was cancelled") == 5
+    assert "0 of 5 points done, 5 failed" in sweep.said
+    assert sweep.plan()["train"] == 5
+
+
+def test_the_job_of_a_node_that_dies_runs_again_elsewhere(
+    make: Callable[..., SlurmSweep], own_cluster: Cluster
+) -> None:
+    sweep = make("node_dies", runs=[{"name": "point"}])
+    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 600})
+    run = sweep.start("--retries", "1")
+    [job] = wait_for("the job to run", sweep.list_jobs)
+    node = subprocess.run(["squeue", "--noheader", "--jobs", job, "--format=%N"], capture_output=True, text=True).stdout
+    own_cluster.kill_node(node.strip())
+    try:
+        assert run.wait(timeout=300) == 0, sweep.said[-4000:]
+        assert "1 of 1 points done" in sweep.said
+    finally:
+        own_cluster.revive_node(node.strip())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSweep], number: int) -> None:
+    sweep = make("interrupted", variables={"lora_rank": [1, 2]})
+    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 400})
+    run = sweep.start("--retries", "0", "--jobs", "1")
+    wait_for("a job to run", sweep.list_jobs)
+    run.send_signal(number)
+    assert run.wait(timeout=180) != 0
+    wait_for("the jobs to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"), 60)
+    finished = len(list(sweep.results.glob("*/adapter/adapter_model.safetensors")))
+    # Ctrl-C cancels what runs; SIGTERM lets it finish, and starts no more.
+    assert finished == (0 if number == signal.SIGINT else 1)
+    assert sweep.plan()["train"] == 2 - finished
+    sweep.edit(controls={"epochs": 2})
+    finish(sweep)
+
+
+class TestControllerKilled:
+    def test_a_training_that_still_runs_is_waited_for_and_not_done_twice(self, make: Callable[..., SlurmSweep]) -> None:
+        sweep = make("killed", runs=[{"name": "point"}])
+        sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 600})
+        run = sweep.start("--retries", "0")
+        [orphan] = wait_for("the job to run", sweep.list_jobs)
+        run.kill()
+        run.wait()
+        assert orphan in sweep.list_jobs()
+        said = finish(sweep)
+        assert "ended before it was done; its lock is removed" in said
+        assert f"SLURM job {orphan} of an earlier run" in said
+        assert "still runs: the same training waits for its end" in said
+        log = (sweep.results / "logs/train/point.log").read_text()
+        assert "This recipe was trained by an earlier run" in log
+
+    def test_an_evaluation_that_still_runs_is_cancelled_and_done_anew(self, make: Callable[..., SlurmSweep]) -> None:
+        sweep = make("killed_evaluation", runs=[{"name": "point"}])
+        sweep.edit(evaluation={"baseline": False})
+        sweep.environment["SLOW_EVALUATION_OF"] = "/point:300"
+        run = sweep.start("--retries", "0")
+        [orphan] = wait_for(
+            "the evaluation to run",
+            lambda: [job for job, comment in sweep.list_jobs().items() if "evaluate_merged" in comment],
+        )
+        wait_for("the merged model", lambda: list(sweep.results.glob("*/merged/lorasweep-*/model/lorasweep.json")))
+        run.kill()
+        run.wait()
+        sweep.environment.clear()
+        said = finish(sweep)
+        assert f"SLURM job {orphan} of an earlier run" in said
+        assert "is cancelled" in said
+        assert not list(sweep.results.glob("*/merged"))
+
+
+def test_a_second_shell_is_told_who_runs_the_sweep(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("two_shells", runs=[{"name": "point"}])
+    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 300})
+    run = sweep.start("--retries", "0")
+    wait_for("the job to run", sweep.list_jobs)
+    second = sweep.snakemake("--retries", "0")
+    assert second.returncode != 0
+    assert f"is being run by {os.environ.get('USER', 'root')}" in second.stderr
+    assert f"(process {run.pid}, since" in second.stderr
+    assert run.wait(timeout=180) == 0, sweep.said[-4000:]
+    assert sweep.plan() == {}
+
+
+@pytest.fixture
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of a few megabytes."""
+    folder = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "lorasweep-test", folder]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("stage", ["train", "merge", "evaluate_merged"])
+def test_a_full_disk_is_named_and_nothing_cut_short_counts(
+    make: Callable[..., SlurmSweep], small_disk: Path, stage: str
+) -> None:
+    sweep = make("full", runs=[{"name": "point", "model_format": "hf" if stage == "merge" else "adapter"}])
+    sweep.edit(evaluation={"baseline": False})
+    if stage != "train":
+        sweep.run("--retries", "0", "--until", "train")
+    # The point's folder moves to the small disk; what is there leaves room for less than the stage writes.
+    point = sweep.results / "point"
+    if point.exists():
+        shutil.copytree(point, small_disk / "point", dirs_exist_ok=True)
+        shutil.rmtree(point)
+    else:
+        (small_disk / "point").mkdir()
+        sweep.results.mkdir(parents=True)
+    point.symlink_to(small_disk / "point")
+    filler = small_disk / "filler"
+    free = shutil.disk_usage(small_disk).free
+    filler.write_bytes(bytes(max(0, free - (40_000 if stage == "train" else 200_000))))
+    done = sweep.snakemake("--retries", "0")
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert f"failed: {stage} of point: the disk is full" in said
+    assert sweep.plan()[stage] == 1
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    finish(sweep)
+
+
+def test_a_rebooted_controller_needs_the_same_command_alone(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("rebooted", runs=[{"name": "point"}])
+    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 400})
+    run = sweep.start("--retries", "0")
+    wait_for("the job to run", sweep.list_jobs)
+    run.kill()
+    run.wait()
+    subprocess.run(["scancel", *sweep.list_jobs()], check=True)
+    wait_for("the job to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"))
+    assert list((sweep.directory / ".snakemake/locks").iterdir())
+    said = finish(sweep)
+    assert "ended before it was done; its lock is removed" in said
