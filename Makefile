@@ -13,7 +13,7 @@ BIN := $(VENV)/driver/bin
 STAGES := driver train eval
 PYTEST := -m pytest -q -p no:cacheprovider
 
-.PHONY: help install install-test demo test lint unit workflow e2e docs clean
+.PHONY: help install install-test demo test lint unit workflow e2e slurm docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,13 @@ demo: install  ## train SmolLM2-135M at four ranks on this machine, and print th
 	@$(BIN)/snakemake --configfile config/demo.yaml --cores $(CORES) --quiet rules host reason
 	@$(BIN)/python scripts/show.py results/capitalisation_rank
 
-test: lint unit workflow e2e  ## set up, then run every check and test
+NOT_RUN := $(VENV)/not-run
+export LORASWEEP_NOT_RUN = $(CURDIR)/$(NOT_RUN)
+
+test: install-test  ## set up, then run every check and test
+	@rm -f $(NOT_RUN)
+	@$(MAKE) --no-print-directory lint unit workflow e2e slurm
+	@awk '{n += $$1} END {print n + 0, "tests could not run on this machine; the reasons are above"}' $(NOT_RUN)
 
 lint: install-test  ## check style, formats, types and the workflow's own lint
 	$(BIN)/ruff check .
@@ -65,6 +71,10 @@ workflow: install-test  ## test plans, job counts and bad input, without running
 
 e2e: install-test  ## test real runs on a tiny model
 	$(BIN)/python $(PYTEST) tests/e2e
+
+slurm: install-test  ## test on a real SLURM, which is installed and started for it where root can do so
+	@$(BIN)/python tests/slurm/cluster.py install || [ $$? = 3 ]
+	$(BIN)/python $(PYTEST) tests/slurm
 
 docs: install-test  ## write what is generated: the schema, config/README.md, conda files
 	$(BIN)/python scripts/make_docs.py

@@ -14,9 +14,11 @@ def main() -> None:
     parser.add_argument("--point", type=Path, required=True, help="the point's folder of results")
     parser.add_argument("--benchmarks", type=Path, required=True, help="Snakemake's measurements, by rule and point")
     parser.add_argument("--settings", type=json.loads, required=True, help="the point's settings and mode, as JSON")
+    parser.add_argument("--tasks", nargs="*", default=[], help="the tasks that the point is evaluated on")
     arguments = parser.parse_args()
     try:
-        clean_up(arguments.point, arguments.settings, arguments.benchmarks, Path(__file__).parents[1])
+        workflow = Path(__file__).parents[1]
+        clean_up(arguments.point, arguments.settings, arguments.tasks, arguments.benchmarks, workflow)
     except (InputError, OSError) as error:
         sys.exit(f"cleanup: {error}")
 

@@ -58,8 +58,18 @@ def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
     assert "SLURM status is: 'TIMEOUT'" in said
-    assert "SLURM status is: 'OUT_OF_MEMORY'" in said
+    # Killed inside srun, a job over its memory counts as failed.
+    assert "SLURM status is: 'FAILED'" in said
     assert "limits: 2 of 2 points done, 0 failed" in said
+
+
+def test_a_job_over_its_memory_is_told_by_that(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("hungry", runs=[{"name": "point"}])
+    sweep.edit(evaluation=DIRECT)
+    sweep.environment["HUNGRY_EVALUATION_OF"] = "/point:3000"
+    done = sweep.snakemake("--retries", "0", "--set-resources", "evaluate:mem_mb=2000")
+    assert done.returncode == 1
+    assert "failed: evaluate of point: SLURM ended it for its memory" in done.stdout + done.stderr
 
 
 def test_a_cancelled_job_is_noticed_whether_it_ran_or_waited(make: Callable[..., SlurmSweep]) -> None:

@@ -16,11 +16,11 @@ def whole(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "model", shards=2)
 
 
-def test_parameters_dtype_and_ties_are_read_from_the_headers(tmp_path: Path) -> None:
+def test_parameters_and_ties_are_read_from_the_headers(tmp_path: Path) -> None:
     untied = read_checkpoint(write_checkpoint(tmp_path / "untied"))
     tied = read_checkpoint(write_checkpoint(tmp_path / "tied", tie_word_embeddings=True))
     assert untied.num_parameters - tied.num_parameters == LLAMA["vocab_size"] * LLAMA["hidden_size"]
-    assert (untied.dtype, untied.tied, tied.tied) == ("fp32", False, True)
+    assert (untied.tied, tied.tied) == (False, True)
 
 
 def test_shards_and_a_single_file_hold_the_same(tmp_path: Path, whole: Path) -> None:
@@ -39,6 +39,13 @@ def test_a_copy_has_the_same_fingerprint_and_other_weights_another(tmp_path: Pat
     content[-1] ^= 1
     first.write_bytes(content)
     assert read_checkpoint(tmp_path / "copy").fingerprint == read_checkpoint(whole).fingerprint
+    assert read_checkpoint(tmp_path / "other").fingerprint != read_checkpoint(whole).fingerprint
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "tokenizer.json"])
+def test_what_decides_prompts_and_answers_is_in_the_fingerprint(tmp_path: Path, whole: Path, name: str) -> None:
+    shutil.copytree(whole, tmp_path / "other")
+    (tmp_path / "other" / name).write_text('{"changed": true}')
     assert read_checkpoint(tmp_path / "other").fingerprint != read_checkpoint(whole).fingerprint
 
 
@@ -70,6 +77,10 @@ def empty_index(name: str, model: Path) -> None:
     (model / name).write_text(json.dumps({"weight_map": {}}))
 
 
+def broken_index(name: str, model: Path) -> None:
+    (model / name).write_text(json.dumps({"weight_map": []}))
+
+
 BROKEN = [
     (remove, "config.json", "has no config.json"),
     (remove, "tokenizer.json", "has no tokenizer"),
@@ -79,6 +90,7 @@ BROKEN = [
     (scribble, "config.json", "is not JSON"),
     (scribble, "model.safetensors.index.json", "is not JSON"),
     (empty_index, "model.safetensors.index.json", "lacks every shard"),
+    (broken_index, "model.safetensors.index.json", "has no weight_map"),
     (keep_bin_only, "pytorch_model.bin", "accepted: safetensors. Convert them"),
 ]
 

@@ -65,13 +65,22 @@ def test_chat_samples_are_read(tmp_path: Path) -> None:
     [
         (GOOD, "data:1: no list of messages in the column 'messages'"),
         (CHAT.replace("assistant", "robot"), "data:1: messages.1"),
-        (CHAT.replace('"assistant"', '"user"'), "the last message is of 'user'"),
+        (CHAT.replace('"assistant"', '"user"'), "the roles user, user are not accepted"),
+        (CHAT.replace('"user"', '"system"'), "the roles system, assistant are not accepted"),
+        ('{"messages": [{"role": "assistant", "content": "b"}]}', "the roles assistant are not accepted"),
     ],
 )
 def test_bad_chat_samples_are_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError) as error:
         check(tmp_path / "data", text, format="chat")
     assert said in str(error.value)
+
+
+def test_a_system_message_beside_the_system_prompt_is_refused(tmp_path: Path) -> None:
+    own = CHAT.replace('[{"role"', '[{"role": "system", "content": "s"}, {"role"', 1)
+    assert check(tmp_path / "data", own, format="chat") == 1
+    with pytest.raises(InputError, match=r"is not accepted beside data\.system_prompt"):
+        check(tmp_path / "data", own, format="chat", system_prompt="another")
 
 
 TASKS = """
@@ -82,6 +91,9 @@ def words(size: int = 3): ...
 
 @task(name="other")
 def letters(**options): ...
+
+@task
+def needs(a, b, *, c, d=1): ...
 
 def helper(): ...
 """
@@ -98,11 +110,11 @@ def named(task: str, **keys: object) -> Task:
     return Task.model_validate({"task": task, **keys})
 
 
-def test_tasks_are_called_after_their_functions(tasks_file: Path) -> None:
+def test_tasks_are_called_as_inspect_calls_them(tasks_file: Path) -> None:
     entries = get_tasks(
-        [named(f"{tasks_file}@words", args={"size": 4}), named(f"{tasks_file}@letters", args={"any": 1})], "my.yaml"
+        [named(f"{tasks_file}@words", args={"size": 4}), named(f"{tasks_file}@other", args={"any": 1})], "my.yaml"
     )
-    assert [entry.name for entry in entries] == ["words", "letters"]
+    assert [entry.name for entry in entries] == ["words", "other"]
 
 
 def test_a_registered_task_is_called_after_its_last_part() -> None:
@@ -117,7 +129,10 @@ def test_a_registered_task_is_called_after_its_last_part() -> None:
         ("{file}@word", {}, "did you mean 'words'"),
         ("{file}@helper", {}, "no task 'helper'"),
         ("{file}", {}, "no single task"),
+        ("{file}@letters", {}, "no task 'letters'"),
         ("{file}@words", {"args": {"sise": 1}}, "did you mean 'size'"),
+        ("{file}@needs", {"args": {"a": 1}}, "needs b, c, for which there is no default"),
+        ("{file}@words", {"files": ["none.jsonl"]}, "no such file: none.jsonl"),
     ],
 )
 def test_a_task_that_does_not_exist_is_refused(tasks_file: Path, task: str, keys: dict[str, object], said: str) -> None:

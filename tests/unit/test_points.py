@@ -100,9 +100,10 @@ class TestNamesLast:
         assert list(expand(registry, variables={"lora_rank": [4]})) == ["lora_rank=4"]
 
     def test_a_record_that_is_not_ours_is_named(self, registry: Path) -> None:
-        registry.write_text("{")
-        with pytest.raises(InputError, match=r"points\.json: not the record"):
-            expand(registry, variables={"lora_rank": [4]})
+        for text in ("{", "[1]"):
+            registry.write_text(text)
+            with pytest.raises(InputError, match=r"points\.json: not the record"):
+                expand(registry, variables={"lora_rank": [4]})
 
 
 def test_exclude_leaves_out_what_has_all_of_its_values() -> None:
@@ -146,6 +147,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"runs": [{"name": "a", "lora_rank": 4}, {"name": "a", "lora_rank": 8}]}, ["two points are called 'a'"]),
     ({"runs": [{"lora_rank": 4}]}, ["runs.0.name", "None"]),
     ({"runs": [{"name": "baseline"}]}, ["baseline"]),
+    ({"runs": [{"name": "results.csv"}]}, ["results.csv"]),
+    ({"runs": [{"name": "a", "_override": 5}]}, ["runs.0._override", "5", "a mapping"]),
 ]
 
 

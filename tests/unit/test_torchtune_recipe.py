@@ -55,6 +55,11 @@ class TestOverride:
         assert made["optimizer"]["eps"] == 1e-3
         assert made["log_every_n_steps"] == 4
 
+    def test_the_order_of_its_keys_makes_no_other_recipe(self, model: Path) -> None:
+        one = {"a": {"x": 1, "y": 2}, "b": 3}
+        other = {"b": 3, "a": {"y": 2, "x": 1}}
+        assert yaml.safe_dump(make(model, one), sort_keys=False) == yaml.safe_dump(make(model, other), sort_keys=False)
+
     def test_the_founding_documents_examples_are_accepted(self, model: Path) -> None:
         full = {
             "checkpointer": {
@@ -81,6 +86,10 @@ class TestOverride:
             ),
             ({"output_dir": "elsewhere"}, ["output_dir", "'elsewhere'", "experiment.name"]),
             ({"resume_from_checkpoint": True}, ["resume_from_checkpoint", "True"]),
+            ({"tokenizer": {"path": "elsewhere"}}, ["tokenizer.path", "'elsewhere'", "model.path"]),
+            ({"dataset": {"new_system_prompt": "x"}}, ["dataset.new_system_prompt", "data.system_prompt"]),
+            ({"model": {"use_dora": True}}, ["model.use_dora", "True", "plain LoRA"]),
+            ({"note": "${"}, ["_override"]),
             ({"dtype": "fp16"}, ["dtype", "'fp16'", "model.dtype"]),
             ({"lora_rank": 4}, ["_override.lora_rank", "controls.lora_rank", "model.lora_rank"]),
             ({"optimizer": "adamw"}, ["_override.optimizer", "'adamw'", "a mapping"]),
@@ -139,6 +148,8 @@ REFUSED = [
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}, "RoPE of type 'yarn'"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, {}, "RoPE of type 'linear'"),
     ({"rope_scaling": {**LLAMA3_ROPE, "low_freq_factor": 2.0}}, {}, "RoPE with low_freq_factor 2.0"),
+    ({"quantization_config": {"bits": 4}}, {}, "quantization_config"),
+    ({"rms_norm_eps": None}, {}, "no rms_norm_eps in config.json"),
     ({"attention_bias": True}, {}, "attention_bias true"),
     ({"head_dim": 16}, {}, "head_dim 16"),
     ({"hidden_act": "gelu"}, {}, "hidden_act 'gelu'"),

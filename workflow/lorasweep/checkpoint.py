@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 
 TOKENIZER_FILES = (
@@ -23,10 +24,10 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "chat_template.json",
 )
 
-_DTYPES = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+GENERATION_CONFIG = "generation_config.json"
+
 _FINGERPRINTED_BYTES = 4096
 _LONGEST_HEADER = 100_000_000
 
@@ -61,34 +62,30 @@ class Checkpoint:
         return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
-    def dtype(self) -> str:
-        """Precision in which most of the weights are stored: `fp32`, `bf16`, `fp16`, or safetensors' own word."""
-        bytes_by_dtype: dict[str, int] = {}
-        for tensor in self.tensors.values():
-            bytes_by_dtype[tensor.dtype] = bytes_by_dtype.get(tensor.dtype, 0) + tensor.size
-        most = max(bytes_by_dtype, key=lambda dtype: bytes_by_dtype[dtype])
-        return _DTYPES.get(most, most)
-
-    @property
     def tied(self) -> bool:
         """Whether the language model head is the embedding matrix."""
         return "lm_head.weight" not in self.tensors
 
     @cached_property
     def has_chat_template(self) -> bool:
-        if {"chat_template.jinja", "chat_template.json"} & set(self.tokenizer_files):
+        if "chat_template.jinja" in self.tokenizer_files:
             return True
         file = self.path / "tokenizer_config.json"
         return file.is_file() and bool(_read_json(file).get("chat_template"))
 
     @cached_property
     def fingerprint(self) -> str:
-        """A sha256 over config.json and, for every tensor, its name, dtype, shape and first 4 KiB.
+        """A sha256 over config.json, generation_config.json, the tokenizer, and the tensors.
+
+        Of every tensor these are its name, dtype, shape and first 4 KiB.
 
         Any training moves the first values of some tensor, so that copies of a model that differ have different
         fingerprints; and a model of 16 GB is read in a moment.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name in (*self.tokenizer_files, GENERATION_CONFIG):
+            if (self.path / name).is_file():
+                digest.update(f"\0{name}\0{digest_file(self.path / name)}".encode())
         by_shard: dict[str, list[str]] = {}
         for name in sorted(self.tensors):
             by_shard.setdefault(self.tensors[name].shard, []).append(name)
@@ -129,7 +126,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _find_shards(path: Path) -> tuple[str, ...]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        shards = tuple(sorted(set(_read_json(index).get("weight_map", {}).values())))
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise InputError(f"'{index}' has no weight_map from tensors to shards; fetch the checkpoint again")
+        shards = tuple(sorted(set(weight_map.values())))
         missing = [shard for shard in shards if not (path / shard).is_file()]
         if missing or not shards:
             raise InputError(

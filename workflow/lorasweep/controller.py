@@ -23,6 +23,8 @@ class Holder(BaseModel):
     pid: int
     started: float
     """When the process started, in seconds since 1970: a process id alone is given again after a reboot."""
+    slurm_runs: list[str] = []
+    """By what names its jobs, and those that an earlier run left to it, are known to SLURM."""
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.started).isoformat(sep=" ", timespec="minutes")
@@ -45,10 +47,16 @@ class Holder(BaseModel):
         return abs(started - self.started) > 1
 
 
-def hold(file: Path) -> None:
+def hold(file: Path, slurm_runs: list[str]) -> None:
     """Leave this process's name in a file."""
     process = psutil.Process()
-    holder = Holder(host=socket.gethostname(), user=_user(), pid=process.pid, started=process.create_time())
+    holder = Holder(
+        host=socket.gethostname(),
+        user=_user(),
+        pid=process.pid,
+        started=process.create_time(),
+        slurm_runs=slurm_runs,
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(f".{holder.pid}.tmp")
     aside.write_text(holder.model_dump_json() + "\n")

@@ -102,5 +102,15 @@ def _check_sample(sample: Any, data: Data, where: str) -> None:
                 f"{where}: {data.messages_column}.{index}: {str(message)[:60]} is not accepted; accepted: an object "
                 "with 'role' (system, user or assistant) and 'content' (text)"
             )
-    if messages[-1]["role"] != "assistant":
-        raise InputError(f"{where}: the last message is of '{messages[-1]['role']}'; accepted: assistant")
+    roles = [message["role"] for message in messages]
+    if roles[0] == "system" and data.system_prompt is not None:
+        raise InputError(
+            f"{where}: {data.messages_column}.0: a system message is not accepted beside data.system_prompt, which "
+            "training would put in its place; accepted: one of the two"
+        )
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise InputError(
+            f"{where}: {data.messages_column}: the roles {', '.join(roles)} are not accepted; accepted: a system "
+            "message or none, then user and assistant in turn, an assistant last"
+        )

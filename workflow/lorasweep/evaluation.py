@@ -55,7 +55,11 @@ def make_evaluation_spec(
         dtype=experiment.model.dtype,
         device=experiment.model.device,
         system_prompt=experiment.data.system_prompt,
-        tasks=[TaskSpec(name=t.name, task=t.spec.task, args=t.spec.args, limit=t.spec.limit) for t in tasks],
+        # In which order a person wrote tasks and arguments makes no other evaluation.
+        tasks=[
+            TaskSpec(name=t.name, task=t.spec.task, args=dict(sorted(t.spec.args.items())), limit=t.spec.limit)
+            for t in sorted(tasks, key=lambda t: t.name)
+        ],
         max_connections=evaluation.max_connections,
         max_tokens=evaluation.max_tokens,
         temperature=evaluation.temperature,

@@ -8,6 +8,7 @@ from typing import Any
 
 from lorasweep.adapter import AdapterError, check_injected, read_adapter
 from lorasweep.checkpoint import read_checkpoint
+from lorasweep.errors import InputError
 from lorasweep.evaluation import EvaluationSpec, TaskSpec
 from lorasweep.layout import RECORD, STATE
 from lorasweep.probe import base_logits, probe_logits
@@ -34,7 +35,10 @@ def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | Non
     model, proof = _load_model(spec, point, probes, merged or point / "hf_model")
     results = point / "eval"
     results.mkdir(exist_ok=True)
-    metrics: dict[str, Any] = {"mode": spec.mode, "proof": proof, "versions": _get_versions(), "tasks": {}}
+    # A task that is no file is registered by the package before the slash.
+    packages = [task.task.partition("/")[0] for task in spec.tasks if not task.task.partition("@")[0].endswith(".py")]
+    versions = get_versions("torch", "transformers", "peft", "inspect-ai", "tokenizers", *packages)
+    metrics: dict[str, Any] = {"mode": spec.mode, "proof": proof, "versions": versions, "tasks": {}}
     for task in spec.tasks:
         log, scores = _run_task(task, model, state / task.name, point.name, {**proof, "mode": spec.mode})
         os.replace(log, results / f"{task.name}.eval")
@@ -52,6 +56,8 @@ class EvaluationError(RuntimeError):
 def _load_model(spec: EvaluationSpec, point: Path, probes: Path, full: Path) -> tuple[Any, dict[str, Any]]:
     """Return the Inspect model, and the proof that the point's adapter is in it; `full` is the model of A or B1."""
     base = read_checkpoint(Path(spec.base_model))
+    if base.fingerprint != spec.base_fingerprint:
+        raise InputError(f"{spec.base_model}: the base model is not the one that this run began with")
     proof: dict[str, Any] = {"base_model": spec.base_model, "base_model_fingerprint": base.fingerprint}
     if spec.mode == "base":
         return _make_model(spec, point.name, base.path, base.has_chat_template), proof
@@ -122,7 +128,7 @@ def _run_task(task: TaskSpec, model: Any, log_dir: Path, point: str, metadata: d
     if completed != total:
         raise EvaluationError(f"{point}: {task.task} has {completed} of {total} samples (its log: {log.location})")
     scores = {
-        f"{score.name}/{name}": metric.value for score in log.results.scores for name, metric in score.metrics.items()
+        f"{_name(score)}/{name}": metric.value for score in log.results.scores for name, metric in score.metrics.items()
     }
     return log.location.removeprefix("file://"), {
         "scores": scores,
@@ -131,11 +137,12 @@ def _run_task(task: TaskSpec, model: Any, log_dir: Path, point: str, metadata: d
     }
 
 
+def _name(score: Any) -> str:
+    """A scorer's name, with how a sample's epochs were reduced to one score where that is not their mean."""
+    return f"{score.name}[{score.reducer}]" if score.reducer not in (None, "mean") else str(score.name)
+
+
 def _seconds(start: str, end: str) -> float:
     from datetime import datetime
 
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
-
-
-def _get_versions() -> dict[str, str]:
-    return get_versions("torch", "transformers", "peft", "inspect-ai", "tokenizers")

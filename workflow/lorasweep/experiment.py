@@ -34,6 +34,12 @@ def _name(value: str) -> str:
     return value
 
 
+def _path(value: str) -> str:
+    if set(value) & set("*?[]{}\n"):
+        raise ValueError("a path without * ? [ ] { } and line breaks: they would be taken for patterns")
+    return value
+
+
 PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_number)]
 NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
@@ -41,6 +47,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, Field(min_length=1)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 AttentionModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
 ModelFormat = Literal["hf", "adapter"]
 
@@ -108,7 +115,7 @@ class Controls(Section):
 class Model(Section):
     """The base model."""
 
-    path: Text
+    path: PathText
     """A local Hugging Face checkpoint directory: config.json, safetensors, tokenizer."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of training, merging and evaluation."""
@@ -119,7 +126,7 @@ class Model(Section):
 class Data(Section):
     """The training data: one JSON object a sample, as JSON lines or as one JSON array."""
 
-    train: Text
+    train: PathText
     """The file of training samples."""
     format: Literal["instruct", "chat"] = "instruct"
     """`instruct`: an input and an output column; `chat`: a column of messages with `role` and `content`."""
@@ -130,7 +137,7 @@ class Data(Section):
     messages_column: Text = "messages"
     """`chat`: the column that holds the list of messages."""
     system_prompt: Text | None = None
-    """A system message put before every sample, and before every sample of the evaluation."""
+    """A system message put before every sample, and of the evaluation; `chat` samples have none of their own then."""
     train_on_input: bool = False
     """Whether the loss counts the prompt's tokens too."""
 
@@ -138,12 +145,14 @@ class Data(Section):
 class Task(Section):
     """One Inspect task. A plain text stands for `{task: text}`."""
 
-    task: Text
+    task: PathText
     """`file.py@task`, relative to the working directory, or a name that an installed package registers."""
     name: Name | None = None
     """Names the log and the row of the table; `null`: the task's own name."""
     args: dict[str, Any] = {}
-    """The task's arguments."""
+    """The task's arguments. Inspect runs a task in the folder of its file: relative paths start there."""
+    files: list[PathText] = []
+    """Other files that the task reads (data sets, modules): a change in one evaluates anew, as in `file.py`."""
     limit: PositiveInt | None = None
     """Evaluate the first so many samples only; `null`: all."""
 
@@ -163,7 +172,7 @@ class Evaluation(Section):
     """Most merged models (B1) that exist at any moment; `null`: as many as evaluate at once."""
     merged_models_in: Literal["results", "tmpdir"] = "results"
     """Where they are made: as a temporary output, or in the temporary folder (`TMPDIR`) of the node that evaluates."""
-    base_model: Text | None = None
+    base_model: PathText | None = None
     """The checkpoint directory that adapters are evaluated on; `null`: `model.path`. Must hold the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
     """The Inspect tasks."""
@@ -216,7 +225,12 @@ def read_given_values(config: Any, given: Any) -> Any:
         return {key: read_given_values(value, given[key]) if key in given else value for key, value in config.items()}
     if isinstance(given, list):
         return [read_given_values(value, value) for value in given]
-    return yaml.safe_load(given) if isinstance(given, str) else config
+    try:
+        return yaml.safe_load(given) if isinstance(given, str) else config
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"--config: {given!r} is not accepted: {str(error).splitlines()[0]}; accepted: YAML"
+        ) from error
 
 
 def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:

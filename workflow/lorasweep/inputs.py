@@ -27,9 +27,10 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         raise InputError(
             f"{source}: evaluation.tasks: [] is not accepted; accepted: at least one Inspect task, or enabled: false"
         )
-    check_data(experiment.data, source)
+    samples = check_data(experiment.data, source)
     for point in points:
         _check_weights_key(point, source)
+        _check_batch(point, samples, source)
     if find_missing_model(experiment, source):
         return
     checkpoint = _read(experiment.model.path, source, "model.path")
@@ -113,6 +114,18 @@ def _read(path: str, source: str, key: str) -> Checkpoint:
         return read_checkpoint(Path(path))
     except InputError as error:
         raise InputError(f"{source}: {key}: {error}") from error
+
+
+def _check_batch(point: Point, samples: int, source: str) -> None:
+    """Packed samples are fewer than the file's, by how much is not known yet."""
+    controls = point.controls
+    if controls.packed or samples // controls.batch_size >= controls.gradient_accumulation_steps:
+        return
+    raise InputError(
+        f"{source}: batch_size: {controls.batch_size} with gradient_accumulation_steps: "
+        f"{controls.gradient_accumulation_steps} (point '{point.name}') makes no step of {samples} samples; torchtune "
+        "leaves out batches that are not full; accepted: a product of the two of at most the number of samples"
+    )
 
 
 def _check_weights_key(point: Point, source: str) -> None:

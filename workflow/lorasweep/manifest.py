@@ -12,21 +12,35 @@ from lorasweep.errors import InputError
 from lorasweep.layout import ADAPTER_WEIGHTS, MANIFEST, RECORD, STATE
 from lorasweep.versions import get_git_revision
 
-_STAGES = ("train", "merge", "evaluate", "evaluate_merged")
+_STAGES = {
+    "A": ("train", "merge", "evaluate"),
+    "B1": ("train", "evaluate_merged"),
+    "B2": ("train", "evaluate"),
+    "base": ("evaluate",),
+}
+"""The rules whose time a point of each mode takes."""
 
 
-def clean_up(point: Path, settings: dict[str, Any], benchmarks: Path, workflow: Path) -> None:
+def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks: Path, workflow: Path) -> None:
     """Check that what must stay of a point is whole, remove what need not, and write its manifest.
 
-    `settings` are the point's, with its `mode` and `dtype`; `benchmarks` holds Snakemake's measurements by rule and
-    point; `workflow` is the checkout that ran.
+    `settings` are the point's, with its `mode` and `dtype`; `tasks` those that it is evaluated on; `benchmarks` holds
+    Snakemake's measurements by rule and point; `workflow` is the checkout that ran. Logs of tasks that left the
+    experiment stay where they are, and are not in the manifest; a full model of a point that left mode A is removed.
 
     Raises:
         InputError: a file that must stay is missing, empty, or not what its record says.
     """
-    kept = [point / "recipe.yaml", *_files(point / "adapter"), *_files(point / "hf_model"), *_files(point / "eval")]
-    is_baseline = settings["mode"] == "base"
-    digests = _recorded_digests(point / "hf_model")
+    mode = settings["mode"]
+    kept = [] if mode == "base" else [point / "recipe.yaml", *_files(point / "adapter")]
+    kept += _files(point / "hf_model") if mode == "A" else []
+    kept += [point / "eval" / name for name in (*(f"{task}.eval" for task in tasks), "metrics.json")] if tasks else []
+    digests = _recorded_digests(point / "hf_model") if mode == "A" else {}
+    for file in kept:
+        if not file.is_file() or file.stat().st_size == 0:
+            raise InputError(f"{file}: is missing or empty; remove it and run again")
+    for unneeded in (STATE, "merged", *(() if mode == "A" else ("hf_model",))):
+        shutil.rmtree(point / unneeded, ignore_errors=True)
     files: list[dict[str, Any]] = [
         {
             "path": str(file.relative_to(point)),
@@ -34,37 +48,37 @@ def clean_up(point: Path, settings: dict[str, Any], benchmarks: Path, workflow: 
             "sha256": digests.get(file) or digest_file(file),
         }
         for file in kept
-        if file.exists() or not is_baseline
     ]
-    for entry in files:
-        if entry["bytes"] == 0:
-            raise InputError(f"{point / entry['path']}: is empty; remove it and run again")
-    for unneeded in (STATE, "merged"):
-        shutil.rmtree(point / unneeded, ignore_errors=True)
-    metrics = _read_json(point / "eval" / "metrics.json")
-    training = _read_json(point / "adapter" / RECORD)
+    metrics = _read_json(point / "eval" / "metrics.json") if tasks else {}
     adapter = point / "adapter" / ADAPTER_WEIGHTS
+    adapter_sha256 = None if mode == "base" else digest_file(adapter)
+    evaluated = (metrics.get("proof") or {}).get("adapter_sha256")
+    if evaluated and evaluated != adapter_sha256:
+        raise InputError(
+            f"{point}: the evaluation is of the adapter {evaluated[:12]}, and the one that lies in adapter/ is "
+            f"{str(adapter_sha256)[:12]}; remove {point / 'eval'} and run again"
+        )
     manifest = {
         "point": point.name,
-        "mode": settings["mode"],
+        "mode": mode,
         "dtype": settings["dtype"],
         "settings": {key: value for key, value in settings.items() if key not in ("mode", "dtype")},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_revision": get_git_revision(workflow),
-        "adapter_sha256": digest_file(adapter) if adapter.exists() else None,
-        "training": training,
+        "adapter_sha256": adapter_sha256,
+        "training": _read_json(point / "adapter" / RECORD) if mode != "base" else {},
         "evaluation": metrics,
-        "seconds": {stage: _seconds(benchmarks / stage / f"{point.name}.tsv") for stage in _STAGES},
+        "seconds": {
+            stage: _seconds(benchmarks / stage / f"{point.name}.tsv")
+            for stage in _STAGES[mode]
+            if tasks or not stage.startswith("evaluate")
+        },
         "bytes": sum(entry["bytes"] for entry in files),
         "files": files,
     }
-    evaluated = (metrics.get("proof") or {}).get("adapter_sha256")
-    if evaluated and evaluated != manifest["adapter_sha256"]:
-        raise InputError(
-            f"{point}: the evaluation is of the adapter {evaluated[:12]}, and the one that lies in adapter/ is "
-            f"{str(manifest['adapter_sha256'])[:12]}; remove {point / 'eval'} and run again"
-        )
-    (point / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    aside = point / f"{MANIFEST}.tmp"
+    aside.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    aside.replace(point / MANIFEST)
 
 
 def _files(folder: Path) -> list[Path]:

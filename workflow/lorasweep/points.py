@@ -31,8 +31,8 @@ from lorasweep.experiment import (
 BASELINE = "baseline"
 """Name of the point that is the untouched base model."""
 
-RESERVED_NAMES = (BASELINE, "logs", "benchmarks")
-"""Folders of `results/<experiment>/` that are no trained points."""
+RESERVED_NAMES = (BASELINE, "logs", "benchmarks", "points.json", "results.csv")
+"""What lies in `results/<experiment>/` and is no trained point."""
 
 LONGEST_NAME = 150
 """Characters; a file name may have 255, and the rest is left to suffixes."""
@@ -162,6 +162,8 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], sourc
     if not isinstance(name, str) or not _is_name(name):
         raise InputError(f"{source}: {where}.name: {name!r} is not accepted; accepted: a name of {NAME_RULE}")
     override = values.pop("_override", {})
+    if not isinstance(override, dict):
+        raise InputError(f"{source}: {where}._override: {override!r} is not accepted; accepted: a mapping")
     parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in values.items()}
     point = _make_point(experiment, parsed)
     if override:
@@ -227,7 +229,7 @@ def _read_registry(registry: Path) -> dict[str, Any]:
         return dict(json.loads(registry.read_text()))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(
             f"{registry}: not the record of point names that lorasweep writes ({error}); restore it, or remove it: "
             "then points are named anew"
@@ -239,7 +241,9 @@ def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
     seen: dict[str, str] = {}
     for point in points:
         if point.name in RESERVED_NAMES:
-            raise InputError(f"{source}: '{point.name}' is a folder of every experiment; accepted: another name")
+            raise InputError(
+                f"{source}: '{point.name}' is a name that every experiment has already; accepted: another name"
+            )
         if point.name in names:
             raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
         names.add(point.name)

@@ -6,11 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+_MEMORY = "SLURM ended it for its memory; more: --set-resources RULE:mem_mb=MB, or --retries 1"
+
 # What to look for in a log, and what to say of it; the first that is found is the reason.
 _REASONS = {
     r"No space left on device|StorageFull": "the disk is full",
     r"Disk quota exceeded|QuotaExceeded": "the disk quota is used up",
     r"CUDA out of memory|CUDA error: out of memory": "the GPU's memory was not enough",
+    r"exceeded memory limit|oom.kill": _MEMORY,
 }
 
 _LAST_LINES = 5
@@ -47,28 +50,30 @@ class FailureRecorder(logging.Handler):
             self._by_job.pop(record.__dict__["job_id"], None)
         elif event == "job_error":
             said = record.__dict__
-            log = next((Path(file) for file in said["log"] if Path(file).is_relative_to(self._logs)), None)
+            logs = [Path(str(file)) for file in said["log"]]
+            log = next((file for file in logs if file.is_relative_to(self._logs)), None)
             if log:
-                reason = find_reason(log, str(said["rule_msg"] or ""))
+                others = [file for file in logs if file != log]
+                reason = find_reason(log, str(said["rule_msg"] or ""), others)
                 self._by_job[said["jobid"]] = Failure(said["rule_name"], _point_of(log, self._logs), reason, log)
 
 
-def find_reason(log: Path, message: str) -> str:
-    """Return why a job failed, in a line: by its log, or by what the scheduler said of it."""
+def find_reason(log: Path, message: str, others: Iterable[Path] = ()) -> str:
+    """Return why a job failed, in a line: by its log, by the scheduler's, or by what the scheduler said of it."""
     state = re.search(r"SLURM status is: '(\w+)", message)
     killed = {
         "TIMEOUT": "SLURM ended it at its time limit; more: --set-resources RULE:runtime=MINUTES, or --retries 1",
-        "OUT_OF_MEMORY": "SLURM ended it for its memory; more: --set-resources RULE:mem_mb=MB, or --retries 1",
+        "OUT_OF_MEMORY": _MEMORY,
         "CANCELLED": "it was cancelled",
         "NODE_FAIL": "its node failed",
     }
     if state and state[1] in killed:
         return killed[state[1]]
     lines = [line.strip() for line in read_tail(log) if line.strip()]
-    for line in reversed(lines):
+    for line in reversed([line for file in others for line in read_tail(file)] + lines):
         for pattern, reason in _REASONS.items():
             if re.search(pattern, line):
-                return f"{reason} ({line[:120]})"
+                return f"{reason} ({line.strip()[:120]})"
     if lines:
         return lines[-1][:200]
     return f"SLURM says {state[1]}" if state else "it left no word"

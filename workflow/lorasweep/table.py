@@ -37,11 +37,13 @@ def make_table(results: Path, points: Sequence[str], variables: Sequence[str]) -
             **{f"{stage}_seconds": value for stage, value in manifest["seconds"].items()},
             "bytes": manifest["bytes"],
             "git_revision": manifest["git_revision"],
+            "versions": _join_versions(manifest),
         }
         for task, scored in (evaluation.get("tasks") or {None: {"scores": {}, "samples": None}}).items():
             log = {"log": str(results / point / "eval" / f"{task}.eval") if task else None}
             rows.append({**shared, "task": task, "samples": scored["samples"], **scored["scores"], **rest, **log})
-    table = pd.DataFrame(rows)
+    # Whole numbers stay whole beside the baseline, which has none.
+    table = pd.DataFrame(rows).convert_dtypes()
     metrics = sorted(column for column in table.columns if "/" in column)
     first = ["point", *variables, "mode", "task", "samples", *metrics]
     table = table[[*first, *(column for column in table.columns if column not in first)]]
@@ -70,6 +72,11 @@ def show_table(table: pd.DataFrame, title: str, console: Console) -> None:
             cells.append(f"[bold]{text}[/bold]" if row[metric] == best[metric] else text)
         shown.add_row(*cells, f"{row['bytes'] / 1e6:,.1f} MB")
     console.print(shown)
+
+
+def _join_versions(manifest: Mapping[str, Any]) -> str:
+    made_with = {**manifest["training"].get("versions", {}), **manifest["evaluation"].get("versions", {})}
+    return " ".join(f"{package}={version}" for package, version in sorted(made_with.items()))
 
 
 def _plain(value: Any) -> Any:

@@ -43,13 +43,10 @@ def get_tasks(tasks: list[Task], source: str) -> list[TaskEntry]:
                 f"{where}: {spec.task!r} is not accepted: {path} has {wanted}{nearest(function, defined)}; accepted: "
                 + (", ".join(f"{file}@{name}" for name in defined) or "a file with a function under @task")
             )
-        parameters = defined[function]
-        for argument in spec.args:
-            if parameters is not None and argument not in parameters:
-                raise InputError(
-                    f"{where}.args: '{argument}' is no argument of {spec.task}{nearest(argument, parameters)}; "
-                    f"accepted: {', '.join(parameters) or 'none'}"
-                )
+        _check_arguments(defined[function], spec, where)
+        for index_of_file, name in enumerate(spec.files):
+            if not Path(name).is_file():
+                raise InputError(f"{where}.files.{index_of_file}: no such file: {name}")
         entries.append(_named(spec, function, path, where))
     names = [entry.name for entry in entries]
     for name in names:
@@ -68,21 +65,45 @@ def _named(spec: Task, default: str, file: Path | None, where: str) -> TaskEntry
     return TaskEntry(name, spec, file)
 
 
-def _read_tasks(path: Path, where: str) -> dict[str, list[str] | None]:
-    """Return the functions under Inspect's `@task`, each with its parameters (`None` where it takes any)."""
+def _check_arguments(parameters: ast.arguments, spec: Task, where: str) -> None:
+    named = [*parameters.posonlyargs, *parameters.args]
+    required = {parameter.arg for parameter in named[: len(named) - len(parameters.defaults)]}
+    required |= {p.arg for p, default in zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True) if not default}
+    known = [parameter.arg for parameter in (*named, *parameters.kwonlyargs)]
+    for argument in spec.args:
+        if argument not in known and not parameters.kwarg:
+            raise InputError(
+                f"{where}.args: '{argument}' is no argument of {spec.task}{nearest(argument, known)}; "
+                f"accepted: {', '.join(known) or 'none'}"
+            )
+    if missing := sorted(required - spec.args.keys()):
+        raise InputError(f"{where}.args: {spec.task} needs {', '.join(missing)}, for which there is no default")
+
+
+def _read_tasks(path: Path, where: str) -> dict[str, ast.arguments]:
+    """Return the parameters of the functions under Inspect's `@task`, by the names under which Inspect knows them."""
     if not path.is_file():
         raise InputError(f"{where}: no such file: {path}; accepted: file.py@task, relative to the working directory")
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
         raise InputError(f"{path}:{error.lineno}: not Python: {error.msg}") from error
-    tasks: dict[str, list[str] | None] = {}
+    except ValueError as error:
+        raise InputError(f"{path}: not Python: {error}") from error
+    tasks = {}
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and any(_is_task(d) for d in node.decorator_list):
-            arguments = node.args
-            names = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-            tasks[node.name] = None if arguments.kwarg else names
+        if isinstance(node, ast.FunctionDef):
+            for decorator in filter(_is_task, node.decorator_list):
+                tasks[_given_name(decorator) or node.name] = node.args
     return tasks
+
+
+def _given_name(decorator: ast.expr) -> str | None:
+    """The name in `@task(name="...")`."""
+    for keyword in decorator.keywords if isinstance(decorator, ast.Call) else ():
+        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant):
+            return str(keyword.value.value)
+    return None
 
 
 def _is_task(decorator: ast.expr) -> bool:

@@ -19,10 +19,9 @@ def get_versions(*packages: str) -> dict[str, str]:
 
 def get_git_revision(directory: Path) -> str | None:
     """Return the commit that is checked out, with `-dirty` where tracked files differ; `None` outside of git."""
-    found = subprocess.run(
-        ["git", "-C", str(directory), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "-C", str(directory), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git here
+        return None
     return found.stdout.strip() or None

@@ -28,7 +28,7 @@ try:
     from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
     from lorasweep.inputs import check_inputs, check_registered_tasks, find_missing_model, make_recipe
     from lorasweep.points import BASELINE, get_points, record_points
-    from lorasweep.slurm import cancel_jobs, find_orphans, read_states_exactly
+    from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
     from lorasweep.summary import FailureRecorder, summarise
     from lorasweep.tasks import get_tasks
 except ModuleNotFoundError as error:
@@ -72,10 +72,6 @@ if EXPERIMENT.evaluation.max_merged_models:
 # For scripts/run, which starts every script with the Python of its stage.
 USES_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 os.environ.update(LORASWEEP_CONDA=str(int(USES_CONDA)), LORASWEEP_DRIVER=sys.executable)
-
-# Compute nodes often have no way to a model hub, and a number should not depend on what lies there today.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 pathvars:
@@ -123,6 +119,7 @@ def find_kept_files(point):
     """What a point keeps, less its manifest; by kind."""
     kept = {}
     if point in POINTS:
+        kept["recipe"] = [f"<results>/{point}/recipe.yaml"]
         kept["adapter"] = get_adapter_files(point)
         if POINTS[point].mode == "A":
             kept["model"] = [f"<results>/{point}/hf_model"]
@@ -142,6 +139,11 @@ def get_evaluated_model(wildcards):
         return {}
     files = {"adapter": get_adapter_files(wildcards.point)}
     return files | ({"model": f"<results>/{wildcards.point}/hf_model"} if POINTS[wildcards.point].mode == "A" else {})
+
+
+def get_task_files():
+    """What the tasks are made of: a change in one of these evaluates anew."""
+    return sorted({str(entry.file) for entry in TASKS if entry.file} | {file for t in TASKS for file in t.spec.files})
 
 
 def get_evaluation_outputs():
@@ -182,6 +184,10 @@ def get_evaluation(wildcards):
     """What the point's evaluation depends on beside the weights, as JSON."""
     base = MISSING_MODEL or read_checkpoint(Path(BASE_MODEL)).fingerprint
     return make_evaluation_spec(EXPERIMENT, TASKS, EVALUATED[wildcards.point], base).model_dump_json()
+
+
+def get_task_names(wildcards):
+    return sorted(task.name for task in TASKS) if wildcards.point in EVALUATED else []
 
 
 def get_settings(wildcards):
@@ -251,34 +257,27 @@ ORPHANS = []
 if workflow.is_main_process:
     FAILURES = FailureRecorder(Path(RESULTS, "logs"))
     logger.addHandler(FAILURES)
-    read_states_exactly()
+    mend_status_queries()
     holder = read_holder(CONTROLLER)
-    if holder and (holder.is_gone or "--unlock" in sys.argv):
-        if remove_locks(Path(".snakemake/locks"), RESULTS):
-            logger.warning(f"A run of '{RESULTS}' by {holder} ended before it was done; its lock is removed.")
-        CONTROLLER.unlink()
-        holder = None
-    if not holder:
-        ORPHANS = find_orphans(Path(".snakemake/incomplete"), RESULTS)
-    else:
+    if holder and not holder.is_gone and "--unlock" not in sys.argv:
         logger.warning(
             f"'{RESULTS}' is being run by {holder}. A dry run goes on; a run has to wait until that one ends. Should its "
             "machine be gone: the same command with --unlock first."
         )
+    elif holder:
+        if remove_locks(Path(".snakemake/locks"), RESULTS):
+            logger.warning(f"A run of '{RESULTS}' by {holder} ended before it was done; its lock is removed.")
+        ORPHANS = find_orphans(holder.slurm_runs)
 
 
 def get_orphan_dependency():
-    """For the resources of `train`: a training that an earlier run left going is waited for by the scheduler."""
-    jobs = {Path(orphan.path).parents[1].name: orphan.job for orphan in ORPHANS if orphan.trains}
-    return (
-        {
-            "slurm_extra": lambda wildcards: (
-                f"--dependency=afterany:{jobs[wildcards.point]}" if wildcards.point in jobs else ""
-            )
-        }
-        if jobs
-        else {}
-    )
+    """A resource of `train`: a training that an earlier run left going is waited for by the scheduler."""
+    jobs = {orphan.point: orphan.job for orphan in ORPHANS if orphan.is_awaited}
+
+    def depend(wildcards):
+        return f"--dependency=afterany:{jobs[wildcards.point]}" if wildcards.point in jobs else ""
+
+    return {"slurm_extra": depend} if jobs else {}
 
 
 def conclude():
@@ -291,13 +290,13 @@ def conclude():
 
 
 def settle_orphans():
-    """Let no job of a run that died write the same files as a job of this one: see `find_orphans`."""
+    """Let no job of a run that died write the same files as a job of this one."""
     for orphan in ORPHANS:
         fate = "is cancelled"
-        if orphan.trains:
+        if orphan.is_awaited:
             fate = "still runs: the same training waits for its end, and takes over what it made"
-        logger.warning(f"SLURM job {orphan.job} of an earlier run, for {orphan.path}, {fate}.")
-    if left := cancel_jobs(orphan.job for orphan in ORPHANS if not orphan.trains):
+        logger.warning(f"SLURM job {orphan.job} of an earlier run ({orphan.rule} of {orphan.point}) {fate}.")
+    if left := cancel_jobs(orphan.job for orphan in ORPHANS if not orphan.is_awaited):
         raise WorkflowError(f"SLURM jobs of an earlier run do not end: scancel {' '.join(sorted(left))}, and run again")
 
 
@@ -309,9 +308,12 @@ onstart:
             raise WorkflowError(
                 f".venv/{stage}: the environment is missing; run 'make install', or use '--sdm conda'"
             )
-    hold(CONTROLLER)
-    atexit.register(release, CONTROLLER)
     settle_orphans()
+    # By this name the jobs of this run are found, should it die.
+    run = getattr(workflow.scheduler._executor, "run_uuid", None)
+    awaited = {orphan.run for orphan in ORPHANS if orphan.is_awaited}
+    hold(CONTROLLER, sorted(awaited | ({run} if run else set())))
+    atexit.register(release, CONTROLLER)
     record_points(POINTS, Path(RESULTS, "points.json"))
 
 

@@ -12,7 +12,7 @@ model too. It is a temporary output, or lies in the job's own temporary folder, 
 rule evaluate:
     input:
         unpack(get_evaluated_model),
-        tasks=sorted({str(entry.file) for entry in TASKS if entry.file}),
+        tasks=get_task_files(),
         script=f"{SCRIPTS}/evaluate.py",
     output:
         **get_evaluation_outputs(),
@@ -43,7 +43,7 @@ rule evaluate:
 rule evaluate_merged:
     input:
         adapter=get_adapter_files("{point}"),
-        tasks=sorted({str(entry.file) for entry in TASKS if entry.file}),
+        tasks=get_task_files(),
         script=f"{SCRIPTS}/evaluate.py",
     output:
         **get_evaluation_outputs(),

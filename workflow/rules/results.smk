@@ -23,9 +23,10 @@ rule cleanup:
         settings=get_settings,
         point=get_point_folder,
         benchmarks=get_benchmarks_folder,
+        tasks=get_task_names,
     shell:
         f"{RUN} driver {{input.script:q}} --point {{params.point:q}} --benchmarks {{params.benchmarks:q}}"
-        " --settings {params.settings:q} > {log:q} 2>&1"
+        " --settings {params.settings:q} --tasks {params.tasks:q} > {log:q} 2>&1"
 
 
 rule collect:

@@ -49,6 +49,12 @@ _OWNED = {
     "checkpointer.output_dir": "experiment.name",
     "checkpointer.adapter_checkpoint": "nothing: every point starts at the base model",
     "checkpointer.recipe_checkpoint": "nothing: every point starts at the base model",
+    "tokenizer._component_": "model.path",
+    "tokenizer.path": "model.path",
+    "dataset.new_system_prompt": "data.system_prompt",
+    "metric_logger.log_dir": "experiment.name",
+    "model.use_dora": "nothing: adapters are plain LoRA",
+    "model.quantize_base": "nothing: the base model is trained on as it is",
     "dataset.source": "data.train",
     "dataset.data_files": "data.train",
     "dtype": "model.dtype",
@@ -288,14 +294,17 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
     Raises:
         InputError: it sets what the workflow decides, or a control that torchtune knows by another path.
     """
-    override: Any = OmegaConf.to_container(OmegaConf.create(spec.controls.override))
+    try:
+        override: Any = _sort_keys(OmegaConf.to_container(OmegaConf.create(spec.controls.override)))
+    except OmegaConfBaseException as error:
+        raise InputError(f"controls._override: {str(error).splitlines()[0]}") from error
     said_by_spec = {
         "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
         "checkpointer.checkpoint_dir": str(spec.checkpoint.path),
         "dtype": spec.model.dtype,
         "device": spec.model.device,
     }
-    for section in ("model", "tokenizer", "checkpointer", "dataset", "optimizer", "lr_scheduler"):
+    for section in ("model", "tokenizer", "checkpointer", "dataset", "optimizer", "lr_scheduler", "metric_logger"):
         if section in override and not isinstance(override[section], dict):
             raise InputError(
                 f"controls._override.{section}: {override[section]!r} is not accepted; accepted: a mapping, merged "
@@ -318,6 +327,13 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
                 f"controls._override.{path}"
             )
     return dict(override)
+
+
+def _sort_keys(value: Any) -> Any:
+    """Mappings in the order of their keys: in which order a person wrote them makes no other recipe."""
+    if isinstance(value, dict):
+        return {key: _sort_keys(value[key]) for key in sorted(value, key=str)}
+    return [_sort_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def _get_model(spec: TrainingSpec, override: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -344,17 +360,26 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
     """Merge the override last, and resolve `${...}` by the recipe's keys and the controls'."""
     plain = spec.controls.model_dump(exclude={"override"})
     known = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
-    try:
-        merged: Any = OmegaConf.to_container(OmegaConf.merge(known, made, override), resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
+    merged: Any = made
+    if override:
+        try:
+            merged = OmegaConf.to_container(OmegaConf.merge(known, made, override), resolve=True)
+        except OmegaConfBaseException as error:
+            raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
     merged = {key: value for key, value in merged.items() if key not in known}
     for key in spec.swept:
         path = _PLACES.get(key, key)
-        value, swept = (OmegaConf.select(OmegaConf.create(recipe), path) for recipe in (merged, made))
+        value, swept = _select(merged, path), _select(made, path)
         if value != swept:
             raise InputError(
                 f"controls._override.{path}: {value!r} contradicts the variable '{key}', which is {swept!r} here; "
                 f"accepted: {path} left out, or ${{{key}}}"
             )
     return dict(merged)
+
+
+def _select(recipe: dict[str, Any], path: str) -> Any:
+    value: Any = recipe
+    for key in path.split("."):
+        value = value[key]
+    return value

@@ -3,7 +3,9 @@
 A prompt becomes the same tokens here as in Inspect's `hf` provider, so that a model is asked as it was trained.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torchtune.data import Message
@@ -14,8 +16,8 @@ class ChatTokenizer:
     """Make tokens of messages, with a mask over those that are not learnt.
 
     Each answer and what stands before it are tokenised apart: that is where generation will start. Without a chat
-    template a message is `<role>: <text>` and a line break, as Inspect writes it, and an answer is its text and
-    the end-of-text token.
+    template a message is `<role>: <text>` and a line break, as Inspect writes it. An answer ends with a token at which
+    generation stops: whatever the template writes behind an answer need not be one.
 
     Args:
         path: the checkpoint directory.
@@ -27,6 +29,7 @@ class ChatTokenizer:
         self.path = path
         self.max_seq_len = max_seq_len
         pad = self.tokenizer.pad_token_id
+        self.stop_ids = _read_stop_ids(path) or [self.tokenizer.eos_token_id]
         self.pad_id: int = pad if pad is not None else self.tokenizer.eos_token_id
 
     def __call__(self, sample: Mapping[str, Any], inference: bool = False) -> dict[str, Any]:
@@ -57,8 +60,8 @@ class ChatTokenizer:
                 )
             question = self._encode(prompt[len(done) :], is_start=not tokens)
             answer = self._encode(full[len(prompt) :], is_start=False)
-            if not set(answer) & set(self.tokenizer.all_special_ids):
-                answer.append(self.tokenizer.eos_token_id)
+            if not set(answer) & set(self.stop_ids):
+                answer.append(self.stop_ids[0])
             tokens += question + answer
             mask += [all(m.masked for m in messages[start:index])] * len(question) + [message.masked] * len(answer)
             done, start = full, index + 1
@@ -86,3 +89,10 @@ class ChatTokenizer:
         # A chat template writes the special tokens itself.
         special = is_start and self.tokenizer.chat_template is None
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _read_stop_ids(path: str) -> list[int]:
+    """The tokens at which generation stops, by the checkpoint's generation_config.json."""
+    file = Path(path, "generation_config.json")
+    found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    return list(found) if isinstance(found, list) else [] if found is None else [found]

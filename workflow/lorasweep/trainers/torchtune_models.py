@@ -11,6 +11,17 @@ from lorasweep.experiment import Controls
 
 FAMILIES = "Llama 2, 3, 3.1 and 3.2, SmolLM2 (model_type llama), Qwen2 and Qwen2.5 (qwen2), Mistral (mistral)"
 
+_NEEDED = (
+    "vocab_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+
 # What torchtune's scaled RoPE has built in (torchtune.models.llama3_1.Llama3ScaledRoPE).
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -25,7 +36,7 @@ def get_model(checkpoint: Checkpoint, controls: Controls) -> tuple[dict[str, Any
     family = config.get("model_type")
     if family not in ("llama", "qwen2", "mistral"):
         raise _refuse(checkpoint, f"model_type {family!r}")
-    missing = [key for key in ("num_attention_heads", "num_key_value_heads", "hidden_size") if key not in config]
+    missing = [key for key in _NEEDED if config.get(key) is None]
     if missing:
         raise _refuse(checkpoint, f"no {', '.join(missing)} in config.json")
     _check_layers(checkpoint, family)
@@ -106,6 +117,8 @@ def _check_layers(checkpoint: Checkpoint, family: str) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise _refuse(checkpoint, f"{key} true")
+    if config.get("quantization_config"):
+        raise _refuse(checkpoint, "quantized weights (quantization_config in config.json)")
     has_biases = any(name.endswith("q_proj.bias") for name in checkpoint.tensors)
     if has_biases != (family == "qwen2"):
         raise _refuse(checkpoint, f"model_type {family} {'with' if has_biases else 'without'} biases in attention")
