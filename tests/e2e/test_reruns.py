@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,3 +196,21 @@ class TestFailures:
         assert (sweep.results / "lora_rank=2/manifest.json").stat().st_mtime_ns == before
         assert not list(sweep.results.glob("*/merged"))
         assert sweep.plan() == {}
+
+
+def test_a_training_that_outlives_its_run_is_waited_for_and_not_done_twice(make: Callable[..., Sweep]) -> None:
+    sweep = make("outlived", runs=[{"name": "point"}])
+    sweep.edit(controls={"epochs": 200}, evaluation={"enabled": False})
+    with (sweep.directory / "said.log").open("w") as said:
+        run = subprocess.Popen(sweep.command("--cores", "2"), cwd=ROOT, stdout=said, stderr=said)
+    deadline = time.monotonic() + 120
+    while not (sweep.results / "point/state/train/logs").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    run.kill()
+    run.wait()
+    assert "ended before it was done; its lock is removed" in sweep.run()
+    log = (sweep.results / "logs/train/point.log").read_text()
+    assert "left by an earlier run; waiting for its end" in log
+    assert "This recipe was trained by an earlier run" in log
+    assert not (sweep.results / "point/state").exists()
+    assert sweep.plan() == {}
