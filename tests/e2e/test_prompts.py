@@ -32,7 +32,7 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
 def sweep(tmp_path: Path, make_model: Callable[..., Path], request: pytest.FixtureRequest) -> Sweep:
     model_arguments, data = CASES[request.param]
     sweep = make_sweep(tmp_path, make_model("--family", "llama3", *model_arguments), "prompts")
-    sweep.edit(runs=[{"name": "point"}], data=data)
+    sweep.edit(runs=[{"name": "point"}], data=data, controls={"batch_size": 1})
     lines = (tmp_path / "train.jsonl").read_text().splitlines()[:3]
     if data.get("format") == "chat":
         samples = [{"messages": [{"role": role, "content": text} for role, text in sample]} for sample in CHAT]
