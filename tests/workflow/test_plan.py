@@ -71,3 +71,21 @@ def test_a_fresh_clone_plans_its_default_experiment(tmp_path: Path, arguments: l
     shutil.rmtree(clone / ".snakemake", ignore_errors=True)
     status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     assert status.stdout == ""
+
+
+def test_a_sites_profile_lies_over_the_slurm_profile(
+    make: Callable[..., Sweep], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    site = tmp_path_factory.mktemp("site")
+    text = "default-resources: {slurm_account: abc, slurm_partition: cpu, mem_mb: 4000, runtime: 60}\n"
+    text += "set-resources:\n  train: {slurm_partition: gpu, gpu_model: a100, mem_mb: 64000}\n"
+    (site / "config.yaml").write_text(text)
+    said = make().run("--profile", ROOT / "slurm", "--workflow-profile", site, "--dry-run")
+    resources = {
+        rule: re.search(rf"rule {rule}:.*?resources: ([^\n]*)", said, flags=re.DOTALL)[1]
+        for rule in ("train", "evaluate")
+    }
+    assert "slurm_account=abc, slurm_partition=gpu" in resources["train"]
+    assert "gpu_model=a100" in resources["train"]
+    assert "mem_mb=64000" in resources["train"]
+    assert "slurm_account=abc, slurm_partition=cpu" in resources["evaluate"]

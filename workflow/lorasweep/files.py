@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,21 @@ def give_default_mode(file: Path) -> None:
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     file.chmod(0o666 & ~mask)
+
+
+def explain_write_failure(folder: Path) -> str:
+    """Return what the system says when a megabyte cannot be written to a folder (disk full, quota), or nothing.
+
+    For programs that fail on a full disk in words of their own.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1_000_000))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"nothing more can be written to {folder}: {error}"
+    return ""
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from lorasweep.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 from lorasweep.experiment import Controls, Data
-from lorasweep.files import hold_alone
+from lorasweep.files import explain_write_failure, hold_alone
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE
 from lorasweep.trainers import TrainingError, TrainingSpec
 from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
@@ -157,7 +157,8 @@ def _run(recipe: Path, state: Path) -> None:
     caches = {name: str(state / "huggingface") for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
     done = subprocess.run(command, env={**os.environ, **caches}, check=False)
     if done.returncode:
-        raise TrainingError(f"torchtune ended with status {done.returncode}; its own words are above")
+        why = explain_write_failure(state) or "its own words are above"
+        raise TrainingError(f"torchtune ended with status {done.returncode}; {why}")
 
 
 def _collect(recipe: Path, config: Any, adapter: Path) -> Path:
