@@ -30,7 +30,7 @@ def write(name: str, text: str) -> Callable[[Sweep], None]:
 
 
 def without_chat_template(sweep: Sweep) -> None:
-    sweep.edit(data={"format": "chat"})
+    sweep.edit(data={"format": "chat"}, controls={"batch_size": 1})
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (sweep.directory / "train.jsonl").write_text(json.dumps(chat))
     (sweep.directory / "model/tokenizer_config.json").write_text("{}")
