@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lorasweep.controller import Holder, hold, read_holder, release, remove_locks
+from lorasweep.controller import Holder, give_up, hold, read_holder, release, remove_locks
 
 
 @pytest.fixture
@@ -44,6 +44,16 @@ def test_of_another_machine_nothing_is_known() -> None:
     holder = Holder(host="another", user="a", pid=1, started=0.0)
     assert not holder.is_here
     assert not holder.is_gone
+
+
+def test_whom_a_person_gave_up_is_gone_wherever_he_ran(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text(Holder(host="another", user="a", pid=1, started=0.0, slurm_runs=["run-1"]).model_dump_json())
+    give_up(file)
+    holder = read_holder(file)
+    assert holder is not None
+    assert holder.is_gone
+    assert holder.slurm_runs == ["run-1"]
 
 
 def test_only_the_holder_releases(file: Path) -> None:

@@ -1,5 +1,6 @@
 """What a dry run says of sweeps that did not run yet: the jobs of each mode, and what the command line changes."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -89,3 +90,22 @@ def test_a_sites_profile_lies_over_the_slurm_profile(
     assert "gpu_model=a100" in resources["train"]
     assert "mem_mb=64000" in resources["train"]
     assert "slurm_account=abc, slurm_partition=cpu" in resources["evaluate"]
+
+
+def test_a_sweep_of_a_machine_that_is_gone_is_unlocked_by_one_command(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    sweep.run("configure_all")
+    record = {"host": "gone", "user": "somebody", "pid": 1, "started": 0.0}
+    (sweep.results / ".controller.json").write_text(json.dumps(record))
+    locks = sweep.directory / ".snakemake/locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "0.output.lock").write_text("results/planned/lora_rank=4/recipe.yaml\n")
+    (locks / "0.input.lock").write_text("")
+    (sweep.results / "lora_rank=4/recipe.yaml").unlink()
+    refused = sweep.snakemake("configure_all")
+    assert refused.returncode == 1
+    assert "is being run by somebody on gone (process 1, since" in refused.stderr
+    assert not (sweep.results / "lora_rank=4/recipe.yaml").exists()
+    sweep.run("--unlock")
+    assert "is being run by" not in sweep.run("configure_all")
+    assert (sweep.results / "lora_rank=4/recipe.yaml").exists()

@@ -25,6 +25,8 @@ class Holder(BaseModel):
     """When the process started, in seconds since 1970: a process id alone is given again after a reboot."""
     slurm_runs: list[str] = []
     """By what names its jobs, and those that an earlier run left to it, are known to SLURM."""
+    given_up: bool = False
+    """Whether a person has said that it is gone (`--unlock`)."""
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.started).isoformat(sep=" ", timespec="minutes")
@@ -37,7 +39,9 @@ class Holder(BaseModel):
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to have ended; of another machine's processes nothing is known."""
+        """Whether it is known to have ended; of another machine's processes only a person can tell."""
+        if self.given_up:
+            return True
         if not self.is_here:
             return False
         try:
@@ -57,10 +61,14 @@ def hold(file: Path, slurm_runs: list[str]) -> None:
         started=process.create_time(),
         slurm_runs=slurm_runs,
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{holder.pid}.tmp")
-    aside.write_text(holder.model_dump_json() + "\n")
-    aside.replace(file)
+    _write(holder, file)
+
+
+def give_up(file: Path) -> None:
+    """Note that the holder is gone, wherever he ran; what he left on SLURM can still be found by his name."""
+    holder = read_holder(file)
+    if holder:
+        _write(holder.model_copy(update={"given_up": True}), file)
 
 
 def release(file: Path) -> None:
@@ -86,6 +94,13 @@ def remove_locks(locks: Path, results: str) -> bool:
     if found and not any(locks.iterdir()):
         shutil.rmtree(locks)
     return bool(found)
+
+
+def _write(holder: Holder, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(f".{os.getpid()}.tmp")
+    aside.write_text(holder.model_dump_json() + "\n")
+    aside.replace(file)
 
 
 def _find_locks(locks: Path, results: str) -> Iterator[Path]:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 try:
     from lorasweep import resources
     from lorasweep.checkpoint import read_checkpoint
-    from lorasweep.controller import hold, read_holder, release, remove_locks
+    from lorasweep.controller import give_up, hold, read_holder, release, remove_locks
     from lorasweep.dataset import check_data
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
@@ -258,8 +258,10 @@ if workflow.is_main_process:
     FAILURES = FailureRecorder(Path(RESULTS, "logs"))
     logger.addHandler(FAILURES)
     mend_status_queries()
+    if "--unlock" in sys.argv:
+        give_up(CONTROLLER)
     holder = read_holder(CONTROLLER)
-    if holder and not holder.is_gone and "--unlock" not in sys.argv:
+    if holder and not holder.is_gone:
         logger.warning(
             f"'{RESULTS}' is being run by {holder}. A dry run goes on; a run has to wait until that one ends. Should its "
             "machine be gone: the same command with --unlock first."
