@@ -33,8 +33,9 @@ def make(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[...,
 
 
 @pytest.fixture(scope="session")
-def finished(make: Callable[..., Sweep]) -> Sweep:
-    """A finished sweep of one training in the three modes, and the baseline."""
+def finished(make: Callable[..., Sweep], tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """A finished sweep of one training in the three modes, and the baseline; run with a home of its own."""
     sweep = make("modes", **MODES)
+    sweep.environment["HOME"] = str(tmp_path_factory.mktemp("home"))
     sweep.run()
     return sweep

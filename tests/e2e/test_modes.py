@@ -110,7 +110,8 @@ class TestResultsFolder:
             assert (finished.directory / str(table.loc[point, "log"])).is_file()
         assert set(table.index) == {*POINTS.values(), "baseline"}
 
-    def test_nothing_is_written_outside_of_results(self, finished: Sweep) -> None:
+    def test_nothing_is_written_outside_of_results_and_snakemakes_folder(self, finished: Sweep) -> None:
+        assert not [path for path in Path(finished.environment["HOME"]).rglob("*") if path.is_file()]
         names = {entry.name for entry in finished.directory.iterdir()}
         assert names == {"model", "results", "sweep.yaml", "tasks.py", "train.jsonl", ".snakemake"}
         assert not list(Path(finished.results).glob("*/state"))
