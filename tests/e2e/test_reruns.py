@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from sweep import MODES, POINTS, ROOT, Sweep
@@ -174,6 +175,11 @@ class TestFailures:
         assert (failed.results / "lora_rank=2/manifest.json").is_file()
         assert (failed.results / "baseline/manifest.json").is_file()
 
+    def test_the_table_of_what_is_done_is_there_until_all_is_done(self, failed: Sweep) -> None:
+        table = pd.read_csv(failed.results / "results-partial.csv")
+        assert set(table["point"]) == {"baseline", "lora_rank=2"}
+        assert not (failed.results / "results.csv").exists()
+
     def test_the_logs_say_what_happened(self, failed: Sweep) -> None:
         assert "the training diverged" in (failed.results / "logs/train/diverges.log").read_text()
         assert "told to fail" in (failed.results / "logs/evaluate_merged/lora_rank=4.log").read_text()
@@ -195,6 +201,8 @@ class TestFailures:
         assert json.loads((sweep.results / "lora_rank=4/manifest.json").read_text())["mode"] == "B1"
         assert (sweep.results / "lora_rank=2/manifest.json").stat().st_mtime_ns == before
         assert not list(sweep.results.glob("*/merged"))
+        assert not (sweep.results / "results-partial.csv").exists()
+        assert set(pd.read_csv(sweep.results / "results.csv")["point"]) == {"baseline", "lora_rank=2", "lora_rank=4"}
         assert sweep.plan() == {}
 
 

@@ -31,7 +31,7 @@ from lorasweep.experiment import (
 BASELINE = "baseline"
 """Name of the point that is the untouched base model."""
 
-RESERVED_NAMES = (BASELINE, "logs", "benchmarks", "points.json", "results.csv")
+RESERVED_NAMES = (BASELINE, "logs", "benchmarks", "points.json", "results.csv", "results-partial.csv")
 """What lies in `results/<experiment>/` and is no trained point."""
 
 LONGEST_NAME = 150

@@ -44,10 +44,14 @@ try:
     EXPERIMENT = load_experiment(read_given_values(config, workflow.config_settings.config), SOURCE)
     RESULTS = f"results/{EXPERIMENT.experiment.name}"
     CONTROLLER = Path(RESULTS, ".controller.json")
+    PARTIAL_TABLE = Path(RESULTS, "results-partial.csv")
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
     TASKS = get_tasks(EXPERIMENT.evaluation.tasks, SOURCE)
 except InputError as error:
     raise WorkflowError(str(error))
+
+# The keys that vary.
+VARIABLES = sorted({key for point in POINTS.values() for key in point.swept})
 
 # The points that are evaluated, each with its mode.
 EVALUATED = {point.name: point.mode for point in POINTS.values()} if EXPERIMENT.evaluation.enabled else {}
@@ -291,6 +295,18 @@ def conclude():
     return summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), FAILURES.failures, command)
 
 
+def write_partial_table():
+    """Write the rows of the points that are done, where the table of all has to wait for the rest."""
+    from lorasweep.table import make_table  # with pandas, which no job needs
+
+    PARTIAL_TABLE.unlink(missing_ok=True)
+    failed = {failure.point for failure in FAILURES.failures}
+    done = [p for p in (*EVALUATED, *POINTS) if p not in failed and Path(RESULTS, p, "manifest.json").is_file()]
+    if done and not Path(RESULTS, "results.csv").is_file():
+        make_table(Path(RESULTS), list(dict.fromkeys(done)), VARIABLES).to_csv(PARTIAL_TABLE, index=False)
+        logger.error(f"The table of what is done: {PARTIAL_TABLE}")
+
+
 def settle_orphans():
     """Let no job of a run that died write the same files as a job of this one."""
     for orphan in ORPHANS:
@@ -320,8 +336,10 @@ onstart:
 
 
 onsuccess:
+    PARTIAL_TABLE.unlink(missing_ok=True)
     logger.info(conclude())
 
 
 onerror:
     logger.error(conclude())
+    write_partial_table()

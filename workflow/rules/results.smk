@@ -41,7 +41,7 @@ rule collect:
         "../../envs/driver.yaml"
     params:
         results=get_results_folder,
-        variables=sorted({key for point in POINTS.values() for key in point.swept}),
+        variables=VARIABLES,
         baseline="--baseline" if BASELINE in EVALUATED else "",
     shell:
         f"{RUN} driver {{input.script:q}} --results {{params.results:q}} --output {{output.table:q}}"
