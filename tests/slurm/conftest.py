@@ -20,12 +20,13 @@ def cluster() -> Iterator[Cluster | None]:
     if SITE_PARTITION:
         yield None
         return
-    folder = Path(tempfile.mkdtemp(prefix="lorasweep-slurm-"))
+    # Always the same, so that a cluster which a killed run of the tests left behind is taken over and ended.
+    folder = Path(tempfile.gettempdir(), "lorasweep-slurm-tests")
     own = Cluster(folder)
     try:
         own.start()
     except Unavailable as error:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         pytest.skip(f"no SLURM here: {error}")
     yield own
     own.stop()
