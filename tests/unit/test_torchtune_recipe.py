@@ -72,6 +72,10 @@ class TestOverride:
         adapter["checkpointer"]["save_adapter_weights_only"] = True
         assert make(model, full) == make(model, adapter) == make(model)
 
+    def test_what_the_workflow_does_anyway_may_be_said(self, model: Path) -> None:
+        said = {"model": {"use_dora": False}, "resume_from_checkpoint": False, "dtype": "bf16", "device": "cpu"}
+        assert make(model, said) == make(model)
+
     def test_where_adapters_alone_are_asked_for_is_found_in_both_places(self) -> None:
         assert declared_adapter_only({}) is None
         assert declared_adapter_only({"save_adapter_weights_only": False}) is False

@@ -65,6 +65,9 @@ _OWNED = {
 _SAID_ANYWAY = {
     "checkpointer.checkpoint_dir": ("${output_dir}/checkpoints",),
     "checkpointer.output_dir": ("${output_dir}", "${output_dir}/hf_model", "${output_dir}/adapter"),
+    "resume_from_checkpoint": (False,),
+    "model.use_dora": (False,),
+    "model.quantize_base": (False,),
 }
 
 _ADAPTER_ONLY = "save_adapter_weights_only"
