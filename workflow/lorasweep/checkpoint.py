@@ -28,8 +28,17 @@ TOKENIZER_FILES = (
 
 GENERATION_CONFIG = "generation_config.json"
 
+SINGLE = "model.safetensors"
+"""The weights of a checkpoint that is not sharded."""
+
+INDEX = "model.safetensors.index.json"
+"""Which shard of a checkpoint holds which tensor."""
+
 _FINGERPRINTED_BYTES = 4096
 _LONGEST_HEADER = 100_000_000
+
+_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+_BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     shards = _find_shards(path)
     tensors: dict[str, Tensor] = {}
     for shard in shards:
-        tensors |= _read_header(path, shard)
+        header = read_header(path / shard)
+        twice = header.keys() & tensors.keys()
+        if twice:
+            name = min(twice)
+            raise InputError(
+                f"'{path}' has {name} in {tensors[name].shard} and in {shard}; accepted: one of it; fetch the "
+                "checkpoint again"
+            )
+        tensors |= header
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())
     if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & set(tokenizer_files):
         raise InputError(f"'{path}' has no tokenizer; accepted: a checkpoint with tokenizer.json or tokenizer.model")
@@ -124,7 +141,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _find_shards(path: Path) -> tuple[str, ...]:
-    index = path / "model.safetensors.index.json"
+    index = path / INDEX
     if index.is_file():
         weight_map = _read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
@@ -137,18 +154,22 @@ def _find_shards(path: Path) -> tuple[str, ...]:
                 "again"
             )
         return shards
-    if (path / "model.safetensors").is_file():
-        return ("model.safetensors",)
+    if (path / SINGLE).is_file():
+        return (SINGLE,)
     if list(path.glob("*.bin")):
         raise InputError(
             f"'{path}' has its weights as .bin; accepted: safetensors. Convert them: python -c \"from transformers "
             f"import AutoModelForCausalLM as M; M.from_pretrained('{path}', dtype='auto').save_pretrained('{path}')\""
         )
-    raise InputError(f"'{path}' has no weights; accepted: model.safetensors, or shards and their index")
+    raise InputError(f"'{path}' has no weights; accepted: {SINGLE}, or shards and their index")
 
 
-def _read_header(path: Path, shard: str) -> dict[str, Tensor]:
-    file = path / shard
+def read_header(file: Path) -> dict[str, Tensor]:
+    """Read what a safetensors file says of its tensors, in the order in which they lie.
+
+    Raises:
+        InputError: the file is no safetensors file, or is cut short, or its tensors overlap or leave holes.
+    """
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -157,20 +178,18 @@ def _read_header(path: Path, shard: str) -> dict[str, Tensor]:
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        start = 8 + length
-        tensors = {
-            name: Tensor(
-                shard,
-                entry["dtype"],
-                tuple(entry["shape"]),
-                start + entry["data_offsets"][0],
-                entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for name, entry in header.items()
-        }
+        end = 8 + length
+        tensors: dict[str, Tensor] = {}
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, stop = (8 + length + offset for offset in entry["data_offsets"])
+            tensor = Tensor(file.name, entry["dtype"], tuple(entry["shape"]), begin, stop - begin)
+            bits = _BITS.get(tensor.dtype)
+            if begin != end or (bits and tensor.size * 8 != prod(tensor.shape) * bits):
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, and lies at {entry['data_offsets']}")
+            tensors[name] = tensor
+            end = stop
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"'{file}' is no safetensors file ({error}); fetch it again") from error
-    end = max((tensor.offset + tensor.size for tensor in tensors.values()), default=start)
     if end > size:
         raise InputError(f"'{file}' is cut short: {size} bytes of {end}; fetch it again")
     return tensors
