@@ -36,9 +36,9 @@ $(VENV)/driver/installed-test: envs/test.txt $(VENV)/driver/package
 	@$(VENV)/driver/bin/python -m pip install --quiet --disable-pip-version-check -r envs/test.txt
 	@touch $@
 
-# Tests of a stage run in its environment, which lacks nothing but pytest.
+# Tests of a stage run in its environment, which lacks nothing but pytest and hypothesis.
 $(VENV)/%/installed-test: envs/test.txt $(VENV)/%/package
-	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^pytest==' envs/test.txt)
+	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pytest|hypothesis|sortedcontainers)==' envs/test.txt)
 	@touch $@
 
 demo: install  ## train SmolLM2-135M at four ranks on this machine, and print the table

@@ -4,7 +4,7 @@
 
 A random checkpoint of each size (bf16, several shards) and an adapter of rank 16 on all linear layers. The ways take
 turns, each in a process of its own, with nothing left to be written from the run before; times are those of the work,
-after the imports. `kept` is a merged model that is forced to the disk, as in mode A; it is compared with a copy that is.
+after the imports. `kept` is a merged model that is forced to the disk, as in mode A, and is compared with such a copy.
 """
 
 import argparse
@@ -23,6 +23,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 EVAL = ROOT / ".venv/eval/bin/python"
 WAYS = ("cp", "merge", "merge + sha256", "cp, synced", "merge + sha256, kept", "PEFT bf16", "PEFT fp32")
+PAUSE = 3
+"""Seconds before each work: memory that was just freed is handed out faster, on virtual machines by far."""
+
 RANK = 16
 HIDDEN, INNER, KEYS, VOCABULARY = 2048, 8192, 512, 32768
 SHARD = 3e8
@@ -99,7 +102,7 @@ def drop_caches() -> bool:
 
 
 def run(way: str, folder: Path) -> dict[str, float]:
-    """Do one thing in this process; return its wall time and processor time in seconds, and the peak memory in bytes."""
+    """Do one thing in this process; return its wall and processor time in seconds, and the peak memory in bytes."""
     base, adapter, output = folder / "base", folder / "adapter", folder / "output"
     if way.startswith("make"):
         make_checkpoint(base, adapter, float(way.split()[1]) * 1e9)
@@ -128,6 +131,7 @@ def run(way: str, folder: Path) -> dict[str, float]:
             merge(base, adapter, output, temporary=not kept, threads=os.cpu_count() or 1, digest="sha256" in way)
 
     who = resource.RUSAGE_CHILDREN if copying else resource.RUSAGE_SELF
+    time.sleep(PAUSE)
     before, begin = resource.getrusage(who), time.perf_counter()
     work()
     wall, after = time.perf_counter() - begin, resource.getrusage(who)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,14 +16,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, Phi3Config
 
+from lorasweep import merge as merge_module
 from lorasweep.adapter import AdapterError
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.errors import InputError
-from lorasweep.merge import merge, verify_merged
+from lorasweep.merge import merge
 from tiny_model import FAMILIES, make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -48,16 +52,16 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
-def make_adapter(base: Path, folder: Path, seed: int = 0, **settings: Any) -> Path:
+def make_adapter(base: Path, folder: Path, **changes: Any) -> Path:
     """Let PEFT make an adapter, give it random weights, and save it."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    settings = {"r": 4, "lora_alpha": 12, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **settings}
-    injected = get_peft_model(model, LoraConfig(**settings))
+    config = {"r": 4, "lora_alpha": 12, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **changes}
+    injected = get_peft_model(model, LoraConfig(**config))
     for name, parameter in injected.named_parameters():
         if "magnitude" in name:
             parameter.data *= 1 + 0.1 * torch.rand_like(parameter)
-        elif "lora_" in name or "modules_to_save" in name or (name.endswith(".bias") and settings.get("bias")):
+        elif "lora_" in name or "modules_to_save" in name or (name.endswith(".bias") and config.get("bias")):
             torch.nn.init.normal_(parameter, std=0.1)
     injected.save_pretrained(folder)
     return folder
@@ -75,7 +79,8 @@ def read_weights(model: Path) -> dict[str, torch.Tensor]:
 def find_differences(ours: dict[str, torch.Tensor], peft: dict[str, torch.Tensor]) -> list[str]:
     """Names of tensors that are not the same bits; PEFT's tied head is no tensor of its own."""
     tied = peft.keys() - ours.keys()
-    assert tied <= {"lm_head.weight"} and ours.keys() <= peft.keys()
+    assert tied <= {"lm_head.weight"}
+    assert ours.keys() <= peft.keys()
     return [n for n in ours if ours[n].dtype != peft[n].dtype or not torch.equal(ours[n], peft[n])]
 
 
@@ -131,3 +136,475 @@ def test_a_merged_model_is_bit_for_bit_what_peft_makes(
     assert find_differences(ours, merge_with_peft(base, adapter, dtype)) == []
     assert find_differences(ours, read_weights(base))  # and it is not the base
     assert record["verified_tensors"] > 0
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [("bf16", "fp32"), ("fp32", "bf16"), ("fp16", "bf16"), ("fp32", "fp16")])
+def test_another_precision_is_that_of_peft_with_the_base_loaded_in_it(
+    make_base: Callable[..., Path], tmp_path: Path, stored: str, dtype: str
+) -> None:
+    base = make_base("qwen2.5", stored)
+    adapter = make_adapter(base, tmp_path / "adapter", modules_to_save=["lm_head"], bias="all")
+    merge(base, adapter, tmp_path / "merged", dtype, verify=True)
+    assert find_differences(read_weights(tmp_path / "merged"), merge_with_peft(base, adapter, dtype)) == []
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == DTYPES[dtype]
+
+
+def test_a_bf16_adapter_is_merged_as_peft_merges_it(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_base("llama3")
+    file = make_adapter(base, tmp_path / "adapter") / "adapter_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    merge(base, tmp_path / "adapter", tmp_path / "merged", verify=True)
+    assert (
+        find_differences(read_weights(tmp_path / "merged"), merge_with_peft(base, tmp_path / "adapter", "bf16")) == []
+    )
+
+
+def test_shards_threads_and_repetition_change_no_bit(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    sharded, single = make_base("llama3"), make_base("llama3", shards=False)
+    adapter = make_adapter(sharded, tmp_path / "adapter")
+    records = [merge(sharded, adapter, tmp_path / f"{n}", threads=n) for n in (1, 4)]
+    merge(single, adapter, tmp_path / "single")
+    assert len(list(sharded.glob("*.safetensors"))) > 5
+    assert records[0] == records[1]
+    assert find_differences(read_weights(tmp_path / "single"), read_weights(tmp_path / "4")) == []
+    assert (tmp_path / "single/model.safetensors").is_file()
+
+
+TIED = {
+    "the head": {"target_modules": ["lm_head", "q_proj"]},
+    "the embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "both": {"target_modules": ["lm_head", "embed_tokens"]},
+    "a new head": {"modules_to_save": ["lm_head"]},
+    "a new embedding": {"modules_to_save": ["embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_a_change_to_one_of_two_tied_matrices_unties_them(
+    make_base: Callable[..., Path], tmp_path: Path, case: str
+) -> None:
+    """PEFT's own merge changes both, or loses the head when the model is read again; the adapter acts on one."""
+    base = make_base("qwen2", "fp32")
+    adapter = make_adapter(base, tmp_path / "adapter", **TIED[case])
+    assert merge(base, adapter, tmp_path / "merged", verify=True)["unties_embedding"]
+    assert json.loads((tmp_path / "merged/config.json").read_text())["tie_word_embeddings"] is False
+    tokens = torch.arange(40)[None] * 6
+    with torch.inference_mode():
+        direct = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))(tokens).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(tokens).logits
+        plain = AutoModelForCausalLM.from_pretrained(base)(tokens).logits
+    assert (merged - direct).abs().max() < 1e-4 * direct.abs().max()
+    assert (merged - plain).abs().max() > 1e-2 * plain.abs().max()
+
+
+def test_a_tied_model_whose_embedding_is_left_alone_stays_tied(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_base("qwen2")
+    merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged")
+    assert "lm_head.weight" not in read_weights(tmp_path / "merged")
+    assert json.loads((tmp_path / "merged/config.json").read_text())["tie_word_embeddings"] is True
+
+
+def set_key(key: str, value: Any) -> Callable[[Path], None]:
+    def change(adapter: Path) -> None:
+        file = adapter / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+
+    return change
+
+
+def edit(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def apply(adapter: Path) -> None:
+        file = adapter / "adapter_model.safetensors"
+        save_file(change(load_file(file)), file)
+
+    return apply
+
+
+def nest(adapter: Path) -> None:
+    for name in ("first", "second"):
+        shutil.copytree(adapter, adapter.parent / "nested" / name)
+    shutil.rmtree(adapter)
+    (adapter.parent / "nested").rename(adapter)
+
+
+def cut(size: int) -> Callable[[Path], None]:
+    return lambda adapter: os.truncate(adapter / "adapter_model.safetensors", size)
+
+
+def pickle(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another method": (set_key("peft_type", "LOHA"), "peft_type is 'LOHA'; accepted: 'LORA'"),
+    "aLoRA": (set_key("alora_invocation_tokens", [1, 2]), "alora_invocation_tokens is set"),
+    "Arrow": (set_key("arrow_config", {"top_k": 2}), "arrow_config is set"),
+    "KaSA": (set_key("kasa_config", {"beta": 0.1}), "kasa_config is set"),
+    "layer replication": (set_key("layer_replication", [[0, 2], [1, 3]]), "layer_replication is set"),
+    "Megatron": (set_key("megatron_config", {"a": 1}), "megatron_config is set"),
+    "MonteCLoRA": (set_key("monteclora_config", {"num_samples": 8}), "monteclora_config is set"),
+    "single parameters": (set_key("target_parameters", ["experts.w"]), "target_parameters is set"),
+    "single tokens": (set_key("trainable_token_indices", [1, 2]), "trainable_token_indices is set"),
+    "BD-LoRA": (set_key("use_bdlora", {"nblocks": 2}), "use_bdlora is set"),
+    "QA-LoRA": (set_key("use_qalora", True), "use_qalora is set"),
+    "VeLoRA": (set_key("velora_config", {"a": 1}), "velora_config is set"),
+    "a feature of tomorrow": (set_key("use_tomorrow", True), "use_tomorrow is set to True, and what that does"),
+    "PiSSA": (set_key("init_lora_weights", "pissa_niter_4"), "init_lora_weights is 'pissa_niter_4'"),
+    "OLoRA": (set_key("init_lora_weights", "olora"), "init_lora_weights is 'olora'"),
+    "CorDA": (set_key("init_lora_weights", "corda"), "init_lora_weights is 'corda'"),
+    "LoftQ": (set_key("init_lora_weights", "loftq"), "init_lora_weights is 'loftq'"),
+    "LoRA-GA": (set_key("init_lora_weights", "lora_ga"), "init_lora_weights is 'lora_ga'"),
+    "no targets": (set_key("target_modules", None), "target_modules is None"),
+    "no rank": (set_key("r", 0), "r is 0"),
+    "another rank": (set_key("r", 5), "has rank 4, and adapter_config.json says 5"),
+    "fewer targets": (set_key("target_modules", ["q_proj"]), "which adapter_config.json does not target"),
+    "more targets": (
+        set_key("target_modules", [*LINEAR, "lm_head"]),
+        "targets 'lm_head', for which there is no tensor",
+    ),
+    "DoRA without magnitudes": (set_key("use_dora", True), "with lora_magnitude_vector, since use_dora is set"),
+    "a tensor too many": (edit(lambda t: t | {f"{Q}.weight": torch.ones(64, 64)}), "q_proj.weight' is no LoRA tensor"),
+    "magnitudes without DoRA": (
+        edit(lambda t: t | {f"{Q}.lora_magnitude_vector": torch.ones(64)}),
+        "q_proj' has lora_A.weight, lora_B.weight, lora_magnitude_vector",
+    ),
+    "several adapters": (nest, "holds the adapters first, second; accepted: the folder of one"),
+    "a name within the tensors": (
+        edit(lambda t: {name.replace(".weight", ".default.weight"): tensor for name, tensor in t.items()}),
+        "is no LoRA tensor",
+    ),
+    "integers": (edit(lambda t: {name: tensor.int() for name, tensor in t.items()}), "is I32; accepted: F64, F32"),
+    "infinity": (edit(lambda t: t | {f"{Q}.lora_A.weight": torch.full((4, 64), torch.inf)}), "not finite"),
+    "three dimensions": (edit(lambda t: {n: tensor[None] for n, tensor in t.items()}), "accepted: two matrices"),
+    "a pickle": (pickle, "its weights are no safetensors file"),
+    "an empty file": (cut(0), "no safetensors file"),
+    "a header cut short": (cut(100), "no safetensors file"),
+    "values cut short": (cut(20_000), "cut short"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_merged_is_refused_by_name_before_a_byte_is_written(
+    make_base: Callable[..., Path], tmp_path: Path, case: str
+) -> None:
+    base = make_base("llama3")
+    change, said = REFUSED[case]
+    change(make_adapter(base, tmp_path / "adapter"))
+    with pytest.raises(AdapterError, match=said) as error:
+        merge(base, tmp_path / "adapter", tmp_path / "results/merged")
+    assert str(tmp_path / "adapter") in str(error.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_an_adapter_of_a_model_of_other_shapes_is_refused(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    adapter = make_adapter(make_base("llama2"), tmp_path / "adapter")
+    with pytest.raises(AdapterError, match=r"'model.layers.0.self_attn.k_proj.weight' is \[32, 64\] .* and \[64, 64\]"):
+        merge(make_base("llama3"), adapter, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            r"quantized \(bitsandbytes\)",
+        ),
+        ({"tie_word_embeddings": True}, "says tie_word_embeddings and has an lm_head.weight as well"),
+    ],
+    ids=["4-bit", "tied twice"],
+)
+def test_a_base_that_cannot_be_merged_is_refused(
+    make_base: Callable[..., Path], tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    adapter = make_adapter(make_base("llama3"), tmp_path / "adapter", target_modules=["lm_head"])
+    base = Path(shutil.copytree(make_base("llama3"), tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(InputError, match=said):
+        merge(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_output_may_not_be_what_is_merged(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    adapter = make_adapter(make_base("llama3"), tmp_path / "adapter")
+    for output in (make_base("llama3"), adapter):
+        with pytest.raises(InputError, match="accepted: another directory"):
+            merge(make_base("llama3"), adapter, output)
+
+
+def test_a_merged_weight_that_overflows_is_named_and_nothing_is_left(
+    make_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_base("llama3", "fp16")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    edit(lambda t: t | {f"{Q}.lora_B.weight": torch.full((64, 4), 3e5)})(adapter)
+    with pytest.raises(InputError, match=r"layers.0.self_attn.q_proj.weight: .* not finite in torch.float16"):
+        merge(base, adapter, tmp_path / "merged")
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_updates_that_the_precision_swallows_are_told(
+    make_base: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_base("llama3")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    edit(lambda t: t | {f"{Q}.lora_B.weight": torch.full((64, 4), 1e-9)})(adapter)
+    record = merge(base, adapter, tmp_path / "merged")
+    assert record["weights_lost_to_rounding"] == ["model.layers.0.self_attn.q_proj.weight"]
+    assert "1 of 21 weights are as in the base" in capsys.readouterr().out
+
+
+def test_a_temporary_model_links_to_shards_that_do_not_change_and_a_kept_one_shares_none(
+    make_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_base("llama3")
+    before = {file.name: sha256(file.read_bytes()).hexdigest() for file in base.iterdir()}
+    adapter = make_adapter(base, tmp_path / "adapter", layers_to_transform=[1])
+    temporary = merge(base, adapter, tmp_path / "temporary", temporary=True, verify=True)
+    kept = merge(base, adapter, tmp_path / "kept", verify=True)
+    links = [file for file in (tmp_path / "temporary").iterdir() if file.is_symlink()]
+    assert len(links) > 2
+    assert temporary["bytes_linked"] == sum(link.stat().st_size for link in links)
+    assert temporary["bytes_written"] + temporary["bytes_linked"] == kept["bytes_written"]
+    assert temporary["sha256"] == kept["sha256"]
+    assert find_differences(read_weights(tmp_path / "temporary"), merge_with_peft(base, adapter, "bf16")) == []
+    inodes = {file.stat().st_ino for file in base.iterdir()}
+    assert not [file for file in (tmp_path / "kept").iterdir() if file.is_symlink() or file.stat().st_ino in inodes]
+    shutil.rmtree(tmp_path / "temporary")
+    assert {file.name: sha256(file.read_bytes()).hexdigest() for file in base.iterdir()} == before
+
+
+def test_the_digests_are_those_that_sha256sum_prints(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_base("llama3")
+    record = merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged")
+
+    def shell(command: str) -> str:
+        return subprocess.run(command, shell=True, cwd=tmp_path / "merged", capture_output=True, text=True).stdout
+
+    assert shell("sha256sum *.safetensors | sha256sum").split()[0] == record["weights_sha256"]
+    assert shell("sha256sum model-00001-of-*.safetensors").split()[0] in record["sha256"].values()
+    assert json.loads((tmp_path / "merged/lorasweep.json").read_text()) == record
+    assert {*record["sha256"], "config.json", "lorasweep.json"} == {f.name for f in (tmp_path / "merged").iterdir()}
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_verification_finds_a_wrong_sum_and_keeps_the_old_model(
+    make_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verified: bool
+) -> None:
+    base = make_base("llama3")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    right = merge(base, adapter, tmp_path / "merged", verify=True)
+    product = torch.mm
+
+    def wrong(b: torch.Tensor, a: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return product(b, a, out=out).add_(0.5)
+
+    monkeypatch.setattr(torch, "mm", wrong)
+    if verified:
+        with pytest.raises(InputError, match="is not what base and adapter make"):
+            merge(base, adapter, tmp_path / "merged", verify=True)
+        assert json.loads((tmp_path / "merged/lorasweep.json").read_text()) == right
+    else:
+        assert merge(base, adapter, tmp_path / "merged")["weights_sha256"] != right["weights_sha256"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+def test_too_little_room_is_said_before_the_first_byte(
+    make_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base("llama3")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"No space left on device: .* takes 0.000\d+ GB, and 1e-06 GB are free in"):
+        merge(base, adapter, tmp_path / "results/merged")
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def command(base: Path, adapter: Path, output: Path, *arguments: str) -> list[str | Path]:
+    script = ROOT / "scripts/merge.py"
+    return [sys.executable, script, "--base", base, "--adapter", adapter, "--output", output, *arguments]
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "workflow")}
+
+
+def test_a_write_that_is_torn_leaves_the_old_model_and_nothing_else(
+    make_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = make_base("llama3", shards=False)
+    adapter = make_adapter(base, tmp_path / "adapter")
+    merge(base, adapter, tmp_path / "merged")
+    before = sha256((tmp_path / "merged/model.safetensors").read_bytes()).hexdigest()
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command(base, adapter, tmp_path / "merged")]
+    done = subprocess.run(limited, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert sha256((tmp_path / "merged/model.safetensors").read_bytes()).hexdigest() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base of 100 MB in matrices of more than one block, and an adapter for it."""
+    folder = tmp_path_factory.mktemp("large")
+    torch.manual_seed(0)
+    shapes = {"q_proj": (3001, 2048), "k_proj": (512, 2048), "down_proj": (2048, 3001), "up_proj": (8192, 2048)}
+    write_base(folder / "base", {f"layers.{i}.{n}": torch.randn(s) * 0.02 for i in range(2) for n, s in shapes.items()})
+    write_adapter(
+        folder / "adapter",
+        {
+            f"layers.{i}.{n}": (torch.randn(64, s[1]), torch.randn(s[0], 64))
+            for i in range(2)
+            for n, s in shapes.items()
+        },
+        alpha=24,
+        targets=list(shapes),
+    )
+    return folder / "base", folder / "adapter"
+
+
+def write_base(folder: Path, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> None:
+    folder.mkdir()
+    files = {f"{name}.weight": f"{name}.safetensors" for name in weights}
+    for name, weight in weights.items():
+        save_file({f"{name}.weight": weight.to(dtype)}, folder / f"{name}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def write_adapter(
+    folder: Path, weights: dict[str, tuple[torch.Tensor, torch.Tensor]], alpha: float, targets: list[str], **more: Any
+) -> None:
+    folder.mkdir()
+    tensors = {f"base_model.model.{name}.lora_A.weight": a for name, (a, _) in weights.items()}
+    tensors |= {f"base_model.model.{name}.lora_B.weight": b for name, (_, b) in weights.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    rank = next(iter(weights.values()))[0].shape[0]
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": targets, **more}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def merge_modules_with_peft(base: Path, adapter: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """PEFT on bare linear layers, which takes any shape."""
+    model = torch.nn.Module()
+    for name, weight in read_weights(base).items():
+        parent = model
+        *path, leaf = name.removesuffix(".weight").split(".")
+        for part in path:
+            if not hasattr(parent, part):
+                parent.add_module(part, torch.nn.Module())
+            parent = getattr(parent, part)
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
+        linear.weight.data.copy_(weight)
+        parent.add_module(leaf, linear)
+    model.config = {"model_type": "custom"}
+    return dict(PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().state_dict())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_matrices_of_many_blocks_are_those_of_peft_on_any_number_of_threads(
+    large: tuple[Path, Path], tmp_path: Path, threads: int
+) -> None:
+    base, adapter = large
+    merge(base, adapter, tmp_path / "merged", threads=threads, verify=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        peft = merge_modules_with_peft(base, adapter, torch.bfloat16)
+    finally:
+        torch.set_num_threads(before)
+    assert find_differences(read_weights(tmp_path / "merged"), peft) == []
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.integers(1, 300),
+    width=st.integers(1, 300),
+    rank=st.integers(1, 40),
+    alpha=st.sampled_from([0.1, 1, 7, 16, 48]),
+    dtype=st.sampled_from(list(DTYPES.values())),
+    adapter_dtype=st.sampled_from(list(DTYPES.values())),
+    block=st.integers(1, 5000),
+    rslora=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_rank_precision_and_block_gives_the_bits_of_peft(
+    rows: int,
+    width: int,
+    rank: int,
+    alpha: float,
+    dtype: torch.dtype,
+    adapter_dtype: torch.dtype,
+    block: int,
+    rslora: bool,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        # Blocks of few rows occur only where matrices have few: a real one is of millions of values.
+        patch.setattr(merge_module, "_BLOCK", max(block, 64 * width))
+        write_base(folder / "base", {"one.layer": torch.randn(rows, width)}, dtype)
+        a, b = torch.randn(rank, width).to(adapter_dtype), torch.randn(rows, rank).to(adapter_dtype)
+        write_adapter(folder / "adapter", {"one.layer": (a, b)}, alpha, ["layer"], use_rslora=rslora)
+        merge(folder / "base", folder / "adapter", folder / "merged", verify=True)
+        peft = merge_modules_with_peft(folder / "base", folder / "adapter", dtype)
+        assert find_differences(read_weights(folder / "merged"), peft) == []
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_shard_cut_anywhere_or_with_a_spoilt_header_is_refused_or_whole(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_base(folder / "base", {"a.layer": torch.ones(3, 4), "b.layer": torch.ones(3, 4)})
+        write_adapter(folder / "adapter", {"a.layer": (torch.ones(2, 4), torch.ones(3, 2))}, 1, ["a.layer"])
+        shard = folder / "base/b.layer.safetensors"
+        content = bytearray(shard.read_bytes())
+        place = data.draw(st.integers(0, len(content) - 1))
+        header = 8 + int.from_bytes(content[:8], "little")
+        if data.draw(st.booleans()):
+            shard.write_bytes(content[:place])
+        else:
+            content[min(place, header - 1)] ^= 1 << data.draw(st.integers(0, 7))
+            shard.write_bytes(content)
+        try:
+            merge(folder / "base", folder / "adapter", folder / "merged")
+        except InputError:
+            assert not (folder / "merged").exists()
+        else:  # a flipped bit may leave a header that is as good
+            assert read_weights(folder / "merged").keys() == read_weights(folder / "base").keys()
+        assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_merge_that_is_killed_leaves_nothing_that_looks_complete(
+    large: tuple[Path, Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    base, adapter = large
+    partial = tmp_path / ".merged.partial"
+    cut_short = 0
+    for _ in range(20):
+        process = subprocess.Popen(command(base, adapter, tmp_path / "merged", "--threads", "1"), env=ENVIRONMENT)
+        while process.poll() is None and not list(partial.glob("*.safetensors")):
+            time.sleep(0.002)
+        time.sleep(0.02 * cut_short)
+        process.send_signal(number)
+        process.wait()
+        if (tmp_path / "merged").exists():
+            assert read_checkpoint.__wrapped__(tmp_path / "merged")
+            shutil.rmtree(tmp_path / "merged")
+            continue
+        assert not (partial / "config.json").exists()
+        with pytest.raises(InputError, match=r"no config\.json|no such directory"):
+            read_checkpoint.__wrapped__(partial)
+        assert partial.exists() == (number == signal.SIGKILL)
+        cut_short += 1
+        if cut_short == 3:
+            break
+    assert cut_short == 3
+    subprocess.run(command(base, adapter, tmp_path / "merged", "--verify"), env=ENVIRONMENT, check=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["merged"]

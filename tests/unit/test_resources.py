@@ -82,3 +82,10 @@ def test_requests_grow_with_what_they_stand_for(tmp_path: Path) -> None:
     assert resources.train_runtime(base, limited, model, 1_000_000) < hours[-1]
     short, long = (Evaluation(tasks=["a.py"], max_tokens=n) for n in (100, 100_000))
     assert resources.evaluate_runtime(base, model, long) > resources.evaluate_runtime(base, model, short)
+
+
+def test_the_memory_of_a_merge_is_that_of_its_largest_tensor_whatever_the_layers(llama: Checkpoint) -> None:
+    less = {name: tensor for name, tensor in llama.tensors.items() if ".3" not in name}
+    fewer = Checkpoint(llama.path, llama.config, llama.shards, less, llama.tokenizer_files)
+    assert fewer.num_parameters < llama.num_parameters
+    assert resources.merge_mem_mb(llama) == resources.merge_mem_mb(fewer) == 3000 + round(12 * 128256 * 4096 / 1e6)

@@ -39,7 +39,8 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
     for file in kept:
         if not file.is_file() or file.stat().st_size == 0:
             raise InputError(f"{file}: is missing or empty; remove it and run again")
-    for unneeded in (STATE, "merged", *(() if mode == "A" else ("hf_model",))):
+    left_over = ("merged", ".hf_model.partial", ".hf_model.old")
+    for unneeded in (STATE, *left_over, *(() if mode == "A" else ("hf_model",))):
         shutil.rmtree(point / unneeded, ignore_errors=True)
     files: list[dict[str, Any]] = [
         {
@@ -58,6 +59,9 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
             f"{point}: the evaluation is of the adapter {evaluated[:12]}, and the one that lies in adapter/ is "
             f"{str(adapter_sha256)[:12]}; remove {point / 'eval'} and run again"
         )
+    merged_sha256 = (metrics.get("proof") or {}).get("merged_weights_sha256")
+    if mode == "A":
+        merged_sha256 = _read_json(point / "hf_model" / RECORD)["weights_sha256"]
     manifest = {
         "point": point.name,
         "mode": mode,
@@ -66,6 +70,7 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_revision": get_git_revision(workflow),
         "adapter_sha256": adapter_sha256,
+        "merged_weights_sha256": merged_sha256,
         "training": _read_json(point / "adapter" / RECORD) if mode != "base" else {},
         "evaluation": metrics,
         "seconds": {

@@ -4,7 +4,7 @@ The figures are requests, not predictions: they leave room, and grow with every 
 same as formulas; the plan of a sweep is another thing.
 """
 
-from math import ceil
+from math import ceil, prod
 
 from lorasweep.checkpoint import Checkpoint
 from lorasweep.experiment import Controls, Evaluation, Model
@@ -93,9 +93,13 @@ def model_disk_mb(checkpoint: Checkpoint, model: Model) -> int:
     return 50 + ceil(checkpoint.num_parameters * BYTES[model.dtype] / MB)
 
 
-def merge_mem_mb(checkpoint: Checkpoint, model: Model) -> int:
-    """Return the main memory of a merge in MB: the model, and half of it for the layers in work."""
-    return PROCESS_MB + ceil(1.5 * checkpoint.num_parameters * BYTES[model.dtype] / MB)
+def merge_mem_mb(checkpoint: Checkpoint) -> int:
+    """Return the main memory of a merge in MB: nothing of the model, but the largest tensor.
+
+    A merge works on some rows of a tensor at a time; to verify one takes it in float32 three times.
+    """
+    largest = max(prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    return PROCESS_MB + ceil(3 * 4 * largest / MB)
 
 
 def merge_runtime(checkpoint: Checkpoint, model: Model) -> int:

@@ -12,7 +12,7 @@ from rich.table import Table
 from lorasweep.layout import MANIFEST
 from lorasweep.points import format_value
 
-_PROOF = ("adapter_sha256", "base_model_fingerprint", "probe_distance")
+_PROOF = ("adapter_sha256", "base_model_fingerprint", "merged_weights_sha256", "probe_distance")
 
 
 def make_table(results: Path, points: Sequence[str], variables: Sequence[str]) -> pd.DataFrame:
@@ -34,6 +34,7 @@ def make_table(results: Path, points: Sequence[str], variables: Sequence[str]) -
         rest = {
             **proof,
             "adapter_sha256": manifest["adapter_sha256"],
+            "merged_weights_sha256": manifest["merged_weights_sha256"],
             **{f"{stage}_seconds": value for stage, value in manifest["seconds"].items()},
             "bytes": manifest["bytes"],
             "git_revision": manifest["git_revision"],

@@ -216,13 +216,13 @@ train_runtime = from_base(
     lambda point, base: resources.train_runtime(base, POINTS[point].controls, EXPERIMENT.model, count_samples())
 )
 train_disk_mb = from_base(lambda point, base: resources.train_disk_mb(base, POINTS[point].controls, EXPERIMENT.model))
-merge_mem_mb = from_base(lambda point, base: resources.merge_mem_mb(base, EXPERIMENT.model))
+merge_mem_mb = from_base(lambda point, base: resources.merge_mem_mb(base))
 merge_runtime = from_base(lambda point, base: resources.merge_runtime(base, EXPERIMENT.model))
 model_disk_mb = from_base(lambda point, base: resources.model_disk_mb(base, EXPERIMENT.model))
 evaluate_mem_mb = from_base(lambda point, base: resources.evaluate_mem_mb(base, EXPERIMENT.model))
 evaluate_merged_mem_mb = from_base(
     lambda point, base: max(
-        resources.merge_mem_mb(base, EXPERIMENT.model), resources.evaluate_mem_mb(base, EXPERIMENT.model)
+        resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, EXPERIMENT.model)
     )
 )
 evaluate_runtime = from_base(

@@ -70,4 +70,4 @@ rule evaluate_merged:
         probes=f"{RESULTS}/.probes",
     shell:
         f"{RUN} eval {{input.script:q}} --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
-        f" --merge-in {MERGE_IN} > {{log:q}} 2>&1"
+        f" --merge-in {MERGE_IN} --threads {{threads}} > {{log:q}} 2>&1"

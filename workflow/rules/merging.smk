@@ -28,4 +28,4 @@ rule merge:
         dtype=EXPERIMENT.model.dtype,
     shell:
         f"{RUN} eval {{input.script:q}} --base {{params.base:q}} --adapter {{params.adapter:q}} --output {{output.model:q}}"
-        " --dtype {params.dtype:q} > {log:q} 2>&1"
+        " --dtype {params.dtype:q} --threads {threads} --verify > {log:q} 2>&1"
