@@ -1,6 +1,6 @@
 """Merging as lorasweep does it, as PEFT does it, and copying the same files: time, processor time, peak memory.
 
-    make install-test && .venv/driver/bin/python benchmarks/merge.py
+    make install-test && .venv/driver/bin/python benchmarks/merge.py --picture docs/merge.svg
 
 A random checkpoint of each size (bf16, several shards) and an adapter of rank 16 on all linear layers. The ways take
 turns, each in a process of its own, with nothing left to be written from the run before; times are those of the work,
@@ -23,6 +23,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 EVAL = ROOT / ".venv/eval/bin/python"
 WAYS = ("cp", "merge", "merge + sha256", "cp, synced", "merge + sha256, kept", "PEFT bf16", "PEFT fp32")
+GROWTH = ("cp", "merge + sha256", "PEFT bf16")
+"""What is measured at every size; all of it at the first one alone, and that with a cold page cache too."""
+
 PAUSE = 3
 """Seconds before each work: memory that was just freed is handed out faster, on virtual machines by far."""
 
@@ -37,7 +40,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks", help="where to make the checkpoints")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs/merge.json", help="file for the medians")
+    parser.add_argument("--picture", type=Path, help="SVG file to draw the medians to")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a way and a folder: one run, in its own process
     arguments = parser.parse_args()
     if arguments.one:
@@ -48,12 +51,16 @@ def main() -> None:
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             subprocess.run([EVAL, __file__, "--one", f"make {size}", folder], check=True, stdout=subprocess.DEVNULL)
-            for cache in ("warm", "cold"):
+            for cache in ("warm", "cold") if size == arguments.sizes[0] else ("warm",):
                 if cache == "cold" and not drop_caches():
                     print("cold: the page cache cannot be dropped here")
                     continue
-                medians += measure(size, cache, Path(folder), arguments.ways, arguments.repeats)
-    arguments.results.write_text(json.dumps(medians, indent=1) + "\n")
+                ways = (
+                    arguments.ways if size == arguments.sizes[0] else [way for way in arguments.ways if way in GROWTH]
+                )
+                medians += measure(size, cache, Path(folder), ways, arguments.repeats)
+    if arguments.picture:
+        draw(medians, arguments.picture)
 
 
 def measure(size: float, cache: str, folder: Path, ways: list[str], repeats: int) -> list[dict[str, Any]]:
@@ -91,6 +98,38 @@ def print_table(size: float, cache: str, medians: list[dict[str, Any]]) -> None:
             f"{row['peak'] / peft['peak']:15.2f}" if peft and not way.startswith("cp") else "",
         ]
         print(f"{way:22}{row['wall']:8.2f}{row['cpu']:8.2f}{row['peak'] / 1e6:9.0f}" + "".join(ratios), flush=True)
+
+
+def draw(medians: list[dict[str, Any]], file: Path) -> None:
+    """Draw the times at the first size, and the memory by size."""
+    import matplotlib as mpl
+    import matplotlib.figure
+
+    mpl.rcParams["svg.hashsalt"] = "lorasweep"
+    figure = mpl.figure.Figure(figsize=(9, 3), layout="constrained")
+    times, memory = figure.subplots(1, 2, width_ratios=(3, 2))
+    size = medians[0]["size"]
+    first = [row for row in medians if row["size"] == size]
+    ways = list(dict.fromkeys(row["way"] for row in first))
+    for offset, cache, colour in ((-0.2, "warm", "#1f77b4"), (0.2, "cold", "#aec7e8")):
+        rows = [row for row in first if row["cache"] == cache]
+        places = [ways.index(row["way"]) + offset for row in rows]
+        bars = times.barh(places, [row["wall"] for row in rows], 0.38, color=colour, label=f"page cache {cache}")
+        times.bar_label(bars, fmt=" %.1f s", fontsize=7)
+    times.set_yticks(range(len(ways)), ways)
+    times.invert_yaxis()
+    times.set_xlabel(f"wall time, {size:g} GB, median")
+    times.legend(fontsize=7, frameon=False)
+    for way, colour in (("PEFT bf16", "#d62728"), ("merge + sha256", "#1f77b4")):
+        rows = [row for row in medians if row["way"] == way and row["cache"] == "warm"]
+        memory.plot([row["size"] for row in rows], [row["peak"] / 1e9 for row in rows], "o-", color=colour, label=way)
+    memory.set_ylim(bottom=0)
+    memory.set_xlabel("model, GB")
+    memory.set_ylabel("peak memory, GB")
+    memory.legend(fontsize=7, frameon=False)
+    for axes in (times, memory):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None})
 
 
 def drop_caches() -> bool:

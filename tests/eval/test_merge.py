@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, Phi3Config
 
 from lorasweep import merge as merge_module
-from lorasweep.adapter import AdapterError
+from lorasweep.adapter import AdapterError, check_injected, read_adapter
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.errors import InputError
 from lorasweep.merge import merge
@@ -608,3 +608,36 @@ def test_a_merge_that_is_killed_leaves_nothing_that_looks_complete(
     assert cut_short == 3
     subprocess.run(command(base, adapter, tmp_path / "merged", "--verify"), env=ENVIRONMENT, check=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["merged"]
+
+
+def test_tied_adapters_of_tied_matrices_are_refused(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    adapter = make_adapter(make_base("qwen2"), tmp_path / "adapter", target_modules=["lm_head"])
+    set_key("ensure_weight_tying", True)(adapter)
+    with pytest.raises(AdapterError, match="ensure_weight_tying is set for an embedding that is the head"):
+        merge(make_base("qwen2"), adapter, tmp_path / "merged")
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_an_adapter_that_began_with_eva_is_plain_lora(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_base("llama3")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    set_key("init_lora_weights", "eva")(adapter)
+    merge(base, adapter, tmp_path / "merged")
+    assert find_differences(read_weights(tmp_path / "merged"), merge_with_peft(base, adapter, "bf16")) == []
+
+
+@pytest.mark.parametrize("feature", ["DoRA", "bias: all", "lora_bias", "modules_to_save", "the embedding and the head"])
+def test_every_kind_of_tensor_is_looked_for_where_peft_applies_it(
+    make_base: Callable[..., Path], tmp_path: Path, feature: str
+) -> None:
+    family, settings = SAME_AS_PEFT[feature]
+    base = make_base(family)
+    adapter = read_adapter(make_adapter(base, tmp_path / "adapter", **settings), read_checkpoint(base))
+    state = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter.path)).state_dict()
+    assert check_injected(adapter, state) == len(adapter.tensors)
+    parts = ["lora_", "modules_to_save", *(["bias"] if "bias" in settings else [])]
+    ours = [name for name in state if any(part in name for part in parts)]
+    assert len(ours) >= len(adapter.tensors) - 2  # the bases of an embedding and a head are there as well
+    for name in ours:
+        with pytest.raises(AdapterError, match="1 tensors changed on loading"):
+            check_injected(adapter, state | {name: state[name] + 1})

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,33 @@ def broken_index(name: str, model: Path) -> None:
     (model / name).write_text(json.dumps({"weight_map": []}))
 
 
+def change_header(old: bytes, new: bytes) -> Callable[[str, Path], None]:
+    def change(name: str, model: Path) -> None:
+        content = (model / name).read_bytes()
+        assert old in content
+        (model / name).write_bytes(content.replace(old, new, 1))
+
+    return change
+
+
+def repeat_shard(name: str, model: Path) -> None:
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    index["weight_map"]["again"] = "again.safetensors"
+    shutil.copyfile(model / name, model / "again.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+change_dtype = change_header(b'"F32"', b'"F33"')
+change_shape = change_header(b'"shape":[8,8]', b'"shape":[8,9]')
+change_name = change_header(b"q_proj", b"z_proj")
+change_place = change_header(b'"data_offsets":[0,', b'"data_offsets":[4,')
+
 BROKEN = [
+    (change_dtype, "model-00000.safetensors", "is no safetensors file"),
+    (change_shape, "model-00000.safetensors", r"is no safetensors file .* is F32 \[8, 9\], and lies at"),
+    (change_place, "model-00000.safetensors", "is no safetensors file"),
+    (change_name, "model-00001.safetensors", "in model-00001.safetensors, which lacks it"),
+    (repeat_shard, "model-00000.safetensors", "in again.safetensors and in model-00000.safetensors; accepted: one"),
     (remove, "config.json", "has no config.json"),
     (remove, "tokenizer.json", "has no tokenizer"),
     (remove, "model-00001.safetensors", "lacks model-00001.safetensors"),
@@ -95,7 +122,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "name", "said"), BROKEN, ids=[f"{s.__name__}-{n}" for s, n, _ in BROKEN])
+@pytest.mark.parametrize(("spoil", "name", "said"), BROKEN, ids=[f"{i}-{n}" for i, (_, n, _) in enumerate(BROKEN)])
 def test_a_broken_checkpoint_is_refused_by_what_is_wrong_with_it(whole: Path, spoil, name: str, said: str) -> None:
     spoil(name, whole)
     with pytest.raises(InputError, match=said) as error:

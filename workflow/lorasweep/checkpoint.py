@@ -38,7 +38,9 @@ _FINGERPRINTED_BYTES = 4096
 _LONGEST_HEADER = 100_000_000
 
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
-_BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}
+_BITS |= {"C64": 64, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8}
+_BITS |= {"F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+"""The types of safetensors, and the bits of a value."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise InputError(f"'{path}' has no config.json; accepted: a Hugging Face checkpoint directory")
     config = _read_json(path / "config.json")
-    shards = _find_shards(path)
+    weight_map = _read_index(path)
+    shards = tuple(sorted(set(weight_map.values()))) if weight_map else (_find_single(path),)
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         header = read_header(path / shard)
@@ -134,28 +137,33 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 "checkpoint again"
             )
         tensors |= header
+    for name, shard in weight_map.items():
+        if name not in tensors or tensors[name].shard != shard:
+            raise InputError(f"'{path / INDEX}' has {name} in {shard}, which lacks it; fetch the checkpoint again")
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())
     if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & set(tokenizer_files):
         raise InputError(f"'{path}' has no tokenizer; accepted: a checkpoint with tokenizer.json or tokenizer.model")
     return Checkpoint(path, config, shards, tensors, tokenizer_files)
 
 
-def _find_shards(path: Path) -> tuple[str, ...]:
+def _read_index(path: Path) -> dict[str, str]:
+    """Return the shard of each tensor; nothing where there is no index."""
     index = path / INDEX
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise InputError(f"'{index}' has no weight_map from tensors to shards; fetch the checkpoint again")
-        shards = tuple(sorted(set(weight_map.values())))
-        missing = [shard for shard in shards if not (path / shard).is_file()]
-        if missing or not shards:
-            raise InputError(
-                f"'{path}' lacks {', '.join(missing) or 'every shard'}, which {index.name} names; fetch the checkpoint "
-                "again"
-            )
-        return shards
+    if not index.is_file():
+        return {}
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise InputError(f"'{index}' has no weight_map from tensors to shards; fetch the checkpoint again")
+    missing = sorted(shard for shard in set(weight_map.values()) if not (path / shard).is_file())
+    if missing or not weight_map:
+        what = ", ".join(missing) or "every shard"
+        raise InputError(f"'{path}' lacks {what}, which {index.name} names; fetch the checkpoint again")
+    return weight_map
+
+
+def _find_single(path: Path) -> str:
     if (path / SINGLE).is_file():
-        return (SINGLE,)
+        return SINGLE
     if list(path.glob("*.bin")):
         raise InputError(
             f"'{path}' has its weights as .bin; accepted: safetensors. Convert them: python -c \"from transformers "
@@ -183,8 +191,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, stop = (8 + length + offset for offset in entry["data_offsets"])
             tensor = Tensor(file.name, entry["dtype"], tuple(entry["shape"]), begin, stop - begin)
-            bits = _BITS.get(tensor.dtype)
-            if begin != end or (bits and tensor.size * 8 != prod(tensor.shape) * bits):
+            if begin != end or tensor.size * 8 != prod(tensor.shape) * _BITS[tensor.dtype]:
                 raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, and lies at {entry['data_offsets']}")
             tensors[name] = tensor
             end = stop
