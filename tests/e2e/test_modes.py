@@ -3,6 +3,7 @@
 import hashlib
 import json
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,21 @@ class TestResultsFolder:
             assert table.loc[point, "probe_distance"] > 1
             assert (finished.directory / str(table.loc[point, "log"])).is_file()
         assert set(table.index) == {*POINTS.values(), "baseline"}
+
+    def test_the_model_that_was_evaluated_is_named_by_its_digest_and_is_the_same_in_both_modes_that_merge(
+        self, finished: Sweep, table: pd.DataFrame, logs: dict[str, Any]
+    ) -> None:
+        model = finished.results / POINTS["A"] / "hf_model"
+        command = "sha256sum *.safetensors | sha256sum"
+        printed = subprocess.run(command, shell=True, cwd=model, capture_output=True, text=True, check=True).stdout
+        digests = {name: table.loc[point, "merged_weights_sha256"] for name, point in POINTS.items()}
+        assert digests["A"] == digests["B1"] == printed.split()[0]
+        assert pd.isna(digests["B2"])
+        for name in ("A", "B1"):
+            assert logs[name]["metadata"]["merged_weights_sha256"] == digests[name]
+            manifest = json.loads((finished.results / POINTS[name] / "manifest.json").read_text())
+            assert manifest["merged_weights_sha256"] == digests[name]
+        assert json.loads((model / "lorasweep.json").read_text())["verified_tensors"] > 0
 
     def test_nothing_is_written_outside_of_results_and_snakemakes_folder(self, finished: Sweep) -> None:
         assert not [path for path in Path(finished.environment["HOME"]).rglob("*") if path.is_file()]

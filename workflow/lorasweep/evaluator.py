@@ -73,7 +73,7 @@ def _load_model(spec: EvaluationSpec, point: Path, probes: Path, full: Path) -> 
         if record["adapter_sha256"] != adapter.sha256:
             raise AdapterError(f"{full}: was made of another adapter than the one in {adapter.path}")
         proof["adapter_tensors"] = record["adapter_tensors"]
-        proof["merged_weights_sha256"] = record["weights_sha256"]
+        proof["merged_weights_sha256"] = record.get("weights_sha256")
         before = base_logits(base, spec.dtype, spec.device, probes)
         model = _make_model(spec, point.name, full, base.has_chat_template)
     proof["probe_distance"] = float((probe_logits(model.api.model) - before).abs().max())

@@ -61,7 +61,7 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
         )
     merged_sha256 = (metrics.get("proof") or {}).get("merged_weights_sha256")
     if mode == "A":
-        merged_sha256 = _read_json(point / "hf_model" / RECORD)["weights_sha256"]
+        merged_sha256 = _read_json(point / "hf_model" / RECORD).get("weights_sha256")
     manifest = {
         "point": point.name,
         "mode": mode,

@@ -34,7 +34,7 @@ def make_table(results: Path, points: Sequence[str], variables: Sequence[str]) -
         rest = {
             **proof,
             "adapter_sha256": manifest["adapter_sha256"],
-            "merged_weights_sha256": manifest["merged_weights_sha256"],
+            "merged_weights_sha256": manifest.get("merged_weights_sha256"),
             **{f"{stage}_seconds": value for stage, value in manifest["seconds"].items()},
             "bytes": manifest["bytes"],
             "git_revision": manifest["git_revision"],
