@@ -170,12 +170,14 @@ def test_shards_threads_and_repetition_change_no_bit(make_base: Callable[..., Pa
     assert (tmp_path / "single/model.safetensors").is_file()
 
 
-TIED = {
-    "the head": {"target_modules": ["lm_head", "q_proj"]},
-    "the embedding": {"target_modules": ["embed_tokens", "q_proj"]},
-    "both": {"target_modules": ["lm_head", "embed_tokens"]},
-    "a new head": {"modules_to_save": ["lm_head"]},
-    "a new embedding": {"modules_to_save": ["embed_tokens"]},
+TIED: dict[str, tuple[str, dict[str, Any]]] = {
+    "the head": ("qwen2", {"target_modules": ["lm_head", "q_proj"]}),
+    "the embedding": ("qwen2", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "both": ("llama3.2", {"target_modules": ["lm_head", "embed_tokens"]}),
+    "a new head": ("qwen2", {"modules_to_save": ["lm_head"]}),
+    "a new embedding": ("smollm2", {"modules_to_save": ["embed_tokens"]}),
+    "the head of GPT-2": ("gpt2", {"target_modules": ["lm_head", "c_attn"]}),
+    "the embedding of GPT-2": ("gpt2", {"target_modules": ["wte", "c_attn"]}),
 }
 
 
@@ -184,8 +186,9 @@ def test_a_change_to_one_of_two_tied_matrices_unties_them(
     make_base: Callable[..., Path], tmp_path: Path, case: str
 ) -> None:
     """PEFT's own merge changes both, or loses the head when the model is read again; the adapter acts on one."""
-    base = make_base("qwen2", "fp32")
-    adapter = make_adapter(base, tmp_path / "adapter", **TIED[case])
+    family, settings = TIED[case]
+    base = make_base(family, "fp32")
+    adapter = make_adapter(base, tmp_path / "adapter", **settings)
     assert merge(base, adapter, tmp_path / "merged", verify=True)["unties_embedding"]
     assert json.loads((tmp_path / "merged/config.json").read_text())["tie_word_embeddings"] is False
     tokens = torch.arange(40)[None] * 6
@@ -461,6 +464,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         },
         alpha=24,
         targets=list(shapes),
+        rank=64,
     )
     return folder / "base", folder / "adapter"
 
@@ -476,13 +480,17 @@ def write_base(folder: Path, weights: dict[str, torch.Tensor], dtype: torch.dtyp
 
 
 def write_adapter(
-    folder: Path, weights: dict[str, tuple[torch.Tensor, torch.Tensor]], alpha: float, targets: list[str], **more: Any
+    folder: Path,
+    weights: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    alpha: float,
+    targets: list[str],
+    rank: int,
+    **more: Any,
 ) -> None:
     folder.mkdir()
     tensors = {f"base_model.model.{name}.lora_A.weight": a for name, (a, _) in weights.items()}
     tensors |= {f"base_model.model.{name}.lora_B.weight": b for name, (_, b) in weights.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
-    rank = next(iter(weights.values()))[0].shape[0]
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": targets, **more}
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
@@ -551,7 +559,7 @@ def test_any_shape_rank_precision_and_block_gives_the_bits_of_peft(
         patch.setattr(merge_module, "_BLOCK", max(block, 64 * width))
         write_base(folder / "base", {"one.layer": torch.randn(rows, width)}, dtype)
         a, b = torch.randn(rank, width).to(adapter_dtype), torch.randn(rows, rank).to(adapter_dtype)
-        write_adapter(folder / "adapter", {"one.layer": (a, b)}, alpha, ["layer"], use_rslora=rslora)
+        write_adapter(folder / "adapter", {"one.layer": (a, b)}, alpha, ["layer"], rank, use_rslora=rslora)
         merge(folder / "base", folder / "adapter", folder / "merged", verify=True)
         peft = merge_modules_with_peft(folder / "base", folder / "adapter", dtype)
         assert find_differences(read_weights(folder / "merged"), peft) == []
@@ -563,7 +571,7 @@ def test_a_shard_cut_anywhere_or_with_a_spoilt_header_is_refused_or_whole(data: 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_base(folder / "base", {"a.layer": torch.ones(3, 4), "b.layer": torch.ones(3, 4)})
-        write_adapter(folder / "adapter", {"a.layer": (torch.ones(2, 4), torch.ones(3, 2))}, 1, ["a.layer"])
+        write_adapter(folder / "adapter", {"a.layer": (torch.ones(2, 4), torch.ones(3, 2))}, 1, ["a.layer"], rank=2)
         shard = folder / "base/b.layer.safetensors"
         content = bytearray(shard.read_bytes())
         place = data.draw(st.integers(0, len(content) - 1))
@@ -618,6 +626,15 @@ def test_tied_adapters_of_tied_matrices_are_refused(make_base: Callable[..., Pat
     with pytest.raises(AdapterError, match="ensure_weight_tying is set for an embedding that is the head"):
         merge(make_base("qwen2"), adapter, tmp_path / "merged")
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_an_embedding_that_may_be_tied_to_something_else_is_refused(tmp_path: Path) -> None:
+    write_base(tmp_path / "base", {"shared": torch.ones(5, 4), "layer": torch.ones(3, 4)})
+    write_adapter(tmp_path / "adapter", {}, 1, ["shared"], rank=2)
+    names = ("lora_embedding_A", (2, 5)), ("lora_embedding_B", (4, 2))
+    save_file({f"shared.{name}": torch.ones(s) for name, s in names}, tmp_path / "adapter/adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=r"changes shared.weight, and .* which of its weights are tied"):
+        merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
 
 
 def test_an_adapter_that_began_with_eva_is_plain_lora(make_base: Callable[..., Path], tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def _check_shape(adapter: Adapter, name: str, shape: tuple[int, ...], base: Chec
 
 def find_embedding(base: Checkpoint) -> Tensor | None:
     """Return the embedding matrix of a checkpoint, if one tensor alone has such a name."""
-    found = [tensor for name, tensor in base.tensors.items() if name.endswith("embed_tokens.weight")]
+    found = [tensor for name, tensor in base.tensors.items() if name.split(".")[-2:-1] in [[e] for e in _EMBEDDING]]
     return found[0] if len(found) == 1 else None
 
 

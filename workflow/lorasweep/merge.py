@@ -153,6 +153,13 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
     embedding = find_embedding(base)
     tied_to = next((name for name, tensor in base.tensors.items() if tensor is embedding), None)
     unties = bool(changed & {"lm_head.weight", tied_to}) and (base.tied or bool(base.config.get("tie_word_embeddings")))
+    unknown = {name for name, update in adapter.updates.items() if "lora_embedding" in update.a} - {tied_to}
+    other_head = any(name.endswith("embed_out.weight") for name in base.tensors)
+    if base.tied and (unknown or (unties and other_head)):
+        raise AdapterError(
+            f"{adapter.path}: the adapter changes {min(unknown or {str(tied_to)})}, and '{base.path}' has no "
+            "lm_head.weight: which of its weights are tied cannot be known"
+        )
     if unties and not base.tied:
         raise AdapterError(
             f"{adapter.path}: the adapter changes the embedding or the head, and '{base.path}' says "
