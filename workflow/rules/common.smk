@@ -221,9 +221,7 @@ merge_runtime = from_base(lambda point, base: resources.merge_runtime(base, EXPE
 model_disk_mb = from_base(lambda point, base: resources.model_disk_mb(base, EXPERIMENT.model))
 evaluate_mem_mb = from_base(lambda point, base: resources.evaluate_mem_mb(base, EXPERIMENT.model))
 evaluate_merged_mem_mb = from_base(
-    lambda point, base: max(
-        resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, EXPERIMENT.model)
-    )
+    lambda point, base: max(resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, EXPERIMENT.model))
 )
 evaluate_runtime = from_base(
     lambda point, base: resources.evaluate_runtime(base, EXPERIMENT.model, EXPERIMENT.evaluation)
