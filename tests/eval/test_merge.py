@@ -98,6 +98,8 @@ SAME_AS_PEFT: dict[str, tuple[str, dict[str, Any]]] = {
     "exclude_modules": ("llama3", {"exclude_modules": ["k_proj", "layers.1.mlp.up_proj"]}),
     "layers_to_transform": ("qwen2", {"layers_to_transform": [0, 2], "layers_pattern": "layers"}),
     "one layer": ("llama3", {"layers_to_transform": 1}),
+    "a full name beside layers": ("llama3", {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [1]}),
+    "a block in modules_to_save": ("qwen2.5", {"target_modules": ["up_proj"], "modules_to_save": ["attn"]}),
     "use_rslora": ("mistral", {"use_rslora": True, "r": 6}),
     "rank_pattern": ("llama3", {"rank_pattern": {"q_proj": 2, r"layers\.1\..*down_proj": 8}}),
     "alpha_pattern": ("llama3", {"alpha_pattern": {"v_proj": 5, "model.layers.0.mlp.up_proj": 7}}),
@@ -191,13 +193,18 @@ def test_a_change_to_one_of_two_tied_matrices_unties_them(
     adapter = make_adapter(base, tmp_path / "adapter", **settings)
     assert merge(base, adapter, tmp_path / "merged", verify=True)["unties_embedding"]
     assert json.loads((tmp_path / "merged/config.json").read_text())["tie_word_embeddings"] is False
+    assert_same_logits(base, adapter, tmp_path / "merged")
+
+
+def assert_same_logits(base: Path, adapter: Path, merged: Path) -> None:
+    """The merged model answers as base and adapter do, and not as the base alone."""
     tokens = torch.arange(40)[None] * 6
     with torch.inference_mode():
         direct = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))(tokens).logits
-        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(tokens).logits
+        ours = AutoModelForCausalLM.from_pretrained(merged)(tokens).logits
         plain = AutoModelForCausalLM.from_pretrained(base)(tokens).logits
-    assert (merged - direct).abs().max() < 1e-4 * direct.abs().max()
-    assert (merged - plain).abs().max() > 1e-2 * plain.abs().max()
+    assert (ours - direct).abs().max() < 1e-4 * direct.abs().max()
+    assert (ours - plain).abs().max() > 1e-2 * plain.abs().max()
 
 
 def test_a_tied_model_whose_embedding_is_left_alone_stays_tied(make_base: Callable[..., Path], tmp_path: Path) -> None:
@@ -238,6 +245,10 @@ def pickle(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
 
 
+def poison_record(adapter: Path) -> None:
+    (adapter / "lorasweep.json").write_text("{}")
+
+
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "another method": (set_key("peft_type", "LOHA"), "peft_type is 'LOHA'; accepted: 'LORA'"),
@@ -254,7 +265,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "VeLoRA": (set_key("velora_config", {"a": 1}), "velora_config is set"),
     "a feature of tomorrow": (set_key("use_tomorrow", True), "use_tomorrow is set to True, and what that does"),
     "PiSSA": (set_key("init_lora_weights", "pissa_niter_4"), "init_lora_weights is 'pissa_niter_4'"),
-    "OLoRA": (set_key("init_lora_weights", "olora"), "init_lora_weights is 'olora'"),
+    "OLoRA": (set_key("init_lora_weights", "OLORA"), "init_lora_weights is 'OLORA'"),
     "CorDA": (set_key("init_lora_weights", "corda"), "init_lora_weights is 'corda'"),
     "LoftQ": (set_key("init_lora_weights", "loftq"), "init_lora_weights is 'loftq'"),
     "LoRA-GA": (set_key("init_lora_weights", "lora_ga"), "init_lora_weights is 'lora_ga'"),
@@ -280,6 +291,15 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "integers": (edit(lambda t: {name: tensor.int() for name, tensor in t.items()}), "is I32; accepted: F64, F32"),
     "infinity": (edit(lambda t: t | {f"{Q}.lora_A.weight": torch.full((4, 64), torch.inf)}), "not finite"),
     "three dimensions": (edit(lambda t: {n: tensor[None] for n, tensor in t.items()}), "accepted: two matrices"),
+    "a rank in quotes": (set_key("r", "4"), "r is '4'; accepted: what PEFT writes there"),
+    "patterns in a list": (set_key("alpha_pattern", ["q_proj"]), r"alpha_pattern is \['q_proj'\]; accepted"),
+    "no regular expression": (set_key("rank_pattern", {"q_(": 4}), r"'.*q_\(.*' is no regular expression"),
+    "a module that was not saved": (
+        set_key("modules_to_save", ["lm_head"]),
+        "names 'lm_head.weight' in modules_to_save, and there is no such tensor",
+    ),
+    "a tensor twice": (edit(lambda t: t | {f"{Q[17:]}.lora_A.weight": torch.ones(4, 64)}), "has tensors twice"),
+    "a record of something else": (poison_record, "lorasweep.json: names no base model"),
     "a pickle": (pickle, "its weights are no safetensors file"),
     "an empty file": (cut(0), "no safetensors file"),
     "a header cut short": (cut(100), "no safetensors file"),
@@ -329,11 +349,128 @@ def test_a_base_that_cannot_be_merged_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
-def test_the_output_may_not_be_what_is_merged(make_base: Callable[..., Path], tmp_path: Path) -> None:
-    adapter = make_adapter(make_base("llama3"), tmp_path / "adapter")
-    for output in (make_base("llama3"), adapter):
-        with pytest.raises(InputError, match="accepted: another directory"):
-            merge(make_base("llama3"), adapter, output)
+def list_files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("output", ["base", "adapter", ".", "notes", "another", "notes/thesis.tex", "link", "dangling"])
+def test_nothing_but_a_merged_model_is_ever_replaced(
+    make_base: Callable[..., Path], tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(make_base("llama3"), tmp_path / "base")
+    adapter = make_adapter(tmp_path / "base", tmp_path / "adapter")
+    (shutil.copytree(adapter, tmp_path / "another") / "lorasweep.json").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/thesis.tex").write_text("years of work")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    before = list_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"accepted: (another|a new) directory"):
+        merge(Path("base"), Path("adapter"), Path(output))
+    assert list_files(tmp_path) == before
+    merge(Path("base"), Path("adapter"), Path("empty"))
+    merge(Path("base"), Path("adapter"), Path("empty"))
+    assert (tmp_path / "link/config.json").is_file()
+
+
+def test_two_merges_to_one_place_do_not_mix(
+    make_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base("llama3")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    make_record = merge_module.digest_weights
+    refused = []
+
+    def merge_again(digests: dict[str, str]) -> str:
+        monkeypatch.setattr(merge_module, "digest_weights", make_record)
+        with pytest.raises(InputError, match="another process merges to it"):
+            merge(base, adapter, tmp_path / "merged")
+        refused.append(True)
+        return make_record(digests)
+
+    monkeypatch.setattr(merge_module, "digest_weights", merge_again)
+    merge(base, adapter, tmp_path / "merged", verify=True)
+    assert refused == [True]
+    assert find_differences(read_weights(tmp_path / "merged"), merge_with_peft(base, adapter, "bf16")) == []
+
+
+def test_a_model_that_cannot_take_its_place_leaves_the_old_one_there(
+    make_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base("llama3")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    merge(base, adapter, tmp_path / "merged")
+    before = list_files(tmp_path)
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("the server is gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="the server is gone"):
+        merge(base, adapter, tmp_path / "merged")
+    assert list_files(tmp_path) == before
+
+
+def test_tensors_of_another_precision_than_most_keep_it(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = Path(shutil.copytree(make_base("llama3", shards=False), tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].float() + 1e-5
+    save_file(weights, base / "model.safetensors")
+    merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged", "bf16", verify=True)
+    merged = read_weights(tmp_path / "merged")
+    assert torch.equal(merged["model.norm.weight"], weights["model.norm.weight"])
+    assert {tensor.dtype for name, tensor in merged.items() if name != "model.norm.weight"} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"use_dora": True}, {"target_modules": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]}],
+    ids=["LoRA", "DoRA", "embedding", "modules_to_save"],
+)
+def test_an_adapter_that_was_never_trained_is_refused(
+    make_base: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    base = make_base("llama3", "fp32")
+    config = {"r": 4, "target_modules": LINEAR, **changes}
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**config)).save_pretrained(tmp_path / "new")
+    with pytest.raises(AdapterError, match="the adapter is zero"):
+        merge(base, tmp_path / "new", tmp_path / "merged")
+
+
+def test_a_base_in_float64_is_refused(large: tuple[Path, Path], tmp_path: Path) -> None:
+    write_base(tmp_path / "base", {name[:-7]: tensor for name, tensor in read_weights(large[0]).items()}, torch.float64)
+    with pytest.raises(InputError, match="as F64; accepted: F32, F16, BF16"):
+        merge(tmp_path / "base", large[1], tmp_path / "merged")
+
+
+@pytest.mark.parametrize("side", ["embed_tokens", "lm_head"])
+def test_an_embedding_that_was_changed_before_the_training_is_the_base_of_both_sides(
+    make_base: Callable[..., Path], tmp_path: Path, side: str
+) -> None:
+    base = make_base("qwen2", "fp32")
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=[side, "q_proj"])
+
+    def shift(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        name = next(name for name in tensors if "base_layer" in name)
+        return tensors | {name: tensors[name] + (torch.arange(260) < 50)[:, None] * 0.5}
+
+    edit(shift)(adapter)
+    merge(base, adapter, tmp_path / "merged", verify=True)
+    assert_same_logits(base, adapter, tmp_path / "merged")
+
+
+def test_a_tied_head_of_an_unknown_name_is_refused(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = Path(shutil.copytree(make_base("qwen2"), tmp_path / "base"))
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens"])
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "biogpt"}))
+    with pytest.raises(AdapterError, match="which of its weights are tied is known for llama, mistral"):
+        merge(base, adapter, tmp_path / "merged")
 
 
 def test_a_merged_weight_that_overflows_is_named_and_nothing_is_left(

@@ -98,6 +98,10 @@ def repeat_shard(name: str, model: Path) -> None:
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def add_single(name: str, model: Path) -> None:
+    shutil.copyfile(model / name, model / "model.safetensors")
+
+
 change_dtype = change_header(b'"F32"', b'"F33"')
 change_shape = change_header(b'"shape":[8,8]', b'"shape":[8,9]')
 change_name = change_header(b"q_proj", b"z_proj")
@@ -108,6 +112,7 @@ BROKEN = [
     (change_shape, "model-00000.safetensors", r"is no safetensors file .* is F32 \[8, 9\], and lies at"),
     (change_place, "model-00000.safetensors", "is no safetensors file"),
     (change_name, "model-00001.safetensors", "in model-00001.safetensors, which lacks it"),
+    (add_single, "model-00000.safetensors", "accepted: one of them, as readers differ"),
     (repeat_shard, "model-00000.safetensors", "in again.safetensors and in model-00000.safetensors; accepted: one"),
     (remove, "config.json", "has no config.json"),
     (remove, "tokenizer.json", "has no tokenizer"),

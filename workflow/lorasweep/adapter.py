@@ -61,6 +61,19 @@ _REFUSED = {
 }
 """Features of PEFT that are not merged, and why."""
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "r": int,
+    "lora_alpha": (int, float),
+    "target_modules": (list, str),
+    "exclude_modules": (list, str),
+    "layers_to_transform": (list, int),
+    "layers_pattern": (list, str),
+    "modules_to_save": list,
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+}
+_NEEDED = ("r", "lora_alpha", "target_modules")
+
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -124,8 +137,7 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
         header = read_header(path / ADAPTER_WEIGHTS)
     except InputError as error:
         raise AdapterError(f"{path}: not a readable adapter: {error}") from error
-    record = path / RECORD
-    trained_on = json.loads(record.read_text())["base_model_fingerprint"] if record.is_file() else base.fingerprint
+    trained_on = _read_fingerprint(path / RECORD) or base.fingerprint
     if trained_on != base.fingerprint:
         raise AdapterError(
             f"{path}: the adapter was trained on another base model (fingerprint {trained_on[:12]}) than {base.path} "
@@ -134,12 +146,27 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
     adapter = Adapter(path, config, {name.removeprefix(_PREFIX): tensor for name, tensor in header.items()})
     if not adapter.tensors:
         raise AdapterError(f"{path}: the adapter holds no tensor")
-    modules = _sort_tensors(adapter, base)
-    for module, parts in modules.items():
-        _add_update(adapter, module, parts, base)
-    _check_targets(adapter, modules.keys(), base)
-    _check_values(adapter)
+    if len(adapter.tensors) < len(header):
+        raise AdapterError(f"{path}: has tensors twice, with the prefix '{_PREFIX}' and without; accepted: one of them")
+    try:
+        modules = _sort_tensors(adapter, base)
+        for module, parts in modules.items():
+            _add_update(adapter, module, parts, base)
+        _check_targets(adapter, modules.keys(), base)
+    except re.error as error:
+        raise AdapterError(f"{path / ADAPTER_CONFIG}: {error.pattern!r} is no regular expression: {error}") from error
+    _check_values(adapter, base)
     return adapter
+
+
+def _read_fingerprint(record: Path) -> str | None:
+    """The base model that a trainer's record names, where there is a record."""
+    if not record.is_file():
+        return None
+    try:
+        return str(json.loads(record.read_text())["base_model_fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{record}: names no base model ({error!r}); accepted: what the training wrote") from error
 
 
 def check_injected(adapter: Adapter, state: Mapping[str, torch.Tensor]) -> int:
@@ -203,21 +230,21 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f"{file}: {key} is set to {value!r}, and what that does to the merged weights is not known here"
             )
     init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init.startswith(_CHANGES_BASE):
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         raise AdapterError(
             f"{file}: init_lora_weights is {init!r}, which changed the base model before the training; accepted: the "
             "adapter converted to plain LoRA (PEFT's save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    for key in ("r", "lora_alpha", "target_modules"):
-        if not config.get(key):
-            raise AdapterError(f"{file}: {key} is {config.get(key)!r}; accepted: what PEFT writes there")
+    for key, types in _TYPES.items():
+        value = config.get(key)
+        if (not value and key in _NEEDED) or (value and not isinstance(value, types)):
+            raise AdapterError(f"{file}: {key} is {value!r}; accepted: what PEFT writes there")
     return config
 
 
 def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str]]:
     """Return the names of LoRA's tensors by module and part; put those that replace one of the base's on their list."""
     modules: dict[str, dict[str, str]] = {}
-    kept = adapter.config.get("modules_to_save") or []
     for name, tensor in adapter.tensors.items():
         match = _LORA_NAME.fullmatch(name)
         if match:
@@ -226,19 +253,30 @@ def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str
         target = name.replace(".base_layer.", ".")  # PEFT saves an embedding that it changes along with its update
         module, _, kind = target.rpartition(".")
         is_bias = kind == "bias" and adapter.config.get("bias", "none") != "none"
-        is_kept = any(module.endswith(suffix) or f".{suffix}." in f".{module}." for suffix in kept)
-        if target == name and not is_bias and not is_kept:
+        if target == name and not is_bias and not _is_kept(adapter.config, module):
             raise AdapterError(
                 f"{adapter.path}: '{name}' is no LoRA tensor; accepted: <module>.lora_A.weight and lora_B.weight, "
                 "and what bias and modules_to_save name"
             )
         _check_shape(adapter, target, tensor.shape, base)
         adapter.replaced[target] = name
+    for name in [*base.tensors, *(["lm_head.weight"] if base.tied else [])]:
+        if name not in adapter.replaced and _is_kept(adapter.config, name.rpartition(".")[0]):
+            raise AdapterError(
+                f"{adapter.path}: {ADAPTER_CONFIG} names '{name}' in modules_to_save, and there is no such tensor"
+            )
     return modules
 
 
-def _check_values(adapter: Adapter) -> None:
-    effective = bool(adapter.replaced)
+def _is_kept(config: Mapping[str, Any], module: str) -> bool:
+    """Whether `modules_to_save` names the end of a module's name, or of that of one which it is a part of."""
+    path = module.split(".")
+    wholes = [".".join(path[: index + 1]) for index in range(len(path))]
+    return any(whole.endswith(suffix) for whole in wholes for suffix in config.get("modules_to_save") or [])
+
+
+def _check_values(adapter: Adapter, base: Checkpoint) -> None:
+    effective = False
     nonzero: dict[str, bool] = {}
     for name in adapter.tensors:
         dtype = adapter.tensors[name].dtype
@@ -250,12 +288,21 @@ def _check_values(adapter: Adapter) -> None:
         nonzero[name] = bool(tensor.any())
     for name, any_value in nonzero.items():
         other = name.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
-        effective |= any_value and ("magnitude" in name or name.endswith(".bias"))
+        effective |= any_value and name.endswith("lora_B.bias")
         effective |= any_value and other != name and nonzero.get(other, False)
-    if not effective:
+    if not effective and not any(_differs(adapter, name, base) for name in adapter.replaced):
         raise AdapterError(
             f"{adapter.path}: the adapter is zero: it changes nothing, and would give the base model's numbers"
         )
+
+
+def _differs(adapter: Adapter, name: str, base: Checkpoint) -> bool:
+    """Whether a tensor that replaces one of the base's is another."""
+    target = base.tensors.get(name) or find_embedding(base)
+    if target is None or target.dtype not in DTYPES:
+        return True
+    old = read_tensor(base.path, target)
+    return not torch.equal(adapter.read(adapter.replaced[name]).to(old.dtype), old)
 
 
 def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Checkpoint) -> None:
@@ -353,6 +400,8 @@ def _is_target(config: Mapping[str, Any], module: str) -> bool:
     if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in config.get("modules_to_save") or []):
         return False
     targets = config["target_modules"]
+    if isinstance(targets, list) and module in targets:
+        return True  # a full name, whatever the layer
     if targets == "all-linear":
         return module.rpartition(".")[2] not in (*_EMBEDDING, "lm_head")
     if not _names(targets, module):

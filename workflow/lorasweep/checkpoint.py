@@ -151,6 +151,10 @@ def _read_index(path: Path) -> dict[str, str]:
     index = path / INDEX
     if not index.is_file():
         return {}
+    if (path / SINGLE).is_file():
+        raise InputError(
+            f"'{path}' has {SINGLE} and {INDEX}; accepted: one of them, as readers differ in which they read"
+        )
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f"'{index}' has no weight_map from tensors to shards; fetch the checkpoint again")

@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import cycle
@@ -42,6 +43,12 @@ _FICLONE = 0x40049409
 """The ioctl that makes a file share the blocks of another until one is written to (man 2 ioctl_ficlone)."""
 
 _VERIFIED = 8
+
+_TIED_TO_LM_HEAD = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2")
+"""Models of transformers whose head is `lm_head` where it is the embedding matrix too."""
+
+_COPIED = (GENERATION_CONFIG, "vocab.txt", "preprocessor_config.json", "processor_config.json")
+"""What a model needs beside its weights, configuration and tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -118,23 +125,78 @@ def merge(
         OSError: there is not enough room, which is said before the first byte is written; or the system says so.
     """
     checkpoint = read_checkpoint(base)
-    if output.resolve() in (base.resolve(), adapter.resolve()):
-        raise InputError(f"{output}: is what is to be merged; accepted: another directory")
+    output = Path(os.path.abspath(output))
+    _check_output(output, base, adapter)
     plan = _make_plan(checkpoint, read_adapter(adapter, checkpoint), dtype)
     _check_room(plan, output, temporary)
     aside = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    missing = [folder for folder in output.parents if not folder.exists()]
+    with _claim(aside, output):
+        try:
+            return _make(plan, aside, output, dtype, temporary, threads, verify, digest)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            for folder in missing:
+                with suppress(OSError):  # somebody else's by now
+                    folder.rmdir()
+            raise
+
+
+def _check_output(output: Path, base: Path, adapter: Path) -> None:
+    for source in (base.resolve(), adapter.resolve()):
+        if output.resolve() in (source, *source.parents):
+            raise InputError(f"{output}: is or holds what is to be merged; accepted: another directory")
+    # An adapter has a record too.
+    is_ours = all((output / name).is_file() for name in (RECORD, "config.json"))
+    is_empty = output.is_dir() and not any(output.iterdir())
+    if output.is_symlink() or (output.exists() and not is_ours and not is_empty):
+        raise InputError(
+            f"{output}: is there, and no merged model; accepted: a new directory, or a merged model to replace"
+        )
+
+
+@contextmanager
+def _claim(aside: Path, output: Path) -> Iterator[None]:
+    """Hold the empty folder that the model is made in, so that two merges to one place cannot mix.
+
+    The lock ends with the process, however it ends; where the file system has none, none is held.
+    """
+    aside.mkdir(parents=True, exist_ok=True)
+    handle = os.open(aside, os.O_RDONLY)
     try:
-        aside.mkdir(parents=True)
-        record = _write(plan, aside, temporary, threads, digest)
-        if verify:
-            record["verified_tensors"] = verify_merged(plan, aside)
-        (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        # Last, since nothing without a configuration is taken for a model.
-        (aside / "config.json").write_text(_make_config(plan, dtype))
-        _publish(aside, output, temporary)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = aside.stat().st_ino == os.fstat(handle).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            is_free = False
+        except OSError:
+            is_free = True
+        if not is_free:
+            raise InputError(f"{output}: another process merges to it; accepted: one at a time")
+        for left in aside.iterdir():
+            left.unlink()
+        yield
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.close(handle)
+
+
+def _make(
+    plan: _Plan,
+    aside: Path,
+    output: Path,
+    dtype: str | None,
+    temporary: bool,
+    threads: int,
+    verify: bool,
+    digest: bool,
+) -> dict[str, Any]:
+    record = _write(plan, aside, temporary, threads, digest)
+    if verify:
+        record["verified_tensors"] = verify_merged(plan, aside)
+    (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    # Last, since nothing without a configuration is taken for a model.
+    (aside / "config.json").write_text(_make_config(plan, dtype))
+    _publish(aside, output, temporary)
     return record
 
 
@@ -148,17 +210,18 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
         )
     changed = {*adapter.updates, *adapter.biases, *adapter.replaced}
     for name in sorted(changed & base.tensors.keys()):
-        if base.tensors[name].dtype not in DTYPES:
-            raise InputError(f"'{base.path}' has {name} as {base.tensors[name].dtype}; accepted: {', '.join(DTYPES)}")
+        if base.tensors[name].dtype not in PRECISIONS.values():
+            raise InputError(f"'{base.path}' has {name} as {base.tensors[name].dtype}; accepted: F32, F16, BF16")
     embedding = find_embedding(base)
     tied_to = next((name for name, tensor in base.tensors.items() if tensor is embedding), None)
     unties = bool(changed & {"lm_head.weight", tied_to}) and (base.tied or bool(base.config.get("tie_word_embeddings")))
+    # The head's name is known where the adapter has it, or by the model.
+    known = "lm_head.weight" in changed or base.config.get("model_type") in _TIED_TO_LM_HEAD
     unknown = {name for name, update in adapter.updates.items() if "lora_embedding" in update.a} - {tied_to}
-    other_head = any(name.endswith("embed_out.weight") for name in base.tensors)
-    if base.tied and (unknown or (unties and other_head)):
+    if base.tied and (unknown or (unties and not known)):
         raise AdapterError(
             f"{adapter.path}: the adapter changes {min(unknown or {str(tied_to)})}, and '{base.path}' has no "
-            "lm_head.weight: which of its weights are tied cannot be known"
+            f"lm_head.weight: which of its weights are tied is known for {', '.join(_TIED_TO_LM_HEAD)} alone"
         )
     if unties and not base.tied:
         raise AdapterError(
@@ -170,26 +233,35 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
             f"{adapter.path / 'adapter_config.json'}: ensure_weight_tying is set for an embedding that is the head of "
             "the base model, and such an adapter is not merged"
         )
+    # An embedding that PEFT saved along with its update is the base of both that are tied.
+    sides = ("lm_head.weight", str(tied_to)) if unties else ()
+    saved = [adapter.replaced[name] for name in sides if ".base_layer." in adapter.replaced.get(name, "")]
+    main = _find_main_dtype(base)
     shards: dict[str, list[_Planned]] = {shard: [] for shard in base.shards}
     for name, source in base.tensors.items():
-        shards[source.shard].append(_plan_tensor(name, source, base, adapter, dtype))
-        if unties and embedding is not None and source is embedding:
-            shards[source.shard].append(_plan_tensor("lm_head.weight", source, base, adapter, dtype))
+        for made in (name, "lm_head.weight") if unties and source is embedding else (name,):
+            replacement = adapter.replaced.get(made) or (saved[0] if saved and made in sides else None)
+            planned = _Planned(
+                made,
+                PRECISIONS[dtype] if dtype and source.dtype == main else source.dtype,
+                source.shape,
+                adapter.path if replacement else base.path,
+                adapter.tensors[replacement] if replacement else source,
+                adapter.updates.get(made),
+                adapter.biases.get(made),
+                replacement is not None,
+            )
+            shards[source.shard].append(planned)
     return _Plan(base, adapter, shards, unties)
 
 
-def _plan_tensor(name: str, source: Tensor, base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Planned:
-    replacement = adapter.replaced.get(name)
-    return _Planned(
-        name,
-        PRECISIONS[dtype] if dtype and source.dtype in DTYPES else source.dtype,
-        source.shape,
-        adapter.path if replacement else base.path,
-        adapter.tensors[replacement] if replacement else source,
-        adapter.updates.get(name),
-        adapter.biases.get(name),
-        replacement is not None,
-    )
+def _find_main_dtype(base: Checkpoint) -> str | None:
+    """Return the type of most values: few tensors of another are so on purpose, such as routers in float32."""
+    sizes: dict[str, int] = {}
+    for tensor in base.tensors.values():
+        if tensor.dtype in DTYPES:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + prod(tensor.shape)
+    return max(sizes, key=sizes.__getitem__, default=None)
 
 
 def _check_room(plan: _Plan, output: Path, temporary: bool) -> None:
@@ -215,7 +287,7 @@ def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: boo
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the threads are the shards', and their digests'
     try:
-        with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(max(1, threads)) as pool:
             # What is mapped is only read.
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             parts = [pool.submit(_write_shard, plan, shard, folder, temporary, digest) for shard in plan.shards]
@@ -226,7 +298,8 @@ def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: boo
                 raise
     finally:
         torch.set_num_threads(before)
-    for name in (*plan.base.tokenizer_files, GENERATION_CONFIG):
+    code = [file.name for file in plan.base.path.glob("*.py")] if "auto_map" in plan.base.config else []
+    for name in (*plan.base.tokenizer_files, *_COPIED, *code):
         if (plan.base.path / name).is_file():
             shutil.copyfile(plan.base.path / name, folder / name)
     if (plan.base.path / INDEX).is_file():
@@ -457,8 +530,8 @@ def _make_config(plan: _Plan, dtype: str | None) -> str:
         # The older name is what older readers look for.
         for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
             config[key] = name
-    if plan.unties:
-        config["tie_word_embeddings"] = False
+    if plan.unties or ("lm_head.weight" in plan.base.tensors and "tie_word_embeddings" not in config):
+        config["tie_word_embeddings"] = False  # what a model does that is silent on it differs by its class
     return json.dumps(config, indent=2) + "\n"
 
 
@@ -485,7 +558,12 @@ def _publish(aside: Path, output: Path, temporary: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():
         output.rename(old)  # a removal that is cut short would leave half of it
-    aside.rename(output)
+    try:
+        aside.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
     if not temporary:
         _sync(output.absolute().parent)
     shutil.rmtree(old, ignore_errors=True)
