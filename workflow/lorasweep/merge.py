@@ -443,7 +443,7 @@ class _Source:
             elif update.rounded_first:
                 torch.add(start, delta.to(target), out=result)
             else:
-                delta += start
+                delta += self._widen(start)
                 result.copy_(delta)
             _check_finite(result, tensor.name)
             moved = not torch.equal(result, start)
@@ -454,6 +454,12 @@ class _Source:
     def _multiply(self, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         """B·A into a buffer that is used again: fresh memory costs more than the product."""
         return torch.mm(b, a, out=self._buffer(2, b.shape[0] * a.shape[1], torch.float32).view(b.shape[0], a.shape[1]))
+
+    def _widen(self, values: torch.Tensor) -> torch.Tensor:
+        """The values in float32: to add two precisions at once gives the same, and takes longer."""
+        if values.dtype == torch.float32:
+            return values
+        return self._buffer(3, values.numel(), torch.float32).view(values.shape).copy_(values)
 
     def _take(self, count: int, dtype: torch.dtype) -> torch.Tensor:
         return self._buffer(next(self._turn), count, dtype)
