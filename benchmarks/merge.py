@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[1]
 EVAL = ROOT / ".venv/eval/bin/python"
 WAYS = ("cp", "merge", "merge + sha256", "cp, synced", "merge + sha256, kept", "PEFT bf16", "PEFT fp32")
 GROWTH = ("cp", "merge + sha256", "PEFT bf16")
-"""What is measured at every size; all of it at the first one alone, and that with a cold page cache too."""
+"""What is measured at every size; the rest at the first one alone, and there with a cold page cache too."""
 
-PAUSE = 3
+PAUSE = 2
 """Seconds before each work: memory that was just freed is handed out faster, on virtual machines by far."""
 
 RANK = 16
@@ -55,9 +55,9 @@ def main() -> None:
                 if cache == "cold" and not drop_caches():
                     print("cold: the page cache cannot be dropped here")
                     continue
-                ways = (
-                    arguments.ways if size == arguments.sizes[0] else [way for way in arguments.ways if way in GROWTH]
-                )
+                whole = size == arguments.sizes[0] and cache == "warm"
+                less = (*GROWTH, "cp, synced", "merge + sha256, kept") if cache == "cold" else GROWTH
+                ways = [way for way in arguments.ways if whole or way in less]
                 medians += measure(size, cache, Path(folder), ways, arguments.repeats)
     if arguments.picture:
         draw(medians, arguments.picture)
