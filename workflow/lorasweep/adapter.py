@@ -316,13 +316,12 @@ def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Chec
             + (" with lora_magnitude_vector, since use_dora is set" if adapter.config.get("use_dora") else "")
         )
     shapes = {part: adapter.tensors[name].shape for part, name in parts.items()}
-    rank = shapes[a][0]
-    if len(shapes[a]) != 2 or len(shapes[b]) != 2 or shapes[b][1] != rank:
+    if len(shapes[a]) != 2 or len(shapes[b]) != 2 or shapes[b][1] != shapes[a][0]:
         raise AdapterError(
             f"{adapter.path}: '{module}' has A of {list(shapes[a])} and B of {list(shapes[b])}; accepted: "
             "two matrices, [r, in] and [out, r]"
         )
-    config = adapter.config
+    config, rank = adapter.config, shapes[a][0]
     stated = _match(config.get("rank_pattern"), module, config["r"])
     if stated != rank:
         raise AdapterError(f"{adapter.path}: '{module}' has rank {rank}, and {ADAPTER_CONFIG} says {stated}")
