@@ -1,7 +1,7 @@
 """Merging a LoRA adapter into its base model: one ordinary Hugging Face checkpoint, written tensor by tensor.
 
 The model is never built. Shards of the base are mapped into memory; of each weight some rows at a time are added to
-their update and written; so a merge takes as long as the disk does, and the memory of a few blocks. The result is bit
+their update and written; so a merge takes the memory of a few blocks, whatever the size of the model. The result is bit
 for bit what PEFT's `merge_and_unload` makes of the same base in the same precision on a CPU: W + scale · (B·A) in
 float32, rounded once.
 """
