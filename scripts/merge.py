@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from lorasweep.errors import InputError
-from lorasweep.merge import PRECISIONS, merge
+from lorasweep.merge import merge
+from lorasweep.tensors import PRECISIONS
 
 
 def main() -> None:

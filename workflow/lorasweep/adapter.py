@@ -298,7 +298,7 @@ def _check_values(adapter: Adapter, base: Checkpoint) -> None:
 
 def _differs(adapter: Adapter, name: str, base: Checkpoint) -> bool:
     """Whether a tensor that replaces one of the base's is another."""
-    target = base.tensors.get(name) or find_embedding(base)
+    target = base.tensors.get(name) or base.tensors.get(find_embedding(base) or "")
     if target is None or target.dtype not in DTYPES:
         return True
     old = read_tensor(base.path, target)
@@ -348,9 +348,8 @@ def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Chec
 
 
 def _check_shape(adapter: Adapter, name: str, shape: tuple[int, ...], base: Checkpoint) -> None:
-    target = base.tensors.get(name)
-    if target is None and name == "lm_head.weight" and base.tied:
-        target = find_embedding(base)
+    tied_to = find_embedding(base) if name == "lm_head.weight" and base.tied else None
+    target = base.tensors.get(tied_to or name)
     if target is None:
         raise AdapterError(
             f"{adapter.path}: the adapter changes '{name}', which the base model {base.path} does not have: it was "
@@ -363,9 +362,9 @@ def _check_shape(adapter: Adapter, name: str, shape: tuple[int, ...], base: Chec
         )
 
 
-def find_embedding(base: Checkpoint) -> Tensor | None:
-    """Return the embedding matrix of a checkpoint, if one tensor alone has such a name."""
-    found = [tensor for name, tensor in base.tensors.items() if name.split(".")[-2:-1] in [[e] for e in _EMBEDDING]]
+def find_embedding(base: Checkpoint) -> str | None:
+    """Return the name of a checkpoint's embedding matrix, if one tensor alone has such a name."""
+    found = [name for name in base.tensors if name.rpartition(".")[0].rpartition(".")[2] in _EMBEDDING]
     return found[0] if len(found) == 1 else None
 
 

@@ -28,13 +28,9 @@ from lorasweep.adapter import Adapter, AdapterError, Update, find_embedding, rea
 from lorasweep.checkpoint import GENERATION_CONFIG, INDEX, Checkpoint, Tensor, read_checkpoint, read_header
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
-from lorasweep.files import give_default_mode
 from lorasweep.layout import RECORD
-from lorasweep.tensors import DTYPES, read_tensor
+from lorasweep.tensors import DTYPES, PRECISIONS, read_tensor
 from lorasweep.versions import get_versions
-
-PRECISIONS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-"""Safetensors' names of the precisions that a merged model can have."""
 
 _BLOCK = 2 * 1024 * 1024
 """Values that are worked on at once: what they take fits a processor's caches."""
@@ -57,13 +53,16 @@ class _Planned:
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
     folder: Path
     source: Tensor
     """The base model's tensor, or the one of the adapter that replaces it; it lies in a file of `folder`."""
     update: Update | None = None
     bias: tuple[str, float] | None = None
     replaced: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
 
     @property
     def size(self) -> int:
@@ -133,13 +132,20 @@ def merge(
     missing = [folder for folder in output.parents if not folder.exists()]
     with _claim(aside, output):
         try:
-            return _make(plan, aside, output, dtype, temporary, threads, verify, digest)
+            record = _write(plan, aside, temporary, threads, digest)
+            if verify:
+                record["verified_tensors"] = verify_merged(plan, aside)
+            (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+            # Last, since nothing without a configuration is taken for a model.
+            (aside / "config.json").write_text(_make_config(plan, dtype))
+            _publish(aside, output, temporary)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             for folder in missing:
                 with suppress(OSError):  # somebody else's by now
                     folder.rmdir()
             raise
+    return record
 
 
 def _check_output(output: Path, base: Path, adapter: Path) -> None:
@@ -180,26 +186,6 @@ def _claim(aside: Path, output: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _make(
-    plan: _Plan,
-    aside: Path,
-    output: Path,
-    dtype: str | None,
-    temporary: bool,
-    threads: int,
-    verify: bool,
-    digest: bool,
-) -> dict[str, Any]:
-    record = _write(plan, aside, temporary, threads, digest)
-    if verify:
-        record["verified_tensors"] = verify_merged(plan, aside)
-    (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    # Last, since nothing without a configuration is taken for a model.
-    (aside / "config.json").write_text(_make_config(plan, dtype))
-    _publish(aside, output, temporary)
-    return record
-
-
 def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
     quantized = base.config.get("quantization_config")
     if quantized:
@@ -212,8 +198,7 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
     for name in sorted(changed & base.tensors.keys()):
         if base.tensors[name].dtype not in PRECISIONS.values():
             raise InputError(f"'{base.path}' has {name} as {base.tensors[name].dtype}; accepted: F32, F16, BF16")
-    embedding = find_embedding(base)
-    tied_to = next((name for name, tensor in base.tensors.items() if tensor is embedding), None)
+    tied_to = find_embedding(base)
     unties = bool(changed & {"lm_head.weight", tied_to}) and (base.tied or bool(base.config.get("tie_word_embeddings")))
     # The head's name is known where the adapter has it, or by the model.
     known = "lm_head.weight" in changed or base.config.get("model_type") in _TIED_TO_LM_HEAD
@@ -239,12 +224,11 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
     main = _find_main_dtype(base)
     shards: dict[str, list[_Planned]] = {shard: [] for shard in base.shards}
     for name, source in base.tensors.items():
-        for made in (name, "lm_head.weight") if unties and source is embedding else (name,):
+        for made in (name, "lm_head.weight") if unties and name == tied_to else (name,):
             replacement = adapter.replaced.get(made) or (saved[0] if saved and made in sides else None)
             planned = _Planned(
                 made,
                 PRECISIONS[dtype] if dtype and source.dtype == main else source.dtype,
-                source.shape,
                 adapter.path if replacement else base.path,
                 adapter.tensors[replacement] if replacement else source,
                 adapter.updates.get(made),
@@ -271,7 +255,7 @@ def _check_room(plan: _Plan, output: Path, temporary: bool) -> None:
         if not (temporary and plan.is_linked(shard))
         for tensor in tensors
     )
-    folder = output.absolute().parent
+    folder = output.parent
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -406,21 +390,20 @@ class _Source:
             start += self._adapter.read(name).float() * scale
             _check_finite(start, tensor.name)
             yield start, True
-        elif tensor.dtype == tensor.source.dtype:  # bytes, whatever they mean
-            for begin in range(0, tensor.source.size, 2 * _BLOCK):
-                size = min(2 * _BLOCK, tensor.source.size - begin)
-                block = self._take(size, torch.uint8)
-                block.copy_(self._map(tensor, torch.uint8, begin, size))
-                self._release(tensor, begin, size)
-                yield block, True
         else:
-            dtype = DTYPES[tensor.source.dtype]
-            for begin in range(0, prod(tensor.shape), _BLOCK):
-                count = min(_BLOCK, prod(tensor.shape) - begin)
-                block = self._take(count, DTYPES[tensor.dtype])
-                block.copy_(self._map(tensor, dtype, begin * dtype.itemsize, count))
-                self._release(tensor, begin * dtype.itemsize, count * dtype.itemsize)
-                _check_finite(block, tensor.name)
+            is_cast = tensor.dtype != tensor.source.dtype
+            # What is not cast is copied as bytes, whatever they mean.
+            source, target = (
+                (DTYPES[tensor.source.dtype], DTYPES[tensor.dtype]) if is_cast else (torch.uint8, torch.uint8)
+            )
+            values, step = tensor.source.size // source.itemsize, _BLOCK if is_cast else 2 * _BLOCK
+            for begin in range(0, values, step):
+                count = min(step, values - begin)
+                block = self._take(count, target)
+                block.copy_(self._map(tensor, source, begin * source.itemsize, count))
+                self._release(tensor, begin * source.itemsize, count * source.itemsize)
+                if is_cast:
+                    _check_finite(block, tensor.name)
                 yield block, True
 
     def _compute_updated(self, tensor: _Planned, update: Update) -> Iterator[tuple[torch.Tensor, bool]]:
@@ -554,9 +537,6 @@ def _reflink(source: Path, target: Path) -> bool:
 
 
 def _publish(aside: Path, output: Path, temporary: bool) -> None:
-    for file in aside.iterdir():
-        if not file.is_symlink():
-            give_default_mode(file)
     if not temporary:
         for path in (*aside.iterdir(), aside):
             _sync(path)
@@ -571,7 +551,7 @@ def _publish(aside: Path, output: Path, temporary: bool) -> None:
             old.rename(output)
         raise
     if not temporary:
-        _sync(output.absolute().parent)
+        _sync(output.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -589,8 +569,9 @@ def verify_merged(plan: _Plan, folder: Path) -> int:
     Raises:
         InputError: naming the tensor that is not what it should be.
     """
+    headers = {shard: read_header(folder / shard) for shard in plan.shards}
     for shard, planned in plan.shards.items():
-        found = {name: (tensor.dtype, tensor.shape) for name, tensor in read_header(folder / shard).items()}
+        found = {name: (tensor.dtype, tensor.shape) for name, tensor in headers[shard].items()}
         expected = {tensor.name: (tensor.dtype, tensor.shape) for tensor in planned}
         if found != expected:
             names = sorted({name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)})
@@ -600,7 +581,7 @@ def verify_merged(plan: _Plan, folder: Path) -> int:
     changed = [(shard, tensor) for shard, tensor in tensors if not tensor.is_copy]
     some = [pair for group in (changed, copied) for pair in group[:: ceil(len(group) / _VERIFIED) or 1]]
     for shard, tensor in some:
-        written = read_tensor(folder, read_header(folder / shard)[tensor.name])
+        written = read_tensor(folder, headers[shard][tensor.name])
         if not torch.equal(written, _recompute(tensor, plan)):
             raise InputError(f"{folder / shard}: '{tensor.name}' is not what base and adapter make")
     return len(some)

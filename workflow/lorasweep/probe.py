@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lorasweep.checkpoint import Checkpoint
 from lorasweep.files import give_default_mode
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from lorasweep.tensors import DTYPES, PRECISIONS
 
 _LENGTH = 32
 
@@ -38,7 +37,7 @@ def base_logits(base: Checkpoint, dtype: str, device: str, cache: Path) -> torch
     key = hashlib.sha256(f"{base.fingerprint} {dtype} {kind} {torch.__version__}".encode()).hexdigest()[:16]
     file = cache / f"{key}.safetensors"
     if not file.is_file():
-        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=DTYPES[dtype], device_map=device)
+        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=DTYPES[PRECISIONS[dtype]], device_map=device)
         cache.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(f".{hashlib.sha256(str(id(model)).encode()).hexdigest()[:8]}.tmp")
         save_file({"logits": probe_logits(model)}, aside)

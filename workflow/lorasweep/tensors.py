@@ -11,6 +11,9 @@ from lorasweep.errors import InputError
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Torch's name of the floating point types that safetensors names."""
 
+PRECISIONS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
+"""Safetensors' names of the precisions that a model can have."""
+
 
 def read_tensor(folder: Path, tensor: Tensor) -> torch.Tensor:
     """Read one tensor of floating point values into memory.
