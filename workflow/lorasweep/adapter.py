@@ -169,22 +169,21 @@ def _read_fingerprint(record: Path) -> str | None:
         raise AdapterError(f"{record}: names no base model ({error!r}); accepted: what the training wrote") from error
 
 
-def check_injected(adapter: Adapter, state: Mapping[str, torch.Tensor]) -> int:
-    """Check that a model holds every tensor of the adapter, bit for bit, and no LoRA tensor beside them.
+def check_injected(adapter: Adapter, state: Mapping[str, torch.Tensor], name: str) -> int:
+    """Check that a model holds every tensor of the adapter, bit for bit, and no other LoRA tensor under its name.
 
-    `state` is the state dict of a model with the adapter injected, by PEFT or by transformers. Returns the number of
-    tensors.
+    `state` is the state dict of a model into which PEFT put the adapter, and perhaps others, and `name` what PEFT calls
+    it there. Returns the number of tensors.
 
     Raises:
         AdapterError: naming the tensors that are missing, unexpected or different.
     """
     injected: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        plain = re.sub(r"\.(lora_[AB]|lora_embedding_[AB])\.[^.]+", r".\1", name.removeprefix(_PREFIX))
-        plain = re.sub(r"\.lora_magnitude_vector\..+", ".lora_magnitude_vector", plain)
-        plain = re.sub(r"\.modules_to_save\.[^.]+", "", plain)
-        if ".lora_" in name or plain in adapter.tensors:
-            injected[plain] = tensor
+    part = re.compile(rf"\.(?:(lora_\w+)|modules_to_save)\.{re.escape(name)}(?=\.|$)")
+    for key, tensor in state.items():
+        plain = part.sub(lambda match: f".{match[1]}" if match[1] else "", key.removeprefix(_PREFIX))
+        if plain != key.removeprefix(_PREFIX) or plain in adapter.tensors:
+            injected[plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")] = tensor
     missing = sorted(adapter.tensors.keys() - injected.keys())
     unexpected = sorted(injected.keys() - adapter.tensors.keys())
     different = sorted(name for name in adapter.tensors if name in injected and not _is_same(adapter, name, injected))
