@@ -35,4 +35,4 @@ rule all:
 
 rule configure_all:
     input:
-        expand("<results>/{point}/recipe.yaml", point=POINTS),
+        expand("<results>/{point}/recipe.yaml", point=TRAINED),

@@ -1,7 +1,6 @@
 """Evaluate one point with Inspect, on every task of the experiment."""
 
 import argparse
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from lorasweep.evaluator import EvaluationError, evaluate
 from lorasweep.files import hold_alone
 from lorasweep.layout import STATE
 from lorasweep.merge import merge
+from lorasweep.process import end_on_sigterm
 
 
 def main() -> None:
@@ -22,8 +22,7 @@ def main() -> None:
     parser.add_argument("--merge-in", type=Path, help="folder to make the merged model in, which goes when this ends")
     parser.add_argument("--threads", type=int, default=2, help="shards of the merged model to write at once")
     arguments = parser.parse_args()
-    # A cancelled job takes its merged model with it.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    end_on_sigterm()
     try:
         with hold_alone(arguments.point / STATE / "evaluate.lock", f"evaluating {arguments.point.name}"):
             if arguments.merge_in:

@@ -1,12 +1,12 @@
 """Merge a LoRA adapter into its base model."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
 from lorasweep.errors import InputError
 from lorasweep.merge import merge
+from lorasweep.process import end_on_sigterm
 from lorasweep.tensors import PRECISIONS
 
 
@@ -20,8 +20,7 @@ def main() -> None:
     parser.add_argument("--verify", action="store_true", help="read the result again, and compute some of it anew")
     parser.add_argument("--temporary", action="store_true", help="link to shards of the base that do not change")
     arguments = parser.parse_args()
-    # A cancelled job takes what it wrote with it.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    end_on_sigterm()
     try:
         record = merge(**vars(arguments))
     except (InputError, OSError) as error:

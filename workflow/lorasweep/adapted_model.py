@@ -22,7 +22,7 @@ from lorasweep.checkpoint import read_checkpoint
 from lorasweep.shared_base import SharedBase, can_share_batches
 
 
-class AdaptedModelAPI(HuggingFaceAPI):
+class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
     """A model that is a base and, if one is named, an adapter on it.
 
     Args:
@@ -35,7 +35,7 @@ class AdaptedModelAPI(HuggingFaceAPI):
         mixed_batches: Whether requests to several adapters that wait at the same time are generated in one batch, each
             row under its adapter: faster where each adapter has few requests. Adapters with DoRA and those that replace
             whole modules have batches of their own in any case.
-        **model_args: As of the provider `hf`: `device`, `dtype`, `do_sample`, `tokenizer_call_args`, `chat_template`, ...
+        **model_args: Those of the provider `hf`: `device`, `dtype`, `do_sample`, `chat_template` and so on.
 
     Raises:
         InputError: The base is no checkpoint directory.
@@ -43,7 +43,7 @@ class AdaptedModelAPI(HuggingFaceAPI):
     """
 
     proof: dict[str, Any]
-    """What says that the adapter acts (SharedBase.attach); empty for the base. It is in the metadata of every output."""
+    """What says that the adapter acts (SharedBase.attach); none for the base. It is in the metadata of each output."""
 
     def __init__(
         self,
@@ -60,13 +60,16 @@ class AdaptedModelAPI(HuggingFaceAPI):
         checkpoint = read_checkpoint(Path(base))
         read = read_adapter(Path(adapter), checkpoint) if adapter else None
         loaded = _load(checkpoint.path, config, model_args)
-        vars(self).update(vars(loaded.api))
+        self.__dict__.update(vars(loaded.api))
         ModelAPI.__init__(self, model_name, base_url, api_key, [HF_TOKEN], config)
         if config.seed is not None:
             set_random_seeds(config.seed)
         self.base = loaded.base
         self.tokenizer = loaded.tokenizer
-        self._name, self.proof = self.base.attach(read) if read else (None, {})
+        self._name: str | None = None
+        self.proof = {}
+        if read:
+            self._name, self.proof = self.base.attach(read)
         can_mix = mixed_batches and (read is None or can_share_batches(read))
         # Inspect batches by the identity of what it calls the model.
         self.model = loaded.rows if can_mix else _Rows(loaded.base, loaded.tokenizer)

@@ -8,6 +8,7 @@ Names and meaning are those of PEFT's `LoraConfig` and of what its `save_pretrai
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,9 +18,10 @@ from typing import Any
 
 import torch
 
-from lorasweep.checkpoint import Checkpoint, Tensor, read_header
+from lorasweep.checkpoint import Checkpoint, Tensor, read_checkpoint, read_header
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
+from lorasweep.files import write_aside
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
 from lorasweep.tensors import DTYPES, read_tensor
 
@@ -157,6 +159,28 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
         raise AdapterError(f"{path / ADAPTER_CONFIG}: {error.pattern!r} is no regular expression: {error}") from error
     _check_values(adapter, base)
     return adapter
+
+
+def adopt_adapter(source: Path, adapter: Path, base: Path) -> None:
+    """Copy an adapter that was trained elsewhere, with a record of where it is from and which base it was checked on.
+
+    What a trainer of ours recorded of it is kept.
+
+    Raises:
+        AdapterError: as `read_adapter` does.
+    """
+    checkpoint = read_checkpoint(base)
+    taken = read_adapter(source, checkpoint)
+    adapter.mkdir(parents=True, exist_ok=True)
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        shutil.copyfile(source / name, adapter / name)
+    record = json.loads((source / RECORD).read_text()) if (source / RECORD).is_file() else {}
+    record |= {
+        "adopted_from": str(source.resolve()),
+        "adopted_sha256": taken.sha256,
+        "base_model_fingerprint": checkpoint.fingerprint,
+    }
+    write_aside(adapter / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def _read_fingerprint(record: Path) -> str | None:

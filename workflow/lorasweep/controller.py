@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ValidationError
 
+from lorasweep.files import write_aside
+
 
 class Holder(BaseModel):
     """A process that runs a sweep."""
@@ -98,9 +100,7 @@ def remove_locks(locks: Path, results: str) -> bool:
 
 def _write(holder: Holder, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(holder.model_dump_json() + "\n")
-    aside.replace(file)
+    write_aside(file, holder.model_dump_json() + "\n")
 
 
 def _find_locks(locks: Path, results: str) -> Iterator[Path]:

@@ -17,8 +17,13 @@ def check_data(data: Data, source: str) -> int:
     Raises:
         InputError: a missing or empty file, text that is not JSON, a sample without its columns; with the line number.
     """
-    path = Path(data.train)
     where = f"{source}: data.train"
+    if data.train is None:
+        raise InputError(
+            f"{where}: is missing, and there are points to train; accepted: a file of samples, or 'adapter' for each "
+            "of 'runs', and no 'variables'"
+        )
+    path = Path(data.train)
     if not path.is_file():
         raise InputError(f"{where}: no such file: {path}; accepted: a file of JSON lines, or of one JSON array")
     count = 0

@@ -1,11 +1,15 @@
 """What one evaluation does: the settings that decide its numbers, as one value that can be written and read."""
 
+import hashlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from lorasweep.digest import digest_file
+
 if TYPE_CHECKING:  # the environment that evaluates reads specs only, and lacks what makes them
     from collections.abc import Iterable
+    from pathlib import Path
 
     from lorasweep.experiment import Experiment
     from lorasweep.tasks import TaskEntry
@@ -31,6 +35,7 @@ class EvaluationSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Mode
+    backend: Literal["hf", "vllm"] = "hf"
     base_model: str
     base_fingerprint: str
     dtype: Literal["bf16", "fp32"]
@@ -41,15 +46,23 @@ class EvaluationSpec(BaseModel):
     max_tokens: int | None
     temperature: float
     seed: int
+    files: dict[str, str]
+    """sha256 by the path of each file that the tasks are made of."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole, in hexadecimal: two evaluations of one adapter with one digest are the same."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def make_evaluation_spec(
-    experiment: "Experiment", tasks: "Iterable[TaskEntry]", mode: Mode, base_fingerprint: str
+    experiment: "Experiment", tasks: "Iterable[TaskEntry]", files: "Iterable[Path]", mode: Mode, base_fingerprint: str
 ) -> EvaluationSpec:
-    """Return what the evaluation of a point of this mode depends on."""
+    """Return what the evaluation of a point of this mode depends on; `files` are those that the tasks are made of."""
     evaluation = experiment.evaluation
     return EvaluationSpec(
         mode=mode,
+        backend=evaluation.backend if mode == "B2" else "hf",
         base_model=evaluation.base_model or experiment.model.path,
         base_fingerprint=base_fingerprint,
         dtype=experiment.model.dtype,
@@ -64,4 +77,5 @@ def make_evaluation_spec(
         max_tokens=evaluation.max_tokens,
         temperature=evaluation.temperature,
         seed=evaluation.seed,
+        files={str(file): digest_file(file) for file in sorted(files)},
     )

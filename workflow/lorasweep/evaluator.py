@@ -1,93 +1,164 @@
-"""Evaluation with Inspect: load a point's model once, prove that its adapter is in it, and run every task."""
+"""Evaluation with Inspect: load models, prove that the adapter is in each, and run every task.
+
+What an evaluation finishes is never done again; what it began goes on where it was: see lorasweep.evaluation_state.
+"""
 
 import json
 import os
-import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lorasweep.adapter import AdapterError, check_injected, read_adapter
-from lorasweep.checkpoint import read_checkpoint
+from lorasweep.adapter import AdapterError, read_adapter
+from lorasweep.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.errors import InputError
 from lorasweep.evaluation import EvaluationSpec, TaskSpec
+from lorasweep.evaluation_state import EvaluationState
+from lorasweep.files import hold_alone
 from lorasweep.layout import RECORD, STATE
 from lorasweep.probe import base_logits, probe_logits
+from lorasweep.tensors import DTYPES, PRECISIONS
 from lorasweep.versions import get_versions
-
-
-def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | None = None) -> None:
-    """Evaluate one point: write `eval/<task>.eval` for each task, and `eval/metrics.json`.
-
-    `point` is the point's folder, with its adapter and, in mode A, its full model; `merged` is the model that was made
-    for this evaluation, in mode B1. `probes` keeps the base model's logits between evaluations. Unfinished logs stay
-    in `state/eval/`, to be looked at.
-
-    Raises:
-        AdapterError: the adapter is not in the evaluated model.
-        EvaluationError: a task did not end in success.
-    """
-    state = point / STATE / "eval"
-    shutil.rmtree(state, ignore_errors=True)
-    state.mkdir(parents=True)
-    os.environ["INSPECT_TRACE_FILE"] = str(state.resolve() / "trace.log")
-    os.environ["XDG_DATA_HOME"] = str(state.resolve() / "data")
-
-    model, proof = _load_model(spec, point, probes, merged or point / "hf_model")
-    results = point / "eval"
-    results.mkdir(exist_ok=True)
-    # A task that is no file is registered by the package before the slash.
-    packages = [task.task.partition("/")[0] for task in spec.tasks if not task.task.partition("@")[0].endswith(".py")]
-    versions = get_versions("torch", "transformers", "peft", "inspect-ai", "tokenizers", *packages)
-    metrics: dict[str, Any] = {"mode": spec.mode, "proof": proof, "versions": versions, "tasks": {}}
-    for task in spec.tasks:
-        log, scores = _run_task(task, model, state / task.name, point.name, {**proof, "mode": spec.mode})
-        os.replace(log, results / f"{task.name}.eval")
-        metrics["tasks"][task.name] = scores
-    aside = state / "metrics.json"
-    aside.write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
-    aside.replace(results / "metrics.json")
-    shutil.rmtree(state)
 
 
 class EvaluationError(RuntimeError):
     """A task ended in an error, or without all of its samples."""
 
 
-def _load_model(spec: EvaluationSpec, point: Path, probes: Path, full: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the Inspect model, and the proof that the point's adapter is in it; `full` is the model of A or B1."""
+def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | None = None) -> None:
+    """Evaluate a point on a model of its own: write `eval/<task>.eval` for each task, and `eval/metrics.json`.
+
+    `point` is the point's folder, with its adapter and, in mode A, its full model; `merged` is the model that was made
+    for this evaluation, in mode B1. `probes` keeps the base model's logits between evaluations.
+
+    Raises:
+        AdapterError: the adapter is not in the evaluated model.
+        EvaluationError: a task did not end in success.
+    """
+    state = EvaluationState(spec, point)
+    if not state.is_finished():
+        state.begin(_get_versions(spec))
+        base = _read_base(spec)
+        model, proof = _open_full_model(spec, base, point, probes, merged or point / "hf_model")
+        _run_tasks(spec, point.name, state, model, proof)
+    state.keep()
+    state.publish()
+
+
+def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str, str]:
+    """Evaluate several points on one base model that is loaded once; return the points that failed, and why.
+
+    Each point's result can be seen in its `eval/` as soon as it is whole, and waits in its state to be published. One
+    that fails leaves word in its state, and the next begins.
+
+    Raises:
+        InputError: the base model is another than it was.
+        RuntimeError: the GPU gave up: what would fail from here on would not be the adapters' fault.
+    """
+    failures = {}
+    with _open_adapters(spec, points) as open_model:
+        for point in points:
+            with hold_alone(point / STATE / "evaluate.lock", f"evaluating {point.name}"):
+                state = EvaluationState(spec, point)
+                try:
+                    if not state.is_finished():
+                        state.begin(_get_versions(spec))
+                        with open_model(point) as (model, proof):
+                            _run_tasks(spec, point.name, state, model, proof)
+                        state.show()
+                    state.keep()
+                except Exception as error:
+                    is_expected = isinstance(error, InputError | EvaluationError | OSError)
+                    reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
+                    state.fail(reason)
+                    print(f"{point.name} failed: {reason if is_expected else traceback.format_exc()}", flush=True)
+                    if "CUDA error" in reason:
+                        raise
+                    failures[point.name] = reason
+    return failures
+
+
+def _read_base(spec: EvaluationSpec) -> Checkpoint:
     base = read_checkpoint(Path(spec.base_model))
     if base.fingerprint != spec.base_fingerprint:
         raise InputError(f"{spec.base_model}: the base model is not the one that this run began with")
-    proof: dict[str, Any] = {"base_model": spec.base_model, "base_model_fingerprint": base.fingerprint}
+    return base
+
+
+def _open_full_model(
+    spec: EvaluationSpec, base: Checkpoint, point: Path, probes: Path, full: Path
+) -> tuple[Any, dict[str, Any]]:
+    """Return the Inspect model, and the proof that the point's adapter is in it; `full` is the model of A or B1."""
+    proof = _name_base(spec)
     if spec.mode == "base":
-        return _make_model(spec, point.name, base.path, base.has_chat_template), proof
+        if spec.backend == "vllm":
+            from lorasweep.vllm_server import make_served_model
+
+            return make_served_model(spec, base, None, ()), proof
+        return _make_model(spec, f"hf/{point.name}", base, model_path=str(base.path)), proof
     adapter = read_adapter(point / "adapter", base)
+    record = json.loads((full / RECORD).read_text())
+    if record["adapter_sha256"] != adapter.sha256:
+        raise AdapterError(f"{full}: was made of another adapter than the one in {adapter.path}")
     proof["adapter_sha256"] = adapter.sha256
-    if spec.mode == "B2":
-        model = _make_model(spec, point.name, base.path, base.has_chat_template)
-        before = probe_logits(model.api.model)
-        model.api.model.load_adapter(str(adapter.path))
-        proof["adapter_tensors"] = check_injected(adapter, model.api.model.state_dict())
-    else:
-        record = json.loads((full / RECORD).read_text())
-        if record["adapter_sha256"] != adapter.sha256:
-            raise AdapterError(f"{full}: was made of another adapter than the one in {adapter.path}")
-        proof["adapter_tensors"] = record["adapter_tensors"]
-        proof["merged_weights_sha256"] = record.get("weights_sha256")
-        before = base_logits(base, spec.dtype, spec.device, probes)
-        model = _make_model(spec, point.name, full, base.has_chat_template)
+    proof["adapter_tensors"] = record["adapter_tensors"]
+    proof["merged_weights_sha256"] = record.get("weights_sha256")
+    before = base_logits(base, spec.dtype, spec.device, probes)
+    model = _make_model(spec, f"hf/{point.name}", base, model_path=str(full))
+    if spec.mode == "B1":
+        # By the model's arguments Inspect knows an evaluation that it began; where this merge lies says nothing.
+        model.model_args.pop("model_path")
     proof["probe_distance"] = float((probe_logits(model.api.model) - before).abs().max())
-    if proof["probe_distance"] == 0:
+    if not proof["probe_distance"] > 0:
         raise AdapterError(f"{adapter.path}: the model answers the probe as its base does: the adapter has no effect")
     return model, proof
 
 
-def _make_model(spec: EvaluationSpec, label: str, path: Path, has_chat_template: bool) -> Any:
+@contextmanager
+def _open_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> Iterator[Callable[[Path], Any]]:
+    """Give a way to open each point's model while the base is there; the base is loaded when the first is opened."""
+    if spec.backend == "vllm":
+        from lorasweep.vllm_server import open_server
+
+        with open_server(spec, _read_base(spec), points) as open_served:
+            yield open_served
+        return
+    import lorasweep.provider  # noqa: F401  registers it, wherever this package lies
+
+    kept: list[Any] = []  # holds the base between two adapters
+
+    @contextmanager
+    def open_model(point: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+        base = _read_base(spec)
+        if not kept:
+            kept.append(_make_model(spec, "lorasweep/base", base, base=str(base.path)))
+        name = f"lorasweep/{point.name}"
+        model = _make_model(spec, name, base, base=str(base.path), adapter=str(point / "adapter"))
+        try:
+            yield model, _name_base(spec) | model.api.proof
+        finally:
+            model.api.close()
+
+    yield open_model
+    for model in kept:
+        model.api.close()
+
+
+def _name_base(spec: EvaluationSpec) -> dict[str, Any]:
+    return {"base_model": spec.base_model, "base_model_fingerprint": spec.base_fingerprint}
+
+
+def _make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model_args: Any) -> Any:
+    """Make a model of Inspect's provider for Hugging Face, or of ours, which takes the same arguments."""
     from inspect_ai.model import GenerateConfig, get_model
 
     sampled = spec.temperature > 0
     return get_model(
-        f"hf/{label}",
+        name,
         memoize=False,
         config=GenerateConfig(
             max_connections=spec.max_connections,
@@ -96,27 +167,54 @@ def _make_model(spec: EvaluationSpec, label: str, path: Path, has_chat_template:
             seed=spec.seed,
             system_message=spec.system_prompt,
         ),
-        model_path=str(path),
         device="cuda:0" if spec.device == "cuda" else "cpu",
-        dtype={"bf16": "bfloat16", "fp32": "float32"}[spec.dtype],
+        dtype=str(DTYPES[PRECISIONS[spec.dtype]]).removeprefix("torch."),
         do_sample=sampled,
         # A chat template writes the special tokens itself; the tokenizer would put a second one in front.
-        tokenizer_call_args={"add_special_tokens": not has_chat_template},
+        tokenizer_call_args={"add_special_tokens": not checkpoint.has_chat_template},
+        **model_args,
     )
 
 
-def _run_task(task: TaskSpec, model: Any, log_dir: Path, point: str, metadata: dict[str, Any]) -> tuple[str, Any]:
-    """Run one task; return the path of its log, and its scores."""
-    from inspect_ai import eval as inspect_eval
+def _get_versions(spec: EvaluationSpec) -> dict[str, str]:
+    # A task that is no file is registered by the package before the slash.
+    packages = [task.task.partition("/")[0] for task in spec.tasks if not task.task.partition("@")[0].endswith(".py")]
+    backend = ["vllm"] if spec.backend == "vllm" else ["peft"]
+    return get_versions("torch", "transformers", "inspect-ai", "tokenizers", *backend, *packages)
 
-    [log] = inspect_eval(
+
+def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: Any, proof: dict[str, Any]) -> None:
+    """Run every task of a point; its state has the result then."""
+    os.environ["XDG_DATA_HOME"] = str(state.data.resolve())
+    metrics: dict[str, Any] = {"mode": spec.mode, "backend": spec.backend, "proof": proof, "tasks": {}}
+    metrics["versions"] = _get_versions(spec)
+    logs = {}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="inspect-") as scratch:
+        os.environ.setdefault("INSPECT_TRACE_FILE", f"{scratch}/trace.log")
+        for task in spec.tasks:
+            metadata = {"point": point, "mode": spec.mode, **proof}
+            logs[task.name], metrics["tasks"][task.name] = _run_task(task, model, state, point, metadata)
+    metrics["seconds"] = round(time.monotonic() - began, 3)
+    state.finish(logs, metrics)
+
+
+def _run_task(
+    task: TaskSpec, model: Any, state: EvaluationState, point: str, metadata: dict[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Run one task, or what an earlier attempt left of it; return its log, and its scores."""
+    from inspect_ai import eval_set
+
+    _, [log] = eval_set(
         task.task,
+        log_dir=str(state.get_log_dir(task.name).resolve()),
+        retry_attempts=1,  # that is, one
+        retry_immediate=False,
         model=model,
         task_args=task.args,
         limit=task.limit,
-        log_dir=str(log_dir),
         log_format="eval",
-        metadata={"point": point, **metadata},
+        metadata=metadata,
         tags=[point],
         display="plain",
         score_display=False,
@@ -131,7 +229,7 @@ def _run_task(task: TaskSpec, model: Any, log_dir: Path, point: str, metadata: d
     scores = {
         f"{_name(score)}/{name}": metric.value for score in log.results.scores for name, metric in score.metrics.items()
     }
-    return log.location.removeprefix("file://"), {
+    return Path(log.location.removeprefix("file://")), {
         "scores": scores,
         "samples": log.results.completed_samples,
         "seconds": log.stats.started_at and _seconds(log.stats.started_at, log.stats.completed_at),

@@ -126,8 +126,8 @@ class Model(Section):
 class Data(Section):
     """The training data: one JSON object a sample, as JSON lines or as one JSON array."""
 
-    train: PathText
-    """The file of training samples."""
+    train: PathText | None = None
+    """The file of training samples; not needed where every point has an adapter already."""
     format: Literal["instruct", "chat"] = "instruct"
     """`instruct`: an input and an output column; `chat`: a column of messages with `role` and `content`."""
     input_column: Text = "input"
@@ -176,6 +176,12 @@ class Evaluation(Section):
     """The checkpoint directory that adapters are evaluated on; `null`: `model.path`. Must hold the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
     """The Inspect tasks."""
+    adapters_per_job: PositiveInt | Literal["auto"] = "auto"
+    """Points (B2) that one job evaluates on one loaded base; `auto`: until its start is a tenth of the job's time."""
+    job_minutes: PositiveInt = 240
+    """With `auto`: a job gets no more points than are expected to be done in this time."""
+    backend: Literal["hf", "vllm"] = "hf"
+    """What generates: transformers, or (B2 and the baseline only) a vLLM server; see docs/direct.md."""
     max_connections: PositiveInt = 32
     """Samples generated as one batch (Inspect's name)."""
     max_tokens: PositiveInt | None = None
@@ -196,12 +202,13 @@ class Experiment(Section):
     exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = []
     """Combinations to leave out: a point that has all values of an entry is not run."""
     runs: list[dict[str, Any]] = []
-    """Points beside the grid: each a `name`, and values of its own for any key that can be a variable."""
+    """Points beside the grid: each a `name`, and values of its own for any key that can be a variable; or a `name` and
+    an `adapter`, the path of one that exists, which is evaluated and not trained."""
     controls: Controls = Controls()
     """What stays the same for every point, with torchtune's own names."""
     model: Model
     """The base model."""
-    data: Data
+    data: Data = Data()
     """The training data."""
     evaluation: Evaluation = Evaluation()
     """How each point is evaluated, and how its checkpoint is kept."""

@@ -15,6 +15,13 @@ def give_default_mode(file: Path) -> None:
     file.chmod(0o666 & ~mask)
 
 
+def write_aside(file: Path, text: str) -> None:
+    """Write a file so that it is there whole or, whatever happens, as it was."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    aside.write_text(text)
+    aside.replace(file)
+
+
 def explain_write_failure(folder: Path) -> str:
     """Return what the system says when a megabyte cannot be written to a folder (disk full, quota), or nothing.
 

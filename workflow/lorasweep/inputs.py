@@ -27,14 +27,18 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         raise InputError(
             f"{source}: evaluation.tasks: [] is not accepted; accepted: at least one Inspect task, or enabled: false"
         )
-    samples = check_data(experiment.data, source)
-    for point in points:
-        _check_weights_key(point, source)
-        _check_batch(point, samples, source)
+    points = list(points)
+    _check_backend(experiment, points, source)
+    trained = [point for point in points if not point.adapter]
+    if trained:
+        samples = check_data(experiment.data, source)
+        for point in trained:
+            _check_weights_key(point, source)
+            _check_batch(point, samples, source)
     if find_missing_model(experiment, source):
         return
     checkpoint = _read(experiment.model.path, source, "model.path")
-    if experiment.data.format == "chat" and not checkpoint.has_chat_template:
+    if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
         raise InputError(
             f"{source}: model.path: the tokenizer in {experiment.model.path!r} has no chat template, which "
             "data.format: chat needs; accepted: a checkpoint with one, or data.format: instruct"
@@ -76,7 +80,7 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
         recipe = get_trainer().recipe(spec)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    return f"# training data sha256: {digest_file(Path(experiment.data.train))}\n{recipe}"
+    return f"# training data sha256: {digest_file(Path(str(experiment.data.train)))}\n{recipe}"
 
 
 def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], source: str) -> None:
@@ -114,6 +118,22 @@ def _read(path: str, source: str, key: str) -> Checkpoint:
         return read_checkpoint(Path(path))
     except InputError as error:
         raise InputError(f"{source}: {key}: {error}") from error
+
+
+def _check_backend(experiment: Experiment, points: Iterable[Point], source: str) -> None:
+    if experiment.evaluation.backend == "hf" or not experiment.evaluation.enabled:
+        return
+    other = next((point for point in points if point.mode != "B2"), None)
+    if other:
+        raise InputError(
+            f"{source}: evaluation.backend: 'vllm' does not go with mode {other.mode} (point '{other.name}'): vLLM "
+            "applies adapters itself; accepted: model_format: adapter with merge_adapters: false, or backend: hf"
+        )
+    if experiment.model.device != "cuda":
+        raise InputError(
+            f"{source}: evaluation.backend: 'vllm' needs model.device: cuda, and that is "
+            f"{experiment.model.device!r}; accepted there: hf"
+        )
 
 
 def _check_batch(point: Point, samples: int, source: str) -> None:

@@ -9,6 +9,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 RECORD = "lorasweep.json"
 """Written beside an adapter, and beside a model made of one: where it comes from."""
 
+METRICS = "metrics.json"
+"""In `eval/`: the scores of every task, and the proof that the adapter was applied."""
+
 MANIFEST = "manifest.json"
 """What a point keeps, and how it came to be."""
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
-from lorasweep.layout import ADAPTER_WEIGHTS, MANIFEST, RECORD, STATE
+from lorasweep.files import write_aside
+from lorasweep.layout import ADAPTER_WEIGHTS, MANIFEST, METRICS, RECORD, STATE
 from lorasweep.versions import get_git_revision
 
 _STAGES = {
     "A": ("train", "merge", "evaluate"),
     "B1": ("train", "evaluate_merged"),
-    "B2": ("train", "evaluate"),
+    "B2": ("train", "evaluate_adapters"),
     "base": ("evaluate",),
 }
 """The rules whose time a point of each mode takes."""
@@ -32,9 +33,11 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
         InputError: a file that must stay is missing, empty, or not what its record says.
     """
     mode = settings["mode"]
-    kept = [] if mode == "base" else [point / "recipe.yaml", *_files(point / "adapter")]
+    is_trained = mode != "base" and "adapter" not in settings
+    kept = [point / "recipe.yaml"] if is_trained else []
+    kept += _files(point / "adapter") if mode != "base" else []
     kept += _files(point / "hf_model") if mode == "A" else []
-    kept += [point / "eval" / name for name in (*(f"{task}.eval" for task in tasks), "metrics.json")] if tasks else []
+    kept += [point / "eval" / name for name in (*(f"{task}.eval" for task in tasks), METRICS)] if tasks else []
     digests = _recorded_digests(point / "hf_model") if mode == "A" else {}
     for file in kept:
         if not file.is_file() or file.stat().st_size == 0:
@@ -50,7 +53,7 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
         }
         for file in kept
     ]
-    metrics = _read_json(point / "eval" / "metrics.json") if tasks else {}
+    metrics = _read_json(point / "eval" / METRICS) if tasks else {}
     adapter = point / "adapter" / ADAPTER_WEIGHTS
     adapter_sha256 = None if mode == "base" else digest_file(adapter)
     evaluated = (metrics.get("proof") or {}).get("adapter_sha256")
@@ -74,16 +77,17 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
         "training": _read_json(point / "adapter" / RECORD) if mode != "base" else {},
         "evaluation": metrics,
         "seconds": {
-            stage: _seconds(benchmarks / stage / f"{point.name}.tsv")
+            # A job that evaluates several points is measured as one; what of it was this point's, it says itself.
+            stage: metrics["seconds"]
+            if stage == "evaluate_adapters"
+            else _seconds(benchmarks / stage / f"{point.name}.tsv")
             for stage in _STAGES[mode]
-            if tasks or not stage.startswith("evaluate")
+            if (tasks or not stage.startswith("evaluate")) and (is_trained or stage != "train")
         },
         "bytes": sum(entry["bytes"] for entry in files),
         "files": files,
     }
-    aside = point / f"{MANIFEST}.tmp"
-    aside.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    aside.replace(point / MANIFEST)
+    write_aside(point / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
 def _files(folder: Path) -> list[Path]:

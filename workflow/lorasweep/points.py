@@ -27,6 +27,8 @@ from lorasweep.experiment import (
     parse_section,
     parse_setting,
 )
+from lorasweep.files import write_aside
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 BASELINE = "baseline"
 """Name of the point that is the untouched base model."""
@@ -40,7 +42,7 @@ LONGEST_NAME = 150
 
 @dataclass(frozen=True)
 class Point:
-    """One training and its evaluation."""
+    """One training and its evaluation, or the evaluation of an adapter that exists."""
 
     name: str
     swept: tuple[str, ...]
@@ -50,6 +52,8 @@ class Point:
     merge_adapters: bool
     is_run: bool = False
     """Whether it stands under `runs`, which names it."""
+    adapter: str | None = None
+    """The path of an adapter that exists; `controls` mean nothing then."""
 
     @property
     def mode(self) -> str:
@@ -58,9 +62,10 @@ class Point:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting of the point, as plain values: the controls, the override, and how the checkpoint is kept."""
+        """Every setting of the point, as plain values: the controls and the override, or the adapter that it is given,
+        and how the checkpoint is kept."""
         return {
-            **self.controls.model_dump(by_alias=True),
+            **({"adapter": self.adapter} if self.adapter else self.controls.model_dump(by_alias=True)),
             "model_format": self.model_format,
             "merge_adapters": self.merge_adapters,
         }
@@ -103,9 +108,7 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
         }
     if record != known:
         registry.parent.mkdir(parents=True, exist_ok=True)
-        aside = registry.with_suffix(".tmp")
-        aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        aside.replace(registry)
+        write_aside(registry, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def format_value(value: Any) -> str:
@@ -164,13 +167,32 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], sourc
     override = values.pop("_override", {})
     if not isinstance(override, dict):
         raise InputError(f"{source}: {where}._override: {override!r} is not accepted; accepted: a mapping")
+    adapter = values.pop("adapter", None)
+    if adapter is not None:
+        _check_adapter(adapter, [*values, *(["_override"] if override else [])], where, source)
     parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in values.items()}
-    point = _make_point(experiment, parsed)
+    point = replace(_make_point(experiment, parsed), adapter=adapter)
     if override:
         merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
         controls = parse_section(Controls, {**point.controls.model_dump(by_alias=True), "_override": merged}, source)
         point = replace(point, controls=controls)
     return replace(point, name=name, is_run=True)
+
+
+def _check_adapter(adapter: Any, others: Sequence[str], where: str, source: str) -> None:
+    """Check what can be seen without reading tensors; its weights are checked when it is taken over."""
+    trained = [key for key in others if key not in CHECKPOINT_KEYS]
+    if trained:
+        raise InputError(
+            f"{source}: {where}.{trained[0]}: says how to train, and the adapter exists; accepted beside 'adapter': "
+            f"name, {', '.join(CHECKPOINT_KEYS)}"
+        )
+    accepted = f"the path of a directory with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
+    if not isinstance(adapter, str) or set(adapter) & set("*?[]{}\n"):
+        raise InputError(f"{source}: {where}.adapter: {adapter!r} is not accepted; accepted: {accepted}")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not Path(adapter, name).is_file():
+            raise InputError(f"{source}: {where}.adapter: no {name} in {adapter!r}; accepted: {accepted}")
 
 
 def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:

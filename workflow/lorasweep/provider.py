@@ -5,7 +5,7 @@ from typing import Any
 from inspect_ai.model import modelapi
 
 
-@modelapi(name="lorasweep")
+@modelapi(name="lorasweep")  # type: ignore[untyped-decorator]
 def lorasweep() -> type[Any]:
     """Models that are a base model and a LoRA adapter in memory; torch is imported when one is asked for."""
     try:

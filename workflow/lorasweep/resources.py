@@ -24,6 +24,9 @@ BANDWIDTH = {"cuda": 5e11, "cpu": 1e10}
 DISK_BANDWIDTH = 2e8
 """Bytes a second that a shared file system can be counted on to read or write."""
 
+START_SECONDS = 60
+"""Seconds from the start of a job to the first byte of the model: the scheduler's, Snakemake's, the imports."""
+
 UNSTATED_LENGTH = 2048
 """Tokens of a sample where `max_seq_len` sets no limit, and of an answer where `max_tokens` sets none."""
 
@@ -112,19 +115,39 @@ def evaluate_mem_mb(checkpoint: Checkpoint, model: Model) -> int:
     return PROCESS_MB + 1000 + ceil(1.5 * checkpoint.num_parameters * BYTES[model.dtype] / MB)
 
 
-def evaluate_runtime(checkpoint: Checkpoint, model: Model, evaluation: Evaluation) -> int:
-    """Return the time of an evaluation in minutes: 15, the load of the model, and the answers of every task.
+def evaluate_runtime(checkpoint: Checkpoint, model: Model, evaluation: Evaluation, adapters: int = 1) -> int:
+    """Return the time of an evaluation in minutes: 15, the load of the model, and the answers for each adapter."""
+    seconds = _load_seconds(checkpoint, model) + adapters * _answer_seconds(checkpoint, model, evaluation)
+    return 15 + ceil(seconds / 60)
+
+
+def get_adapters_per_job(checkpoint: Checkpoint, model: Model, evaluation: Evaluation) -> int:
+    """Return how many points one job evaluates on one loaded base: what the experiment says.
+
+    Where it says `auto`: as many as make start and load a tenth of the job's time, but no more than are done in
+    `job_minutes`. Beyond that more of them save little, and fewer GPUs share the work.
+    """
+    if evaluation.adapters_per_job != "auto":
+        return evaluation.adapters_per_job
+    start = START_SECONDS + _load_seconds(checkpoint, model)
+    each = _answer_seconds(checkpoint, model, evaluation)
+    return max(1, min(ceil(9 * start / each), int((60 * evaluation.job_minutes - start) / each)))
+
+
+def _load_seconds(checkpoint: Checkpoint, model: Model) -> float:
+    return checkpoint.num_parameters * BYTES[model.dtype] / DISK_BANDWIDTH
+
+
+def _answer_seconds(checkpoint: Checkpoint, model: Model, evaluation: Evaluation) -> float:
+    """Seconds of all answers of one model.
 
     A batch of `max_connections` answers reads every weight once a token: samples / max_connections · max_tokens ·
-    bytes / BANDWIDTH.
+    bytes / BANDWIDTH; and a batch takes a second at least, which is Inspect's own.
     """
     size = checkpoint.num_parameters * BYTES[model.dtype]
     samples = sum(task.limit or UNSTATED_SAMPLES for task in evaluation.tasks)
     batches = ceil(samples / evaluation.max_connections)
-    seconds = (
-        size / DISK_BANDWIDTH + batches * (evaluation.max_tokens or UNSTATED_LENGTH) * size / BANDWIDTH[model.device]
-    )
-    return 15 + ceil(seconds / 60)
+    return batches * max(1, (evaluation.max_tokens or UNSTATED_LENGTH) * size / BANDWIDTH[model.device])
 
 
 def _sample_length(checkpoint: Checkpoint, controls: Controls) -> int:

@@ -131,6 +131,6 @@ def _refuse_changes_of_the_base(adapter: Adapter) -> None:
     for target, name in adapter.replaced.items():
         if target.endswith(".bias") or ".base_layer." in name:
             raise AdapterError(
-                f"{adapter.path}: it replaces '{target}' in the base model itself, which other adapters share; accepted: "
-                "merge_adapters: true"
+                f"{adapter.path}: it replaces '{target}' in the base model itself, which other adapters share; "
+                "accepted: merge_adapters: true"
             )

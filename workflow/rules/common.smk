@@ -20,13 +20,16 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 try:
     from lorasweep import resources
+    from lorasweep.batches import assign_batches, read_batches, record_batches
     from lorasweep.checkpoint import read_checkpoint
     from lorasweep.controller import give_up, hold, read_holder, release, remove_locks
     from lorasweep.dataset import check_data
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
     from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
+    from lorasweep.evaluation_state import is_evaluated
     from lorasweep.inputs import check_inputs, check_registered_tasks, find_missing_model, make_recipe
+    from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
     from lorasweep.points import BASELINE, get_points, record_points
     from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
     from lorasweep.summary import FailureRecorder, summarise
@@ -44,6 +47,7 @@ try:
     EXPERIMENT = load_experiment(read_given_values(config, workflow.config_settings.config), SOURCE)
     RESULTS = f"results/{EXPERIMENT.experiment.name}"
     CONTROLLER = Path(RESULTS, ".controller.json")
+    BATCH_RECORD = Path(RESULTS, "batches.json")
     PARTIAL_TABLE = Path(RESULTS, "results-partial.csv")
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
     TASKS = get_tasks(EXPERIMENT.evaluation.tasks, SOURCE)
@@ -53,6 +57,9 @@ except InputError as error:
 # The keys that vary.
 VARIABLES = sorted({key for point in POINTS.values() for key in point.swept})
 
+# The points that are trained; the others have an adapter that exists.
+TRAINED = [point.name for point in POINTS.values() if not point.adapter]
+
 # The points that are evaluated, each with its mode.
 EVALUATED = {point.name: point.mode for point in POINTS.values()} if EXPERIMENT.evaluation.enabled else {}
 if EXPERIMENT.evaluation.enabled and EXPERIMENT.evaluation.baseline:
@@ -60,6 +67,9 @@ if EXPERIMENT.evaluation.enabled and EXPERIMENT.evaluation.baseline:
 
 BASE_MODEL = EXPERIMENT.evaluation.base_model or EXPERIMENT.model.path
 GPUS = 1 if EXPERIMENT.model.device == "cuda" else 0
+
+# The environment of what generates answers.
+EVALUATION_STAGE = "vllm" if EXPERIMENT.evaluation.backend == "vllm" else "eval"
 
 # Relative to the working directory, so that a clone that was moved reruns nothing.
 SCRIPTS = os.path.relpath(ROOT / "scripts")
@@ -86,6 +96,7 @@ pathvars:
 
 wildcard_constraints:
     point=NAME_PATTERN,
+    batch=NAME_PATTERN,
 
 
 def get_results(wildcards):
@@ -101,6 +112,19 @@ def get_adapter_files(point):
     """The files of an adapter that are declared; its tokenizer lies beside them."""
     names = ("adapter_model.safetensors", "adapter_config.json", "lorasweep.json")
     return [f"<results>/{point}/adapter/{name}" for name in names]
+
+
+def get_taken_adapter(wildcards):
+    """The files of the adapter that a point is given."""
+    return [f"{POINTS[wildcards.point].adapter}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)]
+
+
+def get_taken_folder(wildcards):
+    return POINTS[wildcards.point].adapter
+
+
+def get_base_fingerprint(wildcards):
+    return MISSING_MODEL or read_checkpoint(Path(BASE_MODEL)).fingerprint
 
 
 def get_results_folder(wildcards):
@@ -123,7 +147,8 @@ def find_kept_files(point):
     """What a point keeps, less its manifest; by kind."""
     kept = {}
     if point in POINTS:
-        kept["recipe"] = [f"<results>/{point}/recipe.yaml"]
+        if not POINTS[point].adapter:
+            kept["recipe"] = [f"<results>/{point}/recipe.yaml"]
         kept["adapter"] = get_adapter_files(point)
         if POINTS[point].mode == "A":
             kept["model"] = [f"<results>/{point}/hf_model"]
@@ -163,9 +188,10 @@ def get_merged_output():
 
 
 def match_points(is_wanted):
-    """A pattern of the names that are wanted among those that are evaluated."""
-    chosen = [point for point in EVALUATED if is_wanted(point)]
-    others = [point for point in EVALUATED if not is_wanted(point)]
+    """A pattern of the names of points that are wanted."""
+    points = dict.fromkeys([*POINTS, *EVALUATED])
+    chosen = [point for point in points if is_wanted(point)]
+    others = [point for point in points if not is_wanted(point)]
     # The shorter list makes the shorter pattern.
     few = "|".join(map(re.escape, sorted(min(chosen, others, key=len))))
     return few or "(?!)" if len(chosen) <= len(others) else f"(?!(?:{few})/){NAME_PATTERN}"
@@ -184,10 +210,58 @@ def get_recipe(wildcards):
     return MISSING_MODEL or make_point_recipe(wildcards.point)
 
 
+@lru_cache(maxsize=None)
+def make_spec(mode):
+    base = MISSING_MODEL or read_checkpoint(Path(BASE_MODEL)).fingerprint
+    return make_evaluation_spec(EXPERIMENT, TASKS, map(Path, get_task_files()), mode, base)
+
+
 def get_evaluation(wildcards):
     """What the point's evaluation depends on beside the weights, as JSON."""
-    base = MISSING_MODEL or read_checkpoint(Path(BASE_MODEL)).fingerprint
-    return make_evaluation_spec(EXPERIMENT, TASKS, EVALUATED[wildcards.point], base).model_dump_json()
+    return make_spec(EVALUATED[wildcards.point]).model_dump_json()
+
+
+def get_direct_evaluation(wildcards):
+    """The same of every point that is evaluated directly."""
+    return make_spec("B2").model_dump_json()
+
+
+def get_batch(wildcards):
+    """That the batch of a point was evaluated; how, is seen in the point's state."""
+    return f"<results>/.batches/{BATCH_OF[wildcards.point]}"
+
+
+def get_batch_adapters(wildcards):
+    return [file for point in BATCHES[wildcards.batch] for file in get_adapter_files(point)]
+
+
+def get_batch_folders(wildcards):
+    return [f"{RESULTS}/{point}" for point in BATCHES[wildcards.batch]]
+
+
+def plan_batches():
+    """The batches of the points that are evaluated directly: those of the run, if a job asks."""
+    direct = [point for point in EVALUATED if EVALUATED[point] == "B2"]
+    if not workflow.is_main_process:
+        return read_batches(BATCH_RECORD)
+    if not direct:
+        return {}
+    base = read_checkpoint(Path(BASE_MODEL)) if not MISSING_MODEL else None
+    size = resources.get_adapters_per_job(base, EXPERIMENT.model, EXPERIMENT.evaluation) if base else len(direct)
+    trained = {point for point in direct if is_trained(point)}
+    done = {point for point in trained if base and is_evaluated(make_spec("B2"), Path(RESULTS, point))}
+    return assign_batches(direct, done, trained, size, BATCH_RECORD)
+
+
+def is_trained(point):
+    """Whether a point's adapter is there, and of the recipe that it has now."""
+    folder = Path(RESULTS, point)
+    if not all((folder / "adapter" / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)):
+        return False
+    if POINTS[point].adapter:
+        return True
+    recipe = folder / "recipe.yaml"
+    return bool(MISSING_MODEL) or (recipe.is_file() and recipe.read_text() == make_point_recipe(point))
 
 
 def get_task_names(wildcards):
@@ -202,11 +276,11 @@ def get_settings(wildcards):
 
 
 def from_base(compute):
-    """Make a resource function: `compute` of the point's name and the base model, and as much more at each retry."""
+    """Make a resource function: `compute` of the wildcard's value and the base model, and as much more at each retry."""
 
     def get_amount(wildcards, attempt):
         # Only a dry run outlives a missing base model.
-        return 1000 if MISSING_MODEL else attempt * compute(wildcards.point, read_checkpoint(Path(BASE_MODEL)))
+        return 1000 if MISSING_MODEL else attempt * compute(wildcards[0], read_checkpoint(Path(BASE_MODEL)))
 
     return get_amount
 
@@ -226,6 +300,11 @@ evaluate_merged_mem_mb = from_base(
 evaluate_runtime = from_base(
     lambda point, base: resources.evaluate_runtime(base, EXPERIMENT.model, EXPERIMENT.evaluation)
 )
+evaluate_adapters_runtime = from_base(
+    lambda batch, base: resources.evaluate_runtime(
+        base, EXPERIMENT.model, EXPERIMENT.evaluation, adapters=len(BATCHES[batch])
+    )
+)
 evaluate_merged_runtime = from_base(
     lambda point, base: resources.merge_runtime(base, EXPERIMENT.model)
     + resources.evaluate_runtime(base, EXPERIMENT.model, EXPERIMENT.evaluation)
@@ -244,14 +323,17 @@ try:
         check_inputs(EXPERIMENT, POINTS.values(), TASKS, SOURCE)
         # An environment of conda's is there only once the jobs run.
         if not USES_CONDA:
-            check_registered_tasks(TASKS, [f"{SCRIPTS}/run", "eval"], SOURCE)
-        for point in () if MISSING_MODEL else POINTS:
+            check_registered_tasks(TASKS, [f"{SCRIPTS}/run", EVALUATION_STAGE], SOURCE)
+        for point in () if MISSING_MODEL else TRAINED:
             make_point_recipe(point)
         if MISSING_MODEL:
             logger.warning(f"{MISSING_MODEL}\nA dry run goes on without it; a run stops here.")
+    BATCHES = plan_batches()
 except InputError as error:
     raise WorkflowError(str(error))
 
+
+BATCH_OF = {point: batch for batch, points in BATCHES.items() for point in points}
 
 # Jobs on SLURM of a run that died.
 ORPHANS = []
@@ -287,7 +369,8 @@ def get_orphan_dependency():
 def conclude():
     """Leave what a run leaves at its end, however it ended."""
     release(CONTROLLER)
-    for leftover in Path(RESULTS).glob("*/.*.partial"):
+    # What says that a batch was evaluated is of this run alone: a point that failed is evaluated anew in the next.
+    for leftover in (*Path(RESULTS).glob("*/.*.partial"), Path(RESULTS, ".batches")):
         shutil.rmtree(leftover, ignore_errors=True)
     command = shlex.join(["snakemake", *sys.argv[1:]])
     return summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), FAILURES.failures, command)
@@ -319,10 +402,11 @@ def settle_orphans():
 onstart:
     if MISSING_MODEL:
         raise WorkflowError(MISSING_MODEL)
-    for stage in () if USES_CONDA else ("train", "eval"):
+    for stage in () if USES_CONDA else {"train", "eval", EVALUATION_STAGE}:
         if not (ROOT / ".venv" / stage / "installed").exists():
             raise WorkflowError(
-                f".venv/{stage}: the environment is missing; run 'make install', or use '--sdm conda'"
+                f".venv/{stage}: the environment is missing; run 'make install"
+                f"{'-vllm' if stage == 'vllm' else ''}', or use '--sdm conda'"
             )
     settle_orphans()
     # By this name the jobs of this run are found, should it die.
@@ -331,6 +415,8 @@ onstart:
     hold(CONTROLLER, sorted(awaited | ({run} if run else set())))
     atexit.register(release, CONTROLLER)
     record_points(POINTS, Path(RESULTS, "points.json"))
+    if BATCHES:
+        record_batches(BATCHES, BATCH_RECORD)
 
 
 onsuccess:

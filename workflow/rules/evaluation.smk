@@ -3,6 +3,10 @@
 In: the model that the point's mode makes; for the point `baseline`, the base model alone.
 Out: one Inspect log a task, and `metrics.json`: the scores, and the proof that the adapter was applied.
 
+In mode B2 one job evaluates a batch of points on one loaded base. Each point's result lies in its state, which no
+failure of the job deletes, and is to be seen in its `eval/` at once; `publish` makes it the point's own, or fails with
+what made that point fail. Which points are a batch is decided anew for those that have no result.
+
 In mode B1 one job merges, evaluates, and is done with the merged model: so `max_merged_models` bounds how many there
 are, since a job that runs has one and no other has; and what Snakemake deletes of a job that failed is the merged
 model too. It is a temporary output, or lies in the job's own temporary folder, as `merged_models_in` says.
@@ -21,11 +25,11 @@ rule evaluate:
     benchmark:
         "<benchmarks>/evaluate/{point}.tsv"
     wildcard_constraints:
-        point=match_points(lambda point: EVALUATED.get(point) != "B1"),
+        point=match_points(lambda point: EVALUATED.get(point) in ("A", "base")),
     # Before further trainings: a point that is finished can be looked at.
     priority: 10
     conda:
-        "../../envs/eval.yaml"
+        f"../../envs/{EVALUATION_STAGE}.yaml"
     threads: 4
     resources:
         mem_mb=evaluate_mem_mb,
@@ -36,8 +40,8 @@ rule evaluate:
         point=get_point_folder,
         probes=f"{RESULTS}/.probes",
     shell:
-        f"{RUN} eval {{input.script:q}} --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
-        " > {log:q} 2>&1"
+        f"{RUN} {EVALUATION_STAGE} {{input.script:q}} --spec {{params.spec:q}} --point {{params.point:q}}"
+        " --probes {params.probes:q} > {log:q} 2>&1"
 
 
 rule evaluate_merged:
@@ -71,3 +75,57 @@ rule evaluate_merged:
     shell:
         f"{RUN} eval {{input.script:q}} --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
         f" --merge-in {MERGE_IN} --threads {{threads}} > {{log:q}} 2>&1"
+
+
+localrules:
+    publish,
+
+
+rule evaluate_adapters:
+    input:
+        # Whether a point is to be evaluated is decided by `publish`; here a file's age says nothing.
+        adapters=ancient(get_batch_adapters),
+        tasks=ancient(get_task_files()),
+        script=ancient(f"{SCRIPTS}/evaluate_adapters.py"),
+    output:
+        batch=temp("<results>/.batches/{batch}"),
+    log:
+        "<logs>/evaluate_adapters/{batch}.log",
+    benchmark:
+        "<benchmarks>/evaluate_adapters/{batch}.tsv"
+    priority: 10
+    conda:
+        f"../../envs/{EVALUATION_STAGE}.yaml"
+    threads: 4
+    resources:
+        mem_mb=evaluate_mem_mb,
+        runtime=evaluate_adapters_runtime,
+        gpu=GPUS,
+    params:
+        spec=get_direct_evaluation,
+        points=get_batch_folders,
+    shell:
+        f"{RUN} {EVALUATION_STAGE} {{input.script:q}} --spec {{params.spec:q}} --points {{params.points:q}}"
+        " --output {output.batch:q} > {log:q} 2>&1"
+
+
+rule publish:
+    input:
+        adapter=get_adapter_files("{point}"),
+        tasks=get_task_files(),
+        batch=ancient(get_batch),
+        script=f"{SCRIPTS}/publish.py",
+    output:
+        **get_evaluation_outputs(),
+    log:
+        "<logs>/publish/{point}.log",
+    wildcard_constraints:
+        point=match_points(lambda point: EVALUATED.get(point) == "B2"),
+    priority: 10
+    conda:
+        "../../envs/driver.yaml"
+    params:
+        spec=get_evaluation,
+        point=get_point_folder,
+    shell:
+        f"{RUN} driver {{input.script:q}} --spec {{params.spec:q}} --point {{params.point:q}} > {{log:q}} 2>&1"

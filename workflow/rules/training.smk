@@ -1,4 +1,4 @@
-"""Training: one adapter a point.
+"""Training: one adapter a point, or, for a point that is given one that exists, a copy of it.
 
 In: the recipe, and the training data (whose digest is in the recipe). Out: `adapter/`, which PEFT and transformers
 load as it lies there. What the trainer needs only while it runs lies in `state/`, which is no output: Snakemake
@@ -6,10 +6,14 @@ deletes the outputs of a failed job.
 """
 
 
+localrules:
+    adopt,
+
+
 rule train:
     input:
         recipe="<results>/{point}/recipe.yaml",
-        data=ancient(EXPERIMENT.data.train),
+        data=ancient(EXPERIMENT.data.train or []),
         script=f"{SCRIPTS}/train.py",
     output:
         adapter=get_adapter_files("{point}"),
@@ -17,6 +21,8 @@ rule train:
         "<logs>/train/{point}.log",
     benchmark:
         "<benchmarks>/train/{point}.tsv"
+    wildcard_constraints:
+        point=match_points(TRAINED.__contains__),
     conda:
         "../../envs/train.yaml"
     threads: 4
@@ -30,3 +36,25 @@ rule train:
         adapter=get_adapter_folder,
     shell:
         f"{RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}" " > {log:q} 2>&1"
+
+
+rule adopt:
+    input:
+        source=get_taken_adapter,
+        script=f"{SCRIPTS}/adopt.py",
+    output:
+        adapter=get_adapter_files("{point}"),
+    log:
+        "<logs>/adopt/{point}.log",
+    wildcard_constraints:
+        point=match_points(lambda point: point in POINTS and point not in TRAINED),
+    conda:
+        "../../envs/eval.yaml"
+    params:
+        source=get_taken_folder,
+        adapter=get_adapter_folder,
+        base=BASE_MODEL,
+        fingerprint=get_base_fingerprint,
+    shell:
+        f"{RUN} eval {{input.script:q}} --source {{params.source:q}} --adapter {{params.adapter:q}} --base {{params.base:q}}"
+        " > {log:q} 2>&1"
