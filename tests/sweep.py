@@ -19,23 +19,29 @@ RUN = ROOT / "scripts/run"
 
 TASKS = '''
 import os
-import sys
 import time
+from pathlib import Path
 
+import anyio
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
 from inspect_ai.scorer import match
-from inspect_ai.solver import generate
+from inspect_ai.solver import generate, solver
+
+
+def get_point():
+    return Path(os.environ["XDG_DATA_HOME"]).parts[-4]
+
+
+def told(variable):
+    """What the environment tells the evaluation of this point: POINT, or POINT:VALUE."""
+    point, _, value = os.environ.get(variable, "").partition(":")
+    return (value or "yes") if point == get_point() else ""
 
 
 @task
 def letters(size: int = 6) -> Task:
     """The letter that follows."""
-    def told(variable: str) -> str:
-        """What the environment tells the evaluation of this point: POINT, or POINT:VALUE."""
-        point, _, value = os.environ.get(variable, "").partition(":")
-        return (value or "yes") if point and any(argument.endswith(point) for argument in sys.argv) else ""
-
     if told("FAIL_EVALUATION_OF"):
         raise RuntimeError("this evaluation was told to fail")
     if seconds := told("SLOW_EVALUATION_OF"):
@@ -44,7 +50,21 @@ def letters(size: int = 6) -> Task:
         eaten = bytearray(os.urandom(1_000_000)) * int(megabytes)
         time.sleep(5)
     samples = [Sample(input=f"after {a}", target=b) for a, b in zip("abcdefghijkl", "bcdefghijklm")]
-    return Task(dataset=samples[:size], solver=generate(), scorer=match())
+    return Task(dataset=samples[:size], solver=[note("begun"), generate(), note("generated")], scorer=match())
+
+
+@solver
+def note(what):
+    """Note a sample in a file; before it is begun, wait, if it is not among the first so many: COUNT:SECONDS."""
+    async def solve(state, generate):
+        free, _, seconds = os.environ.get("WAIT_AFTER_SAMPLES", "").partition(":")
+        if what == "begun" and free and state.sample_id > int(free):
+            await anyio.sleep(float(seconds))
+        if folder := os.environ.get("NOTE_SAMPLES_IN"):
+            with open(f"{folder}/{what}-{get_point()}", "a") as file:
+                file.write(f"{state.sample_id}\\n")
+        return state
+    return solve
 '''
 
 
@@ -52,6 +72,9 @@ MODES = {
     "variables": {"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
     "exclude": [{"model_format": "hf", "merge_adapters": False}],
 }
+
+TRAINED_POINTS = 12
+"""Points of the sweep `trained` of the end-to-end tests."""
 
 POINTS = {
     "A": "merge_adapters=true,model_format=hf",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sweep import MODES, Sweep, make_sweep, run_stage
+from sweep import MODES, TRAINED_POINTS, Sweep, make_sweep, run_stage
 
 
 @pytest.fixture(scope="session")
@@ -38,4 +38,14 @@ def finished(make: Callable[..., Sweep], tmp_path_factory: pytest.TempPathFactor
     sweep = make("modes", **MODES)
     sweep.environment["HOME"] = str(tmp_path_factory.mktemp("home"))
     sweep.run()
+    return sweep
+
+
+@pytest.fixture(scope="session")
+def trained(make: Callable[..., Sweep]) -> Sweep:
+    """Points that are trained and not evaluated."""
+    sweep = make("trained", variables={"seed": list(range(TRAINED_POINTS))})
+    sweep.edit(controls={"epochs": 2}, evaluation={"baseline": False, "enabled": False})
+    sweep.run("--set-threads", "train=1")
+    sweep.edit(evaluation={"baseline": False, "enabled": True, "tasks": [{"task": "tasks.py@letters", "limit": 1}]})
     return sweep

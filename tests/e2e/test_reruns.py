@@ -18,12 +18,21 @@ ALL_OF_EVERY_POINT = {
     "configure": 3,
     "train": 3,
     "merge": 1,
-    "evaluate": 2,
+    "evaluate": 1,
     "evaluate_merged": 1,
+    "evaluate_adapters": 1,
+    "publish": 1,
     "cleanup": 3,
     "collect": 1,
 }
-ALL_EVALUATIONS = {"evaluate": 3, "evaluate_merged": 1, "cleanup": 4, "collect": 1}
+ALL_EVALUATIONS = {
+    "evaluate": 2,
+    "evaluate_merged": 1,
+    "evaluate_adapters": 1,
+    "publish": 1,
+    "cleanup": 4,
+    "collect": 1,
+}
 
 
 @pytest.fixture
@@ -108,11 +117,11 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     ),
     "a log deleted (B2)": (
         delete(f"{POINTS['B2']}/eval/letters.eval"),
-        {"evaluate": 1, "cleanup": 1, "collect": 1},
+        {"evaluate_adapters": 1, "publish": 1, "cleanup": 1, "collect": 1},
     ),
     "an adapter deleted": (
         delete(f"{POINTS['B2']}/adapter"),
-        {"train": 1, "evaluate": 1, "cleanup": 1, "collect": 1},
+        {"train": 1, "evaluate_adapters": 1, "publish": 1, "cleanup": 1, "collect": 1},
     ),
     "a full model deleted": (
         delete(f"{POINTS['A']}/hf_model"),
@@ -138,7 +147,7 @@ def test_a_change_reruns_what_depends_on_it_and_only_that(sweep: Sweep, change: 
 def test_a_new_base_model_reruns_everything(sweep: Sweep, make_model: Callable[..., Path]) -> None:
     shutil.rmtree(sweep.directory / "model")
     shutil.copytree(make_model("--family", "llama3", "--seed", "1"), sweep.directory / "model")
-    assert sweep.plan() == {**ALL_OF_EVERY_POINT, "evaluate": 3, "cleanup": 4}
+    assert sweep.plan() == {**ALL_OF_EVERY_POINT, "evaluate": 2, "cleanup": 4}
 
 
 def test_a_finished_sweep_has_nothing_to_do_on_slurm(sweep: Sweep) -> None:

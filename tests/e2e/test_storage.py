@@ -6,19 +6,8 @@ from pathlib import Path
 import pytest
 
 from sampling import sample_merged_models
+from sweep import TRAINED_POINTS as POINTS
 from sweep import Sweep
-
-POINTS = 12
-
-
-@pytest.fixture(scope="session")
-def trained(make: Callable[..., Sweep]) -> Sweep:
-    """Twelve points that are trained and not evaluated; two of their evaluations will fail."""
-    sweep = make("bounded", variables={"seed": list(range(POINTS))})
-    sweep.edit(controls={"epochs": 2}, evaluation={"baseline": False, "enabled": False})
-    sweep.run("--set-threads", "train=1")
-    sweep.edit(evaluation={"baseline": False, "enabled": True, "tasks": [{"task": "tasks.py@letters", "limit": 1}]})
-    return sweep
 
 
 @pytest.mark.parametrize(("bound", "place"), [(1, "results"), (2, "results"), (1, "tmpdir")])

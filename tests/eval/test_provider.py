@@ -210,26 +210,457 @@ def test_an_adapter_answers_as_its_merged_model_does_in_hf(
     base: Path, adapters: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
     merge(base, adapters[name], tmp_path / "merged", "fp32")
-    user = [[ChatMessageUser(content=prompt)] for prompt in PROMPTS[:6]]
+    user: list[list[ChatMessage]] = [[ChatMessageUser(content=prompt)] for prompt in PROMPTS[:6]]
     system = [[ChatMessageSystem(content="Be brief."), *chat] for chat in user]
     turns = [[*chat, ChatMessageAssistant(content="Why?"), ChatMessageUser(content="Because.")] for chat in user]
     long = GenerateConfig(max_tokens=24, logprobs=True, top_logprobs=5)
     asked = [(chat, long) for chat in (*user, *system, *turns)] + [(chat, SHORT) for chat in user]
-    with (
-        open_model(base, adapters[name]) as ours,
-        open_merged(tmp_path / "merged") as theirs,
-        open_merged(base) as plain,
-    ):
-        questions = [(model, chat, [], config) for model in (ours, theirs, plain) for chat, config in asked]
-        outputs = ask(questions)
-        own, merged, untouched = (outputs[start :: len(asked)] for start in range(3)) if False else (
-            outputs[: len(asked)],
-            outputs[len(asked) : 2 * len(asked)],
-            outputs[2 * len(asked) :],
+    with ExitStack() as opened:
+        ours = opened.enter_context(open_model(base, adapters[name]))
+        theirs = opened.enter_context(open_merged(tmp_path / "merged"))
+        plain = opened.enter_context(open_merged(base))
+        outputs = ask([(model, chat, [], config) for chat, config in asked for model in (ours, theirs, plain)])
+        for own, merged, untouched in zip(outputs[::3], outputs[1::3], outputs[2::3], strict=True):
+            assert own.completion == merged.completion != untouched.completion
+            assert own.usage == merged.usage
+        for own, merged in list(zip(outputs[::3], outputs[1::3], strict=True))[: 3 * len(user)]:
+            assert_same_logprobs(own, merged)
+
+        said = "".join(output.completion for output in outputs[: 9 * len(user) : 3])
+        stop = max(set(re.findall(r"[ -~]", said)), key=said.count)
+        ended = ask(
+            [
+                (model, chat, [], GenerateConfig(max_tokens=24, stop_seqs=[stop]))
+                for chat in user
+                for model in (ours, theirs)
+            ]
         )
-        assert [output.completion for output in own] == [output.completion for output in merged]
-        assert [output.usage for output in own] == [output.usage for output in merged]
-        for output, expected, unlike in zip(own, merged, untouched, strict=True):
-            assert output.completion != unlike.completion
-            if expected.choices[0].logprobs:
-                assert_same_logprobs(output, expected)
+        own_ended = [output.completion for output in ended[::2]]
+        assert own_ended == [output.completion for output in ended[1::2]]
+        assert any(text.endswith(stop) and len(text) < 20 for text in own_ended)
+
+
+def test_a_tool_call_is_prompted_for_and_parsed_as_in_hf(base: Path, tmp_path: Path) -> None:
+    template = "{% if tools %}{{ tools | tojson }}{% endif %}" + make_tokenizer(has_chat_template=True).chat_template
+    properties = {"x": JSONSchema(type="integer", description="What to double.")}
+    tool = ToolInfo(name="double", description="Double it.", parameters=ToolParams(properties=properties))
+    chat: list[ChatMessage] = [ChatMessageUser(content="Double 4.")]
+    with open_merged(base, chat_template=template) as plain:
+        prompt = plain.api.hf_chat(chat, [tool])
+    adapter = train(
+        base, prompt, '<tool_call>{"name": "double", "arguments": {"x": 4}}</tool_call>', tmp_path / "adapter"
+    )
+    merge(base, adapter, tmp_path / "merged", "fp32")
+    with (
+        open_model(base, adapter, chat_template=template) as ours,
+        open_merged(tmp_path / "merged", chat_template=template) as theirs,
+    ):
+        assert "What to double." in prompt
+        assert ours.api.hf_chat(chat, [tool]) == theirs.api.hf_chat(chat, [tool]) == prompt
+        assert ours.api.hf_chat(chat, []) == theirs.api.hf_chat(chat, [])
+        own, merged = ask([(model, chat, [tool], GenerateConfig(max_tokens=80)) for model in (ours, theirs)])
+    for output in (own, merged):
+        (call,) = output.message.tool_calls or []
+        assert (call.function, call.arguments, call.parse_error) == ("double", {"x": 4}, None)
+    assert own.completion == merged.completion
+
+
+def train(base: Path, prompt: str, answer: str, folder: Path) -> Path:
+    """Train an adapter until it gives one answer."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(has_chat_template=True)
+    asked, whole = (tokenizer(text, return_tensors="pt").input_ids for text in (prompt, f"{prompt}{answer}<|im_end|>"))
+    labels = whole.clone()
+    labels[:, : asked.shape[1]] = -100
+    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    for _ in range(300):
+        output = model(input_ids=whole, labels=labels)
+        if torch.equal(output.logits[0, asked.shape[1] - 1 : -1].argmax(-1), whole[0, asked.shape[1] :]):
+            break
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_sampling_with_a_seed_draws_what_hf_draws(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    merge(base, adapters["linear"], tmp_path / "merged", "fp32")
+    seeded = {"config": GenerateConfig(seed=11), "do_sample": True}
+    config = GenerateConfig(max_tokens=16, temperature=0.8, top_p=0.95)
+    chats: list[list[ChatMessage]] = [[ChatMessageUser(content=prompt)] for prompt in PROMPTS[:6]]
+
+    def sample(model: Model) -> list[str]:
+        with model:
+            return [output.completion for output in ask([(model, chat, [], config) for chat in chats])]
+
+    assert sample(open_model(base, **seeded)) == sample(open_merged(base, **seeded))
+    merged = sample(open_merged(tmp_path / "merged", **seeded))
+    assert sample(open_model(base, adapters["linear"], **seeded)) == merged
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_hundreds_of_requests_at_once_are_each_answered_by_their_own_adapter(
+    base: Path,
+    adapters: dict[str, Path],
+    alone: Mapping[str | None, Mapping[str, str]],
+    batches: list[Sequence[str | None]],
+    mixed: bool,
+) -> None:
+    asked = [(name, prompt) for name in MODELS for prompt in PROMPTS]
+    random.Random(5).shuffle(asked)
+    assert len(asked) >= 300
+    with ExitStack() as opened:
+        models = {
+            name: opened.enter_context(open_model(base, adapters.get(name or ""), mixed_batches=mixed))
+            for name in MODELS
+        }
+        chats: list[Question] = [(models[name], [ChatMessageUser(content=text)], [], SHORT) for name, text in asked]
+        outputs = ask(chats, batch=16)
+        named = {name_adapter(models[name]): name for name in MODELS}
+    wrong = [pair for pair, output in zip(asked, outputs, strict=True) if output.completion != alone[pair[0]][pair[1]]]
+    assert not wrong
+    shas = {name: sha256((path / WEIGHTS).read_bytes()).hexdigest() for name, path in adapters.items()}
+    assert [(output.metadata or {}).get("adapter_sha256") for output in outputs] == [
+        shas.get(n or "") for n, _ in asked
+    ]
+    rows = [named[name] for batch in batches for name in batch]
+    assert sorted(map(str, rows)) == sorted(str(name) for name, _ in asked)
+    kinds = [{named[name] for name in batch} for batch in batches]
+    several = [kind for kind in kinds if len(kind) > 1]
+    assert not [kind for kind in several if kind & NEVER_MIXED]
+    assert len(several) >= len(asked) // 16 // 2 if mixed else not several
+    assert set().union(*several) == (set(MODELS) - NEVER_MIXED if mixed else set())
+
+
+def test_adapters_that_come_and_go_meanwhile_change_no_answer(
+    base: Path,
+    adapters: dict[str, Path],
+    alone: Mapping[str | None, Mapping[str, str]],
+    batches: list[Sequence[str | None]],
+) -> None:
+    names: list[str | None] = [None, "attention", "head", "dora"]
+    asked = [(name, prompt) for name in names for prompt in PROMPTS]
+    random.Random(6).shuffle(asked)
+    done = threading.Event()
+    came: list[int] = []
+    errors: list[Exception] = []
+
+    def come_and_go() -> None:
+        for name in cycle(["linear", "whole", "mlp", "dora", "biased"]):
+            if done.is_set():
+                return
+            try:
+                with open_model(base, adapters[name]):
+                    came.append(len(batches))
+            except Exception as error:
+                errors.append(error)
+
+    with ExitStack() as opened:
+        models = {name: opened.enter_context(open_model(base, adapters.get(name or ""))) for name in names}
+        thread = threading.Thread(target=come_and_go)
+        thread.start()
+        try:
+            answers = complete([(models[name], prompt) for name, prompt in asked], batch=8)
+        finally:
+            done.set()
+            thread.join()
+        assert models[None].api.base.attached == len(names) - 1
+    assert not errors
+    assert answers == [alone[name][prompt] for name, prompt in asked]
+    assert len(set(came) - {0, len(batches)}) >= 5, "nothing came between the batches"
+
+
+def test_models_of_one_base_load_it_once(
+    own_base: Path, adapters: dict[str, Path], loads: list["weakref.ref[torch.nn.Module]"]
+) -> None:
+    with ExitStack() as opened:
+        for name in MODELS:
+            opened.enter_context(open_model(own_base, adapters.get(name or "")))
+            opened.enter_context(open_model(own_base, adapters.get(name or ""), mixed_batches=False))
+        assert len(loads) == 1
+        opened.enter_context(open_model(own_base, dtype="bfloat16"))
+        assert len(loads) == 2
+
+
+@pytest.mark.parametrize("ending", ["closed", "dropped"])
+def test_the_base_lasts_as_long_as_a_model_needs_it(
+    own_base: Path, adapters: dict[str, Path], loads: list["weakref.ref[torch.nn.Module]"], ending: str
+) -> None:
+    models = [open_model(own_base, adapters[name]) for name in ("linear", "whole")] + [open_model(own_base)]
+    kept = list(models)  # as Inspect keeps in its cache models that are closed
+    while models:
+        gc.collect()
+        assert count_bytes(get_held(loads[0]))
+        if ending == "closed":
+            with models.pop():
+                pass
+        else:
+            kept.pop()
+            models.pop()
+    gc.collect()
+    assert len(loads) == 1
+    assert loads[0]() is None
+
+
+def test_the_base_is_freed_when_it_has_answered(
+    own_base: Path, base: Path, adapters: dict[str, Path], loads: list["weakref.ref[torch.nn.Module]"]
+) -> None:
+    with open_model(own_base, adapters["linear"]) as model:
+        complete([(model, PROMPTS[0])])
+    with open_merged(base) as other:  # Inspect's thread holds the last batch until the next
+        complete([(other, PROMPTS[0])])
+    del model, other
+    gc.collect()
+    assert loads[0]() is None
+
+
+def test_an_adapter_costs_its_own_tensors_and_gives_them_back(
+    own_base: Path, adapters: dict[str, Path], loads: list["weakref.ref[torch.nn.Module]"]
+) -> None:
+    with open_model(own_base):
+        held = get_held(loads[0])
+        before = count_bytes(held)
+        for _ in range(10):
+            with ExitStack() as opened:
+                expected = before
+                for adapter in adapters.values():
+                    opened.enter_context(open_model(own_base, adapter))
+                    expected += sum(tensor.nbytes for tensor in load_file(adapter / WEIGHTS).values())
+                    assert count_bytes(held) == expected
+            assert count_bytes(held) == before
+        assert not [name for name, _ in held.named_parameters() if re.search(r"adapter_\d", name)]
+
+
+def test_the_base_is_bit_for_bit_what_it_was_after_adapters_were_used_and_dropped(
+    own_base: Path, adapters: dict[str, Path], loads: list["weakref.ref[torch.nn.Module]"]
+) -> None:
+    with open_model(own_base) as plain:
+        with ExitStack() as opened:
+            models = [opened.enter_context(open_model(own_base, adapter)) for adapter in adapters.values()]
+            complete([(model, prompt) for model in models for prompt in PROMPTS[:2]])
+            assert_is_base(own_base, plain, loads[0])
+        assert_is_base(own_base, plain, loads[0])
+
+
+def assert_is_base(folder: Path, model: Model, load: "weakref.ref[torch.nn.Module]") -> None:
+    """Check weights and answers of a shared base against the same base loaded anew."""
+    fresh = AutoModelForCausalLM.from_pretrained(folder)
+    wrapped = re.compile(r"\.(base_layer|original_module)\b")
+    held = {wrapped.sub("", name): tensor for name, tensor in get_held(load).state_dict().items()}
+    assert all(torch.equal(tensor, held[name]) for name, tensor in fresh.state_dict().items())
+    assert torch.equal(model.api.base.probe(None), probe_logits(fresh))
+
+
+def vanish(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(tensor, 1e-30) if "lora_B" in name else tensor
+
+
+@pytest.mark.parametrize("others", [[], ["mlp", "whole"]], ids=["first", "third"])
+@pytest.mark.parametrize("failure", ["no effect", "cut short"])
+def test_an_adapter_that_fails_to_attach_leaves_nothing(
+    own_base: Path,
+    adapters: dict[str, Path],
+    loads: list["weakref.ref[torch.nn.Module]"],
+    tmp_path: Path,
+    failure: str,
+    others: list[str],
+) -> None:
+    bad = spoil(adapters["linear"], tmp_path / "bad", vanish)
+    with ExitStack() as opened:
+        plain = opened.enter_context(open_model(own_base))
+        models = [opened.enter_context(open_model(own_base, adapters[name])) for name in others]
+        before = count_bytes(get_held(loads[0]))
+        probes = [plain.api.base.probe(name_adapter(model)) for model in models]
+        read = read_adapter(bad, read_checkpoint(own_base))
+        if failure == "cut short":
+            os.truncate(bad / WEIGHTS, (bad / WEIGHTS).stat().st_size - 100)
+        with pytest.raises(AdapterError if failure == "no effect" else Exception, match=failure if not others else ""):
+            plain.api.base.attach(read)
+        assert plain.api.base.attached == len(others)
+        assert count_bytes(get_held(loads[0])) == before
+        assert_is_base(own_base, plain, loads[0])
+        for model, probe in zip(models, probes, strict=True):
+            assert torch.equal(plain.api.base.probe(name_adapter(model)), probe)
+        models.append(opened.enter_context(open_model(own_base, adapters["linear"])))
+        assert models[-1].api.proof["probe_distance"] > 0
+
+
+def test_an_adapter_that_cannot_be_beside_another_is_refused_and_leaves_nothing(
+    own_base: Path, adapters: dict[str, Path], loads: list["weakref.ref[torch.nn.Module]"], tmp_path: Path
+) -> None:
+    other = make_adapter(own_base, tmp_path / "other", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    with open_model(own_base, adapters["head"]) as first:
+        before = count_bytes(get_held(loads[0]))
+        probe = first.api.base.probe(name_adapter(first))
+        with pytest.raises(AdapterError, match="other"):
+            open_model(own_base, other)
+        assert first.api.base.attached == 1
+        assert count_bytes(get_held(loads[0])) == before
+        assert torch.equal(first.api.base.probe(name_adapter(first)), probe)
+        assert_is_base(own_base, first, loads[0])
+
+
+def test_an_adapter_of_the_embedding_acts_and_leaves_the_base_usable(
+    own_base: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = make_adapter(own_base, tmp_path / "embedding", target_modules=["embed_tokens", "q_proj"])
+    expected = probe_logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(own_base), str(adapter)))
+    with open_model(own_base) as plain:
+        untouched = plain.api.base.probe(None)
+        with open_model(own_base, adapter) as model:
+            assert torch.equal(model.api.base.probe(name_adapter(model)), expected)
+        with open_model(own_base, adapters["attention"]) as model:
+            assert model.api.proof["probe_distance"] > 0
+        assert torch.equal(plain.api.base.probe(None), untouched)
+
+
+def make_zero(base: Path, adapter: Path, folder: Path) -> Path:
+    return spoil(adapter, folder, lambda name, tensor: torch.zeros_like(tensor) if "lora_B" in name else tensor)
+
+
+def make_corrupt(base: Path, adapter: Path, folder: Path) -> Path:
+    shutil.copytree(adapter, folder)
+    (folder / WEIGHTS).write_bytes(b"\xff" * 4096)
+    return folder
+
+
+def make_foreign(base: Path, adapter: Path, folder: Path) -> Path:
+    return make_adapter(make_base(folder / "llama2", "llama2"), folder, target_modules=["k_proj", "v_proj"])
+
+
+def make_biased(base: Path, adapter: Path, folder: Path) -> Path:
+    return make_adapter(base, folder, target_modules=["q_proj", "o_proj"], bias="all")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (make_biased, "merge_adapters"),
+        (make_zero, "the adapter is zero"),
+        (make_corrupt, "not a readable adapter"),
+        (make_foreign, "trained for another model"),
+    ],
+)
+def test_a_refused_adapter_is_named_and_disturbs_no_other(
+    own_base: Path,
+    adapters: dict[str, Path],
+    alone: Mapping[str | None, Mapping[str, str]],
+    tmp_path: Path,
+    make: Callable[[Path, Path, Path], Path],
+    said: str,
+) -> None:
+    bad = make(own_base, adapters["linear"], tmp_path / "bad")
+    names = [None, "attention", "whole"]
+    with ExitStack() as opened:
+        models = {name: opened.enter_context(open_model(own_base, adapters.get(name or ""))) for name in names}
+        base = models[None].api.base
+        probes = {name: base.probe(name_adapter(models[name])) for name in names}
+        with pytest.raises(AdapterError, match=said) as refused:
+            open_model(own_base, bad)
+        assert str(bad) in str(refused.value)
+        assert base.attached == 2
+        assert all(torch.equal(base.probe(name_adapter(models[name])), probes[name]) for name in names)
+        asked = [(name, prompt) for name in names for prompt in PROMPTS[:8]]
+        answers = complete([(models[name], prompt) for name, prompt in asked])
+    assert answers == [alone[name][prompt] for name, prompt in asked]
+
+
+def test_every_answer_carries_the_proof_of_its_adapter_and_the_bases_carry_none(
+    base: Path, adapters: dict[str, Path]
+) -> None:
+    names = [None, "mlp", "dora", "whole"]
+    with ExitStack() as opened:
+        models = [opened.enter_context(open_model(base, adapters.get(name or ""))) for name in names]
+        chats: list[list[ChatMessage]] = [[ChatMessageUser(content=prompt)] for prompt in PROMPTS[:3]]
+        outputs = ask([(model, chat, [], SHORT) for chat in chats for model in models])
+    for name, output in zip(names * 3, outputs, strict=True):
+        found = output.metadata or {}
+        if name is None:
+            assert not found.keys() & PROOF
+            continue
+        file = adapters[name] / WEIGHTS
+        assert found["adapter_sha256"] == subprocess.check_output(["sha256sum", file], text=True).split()[0]
+        assert found["adapter_tensors"] == len(load_file(file))
+        assert found["probe_distance"] > 0
+
+
+TASK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import match
+from inspect_ai.solver import generate
+
+
+@task
+def letters() -> Task:
+    return Task(dataset=[Sample(input=letter, target=letter) for letter in "abcd"], solver=generate(), scorer=match())
+"""
+
+
+def start_eval(folder: Path, base: Path, adapter: Path) -> "subprocess.Popen[str]":
+    folder.mkdir()
+    (folder / "task.py").write_text(TASK)
+    return subprocess.Popen(
+        [
+            *(Path(sys.executable).with_name("inspect"), "eval", "task.py", "--model", "lorasweep/anything"),
+            *("-M", f"base={base}", "-M", f"adapter={adapter}", "-M", "device=cpu", "-M", "do_sample=false"),
+            *("--max-connections", "4", "--max-tokens", "8", "--display", "plain", "--log-dir", "logs"),
+        ],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "XDG_DATA_HOME": str(folder / "data")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_inspects_command_line_evaluates_an_adapter_and_refuses_a_bad_one(
+    base: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    zero = make_zero(base, adapters["linear"], tmp_path / "zero")
+    good = start_eval(tmp_path / "good", base, adapters["linear"])
+    bad = start_eval(tmp_path / "bad", base, zero)
+    said, refused = good.communicate()[0], bad.communicate()[0]
+    assert good.returncode == 0, said
+    (file,) = (tmp_path / "good/logs").glob("*.eval")
+    log = read_eval_log(str(file))
+    assert log.status == "success"
+    assert log.eval.model == "lorasweep/anything"
+    assert log.samples is not None
+    assert len(log.samples) == 4
+    expected = sha256((adapters["linear"] / WEIGHTS).read_bytes()).hexdigest()
+    for sample in log.samples:
+        assert sample.output.completion
+        assert sample.output.metadata["adapter_sha256"] == expected
+        assert sample.output.metadata["probe_distance"] > 0
+    assert bad.returncode != 0, refused
+    assert "the adapter is zero" in re.sub(r"\s+", " ", refused)
+    assert not list((tmp_path / "bad").glob("logs/*.eval"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_in_bf16_holds_an_adapter_unrounded(
+    base: Path,
+    adapters: dict[str, Path],
+    loads: list["weakref.ref[torch.nn.Module]"],
+    tmp_path: Path,
+    dtype: torch.dtype,
+) -> None:
+    half = make_base(tmp_path / "base", dtype=torch.bfloat16)
+    for name in ("linear", "dora"):
+        path = spoil(adapters[name], tmp_path / name, lambda _, tensor: tensor.to(dtype))
+        adapter = read_adapter(path, read_checkpoint(half))
+        with open_model(half, path) as model:
+            held = get_held(loads[-1])
+            assert held.dtype == torch.bfloat16
+            state = {f"base_model.model.{key}": tensor for key, tensor in held.state_dict().items()}
+            inside = name_adapter(model)
+            assert model.api.proof["adapter_tensors"] == len(adapter.tensors)
+            assert check_injected(adapter, state, inside) == len(adapter.tensors)
+            rounded = {key: tensor.bfloat16() for key, tensor in state.items()}
+            if dtype == torch.float32:
+                with pytest.raises(AdapterError, match="changed on loading"):
+                    check_injected(adapter, rounded, inside)

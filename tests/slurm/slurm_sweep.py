@@ -19,7 +19,10 @@ class SlurmSweep(Sweep):
         site = ["--default-resources", f"slurm_partition={SITE_PARTITION}"] if SITE_PARTITION else []
         quick = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10", "--slurm-no-account"]
         # The nodes share the cores of one machine.
-        threads = ["--set-threads", *(f"{rule}=1" for rule in ("train", "merge", "evaluate", "evaluate_merged"))]
+        threads = [
+            "--set-threads",
+            *(f"{rule}=1" for rule in ("train", "merge", "evaluate", "evaluate_merged", "evaluate_adapters")),
+        ]
         retries = [] if "--retries" in arguments else ["--retries", "0"]
         name = ["--slurm-jobname-prefix", self.job_name]
         return [*super().command("--profile", ROOT / "slurm", *arguments), *quick, *threads, *retries, *name, *site]

@@ -16,7 +16,7 @@ from sweep import ROOT, Sweep
 PLANS = [
     ({"model_format": "hf"}, {"merge": 2, "evaluate": 3}),
     ({"model_format": "adapter", "merge_adapters": True}, {"evaluate_merged": 2, "evaluate": 1}),
-    ({"model_format": "adapter", "merge_adapters": False}, {"evaluate": 3}),
+    ({"model_format": "adapter", "merge_adapters": False}, {"evaluate_adapters": 1, "publish": 2, "evaluate": 1}),
 ]
 
 
