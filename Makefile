@@ -13,12 +13,14 @@ BIN := $(VENV)/driver/bin
 STAGES := driver train eval
 PYTEST := -m pytest -q -p no:cacheprovider
 
-.PHONY: help install install-test demo test lint unit workflow e2e slurm docs clean
+.PHONY: help install install-vllm install-test demo test lint unit workflow e2e slurm docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAGES:%=$(VENV)/%/package)  ## make the environments of the driver, of training and of evaluation
+
+install-vllm: $(VENV)/vllm/package  ## make the environment of evaluation.backend: vllm, which needs a GPU (10 GB)
 
 # An environment is made anew of its pins; the mark is written last, so an interrupted install is repeated.
 $(VENV)/%/installed: envs/%.txt

@@ -64,7 +64,7 @@ def main() -> None:
     documents = {
         ROOT / "workflow/schemas/experiment.schema.json": json.dumps(schema, indent=2) + "\n",
         ROOT / "config/README.md": make_readme(schema),
-        **{ROOT / f"envs/{stage}.yaml": make_conda_file(stage) for stage in ("driver", "train", "eval")},
+        **{ROOT / f"envs/{stage}.yaml": make_conda_file(stage) for stage in ("driver", "train", "eval", "vllm")},
     }
     for file, text in documents.items():
         if arguments.check:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from sweep import ROOT, Sweep, run_stage
 
@@ -78,16 +79,21 @@ def test_one_job_loads_the_base_once_and_evaluates_every_adapter(sweep: Sweep) -
 
 
 def test_an_adapters_numbers_do_not_depend_on_who_is_in_its_batch(sweep: Sweep, tmp_path_factory: Any) -> None:
+    sweep.edit(variables={"seed": [0, 1, 2]})
+    for point in POINTS[:3]:
+        weights = sweep.results / point / "adapter/adapter_model.safetensors"
+        tensors = load_file(weights)  # after so short a training all would answer alike
+        save_file({name: 30 * value if "lora_B" in name else value for name, value in tensors.items()}, weights)
     alone = sweep.copy(tmp_path_factory.mktemp("alone"))
     alone.edit(evaluation={"adapters_per_job": 1})
-    assert alone.plan()["evaluate_adapters"] == 5
+    assert alone.plan()["evaluate_adapters"] == 3
     sweep.run()
     alone.run()
-    files = [folder.results / point / "eval/letters.eval" for folder in (sweep, alone) for point in POINTS]
+    files = [folder.results / point / "eval/letters.eval" for folder in (sweep, alone) for point in POINTS[:3]]
     logs = list(json.loads(run_stage("eval", "e2e/read_logs.py", *files)).values())
     completions = [log["completions"] for log in logs]
-    assert completions[:5] == completions[5:]
-    assert len({str(answers) for answers in completions}) > 1
+    assert completions[:3] == completions[3:]
+    assert len({str(answers) for answers in completions}) == 3
 
 
 @pytest.mark.parametrize(("size", "jobs"), [(1, 5), (2, 3), (5, 1), ("auto", 1)])

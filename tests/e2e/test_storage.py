@@ -1,6 +1,5 @@
 """The bound on merged models holds at every moment, whatever the number of points, also when evaluations fail."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest

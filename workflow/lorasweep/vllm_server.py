@@ -5,7 +5,7 @@ is what it cannot know: which rank the server must be ready for, what vLLM does 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) 
             adapters[point] = read_adapter(point / "adapter", base)
         except AdapterError:  # it fails when it is opened, and alone
             continue
-    models = {None: make_served_model(spec, base, None, adapters.values())}
+    base_model = make_served_model(spec, base, None, adapters.values())
     base_answers: list[Any] = []
 
     @contextmanager
@@ -43,7 +43,7 @@ def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) 
         adapter = read_adapter(point / "adapter", base)
         refuse_unserved(adapter)
         if not base_answers:
-            base_answers.extend(_ask(make_served_model(spec, base, None, adapters.values())) for _ in range(2))
+            base_answers.extend(_ask(base_model) for _ in range(2))
         answers = _ask(make_served_model(spec, base, adapter, adapters.values()))
         distance, noise = measure_distance(answers, base_answers[0]), measure_distance(*base_answers)
         if not distance > noise:
@@ -58,11 +58,11 @@ def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) 
     try:
         yield open_model
     finally:
-        models[None].api.close()
+        base_model.api.close()
 
 
 def make_served_model(
-    spec: EvaluationSpec, base: Checkpoint, adapter: Adapter | None, all_adapters: Sequence[Adapter] | Any
+    spec: EvaluationSpec, base: Checkpoint, adapter: Adapter | None, all_adapters: Collection[Adapter]
 ) -> Any:
     """Make the Inspect model; the server is started by the first that is asked, with what the first one says."""
     from inspect_ai.model import GenerateConfig, get_model
@@ -86,14 +86,15 @@ def make_served_model(
     )
 
 
-def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Any) -> dict[str, Any]:
+def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection[Adapter]) -> dict[str, Any]:
     """Return the arguments of `vllm serve`, as Inspect takes them.
 
     Inspect itself would pass the largest `r` of the adapters' configurations; but an adapter can have a larger rank in
-    `rank_pattern`, and vLLM takes some numbers only.
+    `rank_pattern`, and vLLM takes some numbers only. vLLM asks of both, the configuration and the pattern.
     """
     arguments: dict[str, Any] = {"dtype": str(DTYPES[PRECISIONS[spec.dtype]]).removeprefix("torch."), "seed": spec.seed}
-    ranks = [adapter.tensors[update.a].shape[0] for adapter in adapters for update in adapter.updates.values()]
+    ranks = [adapter.config["r"] for adapter in adapters]
+    ranks += [adapter.tensors[update.a].shape[0] for adapter in adapters for update in adapter.updates.values()]
     if ranks:
         arguments |= {"enable_lora": True, "max_lora_rank": _round_up(max(ranks))}
     if not base.has_chat_template:
