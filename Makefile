@@ -38,9 +38,11 @@ $(VENV)/driver/installed-test: envs/test.txt $(VENV)/driver/package
 	@$(VENV)/driver/bin/python -m pip install --quiet --disable-pip-version-check -r envs/test.txt
 	@touch $@
 
-# Tests of a stage run in its environment, which lacks nothing but pytest and hypothesis.
+# Tests of a stage run in its environment, which lacks pytest, hypothesis, and what envs/test-STAGE.txt names.
+$(VENV)/eval/installed-test: envs/test-eval.txt
+
 $(VENV)/%/installed-test: envs/test.txt $(VENV)/%/package
-	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pytest|hypothesis|sortedcontainers)==' envs/test.txt)
+	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pytest|hypothesis|sortedcontainers)==' envs/test.txt) $(patsubst %,-r %,$(wildcard envs/test-$*.txt))
 	@touch $@
 
 demo: install  ## train SmolLM2-135M at four ranks on this machine, and print the table

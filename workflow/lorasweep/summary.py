@@ -99,9 +99,8 @@ def summarise(results: Path, points: Iterable[str], failures: Iterable[Failure],
     names = list(points)
     done = [name for name in names if name not in failed and (results / name / "manifest.json").is_file()]
     waiting = [name for name in names if name not in failed and name not in done]
-    lines = [
-        f"{results.name}: {len(done)} of {len(names)} points done, {len(failed)} failed, {len(waiting)} not finished"
-    ]
+    count = len(names) - len(done) - len(waiting)  # of points; a job of several is none
+    lines = [f"{results.name}: {len(done)} of {len(names)} points done, {count} failed, {len(waiting)} not finished"]
     for failure in failed.values():
         where = f"{failure.rule} of {failure.point}" if failure.point else failure.rule
         lines += [f"  failed: {where}: {failure.reason}", f"    its log: {failure.log}"]

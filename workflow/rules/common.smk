@@ -369,7 +369,9 @@ def get_orphan_dependency():
 def conclude():
     """Leave what a run leaves at its end, however it ended."""
     release(CONTROLLER)
-    # What says that a batch was evaluated is of this run alone: a point that failed is evaluated anew in the next.
+    # What says that a batch was evaluated is of this run alone: the next one puts other points together.
+    for batch in BATCHES:
+        workflow.persistence.cleanup_metadata(f"{RESULTS}/.batches/{batch}")
     for leftover in (*Path(RESULTS).glob("*/.*.partial"), Path(RESULTS, ".batches")):
         shutil.rmtree(leftover, ignore_errors=True)
     command = shlex.join(["snakemake", *sys.argv[1:]])

@@ -1,0 +1,115 @@
+"""What an evaluation leaves behind is used for that evaluation, and for no other."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorasweep.errors import InputError
+from lorasweep.evaluation import EvaluationSpec, TaskSpec
+from lorasweep.evaluation_state import EvaluationState, is_evaluated
+
+VERSIONS = {"torch": "1"}
+
+
+def make_spec(**changes: Any) -> EvaluationSpec:
+    spec = EvaluationSpec(
+        mode="B2",
+        base_model="m",
+        base_fingerprint="f",
+        dtype="fp32",
+        device="cpu",
+        system_prompt=None,
+        tasks=[TaskSpec(name="a", task="a.py", args={}, limit=None)],
+        max_connections=1,
+        max_tokens=None,
+        temperature=0,
+        seed=0,
+        files={"a.py": "0"},
+    )
+    return spec.model_copy(update=changes)
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> Path:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def finish(point: Path, spec: EvaluationSpec) -> EvaluationState:
+    state = EvaluationState(spec, point)
+    state.begin(VERSIONS)
+    logs = state.get_log_dir("a")
+    logs.mkdir(parents=True)
+    (logs / "1.eval").write_text("log")
+    state.finish({"a": logs / "1.eval"}, {"tasks": {}})
+    return state
+
+
+CHANGES = [{"max_tokens": 3}, {"files": {"a.py": "1"}}, {"seed": 1}, {"backend": "vllm"}]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=[next(iter(change)) for change in CHANGES])
+def test_what_was_begun_or_done_is_dropped_for_another_evaluation(point: Path, change: dict[str, Any]) -> None:
+    finish(point, make_spec()).show()
+    other = EvaluationState(make_spec(**change), point)
+    assert not other.is_finished()
+    other.begin(VERSIONS)
+    assert not other.get_log_dir("a").exists()
+    with pytest.raises(InputError, match="was not evaluated"):
+        other.publish()
+
+
+def test_what_was_done_with_another_adapter_counts_for_nothing(point: Path) -> None:
+    finish(point, make_spec()).show()
+    (point / "adapter/adapter_model.safetensors").write_bytes(b"others!")
+    assert not EvaluationState(make_spec(), point).is_finished()
+
+
+def test_what_was_begun_with_other_versions_is_begun_anew(point: Path) -> None:
+    state = EvaluationState(make_spec(), point)
+    state.begin(VERSIONS)
+    state.get_log_dir("a").mkdir(parents=True)
+    state.begin(VERSIONS)
+    assert state.get_log_dir("a").exists()
+    state.begin({"torch": "2"})
+    assert not state.get_log_dir("a").exists()
+
+
+def test_a_result_is_seen_at_once_and_published_later(point: Path) -> None:
+    state = finish(point, make_spec())
+    state.show()
+    assert (point / "eval/a.eval").read_text() == "log"
+    assert is_evaluated(make_spec(), point)
+    shutil.rmtree(point / "eval")  # as Snakemake does before a job
+    assert state.is_finished()
+    state.publish()
+    assert sorted(file.name for file in (point / "eval").iterdir()) == ["a.eval", "metrics.json"]
+    assert not (point / "state/eval").exists()
+    assert json.loads((point / "eval/metrics.json").read_text())["evaluation_sha256"] == make_spec().sha256
+
+
+def test_a_published_result_can_be_published_again(point: Path) -> None:
+    state = finish(point, make_spec())
+    state.publish()
+    state.keep()
+    shutil.rmtree(point / "eval")
+    state.publish()
+    assert (point / "eval/a.eval").read_text() == "log"
+
+
+def test_a_result_without_one_of_its_logs_is_none(point: Path) -> None:
+    finish(point, make_spec()).publish()
+    (point / "eval/a.eval").unlink()
+    assert not EvaluationState(make_spec(), point).is_finished()
+    assert not is_evaluated(make_spec(), point)
+
+
+def test_why_there_is_no_result_is_said(point: Path) -> None:
+    state = EvaluationState(make_spec(), point)
+    state.fail("the adapter is corrupt")
+    with pytest.raises(InputError, match="the adapter is corrupt"):
+        state.publish()
