@@ -167,3 +167,41 @@ UNSAFE = ["a/b", "..", "a..b", "a b", "a'b", 'a"b', "a;b", "$(touch x)", "`x`", 
 def test_a_run_name_that_is_unsafe_in_paths_or_shells_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"runs\.0\.name"):
         expand(runs=[{"name": name, "lora_rank": 4}])
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> str:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    return str(tmp_path)
+
+
+def test_a_run_with_an_adapter_has_no_settings_of_a_training(adapter: str) -> None:
+    point = expand(runs=[{"name": "theirs", "adapter": adapter, "merge_adapters": False}])["theirs"]
+    assert point.adapter == adapter
+    assert point.mode == "B2"
+    assert point.settings == {"adapter": adapter, "model_format": "adapter", "merge_adapters": False}
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ({"lr": 1e-3}, r"runs\.0\.lr: says how to train"),
+        ({"_override": {"a": 1}}, r"runs\.0\._override: says how to train"),
+        ({"adapter": 3}, r"runs\.0\.adapter: 3 is not accepted; accepted: the path of a directory"),
+        ({"adapter": "no/such"}, r"runs\.0\.adapter: no adapter_config\.json in 'no/such'"),
+        ({"adapter": "a*b"}, r"runs\.0\.adapter: 'a\*b' is not accepted"),
+    ],
+)
+def test_what_is_no_adapter_or_is_to_train_one_is_refused(adapter: str, run: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        expand(runs=[{"name": "theirs", "adapter": adapter, **run}])
+
+
+def test_the_same_adapter_in_the_same_mode_is_one_point(adapter: str) -> None:
+    with pytest.raises(InputError, match="'a' and 'b' are the same"):
+        expand(runs=[{"name": "a", "adapter": adapter}, {"name": "b", "adapter": adapter}])
+    assert (
+        len(expand(runs=[{"name": n, "adapter": adapter, "merge_adapters": m} for n, m in (("a", True), ("b", False))]))
+        == 2
+    )

@@ -90,3 +90,23 @@ def test_the_memory_of_a_merge_is_that_of_its_largest_tensor_whatever_the_layers
     fewer = Checkpoint(llama.path, llama.config, llama.shards, less, llama.tokenizer_files)
     assert fewer.num_parameters < llama.num_parameters
     assert resources.merge_mem_mb(llama) == resources.merge_mem_mb(fewer) == 3000 + ceil(12 * 128256 * 4096 / 1e6)
+
+
+def make_evaluation(**settings: Any) -> Evaluation:
+    return Evaluation(tasks=["a.py"], **settings)
+
+
+def test_a_job_gets_adapters_until_its_start_is_a_tenth_of_it(llama: Checkpoint) -> None:
+    """Of the 8B model: 60 s of start and 80 s of load; 32 batches of 8 tokens take 8 s or, a second each, 32 s."""
+    short = make_evaluation(max_tokens=8)
+    assert resources.get_adapters_per_job(llama, GPU, short) == ceil(9 * (60 + 16061 / 200) / 32)
+    assert resources.get_adapters_per_job(llama, GPU, make_evaluation()) == 1  # answers of 35 minutes
+    assert resources.get_adapters_per_job(llama, GPU, make_evaluation(max_tokens=8, job_minutes=5)) == 4
+    assert resources.get_adapters_per_job(llama, GPU, make_evaluation(max_tokens=8, job_minutes=1)) == 1
+    assert resources.get_adapters_per_job(llama, GPU, make_evaluation(adapters_per_job=7)) == 7
+
+
+def test_a_batch_asks_for_the_time_of_all_its_adapters_and_of_one_load(llama: Checkpoint) -> None:
+    evaluation = make_evaluation()
+    one, eight = (resources.evaluate_runtime(llama, GPU, evaluation, adapters=n) for n in (1, 8))
+    assert eight - one == pytest.approx(7 * 32 * 2048 * 16.061e9 / 5e11 / 60, abs=1)
