@@ -232,6 +232,6 @@ def test_adapters_that_exist_are_evaluated_without_a_training(sweep: Sweep, tmp_
     os.utime(weights)
     assert sweep.plan() == {}
     shutil.copy(sweep.directory / "adapters/seed=1/adapter_model.safetensors", weights)
-    changed = {"adopt": 3, "evaluate_adapters": 1, "publish": 1, "evaluate_merged": 1, "merge": 1, "evaluate": 1}
+    changed = {"adopt": 3, "evaluate_adapters": 1, "publish": 2, "evaluate_merged": 1, "merge": 1, "evaluate": 1}
     # Both of a batch are given anew what they have; only one is evaluated.
     assert {rule: count for rule, count in sweep.plan().items() if rule in changed} == changed

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,16 +88,25 @@ def read_tail(log: Path, size: int = 20_000) -> list[str]:
         return re.split(r"[\r\n]+", file.read().decode(errors="replace"))
 
 
-def summarise(results: Path, points: Iterable[str], failures: Iterable[Failure], command: str) -> str:
+def summarise(
+    results: Path,
+    points: Iterable[str],
+    batches: Mapping[str, Iterable[str]],
+    failures: Iterable[Failure],
+    command: str,
+) -> str:
     """Return what a person reads at the end of a run.
 
-    A point is done when it has its manifest, and none of its jobs failed in this run.
+    A point is done when it has its manifest, and none of its jobs failed in this run. `batches` are the points of jobs
+    that are of several: of one that failed, none is done, and none has failed.
     """
     failed: dict[str, Failure] = {}
     for failure in failures:
         failed.setdefault(failure.point, failure)
+    kept_waiting = {point for name in failed for point in batches.get(name, ())}
     names = list(points)
-    done = [name for name in names if name not in failed and (results / name / "manifest.json").is_file()]
+    whole = [name for name in names if (results / name / "manifest.json").is_file()]
+    done = [name for name in whole if name not in failed and name not in kept_waiting]
     waiting = [name for name in names if name not in failed and name not in done]
     count = len(names) - len(done) - len(waiting)  # of points; a job of several is none
     lines = [f"{results.name}: {len(done)} of {len(names)} points done, {count} failed, {len(waiting)} not finished"]

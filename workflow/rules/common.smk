@@ -375,7 +375,7 @@ def conclude():
     for leftover in (*Path(RESULTS).glob("*/.*.partial"), Path(RESULTS, ".batches")):
         shutil.rmtree(leftover, ignore_errors=True)
     command = shlex.join(["snakemake", *sys.argv[1:]])
-    return summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), FAILURES.failures, command)
+    return summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), BATCHES, FAILURES.failures, command)
 
 
 def write_partial_table():
