@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from lorasweep import evaluator
 from lorasweep.adapter import AdapterError, check_injected, read_adapter
 from lorasweep.checkpoint import read_checkpoint
+from lorasweep.errors import InputError
 from lorasweep.evaluation import EvaluationSpec, TaskSpec
-from lorasweep.evaluator import EvaluationError, evaluate
+from lorasweep.evaluation_state import EvaluationState
+from lorasweep.evaluator import EvaluationError, evaluate, evaluate_adapters
 from lorasweep.merge import merge
 from lorasweep.probe import probe_logits
 
@@ -136,6 +140,7 @@ def spec(base: Path, point: Path, mode: str, task: str = "letters") -> Evaluatio
             "max_tokens": 4,
             "temperature": 0,
             "seed": 0,
+            "files": {},
         }
     )
 
@@ -147,9 +152,11 @@ def test_a_spoilt_adapter_is_neither_merged_nor_evaluated(
     spoil(point / "adapter", change)
     with pytest.raises(AdapterError, match=said):
         merge(base, point / "adapter", point / "merged", "fp32")
-    with pytest.raises(AdapterError, match=said):
-        evaluate(spec(base, point, "B2"), point, point / "probes")
+    failures = evaluate_adapters(spec(base, point, "B2"), [point])
+    assert said in failures["point"]
     assert not (point / "eval").exists()
+    with pytest.raises(InputError, match=said):
+        EvaluationState(spec(base, point, "B2"), point).publish()
     assert sorted(file.name for file in point.iterdir()) == ["adapter", "state"]
 
 
@@ -161,21 +168,20 @@ def test_an_adapter_of_a_base_of_the_same_shapes_is_refused_by_its_fingerprint(
     other = make_base("--family", "llama3", "--seed", "1")
     with pytest.raises(AdapterError, match="another base model"):
         merge(other, point / "adapter", point / "merged", "fp32")
-    with pytest.raises(AdapterError, match="another base model"):
-        evaluate(spec(other, point, "B2"), point, point / "probes")
+    assert "another base model" in evaluate_adapters(spec(other, point, "B2"), [point])["point"]
 
 
 def test_tensors_that_a_model_lost_or_changed_are_named(base: Path, trained: Path) -> None:
     adapter = read_adapter(trained, read_checkpoint(base))
     state = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(trained)).state_dict()
-    assert check_injected(adapter, state) == len(adapter.tensors)
+    assert check_injected(adapter, state, "default") == len(adapter.tensors)
     name = next(name for name in state if "lora_A" in name)
     with pytest.raises(AdapterError, match="1 tensors not applied"):
-        check_injected(adapter, {k: v for k, v in state.items() if k != name})
+        check_injected(adapter, {k: v for k, v in state.items() if k != name}, "default")
     with pytest.raises(AdapterError, match="1 tensors changed on loading"):
-        check_injected(adapter, state | {name: state[name] + 1})
+        check_injected(adapter, state | {name: state[name] + 1}, "default")
     with pytest.raises(AdapterError, match="1 tensors without weights"):
-        check_injected(adapter, state | {name.replace("layers.0", "layers.9"): state[name]})
+        check_injected(adapter, state | {name.replace("layers.0", "layers.9"): state[name]}, "default")
 
 
 def test_a_merged_model_is_base_and_adapter_in_one_and_carries_no_adapter_file(
@@ -211,16 +217,58 @@ def test_a_merged_model_without_the_update_is_not_evaluated(base: Path, point: P
 
 
 def test_a_failing_task_leaves_no_metrics_and_says_why(base: Path, point: Path) -> None:
+    merge(base, point / "adapter", point / "merged", "fp32")
     with pytest.raises(EvaluationError, match="the third sample is bad"):
-        evaluate(spec(base, point, "B2", "failing"), point, point / "probes")
+        evaluate(spec(base, point, "B1", "failing"), point, point / "probes", point / "merged")
+    assert "the third sample is bad" in evaluate_adapters(spec(base, point, "B2", "failing"), [point])["point"]
     assert not (point / "eval/metrics.json").exists()
 
 
 @pytest.mark.parametrize("mode", ["B1", "B2"])
 def test_an_evaluation_carries_its_proof(base: Path, point: Path, mode: str) -> None:
     merge(base, point / "adapter", point / "merged", "fp32")
-    evaluate(spec(base, point, mode), point, point / "probes", point / "merged")
+    if mode == "B1":
+        evaluate(spec(base, point, mode), point, point / "probes", point / "merged")
+    else:
+        assert evaluate_adapters(spec(base, point, mode), [point]) == {}
+        EvaluationState(spec(base, point, mode), point).publish()
     proof = json.loads((point / "eval/metrics.json").read_text())["proof"]
     assert proof["adapter_tensors"] == 2 * 3 * read_checkpoint(base).config["num_hidden_layers"]
     assert proof["probe_distance"] > 1
     assert not (point / "state/eval").exists()
+
+
+def read_proof(point: Path) -> dict[str, Any]:
+    return dict(json.loads((point / "eval/metrics.json").read_text())["proof"])
+
+
+def test_a_spoilt_adapter_between_two_changes_nothing_for_them(base: Path, point: Path) -> None:
+    others = [point.with_name(name) for name in ("before", "after")]
+    for other in others:
+        shutil.copytree(point, other)
+    spoil(point / "adapter", zero)
+    failures = evaluate_adapters(spec(base, point, "B2"), [others[0], point, others[1]])
+    assert list(failures) == ["point"]
+    assert read_proof(others[0]) == read_proof(others[1])
+
+
+def test_a_gpu_that_gave_up_is_not_held_against_the_adapters_after_it(
+    base: Path, point: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*arguments: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    other = shutil.copytree(point, point.with_name("other"))
+    monkeypatch.setattr(evaluator, "_run_tasks", give_up)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        evaluate_adapters(spec(base, point, "B2"), [point, other])
+    assert (point / "state/eval/error.txt").is_file()
+    assert not (other / "state").exists()
+
+
+def test_what_is_done_is_not_done_again(base: Path, point: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert evaluate_adapters(spec(base, point, "B2"), [point]) == {}
+    monkeypatch.setattr(evaluator, "_run_tasks", None)
+    assert evaluate_adapters(spec(base, point, "B2"), [point]) == {}
+    EvaluationState(spec(base, point, "B2"), point).publish()
+    assert evaluate_adapters(spec(base, point, "B2"), [point]) == {}

@@ -790,10 +790,10 @@ def test_every_kind_of_tensor_is_looked_for_where_peft_applies_it(
     base = make_base(family)
     adapter = read_adapter(make_adapter(base, tmp_path / "adapter", **settings), read_checkpoint(base))
     state = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter.path)).state_dict()
-    assert check_injected(adapter, state) == len(adapter.tensors)
+    assert check_injected(adapter, state, "default") == len(adapter.tensors)
     parts = ["lora_", "modules_to_save", *(["bias"] if "bias" in settings else [])]
     ours = [name for name in state if any(part in name for part in parts)]
     assert len(ours) >= len(adapter.tensors) - 2  # the bases of an embedding and a head are there as well
     for name in ours:
         with pytest.raises(AdapterError, match="1 tensors changed on loading"):
-            check_injected(adapter, state | {name: state[name] + 1})
+            check_injected(adapter, state | {name: state[name] + 1}, "default")
