@@ -1,6 +1,7 @@
 """The failure table of docs/slurm.md, row by row, on a real SLURM: what a user sees, and what the next run does."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from cluster import Cluster
 from slurm_sweep import SlurmSweep, wait_for
 
 TRAINING_ONLY = {"enabled": False, "baseline": False}
-DIRECT = {"merge_adapters": False, "baseline": False}
+DIRECT = {"merge_adapters": False, "baseline": False, "adapters_per_job": 1}
 
 
 def finish(sweep: SlurmSweep, *arguments: str) -> str:
@@ -40,7 +41,7 @@ def test_a_training_that_fails_takes_no_other_point_with_it(make: Callable[..., 
 def test_a_failed_evaluation_keeps_its_adapter_and_no_merged_model(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("evaluation_fails", variables={"lora_rank": [2, 4]})
     sweep.edit(evaluation={"baseline": False})
-    sweep.environment["FAIL_EVALUATION_OF"] = "/lora_rank=4"
+    sweep.environment["FAIL_EVALUATION_OF"] = "lora_rank=4"
     assert sweep.snakemake("--retries", "0").returncode == 1
     assert not list(sweep.results.glob("*/merged"))
     assert (sweep.results / "lora_rank=4/adapter/adapter_model.safetensors").is_file()
@@ -52,8 +53,8 @@ def test_a_failed_evaluation_keeps_its_adapter_and_no_merged_model(make: Callabl
 def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("limits", runs=[{"name": "slow"}, {"name": "hungry", "seed": 1}])
     sweep.edit(evaluation=DIRECT)
-    sweep.environment |= {"SLOW_EVALUATION_OF": "/slow:80", "HUNGRY_EVALUATION_OF": "/hungry:2000"}
-    limits = ["--set-resources", "evaluate:runtime=attempt", "evaluate:mem_mb=attempt*2000"]
+    sweep.environment |= {"SLOW_EVALUATION_OF": "slow:80", "HUNGRY_EVALUATION_OF": "hungry:2000"}
+    limits = ["--set-resources", "evaluate_adapters:runtime=attempt", "evaluate_adapters:mem_mb=attempt*2000"]
     done = sweep.snakemake("--retries", "1", *limits)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
@@ -66,10 +67,29 @@ def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable
 def test_a_job_over_its_memory_is_told_by_that(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("hungry", runs=[{"name": "point"}])
     sweep.edit(evaluation=DIRECT)
-    sweep.environment["HUNGRY_EVALUATION_OF"] = "/point:3000"
-    done = sweep.snakemake("--retries", "0", "--set-resources", "evaluate:mem_mb=2000")
+    sweep.environment["HUNGRY_EVALUATION_OF"] = "point:3000"
+    done = sweep.snakemake("--retries", "0", "--set-resources", "evaluate_adapters:mem_mb=2000")
     assert done.returncode == 1
-    assert "failed: evaluate of point: SLURM ended it for its memory" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert re.search(r"failed: evaluate_adapters of point-\w{6}: SLURM ended it for its memory", said)
+
+
+def test_a_batch_is_one_job_and_what_it_had_finished_outlives_it(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("batch", variables={"seed": [0, 1, 2]})
+    sweep.edit(evaluation={**DIRECT, "adapters_per_job": 3}, controls={"epochs": 2})
+    sweep.environment["SLOW_EVALUATION_OF"] = "seed=1:600"
+    run = sweep.start("--retries", "0")
+    wait_for("the first point's result", lambda: (sweep.results / "seed=0/eval/metrics.json").is_file(), 300)
+    [(job, comment)] = sweep.list_jobs("PENDING,RUNNING").items()
+    assert comment.startswith("rule_evaluate_adapters_wildcards_seed=0+2-")
+    subprocess.run(["scancel", job], check=True)
+    assert run.wait(timeout=120) == 1
+    assert "batch: 0 of 3 points done, 0 failed, 3 not finished" in sweep.said
+    finished = (sweep.results / "seed=0/eval/letters.eval").stat().st_mtime_ns
+    sweep.environment.clear()
+    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 2, "cleanup": 3, "collect": 1}
+    finish(sweep)
+    assert (sweep.results / "seed=0/eval/letters.eval").stat().st_mtime_ns == finished
 
 
 def test_a_cancelled_job_is_noticed_whether_it_ran_or_waited(make: Callable[..., SlurmSweep]) -> None:
@@ -138,7 +158,7 @@ class TestControllerKilled:
     def test_an_evaluation_that_still_runs_is_cancelled_and_done_anew(self, make: Callable[..., SlurmSweep]) -> None:
         sweep = make("killed_evaluation", runs=[{"name": "point"}])
         sweep.edit(evaluation={"baseline": False})
-        sweep.environment["SLOW_EVALUATION_OF"] = "/point:300"
+        sweep.environment["SLOW_EVALUATION_OF"] = "point:300"
         run = sweep.start("--retries", "0")
         [orphan] = wait_for(
             "the evaluation to run",

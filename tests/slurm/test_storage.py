@@ -23,7 +23,7 @@ def test_the_bound_holds_on_slurm(make: Callable[..., SlurmSweep]) -> None:
         },
     )
     # One evaluation fails; another takes too long, and is cancelled from outside.
-    sweep.environment |= {"FAIL_EVALUATION_OF": "/seed=3", "SLOW_EVALUATION_OF": "/seed=5:600"}
+    sweep.environment |= {"FAIL_EVALUATION_OF": "seed=3", "SLOW_EVALUATION_OF": "seed=5:600"}
     stop = threading.Event()
 
     def cancel_the_slow() -> None:
