@@ -226,9 +226,8 @@ def test_an_adapter_answers_as_its_merged_model_does_in_hf(
     turns = [[*chat, ChatMessageAssistant(content="Why?"), ChatMessageUser(content="Because.")] for chat in user]
     long = GenerateConfig(max_tokens=24, logprobs=True, top_logprobs=5)
     stopped = GenerateConfig(max_tokens=24, stop_seqs=[*string.ascii_letters])
-    asked = [(chat, long) for chat in (*user, *system, *turns)] + [
-        (c, config) for config in (SHORT, stopped) for c in user
-    ]
+    asked = [(chat, long) for chat in (*user, *system, *turns)]
+    asked += [(chat, config) for config in (SHORT, stopped) for chat in user]
     with ExitStack() as opened:
         ours = opened.enter_context(open_model(base, adapters[name]))
         theirs = opened.enter_context(open_merged(tmp_path / "merged"))
@@ -242,10 +241,7 @@ def test_an_adapter_answers_as_its_merged_model_does_in_hf(
             assert_same_logprobs(own, merged)
     assert {own.usage.output_tokens for own, _, _ in answers[-2 * len(user) : -len(user)]} == {8}
     texts = [own.completion for own, _, _ in answers]
-    assert any(
-        end.endswith(tuple(stopped.stop_seqs)) and len(end) < len(text)
-        for text, end in zip(texts, texts[-6:], strict=False)
-    )
+    assert any(len(end) < len(text) for end, text in zip(texts[-len(user) :], texts[: len(user)], strict=True))
 
 
 def test_a_tool_call_is_prompted_for_and_parsed_as_in_hf(base: Path, tmp_path: Path) -> None:
@@ -349,7 +345,7 @@ def test_adapters_that_come_and_go_meanwhile_change_no_answer(
     batches: list[Sequence[str | None]],
 ) -> None:
     names: list[str | None] = [None, "attention", "dora"]
-    asked = [(name, prompt) for name in names for prompt in PROMPTS]
+    asked = [(name, prompt) for name in names for prompt in PROMPTS[:24]]
     random.Random(6).shuffle(asked)
     done = threading.Event()
     came: list[int] = []
@@ -460,7 +456,7 @@ def assert_is_base(folder: Path, model: Model, load: "weakref.ref[torch.nn.Modul
     assert torch.equal(model.api.base.probe(None), probe_logits(fresh))
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", ["head", *sorted(NEVER_MIXED)])
 def test_an_adapter_that_came_and_went_leaves_room_for_the_next(
     own_base: Path, adapters: dict[str, Path], name: str
 ) -> None:
@@ -599,7 +595,7 @@ def test_a_refused_adapter_is_named_and_disturbs_no_other(
         assert str(bad) in str(refused.value)
         assert base.attached == 2
         assert all(torch.equal(base.probe(name_adapter(models[name])), probes[name]) for name in names)
-        asked = [(name, prompt) for name in names for prompt in PROMPTS[:8]]
+        asked = [(name, prompt) for name in names for prompt in PROMPTS[:4]]
         answers = complete([(models[name], prompt) for name, prompt in asked])
     assert answers == [alone[name][prompt] for name, prompt in asked]
 

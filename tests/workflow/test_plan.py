@@ -69,6 +69,12 @@ def test_a_fresh_clone_plans_its_default_experiment(tmp_path: Path, arguments: l
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^train +4$", done.stdout, flags=re.MULTILINE)
+    rules = clone / "workflow/rules/results.smk"
+    text = rules.read_text()
+    rules.write_text(text + "\nraise WorkflowError('these rules are new')\n")
+    assert "these rules are new" in subprocess.run(command, cwd=clone, capture_output=True, text=True).stderr
+    rules.write_text(text)
+    assert subprocess.run(command, cwd=clone, capture_output=True).returncode == 0
     shutil.rmtree(clone / ".snakemake", ignore_errors=True)
     status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     assert status.stdout == ""

@@ -15,6 +15,26 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
+
+def drop_old_sources():
+    """Drop Snakemake's copies of this workflow that are not what they are copied from; return whether there were any.
+
+    It reads rules from copies that the profile keeps in `.snakemake/`, and not in the home, and never renews them.
+    """
+    copies = Path(workflow.sourcecache.runtime_cache_path, "file")
+    old = []
+    for copy in copies.rglob("*"):
+        source = Path("/", copy.relative_to(copies))
+        if copy.is_file() and not (source.is_file() and source.read_bytes() == copy.read_bytes()):
+            old.append(copy)
+            copy.unlink(missing_ok=True)
+    return bool(old)
+
+
+# Before anything else, since old rules may not fit the package. The same command begins anew.
+if workflow.is_main_process and drop_old_sources():
+    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *sys.argv[1:]])
+
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
