@@ -13,6 +13,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from snakemake.io import IOFile
 from snakemake.settings.types import DeploymentMethod
 
 
@@ -391,7 +392,7 @@ def conclude():
     release(CONTROLLER)
     # What says that a batch was evaluated is of this run alone: the next one puts other points together.
     for batch in BATCHES:
-        workflow.persistence.cleanup_metadata(f"{RESULTS}/.batches/{batch}")
+        workflow.persistence.cleanup_metadata(IOFile(f"{RESULTS}/.batches/{batch}"))
     for leftover in (*Path(RESULTS).glob("*/.*.partial"), Path(RESULTS, ".batches")):
         shutil.rmtree(leftover, ignore_errors=True)
     command = shlex.join(["snakemake", *sys.argv[1:]])
