@@ -362,6 +362,8 @@ ORPHANS = []
 if workflow.is_main_process:
     FAILURES = FailureRecorder(Path(RESULTS, "logs"))
     logger.addHandler(FAILURES)
+    # True, and of no use to anybody: what a batch depends on is decided anew in each run.
+    logger.addFilter(lambda record: not str(record.msg).endswith("missing metadata: evaluate_adapters"))
     mend_status_queries()
     if "--unlock" in sys.argv:
         give_up(CONTROLLER)
