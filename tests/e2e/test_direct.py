@@ -1,5 +1,6 @@
 """Mode B2: one job evaluates many adapters on one loaded base, and each point is on its own all the same."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -33,6 +34,11 @@ def get_times(sweep: Sweep) -> dict[str, int]:
     """When each result that is there was written."""
     logs = sweep.results.glob("*/eval/letters.eval")
     return {log.parent.parent.name: log.stat().st_mtime_ns for log in logs}
+
+
+def read_id(log: Path) -> str:
+    """What tells a log from that of another evaluation."""
+    return hashlib.sha256(log.read_bytes()).hexdigest()
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 120) -> None:
@@ -122,14 +128,17 @@ def test_a_corrupt_adapter_costs_only_itself(sweep: Sweep) -> None:
 
 def test_what_a_killed_job_had_finished_is_kept_and_the_rest_alone_is_done(sweep: Sweep) -> None:
     sweep.environment["SLOW_EVALUATION_OF"] = "seed=2:600"
-    said = kill_evaluation(sweep, when=lambda: (sweep.results / "seed=1/eval/metrics.json").is_file())
+    said = kill_evaluation(sweep, when=lambda: (sweep.results / "seed=1/state/eval/done/metrics.json").is_file())
     assert "0 of 5 points done" in said
-    finished = get_times(sweep)
-    assert set(finished) == {"seed=0", "seed=1"}
+    begun = {log.parents[2].parent.name: read_id(log) for log in sweep.results.glob("*/state/eval/done/letters.eval")}
+    assert set(begun) == {"seed=0", "seed=1"}
     sweep.environment.clear()
-    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 3, "cleanup": 5, "collect": 1}
+    sweep.edit(evaluation={"adapters_per_job": 1})
+    assert sweep.plan() == {"evaluate_adapters": 5, "publish": 5, "cleanup": 5, "collect": 1}
+    sweep.edit(evaluation={"adapters_per_job": 5})
+    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 5, "cleanup": 5, "collect": 1}
     sweep.run()
-    assert {point: time for point, time in get_times(sweep).items() if point in finished} == finished
+    assert {point: read_id(sweep.results / point / "eval/letters.eval") for point in begun} == begun
     assert len(pd.read_csv(sweep.results / "results.csv")) == 5
     assert sweep.plan() == {}
 

@@ -239,7 +239,7 @@ def test_an_evaluation_carries_its_proof(base: Path, point: Path, mode: str) -> 
 
 
 def read_proof(point: Path) -> dict[str, Any]:
-    return dict(json.loads((point / "eval/metrics.json").read_text())["proof"])
+    return dict(json.loads((point / "state/eval/done/metrics.json").read_text())["proof"])
 
 
 def test_a_spoilt_adapter_between_two_changes_nothing_for_them(base: Path, point: Path) -> None:

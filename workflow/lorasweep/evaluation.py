@@ -62,7 +62,7 @@ def make_evaluation_spec(
     evaluation = experiment.evaluation
     return EvaluationSpec(
         mode=mode,
-        backend=evaluation.backend if mode == "B2" else "hf",
+        backend=evaluation.backend if mode in ("B2", "base") else "hf",
         base_model=evaluation.base_model or experiment.model.path,
         base_fingerprint=base_fingerprint,
         dtype=experiment.model.dtype,

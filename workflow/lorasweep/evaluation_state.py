@@ -80,10 +80,6 @@ class EvaluationState:
         """Whether the result is there, published or not."""
         return self._holds_result(self._folder / "done") or self._holds_result(self._point / "eval")
 
-    def show(self) -> None:
-        """Let the result be seen in the point's `eval/` at once, and keep it here, for Snakemake to publish it."""
-        _link(self._names, self._folder / "done", self._point / "eval")
-
     def keep(self) -> None:
         """Have a result that is published here too: Snakemake deletes what it is about to make anew."""
         if not self._holds_result(self._folder / "done"):
@@ -99,7 +95,7 @@ class EvaluationState:
             error = self._folder / "error.txt"
             reason = error.read_text().strip() if error.is_file() else "it was not evaluated, and left no word"
             raise InputError(f"{self._point.name}: {reason}")
-        self.show()
+        _link(self._names, self._folder / "done", self._point / "eval")
         shutil.rmtree(self._folder)
 
     def _holds_result(self, folder: Path) -> bool:

@@ -52,8 +52,8 @@ def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | Non
 def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str, str]:
     """Evaluate several points on one base model that is loaded once; return the points that failed, and why.
 
-    Each point's result can be seen in its `eval/` as soon as it is whole, and waits in its state to be published. One
-    that fails leaves word in its state, and the next begins.
+    Each point's result lies in its state as soon as it is whole, to be published. One that fails leaves word there, and
+    the next begins.
 
     Raises:
         InputError: the base model is another than it was.
@@ -69,7 +69,6 @@ def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str,
                         state.begin(_get_versions(spec))
                         with open_model(point) as (model, proof):
                             _run_tasks(spec, point.name, state, model, proof)
-                        state.show()
                     state.keep()
                 except Exception as error:
                     is_expected = isinstance(error, InputError | EvaluationError | OSError)

@@ -8,6 +8,7 @@ given to, so that turning a control into a variable, or a variable into a contro
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -170,6 +171,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], sourc
     adapter = values.pop("adapter", None)
     if adapter is not None:
         _check_adapter(adapter, [*values, *(["_override"] if override else [])], where, source)
+        adapter = os.path.normpath(adapter)
     parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in values.items()}
     point = replace(_make_point(experiment, parsed), adapter=adapter)
     if override:

@@ -26,7 +26,8 @@ def drop_old_sources():
     old = []
     for copy in copies.rglob("*"):
         source = Path("/", copy.relative_to(copies))
-        if copy.is_file() and not (source.is_file() and source.read_bytes() == copy.read_bytes()):
+        # A copy without a source is of a file that another process writes now, or that nothing reads any more.
+        if copy.is_file() and source.is_file() and source.read_bytes() != copy.read_bytes():
             old.append(copy)
             copy.unlink(missing_ok=True)
     return bool(old)
@@ -79,7 +80,14 @@ except InputError as error:
 VARIABLES = sorted({key for point in POINTS.values() for key in point.swept})
 
 # The points that are trained; the others have an adapter that exists.
-TRAINED = [point.name for point in POINTS.values() if not point.adapter]
+TRAINED = {point.name: None for point in POINTS.values() if not point.adapter}
+for point in POINTS.values():
+    # Its own adapter would be deleted before it is copied; another's of this experiment is not there while that trains.
+    if point.adapter and Path(point.adapter).resolve().is_relative_to(Path(RESULTS).resolve()):
+        raise WorkflowError(
+            f"{SOURCE}: the run '{point.name}' has an adapter of this experiment ({point.adapter}); accepted: one that lies "
+            f"outside of {RESULTS}"
+        )
 
 # The points that are evaluated, each with its mode.
 EVALUATED = {point.name: point.mode for point in POINTS.values()} if EXPERIMENT.evaluation.enabled else {}
@@ -268,7 +276,9 @@ def plan_batches():
     if not direct:
         return {}
     base = read_checkpoint(Path(BASE_MODEL)) if not MISSING_MODEL else None
-    size = resources.get_adapters_per_job(base, EXPERIMENT.model, EXPERIMENT.evaluation) if base else len(direct)
+    size = EXPERIMENT.evaluation.adapters_per_job
+    if size == "auto":
+        size = resources.get_adapters_per_job(base, EXPERIMENT.model, EXPERIMENT.evaluation) if base else len(direct)
     trained = {point for point in direct if is_trained(point)}
     done = {point for point in trained if base and is_evaluated(make_spec("B2"), Path(RESULTS, point))}
     return assign_batches(direct, done, trained, size, BATCH_RECORD)

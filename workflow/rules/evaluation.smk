@@ -4,8 +4,7 @@ In: the model that the point's mode makes; for the point `baseline`, the base mo
 Out: one Inspect log a task, and `metrics.json`: the scores, and the proof that the adapter was applied.
 
 In mode B2 one job evaluates a batch of points on one loaded base. Each point's result lies in its state, which no
-failure of the job deletes, and is to be seen in its `eval/` at once; `publish` makes it the point's own, or fails with
-what made that point fail. Which points are a batch is decided anew for those that have no result.
+failure of the job deletes; `publish` makes it the point's own, or fails with what made that point fail. Which points are a batch is decided anew for those that have no result.
 
 In mode B1 one job merges, evaluates, and is done with the merged model: so `max_merged_models` bounds how many there
 are, since a job that runs has one and no other has; and what Snakemake deletes of a job that failed is the merged
