@@ -57,9 +57,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "head": {"r": 3, "target_modules": ["k_proj", "lm_head"], "rank_pattern": {"lm_head": 5}},
     "dora": {"r": 4, "target_modules": ["o_proj", "down_proj"], "use_dora": True},
     "biased": {"r": 4, "target_modules": ["q_proj", "v_proj"], "lora_bias": True},
-    "whole": {"r": 4, "target_modules": ["up_proj"], "modules_to_save": ["embed_tokens", "norm"]},
+    "whole": {"r": 4, "target_modules": ["up_proj"]},
 }
-NEVER_MIXED = {"dora", "biased", "whole"}
+NEVER_MIXED = {"dora", "biased"}
 MODELS: list[str | None] = [None, *ADAPTERS]
 """All of them on one base; None is the base itself."""
 

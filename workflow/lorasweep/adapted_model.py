@@ -33,8 +33,8 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         base: The base model, a Hugging Face checkpoint directory.
         adapter: A PEFT LoRA adapter directory; none: the base as it is.
         mixed_batches: Whether requests to several adapters that wait at the same time are generated in one batch, each
-            row under its adapter: faster where each adapter has few requests. Adapters with DoRA and those that replace
-            whole modules have batches of their own in any case.
+            row under its adapter: faster where each adapter has few requests. Adapters with DoRA or `lora_bias` have
+            batches of their own in any case.
         **model_args: Those of the provider `hf`: `device`, `dtype`, `do_sample`, `chat_template` and so on.
 
     Raises:
@@ -62,14 +62,14 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         loaded = _load(checkpoint.path, config, model_args)
         self.__dict__.update(vars(loaded.api))
         ModelAPI.__init__(self, model_name, base_url, api_key, [HF_TOKEN], config)
-        if config.seed is not None:
-            set_random_seeds(config.seed)
         self.base = loaded.base
         self.tokenizer = loaded.tokenizer
         self._name: str | None = None
         self.proof = {}
         if read:
             self._name, self.proof = self.base.attach(read)
+        if config.seed is not None:  # at last: PEFT draws numbers when an adapter is attached
+            set_random_seeds(config.seed)
         can_mix = mixed_batches and (read is None or can_share_batches(read))
         # Inspect batches by the identity of what it calls the model.
         self.model = loaded.rows if can_mix else _Rows(loaded.base, loaded.tokenizer)
@@ -79,6 +79,7 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
     def close(self) -> None:
         """Drop the adapter; and the base, if no other model has it."""
         self._detach()
+        del self.base
         super().close()
 
     def hf_chat(self, messages: Any, tools: Any) -> str:
@@ -112,13 +113,13 @@ class _Tokenizer:
         self._batch = threading.local()
 
     def __call__(self, texts: Any, **options: Any) -> Any:
+        self._batch.adapters = []
         if isinstance(texts, list) and all(isinstance(text, _Prompt) for text in texts):
             self._batch.adapters = [text.adapter for text in texts]
         return self._tokenizer(texts, **options)
 
     def take_adapters(self) -> list[str | None]:
         adapters: list[str | None] = self._batch.adapters
-        del self._batch.adapters
         return adapters
 
     def __len__(self) -> int:

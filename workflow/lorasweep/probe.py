@@ -19,7 +19,8 @@ def probe_logits(model: Any) -> torch.Tensor:
 
     The tokens are spread over the vocabulary by a fixed rule, so that the probe needs no tokenizer.
     """
-    size = model.get_input_embeddings().num_embeddings
+    embedding = model.get_input_embeddings()
+    size = getattr(embedding, "base_layer", embedding).num_embeddings  # LoRA can lie around it
     tokens = torch.tensor([[(7919 * (i + 1)) % size for i in range(_LENGTH)]], device=model.device)
     with torch.inference_mode():
         return model(input_ids=tokens).logits[0].float().cpu()

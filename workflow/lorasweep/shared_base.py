@@ -109,7 +109,11 @@ class SharedBase:
                 return self._model.generate(**inputs)
             self._activate(next(name for name in names if name))  # which one is of no matter; that layers are on is
             assert self._peft is not None
-            return self._peft.generate(**inputs, adapter_names=[name or _BASE for name in names])
+            try:
+                return self._peft.generate(**inputs, adapter_names=[name or _BASE for name in names])
+            except BaseException:
+                _remove_hooks(self._peft)
+                raise
 
     def _activate(self, name: str | None) -> None:
         if self._peft is None or not self._attached:
@@ -122,15 +126,23 @@ class SharedBase:
         self._active = name
 
 
+def _remove_hooks(model: torch.nn.Module) -> None:
+    """Remove what PEFT leaves on its layers when a mixed batch fails: it would decide for later batches."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if "adapter_names" in getattr(hook, "keywords", {}):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 def can_share_batches(adapter: Adapter) -> bool:
     """Whether rows under this adapter can be in one batch with rows under others: PEFT does it for plain LoRA only."""
-    return not adapter.replaced and not adapter.config.get("use_dora") and not adapter.config.get("lora_bias")
+    return not adapter.config.get("use_dora") and not adapter.config.get("lora_bias")
 
 
 def _refuse_changes_of_the_base(adapter: Adapter) -> None:
-    for target, name in adapter.replaced.items():
-        if target.endswith(".bias") or ".base_layer." in name:
-            raise AdapterError(
-                f"{adapter.path}: it replaces '{target}' in the base model itself, which other adapters share; "
-                "accepted: merge_adapters: true"
-            )
+    if adapter.replaced:
+        raise AdapterError(
+            f"{adapter.path}: it replaces '{next(iter(adapter.replaced))}' in the base model (bias, modules_to_save), "
+            "which other adapters share; accepted: merge_adapters: true"
+        )
