@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from evaluation_specs import make_spec
 from lorasweep import evaluator
 from lorasweep.adapter import AdapterError, check_injected, read_adapter
 from lorasweep.checkpoint import read_checkpoint
@@ -127,21 +128,11 @@ SPOILT = [
 
 
 def spec(base: Path, point: Path, mode: str, task: str = "letters") -> EvaluationSpec:
-    return EvaluationSpec.model_validate(
-        {
-            "mode": mode,
-            "base_model": str(base),
-            "base_fingerprint": read_checkpoint(base).fingerprint,
-            "dtype": "fp32",
-            "device": "cpu",
-            "system_prompt": None,
-            "tasks": [TaskSpec(name=task, task=f"{point.parent / 'tasks.py'}@{task}", args={}, limit=None)],
-            "max_connections": 4,
-            "max_tokens": 4,
-            "temperature": 0,
-            "seed": 0,
-            "files": {},
-        }
+    return make_spec(
+        mode=mode,
+        base_model=str(base),
+        base_fingerprint=read_checkpoint(base).fingerprint,
+        tasks=[TaskSpec(name=task, task=f"{point.parent / 'tasks.py'}@{task}", args={}, limit=None)],
     )
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from evaluation_specs import make_spec
 from lorasweep import vllm_server
 from lorasweep.adapter import Adapter, AdapterError
 from lorasweep.checkpoint import Tensor
 from lorasweep.errors import InputError
-from lorasweep.evaluation import EvaluationSpec, TaskSpec
+from lorasweep.evaluation import EvaluationSpec
 from lorasweep.vllm_server import RANKS, get_server_args, measure_distance, open_server, refuse_unserved
 
 
@@ -37,20 +38,8 @@ def base(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> EvaluationSpec:
-    return EvaluationSpec(
-        mode="B2",
-        backend="vllm",
-        base_model=str(tmp_path / "base"),
-        base_fingerprint="f",
-        dtype="bf16",
-        device="cuda",
-        system_prompt=None,
-        tasks=[TaskSpec(name="a", task="a.py", args={}, limit=None)],
-        max_connections=4,
-        max_tokens=8,
-        temperature=0,
-        seed=3,
-        files={},
+    return make_spec(
+        backend="vllm", base_model=str(tmp_path / "base"), dtype="bf16", device="cuda", max_tokens=8, seed=3
     )
 
 

@@ -7,29 +7,12 @@ from typing import Any
 
 import pytest
 
+from evaluation_specs import make_spec
 from lorasweep.errors import InputError
-from lorasweep.evaluation import EvaluationSpec, TaskSpec
+from lorasweep.evaluation import EvaluationSpec
 from lorasweep.evaluation_state import EvaluationState, is_evaluated
 
 VERSIONS = {"torch": "1"}
-
-
-def make_spec(**changes: Any) -> EvaluationSpec:
-    spec = EvaluationSpec(
-        mode="B2",
-        base_model="m",
-        base_fingerprint="f",
-        dtype="fp32",
-        device="cpu",
-        system_prompt=None,
-        tasks=[TaskSpec(name="a", task="a.py", args={}, limit=None)],
-        max_connections=1,
-        max_tokens=None,
-        temperature=0,
-        seed=0,
-        files={"a.py": "0"},
-    )
-    return spec.model_copy(update=changes)
 
 
 @pytest.fixture

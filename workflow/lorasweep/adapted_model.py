@@ -118,7 +118,9 @@ class _Tokenizer:
             self._batch.adapters = [text.adapter for text in texts]
         return self._tokenizer(texts, **options)
 
-    def take_adapters(self) -> list[str | None]:
+    @property
+    def adapters(self) -> list[str | None]:
+        """Of the batch that was tokenized last by this thread; none for other texts than prompts."""
         adapters: list[str | None] = self._batch.adapters
         return adapters
 
@@ -141,7 +143,7 @@ class _Rows:
         return self._base.device
 
     def generate(self, **inputs: Any) -> Any:
-        return self._base.generate(self._tokenizer.take_adapters(), **inputs)
+        return self._base.generate(self._tokenizer.adapters, **inputs)
 
 
 class _Loaded:

@@ -54,6 +54,23 @@ class EvaluationSpec(BaseModel):
         """Of the whole, in hexadecimal: two evaluations of one adapter with one digest are the same."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
+    @property
+    def base_proof(self) -> dict[str, Any]:
+        """What a proof says of the base model."""
+        return {"base_model": self.base_model, "base_model_fingerprint": self.base_fingerprint}
+
+    def make_generate_config(self, temperature: float | None) -> Any:
+        """Return Inspect's configuration of generation; how a backend is told to decode greedily is its own matter."""
+        from inspect_ai.model import GenerateConfig
+
+        return GenerateConfig(
+            max_connections=self.max_connections,
+            max_tokens=self.max_tokens,
+            temperature=temperature,
+            seed=self.seed,
+            system_message=self.system_prompt,
+        )
+
 
 def make_evaluation_spec(
     experiment: "Experiment", tasks: "Iterable[TaskEntry]", files: "Iterable[Path]", mode: Mode, base_fingerprint: str

@@ -25,9 +25,7 @@ from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, STATE
 
 def is_evaluated(spec: EvaluationSpec, point: Path) -> bool:
     """Whether a point's evaluation, as `spec` says it, lies in its `eval/`; of what adapter is not asked."""
-    metrics = _read_json(point / "eval" / METRICS)
-    logs = (point / "eval" / f"{task.name}.eval" for task in spec.tasks)
-    return metrics.get("evaluation_sha256") == spec.sha256 and all(log.is_file() for log in logs)
+    return _holds_result(point / "eval", _get_names(spec), {"evaluation_sha256": spec.sha256})
 
 
 class EvaluationState:
@@ -36,7 +34,7 @@ class EvaluationState:
     def __init__(self, spec: EvaluationSpec, point: Path) -> None:
         self._point = point
         self._folder = point / STATE / "eval"
-        self._names = [*(f"{task.name}.eval" for task in spec.tasks), METRICS]
+        self._names = _get_names(spec)
         weights = point / "adapter" / ADAPTER_WEIGHTS
         self._key = {
             "evaluation_sha256": spec.sha256,
@@ -99,9 +97,18 @@ class EvaluationState:
         shutil.rmtree(self._folder)
 
     def _holds_result(self, folder: Path) -> bool:
-        metrics = _read_json(folder / METRICS)
-        is_this = {key: metrics.get(key) for key in self._key} == self._key
-        return bool(metrics) and is_this and all((folder / name).is_file() for name in self._names)
+        return _holds_result(folder, self._names, self._key)
+
+
+def _get_names(spec: EvaluationSpec) -> list[str]:
+    """The files of a result, the last of which says that all are there."""
+    return [*(f"{task.name}.eval" for task in spec.tasks), METRICS]
+
+
+def _holds_result(folder: Path, names: list[str], key: Mapping[str, Any]) -> bool:
+    metrics = _read_json(folder / METRICS)
+    is_this = {part: metrics.get(part) for part in key} == key
+    return bool(metrics) and is_this and all((folder / name).is_file() for name in names)
 
 
 def _link(names: list[str], source: Path, target: Path) -> None:

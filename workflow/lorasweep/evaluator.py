@@ -20,8 +20,8 @@ from lorasweep.evaluation import EvaluationSpec, TaskSpec
 from lorasweep.evaluation_state import EvaluationState
 from lorasweep.files import hold_alone
 from lorasweep.layout import RECORD, STATE
-from lorasweep.probe import base_logits, probe_logits
-from lorasweep.tensors import DTYPES, PRECISIONS
+from lorasweep.probe import base_logits, measure_effect, probe_logits
+from lorasweep.tensors import get_torch_name
 from lorasweep.versions import get_versions
 
 
@@ -92,7 +92,7 @@ def _open_full_model(
     spec: EvaluationSpec, base: Checkpoint, point: Path, probes: Path, full: Path
 ) -> tuple[Any, dict[str, Any]]:
     """Return the Inspect model, and the proof that the point's adapter is in it; `full` is the model of A or B1."""
-    proof = _name_base(spec)
+    proof: dict[str, Any] = spec.base_proof
     if spec.mode == "base":
         if spec.backend == "vllm":
             from lorasweep.vllm_server import make_served_model
@@ -111,9 +111,7 @@ def _open_full_model(
     if spec.mode == "B1":
         # By the model's arguments Inspect knows an evaluation that it began; where this merge lies says nothing.
         model.model_args.pop("model_path")
-    proof["probe_distance"] = float((probe_logits(model.api.model) - before).abs().max())
-    if not proof["probe_distance"] > 0:
-        raise AdapterError(f"{adapter.path}: the model answers the probe as its base does: the adapter has no effect")
+    proof["probe_distance"] = measure_effect(adapter, probe_logits(model.api.model), before)
     return model, proof
 
 
@@ -138,7 +136,7 @@ def _open_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> Iterator[Cal
         name = f"lorasweep/{point.name}"
         model = _make_model(spec, name, base, base=str(base.path), adapter=str(point / "adapter"))
         try:
-            yield model, _name_base(spec) | model.api.proof
+            yield model, spec.base_proof | model.api.proof
         finally:
             model.api.close()
 
@@ -147,27 +145,17 @@ def _open_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> Iterator[Cal
         model.api.close()
 
 
-def _name_base(spec: EvaluationSpec) -> dict[str, Any]:
-    return {"base_model": spec.base_model, "base_model_fingerprint": spec.base_fingerprint}
-
-
 def _make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model_args: Any) -> Any:
     """Make a model of Inspect's provider for Hugging Face, or of ours, which takes the same arguments."""
-    from inspect_ai.model import GenerateConfig, get_model
+    from inspect_ai.model import get_model
 
     sampled = spec.temperature > 0
     return get_model(
         name,
         memoize=False,
-        config=GenerateConfig(
-            max_connections=spec.max_connections,
-            max_tokens=spec.max_tokens,
-            temperature=spec.temperature if sampled else None,
-            seed=spec.seed,
-            system_message=spec.system_prompt,
-        ),
+        config=spec.make_generate_config(temperature=spec.temperature if sampled else None),
         device="cuda:0" if spec.device == "cuda" else "cpu",
-        dtype=str(DTYPES[PRECISIONS[spec.dtype]]).removeprefix("torch."),
+        dtype=get_torch_name(spec.dtype),
         do_sample=sampled,
         # A chat template writes the special tokens itself; the tokenizer would put a second one in front.
         tokenizer_call_args={"add_special_tokens": not checkpoint.has_chat_template},

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from lorasweep.adapter import Adapter, AdapterError
 from lorasweep.checkpoint import Checkpoint
 from lorasweep.files import give_default_mode
 from lorasweep.tensors import DTYPES, PRECISIONS
@@ -24,6 +25,18 @@ def probe_logits(model: Any) -> torch.Tensor:
     tokens = torch.tensor([[(7919 * (i + 1)) % size for i in range(_LENGTH)]], device=model.device)
     with torch.inference_mode():
         return model(input_ids=tokens).logits[0].float().cpu()
+
+
+def measure_effect(adapter: Adapter, logits: torch.Tensor, base: torch.Tensor) -> float:
+    """Return the largest distance of a logit from the base's, both of shape [tokens, vocabulary].
+
+    Raises:
+        AdapterError: there is none.
+    """
+    distance = float((logits - base).abs().max())
+    if not distance > 0:
+        raise AdapterError(f"{adapter.path}: the model answers the probe as its base does: the adapter has no effect")
+    return distance
 
 
 def base_logits(base: Checkpoint, dtype: str, device: str, cache: Path) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from peft import PeftConfig, PeftModel
 
 from lorasweep.adapter import Adapter, AdapterError, check_injected
-from lorasweep.probe import probe_logits
+from lorasweep.probe import measure_effect, probe_logits
 
 _BASE = "__base__"
 """PEFT's name for a row of a batch that no adapter changes."""
@@ -66,11 +66,7 @@ class SharedBase:
                 # In the adapter's own precision where that is the wider one, as PEFT does by default.
                 self._peft.load_adapter(str(adapter.path), name, torch_device=str(self.device))
                 tensors = check_injected(adapter, self._peft.state_dict(), name)
-                distance = float((self.probe(name) - self.logits).abs().max())
-                if not distance > 0:
-                    raise AdapterError(
-                        f"{adapter.path}: the model answers the probe as its base does: the adapter has no effect"
-                    )
+                distance = measure_effect(adapter, self.probe(name), self.logits)
             except BaseException:
                 self.detach(name)
                 raise

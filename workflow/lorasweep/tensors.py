@@ -15,6 +15,11 @@ PRECISIONS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
 """Safetensors' names of the precisions that a model can have."""
 
 
+def get_torch_name(precision: str) -> str:
+    """Return what torch calls one of `PRECISIONS`, as `bfloat16`."""
+    return str(DTYPES[PRECISIONS[precision]]).removeprefix("torch.")
+
+
 def read_tensor(folder: Path, tensor: Tensor) -> torch.Tensor:
     """Read one tensor of floating point values into memory.
 

@@ -14,7 +14,7 @@ from lorasweep.adapter import Adapter, AdapterError, read_adapter
 from lorasweep.checkpoint import Checkpoint
 from lorasweep.errors import InputError
 from lorasweep.evaluation import EvaluationSpec
-from lorasweep.tensors import DTYPES, PRECISIONS
+from lorasweep.tensors import get_torch_name
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for `--max-lora-rank` (vllm/config/lora.py): an adapter of another rank needs the next larger one."""
@@ -40,7 +40,7 @@ def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) 
 
     @contextmanager
     def open_model(point: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-        adapter = read_adapter(point / "adapter", base)
+        adapter = adapters.get(point) or read_adapter(point / "adapter", base)
         refuse_unserved(adapter)
         if not base_answers:
             base_answers.extend(_ask(base_model) for _ in range(2))
@@ -51,9 +51,9 @@ def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) 
                 f"{adapter.path}: the adapter has no effect: logprobs of vLLM's answers differ by {distance} from the "
                 f"base's, which differ by {noise} when it is asked twice"
             )
-        proof: dict[str, Any] = {"base_model": spec.base_model, "base_model_fingerprint": base.fingerprint}
-        proof |= {"adapter_sha256": adapter.sha256, "adapter_tensors": len(adapter.tensors)}
-        yield make_served_model(spec, base, adapter, adapters.values()), proof | {"probe_distance": distance}
+        proof: dict[str, Any] = {"adapter_sha256": adapter.sha256, "adapter_tensors": len(adapter.tensors)}
+        proof |= spec.base_proof | {"probe_distance": distance}
+        yield make_served_model(spec, base, adapter, adapters.values()), proof
 
     try:
         yield open_model
@@ -65,7 +65,7 @@ def make_served_model(
     spec: EvaluationSpec, base: Checkpoint, adapter: Adapter | None, all_adapters: Collection[Adapter]
 ) -> Any:
     """Make the Inspect model; the server is started by the first that is asked, with what the first one says."""
-    from inspect_ai.model import GenerateConfig, get_model
+    from inspect_ai.model import get_model
 
     name = f"vllm/{base.path.resolve()}"
     if adapter:
@@ -75,13 +75,7 @@ def make_served_model(
     return get_model(
         name,
         memoize=False,
-        config=GenerateConfig(
-            max_connections=spec.max_connections,
-            max_tokens=spec.max_tokens,
-            temperature=spec.temperature,
-            seed=spec.seed,
-            system_message=spec.system_prompt,
-        ),
+        config=spec.make_generate_config(temperature=spec.temperature),
         **get_server_args(spec, base, all_adapters),
     )
 
@@ -92,7 +86,7 @@ def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection
     Inspect itself would pass the largest `r` of the adapters' configurations; but an adapter can have a larger rank in
     `rank_pattern`, and vLLM takes some numbers only. vLLM asks of both, the configuration and the pattern.
     """
-    arguments: dict[str, Any] = {"dtype": str(DTYPES[PRECISIONS[spec.dtype]]).removeprefix("torch."), "seed": spec.seed}
+    arguments: dict[str, Any] = {"dtype": get_torch_name(spec.dtype), "seed": spec.seed}
     ranks = [adapter.config["r"] for adapter in adapters]
     ranks += [adapter.tensors[update.a].shape[0] for adapter in adapters for update in adapter.updates.values()]
     if ranks:

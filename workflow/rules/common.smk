@@ -48,10 +48,10 @@ try:
     from lorasweep.dataset import check_data
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
-    from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
     from lorasweep.evaluation_state import is_evaluated
+    from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
     from lorasweep.inputs import check_inputs, check_registered_tasks, find_missing_model, make_recipe
-    from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+    from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, RECORD
     from lorasweep.points import BASELINE, get_points, record_points
     from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
     from lorasweep.summary import FailureRecorder, summarise
@@ -139,8 +139,7 @@ def get_results(wildcards):
 
 def get_adapter_files(point):
     """The files of an adapter that are declared; its tokenizer lies beside them."""
-    names = ("adapter_model.safetensors", "adapter_config.json", "lorasweep.json")
-    return [f"<results>/{point}/adapter/{name}" for name in names]
+    return [f"<results>/{point}/adapter/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)]
 
 
 def get_taken_adapter(wildcards):
@@ -183,7 +182,7 @@ def find_kept_files(point):
             kept["model"] = [f"<results>/{point}/hf_model"]
     if point in EVALUATED:
         kept["logs"] = [f"<results>/{point}/eval/{task.name}.eval" for task in TASKS]
-        kept["metrics"] = [f"<results>/{point}/eval/metrics.json"]
+        kept["metrics"] = [f"<results>/{point}/eval/{METRICS}"]
     return kept
 
 
@@ -207,7 +206,7 @@ def get_task_files():
 def get_evaluation_outputs():
     return {
         "logs": [f"<results>/{{point}}/eval/{entry.name}.eval" for entry in TASKS],
-        "metrics": "<results>/{point}/eval/metrics.json",
+        "metrics": f"<results>/{{point}}/eval/{METRICS}",
     }
 
 
@@ -241,8 +240,7 @@ def get_recipe(wildcards):
 
 @lru_cache(maxsize=None)
 def make_spec(mode):
-    base = MISSING_MODEL or read_checkpoint(Path(BASE_MODEL)).fingerprint
-    return make_evaluation_spec(EXPERIMENT, TASKS, map(Path, get_task_files()), mode, base)
+    return make_evaluation_spec(EXPERIMENT, TASKS, map(Path, get_task_files()), mode, get_base_fingerprint(None))
 
 
 def get_evaluation(wildcards):
