@@ -172,18 +172,33 @@ def _get_versions(spec: EvaluationSpec) -> dict[str, str]:
 
 def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: Any, proof: dict[str, Any]) -> None:
     """Run every task of a point; its state has the result then."""
-    os.environ["XDG_DATA_HOME"] = str(state.data.resolve())
     metrics: dict[str, Any] = {"mode": spec.mode, "backend": spec.backend, "proof": proof, "tasks": {}}
     metrics["versions"] = _get_versions(spec)
     logs = {}
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="inspect-") as scratch:
-        os.environ.setdefault("INSPECT_TRACE_FILE", f"{scratch}/trace.log")
+    with _keep_inspects_files_in(state.data):
         for task in spec.tasks:
             metadata = {"point": point, "mode": spec.mode, **proof}
             logs[task.name], metrics["tasks"][task.name] = _run_task(task, model, state, point, metadata)
     metrics["seconds"] = round(time.monotonic() - began, 3)
     state.finish(logs, metrics)
+
+
+@contextmanager
+def _keep_inspects_files_in(data: Path) -> Iterator[None]:
+    """Let Inspect write what it needs to go on into `data`, and its trace to a place that does not stay."""
+    before = os.environ.copy()
+    with tempfile.TemporaryDirectory(prefix="inspect-") as scratch:
+        os.environ["XDG_DATA_HOME"] = str(data.resolve())
+        os.environ.setdefault("INSPECT_TRACE_FILE", f"{scratch}/trace.log")
+        try:
+            yield
+        finally:
+            for name in ("XDG_DATA_HOME", "INSPECT_TRACE_FILE"):
+                if name in before:
+                    os.environ[name] = before[name]
+                else:
+                    del os.environ[name]
 
 
 def _run_task(
