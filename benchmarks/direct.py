@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--larger", type=float, default=1.0, help="billions of parameters of the random model; 0: none")
     parser.add_argument("--larger-adapters", type=int, nargs="+", default=[4])
-    parser.add_argument("--samples", type=int, default=40, help="samples of the demo's task")
+    parser.add_argument("--samples", type=int, default=16, help="samples of the demo's task")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--picture", type=Path, help="SVG file to draw the curves to")
     # What needs the environment that has torch.
@@ -137,7 +137,7 @@ def run(folder: Path, model: Path, way: str, number: int, samples: int) -> dict[
         loads += said.count("Loading weights: 100%")
     if way != MERGED:
         assert json.loads((results / "failed.json").read_text()) == {}
-    found = list(results.glob("*/eval/*"))
+    found = list(results.glob("*/eval/*" if way == MERGED else "*/state/eval/done/*"))
     assert len(found) == 2 * number
     logs = sum(file.stat().st_size for file in found)
     return {"wall": wall, "peak": peak / 1e6, "written": written / 1e6, "logs": logs / 1e6, "loads": loads}

@@ -19,6 +19,7 @@ from inspect_ai.model._providers.hf import HF_TOKEN, HuggingFaceAPI, set_random_
 
 from lorasweep.adapter import read_adapter
 from lorasweep.checkpoint import read_checkpoint
+from lorasweep.request_batches import join_batch
 from lorasweep.shared_base import SharedBase, can_share_batches
 
 
@@ -86,9 +87,11 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         """Return the prompt as `hf` makes it, with the adapter that is to answer it."""
         return _Prompt(super().hf_chat(messages, tools), self._name)
 
-    async def generate(self, *args: Any, **kwargs: Any) -> ModelOutput:
+    async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
         """Generate as `hf` does; the output's metadata says which adapter made it."""
-        output = await super().generate(*args, **kwargs)
+        async with join_batch(self.model, config.max_connections or self.max_connections()) as size:
+            batched = config.model_copy(update={"max_connections": size})
+            output = await super().generate(input, tools, tool_choice, batched)
         output.metadata = {**(output.metadata or {}), **self.proof}
         return output
 
