@@ -2,6 +2,7 @@
 
 import anyio
 import pytest
+
 from lorasweep.request_batches import join_batch
 
 

@@ -17,7 +17,6 @@ from evaluation_specs import make_spec
 from lorasweep import vllm_server
 from lorasweep.adapter import Adapter, AdapterError
 from lorasweep.checkpoint import Tensor
-from lorasweep.errors import InputError
 from lorasweep.evaluation import EvaluationSpec
 from lorasweep.vllm_server import RANKS, get_server_args, measure_distance, open_server, refuse_unserved
 
@@ -59,8 +58,8 @@ def test_a_larger_rank_of_a_pattern_counts(spec: EvaluationSpec, base: Any, tmp_
 
 
 def test_a_rank_that_vllm_does_not_take_is_refused(spec: EvaluationSpec, base: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="rank 1000 is not served"):
-        get_server_args(spec, base, [make_adapter(tmp_path, 1000)])
+    with pytest.raises(AdapterError, match="a rank over 512 is not applied"):
+        refuse_unserved(make_adapter(tmp_path, 1000))
 
 
 def test_a_base_without_a_chat_template_is_prompted_as_by_hf(spec: EvaluationSpec, base: Any) -> None:

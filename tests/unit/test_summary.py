@@ -57,7 +57,7 @@ def test_the_end_says_what_is_done_what_failed_and_how_to_go_on(tmp_path: Path) 
     (results / "a/manifest.json").write_text("{}")
     log = tmp_path / "b.log"
     log.write_text("one\rtwo\nthe end\n")
-    said = summarise(results, ["a", "b", "c"], {}, [Failure("train", "b", "a reason", log)], "snakemake -c2")
+    said = summarise(results, ["a", "b", "c"], {"b", "c"}, [Failure("train", "b", "a reason", log)], "snakemake -c2")
     assert said.splitlines() == [
         "sweep: 1 of 3 points done, 1 failed, 1 not finished",
         "  failed: train of b: a reason",
@@ -69,11 +69,11 @@ def test_the_end_says_what_is_done_what_failed_and_how_to_go_on(tmp_path: Path) 
     ]
 
 
-def test_of_a_batch_that_failed_no_point_is_done_and_none_has_failed(tmp_path: Path) -> None:
+def test_a_point_with_a_job_that_was_not_done_is_not_done(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text("{}")  # of an earlier evaluation
     failure = Failure("evaluate_adapters", "b+1-123456", "it was cancelled", tmp_path / "none.log")
-    said = summarise(tmp_path, ["a", "b", "c"], {"b+1-123456": ["b", "c"]}, [failure], "snakemake -c2")
+    said = summarise(tmp_path, ["a", "b", "c"], {"b", "c"}, [failure], "snakemake -c2")
     assert "1 of 3 points done, 0 failed, 2 not finished" in said
     assert "failed: evaluate_adapters of b+1-123456: it was cancelled" in said

@@ -36,6 +36,14 @@ def without_chat_template(sweep: Sweep) -> None:
     (sweep.directory / "model/tokenizer_config.json").write_text("{}")
 
 
+def own_adapter(sweep: Sweep) -> None:
+    adapter = sweep.results / "lora_rank=4/adapter"
+    adapter.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).touch()
+    sweep.edit(runs=[{"name": "again", "adapter": str(adapter.relative_to(sweep.directory))}])
+
+
 def adapter_only(said: bool) -> dict[str, Any]:
     return {"_override": {"checkpointer": {"save_adapter_weights_only": said}}}
 
@@ -87,6 +95,8 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "a batch of more than there is": (edit(controls={"batch_size": 30}), ["batch_size: 30", "25 samples"]),
     "a pattern for a path": (edit(data={"train": "train[1].jsonl"}), ["data.train", "'train[1].jsonl'", "patterns"]),
     "an override that is none": (edit(controls={"_override": {"a": "${"}}), ["controls._override"]),
+    "an adapter of its own": (own_adapter, ["adapter:", "lora_rank=4/adapter", "'again'", "outside of results/"]),
+    "too many adapters a job": (edit(evaluation={"adapters_per_job": 1000}), ["adapters_per_job", "1000", "200"]),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{
         f"a run called {name!r}": (edit(runs=[{"name": name, "lora_rank": 2}]), ["runs.0.name", "letters, digits"])

@@ -164,16 +164,20 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
 def adopt_adapter(source: Path, adapter: Path, base: Path) -> None:
     """Copy an adapter that was trained elsewhere, with a record of where it is from and which base it was checked on.
 
-    What a trainer of ours recorded of it is kept.
+    What a trainer of ours recorded of it is kept. Of what a training left at `adapter` and beside it, nothing stays.
 
     Raises:
         AdapterError: as `read_adapter` does.
     """
     checkpoint = read_checkpoint(base)
     taken = read_adapter(source, checkpoint)
-    adapter.mkdir(parents=True, exist_ok=True)
+    (adapter.parent / "recipe.yaml").unlink(missing_ok=True)
+    shutil.rmtree(adapter, ignore_errors=True)
+    adapter.mkdir(parents=True)
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         shutil.copyfile(source / name, adapter / name)
+    if (copied := digest_file(adapter / ADAPTER_WEIGHTS)) != taken.sha256:
+        raise AdapterError(f"{source}: has changed while it was copied ({taken.sha256[:12]}, then {copied[:12]})")
     record = json.loads((source / RECORD).read_text()) if (source / RECORD).is_file() else {}
     record |= {
         "adopted_from": str(source.resolve()),

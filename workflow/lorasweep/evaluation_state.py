@@ -128,7 +128,7 @@ def _link(names: list[str], source: Path, target: Path) -> None:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text()))
-    except (FileNotFoundError, ValueError):  # torn by a full disk: as if it were not there
+    except (FileNotFoundError, ValueError, TypeError):  # torn by a full disk: as if it were not there
         return {}
 
 

@@ -66,6 +66,7 @@ def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str,
                 state = EvaluationState(spec, point)
                 try:
                     if not state.is_finished():
+                        print(f"{point.name} is evaluated", flush=True)
                         state.begin(_get_versions(spec))
                         with open_model(point) as (model, proof):
                             _run_tasks(spec, point.name, state, model, proof)
@@ -118,10 +119,11 @@ def _open_full_model(
 @contextmanager
 def _open_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> Iterator[Callable[[Path], Any]]:
     """Give a way to open each point's model while the base is there; the base is loaded when the first is opened."""
+    base = _read_base(spec)
     if spec.backend == "vllm":
         from lorasweep.vllm_server import open_server
 
-        with open_server(spec, _read_base(spec), points) as open_served:
+        with open_server(spec, base, points) as open_served:
             yield open_served
         return
     import lorasweep.provider  # noqa: F401  registers it, wherever this package lies
@@ -130,7 +132,6 @@ def _open_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> Iterator[Cal
 
     @contextmanager
     def open_model(point: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-        base = _read_base(spec)
         if not kept:
             kept.append(_make_model(spec, "lorasweep/base", base, base=str(base.path)))
         name = f"lorasweep/{point.name}"

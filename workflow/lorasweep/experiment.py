@@ -45,6 +45,9 @@ NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+MOST_ADAPTERS = 200
+"""Points that a job can evaluate: their names stand in its command, which may have 128 KiB."""
+
 Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, Field(min_length=1)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
@@ -176,7 +179,7 @@ class Evaluation(Section):
     """The checkpoint directory that adapters are evaluated on; `null`: `model.path`. Must hold the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
     """The Inspect tasks."""
-    adapters_per_job: PositiveInt | Literal["auto"] = "auto"
+    adapters_per_job: Annotated[int, Field(ge=1, le=MOST_ADAPTERS)] | Literal["auto"] = "auto"
     """Points (B2) that one job evaluates on one loaded base; `auto`: until its start is a tenth of the job's time."""
     job_minutes: PositiveInt = 240
     """With `auto`: a job gets no more points than are expected to be done in this time."""

@@ -14,8 +14,12 @@ from lorasweep.tasks import TaskEntry
 from lorasweep.trainers import TrainingSpec, get_trainer
 
 
-def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], source: str) -> None:
+def check_inputs(
+    experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], results: Path, source: str
+) -> None:
     """Check the data, the base model, and that the sections of the experiment agree with each other.
+
+    `results` is the experiment's folder.
 
     A base model that is not there is left to `find_missing_model`: a dry run bears with it.
 
@@ -29,6 +33,13 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         )
     points = list(points)
     _check_backend(experiment, points, source)
+    for point in points:
+        # Its own adapter would be deleted before it is copied; another's of this experiment may not be there yet.
+        if point.adapter and Path(point.adapter).resolve().is_relative_to(results.resolve()):
+            raise InputError(
+                f"{source}: runs: adapter: {point.adapter!r} (run '{point.name}') is of this experiment; accepted: one "
+                f"that lies outside of {results}"
+            )
     trained = [point for point in points if not point.adapter]
     if trained:
         samples = check_data(experiment.data, source)

@@ -7,7 +7,7 @@ same as formulas; the plan of a sweep is another thing.
 from math import ceil, prod
 
 from lorasweep.checkpoint import Checkpoint
-from lorasweep.experiment import Controls, Evaluation, Model
+from lorasweep.experiment import MOST_ADAPTERS, Controls, Evaluation, Model
 
 BYTES = {"fp32": 4, "bf16": 2}
 """Bytes of a value."""
@@ -131,7 +131,7 @@ def get_adapters_per_job(checkpoint: Checkpoint, model: Model, evaluation: Evalu
         return evaluation.adapters_per_job
     start = START_SECONDS + _load_seconds(checkpoint, model)
     each = _answer_seconds(checkpoint, model, evaluation)
-    return max(1, min(ceil(9 * start / each), int((60 * evaluation.job_minutes - start) / each)))
+    return max(1, min(ceil(9 * start / each), int((60 * evaluation.job_minutes - start) / each), MOST_ADAPTERS))
 
 
 def _load_seconds(checkpoint: Checkpoint, model: Model) -> float:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,22 +91,21 @@ def read_tail(log: Path, size: int = 20_000) -> list[str]:
 def summarise(
     results: Path,
     points: Iterable[str],
-    batches: Mapping[str, Iterable[str]],
+    unfinished: Collection[str],
     failures: Iterable[Failure],
     command: str,
 ) -> str:
     """Return what a person reads at the end of a run.
 
-    A point is done when it has its manifest, and none of its jobs failed in this run. `batches` are the points of jobs
-    that are of several: of one that failed, none is done, and none has failed.
+    `unfinished` are the points of jobs that this run was to do and did not, some of which failed. A point is done when
+    it has its manifest, and is none of them.
     """
     failed: dict[str, Failure] = {}
     for failure in failures:
         failed.setdefault(failure.point, failure)
-    kept_waiting = {point for name in failed for point in batches.get(name, ())}
     names = list(points)
     whole = [name for name in names if (results / name / "manifest.json").is_file()]
-    done = [name for name in whole if name not in failed and name not in kept_waiting]
+    done = [name for name in whole if name not in failed and name not in unfinished]
     waiting = [name for name in names if name not in failed and name not in done]
     count = len(names) - len(done) - len(waiting)  # of points; a job of several is none
     lines = [f"{results.name}: {len(done)} of {len(names)} points done, {count} failed, {len(waiting)} not finished"]

@@ -32,16 +32,19 @@ def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) 
     adapters = {}
     for point in points:
         try:
-            adapters[point] = read_adapter(point / "adapter", base)
+            adapter = read_adapter(point / "adapter", base)
+            refuse_unserved(adapter)
         except AdapterError:  # it fails when it is opened, and alone
             continue
+        adapters[point] = adapter
     base_model = make_served_model(spec, base, None, adapters.values())
     base_answers: list[Any] = []
 
     @contextmanager
     def open_model(point: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         adapter = adapters.get(point) or read_adapter(point / "adapter", base)
-        refuse_unserved(adapter)
+        if point not in adapters:
+            refuse_unserved(adapter)
         if not base_answers:
             base_answers.extend(_ask(base_model) for _ in range(2))
         answers = _ask(make_served_model(spec, base, adapter, adapters.values()))
@@ -87,27 +90,24 @@ def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection
     `rank_pattern`, and vLLM takes some numbers only. vLLM asks of both, the configuration and the pattern.
     """
     arguments: dict[str, Any] = {"dtype": get_torch_name(spec.dtype), "seed": spec.seed}
-    ranks = [adapter.config["r"] for adapter in adapters]
-    ranks += [adapter.tensors[update.a].shape[0] for adapter in adapters for update in adapter.updates.values()]
-    if ranks:
-        arguments |= {"enable_lora": True, "max_lora_rank": _round_up(max(ranks))}
+    if adapters:
+        rank = max(map(_get_rank, adapters))
+        arguments |= {"enable_lora": True, "max_lora_rank": next(taken for taken in RANKS if rank <= taken)}
     if not base.has_chat_template:
         arguments["use_chat_template"] = False
     return arguments
 
 
-def _round_up(rank: int) -> int:
-    for accepted in RANKS:
-        if rank <= accepted:
-            return accepted
-    raise InputError(f"an adapter of rank {rank} is not served by vLLM; accepted: up to {RANKS[-1]}, or backend: hf")
+def _get_rank(adapter: Adapter) -> int:
+    """The largest rank of an adapter, by its configuration and by its tensors: vLLM asks of both."""
+    return max([int(adapter.config["r"]), *(adapter.tensors[update.a].shape[0] for update in adapter.updates.values())])
 
 
 def refuse_unserved(adapter: Adapter) -> None:
     """Refuse what vLLM does not apply (vllm/lora/peft_helper.py), by name.
 
     Raises:
-        AdapterError: DoRA, biases, whole modules or embeddings that are replaced.
+        AdapterError: DoRA, biases, whole modules or embeddings that are replaced, too large a rank.
     """
     unserved = {
         "use_dora": adapter.config.get("use_dora"),
@@ -115,6 +115,7 @@ def refuse_unserved(adapter: Adapter) -> None:
         "bias": adapter.config.get("bias", "none") != "none",
         "modules_to_save": adapter.config.get("modules_to_save"),
         "an embedding": any("lora_embedding" in name for name in adapter.tensors),
+        f"a rank over {RANKS[-1]}": _get_rank(adapter) > RANKS[-1],
     }
     for feature, is_there in unserved.items():
         if is_there:

@@ -81,13 +81,6 @@ VARIABLES = sorted({key for point in POINTS.values() for key in point.swept})
 
 # The points that are trained; the others have an adapter that exists.
 TRAINED = {point.name: None for point in POINTS.values() if not point.adapter}
-for point in POINTS.values():
-    # Its own adapter would be deleted before it is copied; another's of this experiment is not there while that trains.
-    if point.adapter and Path(point.adapter).resolve().is_relative_to(Path(RESULTS).resolve()):
-        raise WorkflowError(
-            f"{SOURCE}: the run '{point.name}' has an adapter of this experiment ({point.adapter}); accepted: one that lies "
-            f"outside of {RESULTS}"
-        )
 
 # The points that are evaluated, each with its mode.
 EVALUATED = {point.name: point.mode for point in POINTS.values()} if EXPERIMENT.evaluation.enabled else {}
@@ -349,7 +342,7 @@ try:
     MISSING_MODEL = find_missing_model(EXPERIMENT, SOURCE)
     # Jobs were checked by the process that started them.
     if workflow.is_main_process:
-        check_inputs(EXPERIMENT, POINTS.values(), TASKS, SOURCE)
+        check_inputs(EXPERIMENT, POINTS.values(), TASKS, Path(RESULTS), SOURCE)
         # An environment of conda's is there only once the jobs run.
         if not USES_CONDA:
             check_registered_tasks(TASKS, [f"{SCRIPTS}/run", EVALUATION_STAGE], SOURCE)
@@ -406,7 +399,8 @@ def conclude():
     for leftover in (*Path(RESULTS).glob("*/.*.partial"), Path(RESULTS, ".batches")):
         shutil.rmtree(leftover, ignore_errors=True)
     command = shlex.join(["snakemake", *sys.argv[1:]])
-    return summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), BATCHES, FAILURES.failures, command)
+    unfinished = {job.wildcards.point for job in workflow.dag.needrun_jobs() if "point" in job.wildcards.keys()}
+    return summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), unfinished, FAILURES.failures, command)
 
 
 def write_partial_table():
