@@ -20,6 +20,7 @@ include: "workflow/rules/training.smk"
 include: "workflow/rules/merging.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/planning.smk"
 
 
 localrules:

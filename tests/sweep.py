@@ -30,7 +30,8 @@ from inspect_ai.solver import generate, solver
 
 
 def get_point():
-    return Path(os.environ["XDG_DATA_HOME"]).parts[-4]
+    parts = Path(os.environ.get("XDG_DATA_HOME", "")).parts
+    return parts[-4] if len(parts) > 3 else "none"
 
 
 def told(variable):

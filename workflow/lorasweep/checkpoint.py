@@ -57,9 +57,9 @@ class Tensor:
     """Bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint directory that was found whole."""
+    """A checkpoint directory that was found whole; it is read once a process, and is equal to itself alone."""
 
     path: Path
     config: dict[str, Any]
@@ -67,7 +67,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     tokenizer_files: tuple[str, ...]
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """Values in all tensors; tied embeddings count once."""
         return sum(prod(tensor.shape) for tensor in self.tensors.values())

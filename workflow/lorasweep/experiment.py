@@ -195,6 +195,32 @@ class Evaluation(Section):
     """Seed of sampling."""
 
 
+class Device(Section):
+    """What a device does at its best, for the plan."""
+
+    bf16_flops: PositiveNumber
+    """Floating point operations a second in bf16, dense."""
+    fp32_flops: PositiveNumber
+    """The same in fp32."""
+    bandwidth: PositiveNumber
+    """Bytes a second of its memory."""
+
+
+class Planning(Section):
+    """What the plan of a sweep reckons with. Nothing here reruns anything."""
+
+    device: Name | None = None
+    """The GPU, by its name in docs/plan.md or under `devices`; `null`: a100, or cpu."""
+    devices: dict[str, Device] = {}
+    """Further devices, by name."""
+    efficiency: Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)] = 0.35
+    """Share of a device's operations that training reaches."""
+    parallel_jobs: PositiveInt | None = None
+    """Jobs that run at a time; `null`: Snakemake's `--jobs`, or as many as `--cores` has room for."""
+    storage_limit_gb: PositiveNumber | None = None
+    """Most that the experiment's folder may hold at any moment, in GB (1e9 bytes); `null`: as the file system says."""
+
+
 class Experiment(Section):
     """A whole experiment file."""
 
@@ -215,6 +241,8 @@ class Experiment(Section):
     """The training data."""
     evaluation: Evaluation = Evaluation()
     """How each point is evaluated, and how its checkpoint is kept."""
+    plan: Planning = Planning()
+    """What the plan of the sweep reckons with."""
 
 
 CHECKPOINT_KEYS = ("model_format", "merge_adapters")

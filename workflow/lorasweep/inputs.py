@@ -1,5 +1,6 @@
 """What an experiment needs from outside its file, checked before any job is planned."""
 
+import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,6 +69,11 @@ def find_missing_model(experiment: Experiment, source: str) -> str | None:
     for key, value in named.items():
         if value and not Path(value).is_dir():
             return f"{source}: {key}: no such directory: {value!r}; accepted: a local Hugging Face checkpoint directory"
+        if value and os.listdir(value) == ["config.json"]:
+            return (
+                f"{source}: {key}: {value!r} has a config.json alone, enough for a plan; accepted for a run: a "
+                "local Hugging Face checkpoint directory"
+            )
     return None
 
 

@@ -4,6 +4,8 @@ The figures are requests, not predictions: they leave room, and grow with every 
 same as formulas; the plan of a sweep is another thing.
 """
 
+from collections.abc import Mapping
+from functools import lru_cache
 from math import ceil, prod
 
 from lorasweep.checkpoint import Checkpoint
@@ -40,16 +42,26 @@ _ATTENTION = {"output_proj": "o_proj"}
 MB = 1_000_000
 
 
-def count_lora_parameters(checkpoint: Checkpoint, controls: Controls) -> int:
-    """Return the number of values in the adapter: r · (in + out) a changed weight of shape [out, in]."""
+def find_lora_targets(checkpoint: Checkpoint, controls: Controls) -> Mapping[str, tuple[int, int]]:
+    """Return the weights that get an adapter, with their shapes [out, in]."""
     targets = {_ATTENTION.get(name, name) for name in controls.lora_attn_modules}
     targets |= set(_MLP) if controls.apply_lora_to_mlp else set()
     targets |= {"lm_head"} if controls.apply_lora_to_output else set()
-    return sum(
-        controls.lora_rank * sum(tensor.shape)
+    return _find_weights(checkpoint, frozenset(targets))
+
+
+@lru_cache
+def _find_weights(checkpoint: Checkpoint, modules: frozenset[str]) -> Mapping[str, tuple[int, int]]:
+    return {
+        name: (tensor.shape[0], tensor.shape[1])
         for name, tensor in checkpoint.tensors.items()
-        if name.endswith(".weight") and name.split(".")[-2] in targets
-    )
+        if name.endswith(".weight") and name.split(".")[-2] in modules
+    }
+
+
+def count_lora_parameters(checkpoint: Checkpoint, controls: Controls) -> int:
+    """Return the number of values in the adapter: r · (in + out) a changed weight of shape [out, in]."""
+    return controls.lora_rank * sum(map(sum, find_lora_targets(checkpoint, controls).values()))
 
 
 def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> int:

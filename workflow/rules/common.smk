@@ -9,7 +9,11 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
+import tempfile
+import time
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,9 +37,15 @@ def drop_old_sources():
     return bool(old)
 
 
-# Before anything else, since old rules may not fit the package. The same command begins anew.
+def begin_anew(*arguments):
+    """Replace this process by Snakemake with other arguments, in the directory where it was started."""
+    os.chdir(workflow.workdir_init)
+    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *arguments])
+
+
+# Before anything else, since old rules may not fit the package.
 if workflow.is_main_process and drop_old_sources():
-    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *sys.argv[1:]])
+    begin_anew(*sys.argv[1:])
 
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
@@ -46,11 +56,13 @@ try:
     from lorasweep.checkpoint import read_checkpoint
     from lorasweep.controller import give_up, hold, read_holder, release, remove_locks
     from lorasweep.dataset import check_data
+    from lorasweep.digest import digest_file
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
     from lorasweep.evaluation_state import is_evaluated
     from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
     from lorasweep.inputs import check_inputs, check_registered_tasks, find_missing_model, make_recipe
+    from lorasweep.job_watcher import JobWatcher, StorageSampler, ask_slurm
     from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, RECORD
     from lorasweep.points import BASELINE, get_points, record_points
     from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
@@ -62,8 +74,19 @@ except ModuleNotFoundError as error:
         "'. .venv/driver/bin/activate'"
     )
 
+WORKING_DIRECTORY = os.getcwd()
+
+# Set for the command that `snakemake plan` becomes.
+PLAN_MARK = "LORASWEEP_PLAN"
+
+# A scheduler that is given no bound on jobs still has so many places only.
+MOST_PARALLEL = 1000
+
 # What messages call the experiment file.
 SOURCE = ", ".join(str(path) for path in workflow.overwrite_configfiles or workflow.configfiles)
+
+# To run although there is no room by the plan.
+FORCES_PLAN = str(config.pop("force_plan", False)).lower() == "true"
 
 try:
     EXPERIMENT = load_experiment(read_given_values(config, workflow.config_settings.config), SOURCE)
@@ -363,6 +386,11 @@ ORPHANS = []
 if workflow.is_main_process:
     FAILURES = FailureRecorder(Path(RESULTS, "logs"))
     logger.addHandler(FAILURES)
+    WATCHER = JobWatcher()
+    logger.addHandler(WATCHER)
+    SAMPLER = StorageSampler(Path(RESULTS), lambda: get_forecast().unfinished)
+    BEGAN = datetime.now(UTC).isoformat(timespec="seconds")
+    STARTED = time.monotonic()
     # True, and of no use to anybody: what a batch depends on is decided anew in each run.
     logger.addFilter(lambda record: not str(record.msg).endswith("missing metadata: evaluate_adapters"))
     mend_status_queries()
@@ -380,6 +408,103 @@ if workflow.is_main_process:
         ORPHANS = find_orphans(holder.slurm_runs)
 
 
+def show_plan_instead():
+    """Begin anew as a dry run that shows the plan: what is to do, Snakemake alone knows."""
+    given = list(sys.argv[1:])
+    given.remove("plan")
+    os.environ[PLAN_MARK] = "1"
+    begin_anew(*given, "--dry-run", "--quiet", "rules")
+
+
+@lru_cache(maxsize=None)
+def get_forecast():
+    """The plan of this run; nothing where the base model is not known. Asked for once the jobs are."""
+    from lorasweep.forecast import make_forecast
+    from lorasweep.shapes import read_shape
+
+    if MISSING_MODEL and not Path(BASE_MODEL, "config.json").is_file():
+        return None
+    base = read_shape(Path(BASE_MODEL)) if MISSING_MODEL else read_checkpoint(Path(BASE_MODEL))
+    # Names of points and batches are the wildcards; what has none is of the whole sweep.
+    wanted = {
+        (job.rule.name, str(next(iter(job.wildcards), "")))
+        for job in workflow.dag.needrun_jobs(exclude_finished=False)
+        if job.rule.name not in ("all", "configure_all")
+    }
+    samples = count_samples() if TRAINED else 0
+    parallel = get_parallel_jobs()
+    return make_forecast(EXPERIMENT, POINTS, base, Path(RESULTS), wanted, BATCHES, parallel, samples, get_task_key())
+
+
+def get_parallel_jobs():
+    """How many jobs run at a time: of those with threads, as many as there are cores for."""
+    if EXPERIMENT.plan.parallel_jobs:
+        return EXPERIMENT.plan.parallel_jobs
+    cores = workflow._cores or 1
+    return max(1, cores // min(cores, 4)) if workflow.local_exec else min(workflow.nodes or 1, MOST_PARALLEL)
+
+
+def get_task_key():
+    """Changes when a task does, its arguments, or a file that it reads."""
+    files = {path: digest_file(Path(path)) for path in get_task_files()}
+    return json.dumps([[entry.spec.model_dump() for entry in TASKS], files], sort_keys=True)
+
+
+def count_tokens_and_samples():
+    """Have the trainer count the tokens of some samples, and Inspect the samples of tasks, unless that was done."""
+    from lorasweep.forecast import LENGTHS, read_lengths, read_task_sizes, write_lengths, write_task_sizes
+
+    results, base = Path(RESULTS), "" if MISSING_MODEL else get_base_fingerprint(None)
+    if base and TRAINED and not read_lengths(results / LENGTHS, EXPERIMENT.data, base, count_samples()):
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as recipe:
+            recipe.write(make_point_recipe(next(iter(TRAINED))))
+            recipe.flush()
+            if (lengths := measure("train", "measure_lengths.py", "--recipe", recipe.name)) is not None:
+                write_lengths(results / LENGTHS, EXPERIMENT.data, base, lengths)
+    if EVALUATED and not read_task_sizes(results, get_task_key()):
+        tasks = [
+            {"name": entry.name, "task": entry.spec.task, "args": entry.spec.args, "limit": entry.spec.limit}
+            for entry in TASKS
+        ]
+        if (sizes := measure(EVALUATION_STAGE, "measure_tasks.py", "--tasks", json.dumps(tasks))) is not None:
+            write_task_sizes(results, get_task_key(), sizes)
+
+
+def measure(stage, script, *arguments):
+    """What a script prints as JSON in its last line; nothing, with a warning, where it fails."""
+    command = [f"{SCRIPTS}/run", stage, f"{SCRIPTS}/{script}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        logger.warning(f"{script} did not end well, and its figures are guessed: {done.stderr.strip()[-300:]}")
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show_plan():
+    """Print the plan at the end of a dry run: in short, or all of it where it was asked for."""
+    if not workflow.dryrun or workflow._scheduler is None:
+        return  # a run, or it ended early with its own message
+    os.chdir(WORKING_DIRECTORY)  # which Snakemake has left by now
+    try:
+        if PLAN_MARK in os.environ:
+            count_tokens_and_samples()
+        forecast = get_forecast()
+        if forecast is None:
+            print(f"No plan without {BASE_MODEL}/config.json, which alone is enough for one.")
+            return
+        if PLAN_MARK in os.environ:
+            from rich.console import Console
+
+            forecast.show(Console())
+            print("Written:", *forecast.write())
+        else:
+            print(forecast.describe_shortly())
+        if shortage := forecast.explain_shortage():
+            print(f"A run would be refused: {shortage}")
+    except InputError as error:
+        print(f"{SOURCE}: {error}")
+
+
 def get_orphan_dependency():
     """A resource of `train`: a training that an earlier run left going is waited for by the scheduler."""
     jobs = {orphan.point: orphan.job for orphan in ORPHANS if orphan.is_awaited}
@@ -393,6 +518,7 @@ def get_orphan_dependency():
 def conclude():
     """Leave what a run leaves at its end, however it ended."""
     release(CONTROLLER)
+    SAMPLER.stop()
     # What says that a batch was evaluated is of this run alone: the next one puts other points together.
     for batch in BATCHES:
         workflow.persistence.cleanup_metadata(IOFile(f"{RESULTS}/.batches/{batch}"))
@@ -400,7 +526,27 @@ def conclude():
         shutil.rmtree(leftover, ignore_errors=True)
     command = shlex.join(["snakemake", *sys.argv[1:]])
     unfinished = {job.wildcards.point for job in workflow.dag.needrun_jobs() if "point" in job.wildcards.keys()}
-    return summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), unfinished, FAILURES.failures, command)
+    summary = summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), unfinished, FAILURES.failures, command)
+    return f"{summary}\n{settle_accounts()}"
+
+
+def settle_accounts():
+    """Write down what this run took, and the ledger; return it in short."""
+    from lorasweep.job_records import JOB_RECORDS, append_records
+    from lorasweep.ledger import RunRecord
+
+    forecast = get_forecast()
+    slurm_seconds = ask_slurm(attempt.slurm_job for attempt in WATCHER.attempts if attempt.slurm_job)
+    append_records(forecast.make_records(BEGAN, WATCHER.attempts, slurm_seconds), Path(RESULTS, JOB_RECORDS))
+    return forecast.settle(
+        RunRecord(
+            began=BEGAN,
+            wall_seconds=round(time.monotonic() - STARTED, 3),
+            peak_temporary_bytes=SAMPLER.peak_bytes,
+            planned_wall_seconds=round(forecast.rest.wall_seconds, 3),
+            planned_temporary_bytes=forecast.rest.temporary_bytes,
+        )
+    )
 
 
 def write_partial_table():
@@ -435,6 +581,10 @@ onstart:
                 f".venv/{stage}: the environment is missing; run 'make install"
                 f"{'-vllm' if stage == 'vllm' else ''}', or use '--sdm conda'"
             )
+    if shortage := (forecast := get_forecast()).explain_shortage():
+        if not FORCES_PLAN:
+            raise WorkflowError(shortage)
+        logger.warning(shortage)
     settle_orphans()
     # By this name the jobs of this run are found, should it die.
     run = getattr(workflow.scheduler._executor, "run_uuid", None)
@@ -444,6 +594,8 @@ onstart:
     record_points(POINTS, Path(RESULTS, "points.json"))
     if BATCHES:
         record_batches(BATCHES, BATCH_RECORD)
+    logger.info(forecast.describe_shortly())
+    SAMPLER.start()
 
 
 onsuccess:

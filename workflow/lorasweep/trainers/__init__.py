@@ -39,6 +39,9 @@ class Trainer(Protocol):
     def declared_adapter_only(self, override: dict[str, Any]) -> bool | None:
         """Return whether an override says that adapters alone, or full models, are saved; `None` if it does not."""
 
+    def measure_lengths(self, recipe: Path, most: int) -> list[int]:
+        """Return how many tokens samples have, of so many at most, evenly taken; none is cut or packed."""
+
     def train(self, recipe: Path, adapter: Path) -> None:
         """Run a recipe, and publish its last adapter as a directory that PEFT and transformers load.
 

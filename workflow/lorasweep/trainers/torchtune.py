@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,21 @@ def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
     if len(set(said.values())) > 1:
         raise InputError(f"controls._override: {_ADAPTER_ONLY} is both true and false; accepted: one of them")
     return next(iter(said.values()), None)
+
+
+def measure_lengths(recipe: Path, most: int) -> list[int]:
+    """Return how many tokens samples have, of so many at most, evenly taken; none is cut or packed."""
+    from datasets.utils import disable_progress_bars
+    from torchtune import config as components
+
+    disable_progress_bars()
+    config = OmegaConf.load(recipe)
+    config.tokenizer.max_seq_len = None
+    config.dataset.packed = False
+    with tempfile.TemporaryDirectory() as cache:  # and not in the home
+        dataset = components.instantiate(config.dataset, components.instantiate(config.tokenizer), cache_dir=cache)
+        step = max(1, -(-len(dataset) // most))
+        return [len(dataset[index]["tokens"]) for index in range(0, len(dataset), step)]
 
 
 def train(recipe: Path, adapter: Path) -> None:

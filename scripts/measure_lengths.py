@@ -1,0 +1,20 @@
+"""Print how many tokens training samples have, as JSON: by the trainer's own tokenizer, template and columns."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from lorasweep.trainers import get_trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", type=Path, required=True, help="a recipe that reads the samples")
+    parser.add_argument("--most", type=int, default=1000, help="samples to look at, evenly taken")
+    arguments = parser.parse_args()
+    json.dump(get_trainer().measure_lengths(**vars(arguments)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The plan against what a real run leaves: bytes of weights to the byte, folders within a hundredth, jobs and hours."""
+
+import csv
+import json
+from typing import Any
+
+import pytest
+
+from lorasweep.checkpoint import read_checkpoint
+from lorasweep.experiment import Controls
+from lorasweep.job_records import read_records
+from lorasweep.room import get_size
+from lorasweep.sizes import get_adapter_size, get_model_size
+from sweep import POINTS, Sweep
+
+
+@pytest.fixture(scope="module")
+def plan(finished: Sweep) -> dict[str, Any]:
+    finished.run("plan")
+    return dict(json.loads((finished.results / "plan.json").read_text()))
+
+
+def test_weights_are_planned_to_the_byte(finished: Sweep) -> None:
+    base = read_checkpoint(finished.directory / "model")
+    controls = Controls.model_validate(finished.config["controls"])
+    for point in POINTS.values():
+        weights = finished.results / point / "adapter/adapter_model.safetensors"
+        assert weights.stat().st_size == get_adapter_size(base, controls, "fp32")
+    full = finished.results / POINTS["A"] / "hf_model"
+    assert sum(shard.stat().st_size for shard in full.glob("*.safetensors")) == get_model_size(base, "fp32")
+
+
+def test_what_points_keep_is_planned_within_a_hundredth_but_for_small_records(
+    finished: Sweep, plan: dict[str, Any]
+) -> None:
+    planned = {point["name"]: point["kept_bytes"] for point in plan["points"]}
+    for name in [*POINTS.values(), "baseline"]:
+        kept = json.loads((finished.results / name / "manifest.json").read_text())["bytes"]
+        assert planned[name] == pytest.approx(kept, rel=0.01, abs=8_000)
+    whole = sum(get_size(finished.results / name) for name in planned)
+    assert plan["whole"]["kept_bytes"] == pytest.approx(whole, rel=0.01, abs=8_000 * len(planned))
+
+
+def test_a_finished_sweep_has_nothing_to_do_and_was_learnt_from(finished: Sweep, plan: dict[str, Any]) -> None:
+    assert plan["to_do"]["jobs"] == {}
+    assert all(point["is_done"] for point in plan["points"])
+    assert plan["tokens_are_counted"] is True
+    assert {"train", "merge", "evaluate", "evaluate_merged", "evaluate_adapters"} <= plan["times_from"].keys()
+    records = read_records(finished.results / "jobs.csv")
+    # The corrected plan of the jobs that were done is what they took, as far as a median can say.
+    for rule, found in plan["times_from"].items():
+        mine = [record for record in records if record.rule == rule]
+        assert min(r.seconds for r in mine) <= found["factor"] * mine[0].modelled_seconds * 1.001
+        assert found["jobs"] == len(mine)
+    steps = {point["name"]: point["steps"] for point in plan["points"]}
+    trained = json.loads((finished.results / POINTS["A"] / "manifest.json").read_text())["training"]["steps"]
+    assert steps[POINTS["A"]] == trained
+
+
+def test_the_ledger_has_what_was_kept_and_spent(finished: Sweep) -> None:
+    with (finished.results / "ledger.csv").open() as file:
+        rows = {row["point"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {*POINTS.values(), "baseline", "total"}
+    for name in rows.keys() - {"total"}:
+        manifest = json.loads((finished.results / name / "manifest.json").read_text())
+        assert int(rows[name]["kept_bytes"]) == manifest["bytes"]
+    attempts = {name: float(row["attempts"]) for name, row in rows.items()}
+    # Trained and merged and evaluated; trained and evaluated; and the baseline, evaluated.
+    assert attempts == {
+        POINTS["A"]: 3,
+        POINTS["B1"]: 2,
+        POINTS["B2"]: 2,
+        "baseline": 1,
+        "total": 8,
+    }
+    records = read_records(finished.results / "jobs.csv")
+    assert float(rows["total"]["job_seconds"]) == pytest.approx(sum(r.seconds for r in records), abs=0.1)
+    assert float(rows["total"]["wall_seconds"]) > 0
+    assert int(rows["total"]["peak_temporary_bytes"]) > 0
+    assert float(rows["total"]["failed_attempts"]) == 0

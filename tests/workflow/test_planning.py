@@ -1,0 +1,94 @@
+"""What a plan says, without running a job: the same jobs as Snakemake's, from headers or from a configuration alone."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sweep import Sweep
+
+
+def read_plan(sweep: Sweep, *arguments: str) -> dict[str, Any]:
+    said = sweep.run("plan", *arguments)
+    assert "plan.json" in said
+    return dict(json.loads((sweep.results / "plan.json").read_text()))
+
+
+MODES = {
+    "A": {"model_format": "hf"},
+    "B1": {"model_format": "adapter", "merge_adapters": True},
+    "B2": {"model_format": "adapter", "merge_adapters": False},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_plan_has_snakemakes_own_jobs_and_the_other_modes_beside_them(
+    make: Callable[..., Sweep], mode: str
+) -> None:
+    sweep = make(plan={"parallel_jobs": 2})
+    sweep.edit(evaluation=MODES[mode])
+    jobs = sweep.plan()
+    plan = read_plan(sweep)
+    assert plan["to_do"]["jobs"] == plan["whole"]["jobs"] == plan[mode]["jobs"] == jobs
+    assert plan["A"]["kept_bytes"] > plan["B1"]["kept_bytes"] == plan["B2"]["kept_bytes"]
+    assert plan["B1"]["temporary_bytes"] >= plan["B2"]["temporary_bytes"]
+    assert {point["name"]: point["is_done"] for point in plan["points"]} == {
+        "baseline": False,
+        "lora_rank=4": False,
+        "lora_rank=8": False,
+    }
+    # The model has no tokenizer that could count.
+    assert plan["tokens_are_counted"] is False
+    assert json.loads((sweep.results / "task_sizes.json").read_text())["tasks"]["letters"]["samples"] == 6
+    assert (sweep.results / "plan.svg").read_text().count("<svg") == 1
+    assert not list(sweep.results.glob("*/recipe.yaml"))
+
+
+def test_a_dry_run_ends_with_the_plan_in_short_and_writes_nothing(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    said = sweep.run("--dry-run")
+    assert "Plan: 0 of 3 points done. To do: " in said
+    assert re.search(r"The whole sweep keeps: A [\d.]+ [kMG]B, B1 [\d.]+ [kMG]B \+ [\d.]+ [kMG]B at the peak", said)
+    assert not sweep.results.exists()
+
+
+def test_a_configuration_alone_is_enough_for_a_plan_and_not_for_a_run(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    whole = read_plan(sweep)
+    for file in (sweep.directory / "model").iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    alone = read_plan(sweep)
+    assert alone["to_do"]["jobs"] == whole["to_do"]["jobs"]
+    for mode in MODES:
+        # Less the tokenizer, whose files are not known.
+        assert alone[mode]["kept_bytes"] < whole[mode]["kept_bytes"] < alone[mode]["kept_bytes"] + 200_000
+    refused = sweep.snakemake()
+    assert refused.returncode == 1
+    assert "has a config.json alone, enough for a plan" in refused.stdout + refused.stderr
+
+
+def test_a_run_without_room_is_refused_unless_it_is_forced(make: Callable[..., Sweep]) -> None:
+    sweep = make(plan={"storage_limit_gb": 0.0012, "parallel_jobs": 2})
+    sweep.edit(evaluation={"baseline": False, "enabled": True})
+    assert "A run would be refused: not enough room" in sweep.run("--dry-run")
+    refused = sweep.snakemake()
+    said = refused.stdout + refused.stderr
+    assert refused.returncode == 1
+    assert "are free by plan.storage_limit_gb: 0.0012; what would fit: nothing of this sweep" in said
+    assert not list(sweep.results.glob("*/recipe.yaml"))
+    # Only the recipes are made here, which need no room; the bound is then of no matter.
+    sweep.run("configure_all", "--config", "force_plan=true")
+    assert len(list(sweep.results.glob("*/recipe.yaml"))) == 2
+
+
+def test_nothing_of_the_plans_settings_reruns_anything(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    sweep.run("configure_all")
+    before = sweep.plan()
+    sweep.edit(plan={"device": "cpu", "efficiency": 0.5, "parallel_jobs": 7})
+    assert sweep.plan() == before
+    sweep.edit(plan={"device": "h10"})
+    assert "plan.device: 'h10' is not known (did you mean 'h100'?)" in sweep.run("--dry-run")

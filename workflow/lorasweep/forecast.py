@@ -1,0 +1,269 @@
+"""The plan of one run: made of the experiment, the jobs that Snakemake found to do, and what earlier runs left."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lorasweep.checkpoint import Checkpoint
+from lorasweep.costs import BYTES_PER_TOKEN, TASK_SAMPLES, TEMPLATE_TOKENS, Costs, Lengths, TaskSize
+from lorasweep.digest import digest_file
+from lorasweep.experiment import Data, Experiment
+from lorasweep.files import write_aside
+from lorasweep.job_records import JOB_RECORDS, Experience, JobRecord, get_last_error, learn, read_records
+from lorasweep.job_watcher import Attempt
+from lorasweep.ledger import LEDGER, RUNS, RunRecord, append_run, describe_ledger, make_ledger, read_runs, write_ledger
+from lorasweep.plan import MODES, Planner, PointPlan, SweepPlan
+from lorasweep.plan_view import describe_error, describe_shortly, describe_times, draw_storage, show_plan
+from lorasweep.points import BASELINE, Point
+from lorasweep.room import explain_shortage, find_room
+from lorasweep.sizes import get_model_folder_size
+
+PLAN = "plan.json"
+PICTURE = "plan.svg"
+LENGTHS = "lengths.json"
+TASK_SIZES = "task_sizes.json"
+"""In an experiment's folder: the plan, its picture, how long training samples are, and what tasks ask."""
+
+BATCH_RULE = "evaluate_adapters"
+
+EVALUATIONS_READ = 50
+"""Finished evaluations that are looked at for the size of logs."""
+
+WHOLE = "whole"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan with all that it was made of."""
+
+    experiment: Experiment
+    results: Path
+    planner: Planner
+    experience: Mapping[str, Experience]
+    records: Sequence[JobRecord]
+    wanted: Collection[tuple[str, str]]
+    """The jobs that are to do: pairs of a rule and the name of a point or of a batch."""
+    batches: Mapping[str, Sequence[str]]
+    fingerprint: str
+    """Of the base model; nothing where only its configuration is there."""
+
+    @cached_property
+    def unfinished(self) -> set[str]:
+        """The points with a job to do."""
+        return {member for rule, name in self.wanted for member in self.get_members(rule, name)}
+
+    @cached_property
+    def rest(self) -> SweepPlan:
+        """What is to do."""
+        return self.planner.plan_rest(self.wanted, self.batches)
+
+    @cached_property
+    def whole(self) -> dict[str, SweepPlan]:
+        """The whole sweep, as it is configured and in each mode."""
+        return {WHOLE: self.planner.plan_all(), **{mode: self.planner.plan_all(mode) for mode in MODES}}
+
+    @cached_property
+    def points(self) -> list[PointPlan]:
+        """Every point's figures."""
+        return self.planner.plan_points(self.unfinished)
+
+    def get_members(self, rule: str, name: str) -> Sequence[str]:
+        """Return the points of a job."""
+        return self.batches.get(name, ()) if rule == BATCH_RULE else ([name] if name else ())
+
+    def describe_shortly(self) -> str:
+        """Return what a dry run says."""
+        done = sum(point.is_done for point in self.points)
+        return describe_shortly(self.rest, self.whole, done, len(self.points), self.planner.parallel)
+
+    def show(self, console: Console) -> None:
+        """Print everything."""
+        show_plan(console, self.results.name, self.rest, self.whole, self.points, self._notes)
+
+    @cached_property
+    def _notes(self) -> list[str]:
+        costs = self.planner.costs
+        rules = [rule for rule in self.whole[WHOLE].seconds if self.whole[WHOLE].seconds[rule]]
+        how = "counted" if costs.data.are_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
+        asks = "counted" if costs.tasks else f"guessed ({TASK_SAMPLES} a task without a limit)"
+        return [
+            describe_times(self.experience, rules, costs.device_name)
+            + " "
+            + describe_error(get_last_error(self.records)),
+            f"Jobs at a time: {self.planner.parallel}. Training tokens are {how}, evaluated samples {asks}.",
+        ]
+
+    def write(self) -> list[Path]:
+        """Write the plan and its picture; return the files."""
+        content = {
+            "experiment": self.results.name,
+            "device": self.planner.costs.device_name,
+            "parallel_jobs": self.planner.parallel,
+            "tokens_are_counted": self.planner.costs.data.are_counted,
+            "times_from": {rule: asdict(found) for rule, found in self.experience.items()},
+            "last_run_took_of_its_plan": get_last_error(self.records),
+            "to_do": self.rest.as_json(),
+            **{name: plan.as_json() for name, plan in self.whole.items()},
+            "points": [asdict(point) for point in self.points],
+        }
+        self.results.mkdir(parents=True, exist_ok=True)
+        write_aside(self.results / PLAN, json.dumps(content, indent=1) + "\n")
+        draw_storage(self.whole, self.results / PICTURE)
+        return [self.results / PLAN, self.results / PICTURE]
+
+    def explain_shortage(self) -> str | None:
+        """Return what to say where there is no room for what is to do."""
+        need = self.rest.kept_bytes + self.rest.temporary_bytes
+        others: dict[str, int] = {}
+        if any(rule == "evaluate_merged" for rule, _ in self.wanted):
+            evaluation = self.experiment.evaluation.model_copy(update={"max_merged_models": 1})
+            bounded = replace(self.planner, experiment=self.experiment.model_copy(update={"evaluation": evaluation}))
+            plan = bounded.plan_rest(self.wanted, self.batches)
+            others["evaluation.max_merged_models: 1"] = plan.kept_bytes + plan.temporary_bytes
+        names = {"B1": "merge_adapters: true", "B2": "merge_adapters: false"}
+        for mode, setting in names.items():
+            plan = self.whole[mode]
+            if plan.kept_bytes + plan.temporary_bytes < need:
+                others[f"mode {mode} (model_format: adapter, {setting})"] = plan.kept_bytes + plan.temporary_bytes
+        return explain_shortage(find_room(self.results, self.experiment.plan.storage_limit_gb), need, others)
+
+    def make_records(
+        self, run: str, attempts: Iterable[Attempt], slurm_seconds: Mapping[str, float]
+    ) -> list[JobRecord]:
+        """Return what is to be remembered of the attempts of a run's jobs; rules that take no time are left out."""
+        costs = self.planner.costs
+        records = []
+        for attempt in attempts:
+            members = self.get_members(attempt.rule, attempt.name)
+            if attempt.rule not in self.whole[WHOLE].seconds or not members:
+                continue
+            points = [self.planner.points.get(member) for member in members]
+            known = slurm_seconds.get(attempt.slurm_job or "")
+            has_gpu = attempt.rule != "merge" and self.experiment.model.device == "cuda"
+            records.append(
+                JobRecord(
+                    run=run,
+                    rule=attempt.rule,
+                    name=attempt.name,
+                    members=";".join(members),
+                    state=attempt.state,
+                    seconds=round(attempt.seconds if known is None else known, 3),
+                    is_queued=attempt.slurm_job is not None and known is None,
+                    gpus=int(has_gpu),
+                    planned_seconds=round(costs.estimate(attempt.rule, points), 3),
+                    modelled_seconds=round(costs.model(attempt.rule, points), 3),
+                    device=costs.device_name,
+                    base=self.fingerprint,
+                )
+            )
+        return records
+
+    def settle(self, run: RunRecord) -> str:
+        """Write down a run that has ended, and the ledger; return what the ledger says in short."""
+        append_run(run, self.results / RUNS)
+        return settle_ledger(self.results, self.points, self.planner.base, self.experiment)
+
+
+def settle_ledger(results: Path, points: Sequence[PointPlan], base: Checkpoint, experiment: Experiment) -> str:
+    """Write the ledger by what lies in an experiment's folder; return it in short."""
+    full = get_model_folder_size(base, experiment.model.dtype)
+    rows = make_ledger(results, points, read_records(results / JOB_RECORDS), read_runs(results / RUNS), full)
+    write_ledger(rows, results / LEDGER)
+    return describe_ledger(rows)
+
+
+def make_forecast(
+    experiment: Experiment,
+    points: Mapping[str, Point],
+    base: Checkpoint,
+    results: Path,
+    wanted: Collection[tuple[str, str]],
+    batches: Mapping[str, Sequence[str]],
+    parallel: int,
+    samples: int,
+    task_key: str,
+) -> Forecast:
+    """Make the plan of a run.
+
+    `results` is the experiment's folder, beside those of others, from which it is learnt how long jobs take. `samples`
+    is the number of training samples; `task_key` changes when a task does.
+
+    Raises:
+        InputError: `plan.device` is not known.
+    """
+    fingerprint = base.fingerprint if base.tokenizer_files else ""
+    records = read_records(results / JOB_RECORDS)
+    others = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
+    everyone = [*(record for file in others for record in read_records(file)), *records]
+    lengths = read_lengths(results / LENGTHS, experiment.data, fingerprint, samples)
+    costs = Costs(
+        experiment, base, lengths or guess_lengths(experiment.data, samples), read_task_sizes(results, task_key)
+    )
+    experience = learn(everyone, costs.device_name, fingerprint) if costs.device else {}
+    costs = replace(costs, factors={rule: found.factor for rule, found in experience.items()})
+    planner = Planner(experiment, points, base, costs, parallel, _get_log_bytes(results, [BASELINE, *points]))
+    return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
+
+
+def guess_lengths(data: Data, samples: int) -> Lengths:
+    """Return the mean length of training samples by the size of their file."""
+    size = Path(data.train).stat().st_size if data.train and samples else 0
+    return Lengths(samples, (size / BYTES_PER_TOKEN / max(1, samples),), are_counted=False)
+
+
+def read_lengths(file: Path, data: Data, fingerprint: str, samples: int) -> Lengths | None:
+    """Return the lengths that were counted of this data, for this base model; nothing where they were not."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    if not samples or content.get("key") != _get_lengths_key(data, fingerprint):
+        return None
+    return Lengths(samples, tuple(content["lengths"]), are_counted=True)
+
+
+def write_lengths(file: Path, data: Data, fingerprint: str, lengths: Sequence[int]) -> None:
+    """Write down how many tokens training samples have."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(file, json.dumps({"key": _get_lengths_key(data, fingerprint), "lengths": list(lengths)}) + "\n")
+
+
+def _get_lengths_key(data: Data, fingerprint: str) -> list[str]:
+    return [digest_file(Path(str(data.train))), data.model_dump_json(exclude={"train"}), fingerprint]
+
+
+def read_task_sizes(results: Path, key: str) -> dict[str, TaskSize]:
+    """Return what tasks ask of a model, as it was measured; nothing where it was not, or where a task has changed."""
+    try:
+        content = json.loads((results / TASK_SIZES).read_text())
+    except (OSError, ValueError):
+        return {}
+    if content.get("key") != key:
+        return {}
+    return {
+        name: TaskSize(size["samples"], TEMPLATE_TOKENS + size["prompt_bytes"] / BYTES_PER_TOKEN)
+        for name, size in content["tasks"].items()
+    }
+
+
+def write_task_sizes(results: Path, key: str, tasks: Mapping[str, Any]) -> None:
+    """Write down the samples and bytes of a prompt of each task."""
+    results.mkdir(parents=True, exist_ok=True)
+    write_aside(results / TASK_SIZES, json.dumps({"key": key, "tasks": tasks}, indent=1) + "\n")
+
+
+def _get_log_bytes(results: Path, points: Iterable[str]) -> int | None:
+    """Return the size of a point's logs, as some finished evaluations have them."""
+    sizes = []
+    for point in points:
+        logs = list((results / point / "eval").glob("*.eval"))
+        if logs:
+            sizes.append(sum(log.stat().st_size for log in logs))
+        if len(sizes) == EVALUATIONS_READ:
+            break
+    return round(sum(sizes) / len(sizes)) if sizes else None

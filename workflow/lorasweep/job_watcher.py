@@ -1,0 +1,123 @@
+"""Watches a run: when each attempt of a job begins and ends, and how much of what lies on disk is temporary."""
+
+import logging
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasweep.job_records import DONE, FAILED
+from lorasweep.layout import STATE
+from lorasweep.room import get_size
+
+TEMPORARY = ("merged", ".hf_model.partial", ".adapter.partial", STATE)
+"""What of a point's folder goes away."""
+
+SAMPLE_SECONDS = 5.0
+"""Between two looks at the disk, at least."""
+
+LOOKING_SHARE = 0.05
+"""Most of the time that is spent looking: on a slow file system the looks are fewer."""
+
+_SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a job."""
+
+    rule: str
+    name: str
+    """The point's or the batch's; nothing for a job of the whole sweep."""
+    state: str
+    seconds: float
+    slurm_job: str | None
+
+
+class JobWatcher(logging.Handler):
+    """Listens to Snakemake's messages for the starts and ends of jobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._jobs: dict[int, tuple[str, str]] = {}
+        self._started: dict[int, float] = {}
+        self._submitted: dict[int, str] = {}
+        self.attempts: list[Attempt] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = str(getattr(record, "event", ""))
+        said = record.__dict__
+        if event == "job_info":
+            name = next(iter((said.get("wildcards") or {}).values()), "")
+            self._jobs[said["jobid"]] = (said["rule_name"], str(name))
+        elif event == "job_started":
+            for job in said["jobs"]:
+                self._started[job] = time.monotonic()
+        elif event == "job_finished":
+            self._end(said["job_id"], DONE)
+        elif event == "job_error":
+            self._end(said["jobid"], FAILED)
+        elif submitted := _SUBMITTED.search(record.getMessage() if record.msg else ""):
+            self._submitted[int(submitted[1])] = submitted[2]
+
+    def _end(self, job: int, state: str) -> None:
+        began = self._started.pop(job, None)
+        if began is not None and job in self._jobs:
+            rule, name = self._jobs[job]
+            seconds = time.monotonic() - began
+            self.attempts.append(Attempt(rule, name, state, seconds, self._submitted.pop(job, None)))
+
+
+def ask_slurm(jobs: Iterable[str]) -> dict[str, float]:
+    """Return the seconds that SLURM's accounting has for each job; nothing where there is none."""
+    ids = ",".join(jobs)
+    if not ids:
+        return {}
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={ids}", "--format=JobIDRaw,ElapsedRaw"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    pairs = (line.split("|") for line in done.stdout.splitlines() if line.count("|") == 1)
+    return {job: float(seconds) for job, seconds in pairs if seconds.isdigit()}
+
+
+class StorageSampler:
+    """Looks at the temporary files of some points again and again, in a thread; keeps the largest sum."""
+
+    def __init__(self, results: Path, get_points: Callable[[], Iterable[str]]) -> None:
+        self._results = results
+        self._get_points = get_points
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.peak_bytes = 0
+        self.samples = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=60)
+
+    def _run(self) -> None:
+        wait = 0.0
+        while not self._ended.wait(wait):
+            began = time.monotonic()
+            size = sum(self._measure(point) for point in self._get_points())
+            self.peak_bytes = max(self.peak_bytes, size)
+            self.samples += 1
+            wait = max(SAMPLE_SECONDS, (time.monotonic() - began) / LOOKING_SHARE)
+
+    def _measure(self, point: str) -> int:
+        folder = self._results / point
+        try:
+            there = {entry.name for entry in os.scandir(folder)} & set(TEMPORARY)
+        except OSError:  # not begun
+            return 0
+        return sum(get_size(folder / name) for name in there)

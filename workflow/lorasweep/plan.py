@@ -1,0 +1,276 @@
+"""The plan of a sweep: bytes, hours and jobs, in the mode that is configured and in the others beside it.
+
+Bytes of weights are exact (lorasweep.sizes); times are those of a model that earlier runs correct (lorasweep.costs).
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorasweep import resources
+from lorasweep.checkpoint import Checkpoint
+from lorasweep.costs import TASK_SAMPLES, Costs
+from lorasweep.experiment import Experiment
+from lorasweep.layout import ADAPTER_WEIGHTS
+from lorasweep.points import BASELINE, Point
+from lorasweep.sizes import SMALL_FILES, get_adapter_size, get_model_folder_size, get_tokenizer_size
+from lorasweep.timeline import PlannedJob, Timeline, simulate
+
+MODES = ("A", "B1", "B2")
+
+LOG_BYTES = 8_000
+"""Of an evaluation's log, beside its samples."""
+
+SAMPLE_BYTES = 600
+"""Of a sample in a log, which is compressed, where no earlier evaluation tells."""
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class PointPlan:
+    """What one point takes, done or not."""
+
+    name: str
+    mode: str
+    is_done: bool
+    steps: int
+    tokens: int
+    kept_bytes: int
+    seconds: Mapping[str, float]
+    """By rule; of a job of several points, this point's share."""
+    mem_mb: int
+    """The largest memory that one of its jobs asks for at its first attempt."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a set of jobs takes."""
+
+    kept_bytes: int
+    temporary_bytes: int
+    """The peak."""
+    written_bytes: int
+    jobs: Mapping[str, int]
+    """By rule."""
+    seconds: Mapping[str, float]
+    """By rule, of all jobs together."""
+    gpus: int
+    """Of a job that has any."""
+    wall_seconds: float
+    mem_mb: int
+    timeline: Timeline = field(repr=False)
+
+    @property
+    def hours(self) -> float:
+        return sum(self.seconds.values()) / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpus * sum(s for rule, s in self.seconds.items() if rule != "merge") / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kept_bytes": self.kept_bytes,
+            "temporary_bytes": self.temporary_bytes,
+            "written_bytes": self.written_bytes,
+            "jobs": dict(self.jobs),
+            "job_hours": {rule: seconds / 3600 for rule, seconds in self.seconds.items()},
+            "gpu_hours": {
+                rule: self.gpus * seconds / 3600 for rule, seconds in self.seconds.items() if rule != "merge"
+            },
+            "wall_hours": self.wall_seconds / 3600,
+            "mem_mb": self.mem_mb,
+        }
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Everything that a plan is made of."""
+
+    experiment: Experiment
+    points: Mapping[str, Point]
+    base: Checkpoint
+    costs: Costs
+    parallel: int
+    """Jobs at a time."""
+    log_bytes: int | None = None
+    """Of a point's logs, as evaluated points have them."""
+
+    @cached_property
+    def _evaluation(self) -> bool:
+        return self.experiment.evaluation.enabled
+
+    @cached_property
+    def _tokenizer(self) -> int:
+        return get_tokenizer_size(self.base)
+
+    @cached_property
+    def _model(self) -> int:
+        return get_model_folder_size(self.base, self.experiment.model.dtype)
+
+    @cached_property
+    def _logs(self) -> int:
+        if not self._evaluation:
+            return 0
+        if self.log_bytes is not None:
+            return self.log_bytes
+        tasks = self.experiment.evaluation.tasks
+        sizes = [size.samples for size in self.costs.tasks.values()] or [task.limit or TASK_SAMPLES for task in tasks]
+        return sum(sizes) * SAMPLE_BYTES + LOG_BYTES * len(tasks)
+
+    def get_adapter_bytes(self, point: Point) -> int:
+        """Return the bytes of a point's weights file; of one that is given, those that it has."""
+        if point.adapter:
+            return Path(point.adapter, ADAPTER_WEIGHTS).stat().st_size
+        return get_adapter_size(self.base, point.controls, self.experiment.model.dtype)
+
+    def get_kept_bytes(self, point: Point | None, mode: str) -> int:
+        """Return what a point keeps in a mode; of the baseline, which is none, its logs."""
+        if point is None:
+            return self._logs + SMALL_FILES
+        adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
+        return adapter + (self._model if mode == "A" else 0) + self._logs + SMALL_FILES
+
+    def plan_all(self, mode: str | None = None) -> SweepPlan:
+        """Plan the whole sweep as if nothing was done: in one mode, or each point in its own."""
+        modes = {name: mode or point.mode for name, point in self.points.items()}
+        direct = [name for name in modes if modes[name] == "B2"] if self._evaluation else []
+        size = resources.get_adapters_per_job(self.base, self.experiment.model, self.experiment.evaluation)
+        batches = [direct[start : start + size] for start in range(0, len(direct), size)]
+        jobs = self._make_jobs(modes, batches)
+        counts = {
+            "configure": sum(not point.adapter for point in self.points.values()),
+            "adopt": sum(bool(point.adapter) for point in self.points.values()),
+            "publish": len(direct),
+            "cleanup": len(modes) + self._has_baseline,
+            "collect": 1,
+        }
+        return self._sum_up(jobs, {**Counter(job.rule for job in jobs), **counts})
+
+    def plan_rest(self, wanted: Collection[tuple[str, str]], batches: Mapping[str, Sequence[str]]) -> SweepPlan:
+        """Plan the jobs that are wanted: pairs of a rule and the name of a point or of a batch."""
+        modes = {name: point.mode for name, point in self.points.items()}
+        named = {tuple(members): name for name, members in batches.items()}
+        jobs = self._make_jobs(modes, list(batches.values()))
+        kept: list[PlannedJob] = []
+        moved: dict[int, int] = {}
+        for index, job in enumerate(jobs):
+            name = named.get(job.points) if job.rule == "evaluate_adapters" else job.points[0]
+            if (job.rule, name) in wanted:
+                moved[index] = len(kept)
+                kept.append(replace(job, after=tuple(moved[i] for i in job.after if i in moved)))
+        return self._sum_up(kept, Counter(rule for rule, _ in wanted))
+
+    def plan_points(self, unfinished: Collection[str]) -> list[PointPlan]:
+        """Return every point's own figures."""
+        rows = []
+        for name, point in self._named(self.points):
+            mode = point.mode if point else "base"
+            training = self.costs.get_training(point.controls) if point and not point.adapter else None
+            seconds = {rule: self.costs.estimate(rule, [point]) for rule in self._get_rules(point, mode)}
+            rows.append(
+                PointPlan(
+                    name=name,
+                    mode=mode,
+                    is_done=name not in unfinished,
+                    steps=training.steps if training else 0,
+                    tokens=training.tokens if training else 0,
+                    kept_bytes=self.get_kept_bytes(point, mode),
+                    seconds=seconds,
+                    mem_mb=max((self._get_memory(rule, point) for rule in seconds), default=0),
+                )
+            )
+        return rows
+
+    @cached_property
+    def _has_baseline(self) -> bool:
+        return self._evaluation and self.experiment.evaluation.baseline
+
+    def _named(self, points: Iterable[str]) -> list[tuple[str, Point | None]]:
+        baseline: list[tuple[str, Point | None]] = [(BASELINE, None)] if self._has_baseline else []
+        return [*baseline, *((name, self.points[name]) for name in points)]
+
+    def _get_rules(self, point: Point | None, mode: str) -> list[str]:
+        rules = ["train"] if point and not point.adapter else []
+        rules += ["merge"] if mode == "A" else []
+        evaluate = {"A": "evaluate", "base": "evaluate", "B1": "evaluate_merged", "B2": "evaluate_adapters"}[mode]
+        return [*rules, *([evaluate] if self._evaluation else [])]
+
+    def _get_memory(self, rule: str, point: Point | None) -> int:
+        base, model = self.base, self.experiment.model
+        if rule == "train" and point:
+            return resources.train_mem_mb(base, point.controls, model)
+        merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
+        return {"merge": merge, "evaluate_merged": max(merge, evaluate)}.get(rule, evaluate)
+
+    def _make_jobs(self, modes: Mapping[str, str], batches: Sequence[Sequence[str]]) -> list[PlannedJob]:
+        """All jobs that take time; each after those that it waits for."""
+        jobs: list[PlannedJob] = []
+        trained: dict[str, int] = {}
+
+        def add(rule: str, names: Sequence[str], **changes: Any) -> int:
+            points = [self.points.get(name) for name in names]
+            jobs.append(PlannedJob(rule, tuple(names), self.costs.estimate(rule, points), **changes))
+            return len(jobs) - 1
+
+        if self._has_baseline:
+            add("evaluate", [BASELINE], kept=self._logs)
+        for name, mode in modes.items():
+            point = self.points[name]
+            before: tuple[int, ...] = ()
+            # The training's own copy stays until the point is cleaned up.
+            adapter = 0 if point.adapter else self.get_adapter_bytes(point) + self._tokenizer
+            if not point.adapter:
+                state = (2 * point.controls.epochs + 1) * adapter
+                trained[name] = add(
+                    "train", [name], kept=adapter + SMALL_FILES, temporary=state, leaves=adapter * self._evaluation
+                )
+                before = (trained[name],)
+            if mode == "A":
+                before = (add("merge", [name], after=before, kept=self._model),)
+            if mode == "B2" or not self._evaluation:
+                continue
+            is_merged = mode == "B1"
+            add(
+                "evaluate_merged" if is_merged else "evaluate",
+                [name],
+                after=before,
+                kept=self._logs,
+                temporary=self._model * is_merged,
+                frees=adapter,
+                merged_models=int(is_merged),
+            )
+        for batch in batches if self._evaluation else ():
+            points = [self.points[name] for name in batch if not self.points[name].adapter]
+            add(
+                "evaluate_adapters",
+                batch,
+                after=tuple(trained[name] for name in batch if name in trained),
+                kept=self._logs * len(batch),
+                frees=sum(self.get_adapter_bytes(point) + self._tokenizer for point in points),
+            )
+        return jobs
+
+    def _sum_up(self, jobs: Sequence[PlannedJob], counts: Mapping[str, int]) -> SweepPlan:
+        line = simulate(jobs, self.parallel, self.experiment.evaluation.max_merged_models)
+        seconds: dict[str, float] = {}
+        written, memory = 0, 0
+        for job in jobs:
+            seconds[job.rule] = seconds.get(job.rule, 0.0) + job.seconds
+            written += job.kept + job.temporary + job.leaves
+            memory = max(memory, self._get_memory(job.rule, self.points.get(job.points[0])))
+        return SweepPlan(
+            kept_bytes=line.kept,
+            temporary_bytes=line.peak_temporary,
+            written_bytes=written,
+            jobs={rule: number for rule, number in counts.items() if number},
+            seconds=seconds,
+            gpus=1 if self.experiment.model.device == "cuda" else 0,
+            wall_seconds=line.seconds,
+            mem_mb=memory,
+            timeline=line,
+        )

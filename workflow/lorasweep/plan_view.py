@@ -1,0 +1,165 @@
+"""A plan as people read it: tables that fit a terminal, a line for a dry run, a picture of storage over time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lorasweep.plan import GB, MODES, PointPlan, SweepPlan
+
+LONGEST = 20
+"""Points that are listed one by one."""
+
+RULES = (
+    *("configure", "adopt", "train", "merge", "evaluate", "evaluate_merged", "evaluate_adapters", "publish"),
+    *("cleanup", "collect"),
+)
+"""In the order in which a point goes through them."""
+
+COLOURS = {"A": "#7f7f7f", "B1": "#ff7f0e", "B2": "#1f77b4"}
+
+
+def format_bytes(size: float) -> str:
+    """A size in the unit that fits it, of 1000 each."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """A time in the unit that fits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def describe_times(factors: Mapping[str, Any], rules: Sequence[str], device: str) -> str:
+    """Say which times are the model's, and which are corrected by earlier jobs."""
+    learnt = [f"{rule} (x{factors[rule].factor:.2f}, {factors[rule].jobs} jobs)" for rule in rules if rule in factors]
+    modelled = [rule for rule in rules if rule not in factors]
+    parts = [f"corrected by earlier jobs: {', '.join(learnt)}"] if learnt else []
+    parts += [f"by the model alone: {', '.join(modelled)}"] if modelled else []
+    return f"Times on {device}, {'; '.join(parts)}."
+
+
+def describe_error(error: float | None) -> str:
+    """Say how far off the last run's plan was."""
+    if error is None:
+        return "No earlier run to compare with."
+    return f"The last run's jobs took {error:.2f} of what its plan said."
+
+
+def describe_shortly(rest: SweepPlan, whole: Mapping[str, SweepPlan], done: int, points: int, parallel: int) -> str:
+    """Return the plan in three lines, for a dry run."""
+    gpu = f", {rest.gpu_hours:,.1f} GPU hours" if rest.gpus else ""
+    wall = format_seconds(rest.wall_seconds)
+    others = ", ".join(
+        f"{mode} {format_bytes(plan.kept_bytes)}"
+        + (f" + {format_bytes(plan.temporary_bytes)} at the peak" if mode == "B1" else "")
+        for mode, plan in whole.items()
+        if mode in MODES
+    )
+    return "\n".join(
+        [
+            f"Plan: {done} of {points} points done. To do: {format_bytes(rest.kept_bytes)} kept, "
+            f"{format_bytes(rest.temporary_bytes)} temporary at the peak, {format_bytes(rest.written_bytes)} written,",
+            f"  {format_seconds(rest.hours * 3600)} of jobs{gpu}; {wall} at {parallel} a time.",
+            f"  The whole sweep keeps: {others}. More: snakemake plan",
+        ]
+    )
+
+
+def show_plan(
+    console: Console,
+    title: str,
+    rest: SweepPlan,
+    whole: Mapping[str, SweepPlan],
+    points: Sequence[PointPlan],
+    notes: Sequence[str],
+) -> None:
+    """Print the points, and what is to do beside the whole sweep as configured and in each mode."""
+    console.print(_make_point_table(points, f"{title}: points"))
+    table = Table(title=f"{title}: the sweep")
+    table.add_column("")
+    columns: dict[str, SweepPlan] = {"to do": rest, **whole}
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    plans = list(columns.values())
+    table.add_row("kept", *(format_bytes(plan.kept_bytes) for plan in plans))
+    table.add_row("temporary, at the peak", *(format_bytes(plan.temporary_bytes) for plan in plans))
+    table.add_row("written", *(format_bytes(plan.written_bytes) for plan in plans))
+    for rule in (rule for rule in RULES if any(rule in plan.jobs for plan in plans)):
+        times = [f", {format_seconds(plan.seconds[rule])}" if plan.seconds.get(rule) else "" for plan in plans]
+        table.add_row(rule, *(f"{plan.jobs.get(rule, '-')}{time}" for plan, time in zip(plans, times, strict=True)))
+    table.add_row("all jobs", *(format_seconds(plan.hours * 3600) for plan in plans))
+    if rest.gpus:
+        table.add_row("GPU hours", *(f"{plan.gpu_hours:,.2f}" for plan in plans))
+    table.add_row("wall time", *(format_seconds(plan.wall_seconds) for plan in plans))
+    table.add_row("largest memory", *(format_bytes(plan.mem_mb * 1e6) for plan in plans))
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=False)
+
+
+def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
+    table = Table(title=title)
+    for column in ("point", "mode", "", "steps", "tokens", "kept", "train", "evaluate", "memory"):
+        table.add_column(
+            column, justify="left" if column in ("point", "mode", "") else "right", no_wrap=column != "point"
+        )
+    for point in points[:LONGEST]:
+        train = point.seconds.get("train", 0) + point.seconds.get("merge", 0)
+        evaluate = sum(seconds for rule, seconds in point.seconds.items() if rule.startswith("evaluate"))
+        table.add_row(
+            point.name,
+            point.mode,
+            "done" if point.is_done else "to do",
+            f"{point.steps:,}",
+            f"{point.tokens:,}",
+            format_bytes(point.kept_bytes),
+            format_seconds(train) if train else "-",
+            format_seconds(evaluate) if evaluate else "-",
+            format_bytes(point.mem_mb * 1e6),
+        )
+    if len(points) > LONGEST:
+        table.add_row(f"... {len(points) - LONGEST} more, in plan.json")
+    return table
+
+
+def draw_storage(whole: Mapping[str, SweepPlan], file: Path) -> None:
+    """Draw what lies on disk over time, kept and temporary together, in each mode."""
+    import matplotlib as mpl
+    import matplotlib.figure
+
+    mpl.rcParams["svg.hashsalt"] = "lorasweep"
+    figure = mpl.figure.Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for mode in MODES:
+        moments = _thin(whole[mode].timeline.moments)
+        hours = [seconds / 3600 for seconds, _, _ in moments]
+        axes.step(
+            hours,
+            [(kept + temporary) / GB for _, kept, temporary in moments],
+            where="post",
+            color=COLOURS[mode],
+            label=f"{mode}: {format_bytes(whole[mode].kept_bytes)} kept",
+        )
+        axes.fill_between(hours, [kept / GB for _, kept, _ in moments], step="post", color=COLOURS[mode], alpha=0.2)
+    axes.set_yscale("log")
+    axes.set_xlabel("hours from the start")
+    axes.set_ylabel("on disk, GB")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def _thin(moments: Sequence[tuple[float, int, int]], most: int = 2000) -> list[tuple[float, int, int]]:
+    """Leave out moments of a long line that a picture cannot show, never a peak: of each stretch the highest stays."""
+    size = -(-len(moments) // most)
+    stretches = [moments[start : start + size] for start in range(0, len(moments), size)]
+    return [max(stretch, key=lambda moment: moment[1] + moment[2]) for stretch in stretches] + list(moments[-1:])
