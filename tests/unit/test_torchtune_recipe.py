@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.errors import InputError
 from lorasweep.experiment import Controls, Data, Model
 from lorasweep.trainers import TrainingSpec
-from lorasweep.trainers.torchtune import declared_adapter_only, recipe
+from lorasweep.trainers.torchtune import declared_adapter_only, dump_recipe, recipe
 from plain_checkpoint import LLAMA3_ROPE, write_checkpoint
 
 
@@ -200,3 +202,20 @@ def test_an_adapter_on_a_tied_head_is_refused(tmp_path: Path) -> None:
 def test_packing_without_a_length_is_refused(model: Path) -> None:
     with pytest.raises(InputError, match=r"packed: true is not accepted without max_seq_len"):
         make(model, packed=True)
+
+
+TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=150) | st.text(
+    "ab :#'\"\\\n\x85-{", max_size=150
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text("abN_", min_size=1), children, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), VALUES, max_size=3))
+def test_a_recipes_text_is_pyyamls_own_whatever_stands_in_it(recipe: dict[str, Any]) -> None:
+    assert dump_recipe(recipe) == yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
