@@ -6,7 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lorasweep.experiment import SETTING_KEYS, About, Controls, Data, Evaluation, Experiment, Model, Section, Task
+from lorasweep.experiment import (
+    SETTING_KEYS,
+    About,
+    Controls,
+    Data,
+    Device,
+    Evaluation,
+    Experiment,
+    Model,
+    Planning,
+    Section,
+    Task,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,6 +29,8 @@ SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "evaluation": Evaluation,
     "evaluation.tasks": Task,
+    "plan": Planning,
+    "plan.devices": Device,
 }
 
 HEAD = """\

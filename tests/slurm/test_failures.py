@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster import Cluster
+from lorasweep.job_records import read_records
 from slurm_sweep import SlurmSweep, wait_for
 
 TRAINING_ONLY = {"enabled": False, "baseline": False}
@@ -62,6 +63,11 @@ def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable
     # Killed inside srun, a job over its memory counts as failed.
     assert "SLURM status is: 'FAILED'" in said
     assert "limits: 2 of 2 points done, 0 failed" in said
+    failed = [record for record in read_records(sweep.results / "jobs.csv") if record.state == "failed"]
+    assert {record.rule for record in failed} == {"evaluate_adapters"}
+    # SLURM's accounting knows how long they ran, without the time in the queue.
+    assert not any(record.is_queued for record in failed)
+    assert f"of which {len(failed)} failed attempts" in said
 
 
 def test_a_job_over_its_memory_is_told_by_that(make: Callable[..., SlurmSweep]) -> None:

@@ -3,15 +3,14 @@
 import csv
 import json
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lorasweep.job_records import JobRecord, append_records, get_last_error, learn, read_records
-from lorasweep.job_watcher import JobWatcher, StorageSampler
-from lorasweep.ledger import RunRecord, append_run, describe_ledger, make_ledger, read_runs, write_ledger
+from lorasweep.job_watcher import JobWatcher, measure_temporary
+from lorasweep.ledger import RunRecord, describe_ledger, make_ledger, read_runs, record_run, write_ledger
 from lorasweep.plan import PointPlan
 
 
@@ -90,9 +89,10 @@ def test_runs_add_up(tmp_path: Path) -> None:
     run = RunRecord(
         began="1", wall_seconds=9.0, peak_temporary_bytes=5, planned_wall_seconds=8.0, planned_temporary_bytes=6
     )
-    append_run(run, tmp_path / "runs.json")
-    append_run(run, tmp_path / "runs.json")
-    assert read_runs(tmp_path / "runs.json") == [run, run]
+    later = run.model_copy(update={"began": "2"})
+    for record in (run, later, later):
+        record_run(record, tmp_path / "runs.json")
+    assert read_runs(tmp_path / "runs.json") == [run, later]
 
 
 def say(watcher: JobWatcher, text: str | None = None, **extra: Any) -> None:
@@ -115,13 +115,8 @@ def test_each_attempt_of_a_job_is_seen_with_its_slurm_job() -> None:
     ]
 
 
-def test_the_largest_sample_of_temporary_files_stays(tmp_path: Path) -> None:
+def test_temporary_files_are_measured_and_kept_ones_not(tmp_path: Path) -> None:
     for name, size in {"a/merged/model": 1000, "a/adapter/w": 10_000, "b/state/train/x": 100}.items():
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"x" * size)
-    sampler = StorageSampler(tmp_path, lambda: ["a", "b", "not_begun"])
-    sampler.start()
-    while not sampler.samples:
-        time.sleep(0.01)
-    sampler.stop()
-    assert sampler.peak_bytes == 1100
+    assert measure_temporary(tmp_path, ["a", "b", "not_begun"]) == 1100

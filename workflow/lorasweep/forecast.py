@@ -16,7 +16,7 @@ from lorasweep.experiment import Data, Experiment
 from lorasweep.files import write_aside
 from lorasweep.job_records import JOB_RECORDS, Experience, JobRecord, get_last_error, learn, read_records
 from lorasweep.job_watcher import Attempt
-from lorasweep.ledger import LEDGER, RUNS, RunRecord, append_run, describe_ledger, make_ledger, read_runs, write_ledger
+from lorasweep.ledger import LEDGER, RUNS, RunRecord, describe_ledger, make_ledger, read_runs, record_run, write_ledger
 from lorasweep.plan import MODES, Planner, PointPlan, SweepPlan
 from lorasweep.plan_view import describe_error, describe_shortly, describe_times, draw_storage, show_plan
 from lorasweep.points import BASELINE, Point
@@ -164,17 +164,13 @@ class Forecast:
         return records
 
     def settle(self, run: RunRecord) -> str:
-        """Write down a run that has ended, and the ledger; return what the ledger says in short."""
-        append_run(run, self.results / RUNS)
-        return settle_ledger(self.results, self.points, self.planner.base, self.experiment)
-
-
-def settle_ledger(results: Path, points: Sequence[PointPlan], base: Checkpoint, experiment: Experiment) -> str:
-    """Write the ledger by what lies in an experiment's folder; return it in short."""
-    full = get_model_folder_size(base, experiment.model.dtype)
-    rows = make_ledger(results, points, read_records(results / JOB_RECORDS), read_runs(results / RUNS), full)
-    write_ledger(rows, results / LEDGER)
-    return describe_ledger(rows)
+        """Write down a run as it stands, and the ledger; return what the ledger says in short."""
+        record_run(run, self.results / RUNS)
+        full = get_model_folder_size(self.planner.base, self.experiment.model.dtype)
+        records, runs = read_records(self.results / JOB_RECORDS), read_runs(self.results / RUNS)
+        rows = make_ledger(self.results, self.points, records, runs, full)
+        write_ledger(rows, self.results / LEDGER)
+        return describe_ledger(rows)
 
 
 def make_forecast(

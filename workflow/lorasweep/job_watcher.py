@@ -1,12 +1,11 @@
-"""Watches a run: when each attempt of a job begins and ends, and how much of what lies on disk is temporary."""
+"""What is seen of a run: when each attempt of a job begins and ends, and how much of what lies on disk is temporary."""
 
 import logging
 import os
 import re
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +15,6 @@ from lorasweep.room import get_size
 
 TEMPORARY = ("merged", ".hf_model.partial", ".adapter.partial", STATE)
 """What of a point's folder goes away."""
-
-SAMPLE_SECONDS = 5.0
-"""Between two looks at the disk, at least."""
-
-LOOKING_SHARE = 0.05
-"""Most of the time that is spent looking: on a slow file system the looks are fewer."""
 
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
 
@@ -86,38 +79,14 @@ def ask_slurm(jobs: Iterable[str]) -> dict[str, float]:
     return {job: float(seconds) for job, seconds in pairs if seconds.isdigit()}
 
 
-class StorageSampler:
-    """Looks at the temporary files of some points again and again, in a thread; keeps the largest sum."""
-
-    def __init__(self, results: Path, get_points: Callable[[], Iterable[str]]) -> None:
-        self._results = results
-        self._get_points = get_points
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.peak_bytes = 0
-        self.samples = 0
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=60)
-
-    def _run(self) -> None:
-        wait = 0.0
-        while not self._ended.wait(wait):
-            began = time.monotonic()
-            size = sum(self._measure(point) for point in self._get_points())
-            self.peak_bytes = max(self.peak_bytes, size)
-            self.samples += 1
-            wait = max(SAMPLE_SECONDS, (time.monotonic() - began) / LOOKING_SHARE)
-
-    def _measure(self, point: str) -> int:
-        folder = self._results / point
+def measure_temporary(results: Path, points: Iterable[str]) -> int:
+    """Return the bytes of what goes away of some points, some of which need not have begun."""
+    total = 0
+    for point in points:
+        folder = results / point
         try:
             there = {entry.name for entry in os.scandir(folder)} & set(TEMPORARY)
-        except OSError:  # not begun
-            return 0
-        return sum(get_size(folder / name) for name in there)
+        except OSError:
+            continue
+        total += sum(get_size(folder / name) for name in there)
+    return total

@@ -31,9 +31,9 @@ class RunRecord(BaseModel, frozen=True):
     planned_temporary_bytes: int
 
 
-def append_run(run: RunRecord, file: Path) -> None:
-    """Add a run to the experiment's record."""
-    runs = [*read_runs(file), run]
+def record_run(run: RunRecord, file: Path) -> None:
+    """Add a run to the experiment's record, in place of what stands there of the same run."""
+    runs = [*(other for other in read_runs(file) if other.began != run.began), run]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, json.dumps([entry.model_dump() for entry in runs], indent=1) + "\n")
 

@@ -12,8 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,6 +50,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 try:
     from lorasweep import resources
+    from lorasweep.accounts import Accounts
     from lorasweep.batches import assign_batches, read_batches, record_batches
     from lorasweep.checkpoint import read_checkpoint
     from lorasweep.controller import give_up, hold, read_holder, release, remove_locks
@@ -62,7 +61,7 @@ try:
     from lorasweep.evaluation_state import is_evaluated
     from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
     from lorasweep.inputs import check_inputs, check_registered_tasks, find_missing_model, make_recipe
-    from lorasweep.job_watcher import JobWatcher, StorageSampler, ask_slurm
+    from lorasweep.job_watcher import JobWatcher
     from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, RECORD
     from lorasweep.points import BASELINE, get_points, record_points
     from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
@@ -388,9 +387,7 @@ if workflow.is_main_process:
     logger.addHandler(FAILURES)
     WATCHER = JobWatcher()
     logger.addHandler(WATCHER)
-    SAMPLER = StorageSampler(Path(RESULTS), lambda: get_forecast().unfinished)
-    BEGAN = datetime.now(UTC).isoformat(timespec="seconds")
-    STARTED = time.monotonic()
+    ACCOUNTS = None
     # True, and of no use to anybody: what a batch depends on is decided anew in each run.
     logger.addFilter(lambda record: not str(record.msg).endswith("missing metadata: evaluate_adapters"))
     mend_status_queries()
@@ -518,7 +515,6 @@ def get_orphan_dependency():
 def conclude():
     """Leave what a run leaves at its end, however it ended."""
     release(CONTROLLER)
-    SAMPLER.stop()
     # What says that a batch was evaluated is of this run alone: the next one puts other points together.
     for batch in BATCHES:
         workflow.persistence.cleanup_metadata(IOFile(f"{RESULTS}/.batches/{batch}"))
@@ -527,26 +523,7 @@ def conclude():
     command = shlex.join(["snakemake", *sys.argv[1:]])
     unfinished = {job.wildcards.point for job in workflow.dag.needrun_jobs() if "point" in job.wildcards.keys()}
     summary = summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), unfinished, FAILURES.failures, command)
-    return f"{summary}\n{settle_accounts()}"
-
-
-def settle_accounts():
-    """Write down what this run took, and the ledger; return it in short."""
-    from lorasweep.job_records import JOB_RECORDS, append_records
-    from lorasweep.ledger import RunRecord
-
-    forecast = get_forecast()
-    slurm_seconds = ask_slurm(attempt.slurm_job for attempt in WATCHER.attempts if attempt.slurm_job)
-    append_records(forecast.make_records(BEGAN, WATCHER.attempts, slurm_seconds), Path(RESULTS, JOB_RECORDS))
-    return forecast.settle(
-        RunRecord(
-            began=BEGAN,
-            wall_seconds=round(time.monotonic() - STARTED, 3),
-            peak_temporary_bytes=SAMPLER.peak_bytes,
-            planned_wall_seconds=round(forecast.rest.wall_seconds, 3),
-            planned_temporary_bytes=forecast.rest.temporary_bytes,
-        )
-    )
+    return f"{summary}\n{ACCOUNTS.stop()}" if ACCOUNTS else summary
 
 
 def write_partial_table():
@@ -595,7 +572,9 @@ onstart:
     if BATCHES:
         record_batches(BATCHES, BATCH_RECORD)
     logger.info(forecast.describe_shortly())
-    SAMPLER.start()
+    global ACCOUNTS
+    ACCOUNTS = Accounts(forecast, WATCHER)
+    ACCOUNTS.start()
 
 
 onsuccess:

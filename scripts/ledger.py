@@ -1,0 +1,41 @@
+"""Print an experiment's ledger: what it kept and spent, beside its plan. It is renewed every minute of a run."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from lorasweep.ledger import LEDGER, TOTAL, describe_ledger
+from lorasweep.plan_view import format_bytes, format_seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="an experiment's folder: results/<experiment>")
+    arguments = parser.parse_args()
+    rows = pd.read_csv(arguments.results / LEDGER, keep_default_na=False).to_dict("records")
+    table = Table(title=f"{arguments.results.name}: the ledger")
+    for column in ("point", "mode", "kept", "planned", "jobs", "planned", "failed", "GPU hours", "planned"):
+        table.add_column(column, justify="left" if column in ("point", "mode") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["point"]),
+            str(row["mode"]),
+            format_bytes(row["kept_bytes"]),
+            format_bytes(row["planned_kept_bytes"]),
+            format_seconds(row["job_seconds"]),
+            format_seconds(row["planned_job_seconds"]),
+            format_seconds(row["failed_seconds"]) if row["failed_attempts"] else "-",
+            f"{row['gpu_hours']:,.2f}",
+            f"{row['planned_gpu_hours']:,.2f}",
+            style="bold" if row["point"] == TOTAL else None,
+        )
+    console = Console()
+    console.print(table)
+    console.print(describe_ledger(rows), highlight=False)
+
+
+if __name__ == "__main__":
+    main()
