@@ -5,29 +5,27 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from lorasweep.checkpoint import Checkpoint
-from lorasweep.costs import BYTES_PER_TOKEN, TASK_SAMPLES, TEMPLATE_TOKENS, Costs, Lengths, TaskSize
-from lorasweep.digest import digest_file
-from lorasweep.experiment import Data, Experiment
+from lorasweep.costs import BYTES_PER_TOKEN, TASK_SAMPLES, Costs
+from lorasweep.experiment import Experiment
 from lorasweep.files import write_aside
 from lorasweep.job_records import JOB_RECORDS, Experience, JobRecord, get_last_error, learn, read_records
 from lorasweep.job_watcher import Attempt
 from lorasweep.ledger import LEDGER, RUNS, RunRecord, describe_ledger, make_ledger, read_runs, record_run, write_ledger
+from lorasweep.measuring import guess_lengths, read_lengths, read_task_sizes
 from lorasweep.plan import MODES, Planner, PointPlan, SweepPlan
 from lorasweep.plan_view import describe_error, describe_shortly, describe_times, draw_storage, show_plan
 from lorasweep.points import BASELINE, Point
 from lorasweep.room import explain_shortage, find_room
 from lorasweep.sizes import get_model_folder_size
+from lorasweep.tasks import TaskEntry
 
 PLAN = "plan.json"
 PICTURE = "plan.svg"
-LENGTHS = "lengths.json"
-TASK_SIZES = "task_sizes.json"
-"""In an experiment's folder: the plan, its picture, how long training samples are, and what tasks ask."""
+"""In an experiment's folder."""
 
 BATCH_RULE = "evaluate_adapters"
 
@@ -95,7 +93,8 @@ class Forecast:
             describe_times(self.experience, rules, costs.device_name)
             + " "
             + describe_error(get_last_error(self.records)),
-            f"Jobs at a time: {self.planner.parallel}. Training tokens are {how}, evaluated samples {asks}.",
+            f"Jobs at a time: {self.planner.parallel}. Training tokens are {how}, evaluated samples {asks}."
+            + (" Every job of training or evaluation has one GPU." if self.rest.gpus else ""),
         ]
 
     def write(self) -> list[Path]:
@@ -182,12 +181,13 @@ def make_forecast(
     batches: Mapping[str, Sequence[str]],
     parallel: int,
     samples: int,
-    task_key: str,
+    tasks: Sequence[TaskEntry],
+    task_files: Sequence[Path],
 ) -> Forecast:
     """Make the plan of a run.
 
     `results` is the experiment's folder, beside those of others, from which it is learnt how long jobs take. `samples`
-    is the number of training samples; `task_key` changes when a task does.
+    is the number of training samples; `task_files` are what the tasks are made of.
 
     Raises:
         InputError: `plan.device` is not known.
@@ -196,61 +196,17 @@ def make_forecast(
     records = read_records(results / JOB_RECORDS)
     others = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
     everyone = [*(record for file in others for record in read_records(file)), *records]
-    lengths = read_lengths(results / LENGTHS, experiment.data, fingerprint, samples)
+    lengths = read_lengths(results, experiment.data, fingerprint, samples)
     costs = Costs(
-        experiment, base, lengths or guess_lengths(experiment.data, samples), read_task_sizes(results, task_key)
+        experiment,
+        base,
+        lengths or guess_lengths(experiment.data, samples),
+        read_task_sizes(results, tasks, task_files),
     )
     experience = learn(everyone, costs.device_name, fingerprint) if costs.device else {}
     costs = replace(costs, factors={rule: found.factor for rule, found in experience.items()})
     planner = Planner(experiment, points, base, costs, parallel, _get_log_bytes(results, [BASELINE, *points]))
     return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
-
-
-def guess_lengths(data: Data, samples: int) -> Lengths:
-    """Return the mean length of training samples by the size of their file."""
-    size = Path(data.train).stat().st_size if data.train and samples else 0
-    return Lengths(samples, (size / BYTES_PER_TOKEN / max(1, samples),), are_counted=False)
-
-
-def read_lengths(file: Path, data: Data, fingerprint: str, samples: int) -> Lengths | None:
-    """Return the lengths that were counted of this data, for this base model; nothing where they were not."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    if not samples or content.get("key") != _get_lengths_key(data, fingerprint):
-        return None
-    return Lengths(samples, tuple(content["lengths"]), are_counted=True)
-
-
-def write_lengths(file: Path, data: Data, fingerprint: str, lengths: Sequence[int]) -> None:
-    """Write down how many tokens training samples have."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(file, json.dumps({"key": _get_lengths_key(data, fingerprint), "lengths": list(lengths)}) + "\n")
-
-
-def _get_lengths_key(data: Data, fingerprint: str) -> list[str]:
-    return [digest_file(Path(str(data.train))), data.model_dump_json(exclude={"train"}), fingerprint]
-
-
-def read_task_sizes(results: Path, key: str) -> dict[str, TaskSize]:
-    """Return what tasks ask of a model, as it was measured; nothing where it was not, or where a task has changed."""
-    try:
-        content = json.loads((results / TASK_SIZES).read_text())
-    except (OSError, ValueError):
-        return {}
-    if content.get("key") != key:
-        return {}
-    return {
-        name: TaskSize(size["samples"], TEMPLATE_TOKENS + size["prompt_bytes"] / BYTES_PER_TOKEN)
-        for name, size in content["tasks"].items()
-    }
-
-
-def write_task_sizes(results: Path, key: str, tasks: Mapping[str, Any]) -> None:
-    """Write down the samples and bytes of a prompt of each task."""
-    results.mkdir(parents=True, exist_ok=True)
-    write_aside(results / TASK_SIZES, json.dumps({"key": key, "tasks": tasks}, indent=1) + "\n")
 
 
 def _get_log_bytes(results: Path, points: Iterable[str]) -> int | None:

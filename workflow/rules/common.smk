@@ -9,9 +9,7 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,7 +53,6 @@ try:
     from lorasweep.checkpoint import read_checkpoint
     from lorasweep.controller import give_up, hold, read_holder, release, remove_locks
     from lorasweep.dataset import check_data
-    from lorasweep.digest import digest_file
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
     from lorasweep.evaluation_state import is_evaluated
@@ -429,8 +426,10 @@ def get_forecast():
         if job.rule.name not in ("all", "configure_all")
     }
     samples = count_samples() if TRAINED else 0
-    parallel = get_parallel_jobs()
-    return make_forecast(EXPERIMENT, POINTS, base, Path(RESULTS), wanted, BATCHES, parallel, samples, get_task_key())
+    files = list(map(Path, get_task_files()))
+    return make_forecast(
+        EXPERIMENT, POINTS, base, Path(RESULTS), wanted, BATCHES, get_parallel_jobs(), samples, TASKS, files
+    )
 
 
 def get_parallel_jobs():
@@ -441,40 +440,27 @@ def get_parallel_jobs():
     return max(1, cores // min(cores, 4)) if workflow.local_exec else min(workflow.nodes or 1, MOST_PARALLEL)
 
 
-def get_task_key():
-    """Changes when a task does, its arguments, or a file that it reads."""
-    files = {path: digest_file(Path(path)) for path in get_task_files()}
-    return json.dumps([[entry.spec.model_dump() for entry in TASKS], files], sort_keys=True)
-
-
 def count_tokens_and_samples():
-    """Have the trainer count the tokens of some samples, and Inspect the samples of tasks, unless that was done."""
-    from lorasweep.forecast import LENGTHS, read_lengths, read_task_sizes, write_lengths, write_task_sizes
+    """Have the trainer count tokens, and Inspect the samples of tasks, unless that was done."""
+    from lorasweep import measuring
 
-    results, base = Path(RESULTS), "" if MISSING_MODEL else get_base_fingerprint(None)
-    if base and TRAINED and not read_lengths(results / LENGTHS, EXPERIMENT.data, base, count_samples()):
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as recipe:
-            recipe.write(make_point_recipe(next(iter(TRAINED))))
-            recipe.flush()
-            if (lengths := measure("train", "measure_lengths.py", "--recipe", recipe.name)) is not None:
-                write_lengths(results / LENGTHS, EXPERIMENT.data, base, lengths)
-    if EVALUATED and not read_task_sizes(results, get_task_key()):
-        tasks = [
-            {"name": entry.name, "task": entry.spec.task, "args": entry.spec.args, "limit": entry.spec.limit}
-            for entry in TASKS
-        ]
-        if (sizes := measure(EVALUATION_STAGE, "measure_tasks.py", "--tasks", json.dumps(tasks))) is not None:
-            write_task_sizes(results, get_task_key(), sizes)
-
-
-def measure(stage, script, *arguments):
-    """What a script prints as JSON in its last line; nothing, with a warning, where it fails."""
-    command = [f"{SCRIPTS}/run", stage, f"{SCRIPTS}/{script}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        logger.warning(f"{script} did not end well, and its figures are guessed: {done.stderr.strip()[-300:]}")
-        return None
-    return json.loads(done.stdout.splitlines()[-1])
+    results, files, base = Path(RESULTS), list(map(Path, get_task_files())), get_base_fingerprint(None)
+    try:
+        if (
+            not MISSING_MODEL
+            and TRAINED
+            and not measuring.read_lengths(results, EXPERIMENT.data, base, count_samples())
+        ):
+            command = [f"{SCRIPTS}/run", "train", f"{SCRIPTS}/measure_lengths.py"]
+            measuring.count_lengths(results, EXPERIMENT.data, base, make_point_recipe(next(iter(TRAINED))), command)
+    except InputError as error:
+        print(f"Tokens are guessed: {error}")
+    try:
+        if EVALUATED and not measuring.read_task_sizes(results, TASKS, files):
+            command = [f"{SCRIPTS}/run", EVALUATION_STAGE, f"{SCRIPTS}/measure_tasks.py"]
+            measuring.count_task_sizes(results, TASKS, files, command)
+    except InputError as error:
+        print(f"Samples are guessed: {error}")
 
 
 def show_plan():

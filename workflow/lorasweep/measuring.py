@@ -1,0 +1,111 @@
+"""What of the data and the tasks is counted once, for the plan: tokens by the trainer, samples by Inspect.
+
+Both need an environment that Snakemake's process lacks, and seconds: so `snakemake plan` counts, the figures stay in
+the experiment's folder, and a dry run takes them from there.
+"""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorasweep.costs import BYTES_PER_TOKEN, TEMPLATE_TOKENS, Lengths, TaskSize
+from lorasweep.digest import digest_file
+from lorasweep.errors import InputError
+from lorasweep.experiment import Data
+from lorasweep.files import write_aside
+from lorasweep.tasks import TaskEntry
+
+LENGTHS = "lengths.json"
+TASK_SIZES = "task_sizes.json"
+"""In an experiment's folder: how long training samples are, and what tasks ask."""
+
+MOST_SAMPLES = 1000
+"""Training samples whose tokens are counted, evenly taken."""
+
+
+def guess_lengths(data: Data, samples: int) -> Lengths:
+    """Return the mean length of training samples by the size of their file."""
+    size = Path(data.train).stat().st_size if data.train and samples else 0
+    return Lengths(samples, (size / BYTES_PER_TOKEN / max(1, samples),), are_counted=False)
+
+
+def read_lengths(results: Path, data: Data, fingerprint: str, samples: int) -> Lengths | None:
+    """Return the lengths that were counted of this data for this base model; nothing where they were not."""
+    content = _read(results / LENGTHS)
+    if not samples or content.get("key") != _get_lengths_key(data, fingerprint):
+        return None
+    return Lengths(samples, tuple(content["lengths"]), are_counted=True)
+
+
+def count_lengths(results: Path, data: Data, fingerprint: str, recipe: str, command: Sequence[str]) -> None:
+    """Have the trainer count the tokens of samples, by any recipe that reads them.
+
+    `command` starts `scripts/measure_lengths.py` in the trainer's environment.
+
+    Raises:
+        InputError: it did not end well.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(recipe)
+        file.flush()
+        lengths = _run([*command, "--recipe", file.name, "--most", str(MOST_SAMPLES)])
+    _write(results / LENGTHS, {"key": _get_lengths_key(data, fingerprint), "lengths": lengths})
+
+
+def read_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path]) -> dict[str, TaskSize]:
+    """Return what tasks ask of a model, as it was counted; nothing where it was not, or a task has changed.
+
+    `files` are those that the tasks are made of.
+    """
+    content = _read(results / TASK_SIZES)
+    if content.get("key") != _get_task_key(tasks, files):
+        return {}
+    return {
+        name: TaskSize(size["samples"], TEMPLATE_TOKENS + size["prompt_bytes"] / BYTES_PER_TOKEN)
+        for name, size in content["tasks"].items()
+    }
+
+
+def count_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path], command: Sequence[str]) -> None:
+    """Have Inspect count the samples of tasks; `command` starts `scripts/measure_tasks.py` where it is installed.
+
+    Raises:
+        InputError: it did not end well.
+    """
+    asked = [
+        {"name": entry.name, "task": entry.spec.task, "args": entry.spec.args, "limit": entry.spec.limit}
+        for entry in tasks
+    ]
+    sizes = _run([*command, "--tasks", json.dumps(asked)])
+    _write(results / TASK_SIZES, {"key": _get_task_key(tasks, files), "tasks": sizes})
+
+
+def _run(command: Sequence[str]) -> Any:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise InputError(f"{command[2]} did not end well: {said[-1] if said else 'it said nothing'}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _get_lengths_key(data: Data, fingerprint: str) -> list[str]:
+    return [digest_file(Path(str(data.train))), data.model_dump_json(exclude={"train"}), fingerprint]
+
+
+def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path]) -> list[Any]:
+    return [[entry.spec.model_dump(mode="json") for entry in tasks], [digest_file(file) for file in files]]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(file, json.dumps(content) + "\n")
