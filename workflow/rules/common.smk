@@ -433,11 +433,11 @@ def get_forecast():
 
 
 def get_parallel_jobs():
-    """How many jobs run at a time: of those with threads, as many as there are cores for."""
+    """How many jobs run at a time: as many as there are cores for, or as --jobs says of a scheduler."""
     if EXPERIMENT.plan.parallel_jobs:
         return EXPERIMENT.plan.parallel_jobs
     cores = workflow._cores or 1
-    return max(1, cores // min(cores, 4)) if workflow.local_exec else min(workflow.nodes or 1, MOST_PARALLEL)
+    return max(1, min(workflow.nodes or cores // min(cores, 4), MOST_PARALLEL))
 
 
 def count_tokens_and_samples():
