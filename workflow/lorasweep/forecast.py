@@ -129,7 +129,8 @@ class Forecast:
             plan = self.whole[mode]
             if plan.kept_bytes + plan.temporary_bytes < need:
                 others[f"mode {mode} (model_format: adapter, {setting})"] = plan.kept_bytes + plan.temporary_bytes
-        return explain_shortage(find_room(self.results, self.experiment.plan.storage_limit_gb), need, others)
+        rooms = find_room(self.results, self.experiment.plan.storage_limit_gb)
+        return explain_shortage(rooms, need, self.planner.parallel, others)
 
     def make_records(
         self, run: str, attempts: Iterable[Attempt], slurm_seconds: Mapping[str, float]

@@ -47,10 +47,11 @@ def find_room(folder: Path, limit_gb: float | None) -> list[Room]:
     return rooms
 
 
-def explain_shortage(rooms: Iterable[Room], need: int, others: Mapping[str, int]) -> str | None:
+def explain_shortage(rooms: Iterable[Room], need: int, parallel: int, others: Mapping[str, int]) -> str | None:
     """Return what to say where there is less room than is needed, with what would fit; else nothing.
 
-    `others` are what else could be done, and the bytes that it needs.
+    `parallel` is the number of jobs at a time that the need is of; `others` are what else could be done, and the bytes
+    that it needs.
     """
     short = [room for room in rooms if room.free_bytes < need * MARGIN]
     if not short:
@@ -58,9 +59,10 @@ def explain_shortage(rooms: Iterable[Room], need: int, others: Mapping[str, int]
     tightest = min(short, key=lambda room: room.free_bytes)
     fitting = [f"{name} ({size / GB:,.2f} GB)" for name, size in others.items() if size * MARGIN <= tightest.free_bytes]
     free = max(0, tightest.free_bytes) / GB
+    fits = ", or ".join(fitting) or "nothing of this sweep"
     return (
-        f"not enough room: this run needs {need / GB:,.2f} GB at its peak, and {free:,.2f} GB are free by "
-        f"{tightest.limit}; what would fit: {', or '.join(fitting) or 'nothing of this sweep'}. To run all "
+        f"not enough room: this run needs {need / GB:,.2f} GB at its peak with {parallel} jobs at a time "
+        f"(plan.parallel_jobs), and {free:,.2f} GB are free by {tightest.limit}; what would fit: {fits}. To run all "
         "the same: --config force_plan=true"
     )
 
