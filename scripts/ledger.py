@@ -15,7 +15,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="an experiment's folder: results/<experiment>")
     arguments = parser.parse_args()
-    rows = pd.read_csv(arguments.results / LEDGER, keep_default_na=False).to_dict("records")
+    # Of a point the columns of the total are empty, and of the total the mode.
+    rows = pd.read_csv(arguments.results / LEDGER).fillna({"mode": ""}).fillna(0).to_dict("records")
     table = Table(title=f"{arguments.results.name}: the ledger")
     for column in ("point", "mode", "kept", "planned", "jobs", "planned", "failed", "GPU hours", "planned"):
         table.add_column(column, justify="left" if column in ("point", "mode") else "right", no_wrap=True)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from lorasweep.experiment import Controls
 from lorasweep.job_records import read_records
 from lorasweep.room import get_size
 from lorasweep.sizes import get_adapter_size, get_model_size
-from sweep import POINTS, Sweep
+from sweep import POINTS, ROOT, Sweep
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,13 @@ def test_the_ledger_has_what_was_kept_and_spent(finished: Sweep) -> None:
     assert float(rows["total"]["wall_seconds"]) > 0
     assert int(rows["total"]["peak_temporary_bytes"]) > 0
     assert float(rows["total"]["failed_attempts"]) == 0
+    said = subprocess.run(
+        [sys.executable, ROOT / "scripts/ledger.py", finished.results],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT / "workflow"), "COLUMNS": "120"},
+    ).stdout
+    assert "Kept: " in said
+    assert "Wall time " in said
+    assert POINTS["B2"] in said

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lorasweep.checkpoint import Checkpoint
-from lorasweep.costs import DEVICES, START_SECONDS, Costs, Lengths, TaskSize
+from lorasweep.costs import DEVICES, START_SECONDS, Costs, Lengths, TaskSize, check_device
 from lorasweep.errors import InputError
 from lorasweep.experiment import Controls, Experiment
 from lorasweep.forecast import Forecast
@@ -111,6 +111,8 @@ def make_planner(
 def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
     planner = make_planner(tmp_path, evaluation={"adapters_per_job": 3})
     shared = {"configure": 4, "train": 4, "cleanup": 5, "collect": 1}
+    unevaluated = make_planner(tmp_path, evaluation={"enabled": False, "tasks": [], "merge_adapters": False})
+    assert unevaluated.plan_all("B2").jobs == shared | {"cleanup": 4}
     assert planner.plan_all("A").jobs == shared | {"merge": 4, "evaluate": 5}
     assert planner.plan_all("B1").jobs == shared | {"evaluate_merged": 4, "evaluate": 1}
     assert planner.plan_all("B2").jobs == shared | {"evaluate_adapters": 2, "publish": 4, "evaluate": 1}
@@ -130,6 +132,49 @@ def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: P
     assert plans["B1"].written_bytes > 4 * full > plans["B2"].written_bytes
 
 
+def test_models_merged_in_a_temporary_folder_do_not_count_among_the_results(tmp_path: Path) -> None:
+    there, here = (
+        make_planner(tmp_path, parallel=4, evaluation={"merged_models_in": where}).plan_all("B1")
+        for where in ("tmpdir", "results")
+    )
+    assert there.temporary_bytes < here.temporary_bytes / 10
+    assert there.written_bytes == here.written_bytes
+
+
+@pytest.mark.parametrize("mode", ["A", "B1", "B2"])
+def test_what_points_keep_is_what_the_sweep_keeps_with_adapters_that_are_given_too(tmp_path: Path, mode: str) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "adapter_config.json").touch()
+    (given / "adapter_model.safetensors").write_bytes(b"x" * 100_000)
+    keys = {"A": {"model_format": "hf"}, "B1": {"merge_adapters": True}, "B2": {"merge_adapters": False}}[mode]
+    planner = make_planner(tmp_path, evaluation=keys, runs=[{"name": "theirs", "adapter": str(given)}])
+    points = planner.plan_points([])
+    whole = planner.plan_all()
+    assert whole.jobs["adopt"] == 1
+    assert whole.kept_bytes == pytest.approx(sum(point.kept_bytes for point in points), abs=8_001)
+    assert whole.tokens == sum(point.tokens for point in points)
+    wanted = {("adopt", "theirs")}
+    assert planner.plan_rest(wanted, {}).kept_bytes == 108_000
+
+
+def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**15))
+    planner = make_planner(tmp_path, evaluation={"model_format": "hf"}, plan={"storage_limit_gb": 0.1})
+    results = tmp_path / "results/e"
+    wanted = {("train", name) for name in planner.points}
+    forecast = Forecast(planner.experiment, results, planner, {}, [], wanted, {}, "")
+    assert forecast.explain_shortage() is not None
+    for name in planner.points:
+        (results / name / "adapter").mkdir(parents=True)
+        with (results / name / "adapter/weights").open("wb") as file:
+            file.truncate(60_000_000)
+    roomy = planner.experiment.model_copy(
+        update={"plan": planner.experiment.plan.model_copy(update={"storage_limit_gb": 0.4})}
+    )
+    assert Forecast(roomy, results, planner, {}, [], wanted, {}, "").explain_shortage() is None
+
+
 def test_what_is_to_do_is_planned_apart(tmp_path: Path) -> None:
     planner = make_planner(tmp_path)
     name = "lora_rank=16"
@@ -138,7 +183,7 @@ def test_what_is_to_do_is_planned_apart(tmp_path: Path) -> None:
     assert rest.jobs == {"train": 1, "evaluate_merged": 1, "cleanup": 1, "collect": 1}
     assert rest.kept_bytes < whole.kept_bytes / 2
     assert rest.seconds["train"] == pytest.approx(whole.seconds["train"] / 4, rel=0.01)
-    assert {point.name: point.is_done for point in planner.plan_points({name})}[name] is False
+    assert {point.name for point in planner.plan_points({name}) if point.is_done} == {name}
     assert planner.plan_rest([], {}).wall_seconds == 0
 
 
@@ -176,8 +221,9 @@ def test_a_device_of_ones_own_is_taken_and_an_unknown_one_refused(tmp_path: Path
     mine = {"bf16_flops": 1e15, "fp32_flops": 1e14, "bandwidth": 4e12}
     own = make_planner(tmp_path, plan={"device": "mine", "devices": {"mine": mine}})
     assert own.costs.device.bf16_flops == 1e15
-    with pytest.raises(InputError, match=r"plan\.device: 'h10' is not known .did you mean 'h100'"):
-        _ = make_planner(tmp_path, plan={"device": "h10"}).costs.device
+    check_device(own.experiment, "e.yaml")
+    with pytest.raises(InputError, match=r"e\.yaml: plan\.device: 'h10' is not known .did you mean 'h100'"):
+        check_device(make_planner(tmp_path, plan={"device": "h10"}).experiment, "e.yaml")
 
 
 def test_where_there_is_no_room_it_is_said_which_bound_or_mode_would_fit(

@@ -38,10 +38,11 @@ class Accounts:
         self._thread.start()
 
     def stop(self) -> str:
-        """Write all down; return the ledger in short."""
+        """Write all down; return the ledger in short, or why it could not be written."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._watcher.end_all()
         return self._update()
 
     def _run(self) -> None:
@@ -57,11 +58,17 @@ class Accounts:
                 updated = time.monotonic()
 
     def _update(self) -> str:
+        try:
+            return self._write()
+        except OSError as error:  # a full disk must not hide how the run went
+            return f"The ledger could not be written: {error}"
+
+    def _write(self) -> str:
         forecast = self._forecast
         attempts = self._watcher.attempts[self._written :]
-        self._written += len(attempts)
         seconds = ask_slurm(attempt.slurm_job for attempt in attempts if attempt.slurm_job)
         append_records(forecast.make_records(self._began, attempts, seconds), Path(forecast.results, JOB_RECORDS))
+        self._written += len(attempts)
         return forecast.settle(
             RunRecord(
                 began=self._began,

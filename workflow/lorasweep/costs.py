@@ -35,8 +35,8 @@ BANDWIDTH_EFFICIENCY = 0.5
 START_SECONDS = 15.0
 """Of a job that loads a framework, from its start to the first byte of the model."""
 
-LOCAL_SECONDS = 2.0
-"""Of a job that loads none."""
+ADOPT_SECONDS = 10.0
+"""Of a job that checks an adapter and copies it."""
 
 DISK_BANDWIDTH = 1e9
 """Bytes a second of reading or writing a model."""
@@ -56,8 +56,19 @@ TASK_SAMPLES = 1000
 BYTES_PER_TOKEN = 4
 """Of text of which the tokens were not counted."""
 
-LOCAL_RULES = ("configure", "adopt", "publish", "cleanup", "collect")
-"""Rules of which a job takes no GPU, and no time to speak of."""
+
+def check_device(experiment: Experiment, source: str) -> None:
+    """Check that the plan's device is known.
+
+    Raises:
+        InputError: it is in no table.
+    """
+    device, known = experiment.plan.device, {**DEVICES, **experiment.plan.devices}
+    if device and device not in known:
+        raise InputError(
+            f"{source}: plan.device: {device!r} is not known{nearest(device, known)}; accepted: {', '.join(known)}, or "
+            "one that plan.devices describes"
+        )
 
 
 @dataclass(frozen=True)
@@ -111,14 +122,7 @@ class Costs:
 
     @cached_property
     def device(self) -> Device:
-        """Raises InputError for a device that is in no table."""
-        known = {**DEVICES, **self.experiment.plan.devices}
-        if self.device_name not in known:
-            raise InputError(
-                f"plan.device: {self.device_name!r} is not known{nearest(self.device_name, known)}; accepted: "
-                f"{', '.join(known)}, or one that plan.devices describes"
-            )
-        return known[self.device_name]
+        return {**DEVICES, **self.experiment.plan.devices}[self.device_name]
 
     @cached_property
     def _flops(self) -> float:
@@ -151,8 +155,8 @@ class Costs:
 
     def model(self, rule: str, points: Sequence[Point | None]) -> float:
         """Return the modelled seconds of a job; a point that is none is the baseline."""
-        if rule in LOCAL_RULES:
-            return LOCAL_SECONDS
+        if rule == "adopt":
+            return ADOPT_SECONDS
         load = START_SECONDS + self._model_bytes / DISK_BANDWIDTH
         if rule == "train":
             return load + sum(self._train(point.controls) for point in points if point)

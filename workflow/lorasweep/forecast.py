@@ -12,14 +12,15 @@ from lorasweep.checkpoint import Checkpoint
 from lorasweep.costs import BYTES_PER_TOKEN, TASK_SAMPLES, Costs
 from lorasweep.experiment import Experiment
 from lorasweep.files import write_aside
-from lorasweep.job_records import JOB_RECORDS, Experience, JobRecord, get_last_error, learn, read_records
+from lorasweep.job_records import DONE, JOB_RECORDS, Experience, JobRecord, get_last_error, learn, read_records
 from lorasweep.job_watcher import Attempt
+from lorasweep.layout import MANIFEST
 from lorasweep.ledger import LEDGER, RUNS, RunRecord, describe_ledger, make_ledger, read_runs, record_run, write_ledger
 from lorasweep.measuring import guess_lengths, read_lengths, read_task_sizes
-from lorasweep.plan import MODES, Planner, PointPlan, SweepPlan
-from lorasweep.plan_view import describe_error, describe_shortly, describe_times, draw_storage, show_plan
+from lorasweep.plan import GPU_RULES, MODES, Planner, PointPlan, SweepPlan
+from lorasweep.plan_view import describe_error, describe_shortly, describe_times, draw_storage, format_bytes, show_plan
 from lorasweep.points import BASELINE, Point
-from lorasweep.room import explain_shortage, find_room
+from lorasweep.room import explain_shortage, find_room, get_size
 from lorasweep.sizes import get_model_folder_size
 from lorasweep.tasks import TaskEntry
 
@@ -33,6 +34,9 @@ EVALUATIONS_READ = 50
 """Finished evaluations that are looked at for the size of logs."""
 
 WHOLE = "whole"
+
+RECORDED_RULES = (*GPU_RULES, "merge")
+"""Whose jobs take time that is planned and written down."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ class Forecast:
 
     @cached_property
     def points(self) -> list[PointPlan]:
-        """Every point's figures."""
-        return self.planner.plan_points(self.unfinished)
+        """Every point's figures; done is one that has its manifest, and no job to do."""
+        names = {BASELINE, *self.planner.points} - self.unfinished
+        return self.planner.plan_points({name for name in names if (self.results / name / MANIFEST).is_file()})
 
     def get_members(self, rule: str, name: str) -> Sequence[str]:
         """Return the points of a job."""
@@ -95,6 +100,16 @@ class Forecast:
             + describe_error(get_last_error(self.records)),
             f"Jobs at a time: {self.planner.parallel}. Training tokens are {how}, evaluated samples {asks}."
             + (" Every job of training or evaluation has one GPU." if self.rest.gpus else ""),
+            *self._note_tmpdir,
+        ]
+
+    @property
+    def _note_tmpdir(self) -> list[str]:
+        if self.experiment.evaluation.merged_models_in != "tmpdir" or not self.whole["B1"].jobs.get("evaluate_merged"):
+            return []
+        size = get_model_folder_size(self.planner.base, self.experiment.model.dtype)
+        return [
+            f"Each job of evaluate_merged has {format_bytes(size)} in its node's TMPDIR, which is not counted above."
         ]
 
     def write(self) -> list[Path]:
@@ -118,6 +133,16 @@ class Forecast:
     def explain_shortage(self) -> str | None:
         """Return what to say where there is no room for what is to do."""
         need = self.rest.kept_bytes + self.rest.temporary_bytes
+        rooms = find_room(self.results, self.experiment.plan.storage_limit_gb)
+        if not explain_shortage(rooms, need, self.planner.parallel, {}):
+            return None
+        # What a job is about to replace is removed before it begins.
+        need -= sum(
+            get_size(self.results / name / folder)
+            for rule, folder in (("train", "adapter"), ("adopt", "adapter"), ("merge", "hf_model"))
+            for wanted, name in self.wanted
+            if wanted == rule
+        )
         others: dict[str, int] = {}
         if any(rule == "evaluate_merged" for rule, _ in self.wanted):
             evaluation = self.experiment.evaluation.model_copy(update={"max_merged_models": 1})
@@ -129,7 +154,6 @@ class Forecast:
             plan = self.whole[mode]
             if plan.kept_bytes + plan.temporary_bytes < need:
                 others[f"mode {mode} (model_format: adapter, {setting})"] = plan.kept_bytes + plan.temporary_bytes
-        rooms = find_room(self.results, self.experiment.plan.storage_limit_gb)
         return explain_shortage(rooms, need, self.planner.parallel, others)
 
     def make_records(
@@ -140,11 +164,14 @@ class Forecast:
         records = []
         for attempt in attempts:
             members = self.get_members(attempt.rule, attempt.name)
-            if attempt.rule not in self.whole[WHOLE].seconds or not members:
+            # A point that fails within a batch fails as its `publish`.
+            is_kept = attempt.rule in RECORDED_RULES or (attempt.rule == "publish" and attempt.state != DONE)
+            if not is_kept or not members:
                 continue
             points = [self.planner.points.get(member) for member in members]
             known = slurm_seconds.get(attempt.slurm_job or "")
-            has_gpu = attempt.rule != "merge" and self.experiment.model.device == "cuda"
+            has_gpu = attempt.rule in GPU_RULES and self.experiment.model.device == "cuda"
+            is_planned = attempt.rule in RECORDED_RULES
             records.append(
                 JobRecord(
                     run=run,
@@ -155,8 +182,8 @@ class Forecast:
                     seconds=round(attempt.seconds if known is None else known, 3),
                     is_queued=attempt.slurm_job is not None and known is None,
                     gpus=int(has_gpu),
-                    planned_seconds=round(costs.estimate(attempt.rule, points), 3),
-                    modelled_seconds=round(costs.model(attempt.rule, points), 3),
+                    planned_seconds=round(costs.estimate(attempt.rule, points), 3) if is_planned else 0,
+                    modelled_seconds=round(costs.model(attempt.rule, points), 3) if is_planned else 0,
                     device=costs.device_name,
                     base=self.fingerprint,
                 )
@@ -168,7 +195,7 @@ class Forecast:
         record_run(run, self.results / RUNS)
         full = get_model_folder_size(self.planner.base, self.experiment.model.dtype)
         records, runs = read_records(self.results / JOB_RECORDS), read_runs(self.results / RUNS)
-        rows = make_ledger(self.results, self.points, records, runs, full)
+        rows = make_ledger(self.results, self.points, records, runs, full, self.whole[WHOLE])
         write_ledger(rows, self.results / LEDGER)
         return describe_ledger(rows)
 
@@ -180,6 +207,7 @@ def make_forecast(
     results: Path,
     wanted: Collection[tuple[str, str]],
     batches: Mapping[str, Sequence[str]],
+    fingerprint: str,
     parallel: int,
     samples: int,
     tasks: Sequence[TaskEntry],
@@ -188,12 +216,10 @@ def make_forecast(
     """Make the plan of a run.
 
     `results` is the experiment's folder, beside those of others, from which it is learnt how long jobs take. `samples`
-    is the number of training samples; `task_files` are what the tasks are made of.
+    is the number of training samples, `fingerprint` that of the base model, or nothing where its weights are not there,
+    and `task_files` are what the tasks are made of.
 
-    Raises:
-        InputError: `plan.device` is not known.
     """
-    fingerprint = base.fingerprint if base.tokenizer_files else ""
     records = read_records(results / JOB_RECORDS)
     others = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
     everyone = [*(record for file in others for record in read_records(file)), *records]
@@ -204,18 +230,18 @@ def make_forecast(
         lengths or guess_lengths(experiment.data, samples),
         read_task_sizes(results, tasks, task_files),
     )
-    experience = learn(everyone, costs.device_name, fingerprint) if costs.device else {}
+    experience = learn(everyone, costs.device_name, fingerprint)
     costs = replace(costs, factors={rule: found.factor for rule, found in experience.items()})
-    planner = Planner(experiment, points, base, costs, parallel, _get_log_bytes(results, [BASELINE, *points]))
+    planner = Planner(experiment, points, base, costs, parallel, _get_log_bytes(results, [BASELINE, *points], tasks))
     return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
 
 
-def _get_log_bytes(results: Path, points: Iterable[str]) -> int | None:
+def _get_log_bytes(results: Path, points: Iterable[str], tasks: Sequence[TaskEntry]) -> int | None:
     """Return the size of a point's logs, as some finished evaluations have them."""
     sizes = []
     for point in points:
-        logs = list((results / point / "eval").glob("*.eval"))
-        if logs:
+        logs = [results / point / "eval" / f"{task.name}.eval" for task in tasks]
+        if logs and all(log.is_file() for log in logs):
             sizes.append(sum(log.stat().st_size for log in logs))
         if len(sizes) == EVALUATIONS_READ:
             break

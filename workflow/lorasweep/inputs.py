@@ -1,11 +1,10 @@
 """What an experiment needs from outside its file, checked before any job is planned."""
 
-import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lorasweep.checkpoint import Checkpoint, read_checkpoint
+from lorasweep.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.dataset import check_data
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
@@ -69,12 +68,18 @@ def find_missing_model(experiment: Experiment, source: str) -> str | None:
     for key, value in named.items():
         if value and not Path(value).is_dir():
             return f"{source}: {key}: no such directory: {value!r}; accepted: a local Hugging Face checkpoint directory"
-        if value and os.listdir(value) == ["config.json"]:
+        if value and has_configuration_alone(Path(value)):
             return (
-                f"{source}: {key}: {value!r} has a config.json alone, enough for a plan; accepted for a run: a "
-                "local Hugging Face checkpoint directory"
+                f"{source}: {key}: {value!r} has a config.json and no weights, enough for a plan; accepted for a run: "
+                "a local Hugging Face checkpoint directory"
             )
     return None
+
+
+def has_configuration_alone(path: Path) -> bool:
+    """Whether a checkpoint directory has its configuration, and perhaps a tokenizer, but no weights at all."""
+    weights = (INDEX, "*.safetensors", "*.bin", "*.gguf")
+    return (path / "config.json").is_file() and not any(any(path.glob(pattern)) for pattern in weights)
 
 
 def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: str) -> str:

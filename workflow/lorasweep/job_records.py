@@ -1,6 +1,7 @@
 """Every attempt of every job, written down as it ends: what earlier runs took, for the ledger and for the next plan."""
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ JOB_RECORDS = "jobs.csv"
 
 DONE = "done"
 FAILED = "failed"
+CANCELLED = "cancelled"
 
 
 class JobRecord(BaseModel, frozen=True):
@@ -26,7 +28,7 @@ class JobRecord(BaseModel, frozen=True):
     members: str
     """The points of the job, with `;` between them."""
     state: str
-    """`done` or `failed`."""
+    """`done`, `failed`, or `cancelled`, which is how a run that was interrupted leaves it."""
     seconds: float
     """From its start to its end, as the scheduler says; where none does, as Snakemake saw it, with time in a queue."""
     is_queued: bool
@@ -47,6 +49,9 @@ def append_records(records: Sequence[JobRecord], file: Path) -> None:
         return
     is_new = not file.is_file()
     file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as last:
+        if last.tell() and last.seek(-1, os.SEEK_END) and last.read() != b"\n":
+            last.write(b"\n")  # after a line that a crash cut short
     with file.open("a", newline="") as stream:
         writer = csv.DictWriter(stream, list(JobRecord.model_fields))
         if is_new:
@@ -82,11 +87,19 @@ class Experience:
 def learn(records: Iterable[JobRecord], device: str, base: str) -> dict[str, Experience]:
     """Return by rule what jobs on this device took, of this base model where there are some, else of any.
 
-    Those whose seconds have time in a queue in them teach nothing.
+    Those whose seconds have time in a queue in them teach nothing, nor does the attempt after one that failed: it may
+    have had the rest alone to do. `records` are in the order in which the attempts ended.
     """
     ratios: dict[tuple[str, bool], list[float]] = {}
+    was_begun: set[tuple[str, str]] = set()
     for record in records:
-        if record.state == DONE and record.device == device and not record.is_queued and record.modelled_seconds > 0:
+        if record.state != DONE:
+            was_begun.add((record.rule, record.name))
+            continue
+        if (record.rule, record.name) in was_begun:
+            was_begun.remove((record.rule, record.name))
+            continue
+        if record.device == device and not record.is_queued and record.modelled_seconds > 0:
             key = (record.rule, record.base == base)
             ratios.setdefault(key, []).append(record.seconds / record.modelled_seconds)
     experience = {}
@@ -99,6 +112,6 @@ def learn(records: Iterable[JobRecord], device: str, base: str) -> dict[str, Exp
 
 def get_last_error(records: Sequence[JobRecord]) -> float | None:
     """Return how many times longer the last run's jobs took than its plan said; none where no job was done."""
-    done = [record for record in records if record.state == DONE and record.planned_seconds > 0]
+    done = [r for r in records if r.state == DONE and r.planned_seconds > 0 and not r.is_queued]
     last = [record for record in done if record.run == done[-1].run] if done else []
     return sum(r.seconds for r in last) / sum(r.planned_seconds for r in last) if last else None

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasweep.job_records import DONE, FAILED
+from lorasweep.job_records import CANCELLED, DONE, FAILED
 from lorasweep.layout import STATE
 from lorasweep.room import get_size
 
@@ -56,6 +56,11 @@ class JobWatcher(logging.Handler):
             self._end(said["jobid"], FAILED)
         elif submitted := _SUBMITTED.search(record.getMessage() if record.msg else ""):
             self._submitted[int(submitted[1])] = submitted[2]
+
+    def end_all(self) -> None:
+        """Take what still runs for cancelled: the run has ended without it."""
+        for job in list(self._started):
+            self._end(job, CANCELLED)
 
     def _end(self, job: int, state: str) -> None:
         began = self._started.pop(job, None)

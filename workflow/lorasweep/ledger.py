@@ -2,16 +2,16 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from lorasweep.files import write_aside
-from lorasweep.job_records import FAILED, JobRecord
+from lorasweep.job_records import DONE, JobRecord
 from lorasweep.layout import MANIFEST
-from lorasweep.plan import PointPlan
+from lorasweep.plan import PointPlan, SweepPlan
 from lorasweep.plan_view import format_bytes, format_seconds
 
 LEDGER = "ledger.csv"
@@ -49,9 +49,10 @@ def read_runs(file: Path) -> list[RunRecord]:
 def make_ledger(
     results: Path,
     points: Sequence[PointPlan],
-    records: Iterable[JobRecord],
+    records: Sequence[JobRecord],
     runs: Sequence[RunRecord],
     full_model_bytes: int,
+    whole: SweepPlan,
 ) -> list[dict[str, Any]]:
     """Return a row for each point, and the total.
 
@@ -64,7 +65,7 @@ def make_ledger(
         members = record.members.split(";")
         for member in members:
             row = spent.setdefault(member, dict.fromkeys(_SPENT, 0.0))
-            has_failed = record.state == FAILED
+            has_failed = record.state != DONE
             share = record.seconds / len(members)
             row["attempts"] += 1
             row["failed_attempts"] += has_failed
@@ -80,7 +81,7 @@ def make_ledger(
             {
                 "point": point.name,
                 "mode": point.mode,
-                "is_done": bool(manifest),
+                "is_done": bool(manifest) and (point.is_done or manifest["finished"] >= runs[-1].began),
                 "kept_bytes": manifest.get("bytes", 0),
                 "planned_kept_bytes": point.kept_bytes,
                 "full_model_bytes": 0 if point.mode == "base" else full_model_bytes,
@@ -90,11 +91,13 @@ def make_ledger(
     summed = ("kept_bytes", "planned_kept_bytes", "full_model_bytes", *_SPENT)
     total = {"point": TOTAL, "mode": "", "is_done": all(row["is_done"] for row in rows)}
     total |= {key: _round(sum(row[key] for row in rows)) for key in summed}
+    # A job of several points is one attempt.
+    total |= {"attempts": len(records), "failed_attempts": sum(record.state != DONE for record in records)}
     total |= {
         "peak_temporary_bytes": max((run.peak_temporary_bytes for run in runs), default=0),
-        "planned_temporary_bytes": max((run.planned_temporary_bytes for run in runs), default=0),
+        "planned_temporary_bytes": whole.temporary_bytes,
         "wall_seconds": _round(sum(run.wall_seconds for run in runs)),
-        "planned_wall_seconds": _round(sum(run.planned_wall_seconds for run in runs)),
+        "planned_wall_seconds": _round(whole.wall_seconds),
     }
     return [*rows, total]
 

@@ -21,6 +21,9 @@ from lorasweep.timeline import PlannedJob, Timeline, simulate
 
 MODES = ("A", "B1", "B2")
 
+GPU_RULES = ("train", "evaluate", "evaluate_merged", "evaluate_adapters")
+"""Whose jobs have a GPU, where the experiment has any."""
+
 LOG_BYTES = 8_000
 """Of an evaluation's log, beside its samples."""
 
@@ -40,8 +43,13 @@ class PointPlan:
     steps: int
     tokens: int
     kept_bytes: int
+    kept_bytes_by_mode: Mapping[str, int]
+    temporary_bytes: int
+    """The most that one of its jobs has."""
+    written_bytes: int
     seconds: Mapping[str, float]
-    """By rule; of a job of several points, this point's share."""
+    """By rule, as if no job was of several points."""
+    gpu_hours: float
     mem_mb: int
     """The largest memory that one of its jobs asks for at its first attempt."""
 
@@ -58,6 +66,9 @@ class SweepPlan:
     """By rule."""
     seconds: Mapping[str, float]
     """By rule, of all jobs together."""
+    steps: int
+    tokens: int
+    """Of all trainings."""
     gpus: int
     """Of a job that has any."""
     wall_seconds: float
@@ -70,7 +81,7 @@ class SweepPlan:
 
     @property
     def gpu_hours(self) -> float:
-        return self.gpus * sum(s for rule, s in self.seconds.items() if rule != "merge") / 3600
+        return self.gpus * sum(self.seconds.get(rule, 0.0) for rule in GPU_RULES) / 3600
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -78,9 +89,11 @@ class SweepPlan:
             "temporary_bytes": self.temporary_bytes,
             "written_bytes": self.written_bytes,
             "jobs": dict(self.jobs),
+            "steps": self.steps,
+            "tokens": self.tokens,
             "job_hours": {rule: seconds / 3600 for rule, seconds in self.seconds.items()},
             "gpu_hours": {
-                rule: self.gpus * seconds / 3600 for rule, seconds in self.seconds.items() if rule != "merge"
+                rule: self.gpus * seconds / 3600 for rule, seconds in self.seconds.items() if rule in GPU_RULES
             },
             "wall_hours": self.wall_seconds / 3600,
             "mem_mb": self.mem_mb,
@@ -103,6 +116,10 @@ class Planner:
     @cached_property
     def _evaluation(self) -> bool:
         return self.experiment.evaluation.enabled
+
+    @cached_property
+    def _gpus(self) -> int:
+        return 1 if self.experiment.model.device == "cuda" else 0
 
     @cached_property
     def _tokenizer(self) -> int:
@@ -139,12 +156,13 @@ class Planner:
         """Plan the whole sweep as if nothing was done: in one mode, or each point in its own."""
         modes = {name: mode or point.mode for name, point in self.points.items()}
         direct = [name for name in modes if modes[name] == "B2"] if self._evaluation else []
-        size = resources.get_adapters_per_job(self.base, self.experiment.model, self.experiment.evaluation)
-        batches = [direct[start : start + size] for start in range(0, len(direct), size)]
+        batches = []
+        if direct:
+            size = resources.get_adapters_per_job(self.base, self.experiment.model, self.experiment.evaluation)
+            batches = [direct[start : start + size] for start in range(0, len(direct), size)]
         jobs = self._make_jobs(modes, batches)
         counts = {
             "configure": sum(not point.adapter for point in self.points.values()),
-            "adopt": sum(bool(point.adapter) for point in self.points.values()),
             "publish": len(direct),
             "cleanup": len(modes) + self._has_baseline,
             "collect": 1,
@@ -158,15 +176,26 @@ class Planner:
         jobs = self._make_jobs(modes, list(batches.values()))
         kept: list[PlannedJob] = []
         moved: dict[int, int] = {}
+        left: dict[str, int] = {}  # by trainings that are wanted, until an evaluation frees it
         for index, job in enumerate(jobs):
             name = named.get(job.points) if job.rule == "evaluate_adapters" else job.points[0]
-            if (job.rule, name) in wanted:
-                moved[index] = len(kept)
-                kept.append(replace(job, after=tuple(moved[i] for i in job.after if i in moved)))
+            if (job.rule, name) not in wanted:
+                continue
+            moved[index] = len(kept)
+            if job.leaves:
+                left[job.points[0]] = job.leaves
+            frees = sum(left.pop(point, 0) for point in job.points) if job.frees else 0
+            kept.append(replace(job, after=tuple(moved[i] for i in job.after if i in moved), frees=frees))
         return self._sum_up(kept, Counter(rule for rule, _ in wanted))
 
-    def plan_points(self, unfinished: Collection[str]) -> list[PointPlan]:
+    def plan_points(self, done: Collection[str]) -> list[PointPlan]:
         """Return every point's own figures."""
+        temporary: dict[str, int] = {}
+        written: dict[str, int] = {}
+        own_batches = [[name] for name, point in self.points.items() if point.mode == "B2"]
+        for job in self._make_jobs({name: point.mode for name, point in self.points.items()}, own_batches):
+            temporary[job.points[0]] = max(temporary.get(job.points[0], 0), job.temporary)
+            written[job.points[0]] = written.get(job.points[0], 0) + job.written
         rows = []
         for name, point in self._named(self.points):
             mode = point.mode if point else "base"
@@ -176,11 +205,15 @@ class Planner:
                 PointPlan(
                     name=name,
                     mode=mode,
-                    is_done=name not in unfinished,
+                    is_done=name in done,
                     steps=training.steps if training else 0,
                     tokens=training.tokens if training else 0,
                     kept_bytes=self.get_kept_bytes(point, mode),
+                    kept_bytes_by_mode={other: self.get_kept_bytes(point, other) for other in MODES if point},
+                    temporary_bytes=temporary.get(name, 0),
+                    written_bytes=written.get(name, 0),
                     seconds=seconds,
+                    gpu_hours=self._gpus * sum(seconds.get(rule, 0.0) for rule in GPU_RULES) / 3600,
                     mem_mb=max((self._get_memory(rule, point) for rule in seconds), default=0),
                 )
             )
@@ -205,7 +238,7 @@ class Planner:
         if rule == "train" and point:
             return resources.train_mem_mb(base, point.controls, model)
         merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
-        return {"merge": merge, "evaluate_merged": max(merge, evaluate)}.get(rule, evaluate)
+        return {"adopt": 0, "merge": merge, "evaluate_merged": max(merge, evaluate)}.get(rule, evaluate)
 
     def _make_jobs(self, modes: Mapping[str, str], batches: Sequence[Sequence[str]]) -> list[PlannedJob]:
         """All jobs that take time; each after those that it waits for."""
@@ -224,7 +257,10 @@ class Planner:
             before: tuple[int, ...] = ()
             # The training's own copy stays until the point is cleaned up.
             adapter = 0 if point.adapter else self.get_adapter_bytes(point) + self._tokenizer
-            if not point.adapter:
+            if point.adapter:
+                before = (add("adopt", [name], kept=self.get_adapter_bytes(point) + SMALL_FILES),)
+                trained[name] = before[0]
+            else:
                 state = (2 * point.controls.epochs + 1) * adapter
                 trained[name] = add(
                     "train", [name], kept=adapter + SMALL_FILES, temporary=state, leaves=adapter * self._evaluation
@@ -235,12 +271,14 @@ class Planner:
             if mode == "B2" or not self._evaluation:
                 continue
             is_merged = mode == "B1"
+            is_here = self.experiment.evaluation.merged_models_in == "results"
             add(
                 "evaluate_merged" if is_merged else "evaluate",
                 [name],
                 after=before,
                 kept=self._logs,
-                temporary=self._model * is_merged,
+                temporary=self._model * (is_merged and is_here),
+                elsewhere=self._model * (is_merged and not is_here),
                 frees=adapter,
                 merged_models=int(is_merged),
             )
@@ -258,10 +296,13 @@ class Planner:
     def _sum_up(self, jobs: Sequence[PlannedJob], counts: Mapping[str, int]) -> SweepPlan:
         line = simulate(jobs, self.parallel, self.experiment.evaluation.max_merged_models)
         seconds: dict[str, float] = {}
-        written, memory = 0, 0
+        written, memory, steps, tokens = 0, 0, 0, 0
         for job in jobs:
             seconds[job.rule] = seconds.get(job.rule, 0.0) + job.seconds
-            written += job.kept + job.temporary + job.leaves
+            written += job.written
+            if job.rule == "train":
+                training = self.costs.get_training(self.points[job.points[0]].controls)
+                steps, tokens = steps + training.steps, tokens + training.tokens
             memory = max(memory, self._get_memory(job.rule, self.points.get(job.points[0])))
         return SweepPlan(
             kept_bytes=line.kept,
@@ -269,7 +310,9 @@ class Planner:
             written_bytes=written,
             jobs={rule: number for rule, number in counts.items() if number},
             seconds=seconds,
-            gpus=1 if self.experiment.model.device == "cuda" else 0,
+            steps=steps,
+            tokens=tokens,
+            gpus=self._gpus,
             wall_seconds=line.seconds,
             mem_mb=memory,
             timeline=line,

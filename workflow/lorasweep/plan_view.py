@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -24,10 +25,15 @@ COLOURS = {"A": "#7f7f7f", "B1": "#ff7f0e", "B2": "#1f77b4"}
 def format_bytes(size: float) -> str:
     """A size in the unit that fits it, of 1000 each."""
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1000:
+        if abs(size) < 999.5:
             return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"
+
+
+def format_count(number: int) -> str:
+    """A number in thousands, millions or billions where it is large."""
+    return format_bytes(number).rstrip("B").rstrip().replace("k", "K") if number >= 1000 else str(number)
 
 
 def format_seconds(seconds: float) -> str:
@@ -92,6 +98,8 @@ def show_plan(
     table.add_row("kept", *(format_bytes(plan.kept_bytes) for plan in plans))
     table.add_row("temporary, at the peak", *(format_bytes(plan.temporary_bytes) for plan in plans))
     table.add_row("written", *(format_bytes(plan.written_bytes) for plan in plans))
+    table.add_row("training steps", *(f"{plan.steps:,}" for plan in plans))
+    table.add_row("training tokens", *(format_count(plan.tokens) for plan in plans))
     for rule in (rule for rule in RULES if any(rule in plan.jobs for plan in plans)):
         times = [f", {format_seconds(plan.seconds[rule])}" if plan.seconds.get(rule) else "" for plan in plans]
         table.add_row(rule, *(f"{plan.jobs.get(rule, '-')}{time}" for plan, time in zip(plans, times, strict=True)))
@@ -106,11 +114,10 @@ def show_plan(
 
 
 def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
-    table = Table(title=title)
-    for column in ("point", "mode", "", "steps", "tokens", "kept", "train", "evaluate", "memory"):
-        table.add_column(
-            column, justify="left" if column in ("point", "mode", "") else "right", no_wrap=column != "point"
-        )
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("point", "mode", "", "steps", "tokens", "kept", "temporary", "written", "train", "eval"):
+        is_text = column in ("point", "mode", "")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point", overflow="fold")
     for point in points[:LONGEST]:
         train = point.seconds.get("train", 0) + point.seconds.get("merge", 0)
         evaluate = sum(seconds for rule, seconds in point.seconds.items() if rule.startswith("evaluate"))
@@ -119,11 +126,12 @@ def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
             point.mode,
             "done" if point.is_done else "to do",
             f"{point.steps:,}",
-            f"{point.tokens:,}",
+            format_count(point.tokens),
             format_bytes(point.kept_bytes),
+            format_bytes(point.temporary_bytes),
+            format_bytes(point.written_bytes),
             format_seconds(train) if train else "-",
             format_seconds(evaluate) if evaluate else "-",
-            format_bytes(point.mem_mb * 1e6),
         )
     if len(points) > LONGEST:
         table.add_row(f"... {len(points) - LONGEST} more, in plan.json")

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoint import SINGLE, Checkpoint, Tensor
+from lorasweep.checkpoint import SINGLE, TOKENIZER_FILES, Checkpoint, Tensor
 from lorasweep.errors import InputError
 
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -26,7 +26,7 @@ _NEEDED = ("vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_siz
 def read_shape(path: Path) -> Checkpoint:
     """Return what the checkpoint in a directory would hold, read from its `config.json`.
 
-    It stands for a checkpoint where sizes are asked for: it has tensors with their shapes, and no file.
+    It stands for a checkpoint where sizes are asked for: it has tensors with their shapes, and no weights.
 
     Raises:
         InputError: there is no `config.json`, a key is missing in it, or the family is not known.
@@ -46,7 +46,8 @@ def read_shape(path: Path) -> Checkpoint:
         name: Tensor(SINGLE, dtype, shape, 0, prod(shape) * _BYTES[dtype])
         for name, shape in _get_shapes(config, str(family)).items()
     }
-    return Checkpoint(path, config, (SINGLE,), tensors, ())
+    tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())
+    return Checkpoint(path, config, (SINGLE,), tensors, tokenizer_files)
 
 
 def _get_shapes(config: dict[str, Any], family: str) -> dict[str, tuple[int, ...]]:

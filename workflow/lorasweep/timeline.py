@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-_PRIORITIES = {"evaluate": 0, "evaluate_adapters": 0, "evaluate_merged": 0, "merge": 1, "train": 2}
+_PRIORITIES = {"adopt": 0, "evaluate": 0, "evaluate_adapters": 0, "evaluate_merged": 0, "merge": 1, "train": 2}
 """Which of the jobs that could start does: evaluations before trainings, as the rules say."""
 
 
@@ -23,14 +23,17 @@ class PlannedJob:
     """Bytes that stay when it has ended."""
     temporary: int = 0
     """Bytes that are there while it runs."""
+    elsewhere: int = 0
+    """Bytes that it has in its node's temporary folder meanwhile."""
     leaves: int = 0
     """Bytes that are there after it, until a later job frees them."""
     frees: int = 0
     merged_models: int = 0
 
     @property
-    def is_evaluation(self) -> bool:
-        return self.rule.startswith("evaluate")
+    def written(self) -> int:
+        """Bytes that it writes; what it leaves was there before."""
+        return self.kept + self.temporary + self.elsewhere
 
 
 @dataclass

@@ -51,16 +51,24 @@ try:
     from lorasweep.accounts import Accounts
     from lorasweep.batches import assign_batches, read_batches, record_batches
     from lorasweep.checkpoint import read_checkpoint
+    from lorasweep.costs import check_device
     from lorasweep.controller import give_up, hold, read_holder, release, remove_locks
     from lorasweep.dataset import check_data
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
     from lorasweep.evaluation_state import is_evaluated
     from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
-    from lorasweep.inputs import check_inputs, check_registered_tasks, find_missing_model, make_recipe
+    from lorasweep.inputs import (
+        check_inputs,
+        check_registered_tasks,
+        find_missing_model,
+        has_configuration_alone,
+        make_recipe,
+    )
     from lorasweep.job_watcher import JobWatcher
     from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, RECORD
     from lorasweep.points import BASELINE, get_points, record_points
+    from lorasweep.shapes import read_shape
     from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
     from lorasweep.summary import FailureRecorder, summarise
     from lorasweep.tasks import get_tasks
@@ -278,6 +286,13 @@ def get_batch_folders(wildcards):
     return [f"{RESULTS}/{point}" for point in BATCHES[wildcards.batch]]
 
 
+def read_base():
+    """The base model; what its configuration says where its weights are not there; nothing where that is missing."""
+    if not MISSING_MODEL:
+        return read_checkpoint(Path(BASE_MODEL))
+    return read_shape(Path(BASE_MODEL)) if has_configuration_alone(Path(BASE_MODEL)) else None
+
+
 def plan_batches():
     """The batches of the points that are evaluated directly: those of the run, if a job asks."""
     direct = [point for point in EVALUATED if EVALUATED[point] == "B2"]
@@ -285,12 +300,12 @@ def plan_batches():
         return read_batches(BATCH_RECORD)
     if not direct:
         return {}
-    base = read_checkpoint(Path(BASE_MODEL)) if not MISSING_MODEL else None
+    base = read_base()
     size = EXPERIMENT.evaluation.adapters_per_job
     if size == "auto":
         size = resources.get_adapters_per_job(base, EXPERIMENT.model, EXPERIMENT.evaluation) if base else len(direct)
     trained = {point for point in direct if is_trained(point)}
-    done = {point for point in trained if base and is_evaluated(make_spec("B2"), Path(RESULTS, point))}
+    done = {point for point in trained if not MISSING_MODEL and is_evaluated(make_spec("B2"), Path(RESULTS, point))}
     return assign_batches(direct, done, trained, size, BATCH_RECORD)
 
 
@@ -361,6 +376,7 @@ try:
     MISSING_MODEL = find_missing_model(EXPERIMENT, SOURCE)
     # Jobs were checked by the process that started them.
     if workflow.is_main_process:
+        check_device(EXPERIMENT, SOURCE)
         check_inputs(EXPERIMENT, POINTS.values(), TASKS, Path(RESULTS), SOURCE)
         # An environment of conda's is there only once the jobs run.
         if not USES_CONDA:
@@ -414,11 +430,10 @@ def show_plan_instead():
 def get_forecast():
     """The plan of this run; nothing where the base model is not known. Asked for once the jobs are."""
     from lorasweep.forecast import make_forecast
-    from lorasweep.shapes import read_shape
 
-    if MISSING_MODEL and not Path(BASE_MODEL, "config.json").is_file():
+    base = read_base()
+    if base is None:
         return None
-    base = read_shape(Path(BASE_MODEL)) if MISSING_MODEL else read_checkpoint(Path(BASE_MODEL))
     # Names of points and batches are the wildcards; what has none is of the whole sweep.
     wanted = {
         (job.rule.name, str(next(iter(job.wildcards), "")))
@@ -427,8 +442,9 @@ def get_forecast():
     }
     samples = count_samples() if TRAINED else 0
     files = list(map(Path, get_task_files()))
+    fingerprint, parallel = "" if MISSING_MODEL else base.fingerprint, get_parallel_jobs()
     return make_forecast(
-        EXPERIMENT, POINTS, base, Path(RESULTS), wanted, BATCHES, get_parallel_jobs(), samples, TASKS, files
+        EXPERIMENT, POINTS, base, Path(RESULTS), wanted, BATCHES, fingerprint, parallel, samples, TASKS, files
     )
 
 
@@ -437,7 +453,10 @@ def get_parallel_jobs():
     if EXPERIMENT.plan.parallel_jobs:
         return EXPERIMENT.plan.parallel_jobs
     cores = workflow._cores or 1
-    return max(1, min(workflow.nodes or cores // min(cores, 4), MOST_PARALLEL))
+    places = [workflow.nodes or cores // min(cores, 4), MOST_PARALLEL]
+    if GPUS and "gpu" in workflow.global_resources:
+        places.append(workflow.global_resources["gpu"].value)
+    return max(1, min(places))
 
 
 def count_tokens_and_samples():
@@ -559,8 +578,11 @@ onstart:
         record_batches(BATCHES, BATCH_RECORD)
     logger.info(forecast.describe_shortly())
     global ACCOUNTS
-    ACCOUNTS = Accounts(forecast, WATCHER)
-    ACCOUNTS.start()
+    if not workflow.touch:
+        # Else Snakemake does not say when a job has ended, under --quiet progress.
+        workflow.scheduler.print_progress = True
+        ACCOUNTS = Accounts(forecast, WATCHER)
+        ACCOUNTS.start()
 
 
 onsuccess:
