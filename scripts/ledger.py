@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -17,9 +18,10 @@ def main() -> None:
     arguments = parser.parse_args()
     # Of a point the columns of the total are empty, and of the total the mode.
     rows = pd.read_csv(arguments.results / LEDGER).fillna({"mode": ""}).fillna(0).to_dict("records")
-    table = Table(title=f"{arguments.results.name}: the ledger")
-    for column in ("point", "mode", "kept", "planned", "jobs", "planned", "failed", "GPU hours", "planned"):
-        table.add_column(column, justify="left" if column in ("point", "mode") else "right", no_wrap=True)
+    table = Table(title=f"{arguments.results.name}: the ledger", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("point", "mode", "kept", "planned", "jobs", "planned", "failed", "GPU hours"):
+        is_text = column in ("point", "mode")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point", overflow="fold")
     for row in rows:
         table.add_row(
             str(row["point"]),
@@ -30,7 +32,6 @@ def main() -> None:
             format_seconds(row["planned_job_seconds"]),
             format_seconds(row["failed_seconds"]) if row["failed_attempts"] else "-",
             f"{row['gpu_hours']:,.2f}",
-            f"{row['planned_gpu_hours']:,.2f}",
             style="bold" if row["point"] == TOTAL else None,
         )
     console = Console()

@@ -19,6 +19,9 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     fi
 fi
 
+# In a shell with the old environment activated, `python3` is about to be removed.
+python=$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable))')
+
 echo "Installing $requirements into $directory ..."
 rm -rf "$directory"
 "$python" -m venv "$directory"

@@ -165,6 +165,7 @@ def make_sweep(directory: Path, model: Path, name: str, **sections: Any) -> Swee
             "model": {"path": "model", "dtype": "fp32", "device": "cpu"},
             "data": {"train": "train.jsonl"},
             "evaluation": {"max_tokens": 8, "tasks": ["tasks.py@letters"]},
+            "plan": {"count": False},
             **sections,
         },
     )

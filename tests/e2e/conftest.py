@@ -37,6 +37,7 @@ def finished(make: Callable[..., Sweep], tmp_path_factory: pytest.TempPathFactor
     """A finished sweep of one training in the three modes, and the baseline; run with a home of its own."""
     sweep = make("modes", **MODES)
     sweep.environment["HOME"] = str(tmp_path_factory.mktemp("home"))
+    sweep.edit(plan={"count": True})
     sweep.run()
     return sweep
 

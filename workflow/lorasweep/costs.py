@@ -166,6 +166,12 @@ class Costs:
         answers = len(points) * self._answer(self.experiment.evaluation)
         return load + answers + (merge if rule == "evaluate_merged" else 0)
 
+    def is_counted(self, rule: str) -> bool:
+        """Whether what a rule's time depends on was counted, and not guessed."""
+        if rule == "train":
+            return self.data.are_counted
+        return bool(self.tasks) or not rule.startswith("evaluate")
+
     def estimate(self, rule: str, points: Sequence[Point | None]) -> float:
         """Return the expected seconds: those of the model, times what the rule's jobs took longer before."""
         return self.model(rule, points) * self.factors.get(rule, 1.0)

@@ -217,6 +217,8 @@ class Planning(Section):
     """Share of a device's operations that training reaches."""
     parallel_jobs: PositiveInt | None = None
     """Jobs that run at a time; `null`: Snakemake's `--jobs`, or as many as `--cores` has room for."""
+    count: bool = True
+    """Whether a run first counts tokens and samples that `snakemake plan` did not count: some 10 seconds, once."""
     storage_limit_gb: PositiveNumber | None = None
     """Most that the experiment's folder may hold at any moment, in GB (1e9 bytes); `null`: as the file system says."""
 

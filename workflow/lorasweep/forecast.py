@@ -82,7 +82,8 @@ class Forecast:
     def describe_shortly(self) -> str:
         """Return what a dry run says."""
         done = sum(point.is_done for point in self.points)
-        return describe_shortly(self.rest, self.whole, done, len(self.points), self.planner.parallel)
+        guessed = [rule for rule in self.rest.seconds if not self.planner.costs.is_counted(rule)]
+        return describe_shortly(self.rest, self.whole, done, len(self.points), self.planner.parallel, guessed)
 
     def show(self, console: Console) -> None:
         """Print everything."""
@@ -183,7 +184,10 @@ class Forecast:
                     is_queued=attempt.slurm_job is not None and known is None,
                     gpus=int(has_gpu),
                     planned_seconds=round(costs.estimate(attempt.rule, points), 3) if is_planned else 0,
-                    modelled_seconds=round(costs.model(attempt.rule, points), 3) if is_planned else 0,
+                    # By a guess nothing is learnt.
+                    modelled_seconds=round(costs.model(attempt.rule, points), 3)
+                    if is_planned and costs.is_counted(attempt.rule)
+                    else 0,
                     device=costs.device_name,
                     base=self.fingerprint,
                 )

@@ -59,8 +59,10 @@ def describe_error(error: float | None) -> str:
     return f"The last run's jobs took {error:.2f} of what its plan said."
 
 
-def describe_shortly(rest: SweepPlan, whole: Mapping[str, SweepPlan], done: int, points: int, parallel: int) -> str:
-    """Return the plan in three lines, for a dry run."""
+def describe_shortly(
+    rest: SweepPlan, whole: Mapping[str, SweepPlan], done: int, points: int, parallel: int, guessed: Sequence[str]
+) -> str:
+    """Return the plan in some lines, for a dry run; `guessed` are the rules whose times nothing was counted for."""
     gpu = f", {rest.gpu_hours:,.1f} GPU hours" if rest.gpus else ""
     wall = format_seconds(rest.wall_seconds)
     others = ", ".join(
@@ -74,7 +76,10 @@ def describe_shortly(rest: SweepPlan, whole: Mapping[str, SweepPlan], done: int,
             f"Plan: {done} of {points} points done. To do: {format_bytes(rest.kept_bytes)} kept, "
             f"{format_bytes(rest.temporary_bytes)} temporary at the peak, {format_bytes(rest.written_bytes)} written,",
             f"  {format_seconds(rest.hours * 3600)} of jobs{gpu}; {wall} at {parallel} a time.",
-            f"  The whole sweep keeps: {others}. More: snakemake plan",
+            f"  The whole sweep keeps: {others}.",
+            "  Times of " + f"{', '.join(guessed)} are guessed; what they depend on is counted by: snakemake plan"
+            if guessed
+            else "  More: snakemake plan",
         ]
     )
 

@@ -563,6 +563,8 @@ onstart:
                 f".venv/{stage}: the environment is missing; run 'make install"
                 f"{'-vllm' if stage == 'vllm' else ''}', or use '--sdm conda'"
             )
+    if EXPERIMENT.plan.count and not workflow.touch:
+        count_tokens_and_samples()
     if shortage := (forecast := get_forecast()).explain_shortage():
         if not FORCES_PLAN:
             raise WorkflowError(shortage)
