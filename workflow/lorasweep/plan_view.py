@@ -119,8 +119,11 @@ def show_plan(
 
 
 def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
+    modes = {point.mode for point in points} - {"base"}
+    title += f", mode {min(modes)}" if len(modes) == 1 else ""
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("point", "mode", "", "steps", "tokens", "kept", "temporary", "written", "train", "eval"):
+    mode = ["mode"] if len(modes) > 1 else []
+    for column in ("point", *mode, "", "steps", "tokens", "kept", "temp.", "written", "train", "eval"):
         is_text = column in ("point", "mode", "")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point", overflow="fold")
     for point in points[:LONGEST]:
@@ -128,7 +131,7 @@ def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
         evaluate = sum(seconds for rule, seconds in point.seconds.items() if rule.startswith("evaluate"))
         table.add_row(
             point.name,
-            point.mode,
+            *([point.mode] if mode else []),
             "done" if point.is_done else "to do",
             f"{point.steps:,}",
             format_count(point.tokens),
