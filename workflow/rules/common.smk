@@ -427,6 +427,16 @@ def show_plan_instead():
 
 
 @lru_cache(maxsize=None)
+def get_wanted_jobs():
+    """What is to do when a run begins: pairs of a rule and the name of a point or of a batch, if it has one."""
+    return {
+        (job.rule.name, str(next(iter(job.wildcards), "")))
+        for job in workflow.dag.needrun_jobs(exclude_finished=False)
+        if job.rule.name not in ("all", "configure_all")
+    }
+
+
+@lru_cache(maxsize=None)
 def get_forecast():
     """The plan of this run; nothing where the base model is not known. Asked for once the jobs are."""
     from lorasweep.forecast import make_forecast
@@ -434,12 +444,7 @@ def get_forecast():
     base = read_base()
     if base is None:
         return None
-    # Names of points and batches are the wildcards; what has none is of the whole sweep.
-    wanted = {
-        (job.rule.name, str(next(iter(job.wildcards), "")))
-        for job in workflow.dag.needrun_jobs(exclude_finished=False)
-        if job.rule.name not in ("all", "configure_all")
-    }
+    wanted = get_wanted_jobs()
     samples = count_samples() if TRAINED else 0
     files = list(map(Path, get_task_files()))
     fingerprint, parallel = "" if MISSING_MODEL else base.fingerprint, get_parallel_jobs()
@@ -563,7 +568,8 @@ onstart:
                 f".venv/{stage}: the environment is missing; run 'make install"
                 f"{'-vllm' if stage == 'vllm' else ''}', or use '--sdm conda'"
             )
-    if EXPERIMENT.plan.count and not workflow.touch:
+    takes_time = any(rule == "train" or rule.startswith("evaluate") for rule, _ in get_wanted_jobs())
+    if EXPERIMENT.plan.count and takes_time and not workflow.touch:
         count_tokens_and_samples()
     if shortage := (forecast := get_forecast()).explain_shortage():
         if not FORCES_PLAN:
