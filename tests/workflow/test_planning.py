@@ -74,13 +74,13 @@ def test_a_configuration_alone_is_enough_for_a_plan_and_not_for_a_run(make: Call
 
 
 def test_a_run_without_room_is_refused_unless_it_is_forced(make: Callable[..., Sweep]) -> None:
-    sweep = make(plan={"storage_limit_gb": 0.0012, "parallel_jobs": 2})
+    sweep = make(plan={"storage_limit_gb": 0.0002, "parallel_jobs": 2})
     sweep.edit(evaluation={"baseline": False, "enabled": True})
     assert "A run would be refused: not enough room" in sweep.run("--dry-run")
     refused = sweep.snakemake()
     said = refused.stdout + refused.stderr
     assert refused.returncode == 1
-    assert "are free by plan.storage_limit_gb: 0.0012; what would fit: nothing of this sweep" in said
+    assert "are free by plan.storage_limit_gb: 0.0002; what would fit: nothing of this sweep" in said
     assert not list(sweep.results.glob("*/recipe.yaml"))
     # The model has no tokenizer that could train: so far, and no further.
     forced = sweep.snakemake("--config", "force_plan=true")

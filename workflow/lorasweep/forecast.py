@@ -18,7 +18,15 @@ from lorasweep.layout import MANIFEST
 from lorasweep.ledger import LEDGER, RUNS, RunRecord, describe_ledger, make_ledger, read_runs, record_run, write_ledger
 from lorasweep.measuring import guess_lengths, read_lengths, read_task_sizes
 from lorasweep.plan import GPU_RULES, MODES, Planner, PointPlan, SweepPlan
-from lorasweep.plan_view import describe_error, describe_shortly, describe_times, draw_storage, format_bytes, show_plan
+from lorasweep.plan_view import (
+    RULES,
+    describe_error,
+    describe_shortly,
+    describe_times,
+    draw_storage,
+    format_bytes,
+    show_plan,
+)
 from lorasweep.points import BASELINE, Point
 from lorasweep.room import explain_shortage, find_room, get_size
 from lorasweep.sizes import get_model_folder_size
@@ -82,7 +90,7 @@ class Forecast:
     def describe_shortly(self) -> str:
         """Return what a dry run says."""
         done = sum(point.is_done for point in self.points)
-        guessed = [rule for rule in self.rest.seconds if not self.planner.costs.is_counted(rule)]
+        guessed = [rule for rule in RULES if rule in self.rest.seconds and not self.planner.costs.is_counted(rule)]
         return describe_shortly(self.rest, self.whole, done, len(self.points), self.planner.parallel, guessed)
 
     def show(self, console: Console) -> None:
