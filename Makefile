@@ -13,10 +13,10 @@ BIN := $(VENV)/driver/bin
 STAGES := driver train eval
 PYTEST := -m pytest -q -p no:cacheprovider
 
-.PHONY: help install install-vllm install-test demo test lint unit workflow e2e slurm docs clean
+.PHONY: help install install-vllm install-test demo test lint unit workflow e2e e2e-trained e2e-finished slurm docs clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAGES:%=$(VENV)/%/package)  ## make the environments of the driver, of training and of evaluation
 
@@ -55,7 +55,9 @@ export LORASWEEP_NOT_RUN = $(CURDIR)/$(NOT_RUN)
 
 test: install-test  ## set up, then run every check and test
 	@rm -f $(NOT_RUN)
-	@$(MAKE) --no-print-directory lint unit workflow e2e slurm
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit workflow
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target e2e
+	@$(MAKE) --no-print-directory slurm
 	@awk '{n += $$1} END {print n + 0, "tests could not run on this machine; the reasons are above"}' $(NOT_RUN)
 
 lint: install-test  ## check style, formats, types and the workflow's own lint
@@ -73,8 +75,14 @@ unit: install-test  ## test the package, each stage in its environment
 workflow: install-test  ## test plans, job counts and bad input, without running a job
 	$(BIN)/python $(PYTEST) tests/workflow
 
-e2e: install-test  ## test real runs on a tiny model
-	$(BIN)/python $(PYTEST) tests/e2e
+e2e: e2e-trained e2e-finished  ## test real runs on a tiny model
+
+# Apart, to run beside each other: by the sweep that their tests begin with.
+e2e-trained: install-test
+	$(BIN)/python $(PYTEST) tests/e2e/test_direct.py tests/e2e/test_storage.py
+
+e2e-finished: install-test
+	$(BIN)/python $(PYTEST) tests/e2e --ignore tests/e2e/test_direct.py --ignore tests/e2e/test_storage.py
 
 slurm: install-test  ## test on a real SLURM, which is installed and started for it where root can do so
 	@$(BIN)/python tests/slurm/cluster.py install || [ $$? = 3 ]
