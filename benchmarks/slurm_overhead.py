@@ -3,7 +3,7 @@
     make install-test && python3 tests/slurm/cluster.py install && .venv/driver/bin/python benchmarks/slurm_overhead.py
 
 Both on the same cluster (started for it, four nodes on this machine) in one go, the chains first and last: each point
-trains and evaluates (mode B2) a tiny model, some ten seconds of work a job. Printed are the makespans, their ratio, and
+trains and evaluates (mode B1) a tiny model, some ten seconds of work a job. Printed are the makespans, their ratio, and
 where the difference goes, by `sacct`.
 """
 
@@ -64,14 +64,14 @@ def compare(folder: Path) -> None:
 def make(directory: Path, model: Path) -> Sweep:
     directory.mkdir()
     sweep = make_sweep(directory, model, "overhead", variables={"seed": list(range(POINTS))})
-    sweep.edit(controls={"epochs": 2}, evaluation={"merge_adapters": False, "baseline": False, "max_tokens": 2})
+    sweep.edit(controls={"epochs": 2}, evaluation={"baseline": False, "max_tokens": 2})
     return sweep
 
 
 def run_workflow(sweep: Sweep) -> tuple[list[float], float]:
     """Return how long each job ran, and the median wait between a point's training and its evaluation."""
-    resources = ["--set-resources", *(f"{rule}:mem_mb=4000" for rule in ("train", "evaluate"))]
-    threads = ["--set-threads", "train=2", "evaluate=2"]
+    resources = ["--set-resources", *(f"{rule}:mem_mb=4000" for rule in ("train", "evaluate_merged"))]
+    threads = ["--set-threads", "train=2", "evaluate_merged=2"]
     prefix = f"overhead-{os.getpid()}"
     profile = ["--profile", ROOT / "slurm", "--slurm-no-account", "--slurm-jobname-prefix", prefix]
     start = datetime.now()
@@ -90,7 +90,9 @@ def run_chains(sweep: Sweep) -> tuple[float, list[float]]:
     experiment = load_experiment(sweep.config, "sweep.yaml")
     os.chdir(sweep.directory)
     tasks = get_tasks(experiment.evaluation.tasks, "sweep.yaml")
-    spec = make_evaluation_spec(experiment, tasks, "B2", read_checkpoint(Path("model")).fingerprint).model_dump_json()
+    files = [entry.file for entry in tasks if entry.file]
+    fingerprint = read_checkpoint(Path("model")).fingerprint
+    spec = make_evaluation_spec(experiment, tasks, files, "B1", fingerprint).model_dump_json()
     start, began = datetime.now(), time.monotonic()
     for recipe in sorted(sweep.results.glob("*/recipe.yaml")):
         point = recipe.parent.relative_to(sweep.directory)
@@ -105,6 +107,7 @@ def run_chains(sweep: Sweep) -> tuple[float, list[float]]:
         ]
         probes = point.parent / ".probes"
         evaluate = [RUN, "eval", ROOT / "scripts/evaluate.py", "--spec", spec, "--point", point, "--probes", probes]
+        evaluate += ["--merge-in", point / "merged"]
         job = submit(train)
         submit(evaluate, f"--dependency=afterok:{job}")
     while subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout.strip():

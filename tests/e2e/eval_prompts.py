@@ -16,7 +16,7 @@ from lorasweep.evaluator import _make_model
 
 spec = EvaluationSpec.model_validate_json(sys.argv[1])
 base = read_checkpoint(Path(spec.base_model))
-model = _make_model(spec, "prompts", base.path, base.has_chat_template)
+model = _make_model(spec, "hf/prompts", base, model_path=str(base.path))
 messages = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
 

@@ -38,9 +38,9 @@ def test_what_points_keep_is_planned_within_a_hundredth_but_for_small_records(
     planned = {point["name"]: point["kept_bytes"] for point in plan["points"]}
     for name in [*POINTS.values(), "baseline"]:
         kept = json.loads((finished.results / name / "manifest.json").read_text())["bytes"]
-        assert planned[name] == pytest.approx(kept, rel=0.01, abs=8_000)
+        assert planned[name] == pytest.approx(kept, rel=0.01, abs=10_000)
     whole = sum(get_size(finished.results / name) for name in planned)
-    assert plan["whole"]["kept_bytes"] == pytest.approx(whole, rel=0.01, abs=8_000 * len(planned))
+    assert plan["whole"]["kept_bytes"] == pytest.approx(whole, rel=0.01, abs=10_000 * len(planned))
 
 
 def test_a_finished_sweep_has_nothing_to_do_and_was_learnt_from(finished: Sweep, plan: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def test_training_and_evaluation_see_the_same_prompt_tokens(sweep: Sweep) -> Non
     recipe = sweep.results / "point/recipe.yaml"
     trained = json.loads(run_stage("train", "e2e/train_prompts.py", recipe, cwd=sweep.directory).splitlines()[-1])
     experiment = load_experiment(sweep.config, "sweep.yaml")
-    spec = make_evaluation_spec(experiment, [], "base", "").model_copy(update={"max_connections": 1})
+    spec = make_evaluation_spec(experiment, [], [], "base", "").model_copy(update={"max_connections": 1})
     arguments = [spec.model_dump_json(), "train.jsonl", sweep.directory / "logs"]
     said = run_stage("eval", "e2e/eval_prompts.py", *arguments, cwd=sweep.directory)
     evaluated = json.loads(said.splitlines()[-1])

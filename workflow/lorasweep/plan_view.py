@@ -1,5 +1,7 @@
 """A plan as people read it: tables that fit a terminal, a line for a dry run, a picture of storage over time."""
 
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,11 +150,9 @@ def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
 
 def draw_storage(whole: Mapping[str, SweepPlan], file: Path) -> None:
     """Draw what lies on disk over time, kept and temporary together, in each mode."""
-    import matplotlib as mpl
-    import matplotlib.figure
-
+    mpl, figures = _import_matplotlib()
     mpl.rcParams["svg.hashsalt"] = "lorasweep"
-    figure = mpl.figure.Figure(figsize=(7, 3.2), layout="constrained")
+    figure = figures.Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     for mode in MODES:
         moments = _thin(whole[mode].timeline.moments)
@@ -172,6 +172,20 @@ def draw_storage(whole: Mapping[str, SweepPlan], file: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, metadata={"Date": None})
+
+
+def _import_matplotlib() -> tuple[Any, Any]:
+    """Import matplotlib, which otherwise keeps a list of fonts in the home."""
+    with tempfile.TemporaryDirectory(prefix="matplotlib-") as scratch:
+        before = os.environ.get("MPLCONFIGDIR")
+        os.environ["MPLCONFIGDIR"] = before or scratch
+        try:
+            import matplotlib as mpl
+            import matplotlib.figure as figures
+        finally:
+            if before is None:
+                del os.environ["MPLCONFIGDIR"]
+    return mpl, figures
 
 
 def _thin(moments: Sequence[tuple[float, int, int]], most: int = 2000) -> list[tuple[float, int, int]]:
