@@ -111,8 +111,8 @@ def main() -> None:
                 flush=True,
             )
             if points == max(arguments.points):
-                wall, memory = run(folder, *OURS, "--batch", f"collect=1/{arguments.batches}")
-                print(f"{points:7} {wall:8.1f} {memory:6.0f}  --batch collect=1/{arguments.batches}")
+                wall, memory = run(folder, *OURS, "--batch", f"all=1/{arguments.batches}")
+                print(f"{points:7} {wall:8.1f} {memory:6.0f}  --batch all=1/{arguments.batches}")
     large = [(points, row) for points, row in rows if points >= 100]
     for way in ("ours", "bare"):
         if len(large) > 1:
