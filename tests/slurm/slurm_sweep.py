@@ -1,6 +1,7 @@
 """A sweep whose jobs go to SLURM."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -41,6 +42,8 @@ class SlurmSweep(Sweep):
                 stderr=subprocess.STDOUT,
                 text=True,
                 env={**os.environ, **self.environment},
+                # A shell has what it starts in the background ignore Ctrl-C, and so would this.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property
