@@ -7,8 +7,9 @@ from pathlib import Path
 
 from lorasweep.forecast import Forecast
 from lorasweep.job_records import JOB_RECORDS, append_records
-from lorasweep.job_watcher import JobWatcher, ask_slurm, measure_temporary
+from lorasweep.job_watcher import JobWatcher, measure_temporary
 from lorasweep.ledger import RunRecord
+from lorasweep.slurm import read_elapsed
 
 SAMPLE_SECONDS = 5.0
 """Between two looks at the disk, at least."""
@@ -66,7 +67,7 @@ class Accounts:
     def _write(self) -> str:
         forecast = self._forecast
         attempts = self._watcher.attempts[self._written :]
-        seconds = ask_slurm(attempt.slurm_job for attempt in attempts if attempt.slurm_job)
+        seconds = read_elapsed(attempt.slurm_job for attempt in attempts if attempt.slurm_job)
         append_records(forecast.make_records(self._began, attempts, seconds), Path(forecast.results, JOB_RECORDS))
         self._written += len(attempts)
         return forecast.settle(

@@ -37,9 +37,9 @@ INDEX = "model.safetensors.index.json"
 _FINGERPRINTED_BYTES = 4096
 _LONGEST_HEADER = 100_000_000
 
-_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
-_BITS |= {"C64": 64, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8}
-_BITS |= {"F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+BITS |= {"C64": 64, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8}
+BITS |= {"F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 """The types of safetensors, and the bits of a value."""
 
 
@@ -195,7 +195,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, stop = (8 + length + offset for offset in entry["data_offsets"])
             tensor = Tensor(file.name, entry["dtype"], tuple(entry["shape"]), begin, stop - begin)
-            if begin != end or tensor.size * 8 != prod(tensor.shape) * _BITS[tensor.dtype]:
+            if begin != end or tensor.size * 8 != prod(tensor.shape) * BITS[tensor.dtype]:
                 raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, and lies at {entry['data_offsets']}")
             tensors[name] = tensor
             end = stop

@@ -81,8 +81,15 @@ class Lengths:
     are_counted: bool
     """By the trainer's own tokenizer; otherwise they are guessed from the bytes."""
 
+    @cached_property
+    def _means(self) -> dict[int | None, float]:
+        return {}
+
     def get_mean(self, limit: int | None) -> float:
-        return sum(min(length, limit or length) for length in self.lengths) / len(self.lengths)
+        """Return the mean length of samples that are cut to `limit`; every point of a sweep asks, few limits differ."""
+        if limit not in self._means:
+            self._means[limit] = sum(min(length, limit or length) for length in self.lengths) / len(self.lengths)
+        return self._means[limit]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,20 +67,6 @@ class JobWatcher(logging.Handler):
             rule, name = self._jobs[job]
             seconds = time.monotonic() - began
             self.attempts.append(Attempt(rule, name, state, seconds, self._submitted.pop(job, None)))
-
-
-def ask_slurm(jobs: Iterable[str]) -> dict[str, float]:
-    """Return the seconds that SLURM's accounting has for each job; nothing where there is none."""
-    ids = ",".join(jobs)
-    if not ids:
-        return {}
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={ids}", "--format=JobIDRaw,ElapsedRaw"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    pairs = (line.split("|") for line in done.stdout.splitlines() if line.count("|") == 1)
-    return {job: float(seconds) for job, seconds in pairs if seconds.isdigit()}
 
 
 def measure_temporary(results: Path, points: Iterable[str]) -> int:

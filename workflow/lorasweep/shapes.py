@@ -9,11 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoint import SINGLE, TOKENIZER_FILES, Checkpoint, Tensor
+from lorasweep.checkpoint import BITS, SINGLE, TOKENIZER_FILES, Checkpoint, Tensor
 from lorasweep.errors import InputError
 
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 _BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
 """Projections with a bias, by `model_type`."""
@@ -43,7 +42,7 @@ def read_shape(path: Path) -> Checkpoint:
         raise InputError(f"'{file}' has {what}; sizes are known beforehand for {', '.join(FAMILIES)}")
     dtype = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
     tensors = {
-        name: Tensor(SINGLE, dtype, shape, 0, prod(shape) * _BYTES[dtype])
+        name: Tensor(SINGLE, dtype, shape, 0, prod(shape) * BITS[dtype] // 8)
         for name, shape in _get_shapes(config, str(family)).items()
     }
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())

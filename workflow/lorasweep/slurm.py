@@ -52,6 +52,21 @@ def find_orphans(runs: Iterable[str]) -> list[Orphan]:
     return orphans
 
 
+def read_elapsed(jobs: Iterable[str]) -> dict[str, float]:
+    """Return the seconds that SLURM's accounting has for each job; nothing where there is none."""
+    ids = ",".join(jobs)
+    if not ids:
+        return {}
+    try:
+        lines = _ask(
+            "sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={ids}", "--format=JobIDRaw,ElapsedRaw"
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    pairs = (line.split("|") for line in lines if line.count("|") == 1)
+    return {job: float(seconds) for job, seconds in pairs if seconds.isdigit()}
+
+
 def cancel_jobs(jobs: Iterable[str]) -> set[str]:
     """Cancel jobs and wait until they are gone; return those that are still there after two minutes.
 

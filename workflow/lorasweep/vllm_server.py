@@ -42,8 +42,9 @@ def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) 
 
     @contextmanager
     def open_model(point: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-        adapter = adapters.get(point) or read_adapter(point / "adapter", base)
-        if point not in adapters:
+        adapter = adapters.get(point)
+        if adapter is None:
+            adapter = read_adapter(point / "adapter", base)
             refuse_unserved(adapter)
         if not base_answers:
             base_answers.extend(_ask(base_model) for _ in range(2))
