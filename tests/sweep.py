@@ -69,6 +69,9 @@ def note(what):
 '''
 
 
+SUMMED_UP = {"read_samples": 1, "collect": 1, "report": 1}
+"""The jobs that follow any point's clean-up."""
+
 MODES = {
     "variables": {"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
     "exclude": [{"model_format": "hf", "merge_adapters": False}],

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sweep import ROOT, Sweep, run_stage
+from sweep import ROOT, SUMMED_UP, Sweep, run_stage
 
 POINTS = [f"seed={seed}" for seed in range(5)]
 
@@ -69,7 +69,7 @@ def kill_evaluation(sweep: Sweep, when: Callable[[], Any]) -> str:
 
 
 def test_one_job_loads_the_base_once_and_evaluates_every_adapter(sweep: Sweep) -> None:
-    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 5, "cleanup": 5, "collect": 1}
+    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 5, "cleanup": 5, **SUMMED_UP}
     written_before = {file for file in sweep.directory.rglob("*") if file.suffix == ".safetensors"}
     sweep.run()
     assert {file for file in sweep.directory.rglob("*") if file.suffix == ".safetensors"} == written_before
@@ -119,7 +119,7 @@ def test_a_corrupt_adapter_costs_only_itself(sweep: Sweep) -> None:
     assert "adapter_model.safetensors" in (sweep.results / "logs/publish/seed=2.log").read_text()
     finished = get_times(sweep)
     assert set(finished) == {*POINTS} - {"seed=2"}
-    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 1, "cleanup": 1, "collect": 1}
+    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 1, "cleanup": 1, **SUMMED_UP}
     weights.write_bytes(content)
     sweep.run()
     assert {point: time for point, time in get_times(sweep).items() if point in finished} == finished
@@ -134,9 +134,9 @@ def test_what_a_killed_job_had_finished_is_kept_and_the_rest_alone_is_done(sweep
     assert set(begun) == {"seed=0", "seed=1"}
     sweep.environment.clear()
     sweep.edit(evaluation={"adapters_per_job": 1})
-    assert sweep.plan() == {"evaluate_adapters": 5, "publish": 5, "cleanup": 5, "collect": 1}
+    assert sweep.plan() == {"evaluate_adapters": 5, "publish": 5, "cleanup": 5, **SUMMED_UP}
     sweep.edit(evaluation={"adapters_per_job": 5})
-    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 5, "cleanup": 5, "collect": 1}
+    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 5, "cleanup": 5, **SUMMED_UP}
     sweep.run()
     assert {point: read_id(sweep.results / point / "eval/letters.eval") for point in begun} == begun
     assert len(pd.read_csv(sweep.results / "results.csv")) == 5
@@ -186,7 +186,7 @@ def test_points_that_are_added_are_evaluated_alone(sweep: Sweep) -> None:
     sweep.run()
     before = get_times(sweep)
     sweep.edit(variables={"seed": [0, 1, 2, 3, 4]})
-    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 3, "cleanup": 3, "collect": 1}
+    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 3, "cleanup": 3, **SUMMED_UP}
     sweep.run()
     assert {point: time for point, time in get_times(sweep).items() if point in before} == before
     assert sweep.plan() == {}
@@ -200,12 +200,12 @@ def test_trained_points_do_not_wait_for_one_whose_training_failed_before(sweep: 
         "evaluate_adapters": 2,
         "publish": 6,
         "cleanup": 6,
-        "collect": 1,
+        **SUMMED_UP,
     }
     done = sweep.snakemake()
     assert done.returncode == 1
     assert "5 of 6 points done, 1 failed, 0 not finished" in done.stdout + done.stderr
-    assert sweep.plan() == {"train": 1, "evaluate_adapters": 1, "publish": 1, "cleanup": 1, "collect": 1}
+    assert sweep.plan() == {"train": 1, "evaluate_adapters": 1, "publish": 1, "cleanup": 1, **SUMMED_UP}
 
 
 def test_adapters_that_exist_are_evaluated_without_a_training(sweep: Sweep, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_adapters_that_exist_are_evaluated_without_a_training(sweep: Sweep, tmp_
         "merge": 2,
         "evaluate": 3,
         "cleanup": 7,
-        "collect": 1,
+        **SUMMED_UP,
     }
     sweep.run()
     table = pd.read_csv(sweep.results / "results.csv").set_index("point")

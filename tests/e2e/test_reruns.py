@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sweep import MODES, POINTS, ROOT, Sweep
+from sweep import MODES, POINTS, ROOT, SUMMED_UP, Sweep
 
 ALL_OF_EVERY_POINT = {
     "configure": 3,
@@ -23,7 +23,7 @@ ALL_OF_EVERY_POINT = {
     "evaluate_adapters": 1,
     "publish": 1,
     "cleanup": 3,
-    "collect": 1,
+    **SUMMED_UP,
 }
 ALL_EVALUATIONS = {
     "evaluate": 2,
@@ -31,7 +31,7 @@ ALL_EVALUATIONS = {
     "evaluate_adapters": 1,
     "publish": 1,
     "cleanup": 4,
-    "collect": 1,
+    **SUMMED_UP,
 }
 
 
@@ -101,7 +101,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
         vary(lora_rank=[4, 8]),
         ALL_OF_EVERY_POINT,  # of the three new points
     ),
-    "a variable of one value added": (vary(lora_rank=[8]), {"collect": 1}),
+    "a variable of one value added": (vary(lora_rank=[8]), {"collect": 1, "report": 1}),
     "evaluation edited": (edit(evaluation={"max_tokens": 7}), ALL_EVALUATIONS),
     "a task's arguments edited": (
         edit(evaluation={"tasks": [{"task": "tasks.py@letters", "args": {"size": 3}}]}),
@@ -110,30 +110,32 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     "the task file edited": (append("tasks.py", "\n# another scorer\n"), ALL_EVALUATIONS),
     "lr edited": (edit(controls={"lr": 5e-3}), ALL_OF_EVERY_POINT),
     "training data edited": (append("train.jsonl", '{"input": "after z", "output": "a"}\n'), ALL_OF_EVERY_POINT),
-    "the question edited": (edit(experiment={"question": "why?"}), {}),
+    "the question edited": (edit(experiment={"question": "why?"}), {"report": 1}),
+    "what the report answers with edited": (edit(report={"confidence": 0.9}), {"collect": 1, "report": 1}),
+    "the report deleted": (delete("report.html"), {"report": 1}),
     "a log deleted (B1)": (
         delete(f"{POINTS['B1']}/eval/letters.eval"),
-        {"evaluate_merged": 1, "cleanup": 1, "collect": 1},
+        {"evaluate_merged": 1, "cleanup": 1, **SUMMED_UP},
     ),
     "a log deleted (B2)": (
         delete(f"{POINTS['B2']}/eval/letters.eval"),
-        {"evaluate_adapters": 1, "publish": 1, "cleanup": 1, "collect": 1},
+        {"evaluate_adapters": 1, "publish": 1, "cleanup": 1, **SUMMED_UP},
     ),
     "an adapter deleted": (
         delete(f"{POINTS['B2']}/adapter"),
-        {"train": 1, "evaluate_adapters": 1, "publish": 1, "cleanup": 1, "collect": 1},
+        {"train": 1, "evaluate_adapters": 1, "publish": 1, "cleanup": 1, **SUMMED_UP},
     ),
     "a full model deleted": (
         delete(f"{POINTS['A']}/hf_model"),
-        {"merge": 1, "evaluate": 1, "cleanup": 1, "collect": 1},
+        {"merge": 1, "evaluate": 1, "cleanup": 1, **SUMMED_UP},
     ),
-    "a manifest deleted": (delete(f"{POINTS['A']}/manifest.json"), {"cleanup": 1, "collect": 1}),
-    "the table deleted": (delete("results.csv"), {"collect": 1}),
+    "a manifest deleted": (delete(f"{POINTS['A']}/manifest.json"), {"cleanup": 1, **SUMMED_UP}),
+    "the table deleted": (delete("results.csv"), {"collect": 1, "report": 1}),
     "a point left out": (
         edit(exclude=[*MODES["exclude"], {"model_format": "adapter", "merge_adapters": False}]),
-        {"collect": 1},
+        SUMMED_UP,
     ),
-    "evaluation turned off": (edit(evaluation={"enabled": False}), {"cleanup": 3, "collect": 1}),
+    "evaluation turned off": (edit(evaluation={"enabled": False}), {"cleanup": 3, **SUMMED_UP}),
 }
 
 
@@ -200,7 +202,7 @@ class TestFailures:
         assert not (failed.results / "lora_rank=4/manifest.json").exists()
 
     def test_each_failed_point_goes_on_from_where_it_failed(self, failed: Sweep) -> None:
-        assert failed.plan() == {"train": 1, "evaluate_merged": 2, "cleanup": 2, "collect": 1}
+        assert failed.plan() == {"train": 1, "evaluate_merged": 2, "cleanup": 2, **SUMMED_UP}
 
     def test_what_was_mended_is_run_and_the_rest_is_not(self, failed: Sweep, tmp_path: Path) -> None:
         sweep = failed.copy(tmp_path)

@@ -13,6 +13,7 @@ import pytest
 from cluster import Cluster
 from lorasweep.job_records import read_records
 from slurm_sweep import SlurmSweep, wait_for
+from sweep import SUMMED_UP
 
 TRAINING_ONLY = {"enabled": False, "baseline": False}
 DIRECT = {"merge_adapters": False, "baseline": False, "adapters_per_job": 1}
@@ -36,7 +37,7 @@ def test_a_training_that_fails_takes_no_other_point_with_it(make: Callable[..., 
     assert "failed: train of diverges: train: the training diverged" in said
     assert "its log: results/one_fails/logs/train/diverges.log" in said
     assert "To go on with what is missing: snakemake " in said
-    assert sweep.plan() == {"train": 1, "cleanup": 1, "collect": 1}
+    assert sweep.plan() == {"train": 1, "cleanup": 1, **SUMMED_UP}
 
 
 def test_a_failed_evaluation_keeps_its_adapter_and_no_merged_model(make: Callable[..., SlurmSweep]) -> None:
@@ -46,7 +47,7 @@ def test_a_failed_evaluation_keeps_its_adapter_and_no_merged_model(make: Callabl
     assert sweep.snakemake("--retries", "0").returncode == 1
     assert not list(sweep.results.glob("*/merged"))
     assert (sweep.results / "lora_rank=4/adapter/adapter_model.safetensors").is_file()
-    assert sweep.plan() == {"evaluate_merged": 1, "cleanup": 1, "collect": 1}
+    assert sweep.plan() == {"evaluate_merged": 1, "cleanup": 1, **SUMMED_UP}
     sweep.environment.clear()
     finish(sweep)
 
@@ -93,7 +94,7 @@ def test_a_batch_is_one_job_and_what_it_had_finished_outlives_it(make: Callable[
     assert "batch: 0 of 3 points done, 0 failed, 3 not finished" in sweep.said
     finished = (sweep.results / "seed=0/state/eval/done/letters.eval").read_bytes()
     sweep.environment.clear()
-    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 3, "cleanup": 3, "collect": 1}
+    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 3, "cleanup": 3, **SUMMED_UP}
     finish(sweep)
     assert (sweep.results / "seed=0/eval/letters.eval").read_bytes() == finished
 

@@ -110,7 +110,7 @@ def make_planner(
 
 def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
     planner = make_planner(tmp_path, evaluation={"adapters_per_job": 3})
-    shared = {"configure": 4, "train": 4, "cleanup": 5, "collect": 1}
+    shared = {"configure": 4, "train": 4, "cleanup": 5, "read_samples": 1, "collect": 1, "report": 1}
     unevaluated = make_planner(tmp_path, evaluation={"enabled": False, "tasks": [], "merge_adapters": False})
     assert unevaluated.plan_all("B2").jobs == shared | {"cleanup": 4}
     assert planner.plan_all("A").jobs == shared | {"merge": 4, "evaluate": 5}
@@ -178,9 +178,16 @@ def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch:
 def test_what_is_to_do_is_planned_apart(tmp_path: Path) -> None:
     planner = make_planner(tmp_path)
     name = "lora_rank=16"
-    wanted = {("train", name), ("evaluate_merged", name), ("cleanup", name), ("collect", "")}
+    wanted = {
+        ("train", name),
+        ("evaluate_merged", name),
+        ("cleanup", name),
+        ("read_samples", ""),
+        ("collect", ""),
+        ("report", ""),
+    }
     rest, whole = planner.plan_rest(wanted, {}), planner.plan_all()
-    assert rest.jobs == {"train": 1, "evaluate_merged": 1, "cleanup": 1, "collect": 1}
+    assert rest.jobs == {"train": 1, "evaluate_merged": 1, "cleanup": 1, "read_samples": 1, "collect": 1, "report": 1}
     assert rest.kept_bytes < whole.kept_bytes / 2
     assert rest.seconds["train"] == pytest.approx(whole.seconds["train"] / 4, rel=0.01)
     assert {point.name for point in planner.plan_points({name}) if point.is_done} == {name}

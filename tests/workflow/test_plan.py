@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweep import ROOT, Sweep
+from sweep import ROOT, SUMMED_UP, Sweep
 
 PLANS = [
     ({"model_format": "hf"}, {"merge": 2, "evaluate": 3}),
@@ -24,14 +24,14 @@ PLANS = [
 def test_each_mode_has_its_jobs(make: Callable[..., Sweep], mode: dict[str, object], jobs: dict[str, int]) -> None:
     sweep = make()
     sweep.edit(evaluation=mode)
-    shared = {"configure": 2, "train": 2, "cleanup": 3, "collect": 1}
+    shared = {"configure": 2, "train": 2, "cleanup": 3, **SUMMED_UP}
     assert sweep.plan() == shared | jobs
 
 
 def test_without_evaluation_points_are_trained_and_kept_only(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"enabled": False})
-    assert sweep.plan() == {"configure": 2, "train": 2, "cleanup": 2, "collect": 1}
+    assert sweep.plan() == {"configure": 2, "train": 2, "cleanup": 2, **SUMMED_UP}
 
 
 def test_without_baseline_the_base_model_is_not_evaluated(make: Callable[..., Sweep]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sweep import Sweep
+from sweep import SUMMED_UP, Sweep
 
 
 def read_plan(sweep: Sweep, *arguments: str) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def test_a_run_without_room_is_refused_unless_it_is_forced(make: Callable[..., S
 def test_a_sweep_that_is_not_evaluated_is_planned_too(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"enabled": False, "tasks": [], "merge_adapters": False})
-    assert read_plan(sweep)["to_do"]["jobs"] == sweep.plan() == {"configure": 2, "train": 2, "cleanup": 2, "collect": 1}
+    assert read_plan(sweep)["to_do"]["jobs"] == sweep.plan() == {"configure": 2, "train": 2, "cleanup": 2, **SUMMED_UP}
 
 
 def test_nothing_of_the_plans_settings_reruns_anything(make: Callable[..., Sweep]) -> None:

@@ -6,6 +6,7 @@ These classes are the single source of the keys: ``workflow/schemas/experiment.s
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from lorasweep.errors import InputError, nearest
+from lorasweep.files import write_aside
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=,-]*"
 """What names of experiments, runs and tasks may look like: they become folder names, file names and job names."""
@@ -223,6 +225,19 @@ class Planning(Section):
     """Most that the experiment's folder may hold at any moment, in GB (1e9 bytes); `null`: as the file system says."""
 
 
+class Report(Section):
+    """What the report answers with. Nothing here trains or evaluates anything again."""
+
+    task: Name | None = None
+    """The task that decides which setting is best; `null`: the first under `evaluation.tasks`."""
+    metric: Text | None = None
+    """Its metric, `<score>/<metric>` as in the table; `null`: the first."""
+    higher_is_better: bool = True
+    """Whether more of it is better."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1), BeforeValidator(_number)] = 0.95
+    """Of intervals; and one minus it is the level of tests."""
+
+
 class Experiment(Section):
     """A whole experiment file."""
 
@@ -245,6 +260,8 @@ class Experiment(Section):
     """How each point is evaluated, and how its checkpoint is kept."""
     plan: Planning = Planning()
     """What the plan of the sweep reckons with."""
+    report: Report = Report()
+    """What the report answers with."""
 
 
 CHECKPOINT_KEYS = ("model_format", "merge_adapters")
@@ -295,6 +312,14 @@ def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
     if override:
         resolved["controls"] |= override
     return parse_section(Experiment, resolved, source)
+
+
+def write_experiment(experiment: Experiment, file: Path) -> None:
+    """Write an experiment as it was read, with every key; the file is one that can be run again."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(
+        file, yaml.safe_dump(experiment.model_dump(by_alias=True), sort_keys=False, allow_unicode=True, width=120)
+    )
 
 
 def parse_setting(key: str, value: Any, source: str, where: str) -> Any:

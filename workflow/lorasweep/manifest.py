@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 from lorasweep.files import write_aside
-from lorasweep.layout import ADAPTER_WEIGHTS, MANIFEST, METRICS, RECORD, STATE
+from lorasweep.layout import ADAPTER_WEIGHTS, FAILURES, MANIFEST, METRICS, RECORD, STATE
 from lorasweep.versions import get_git_revision
 
 _STAGES = {
@@ -25,8 +26,8 @@ _STAGES = {
 def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks: Path, workflow: Path) -> None:
     """Check that what must stay of a point is whole, remove what need not, and write its manifest.
 
-    `settings` are the point's, with its `mode` and `dtype`; `tasks` those that it is evaluated on; `benchmarks` holds
-    Snakemake's measurements by rule and point; `workflow` is the checkout that ran. Logs of tasks that left the
+    `settings` are the point's, with `mode`, `dtype` and `device`; `tasks` those that it is evaluated on; `benchmarks`
+    holds Snakemake's measurements by rule and point; `workflow` is the checkout that ran. Logs of tasks that left the
     experiment stay where they are, and are not in the manifest; a full model of a point that left mode A is removed.
 
     Raises:
@@ -69,7 +70,8 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
         "point": point.name,
         "mode": mode,
         "dtype": settings["dtype"],
-        "settings": {key: value for key, value in settings.items() if key not in ("mode", "dtype")},
+        "device": settings["device"],
+        "settings": {key: value for key, value in settings.items() if key not in ("mode", "dtype", "device")},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_revision": get_git_revision(workflow),
         "adapter_sha256": adapter_sha256,
@@ -88,6 +90,27 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
         "files": files,
     }
     write_aside(point / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def list_points(results: Path, baselines: Iterable[str], is_partial: bool) -> list[str]:
+    """Return the points of an experiment as it was run last, baselines first; of a partial one, those that are done."""
+    record = _read_json(results / "points.json")
+    points = [*baselines] + [name for name, entry in record.items() if entry["current"]]
+    if not is_partial:
+        return points
+    failures = json.loads((results / FAILURES).read_text()) if (results / FAILURES).is_file() else []
+    failed = {failure["point"] for failure in failures}
+    return [point for point in points if point not in failed and (results / point / MANIFEST).is_file()]
+
+
+def find_logs(results: Path, points: Iterable[str]) -> list[Path]:
+    """Return the Inspect logs that the manifests of points name."""
+    manifests = {point: _read_json(results / point / MANIFEST) for point in points}
+    return [
+        results / point / "eval" / f"{task}.eval"
+        for point, manifest in manifests.items()
+        for task in manifest["evaluation"].get("tasks", {})
+    ]
 
 
 def _files(folder: Path) -> list[Path]:

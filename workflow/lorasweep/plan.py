@@ -165,7 +165,7 @@ class Planner:
             "configure": sum(not point.adapter for point in self.points.values()),
             "publish": len(direct),
             "cleanup": len(modes) + self._has_baseline,
-            "collect": 1,
+            **dict.fromkeys(("read_samples", "collect", "report"), 1),
         }
         return self._sum_up(jobs, {**Counter(job.rule for job in jobs), **counts})
 

@@ -1,7 +1,5 @@
 """A plan as people read it: tables that fit a terminal, a line for a dry run, a picture of storage over time."""
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,9 @@ LONGEST = 20
 
 RULES = (
     *("configure", "adopt", "train", "merge", "evaluate", "evaluate_merged", "evaluate_adapters", "publish"),
-    *("cleanup", "collect"),
+    *("cleanup", "read_samples", "collect", "report"),
 )
 """In the order in which a point goes through them."""
-
-COLOURS = {"A": "#7f7f7f", "B1": "#ff7f0e", "B2": "#1f77b4"}
 
 
 def format_bytes(size: float) -> str:
@@ -150,42 +146,18 @@ def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
 
 def draw_storage(whole: Mapping[str, SweepPlan], file: Path) -> None:
     """Draw what lies on disk over time, kept and temporary together, in each mode."""
-    mpl, figures = _import_matplotlib()
-    mpl.rcParams["svg.hashsalt"] = "lorasweep"
-    figure = figures.Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.subplots()
-    for mode in MODES:
-        moments = _thin(whole[mode].timeline.moments)
-        hours = [seconds / 3600 for seconds, _, _ in moments]
-        axes.step(
-            hours,
-            [(kept + temporary) / GB for _, kept, temporary in moments],
-            where="post",
-            color=COLOURS[mode],
-            label=f"{mode}: {format_bytes(whole[mode].kept_bytes)} kept",
-        )
-        axes.fill_between(hours, [kept / GB for _, kept, _ in moments], step="post", color=COLOURS[mode], alpha=0.2)
-    axes.set_yscale("log")
-    axes.set_xlabel("hours from the start")
-    axes.set_ylabel("on disk, GB")
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    # With pandas, which a dry run does not need.
+    from lorasweep.plots import draw_planned_storage, write_picture
+
+    curves = {
+        f"{mode}: {format_bytes(whole[mode].kept_bytes)} kept": [
+            (seconds / 3600, kept / GB, (kept + temporary) / GB)
+            for seconds, kept, temporary in _thin(whole[mode].timeline.moments)
+        ]
+        for mode in MODES
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None})
-
-
-def _import_matplotlib() -> tuple[Any, Any]:
-    """Import matplotlib, which otherwise keeps a list of fonts in the home."""
-    with tempfile.TemporaryDirectory(prefix="matplotlib-") as scratch:
-        before = os.environ.get("MPLCONFIGDIR")
-        os.environ["MPLCONFIGDIR"] = before or scratch
-        try:
-            import matplotlib as mpl
-            import matplotlib.figure as figures
-        finally:
-            if before is None:
-                del os.environ["MPLCONFIGDIR"]
-    return mpl, figures
+    write_picture(draw_planned_storage(curves), file)
 
 
 def _thin(moments: Sequence[tuple[float, int, int]], most: int = 2000) -> list[tuple[float, int, int]]:

@@ -34,7 +34,15 @@ from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 BASELINE = "baseline"
 """Name of the point that is the untouched base model."""
 
-RESERVED_NAMES = (BASELINE, "logs", "benchmarks", "points.json", "results.csv", "results-partial.csv")
+RESERVED_NAMES = (
+    BASELINE,
+    *("logs", "benchmarks", "plots", "plots-partial", "tensorboard", "wandb"),
+    *("points.json", "batches.json", "lengths.json", "task_sizes.json", "plan.json", "plan.svg", "experiment.yaml"),
+    *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv"),
+    *("results.csv", "results.parquet", "replicates.csv", "samples.parquet", "answer.json", "report.html"),
+    *("results-partial.csv", "results-partial.parquet", "replicates-partial.csv", "samples-partial.parquet"),
+    *("answer-partial.json", "report-partial.html"),
+)
 """What lies in `results/<experiment>/` and is no trained point."""
 
 LONGEST_NAME = 150

@@ -1,61 +1,120 @@
-"""The table of results: one row a point and task, made from the manifests alone."""
+"""The table of results: one row a point and task, made of the manifests and of the samples' scores.
+
+A metric is a column `<score>/<metric>`; what is said of it has that name and, after a colon, one of `FACTS`.
+"""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from lorasweep.layout import MANIFEST
-from lorasweep.points import format_value
+from lorasweep.points import BASELINE, format_value
+from lorasweep.statistics import (
+    Interval,
+    adjust_p_values,
+    get_mean_interval,
+    get_paired_interval,
+    get_paired_p_value,
+    get_unpaired_interval,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FACTS = (
+    "low",
+    "high",
+    "interval",
+    "delta",
+    "delta_low",
+    "delta_high",
+    "delta_interval",
+    "pairs",
+    "p",
+    "p_adjusted",
+)
+"""Of a metric: its interval and by which method; how much it is over the baseline, that interval and method; the
+samples that both have; the p-value of no difference, and that corrected for the number of points."""
 
 _PROOF = ("adapter_sha256", "base_model_fingerprint", "merged_weights_sha256", "probe_distance")
+_TRAINING = (
+    "final_train_loss",
+    "final_validation_loss",
+    "steps",
+    "tokens",
+    "batch_size_used",
+    "data_sha256",
+    "recipe_sha256",
+)
+_ON_GPU = ("train", "evaluate", "evaluate_merged", "evaluate_adapters")
 
 
-def make_table(results: Path, points: Sequence[str], variables: Sequence[str]) -> pd.DataFrame:
-    """Return the rows of the given points.
+class SampleScores:
+    """The scores of samples, each the mean over the sample's epochs, by point, task and score."""
 
-    Columns: `point`, a column for each variable (empty for the baseline), `mode`, `task`, `samples`, the metrics as
-    `<score>/<metric>` with their standard errors, the digests, the seconds of each stage, the bytes kept, `log`.
+    def __init__(self, samples: pd.DataFrame | None) -> None:
+        self._scores: dict[tuple[str, str, str], pd.Series[float]] = {}
+        if samples is not None and len(samples):
+            for (point, task, score), rows in samples.groupby(["point", "task", "score"]):
+                self._scores[str(point), str(task), str(score)] = rows.groupby("sample")["value"].mean()
+
+    def get(self, point: str, task: str, metric: str, reported: Any) -> "pd.Series[float] | None":
+        """Return the scores by sample that the metric is the mean of; none where it is no such mean."""
+        scores = self._scores.get((point, task, metric.rpartition("/")[0]))
+        if scores is None or pd.isna(reported) or abs(scores.mean() - reported) > 1e-6 * max(1.0, abs(reported)):
+            return None
+        return scores
+
+
+def is_metric(column: str) -> bool:
+    """Whether a column is a metric, and neither a standard error nor what is said of one."""
+    return "/" in column and not column.endswith("/stderr") and column.rpartition(":")[2] not in FACTS
+
+
+def make_table(
+    results: Path,
+    points: Sequence[str],
+    variables: Sequence[str],
+    samples: pd.DataFrame | None,
+    confidence: float,
+) -> pd.DataFrame:
+    """Return the rows of the given points; docs/results.md says what each column is.
+
+    `samples` has the columns of `lorasweep.samples`; without it there are no intervals and no comparisons.
     """
-    rows = []
-    for point in points:
-        manifest = json.loads((results / point / MANIFEST).read_text())
-        evaluation = manifest["evaluation"]
-        shared = {
-            "point": point,
-            **{key: _plain(manifest["settings"].get(key)) for key in variables},
-            "mode": manifest["mode"],
-        }
-        proof = {key: (evaluation.get("proof") or {}).get(key) for key in _PROOF}
-        rest = {
-            **proof,
-            "adapter_sha256": manifest["adapter_sha256"],
-            "merged_weights_sha256": manifest.get("merged_weights_sha256"),
-            **{f"{stage}_seconds": value for stage, value in manifest["seconds"].items()},
-            "bytes": manifest["bytes"],
-            "git_revision": manifest["git_revision"],
-            "versions": _join_versions(manifest),
-        }
-        for task, scored in (evaluation.get("tasks") or {None: {"scores": {}, "samples": None}}).items():
-            log = {"log": str(results / point / "eval" / f"{task}.eval") if task else None}
-            rows.append({**shared, "task": task, "samples": scored["samples"], **scored["scores"], **rest, **log})
+    rows = [row for point in points for row in _make_rows(results, point, variables)]
+    scores = SampleScores(samples)
+    for row in rows:
+        for metric in filter(is_metric, list(row)):
+            own = scores.get(row["point"], row["task"], metric, row[metric])
+            interval = None if own is None else get_mean_interval(own.to_numpy(), confidence)
+            _note(row, f"{metric}:", interval)
+    base = {row["task"]: row for row in rows if row["point"] == BASELINE}
+    for row in rows:
+        if row["task"] in base and row["point"] != BASELINE:
+            for metric in filter(is_metric, list(row)):
+                _compare(row, base[row["task"]], metric, scores, confidence)
+    _adjust(rows)
+    _name_settings(rows)
     # Whole numbers stay whole beside the baseline, which has none.
     table = pd.DataFrame(rows).convert_dtypes()
     metrics = sorted(column for column in table.columns if "/" in column)
-    first = ["point", *variables, "mode", "task", "samples", *metrics]
+    first = dict.fromkeys(["point", "setting", *variables, "epoch", "seed", "mode", "task", "samples", *metrics])
     table = table[[*first, *(column for column in table.columns if column not in first)]]
     # The baseline first, then by value: numbers by size, which text would not be.
     order = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
-    return table.iloc[order].reset_index(drop=True)
+    return table.iloc[order].drop(columns="_settings").reset_index(drop=True)
 
 
-def show_table(table: pd.DataFrame, title: str, console: Console) -> None:
-    """Print what a reader wants first: the points, the metrics with standard errors, and what each point keeps."""
-    metrics = [column for column in table.columns if "/" in column and not column.endswith("/stderr")]
+def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
+    """Print what a reader wants first: the points, the metrics with their intervals, and what each point keeps."""
+    from rich.table import Table
+
+    metrics = [column for column in table.columns if is_metric(column)]
     facts = ["point", "mode", "task", "samples"]
     if table["task"].nunique() == 1:
         facts.remove("task")
@@ -63,16 +122,122 @@ def show_table(table: pd.DataFrame, title: str, console: Console) -> None:
     shown = Table(title=title)
     for column in [*facts, *metrics, "kept"]:
         shown.add_column(column, justify="left" if column in ("point", "mode", "task") else "right", no_wrap=True)
-    best = {metric: table[metric].max() for metric in metrics}
     for _, row in table.iterrows():
         cells = ["" if pd.isna(row[fact]) else format_value(row[fact]) for fact in facts]
-        for metric in metrics:
-            error = row.get(f"{metric.rpartition('/')[0]}/stderr")
-            text = "" if pd.isna(row[metric]) else f"{row[metric]:.3f}"
-            text += "" if error is None or pd.isna(error) else f" ± {error:.3f}"
-            cells.append(f"[bold]{text}[/bold]" if row[metric] == best[metric] else text)
+        cells += [format_metric(row, metric) for metric in metrics]
         shown.add_row(*cells, f"{row['bytes'] / 1e6:,.1f} MB")
     console.print(shown)
+
+
+def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str:
+    """Return a metric with its interval, or with its standard error where there is none."""
+    value, low, high = (row.get(column) for column in (metric, f"{metric}:low", f"{metric}:high"))
+    if value is None or pd.isna(value):
+        return ""
+    if low is not None and not pd.isna(low):
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    error = row.get(f"{metric.rpartition('/')[0]}/stderr")
+    return f"{value:.3f}" + ("" if error is None or pd.isna(error) else f" ± {error:.3f}")
+
+
+def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
+    manifest = json.loads((results / point / MANIFEST).read_text())
+    evaluation, training, settings = manifest["evaluation"], manifest["training"], manifest["settings"]
+    seconds = manifest["seconds"]
+    shared = {
+        "point": point,
+        "_settings": json.dumps([{**settings, "seed": None}, manifest["mode"]], sort_keys=True),
+        **{key: _plain(settings.get(key)) for key in variables},
+        "epoch": training.get("epochs"),
+        "seed": settings.get("seed"),
+        "mode": manifest["mode"],
+    }
+    proof = {key: (evaluation.get("proof") or {}).get(key) for key in _PROOF}
+    on_gpu = sum(value or 0 for stage, value in seconds.items() if stage in _ON_GPU)
+    rest = {
+        **{key: training.get(key) for key in _TRAINING},
+        **proof,
+        "adapter_sha256": manifest["adapter_sha256"],
+        "merged_weights_sha256": manifest.get("merged_weights_sha256"),
+        "evaluation_sha256": evaluation.get("evaluation_sha256"),
+        **{f"{stage}_seconds": value for stage, value in seconds.items()},
+        "gpu_hours": on_gpu / 3600 if manifest["device"] == "cuda" else 0.0,
+        "bytes": manifest["bytes"],
+        "git_revision": manifest["git_revision"],
+        "versions": _join_versions(manifest),
+        "adapter": str(results / point / "adapter") if manifest["adapter_sha256"] else None,
+        "recipe": str(results / point / "recipe.yaml") if "recipe_sha256" in training else None,
+    }
+    scored = evaluation.get("tasks") or {None: {"scores": {}, "samples": None}}
+    return [
+        {
+            **shared,
+            "task": task,
+            "samples": found["samples"],
+            **found["scores"],
+            **rest,
+            "log": str(results / point / "eval" / f"{task}.eval") if task else None,
+        }
+        for task, found in scored.items()
+    ]
+
+
+def _compare(
+    row: dict[str, Any], base: Mapping[str, Any], metric: str, scores: SampleScores, confidence: float
+) -> None:
+    """Add how much a metric is over the baseline's: by pairs of the samples that both have, where there are some."""
+    if base.get(metric) is None:
+        return
+    own, other = (scores.get(r["point"], r["task"], metric, r[metric]) for r in (row, base))
+    row[f"{metric}:delta"] = row[metric] - base[metric]
+    both = [] if own is None or other is None else sorted(own.index.intersection(other.index))
+    row[f"{metric}:pairs"] = len(both)
+    if own is not None and other is not None and len(both) == len(own) == len(other):
+        paired = own[both].to_numpy(), other[both].to_numpy()
+        interval = get_paired_interval(*paired, confidence)
+        row[f"{metric}:p"] = get_paired_p_value(*paired)
+    else:
+        interval = get_unpaired_interval(row[metric], _read(row, metric), base[metric], _read(base, metric))
+    _note(row, f"{metric}:delta_", interval)
+
+
+def _note(row: dict[str, Any], prefix: str, interval: Interval | None) -> None:
+    name = prefix.rpartition(":")[0] + (":interval" if prefix.endswith(":") else ":delta_interval")
+    row[f"{prefix}low"] = interval and interval.low
+    row[f"{prefix}high"] = interval and interval.high
+    row[name] = interval and interval.method
+
+
+def _read(row: Mapping[str, Any], metric: str) -> Interval | None:
+    low = row.get(f"{metric}:low")
+    return None if low is None else Interval(low, row[f"{metric}:high"], row[f"{metric}:interval"])
+
+
+def _adjust(rows: Sequence[dict[str, Any]]) -> None:
+    """Correct p-values for the number of points that are compared with the baseline on a task."""
+    families: dict[tuple[Any, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        for column in row:
+            if column.endswith(":p"):
+                families.setdefault((row["task"], column), []).append(row)
+    for (_, column), members in families.items():
+        for row, adjusted in zip(members, adjust_p_values([row[column] for row in members]), strict=True):
+            row[f"{column}_adjusted"] = adjusted
+
+
+def _name_settings(rows: Sequence[dict[str, Any]]) -> None:
+    """Add `setting`: what points have in common that differ in their seed alone."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row["_settings"], []).append(row["point"])
+    names: dict[str, str] = {}
+    for settings, points in groups.items():
+        name = points[0]
+        if len(set(points)) > 1:
+            name = re.sub(r"(^|,)seed=[^,]+", "", name).strip(",") or "any seed"
+        names[settings] = points[0] if name in names.values() else name
+    for row in rows:
+        row["setting"] = names[row["_settings"]]
 
 
 def _join_versions(manifest: Mapping[str, Any]) -> str:

@@ -4,12 +4,15 @@ In: `config`, as Snakemake read it. Out: EXPERIMENT, POINTS, TASKS, and the func
 """
 
 import atexit
+import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -57,7 +60,7 @@ try:
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
     from lorasweep.evaluation_state import is_evaluated
-    from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values
+    from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values, write_experiment
     from lorasweep.inputs import (
         check_inputs,
         check_registered_tasks,
@@ -67,6 +70,8 @@ try:
     )
     from lorasweep.job_watcher import JobWatcher
     from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, RECORD
+    from lorasweep.layout import EXPERIMENT as EXPERIMENT_FILE
+    from lorasweep.pipeline import get_stages
     from lorasweep.points import BASELINE, get_points, record_points
     from lorasweep.shapes import read_shape
     from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
@@ -97,7 +102,6 @@ try:
     RESULTS = f"results/{EXPERIMENT.experiment.name}"
     CONTROLLER = Path(RESULTS, ".controller.json")
     BATCH_RECORD = Path(RESULTS, "batches.json")
-    PARTIAL_TABLE = Path(RESULTS, "results-partial.csv")
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
     TASKS = get_tasks(EXPERIMENT.evaluation.tasks, SOURCE)
 except InputError as error:
@@ -113,6 +117,9 @@ TRAINED = {point.name: None for point in POINTS.values() if not point.adapter}
 EVALUATED = {point.name: point.mode for point in POINTS.values()} if EXPERIMENT.evaluation.enabled else {}
 if EXPERIMENT.evaluation.enabled and EXPERIMENT.evaluation.baseline:
     EVALUATED[BASELINE] = "base"
+
+# The points that are a base model.
+BASELINES = [name for name, mode in EVALUATED.items() if mode == "base"]
 
 BASE_MODEL = EXPERIMENT.evaluation.base_model or EXPERIMENT.model.path
 GPUS = 1 if EXPERIMENT.model.device == "cuda" else 0
@@ -149,8 +156,9 @@ wildcard_constraints:
 
 
 def get_results(wildcards):
-    """What must lie there in the end: the table, and what each point keeps."""
+    """What must lie there in the end: the report, the table, and what each point keeps."""
     return [
+        "<results>/report.html",
         "<results>/results.csv",
         *[f"<results>/{point}/manifest.json" for point in {**POINTS, **EVALUATED}],
         *[path for point in {**POINTS, **EVALUATED} for paths in find_kept_files(point).values() for path in paths],
@@ -169,6 +177,35 @@ def get_taken_adapter(wildcards):
 
 def get_taken_folder(wildcards):
     return POINTS[wildcards.point].adapter
+
+
+def get_manifests():
+    return expand("<results>/{point}/manifest.json", point=sorted({*POINTS, *EVALUATED}))
+
+
+def get_deciding_tasks():
+    """The tasks as the experiment lists them, the one that decides first."""
+    names = [task.name for task in TASKS] if EXPERIMENT.evaluation.enabled else []
+    chosen = EXPERIMENT.report.task
+    return sorted(names, key=lambda name: name != chosen)
+
+
+def get_pipeline():
+    """The rules with their jobs, as JSON."""
+    modes = {**{point.name: point.mode for point in POINTS.values()}, **EVALUATED}
+    return json.dumps([asdict(stage) for stage in get_stages(modes, EVALUATED, TRAINED)])
+
+
+def digest_experiment():
+    """What the report shows of the experiment, in whatever order; how it is planned is no part of it."""
+
+    def sort(value):
+        if isinstance(value, dict):
+            return sorted((key, sort(part)) for key, part in value.items())
+        return sorted(map(sort, value), key=json.dumps) if isinstance(value, list) else value
+
+    shown = EXPERIMENT.model_dump(by_alias=True, exclude={"plan"})
+    return hashlib.sha256(json.dumps(sort(shown)).encode()).hexdigest()
 
 
 def get_base_fingerprint(wildcards):
@@ -328,7 +365,8 @@ def get_settings(wildcards):
     """The settings that the point's manifest carries, as JSON."""
     point = POINTS.get(wildcards.point)
     settings = {"mode": point.mode, **point.settings} if point else {"mode": "base"}
-    return json.dumps({"dtype": EXPERIMENT.model.dtype, **settings}, sort_keys=True)
+    made_on = {"dtype": EXPERIMENT.model.dtype, "device": EXPERIMENT.model.device}
+    return json.dumps({**made_on, **settings}, sort_keys=True)
 
 
 def from_base(compute):
@@ -536,16 +574,34 @@ def conclude():
     return f"{summary}\n{ACCOUNTS.stop()}" if ACCOUNTS else summary
 
 
-def write_partial_table():
-    """Write the rows of the points that are done, where the table of all has to wait for the rest."""
-    from lorasweep.table import make_table  # with pandas, which no job needs
+def write_partial_results():
+    """Write tables and report of the points that are done, where those of all have to wait for the rest."""
+    done = [point for point in (*EVALUATED, *POINTS) if Path(RESULTS, point, "manifest.json").is_file()]
+    if not done or Path(RESULTS, "report.html").is_file():
+        return
+    shared = ["--results", RESULTS, "--partial", "--baselines", *BASELINES]
+    samples = f"{RESULTS}/samples-partial.parquet"
+    table = f"{RESULTS}/results-partial.csv"
+    collected = ["--samples", samples, "--variables", *VARIABLES, "--tasks", *get_deciding_tasks()]
+    page = ["--output", f"{RESULTS}/report-partial.html", "--plots", f"{RESULTS}/plots-partial"]
+    steps = [
+        ["eval", f"{SCRIPTS}/read_samples.py", *shared, "--output", samples],
+        ["driver", f"{SCRIPTS}/collect.py", *shared, *collected, "--report", EXPERIMENT.report.model_dump_json()]
+        + ["--output", table],
+        ["driver", f"{SCRIPTS}/report.py", "--table", table, "--pipeline", get_pipeline(), *page],
+    ]
+    for step in steps:
+        made = subprocess.run([f"{SCRIPTS}/run", *step], capture_output=True, text=True)
+        if made.returncode:
+            logger.error(f"No report of what is done: {made.stderr.strip().splitlines()[-1:]}")
+            return
+    logger.error(f"What is done: {table} and {RESULTS}/report-partial.html")
 
-    PARTIAL_TABLE.unlink(missing_ok=True)
-    failed = {failure.point for failure in FAILURES.failures}
-    done = [p for p in (*EVALUATED, *POINTS) if p not in failed and Path(RESULTS, p, "manifest.json").is_file()]
-    if done and not Path(RESULTS, "results.csv").is_file():
-        make_table(Path(RESULTS), list(dict.fromkeys(done)), VARIABLES).to_csv(PARTIAL_TABLE, index=False)
-        logger.error(f"The table of what is done: {PARTIAL_TABLE}")
+
+def drop_partial_results():
+    shutil.rmtree(Path(RESULTS, "plots-partial"), ignore_errors=True)
+    for name in ("samples.parquet", "results.csv", "results.parquet", "replicates.csv", "answer.json", "report.html"):
+        Path(RESULTS, name.replace(".", "-partial.")).unlink(missing_ok=True)
 
 
 def settle_orphans():
@@ -582,6 +638,7 @@ onstart:
     hold(CONTROLLER, sorted(awaited | ({run} if run else set())))
     atexit.register(release, CONTROLLER)
     record_points(POINTS, Path(RESULTS, "points.json"))
+    write_experiment(EXPERIMENT, Path(RESULTS, EXPERIMENT_FILE))
     if BATCHES:
         record_batches(BATCHES, BATCH_RECORD)
     logger.info(forecast.describe_shortly())
@@ -594,10 +651,10 @@ onstart:
 
 
 onsuccess:
-    PARTIAL_TABLE.unlink(missing_ok=True)
+    drop_partial_results()
     logger.info(conclude())
 
 
 onerror:
     logger.error(conclude())
-    write_partial_table()
+    write_partial_results()

@@ -1,12 +1,16 @@
-"""Results: what stays of a point, and the table of all points.
+"""Results: what stays of a point, the tables of all points, and the report.
 
-In: everything a point keeps. Out: `manifest.json` a point, and `results.csv`.
+In: everything a point keeps. Out: `manifest.json` a point; `samples.parquet`, the scores of every sample;
+`results.csv` (a row a point and task), `replicates.csv` (a row a setting and task) and `answer.json`; `report.html` and
+`plots/`.
 """
 
 
 localrules:
     cleanup,
+    read_samples,
     collect,
+    report,
 
 
 rule cleanup:
@@ -29,12 +33,34 @@ rule cleanup:
         " --settings {params.settings:q} --tasks {params.tasks:q} > {log:q} 2>&1"
 
 
+rule read_samples:
+    input:
+        manifests=get_manifests(),
+        script=f"{SCRIPTS}/read_samples.py",
+    output:
+        samples="<results>/samples.parquet",
+    log:
+        "<logs>/read_samples.log",
+    conda:
+        "../../envs/eval.yaml"
+    params:
+        results=get_results_folder,
+        baselines=BASELINES,
+    shell:
+        f"{RUN} eval {{input.script:q}} --results {{params.results:q}} --baselines {{params.baselines:q}}"
+        " --output {output.samples:q} > {log:q} 2>&1"
+
+
 rule collect:
     input:
-        manifests=expand("<results>/{point}/manifest.json", point=sorted({*POINTS, *EVALUATED})),
+        manifests=get_manifests(),
+        samples="<results>/samples.parquet",
         script=f"{SCRIPTS}/collect.py",
     output:
         table="<results>/results.csv",
+        parquet="<results>/results.parquet",
+        replicates="<results>/replicates.csv",
+        answer="<results>/answer.json",
     log:
         "<logs>/collect.log",
     conda:
@@ -42,7 +68,34 @@ rule collect:
     params:
         results=get_results_folder,
         variables=VARIABLES,
-        baseline="--baseline" if BASELINE in EVALUATED else "",
+        tasks=get_deciding_tasks(),
+        report=EXPERIMENT.report.model_dump_json(),
+        baselines=BASELINES,
     shell:
-        f"{RUN} driver {{input.script:q}} --results {{params.results:q}} --output {{output.table:q}}"
-        " {params.baseline} --variables {params.variables:q} > {log:q} 2>&1"
+        f"{RUN} driver {{input.script:q}} --results {{params.results:q}} --samples {{input.samples:q}}"
+        " --variables {params.variables:q} --tasks {params.tasks:q} --report {params.report:q}"
+        " --baselines {params.baselines:q} --output {output.table:q} > {log:q} 2>&1"
+
+
+rule report:
+    input:
+        table="<results>/results.csv",
+        parquet="<results>/results.parquet",
+        replicates="<results>/replicates.csv",
+        answer="<results>/answer.json",
+        script=f"{SCRIPTS}/report.py",
+        template=os.path.relpath(ROOT / "workflow/report/report.html.jinja"),
+    output:
+        page="<results>/report.html",
+        plots=directory("<results>/plots"),
+    log:
+        "<logs>/report.log",
+    conda:
+        "../../envs/driver.yaml"
+    params:
+        pipeline=get_pipeline(),
+        # What it shows of the experiment stands in a file that a run writes as it begins.
+        experiment=digest_experiment(),
+    shell:
+        f"{RUN} driver {{input.script:q}} --table {{input.table:q}} --pipeline {{params.pipeline:q}}"
+        " --output {output.page:q} --plots {output.plots:q} > {log:q} 2>&1"

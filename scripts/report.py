@@ -1,0 +1,23 @@
+"""Make the report of an experiment, one page that opens offline, and its plots."""
+
+import argparse
+import json
+from pathlib import Path
+
+from lorasweep.report import make_report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", type=Path, required=True, help="the table of points, with its companions beside it")
+    parser.add_argument(
+        "--pipeline", type=json.loads, required=True, help="the rules, their jobs and what they follow, as JSON"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the page")
+    parser.add_argument("--plots", type=Path, required=True, help="the folder of the plots")
+    arguments = parser.parse_args()
+    make_report(arguments.table, arguments.pipeline, arguments.output, arguments.plots)
+
+
+if __name__ == "__main__":
+    main()

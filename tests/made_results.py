@@ -1,0 +1,89 @@
+"""A results folder as runs leave it, with scores that are drawn: for tests of tables, plots and the report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from lorasweep.points import BASELINE, format_value
+
+SCORE = "match"
+METRIC = "match/accuracy"
+TASK = "letters"
+
+
+def make_results(
+    results: Path,
+    variables: Mapping[str, Sequence[Any]],
+    chances: Any,
+    samples: int = 40,
+    base_chance: float | None = 0.3,
+    steps: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Make the folder of a sweep over `variables`, and return the samples' scores.
+
+    `chances` gives of a point's values how likely a sample is right; the same samples are hard for every point.
+    """
+    draw = np.random.default_rng(seed)
+    hardness = draw.uniform(size=samples)
+    points = [dict(zip(variables, values, strict=True)) for values in product(*variables.values())]
+    record, rows = {}, []
+    for settings in points:
+        name = ",".join(sorted(f"{key}={format_value(value)}" for key, value in settings.items()))
+        record[name] = {"current": True, "settings": settings, "swept": sorted(variables), "is_run": False}
+        scores = (hardness + draw.normal(0, 0.1, samples) < chances(settings)).astype(float)
+        rows += make_point(results, name, settings, scores, steps)
+    if base_chance is not None:
+        rows += make_point(results, BASELINE, {}, (hardness < base_chance).astype(float), 0)
+    (results / "points.json").write_text(json.dumps(record))
+    frame = pd.DataFrame(rows, columns=["point", "task", "sample", "epoch", "score", "value"])
+    frame.to_parquet(results / "samples.parquet", index=False)
+    experiment = {
+        "experiment": {"name": results.name, "question": "Which setting is best?"},
+        "variables": {key: list(values) for key, values in variables.items()},
+        "model": {"path": "model"},
+        "evaluation": {"tasks": ["tasks.py@letters"]},
+    }
+    (results / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    return frame
+
+
+def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: Any, steps: int) -> list[tuple[Any, ...]]:
+    """Make a point's folder; return the scores of its samples."""
+    folder = results / name
+    is_base = not settings
+    (folder / "eval").mkdir(parents=True)
+    (folder / "eval" / f"{TASK}.eval").write_bytes(b"a log")
+    if steps:
+        (folder / "adapter").mkdir()
+        log = pd.DataFrame({"step": range(1, steps + 1), "epoch": 1, "loss": 3 / np.sqrt(np.arange(1, steps + 1))})
+        log.assign(lr=1e-3, tokens=log["step"] * 100, seconds=log["step"] * 0.5, validation_loss=None).to_csv(
+            folder / "adapter/training_log.csv", index=False
+        )
+    training = {"epochs": 1, "steps": steps, "tokens": steps * 100, "final_train_loss": 3 / np.sqrt(max(steps, 1))}
+    manifest = {
+        "point": name,
+        "mode": "base" if is_base else "B1",
+        "dtype": "fp32",
+        "device": "cpu",
+        "settings": dict(settings),
+        "git_revision": "0" * 40,
+        "adapter_sha256": None if is_base else "a" * 64,
+        "training": {} if is_base else {**training, "recipe_sha256": "c" * 64, "versions": {"torchtune": "0.6.1"}},
+        "evaluation": {
+            "proof": {"base_model_fingerprint": "f" * 64},
+            "tasks": {TASK: {"scores": {METRIC: scores.mean(), "match/stderr": 0.05}, "samples": len(scores)}},
+            "versions": {"inspect-ai": "0.3.285"},
+        },
+        "seconds": {"evaluate": 4.0} if is_base else {"train": 10.0, "evaluate_merged": 5.0},
+        "bytes": 10 if is_base else 5_000_000,
+        "files": [],
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return [(name, TASK, f"s{index}", 1, SCORE, value) for index, value in enumerate(scores)]

@@ -1,0 +1,50 @@
+"""The rules of a sweep, how many jobs each has, and which follow which: what the report draws."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+_BRANCHES = {
+    "A": ("merge", "evaluate"),
+    "B1": ("evaluate_merged",),
+    "B2": ("evaluate_adapters", "publish"),
+    "base": ("evaluate",),
+}
+"""The rules between an adapter and its clean-up, by mode."""
+
+_LAST = ("read_samples", "collect", "report")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A rule of the sweep."""
+
+    rule: str
+    jobs: int | None
+    """None where each run decides anew how many points a job takes."""
+    after: tuple[str, ...]
+
+
+def get_stages(points: Mapping[str, str], evaluated: Collection[str], trained: Collection[str]) -> list[Stage]:
+    """Return the rules in the order of the work; `points` are modes by name, the baseline among them."""
+    jobs: Counter[str] = Counter()
+    after: dict[str, dict[str, None]] = {}
+
+    def pass_through(*rules: str) -> None:
+        for previous, rule in zip(("", *rules), rules, strict=False):
+            jobs[rule] += 1
+            after.setdefault(rule, {}).update({previous: None} if previous else {})
+
+    for name, mode in points.items():
+        source = ("configure", "train") if name in trained else () if mode == "base" else ("adopt",)
+        branch = [rule for rule in _BRANCHES[mode] if rule == "merge" or name in evaluated]
+        pass_through(*source, *branch, "cleanup")
+    order = ["configure", "train", "adopt", "merge", "evaluate", "evaluate_merged", "evaluate_adapters", "publish"]
+    stages = [
+        Stage(rule, None if rule == "evaluate_adapters" else jobs[rule], tuple(after[rule]))
+        for rule in (*order, "cleanup")
+        if rule in jobs
+    ]
+    for previous, rule in zip(("cleanup", *_LAST), _LAST, strict=False):
+        stages.append(Stage(rule, 1, ("cleanup", previous) if rule == "collect" else (previous,)))
+    return stages

@@ -1,0 +1,205 @@
+"""How sure a number is: intervals, tests, and corrections for several comparisons.
+
+A score a sample is what everything here is made of: shape (samples,), the mean over the sample's epochs. Nothing
+assumes that means are normal where there are few samples: 0 of 20 right has an interval too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+WILSON = "Wilson score"
+BOOTSTRAP = "bootstrap (BCa)"
+STUDENT = "Student's t"
+STUDENT_OF_SEEDS = "Student's t over seeds"
+PAIRED_WILSON = "paired Wilson (Newcombe)"
+PAIRED_BOOTSTRAP = "paired bootstrap (BCa)"
+PAIRED_STUDENT = "paired Student's t"
+UNPAIRED = "unpaired (MOVER)"
+
+_RESAMPLES = 4000
+_SEED = 0
+
+MANY = 500
+"""From so many samples on the bootstrap of a mean is Student's interval, at a hundred times its cost."""
+
+Scores = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval, and the method it is by."""
+
+    low: float
+    high: float
+    method: str
+
+
+def get_mean_interval(scores: Scores, confidence: float = CONFIDENCE) -> Interval | None:
+    """Return the interval of the mean of samples' scores; none where they say nothing of how it varies.
+
+    Scores of 0 and 1: Wilson (1927), J. Am. Stat. Assoc. 22:209. Others: the BCa bootstrap over samples (Efron 1987,
+    J. Am. Stat. Assoc. 82:171), and Student's t from 500 samples on.
+    """
+    if _are_binary(scores):
+        found = stats.binomtest(round(scores.sum()), len(scores)).proportion_ci(confidence, method="wilson")
+        return Interval(float(found.low), float(found.high), WILSON)
+    return _get_interval(scores, confidence, BOOTSTRAP, STUDENT)
+
+
+def get_paired_interval(scores: Scores, base: Scores, confidence: float = CONFIDENCE) -> Interval | None:
+    """Return the interval of the mean difference of two models on the same samples, in the same order.
+
+    Scores of 0 and 1: Newcombe (1998), Stat. Med. 17:2635, method 10, which has an interval for 20 of 20 against 0 of
+    20 too. Others: as of a mean, of the differences.
+    """
+    if not (_are_binary(scores) and _are_binary(base)):
+        return _get_interval(scores - base, confidence, PAIRED_BOOTSTRAP, PAIRED_STUDENT)
+    found = [get_mean_interval(scores, confidence), get_mean_interval(base, confidence)]
+    combined = _combine(scores.mean(), found[0], base.mean(), found[1], _get_correlation(scores, base))
+    return combined and Interval(*combined, PAIRED_WILSON)
+
+
+def get_unpaired_interval(
+    mean: float, interval: Interval | None, base_mean: float, base_interval: Interval | None
+) -> Interval | None:
+    """Return the interval of the difference of two means by the intervals of each.
+
+    MOVER (Zou and Donner 2008, Stat. Med. 27:1693); of proportions it is Newcombe's hybrid score interval.
+    """
+    combined = _combine(mean, interval, base_mean, base_interval, 0.0)
+    return combined and Interval(*combined, UNPAIRED)
+
+
+def get_paired_p_value(scores: Scores, base: Scores) -> float:
+    """Return the two-sided p-value of no difference between two models on the same samples.
+
+    Exchanging the two models in any sample is as likely as not, if they are alike: the exact McNemar test for scores of
+    0 and 1, and a permutation test of signs for others.
+    """
+    differences = scores - base
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0
+    if len(np.unique(np.abs(differences))) == 1:
+        return float(stats.binomtest(int((differences > 0).sum()), len(differences)).pvalue)
+    found = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        batch=max(1, 2_000_000 // len(differences)),
+        rng=np.random.default_rng(_SEED),
+    )
+    return float(found.pvalue)
+
+
+def get_replicates_interval(means: Scores, confidence: float = CONFIDENCE) -> Interval | None:
+    """Return the interval of the mean over trainings, shape (seeds,), by Student's t; none of one seed."""
+    if len(means) < 2:
+        return None
+    return _get_student_interval(means, confidence, STUDENT_OF_SEEDS)
+
+
+def get_replicates_p_value(means: Scores, others: Scores) -> float | None:
+    """Return Welch's two-sided p-value for the means of two settings' trainings, shapes (seeds,) and (other seeds,).
+
+    None where one of them was trained once: nothing is known then of what another seed would give.
+    """
+    if len(means) < 2 or len(others) < 2:
+        return None
+    if np.ptp(means) == 0 and np.ptp(others) == 0:
+        return float(means[0] == others[0])
+    return float(stats.ttest_ind(means, others, equal_var=False).pvalue)
+
+
+def get_baseline_p_value(means: Scores, baseline: float) -> float | None:
+    """Return the two-sided p-value of Student's t for trainings' means, shape (seeds,), against one baseline."""
+    if len(means) < 2:
+        return None
+    if np.ptp(means) == 0:
+        return float(means[0] == baseline)
+    return float(stats.ttest_1samp(means, baseline).pvalue)
+
+
+def widen(first: Interval | None, second: Interval | None) -> Interval | None:
+    """Return what covers both intervals: of samples and of trainings, say; none where one is missing."""
+    if first is None or second is None:
+        return first or second
+    method = first.method if first.method == second.method else f"the wider of {first.method} and {second.method}"
+    return Interval(min(first.low, second.low), max(first.high, second.high), method)
+
+
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for how many they are (Holm 1979, Scand. J. Stat. 6:65)."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _are_binary(scores: Scores) -> bool:
+    return len(scores) > 0 and bool(np.isin(scores, (0.0, 1.0)).all())
+
+
+def _get_interval(values: Scores, confidence: float, bootstrap: str, student: str) -> Interval | None:
+    if len(values) < 2 or np.ptp(values) == 0:
+        return None
+    if len(values) >= MANY:
+        return _get_student_interval(values, confidence, student)
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        vectorized=True,
+        confidence_level=confidence,
+        n_resamples=_RESAMPLES,
+        batch=max(1, 2_000_000 // len(values)),
+        method="BCa",
+        rng=np.random.default_rng(_SEED),
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high), bootstrap)
+
+
+def _get_student_interval(values: Scores, confidence: float, method: str) -> Interval:
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / sqrt(len(values))
+    return Interval(float(values.mean() - half), float(values.mean() + half), method)
+
+
+def _get_correlation(scores: Scores, base: Scores) -> float:
+    """The correlation of paired zeros and ones, with Newcombe's continuity correction; 0 where a margin is empty."""
+    both, first = float((scores * base).sum()), float((scores * (1 - base)).sum())
+    second, neither = float(((1 - scores) * base).sum()), float(((1 - scores) * (1 - base)).sum())
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    if margins == 0:
+        return 0.0
+    product = both * neither - first * second
+    if product > 0:
+        product = max(product - len(scores) / 2, 0.0)
+    return product / sqrt(margins)
+
+
+def _combine(
+    mean: float, interval: Interval | None, other_mean: float, other: Interval | None, correlation: float
+) -> tuple[float, float] | None:
+    """The limits of a difference by the limits of its parts."""
+    if interval is None or other is None:
+        return None
+    difference = mean - other_mean
+
+    def reach(first: float, second: float) -> float:
+        return sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second))
+
+    low = difference - reach(mean - interval.low, other.high - other_mean)
+    high = difference + reach(interval.high - mean, other_mean - other.low)
+    return float(low), float(high)
