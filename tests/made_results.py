@@ -1,6 +1,8 @@
 """A results folder as runs leave it, with scores that are drawn: for tests of tables, plots and the report."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -11,6 +13,7 @@ import pandas as pd
 import yaml
 
 from lorasweep.points import BASELINE, format_value
+from sweep import ROOT
 
 SCORE = "match"
 METRIC = "match/accuracy"
@@ -52,6 +55,14 @@ def make_results(
     }
     (results / "experiment.yaml").write_text(yaml.safe_dump(experiment))
     return frame
+
+
+def collect(results: Path, variables: Sequence[str]) -> None:
+    """Make the tables, as the workflow has them made."""
+    arguments = ["--results", results, "--samples", results / "samples.parquet", "--variables", *variables]
+    arguments += ["--tasks", TASK, "--report", "{}", "--baselines", BASELINE, "--output", results / "results.csv"]
+    command = [sys.executable, ROOT / "scripts/collect.py", *arguments]
+    subprocess.run(list(map(str, command)), check=True, env={"PYTHONPATH": str(ROOT / "workflow")})
 
 
 def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: Any, steps: int) -> list[tuple[Any, ...]]:

@@ -322,7 +322,7 @@ def _draw_list(rows: pd.DataFrame, base: pd.DataFrame, metric: str) -> tuple[Any
         .encode(x=alt.X("value:Q", title=metric, scale=alt.Scale(zero=False)), **encoding),
     ]
     more = f" The first {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else ""
-    return alt.layer(*layers).properties(height=alt.Step(22)), f"{_tell_bars(data)}{_tell_base(base)}{more}"
+    return alt.layer(*layers).properties(height=22 * len(shown) + 20), f"{_tell_bars(data)}{_tell_base(base)}{more}"
 
 
 def _draw_base(base: pd.DataFrame, metric: str, across: bool = False) -> list[alt.Chart]:

@@ -6,6 +6,7 @@ and has no place for a sentence that answers the question.
 
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -172,22 +173,22 @@ def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) ->
     frame = pd.DataFrame({place: values for (_, place), values in shown.items()})
     frame.columns = pd.Index([html.escape(title) for title, _ in shown])
     scripts = generate_init_offline_itables_html(options.dt_bundle)
-    return scripts + str(
-        to_html_datatable(
-            frame,
-            connected=False,
-            table_id="results",
-            showIndex=False,
-            allow_html=True,
-            classes="display compact nowrap",
-            column_filters="header",
-            display_logo_when_loading=False,
-            maxBytes=0,
-            scrollX=True,
-            style="width:100%",
-            lengthMenu=[25, 100, 1000],
-        )
+    made = to_html_datatable(
+        frame,
+        connected=False,
+        table_id="results",
+        showIndex=False,
+        allow_html=True,
+        classes="display compact nowrap",
+        column_filters="header",
+        display_logo_when_loading=False,
+        maxBytes=0,
+        scrollX=True,
+        style="width:100%",
+        lengthMenu=[25, 100, 1000],
     )
+    # Without its links to itables' own pages: a page that is read offline has none.
+    return re.sub(r"<a href=https://itables\.org/[^>]*>", "<a>", f"{scripts}{made}")
 
 
 def _escape(value: Any) -> Any:

@@ -1,0 +1,300 @@
+"""Tables, the answer, plots and the report say what the scores say, and no more."""
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lorasweep.answer import Answer, choose_metric, find_answer
+from lorasweep.errors import InputError
+from lorasweep.pipeline import get_stages
+from lorasweep.plots import draw_metric
+from lorasweep.points import BASELINE
+from lorasweep.replicates import aggregate
+from lorasweep.report import make_report
+from lorasweep.statistics import PAIRED_WILSON, STUDENT_OF_SEEDS, UNPAIRED, WILSON
+from lorasweep.table import SampleScores, is_metric, make_table
+from made_results import METRIC, TASK, collect, make_results
+
+RANKS = {"lora_rank": [4, 8, 16]}
+RISING = {4: 0.4, 8: 0.6, 16: 0.95}
+
+
+def by_rank(chances: Mapping[int, float]) -> Any:
+    return lambda settings: chances[settings["lora_rank"]]
+
+
+def tabulate(results: Path, variables: Sequence[str], samples: pd.DataFrame | None) -> pd.DataFrame:
+    names = [name for name, entry in json.loads((results / "points.json").read_text()).items() if entry["current"]]
+    base = [BASELINE] if (results / BASELINE).is_dir() else []
+    return make_table(results, [*base, *names], variables, samples, 0.95)
+
+
+def answer(results: Path, variables: Sequence[str], samples: pd.DataFrame, **changes: Any) -> Answer:
+    table = tabulate(results, variables, samples)
+    scores = SampleScores(samples)
+    settings = aggregate(table, variables, scores, 0.95)
+    asked = {"task": TASK, "metric": METRIC, "higher_is_better": True, "confidence": 0.95} | changes
+    return find_answer(table, settings, scores, **asked)
+
+
+def test_a_row_says_how_sure_it_is_and_how_far_over_the_base(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    table = tabulate(tmp_path, ["lora_rank"], samples).set_index("point")
+    row, base = table.loc["lora_rank=16"], table.loc[BASELINE]
+    own = samples[samples["point"] == "lora_rank=16"].set_index("sample")["value"]
+    other = samples[samples["point"] == BASELINE].set_index("sample")["value"]
+    assert row[METRIC] == own.mean()
+    assert row[f"{METRIC}:low"] < row[METRIC] < row[f"{METRIC}:high"]
+    assert row[f"{METRIC}:interval"] == base[f"{METRIC}:interval"] == WILSON
+    assert row[f"{METRIC}:delta"] == pytest.approx(own.mean() - other.mean())
+    assert row[f"{METRIC}:delta_interval"] == PAIRED_WILSON
+    assert row[f"{METRIC}:pairs"] == 40
+    assert row[f"{METRIC}:p"] <= row[f"{METRIC}:p_adjusted"] < 0.05
+    assert pd.isna(base[f"{METRIC}:delta"])
+    assert row["final_train_loss"] == pytest.approx(3 / np.sqrt(20))
+    assert list(table.columns[:7]) == ["setting", "lora_rank", "epoch", "seed", "mode", "task", "samples"]
+
+
+def test_points_that_share_no_samples_are_not_paired(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    moved = samples["point"] == BASELINE
+    samples.loc[moved, "sample"] = "other " + samples.loc[moved, "sample"]
+    row = tabulate(tmp_path, ["lora_rank"], samples).set_index("point").loc["lora_rank=16"]
+    assert row[f"{METRIC}:pairs"] == 0
+    assert row[f"{METRIC}:delta_interval"] == UNPAIRED
+    assert f"{METRIC}:p" not in row
+
+
+def test_a_metric_that_is_no_mean_of_samples_has_no_interval(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    for file in tmp_path.glob("*/manifest.json"):
+        manifest = json.loads(file.read_text())
+        manifest["evaluation"]["tasks"][TASK]["scores"] = {METRIC: 7.5}
+        file.write_text(json.dumps(manifest))
+    table = tabulate(tmp_path, ["lora_rank"], samples)
+    assert table[f"{METRIC}:low"].isna().all()
+    assert table.set_index("point")[f"{METRIC}:delta"].dropna().eq(0).all()
+
+
+def test_epochs_of_a_sample_are_one_score(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    twice = pd.concat([samples, samples.assign(epoch=2)])
+    once, again = (tabulate(tmp_path, ["lora_rank"], frame) for frame in (samples, twice))
+    pd.testing.assert_frame_equal(once, again)
+
+
+def test_without_samples_the_table_has_numbers_alone(tmp_path: Path) -> None:
+    make_results(tmp_path, RANKS, by_rank(RISING))
+    table = tabulate(tmp_path, ["lora_rank"], None)
+    assert table[METRIC].notna().all()
+    assert table[f"{METRIC}:low"].isna().all()
+
+
+def test_a_clear_winner_is_named(tmp_path: Path) -> None:
+    found = answer(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank(RISING), samples=60))
+    assert found.is_winner
+    assert found.best == "lora_rank=16"
+    assert "better than each of the 2 other settings (p" in found.sentence
+    assert re.search(r"It is 0\.\d+ above the base model \(\+0\.\d+ to \+0\.\d+\), p < 0\.001", found.sentence)
+    assert any("trained once" in caveat for caveat in found.caveats)
+
+
+def test_no_winner_is_declared_inside_the_noise(tmp_path: Path) -> None:
+    found = answer(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank({4: 0.4, 8: 0.8, 16: 0.84})))
+    assert not found.is_winner
+    assert found.p_values is not None
+    tied = "lora_rank=8" if found.best == "lora_rank=16" else "lora_rank=16"
+    assert found.p_values[tied] > 0.05 > found.p_values["lora_rank=4"]
+    assert f"not beyond the noise of 1 of 2 others: {tied}" in found.sentence
+
+
+def test_of_settings_that_are_all_alike_one_seldom_wins(tmp_path: Path) -> None:
+    ranks = {"lora_rank": list(range(1, 9))}
+    wins, gains = [], []
+    for seed in range(25):
+        results = tmp_path / str(seed)
+        results.mkdir()
+        samples = make_results(results, ranks, lambda settings: 0.5, samples=30, base_chance=0.5, steps=0, seed=seed)
+        found = answer(results, ["lora_rank"], samples)
+        wins.append(found.is_winner)
+        gains.append("no difference beyond the noise" not in found.sentence)
+    assert sum(wins) <= 1
+    assert sum(gains) <= 4
+
+
+def test_a_best_setting_that_is_worse_than_the_base_is_called_so(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank({4: 0.1, 8: 0.15, 16: 0.2}), base_chance=0.9)
+    assert "below the base model" in answer(tmp_path, ["lora_rank"], samples).sentence
+    assert "It is worse than the base model." in answer(tmp_path, ["lora_rank"], samples).sentence
+
+
+def test_less_can_be_better(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    assert answer(tmp_path, ["lora_rank"], samples, higher_is_better=False).best == "lora_rank=4"
+
+
+def test_an_experiment_that_was_not_evaluated_has_no_best(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    found = answer(tmp_path, ["lora_rank"], samples, task=None, metric=None)
+    assert (found.best, found.is_winner) == (None, False)
+    assert "not evaluated" in found.sentence
+
+
+def test_a_metric_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    table = tabulate(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank(RISING)))
+    assert choose_metric(table, [TASK], None, "a.yaml") == METRIC
+    with pytest.raises(InputError, match=r"a\.yaml: report\.metric: 'f1' .* accepted: match/accuracy"):
+        choose_metric(table, [TASK], "f1", "a.yaml")
+
+
+def test_replicates_are_a_setting_with_an_interval_over_seeds_and_samples(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 16], "seed": [0, 1, 2]}
+    samples = make_results(tmp_path, variables, lambda s: {4: 0.5, 16: 0.9}[s["lora_rank"]] + 0.03 * s["seed"])
+    table = tabulate(tmp_path, list(variables), samples)
+    settings = aggregate(table, list(variables), SampleScores(samples), 0.95).set_index("setting")
+    assert set(settings.index) == {BASELINE, "lora_rank=4", "lora_rank=16"}
+    row = settings.loc["lora_rank=4"]
+    means = table[table["setting"] == "lora_rank=4"][METRIC].astype(float)
+    assert row["seeds"] == 3
+    assert row[METRIC] == pytest.approx(means.mean())
+    half = 4.3027 * means.std() / 3**0.5
+    assert row[f"{METRIC}:low"] <= means.mean() - half + 1e-4
+    assert row[f"{METRIC}:high"] >= means.mean() + half - 1e-4
+    assert STUDENT_OF_SEEDS in row[f"{METRIC}:interval"]
+    found = answer(tmp_path, list(variables), samples)
+    assert "3 seeds" in found.sentence
+    assert not any("trained once" in caveat for caveat in found.caveats)
+
+
+def test_seeds_that_scatter_leave_no_winner_that_samples_alone_would_name(tmp_path: Path) -> None:
+    chances = {(4, 0): 0.2, (4, 1): 0.9, (16, 0): 0.5, (16, 1): 1.0}
+    variables = {"lora_rank": [4, 16], "seed": [0, 1]}
+    samples = make_results(tmp_path, variables, lambda s: chances[s["lora_rank"], s["seed"]], samples=200)
+    assert not answer(tmp_path, list(variables), samples).is_winner
+    alone = samples[~samples["point"].str.contains("seed=1")]
+    record = json.loads((tmp_path / "points.json").read_text())
+    (tmp_path / "points.json").write_text(json.dumps({k: v for k, v in record.items() if "seed=1" not in k}))
+    assert answer(tmp_path, list(variables), alone).is_winner
+
+
+def test_only_metrics_are_metrics() -> None:
+    columns = ["match/accuracy", "match/stderr", "match/accuracy:low", "a:b/mean", "point", "data_sha256"]
+    assert [column for column in columns if is_metric(column)] == ["match/accuracy", "a:b/mean"]
+
+
+SPACE = {"lora_rank": [4, 8], "lr": [1e-4, 1e-3], "packed": [True, False], "epochs": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("count", "marks"),
+    [
+        (0, {"rule", "point"}),
+        (1, {"line", "rule", "point"}),
+        (2, {"rect", "text"}),
+        (3, {"line", "rule"}),
+        (4, {"line", "text"}),
+    ],
+)
+def test_the_number_of_variables_chooses_the_plot(tmp_path: Path, count: int, marks: set[str]) -> None:
+    variables = dict(list(SPACE.items())[:count]) or {"lora_rank": [4]}
+    samples = make_results(tmp_path, variables, lambda settings: 0.7)
+    table = tabulate(tmp_path, list(variables), samples)
+    settings = aggregate(table, list(variables), SampleScores(samples), 0.95)
+    first, *rest = draw_metric(settings, table, list(variables), TASK, METRIC)
+    text = json.dumps(first.spec)
+    assert marks <= set(re.findall(r'"mark": {"type": "(\w+)"', text))
+    assert ("facet" in first.spec) == (count == 3)
+    assert len(rest) == (1 if count else 0)
+    # Every value that was measured is in what is drawn.
+    drawn = {round(value, 6) for value in map(float, re.findall(r'"value": ([\d.]+)', text))}
+    assert {round(value, 6) for value in table[table["point"] != BASELINE][METRIC].astype(float)} <= drawn
+
+
+def test_stages_are_those_of_the_modes() -> None:
+    points = {"a": "A", "b": "B1", "c": "B2", "given": "B2", BASELINE: "base"}
+    stages = {stage.rule: stage for stage in get_stages(points, points, {"a": None, "b": None, "c": None})}
+    assert {rule: stage.jobs for rule, stage in stages.items()} == {
+        "configure": 3,
+        "train": 3,
+        "adopt": 1,
+        "merge": 1,
+        "evaluate": 2,
+        "evaluate_merged": 1,
+        "evaluate_adapters": None,
+        "publish": 2,
+        "cleanup": 5,
+        "read_samples": 1,
+        "collect": 1,
+        "report": 1,
+    }
+    assert stages["evaluate_adapters"].after == ("train", "adopt")
+    assert stages["cleanup"].after == ("evaluate", "evaluate_merged", "publish")
+
+
+class Links(HTMLParser):
+    """The targets of links, and everything that a page would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if tag == "a" and name == "href":
+                self.links.append(str(value))
+            elif name in ("src", "href"):
+                self.loaded.append(str(value))
+
+
+def report(results: Path, variables: Sequence[str]) -> str:
+    collect(results, variables)
+    stages = [{"rule": "train", "jobs": 3, "after": []}, {"rule": "cleanup", "jobs": 4, "after": ["train"]}]
+    make_report(results / "results.csv", stages, results / "report.html", results / "plots")
+    return (results / "report.html").read_text()
+
+
+def test_the_report_has_the_answer_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    results = tmp_path / "ranks"
+    results.mkdir()
+    make_results(results, RANKS, by_rank(RISING))
+    log = results / "logs/train/lora_rank=32.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("a line\n<b>CUDA out of memory</b>\n")
+    failure = {"rule": "train", "point": "lora_rank=32", "reason": "the GPU's memory <was> not enough", "log": str(log)}
+    (results / "failures.json").write_text(json.dumps([failure]))
+    page = report(results, ["lora_rank"])
+    sentence = json.loads((results / "answer.json").read_text())["sentence"]
+    assert html.escape(sentence) in page
+    assert "the GPU&#39;s memory &lt;was&gt; not enough" in page
+    assert "&lt;b&gt;CUDA out of memory&lt;/b&gt;" in page
+    assert "<td>variables</td><td>{lora_rank: [4, 8, 16]}</td>" in page
+    links = Links(page)
+    assert links.loaded == ["data:,"]
+    assert all((results / link).exists() for link in links.links), links.links
+    assert sorted(file.name for file in (results / "plots").iterdir()) == [
+        *("letters-by-lora_rank-dark.svg", "letters-by-lora_rank.svg", "letters-settings-dark.svg"),
+        *("letters-settings.svg", "loss-dark.svg", "loss.svg"),
+    ]
+    table = pd.read_parquet(results / "results.parquet")
+    metrics = [column for column in table.columns if is_metric(column.partition(":")[0])]
+    same = pd.read_csv(results / "results.csv")
+    pd.testing.assert_frame_equal(table[["point", *metrics]], same[["point", *metrics]], check_dtype=False)
+
+
+def test_an_experiment_cannot_put_markup_into_its_report(tmp_path: Path) -> None:
+    results = tmp_path / "ranks"
+    results.mkdir()
+    make_results(results, RANKS, by_rank(RISING))
+    experiment = results / "experiment.yaml"
+    experiment.write_text(experiment.read_text().replace("Which setting", "</script><script>alert(1)</script>Which"))
+    assert "<script>alert(1)" not in report(results, ["lora_rank"])
