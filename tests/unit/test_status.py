@@ -99,6 +99,11 @@ def test_a_run_is_shown_with_its_points_jobs_failures_bytes_and_time(results: Pa
     assert "Time left: about 2.0 h, by the plan, of which its jobs took 1.13 so far." in said
 
 
+def test_a_run_whose_plan_is_used_up_does_not_say_that_it_is_at_its_end(results: Path) -> None:
+    begin(results, running=[make_job(rule="evaluate", seconds_left=None)], seconds_left=None, error=2.5)
+    assert "Time left: not known by the plan, of which its jobs took 2.50 so far." in show(results)
+
+
 def test_nothing_is_cut_on_a_narrow_screen(results: Path) -> None:
     begin(results, running=[make_job(name="lora_attn_modules=q_proj+v_proj,lora_rank=8,lr=1e-4")])
     said = show(results, width=60)

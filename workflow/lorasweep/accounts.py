@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,17 +12,19 @@ from lorasweep.forecast import Forecast
 from lorasweep.job_records import DONE, JOB_RECORDS, append_records
 from lorasweep.job_watcher import JobWatcher, Running, measure_temporary
 from lorasweep.ledger import RunRecord, read_kept_bytes
-from lorasweep.progress import TimeLeft, count_stages, estimate_left
+from lorasweep.progress import StepWatch, TimeLeft, count_stages, estimate_left
 from lorasweep.slurm import read_elapsed
 from lorasweep.status import (
     BADLY,
     INTERRUPTED,
     MOST_LISTED,
     STATUS,
+    TRAINING_LOG,
     WELL,
     FailureStatus,
     JobStatus,
     RunStatus,
+    read_step,
     write_status,
 )
 from lorasweep.storage_log import STORAGE, StorageLog, take_sample
@@ -52,6 +55,7 @@ class Accounts:
         self._storage = StorageLog(forecast.results / STORAGE)
         self._kept: dict[str, int] = {}
         self._looked_at = 0
+        self._steps = StepWatch()
         self._trouble: OSError | None = None
         self.peak_temporary_bytes = 0
 
@@ -107,7 +111,7 @@ class Accounts:
         attempts = list(self._watcher.attempts)
         again = {(job.rule, job.name) for job in running}
         failures = [f for f in self._failures.failures if (f.rule, f.point) not in again]
-        left = estimate_left(forecast, attempts, running)
+        left = estimate_left(forecast, attempts, running, dict(self._look_at_trainings(running)))
         return RunStatus(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -129,21 +133,33 @@ class Accounts:
             planned_kept_bytes=sum(point.kept_bytes for point in forecast.points),
             temporary_bytes=temporary,
             peak_temporary_bytes=self.peak_temporary_bytes,
-            seconds_left=None if outcome else round(left.seconds, 1),
+            seconds_left=None if outcome or left.seconds is None else round(left.seconds, 1),
             planned_wall_seconds=round(forecast.rest.wall_seconds, 1),
             error=None if left.error is None else round(left.error, 3),
         )
 
-    def _describe(self, job: Running, left: TimeLeft) -> JobStatus:
+    def _look_at_trainings(self, running: Iterable[Running]) -> Iterator[tuple[str, float]]:
+        for job in running:
+            steps = self._get_steps(job)
+            step = read_step(self._forecast.results / job.name / TRAINING_LOG) if steps else None
+            if steps and step:
+                left = self._steps.estimate_left(job.name, step.step, steps, time.monotonic())
+                if left is not None:
+                    yield job.name, left
+
+    def _get_steps(self, job: Running) -> int | None:
         planner = self._forecast.planner
         point = planner.points.get(job.name) if job.rule == "train" else None
+        return planner.costs.get_training(point.controls).steps if point else None
+
+    def _describe(self, job: Running, left: TimeLeft) -> JobStatus:
         return JobStatus(
             rule=job.rule,
             name=job.name,
             points=len(self._forecast.get_members(job.rule, job.name)),
             since=(datetime.now(UTC) - timedelta(seconds=job.seconds)).isoformat(timespec="seconds"),
             slurm_job=job.slurm_job,
-            steps=planner.costs.get_training(point.controls).steps if point else None,
+            steps=self._get_steps(job),
             seconds_left=left.jobs.get((job.rule, job.name)),
         )
 

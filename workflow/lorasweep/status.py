@@ -43,6 +43,7 @@ class JobStatus(BaseModel, frozen=True):
     steps: int | None
     """Optimizer steps of a training, all of them."""
     seconds_left: float | None
+    """None where it is not known, as of a job that takes longer than planned."""
 
 
 class FailureStatus(BaseModel, frozen=True):
@@ -82,6 +83,7 @@ class RunStatus(BaseModel, frozen=True):
     temporary_bytes: int
     peak_temporary_bytes: int
     seconds_left: float | None
+    """None after the end, and where it is not known."""
     planned_wall_seconds: float
     error: float | None
     """How many times longer than planned the jobs took so far."""

@@ -172,10 +172,14 @@ def _describe_rest(status: RunStatus, goes_on: bool) -> Iterator[str]:
         f"{format_bytes(status.temporary_bytes)} temporary, {format_bytes(status.peak_temporary_bytes)} at the peak of "
         "this run."
     )
-    if goes_on and status.seconds_left is not None:
-        by = "the plan; no job is done yet to compare with"
-        if status.error is not None:
-            by = f"the plan, of which its jobs took {status.error:.2f} so far"
+    if not goes_on:
+        return
+    by = "the plan; no job is done yet to compare with"
+    if status.error is not None:
+        by = f"the plan, of which its jobs took {status.error:.2f} so far"
+    if status.seconds_left is None:
+        yield f"Time left: not known by {by}."
+    else:
         yield f"Time left: about {format_seconds(status.seconds_left)}, by {by}."
 
 
