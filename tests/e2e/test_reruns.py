@@ -234,11 +234,10 @@ def test_a_run_is_seen_while_it_goes_on_and_what_outlives_it_is_not_done_twice(
     assert "Points: 1. waiting 0, training 1, trained 0, evaluating 0, done 0, failed 0." in seen
     assert re.search(r"\btrain point \d\d:\d\d \d+ s ", seen)
     assert "Time left: " in seen
-    assert "no run is going on. The last was killed" in " ".join(sweep.run("status").split())
+    assert "no run is going on. The last ended without a word" in " ".join(sweep.run("status").split())
     status = json.loads((sweep.results / "status.json").read_text())
-    assert [(job["rule"], job["name"], job["steps"]) for job in status["running"]] == [
-        ("train", "point", 200 * 25 // 5)
-    ]
+    (job,) = status["running"]
+    assert (job["rule"], job["name"], job["steps"]) == ("train", "point", 200 * 25 // 5)
     assert "ended before it was done; its lock is removed" in sweep.run()
     log = (sweep.results / "logs/train/point.log").read_text()
     assert "left by an earlier run; waiting for its end" in log

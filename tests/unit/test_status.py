@@ -144,12 +144,12 @@ def test_a_run_that_ended_says_how_and_what_is_done(results: Path) -> None:
 
 def test_a_run_that_was_killed_is_not_shown_as_one_that_goes_on(results: Path) -> None:
     write_status(make_status(), results / "status.json")
-    assert "no run is going on. The last was killed" in show(results)
+    assert "no run is going on. The last ended without a word" in show(results)
     holder = {"host": socket.gethostname(), "user": "u", "pid": os.getpid(), "started": 0.0}
     (results / ".controller.json").write_text(json.dumps(holder))
     assert not is_going_on(results)
     said = show(results)
-    assert "no run is going on. The last was killed" in said
+    assert "no run is going on. The last ended without a word" in said
     assert "lora_rank=8" not in said
 
 
@@ -187,7 +187,7 @@ def test_in_a_terminal_it_ends_with_the_run(results: Path, tmp_path: Path, monke
     monkeypatch.setattr(time, "sleep", lambda seconds: next(ends)())
     with (tmp_path / "said.txt").open("w") as file:
         watch(results, Console(file=file, width=100, force_terminal=True))
-    assert "The last was killed" in (tmp_path / "said.txt").read_text()
+    assert "The last ended without a word" in (tmp_path / "said.txt").read_text()
     assert next(ends, None) is None
 
 

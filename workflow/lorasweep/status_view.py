@@ -101,8 +101,8 @@ def _describe_run(name: str, status: RunStatus, holder: Holder | None) -> str:
         return f"{name}: no run is going on. The last ended at {last}, {_ENDS[status.outcome]}: {jobs}."
     if holder is None or holder.is_gone:
         return (
-            f"{name}: no run is going on. The last was killed, and last heard of at {last}: {jobs}. The same command "
-            "again goes on."
+            f"{name}: no run is going on. The last ended without a word, and was last heard of at {last}: {jobs}. The "
+            "same command again goes on."
         )
     said = f"{name}: running since {_format_time(status.began)}, {jobs}; by {holder.user} on {holder.host}."
     if (age := get_age(status.updated)) > PATIENCE * status.interval_seconds:
