@@ -69,6 +69,8 @@ def test_each_point_is_in_the_stage_that_its_jobs_say(forecast: Forecast) -> Non
         "trained": 1,
         "evaluating": 2,
     }
+    # What is evaluated and not cleaned up is not done, and does not wait.
+    assert count(forecast, [*attempts, done("evaluate", "baseline")], [], set()) == {"trained": 3, "evaluating": 1}
     attempts += [done("publish", POINTS[0]), done("cleanup", POINTS[0]), done("cleanup", "baseline")]
     assert count(forecast, attempts, [], set()) == {"trained": 2, "done": 2}
     # Of a run that only configures nothing is known to be trained.

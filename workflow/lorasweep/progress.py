@@ -12,7 +12,7 @@ from lorasweep.timeline import simulate
 WAITING, TRAINING, TRAINED, EVALUATING, DONE_STAGE, FAILED_STAGE = STAGES = (
     *("waiting", "training", "trained", "evaluating", "done", "failed"),
 )
-"""Of a point. Evaluating has the merge before it and the clean-up after it; trained is one that waits for that."""
+"""Of a point. Evaluating is from the merge to the end of the clean-up; trained is one that waits for it."""
 
 _TRAINING_RULES = ("train", "adopt")
 
@@ -22,6 +22,8 @@ def count_stages(
 ) -> dict[str, int]:
     """Return how many points are in each stage; `failed` are those with a job that failed."""
     ended = {(attempt.rule, attempt.name) for attempt in attempts if attempt.state == DONE}
+    after = [job for job in ended if job[0] not in ("configure", "collect", *_TRAINING_RULES)]
+    evaluated = {member for rule, name in after for member in forecast.get_members(rule, name)}
     busy: dict[str, str] = {}
     for job in running:
         if job.rule != "configure":
@@ -35,6 +37,8 @@ def count_stages(
             return FAILED_STAGE
         if was_done or ("cleanup", name) in ended:
             return DONE_STAGE
+        if name in evaluated:
+            return EVALUATING
         is_to_end = name != BASELINE and ("cleanup", name) in forecast.wanted
         trainings = [(rule, name) for rule in _TRAINING_RULES if (rule, name) in forecast.wanted]
         return TRAINED if is_to_end and ended.issuperset(trainings) else WAITING
