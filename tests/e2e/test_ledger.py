@@ -4,15 +4,19 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.experiment import Controls
 from lorasweep.job_records import read_records
+from lorasweep.ledger import read_runs
 from lorasweep.room import get_size
 from lorasweep.sizes import get_adapter_size, get_model_size
+from lorasweep.storage_log import read_storage
 from sweep import POINTS, ROOT, Sweep
 
 
@@ -90,3 +94,29 @@ def test_the_ledger_has_what_was_kept_and_spent(finished: Sweep) -> None:
     assert "Kept: " in said
     assert "Wall time " in said
     assert POINTS["B2"] in said
+
+
+def test_a_finished_run_leaves_its_last_status_and_its_storage_over_time(finished: Sweep) -> None:
+    said = " ".join(finished.run("status").split())
+    assert "no run is going on. The last ended" in said
+    assert "all that it was to do is done" in said
+    assert "Points: 4. waiting 0, training 0, trained 0, evaluating 0, done 4, failed 0." in said
+    samples = read_storage(finished.results / "storage.csv")
+    kept = [json.loads(file.read_text())["bytes"] for file in finished.results.glob("*/manifest.json")]
+    assert samples[-1].kept_bytes == sum(kept)
+    peak = max(run.peak_temporary_bytes for run in read_runs(finished.results / "runs.json"))
+    assert max(sample.temporary_bytes for sample in samples) == peak > 0
+    assert not (finished.results / "failures.json").exists()
+
+
+def test_an_edited_number_is_found_in_the_results_of_a_real_run(finished: Sweep, tmp_path: Path) -> None:
+    assert "files are what their manifests say" in finished.run("verify")
+    sweep = finished.copy(tmp_path)
+    table = pd.read_csv(sweep.results / "results.csv")
+    row = table.index[table["point"] == POINTS["B1"]][0]
+    table.loc[row, "match/accuracy"] = table.loc[row, "match/accuracy"] + 0.01
+    table.to_csv(sweep.results / "results.csv", index=False)
+    done = sweep.snakemake("verify")
+    assert done.returncode == 1
+    assert f"results.csv: {POINTS['B1']}, letters: match/accuracy is " in done.stdout
+    assert "1 of " in done.stderr

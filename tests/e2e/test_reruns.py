@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -217,7 +218,9 @@ class TestFailures:
         assert sweep.plan() == {}
 
 
-def test_a_training_that_outlives_its_run_is_waited_for_and_not_done_twice(make: Callable[..., Sweep]) -> None:
+def test_a_run_is_seen_while_it_goes_on_and_what_outlives_it_is_not_done_twice(
+    make: Callable[..., Sweep],
+) -> None:
     sweep = make("outlived", runs=[{"name": "point"}])
     sweep.edit(controls={"epochs": 200}, evaluation={"enabled": False})
     with (sweep.directory / "said.log").open("w") as said:
@@ -225,8 +228,18 @@ def test_a_training_that_outlives_its_run_is_waited_for_and_not_done_twice(make:
     deadline = time.monotonic() + 120
     while not (sweep.results / "point/state/train/logs").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    seen = " ".join(sweep.run("status").split())
+    assert run.poll() is None
     run.kill()
     run.wait()
+    assert "outlived: running since" in seen
+    assert "Points: 1. waiting 0, training 1, trained 0, evaluating 0, done 0, failed 0." in seen
+    assert re.search(r"\btrain point \d\d:\d\d \d+ s ", seen)
+    assert "Time left: " in seen
+    assert "no run is going on. The last ended without a word" in " ".join(sweep.run("status").split())
+    status = json.loads((sweep.results / "status.json").read_text())
+    (job,) = status["running"]
+    assert (job["rule"], job["name"], job["steps"]) == ("train", "point", 200 * 25 // 5)
     assert "ended before it was done; its lock is removed" in sweep.run()
     log = (sweep.results / "logs/train/point.log").read_text()
     assert "left by an earlier run; waiting for its end" in log

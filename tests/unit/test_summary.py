@@ -1,11 +1,12 @@
 """What a run says at its end: the reason in a line, and what is left."""
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 
-from lorasweep.summary import Failure, FailureRecorder, find_reason, summarise
+from lorasweep.summary import Failure, FailureRecorder, find_reason, summarise, write_failures
 
 REASONS = [
     ("step 1\ntrain: the training diverged\n", "", "train: the training diverged"),
@@ -77,3 +78,12 @@ def test_a_point_with_a_job_that_was_not_done_is_not_done(tmp_path: Path) -> Non
     said = summarise(tmp_path, ["a", "b", "c"], {"b", "c"}, [failure], "snakemake -c2")
     assert "1 of 3 points done, 0 failed, 2 not finished" in said
     assert "failed: evaluate_adapters of b+1-123456: it was cancelled" in said
+
+
+def test_failures_are_written_for_others_to_read(tmp_path: Path) -> None:
+    write_failures(
+        [Failure("train", "lr=0.1", "it diverged", Path("logs/train/lr=0.1.log"))], tmp_path / "failures.json"
+    )
+    assert json.loads((tmp_path / "failures.json").read_text()) == [
+        {"rule": "train", "point": "lr=0.1", "reason": "it diverged", "log": "logs/train/lr=0.1.log"}
+    ]

@@ -1,15 +1,34 @@
-"""Keeps a run's accounts while it goes on: attempts of jobs, samples of the disk, the ledger."""
+"""Keeps a run's accounts while it goes on: attempts of jobs, samples of the disk, the ledger, the status."""
 
+import os
+import socket
 import threading
 import time
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasweep.forecast import Forecast
-from lorasweep.job_records import JOB_RECORDS, append_records
-from lorasweep.job_watcher import JobWatcher, measure_temporary
-from lorasweep.ledger import RunRecord
+from lorasweep.job_records import DONE, JOB_RECORDS, append_records
+from lorasweep.job_watcher import JobWatcher, Running, measure_temporary
+from lorasweep.ledger import RunRecord, read_kept_bytes
+from lorasweep.progress import StepWatch, TimeLeft, count_stages, estimate_left
 from lorasweep.slurm import read_elapsed
+from lorasweep.status import (
+    BADLY,
+    INTERRUPTED,
+    MOST_LISTED,
+    STATUS,
+    TRAINING_LOG,
+    WELL,
+    FailureStatus,
+    JobStatus,
+    RunStatus,
+    read_step,
+    write_status,
+)
+from lorasweep.storage_log import STORAGE, StorageLog, take_sample
+from lorasweep.summary import FailureRecorder
 
 SAMPLE_SECONDS = 5.0
 """Between two looks at the disk, at least."""
@@ -24,39 +43,125 @@ UPDATE_SECONDS = 60.0
 class Accounts:
     """The accounts of one run; `start` and `stop` are called once."""
 
-    def __init__(self, forecast: Forecast, watcher: JobWatcher) -> None:
+    def __init__(self, forecast: Forecast, watcher: JobWatcher, failures: FailureRecorder) -> None:
         self._forecast = forecast
         self._watcher = watcher
+        self._failures = failures
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
         self._started = time.monotonic()
         self._written = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._storage = StorageLog(forecast.results / STORAGE)
+        self._kept: dict[str, int] = {}
+        self._looked_at = 0
+        self._steps = StepWatch()
+        self._trouble: OSError | None = None
         self.peak_temporary_bytes = 0
 
     def start(self) -> None:
         """Begin to look at the disk."""
         self._thread.start()
 
-    def stop(self) -> str:
+    def stop(self, is_well: bool) -> str:
         """Write all down; return the ledger in short, or why it could not be written."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
         self._watcher.end_all()
-        return self._update()
+        said = self._update()
+        self._look(SAMPLE_SECONDS, WELL if is_well else BADLY if self._failures.failures else INTERRUPTED)
+        if self._trouble:
+            said += f"\n{STATUS} or {STORAGE} could not be written at times: {self._trouble}"
+        return said
 
     def _run(self) -> None:
+        done = [point.name for point in self._forecast.points if point.is_done]
+        self._kept = {name: read_kept_bytes(self._forecast.results / name) for name in done}
         updated = time.monotonic()
-        wait = 0.0
-        while not self._ended.wait(wait):
+        wait = SAMPLE_SECONDS
+        while True:
             began = time.monotonic()
-            size = measure_temporary(self._forecast.results, self._forecast.unfinished)
-            self.peak_temporary_bytes = max(self.peak_temporary_bytes, size)
+            self._look(wait)
             wait = max(SAMPLE_SECONDS, (time.monotonic() - began) / LOOKING_SHARE)
+            if self._ended.wait(wait):
+                return
             if time.monotonic() - updated > UPDATE_SECONDS:
                 self._update()
                 updated = time.monotonic()
+
+    def _look(self, interval: float, outcome: str = "") -> None:
+        """Look at the disk and at the jobs, and write down what is there."""
+        temporary = measure_temporary(self._forecast.results, self._forecast.unfinished)
+        self.peak_temporary_bytes = max(self.peak_temporary_bytes, temporary)
+        for attempt in self._watcher.attempts[self._looked_at :]:
+            self._looked_at += 1
+            if attempt.rule == "cleanup" and attempt.state == DONE:
+                self._kept[attempt.name] = read_kept_bytes(self._forecast.results / attempt.name)
+        try:
+            self._storage.add(take_sample(sum(self._kept.values()), temporary), is_last=bool(outcome))
+            write_status(self._make_status(temporary, interval, outcome), self._forecast.results / STATUS)
+        except OSError as error:  # a full disk must not end the accounts of the run
+            self._trouble = error
+
+    def _make_status(self, temporary: int, interval: float, outcome: str) -> RunStatus:
+        forecast = self._forecast
+        # What runs is asked for first: what ends meanwhile is then seen as done, and not as lost.
+        running = self._watcher.list_running()
+        attempts = list(self._watcher.attempts)
+        again = {(job.rule, job.name) for job in running}
+        failures = [f for f in self._failures.failures if (f.rule, f.point) not in again]
+        left = estimate_left(forecast, attempts, running, dict(self._look_at_trainings(running)))
+        return RunStatus(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            began=self._began,
+            updated=datetime.now(UTC).isoformat(timespec="seconds"),
+            interval_seconds=round(interval, 1),
+            outcome=outcome,
+            points=count_stages(forecast, attempts, running, {failure.point for failure in failures}),
+            jobs=len(forecast.wanted),
+            jobs_done=len({(a.rule, a.name) for a in attempts if a.state == DONE} & set(forecast.wanted)),
+            running=[self._describe(job, left) for job in running[:MOST_LISTED]],
+            running_jobs=len(running),
+            failures=[
+                FailureStatus(rule=f.rule, point=f.point, reason=f.reason, log=str(f.log))
+                for f in failures[-MOST_LISTED:]
+            ],
+            failed_jobs=len(failures),
+            kept_bytes=sum(self._kept.values()),
+            planned_kept_bytes=sum(point.kept_bytes for point in forecast.points),
+            temporary_bytes=temporary,
+            peak_temporary_bytes=self.peak_temporary_bytes,
+            seconds_left=None if outcome or left.seconds is None else round(left.seconds, 1),
+            planned_wall_seconds=round(forecast.rest.wall_seconds, 1),
+            error=None if left.error is None else round(left.error, 3),
+        )
+
+    def _look_at_trainings(self, running: Iterable[Running]) -> Iterator[tuple[str, float]]:
+        for job in running:
+            steps = self._get_steps(job)
+            step = read_step(self._forecast.results / job.name / TRAINING_LOG) if steps else None
+            if steps and step:
+                left = self._steps.estimate_left(job.name, step.step, steps, time.monotonic())
+                if left is not None:
+                    yield job.name, left
+
+    def _get_steps(self, job: Running) -> int | None:
+        planner = self._forecast.planner
+        point = planner.points.get(job.name) if job.rule == "train" else None
+        return planner.costs.get_training(point.controls).steps if point else None
+
+    def _describe(self, job: Running, left: TimeLeft) -> JobStatus:
+        return JobStatus(
+            rule=job.rule,
+            name=job.name,
+            points=len(self._forecast.get_members(job.rule, job.name)),
+            since=(datetime.now(UTC) - timedelta(seconds=job.seconds)).isoformat(timespec="seconds"),
+            slurm_job=job.slurm_job,
+            steps=self._get_steps(job),
+            seconds_left=left.jobs.get((job.rule, job.name)),
+        )
 
     def _update(self) -> str:
         try:

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from lorasweep.files import write_aside
 
+HOLDER = ".controller.json"
+"""In an experiment's folder."""
+
 
 class Holder(BaseModel):
     """A process that runs a sweep."""

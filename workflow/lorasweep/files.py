@@ -22,6 +22,13 @@ def write_aside(file: Path, text: str) -> None:
     aside.replace(file)
 
 
+def end_last_line(file: Path) -> None:
+    """End a line that a crash cut short, so that what is appended begins a line of its own."""
+    with file.open("a+b") as last:
+        if last.tell() and last.seek(-1, os.SEEK_END) and last.read() != b"\n":
+            last.write(b"\n")
+
+
 def explain_write_failure(folder: Path) -> str:
     """Return what the system says when a megabyte cannot be written to a folder (disk full, quota), or nothing.
 

@@ -31,6 +31,7 @@ from lorasweep.points import BASELINE, Point
 from lorasweep.room import explain_shortage, find_room, get_size
 from lorasweep.sizes import get_model_folder_size
 from lorasweep.tasks import TaskEntry
+from lorasweep.timeline import PlannedJob
 
 PLAN = "plan.json"
 PICTURE = "plan.svg"
@@ -71,6 +72,11 @@ class Forecast:
     def rest(self) -> SweepPlan:
         """What is to do."""
         return self.planner.plan_rest(self.wanted, self.batches)
+
+    @cached_property
+    def jobs(self) -> dict[tuple[str, str], PlannedJob]:
+        """What of it takes time."""
+        return self.planner.list_rest(self.wanted, self.batches)
 
     @cached_property
     def whole(self) -> dict[str, SweepPlan]:

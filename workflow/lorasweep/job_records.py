@@ -1,13 +1,14 @@
 """Every attempt of every job, written down as it ends: what earlier runs took, for the ledger and for the next plan."""
 
 import csv
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from pydantic import BaseModel, ValidationError
+
+from lorasweep.files import end_last_line
 
 JOB_RECORDS = "jobs.csv"
 """In an experiment's folder."""
@@ -49,9 +50,7 @@ def append_records(records: Sequence[JobRecord], file: Path) -> None:
         return
     is_new = not file.is_file()
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+b") as last:
-        if last.tell() and last.seek(-1, os.SEEK_END) and last.read() != b"\n":
-            last.write(b"\n")  # after a line that a crash cut short
+    end_last_line(file)
     with file.open("a", newline="") as stream:
         writer = csv.DictWriter(stream, list(JobRecord.model_fields))
         if is_new:

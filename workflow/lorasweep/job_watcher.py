@@ -30,6 +30,17 @@ class Attempt:
     slurm_job: str | None
 
 
+@dataclass(frozen=True)
+class Running:
+    """An attempt that goes on."""
+
+    rule: str
+    name: str
+    seconds: float
+    """Since its start; of a scheduler's job since its submission."""
+    slurm_job: str | None
+
+
 class JobWatcher(logging.Handler):
     """Listens to Snakemake's messages for the starts and ends of jobs."""
 
@@ -55,6 +66,15 @@ class JobWatcher(logging.Handler):
             self._end(said["jobid"], FAILED)
         elif submitted := _SUBMITTED.search(record.getMessage() if record.msg else ""):
             self._submitted[int(submitted[1])] = submitted[2]
+
+    def list_running(self) -> list[Running]:
+        """Return what goes on, the longest first; another thread may ask."""
+        now = time.monotonic()
+        return [
+            Running(*self._jobs[job], now - began, self._submitted.get(job))
+            for job, began in list(self._started.items())
+            if job in self._jobs
+        ]
 
     def end_all(self) -> None:
         """Take what still runs for cancelled: the run has ended without it."""

@@ -135,6 +135,11 @@ def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def read_kept_bytes(point: Path) -> int:
+    """Return the bytes of what a point keeps, by its manifest; none where it has none."""
+    return int(_read_manifest(point / MANIFEST).get("bytes", 0))
+
+
 _SPENT = (
     "attempts",
     "failed_attempts",

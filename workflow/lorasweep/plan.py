@@ -171,22 +171,29 @@ class Planner:
 
     def plan_rest(self, wanted: Collection[tuple[str, str]], batches: Mapping[str, Sequence[str]]) -> SweepPlan:
         """Plan the jobs that are wanted: pairs of a rule and the name of a point or of a batch."""
+        return self._sum_up(list(self.list_rest(wanted, batches).values()), Counter(rule for rule, _ in wanted))
+
+    def list_rest(
+        self, wanted: Collection[tuple[str, str]], batches: Mapping[str, Sequence[str]]
+    ) -> dict[tuple[str, str], PlannedJob]:
+        """Return those of the wanted jobs that take time, each after those that it waits for."""
         modes = {name: point.mode for name, point in self.points.items()}
         named = {tuple(members): name for name, members in batches.items()}
         jobs = self._make_jobs(modes, list(batches.values()))
-        kept: list[PlannedJob] = []
+        kept: dict[tuple[str, str], PlannedJob] = {}
         moved: dict[int, int] = {}
         left: dict[str, int] = {}  # by trainings that are wanted, until an evaluation frees it
         for index, job in enumerate(jobs):
-            name = named.get(job.points) if job.rule == "evaluate_adapters" else job.points[0]
+            name = named[job.points] if job.rule == "evaluate_adapters" else job.points[0]
             if (job.rule, name) not in wanted:
                 continue
             moved[index] = len(kept)
             if job.leaves:
                 left[job.points[0]] = job.leaves
             frees = sum(left.pop(point, 0) for point in job.points) if job.frees else 0
-            kept.append(replace(job, after=tuple(moved[i] for i in job.after if i in moved), frees=frees))
-        return self._sum_up(kept, Counter(rule for rule, _ in wanted))
+            after = tuple(moved[i] for i in job.after if i in moved)
+            kept[job.rule, name] = replace(job, after=after, frees=frees)
+        return kept
 
     def plan_points(self, done: Collection[str]) -> list[PointPlan]:
         """Return every point's own figures."""

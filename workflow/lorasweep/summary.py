@@ -1,10 +1,16 @@
 """What a run says at its end: what is done, what failed and why, and how to go on."""
 
+import json
 import logging
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from lorasweep.files import write_aside
+
+FAILURE_RECORD = "failures.json"
+"""In an experiment's folder: the failures of the last run that had any; removed by one that ends well."""
 
 _MEMORY = "SLURM ended it for its memory; more: --set-resources RULE:mem_mb=MB, or --retries 1"
 
@@ -56,6 +62,12 @@ class FailureRecorder(logging.Handler):
                 others = [file for file in logs if file != log]
                 reason = find_reason(log, str(said["rule_msg"] or ""), others)
                 self._by_job[said["jobid"]] = Failure(said["rule_name"], _point_of(log, self._logs), reason, log)
+
+
+def write_failures(failures: Iterable[Failure], file: Path) -> None:
+    """Write failures as a list of `rule`, `point` (or batch; nothing for a job of the whole sweep), `reason`, `log`."""
+    content = [asdict(failure) | {"log": str(failure.log)} for failure in failures]
+    write_aside(file, json.dumps(content, indent=1) + "\n")
 
 
 def find_reason(log: Path, message: str, others: Iterable[Path] = ()) -> str:

@@ -42,6 +42,13 @@ def begin_anew(*arguments):
     os.execv(sys.executable, [sys.executable, "-m", "snakemake", *arguments])
 
 
+def look_instead(what):
+    """Replace this process by the script that looks at the experiment's results: nothing is locked, planned or run."""
+    path = os.pathsep.join(filter(None, [str(ROOT / "workflow"), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, str(ROOT / "scripts" / f"{what}.py"), RESULTS]
+    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
+
+
 # Before anything else, since old rules may not fit the package.
 if workflow.is_main_process and drop_old_sources():
     begin_anew(*sys.argv[1:])
@@ -55,7 +62,7 @@ try:
     from lorasweep.batches import assign_batches, read_batches, record_batches
     from lorasweep.checkpoint import read_checkpoint
     from lorasweep.costs import check_device
-    from lorasweep.controller import give_up, hold, read_holder, release, remove_locks
+    from lorasweep.controller import HOLDER, give_up, hold, read_holder, release, remove_locks
     from lorasweep.dataset import check_data
     from lorasweep.errors import InputError
     from lorasweep.evaluation import make_evaluation_spec
@@ -75,7 +82,7 @@ try:
     from lorasweep.points import BASELINE, get_points, record_points
     from lorasweep.shapes import read_shape
     from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
-    from lorasweep.summary import FailureRecorder, summarise
+    from lorasweep.summary import FAILURE_RECORD, FailureRecorder, summarise, write_failures
     from lorasweep.tasks import get_tasks
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -100,7 +107,10 @@ FORCES_PLAN = str(config.pop("force_plan", False)).lower() == "true"
 try:
     EXPERIMENT = load_experiment(read_given_values(config, workflow.config_settings.config), SOURCE)
     RESULTS = f"results/{EXPERIMENT.experiment.name}"
-    CONTROLLER = Path(RESULTS, ".controller.json")
+    # Before anything that takes long, or that a run could be disturbed by.
+    if workflow.is_main_process and (looked := [word for word in sys.argv[1:] if word in ("status", "verify")]):
+        look_instead(looked[0])
+    CONTROLLER = Path(RESULTS, HOLDER)
     BATCH_RECORD = Path(RESULTS, "batches.json")
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
     TASKS = get_tasks(EXPERIMENT.evaluation.tasks, SOURCE)
@@ -560,9 +570,8 @@ def get_orphan_dependency():
     return {"slurm_extra": depend} if jobs else {}
 
 
-def conclude():
+def conclude(is_well):
     """Leave what a run leaves at its end, however it ended."""
-    release(CONTROLLER)
     # What says that a batch was evaluated is of this run alone: the next one puts other points together.
     for batch in BATCHES:
         workflow.persistence.cleanup_metadata(IOFile(f"{RESULTS}/.batches/{batch}"))
@@ -571,13 +580,24 @@ def conclude():
     command = shlex.join(["snakemake", *sys.argv[1:]])
     unfinished = {job.wildcards.point for job in workflow.dag.needrun_jobs() if "point" in job.wildcards.keys()}
     summary = summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), unfinished, FAILURES.failures, command)
-    return f"{summary}\n{ACCOUNTS.stop()}" if ACCOUNTS else summary
+    try:
+        if is_well:
+            Path(RESULTS, FAILURE_RECORD).unlink(missing_ok=True)
+        elif FAILURES.failures:
+            write_failures(FAILURES.failures, Path(RESULTS, FAILURE_RECORD))
+    except OSError as error:  # a full disk must not hide how the run went
+        summary += f"\n{FAILURE_RECORD} could not be written: {error}"
+    if ACCOUNTS:
+        summary += f"\n{ACCOUNTS.stop(is_well)}"
+    # Last, since who looks on takes a run that nobody holds for one that ended.
+    release(CONTROLLER)
+    return summary
 
 
 def write_partial_results():
     """Write tables and report of the points that are done, where those of all have to wait for the rest."""
     done = [point for point in (*EVALUATED, *POINTS) if Path(RESULTS, point, "manifest.json").is_file()]
-    if not done or Path(RESULTS, "report.html").is_file():
+    if not done:
         return
     shared = ["--results", RESULTS, "--partial", "--baselines", *BASELINES]
     samples = f"{RESULTS}/samples-partial.parquet"
@@ -646,15 +666,15 @@ onstart:
     if not workflow.touch:
         # Else Snakemake does not say when a job has ended, under --quiet progress.
         workflow.scheduler.print_progress = True
-        ACCOUNTS = Accounts(forecast, WATCHER)
+        ACCOUNTS = Accounts(forecast, WATCHER, FAILURES)
         ACCOUNTS.start()
 
 
 onsuccess:
     drop_partial_results()
-    logger.info(conclude())
+    logger.info(conclude(True))
 
 
 onerror:
-    logger.error(conclude())
+    logger.error(conclude(False))
     write_partial_results()
