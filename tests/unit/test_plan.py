@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,18 @@ def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
     assert planner.plan_all("B1").jobs == shared | {"evaluate_merged": 4, "evaluate": 1}
     assert planner.plan_all("B2").jobs == shared | {"evaluate_adapters": 2, "publish": 4, "evaluate": 1}
     assert planner.plan_all().jobs == planner.plan_all("B1").jobs
+
+
+def test_a_tasks_own_options_are_planned(tmp_path: Path) -> None:
+    def plan(counted: bool, **options: int) -> float:
+        planner = make_planner(tmp_path, evaluation={"tasks": [{"task": "pkg/t", "limit": 100, **options}]})
+        size = TaskSize(100 * options.get("epochs", 1), 256, options.get("max_tokens"))
+        costs = replace(planner.costs, tasks={"t": size} if counted else {})
+        return replace(planner, costs=costs).plan_all("B1").seconds["evaluate_merged"]
+
+    for counted in (True, False):
+        assert plan(counted, epochs=3) > plan(counted) > plan(counted, max_tokens=8)
+        assert plan(counted, max_tokens=64) == plan(counted)
 
 
 def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(evaluation={"tasks": ["no_such_package/task"]}),
         ["evaluation.tasks", "no_such_package/task", "registers"],
     ),
+    "no such registered solver": (
+        edit(evaluation={"tasks": [{"task": "tasks.py@letters", "solver": "no_such", "scorer": "match"}]}),
+        ["evaluation.tasks", "registers no_such; accepted"],
+    ),
     "a batch of more than there is": (edit(controls={"batch_size": 30}), ["batch_size: 30", "25 samples"]),
     "a pattern for a path": (edit(data={"train": "train[1].jsonl"}), ["data.train", "'train[1].jsonl'", "patterns"]),
     "an override that is none": (edit(controls={"_override": {"a": "${"}}), ["controls._override"]),

@@ -158,6 +158,22 @@ class Task(Section):
     """Other files that the task reads (data sets, modules): a change in one evaluates anew, as in `file.py`."""
     limit: PositiveInt | None = None
     """Evaluate the first so many samples only; `null`: all."""
+    epochs: PositiveInt | None = None
+    """Answers to each sample, whose scores are reduced to their mean, or as the task says; `null`: as the task says."""
+    max_tokens: PositiveInt | None = None
+    """Most tokens that an answer may have; `null`: `evaluation.max_tokens`, as far as the task does not say."""
+    temperature: NonNegativeNumber | None = None
+    """0: greedy decoding; above: sampling, in this task alone; `null`: `evaluation.temperature`."""
+    system_prompt: str | None = None
+    """In place of `data.system_prompt`, with which training prompts begin; `null`: that one; `""`: none."""
+    solver: PathText | None = None
+    """In place of the task's solver: a registered `@solver` or `@agent`, or `file.py@solver`; `null`: the task's."""
+    solver_args: dict[str, Any] = {}
+    """Arguments of `solver`."""
+    scorer: PathText | None = None
+    """In place of the task's scorers: a registered `@scorer`, or `file.py@scorer`; `null`: the task's."""
+    scorer_args: dict[str, Any] = {}
+    """Arguments of `scorer`."""
 
 
 class Evaluation(Section):

@@ -136,7 +136,9 @@ class Planner:
         if self.log_bytes is not None:
             return self.log_bytes
         tasks = self.experiment.evaluation.tasks
-        sizes = [size.samples for size in self.costs.tasks.values()] or [task.limit or TASK_SAMPLES for task in tasks]
+        sizes = [size.samples for size in self.costs.tasks.values()] or [
+            (task.limit or TASK_SAMPLES) * (task.epochs or 1) for task in tasks
+        ]
         return sum(sizes) * SAMPLE_BYTES + LOG_BYTES * len(tasks)
 
     def get_adapter_bytes(self, point: Point) -> int:

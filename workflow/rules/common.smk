@@ -220,7 +220,7 @@ def get_evaluated_model(wildcards):
 
 def get_task_files():
     """What the tasks are made of: a change in one of these evaluates anew."""
-    return sorted({str(entry.file) for entry in TASKS if entry.file} | {file for t in TASKS for file in t.spec.files})
+    return sorted({file for entry in TASKS for file in entry.files})
 
 
 def get_evaluation_outputs():
