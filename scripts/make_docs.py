@@ -55,7 +55,10 @@ A sweep is every combination of the values in `variables`, less `exclude`, plus 
 ```yaml
 variables:
   lora_rank: [8, 64]
+  lora_alpha: [16, 32]
   lr: [1e-4, 1e-3]
+zip:
+  - [lora_rank, lora_alpha]   # 8 with 16, 64 with 32
 exclude:
   - {lora_rank: 64, lr: 1e-3}
 runs:

@@ -115,6 +115,31 @@ def test_exclude_leaves_out_what_has_all_of_its_values() -> None:
     assert len(points) == 3
 
 
+def test_zipped_variables_vary_together_and_are_crossed_with_the_others() -> None:
+    variables = {"lora_rank": [8, 16, 16], "lr": [1e-4, 1e-3], "lora_alpha": [16, 16, 32]}
+    points = expand(variables=variables, zip=[["lora_alpha", "lora_rank"]])
+    assert list(points) == [
+        "lora_alpha=16,lora_rank=8,lr=1e-4",
+        "lora_alpha=16,lora_rank=8,lr=1e-3",
+        "lora_alpha=16,lora_rank=16,lr=1e-4",
+        "lora_alpha=16,lora_rank=16,lr=1e-3",
+        "lora_alpha=32,lora_rank=16,lr=1e-4",
+        "lora_alpha=32,lora_rank=16,lr=1e-3",
+    ]
+    assert points["lora_alpha=32,lora_rank=16,lr=1e-4"].controls.lora_alpha == 32
+    grid = expand(variables={"lora_rank": [8, 16], "lora_alpha": [16, 32], "lr": [1e-4, 1e-3]})
+    assert set(points) <= set(grid)
+
+
+def test_what_is_zipped_and_its_order_name_nothing_anew(registry: Path) -> None:
+    variables = {"lora_rank": [8, 16], "lora_alpha": [16, 32]}
+    before = run(registry, variables=variables, zip=[["lora_rank", "lora_alpha"]])
+    assert before.items() <= expand(registry, variables=variables).items()
+    backwards = {key: values[::-1] for key, values in reversed(variables.items())}
+    after = expand(registry, variables=backwards, zip=[["lora_alpha", "lora_rank"]])
+    assert {n: p.settings for n, p in before.items()} == {n: p.settings for n, p in after.items()}
+
+
 def test_runs_stand_beside_the_grid_with_names_values_and_overrides_of_their_own() -> None:
     points = expand(
         variables={"lora_rank": [8]},
@@ -134,6 +159,8 @@ def test_modes_can_be_varied() -> None:
     assert sorted(point.mode for point in points.values()) == ["A", "B1", "B2"]
 
 
+RANKS = {"lora_rank": [8, 16], "lora_alpha": [16, 32], "lr": [1e-4]}
+
 BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({}, ["nothing to run"]),
     ({"variables": {"lora_rnk": [8]}}, ["variables.lora_rnk", "did you mean 'lora_rank'"]),
@@ -142,6 +169,22 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"variables": {"lr": [1e-3, "1e-3"]}}, ["variables.lr", "0.001", "listed twice"]),
     ({"variables": {"lora_rank": [8]}, "exclude": [{"lora_rank": 9}]}, ["exclude.0.lora_rank", "9", "[8]"]),
     ({"variables": {"lora_rank": [8]}, "exclude": [{"lr": 1e-3}]}, ["exclude.0.lr", "lora_rank"]),
+    ({"variables": RANKS, "zip": [["lora_rank", "lora_alpa"]]}, ["zip.0", "'lora_alpa'", "did you mean 'lora_alpha'"]),
+    ({"variables": RANKS, "zip": [["lora_rank", "lr"]]}, ["zip.0", "lora_rank has 2, lr has 1 values", "equally many"]),
+    ({"variables": RANKS, "zip": [["lora_rank"]]}, ["zip.0", "at least 2 items"]),
+    ({"variables": RANKS, "zip": [["lora_rank", "lora_rank"]]}, ["zip.0", "'lora_rank' is in 'zip' already"]),
+    (
+        {"variables": RANKS, "zip": [["lora_rank", "lora_alpha"], ["lr", "lora_rank"]]},
+        ["zip.1", "'lora_rank' is in 'zip' already"],
+    ),
+    (
+        {"variables": {"lora_rank": [8, 8], "lora_alpha": [16, 16]}, "zip": [["lora_rank", "lora_alpha"]]},
+        ["variables.lora_rank+lora_alpha", "8, 16", "listed twice"],
+    ),
+    (
+        {"variables": RANKS, "zip": [["lora_rank", "lora_alpha"]], "exclude": [{"lora_rank": 8, "lora_alpha": 32}]},
+        ["exclude.0", "leaves nothing out", "together"],
+    ),
     ({"variables": {"lora_rank": [8]}, "runs": [{"name": "again", "lora_rank": 8}]}, ["lora_rank=8", "again", "same"]),
     ({"variables": {"model_format": ["hf"], "merge_adapters": [True, False]}}, ["same", "no effect", "exclude"]),
     ({"runs": [{"name": "a", "lora_rank": 4}, {"name": "a", "lora_rank": 8}]}, ["two points are called 'a'"]),

@@ -28,6 +28,17 @@ def test_each_mode_has_its_jobs(make: Callable[..., Sweep], mode: dict[str, obje
     assert sweep.plan() == shared | jobs
 
 
+def test_zipped_variables_are_planned_together(make: Callable[..., Sweep]) -> None:
+    variables = {"lora_rank": [4, 8], "lora_alpha": [8, 16], "seed": [0, 1]}
+    sweep = make(variables=variables, zip=[["lora_rank", "lora_alpha"]])
+    assert sweep.plan()["train"] == 4
+    sweep.run("configure_all")
+    named = {file.parent.name: yaml.safe_load(file.read_text()) for file in sweep.results.glob("*/recipe.yaml")}
+    assert {(name, recipe["model"]["lora_alpha"]) for name, recipe in named.items()} == {
+        (f"lora_alpha={2 * rank},lora_rank={rank},seed={seed}", 2 * rank) for rank in (4, 8) for seed in (0, 1)
+    }
+
+
 def test_without_evaluation_points_are_trained_and_kept_only(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"enabled": False})

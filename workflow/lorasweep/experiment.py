@@ -246,6 +246,8 @@ class Experiment(Section):
     """What the experiment is called, and what it asks."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """What varies: values of `controls`, `model_format` or `merge_adapters`; every combination is a point."""
+    zip: list[Annotated[list[str], Field(min_length=2)]] = []
+    """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
     exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = []
     """Combinations to leave out: a point that has all values of an entry is not run."""
     runs: list[dict[str, Any]] = []

@@ -6,7 +6,6 @@ given to, so that turning a control into a variable, or a variable into a contro
 """
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lorasweep.combinations import make_combinations
 from lorasweep.errors import InputError
 from lorasweep.experiment import (
     CHECKPOINT_KEYS,
@@ -78,10 +78,10 @@ def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str,
     `registry` is the experiment's `points.json`, which need not exist yet.
 
     Raises:
-        InputError: an unknown or empty variable, a value that its key does not take or that cannot stand in a file
-            name, a run without a usable name, an `exclude` that matches nothing, two points that are the same.
+        InputError: what `make_combinations` refuses, a value that cannot stand in a file name, a run without a usable
+            name, two points that are the same.
     """
-    grid = [_make_point(experiment, values) for values in _expand_grid(experiment, source)]
+    grid = [_make_point(experiment, values) for values in make_combinations(experiment, source)]
     known = _read_registry(registry)
     named = [replace(point, name=_recall_name(point, known) or _make_name(point, source)) for point in grid]
     named += [_parse_run(experiment, index, run, source) for index, run in enumerate(experiment.runs)]
@@ -124,39 +124,6 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(format_value(item) for item in value)
     return str(value)
-
-
-def _expand_grid(experiment: Experiment, source: str) -> list[dict[str, Any]]:
-    variables = {
-        key: [parse_setting(key, value, source, f"variables.{key}.{i}") for i, value in enumerate(values)]
-        for key, values in experiment.variables.items()
-    }
-    for key, values in variables.items():
-        for value in values:
-            if values.count(value) > 1:
-                raise InputError(f"{source}: variables.{key}: {value!r} is listed twice; accepted: distinct values")
-    excluded = [_parse_exclude(entry, i, variables, source) for i, entry in enumerate(experiment.exclude)]
-    if not variables:
-        return []
-    combinations = [dict(zip(variables, values, strict=True)) for values in itertools.product(*variables.values())]
-    return [c for c in combinations if not any(entry.items() <= _Items(c) for entry in excluded)]
-
-
-class _Items(dict):  # type: ignore[type-arg]
-    """Pairs of a mapping that compare with `<=` although values may be lists, which are not hashable."""
-
-    def __ge__(self, pairs: Any) -> bool:
-        return all(key in self and self[key] == value for key, value in pairs)
-
-
-def _parse_exclude(entry: dict[str, Any], index: int, variables: dict[str, list[Any]], source: str) -> dict[str, Any]:
-    where = f"exclude.{index}"
-    parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in entry.items()}
-    for key, value in parsed.items():
-        if value not in variables.get(key, []):
-            accepted = f"one of {variables[key]}" if key in variables else f"keys of variables: {', '.join(variables)}"
-            raise InputError(f"{source}: {where}.{key}: {value!r} leaves nothing out; accepted: {accepted}")
-    return parsed
 
 
 def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], source: str) -> Point:
