@@ -12,10 +12,12 @@ from lorasweep.experiment import (
     Controls,
     Data,
     Device,
+    Dimension,
     Evaluation,
     Experiment,
     Model,
     Planning,
+    Sample,
     Section,
     Task,
 )
@@ -24,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 
 SECTIONS: dict[str, type[Section]] = {
     "experiment": About,
+    "sample": Sample,
+    "sample.space": Dimension,
     "controls": Controls,
     "model": Model,
     "data": Data,
@@ -63,6 +67,17 @@ exclude:
   - {lora_rank: 64, lr: 1e-3}
 runs:
   - {name: all_linear, lora_rank: 8, apply_lora_to_mlp: true}
+```
+
+Or its points are drawn at random (beside `variables`: each of them with every combination):
+
+```yaml
+sample:
+  points: 20
+  seed: 0
+  space:
+    lr: {log_uniform: [1e-5, 1e-3]}
+    lora_rank: [8, 16, 32]
 ```
 
 Keys that can vary, or be set by a run: KEYS.

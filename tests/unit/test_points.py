@@ -159,6 +159,76 @@ def test_modes_can_be_varied() -> None:
     assert sorted(point.mode for point in points.values()) == ["A", "B1", "B2"]
 
 
+def draw(points: int = 20, seed: int = 0, **space: Any) -> dict[str, Any]:
+    space = space or {"lr": {"log_uniform": ["1e-5", 1e-3]}, "lora_rank": [8, 16, 32]}
+    return {"sample": {"points": points, "seed": seed, "space": space}}
+
+
+class TestSample:
+    def test_as_many_points_are_drawn_as_are_asked_for_and_lie_in_the_space(self) -> None:
+        points = expand(**draw(300))
+        assert len(points) == 300
+        assert {point.controls.lora_rank for point in points.values()} == {8, 16, 32}
+        rates = [point.controls.lr for point in points.values()]
+        assert all(1e-5 <= rate <= 1e-3 for rate in rates)
+        assert 100 < sum(rate < 1e-4 for rate in rates) < 200
+        assert all(rate == float(f"{rate:.3g}") for rate in rates)
+
+    def test_the_draws_of_a_seed_are_what_they_were(self) -> None:
+        assert list(expand(**draw(3))) == [
+            "lora_rank=8,lr=5.01e-4",
+            "lora_rank=16,lr=2.11e-5",
+            "lora_rank=32,lr=3.32e-5",
+        ]
+
+    def test_a_larger_number_begins_with_the_smaller(self) -> None:
+        assert list(expand(**draw(50)))[:20] == list(expand(**draw(20)))
+
+    def test_another_seed_draws_other_points(self) -> None:
+        assert len(expand(**draw(seed=1)).keys() & expand(**draw(seed=2)).keys()) < 5
+
+    def test_the_order_of_keys_is_of_no_matter_and_a_range_only_of_its_own_key(self) -> None:
+        space = draw()["sample"]["space"]
+        assert list(expand(**draw(**dict(reversed(space.items()))))) == list(expand(**draw()))
+        wider = expand(**draw(**space | {"lr": {"log_uniform": [1e-6, 1e-2]}}))
+        ranks = [[point.controls.lora_rank for point in points.values()] for points in (wider, expand(**draw()))]
+        assert ranks[0] == ranks[1]
+
+    def test_no_point_is_drawn_twice_and_small_spaces_are_drawn_whole(self) -> None:
+        points = expand(**draw(6, lora_rank=[8, 16], epochs=[1, 2, 3]))
+        assert len(points) == 6
+
+    def test_whole_numbers_are_drawn_up_to_both_bounds(self) -> None:
+        space = {"epochs": {"int_uniform": [1, 3]}, "lora_rank": {"int_log_uniform": [1, 4]}}
+        points = expand(**draw(12, **space))
+        assert {(p.controls.epochs, p.controls.lora_rank) for p in points.values()} == {
+            (epochs, rank) for epochs in (1, 2, 3) for rank in (1, 2, 3, 4)
+        }
+
+    def test_numbers_are_drawn_between_bounds(self) -> None:
+        dropouts = [
+            point.controls.lora_dropout for point in expand(**draw(40, lora_dropout={"uniform": [0, 0.2]})).values()
+        ]
+        assert min(dropouts) >= 0
+        assert max(dropouts) <= 0.2
+        assert len(set(dropouts)) == 40
+
+    def test_draws_are_crossed_with_variables_and_left_out_by_exclude(self) -> None:
+        points = expand(variables={"seed": [0, 1]}, **draw(5))
+        assert len(points) == 10
+        assert set(points) == {f"{name},seed={seed}" for name in expand(**draw(5)) for seed in (0, 1)}
+        kept = expand(variables={"seed": [0, 1]}, exclude=[{"lora_rank": 8, "seed": 0}], **draw(5))
+        assert points.keys() - kept.keys() == {name for name in points if "rank=8,lr" in name and "seed=0" in name}
+        assert len(expand(exclude=[{"lora_rank": 64}], **draw(5))) == 5
+
+    def test_drawn_points_keep_their_names(self, registry: Path) -> None:
+        before = run(registry, **draw(5))
+        assert list(expand(registry, **draw(9)))[:5] == list(before)
+        rates = {"lr": [point.controls.lr for point in before.values()]}
+        fixed = expand(registry, variables=rates | {"lora_rank": [8, 16, 32]})
+        assert before.keys() <= fixed.keys()
+
+
 RANKS = {"lora_rank": [8, 16], "lora_alpha": [16, 32], "lr": [1e-4]}
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [
@@ -171,6 +241,18 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"variables": {"lora_rank": [8]}, "exclude": [{"lr": 1e-3}]}, ["exclude.0.lr", "lora_rank"]),
     ({"variables": RANKS, "zip": [["lora_rank", "lora_alpa"]]}, ["zip.0", "'lora_alpa'", "did you mean 'lora_alpha'"]),
     ({"variables": RANKS, "zip": [["lora_rank", "lr"]]}, ["zip.0", "lora_rank has 2, lr has 1 values", "equally many"]),
+    (draw(lora_rnk=[8]), ["sample.space.lora_rnk", "did you mean 'lora_rank'"]),
+    (draw(1, lora_rank=[8] * 99 + ["8"]), ["sample.space.lora_rank.99", "'8'", "integer"]),
+    (draw(lora_rank={"uniform": [4, 64]}), ["sample.space.lora_rank", "a valid integer"]),
+    (draw(lora_dropout={"uniform": [0.5, 1.5]}), ["sample.space.lora_dropout", "less than 1"]),
+    (draw(lr={"log_uniform": [0, 1]}), ["sample.space.lr.log_uniform.0", "0", "greater than 0"]),
+    (draw(lr={"log_uniform": [1e-3, 1e-5]}), ["sample.space.lr", "the smaller first"]),
+    (draw(lr={"log_uniform": [1e-3]}), ["sample.space.lr.log_uniform", "at least 2 items"]),
+    (draw(lr={"loguniform": [1e-5, 1e-3]}), ["sample.space.lr.loguniform", "did you mean 'log_uniform'"]),
+    (draw(lr={}), ["sample.space.lr", "one of choices, uniform"]),
+    (draw(7, lora_rank=[8, 16], epochs=[1, 2, 3]), ["sample.points: 7", "found 6 points", "larger space"]),
+    ({"variables": {"lr": [1e-4]}, **draw()}, ["sample.space.lr", "'variables' too"]),
+    ({"exclude": [{"seed": 1}], **draw()}, ["exclude.0.seed", "keys of variables: lr, lora_rank"]),
     ({"variables": RANKS, "zip": [["lora_rank"]]}, ["zip.0", "at least 2 items"]),
     ({"variables": RANKS, "zip": [["lora_rank", "lora_rank"]]}, ["zip.0", "'lora_rank' is in 'zip' already"]),
     (

@@ -39,6 +39,18 @@ def test_zipped_variables_are_planned_together(make: Callable[..., Sweep]) -> No
     }
 
 
+def test_points_drawn_at_random_are_planned_and_more_of_them_keep_the_others(make: Callable[..., Sweep]) -> None:
+    space = {"lr": {"log_uniform": [1e-5, 1e-3]}, "lora_rank": {"int_log_uniform": [4, 64]}}
+    sweep = make(variables={}, sample={"points": 3, "seed": 7, "space": space})
+    assert sweep.plan()["train"] == 3
+    sweep.run("configure_all")
+    before = {file.parent.name for file in sweep.results.glob("*/recipe.yaml")}
+    sweep.edit(sample={"points": 5})
+    assert sweep.plan("configure_all")["configure"] == 2
+    sweep.run("configure_all")
+    assert before < {file.parent.name for file in sweep.results.glob("*/recipe.yaml")}
+
+
 def test_without_evaluation_points_are_trained_and_kept_only(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"enabled": False})

@@ -1,4 +1,4 @@
-"""The combinations of values that make the points of a sweep: every one of `variables`, less `exclude`."""
+"""The combinations of values that make the points of a sweep: of `variables` and `sample`, less `exclude`."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 from lorasweep.errors import InputError, nearest
 from lorasweep.experiment import Experiment, parse_setting
+from lorasweep.search_space import draw_points
 
 
 def make_combinations(experiment: Experiment, source: str) -> list[dict[str, Any]]:
@@ -13,17 +14,23 @@ def make_combinations(experiment: Experiment, source: str) -> list[dict[str, Any
 
     Raises:
         InputError: an unknown or empty variable, a value that its key does not take, a `zip` of lists that do not fit,
-            an `exclude` that leaves nothing out.
+            a space that `draw_points` refuses, an `exclude` that leaves nothing out.
     """
     variables = {
         key: [parse_setting(key, value, source, f"variables.{key}.{i}") for i, value in enumerate(values)]
         for key, values in experiment.variables.items()
     }
     axes = _make_axes(variables, experiment.zip, source)
+    drawn: Collection[str] = ()
+    if experiment.sample:
+        drawn = experiment.sample.space.keys()
+        if both := sorted(drawn & variables.keys()):
+            raise InputError(f"{source}: sample.space.{both[0]}: is in 'variables' too; accepted: one of the two")
+        axes.append(draw_points(experiment.sample, source))
     combinations = [_merge(parts) for parts in itertools.product(*axes)] if axes else []
     left_out: set[int] = set()
     for index, entry in enumerate(experiment.exclude):
-        left_out |= _find_excluded(entry, f"exclude.{index}", combinations, variables, source)
+        left_out |= _find_excluded(entry, f"exclude.{index}", combinations, variables, drawn, source)
     return [combination for index, combination in enumerate(combinations) if index not in left_out]
 
 
@@ -68,20 +75,25 @@ def _find_excluded(
     where: str,
     combinations: Sequence[Mapping[str, Any]],
     variables: Mapping[str, list[Any]],
+    drawn: Collection[str],
     source: str,
 ) -> set[int]:
-    """Return the indices of the combinations that have all values of an entry."""
+    """Return the indices of the combinations that have all values of an entry.
+
+    One that speaks of a key that is `drawn` may find none: that is up to chance.
+    """
+    known = ", ".join([*variables, *drawn])
     parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in entry.items()}
     for key, value in parsed.items():
-        if value not in variables.get(key, []):
-            accepted = f"one of {variables[key]}" if key in variables else f"keys of variables: {', '.join(variables)}"
+        if key not in drawn and value not in variables.get(key, []):
+            accepted = f"one of {variables[key]}" if key in variables else f"keys of variables: {known}"
             raise InputError(f"{source}: {where}.{key}: {value!r} leaves nothing out; accepted: {accepted}")
     found = {
         index
         for index, combination in enumerate(combinations)
         if all(combination[key] == value for key, value in parsed.items())
     }
-    if not found:
+    if not found and not parsed.keys() & set(drawn):
         raise InputError(
             f"{source}: {where}: {dict(entry)} leaves nothing out; accepted: values that a point has together"
         )

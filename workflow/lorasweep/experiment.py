@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lorasweep.errors import InputError, nearest
 
@@ -113,6 +113,53 @@ class Controls(Section):
     """Whether activations are recomputed in the backward pass: less memory, more time."""
     override: dict[str, Any] = Field(default={}, alias="_override")
     """Merged into the torchtune recipe last; `${...}` refers to any key of the recipe or of `controls`."""
+
+
+Bounds = Annotated[list[Annotated[float, BeforeValidator(_number)]], Field(min_length=2, max_length=2)]
+PositiveBounds = Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)]
+WholeBounds = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
+PositiveWholeBounds = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+
+
+class Dimension(Section):
+    """How the values of a key are drawn: one of these. Bounds can be drawn themselves. A list stands for `choices`."""
+
+    choices: Annotated[list[Any], Field(min_length=1)] | None = None
+    """One of these, each as likely."""
+    uniform: Bounds | None = None
+    """Between two numbers, rounded to 3 significant digits."""
+    log_uniform: PositiveBounds | None = None
+    """The same, by the logarithm: each power of ten is as likely."""
+    int_uniform: WholeBounds | None = None
+    """A whole number from the first to the second."""
+    int_log_uniform: PositiveWholeBounds | None = None
+    """The same, by the logarithm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Dimension":
+        given = {key: value for key, value in self if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"one of {', '.join(type(self).model_fields)}")
+        for key, bounds in given.items():
+            if key != "choices" and bounds[0] >= bounds[1]:
+                raise ValueError(f"{key} of two bounds, the smaller first")
+        return self
+
+
+class Sample(Section):
+    """Points drawn at random: each value by the seed, its key and the number of the draw alone, with Python's
+    `random()`, which stays the same in every version. So more `points` keep those that there were, names and all, and
+    the order of keys is of no matter. A key more or less in `space`, or another range, makes other points."""
+
+    points: PositiveInt
+    """How many, all distinct; `exclude` leaves out of them, and none is drawn instead."""
+    seed: NonNegativeInt = 0
+    """Another seed draws other points."""
+    space: Annotated[
+        dict[str, Annotated[Dimension, BeforeValidator(lambda v: {"choices": v} if isinstance(v, list) else v)]],
+        Field(min_length=1),
+    ]
+    """How the values of each key that can be a variable are drawn."""
 
 
 class Model(Section):
@@ -248,6 +295,8 @@ class Experiment(Section):
     """What varies: values of `controls`, `model_format` or `merge_adapters`; every combination is a point."""
     zip: list[Annotated[list[str], Field(min_length=2)]] = []
     """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
+    sample: Sample | None = None
+    """Points drawn at random; beside `variables`, each of these with every combination of those."""
     exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = []
     """Combinations to leave out: a point that has all values of an entry is not run."""
     runs: list[dict[str, Any]] = []

@@ -47,7 +47,7 @@ class Point:
 
     name: str
     swept: tuple[str, ...]
-    """The keys that this point has from `variables` or from its run."""
+    """The keys that this point has from `variables`, from `sample` or from its run."""
     controls: Controls
     model_format: str
     merge_adapters: bool
@@ -86,7 +86,9 @@ def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str,
     named = [replace(point, name=_recall_name(point, known) or _make_name(point, source)) for point in grid]
     named += [_parse_run(experiment, index, run, source) for index, run in enumerate(experiment.runs)]
     if not named:
-        raise InputError(f"{source}: nothing to run: 'variables' (less 'exclude') and 'runs' give no point")
+        raise InputError(
+            f"{source}: nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' give no point"
+        )
     _refuse_duplicates(named, source)
     return {point.name: point for point in named}
 
