@@ -65,9 +65,14 @@ zip:
   - [lora_rank, lora_alpha]   # 8 with 16, 64 with 32
 exclude:
   - {lora_rank: 64, lr: 1e-3}
+  - lora_rank < 16 and lr <= 1e-4
 runs:
   - {name: all_linear, lora_rank: 8, apply_lora_to_mlp: true}
 ```
+
+A condition under `exclude` can speak of any key that can vary, with `<`, `<=`, `>`, `>=`, `==`, `!=`, `in`, `not in`,
+`and`, `or`, `not`, `+`, `-`, `*`, `/`, numbers, quoted text, lists, `true`, `false` and `null`. What leaves nothing out
+is refused, unless it speaks of what is drawn at random.
 
 Or its points are drawn at random (beside `variables`: each of them with every combination):
 

@@ -115,6 +115,50 @@ def test_exclude_leaves_out_what_has_all_of_its_values() -> None:
     assert len(points) == 3
 
 
+def draw(points: int = 20, seed: int = 0, **space: Any) -> dict[str, Any]:
+    space = space or {"lr": {"log_uniform": ["1e-5", 1e-3]}, "lora_rank": [8, 16, 32]}
+    return {"sample": {"points": points, "seed": seed, "space": space}}
+
+
+GRID: dict[str, Any] = {"variables": {"lora_rank": [8, 64], "lr": [1e-4, 1e-3]}}
+ALL = {"lora_rank=8,lr=1e-4", "lora_rank=8,lr=1e-3", "lora_rank=64,lr=1e-4", "lora_rank=64,lr=1e-3"}
+
+
+@pytest.mark.parametrize(
+    ("condition", "left_out"),
+    [
+        ("lora_rank > 32 and lr >= 1e-3", {"lora_rank=64,lr=1e-3"}),
+        ("lora_rank > 32 or lr >= 1E-3", ALL - {"lora_rank=8,lr=1e-4"}),
+        ("not (lora_rank == 8)", {"lora_rank=64,lr=1e-4", "lora_rank=64,lr=1e-3"}),
+        ("8 <= lora_rank < 64 and lr == 0.001", {"lora_rank=8,lr=1e-3"}),
+        ("lora_rank in [8, 16] and lr not in [1e-3]", {"lora_rank=8,lr=1e-4"}),
+        ("lora_rank * lr > batch_size * 0.03", {"lora_rank=64,lr=1e-3"}),
+        ("lora_rank - 60 > 0 and -lr < -5e-4", {"lora_rank=64,lr=1e-3"}),
+        ("lora_alpha == null and packed == false and lora_rank == 8", {"lora_rank=8,lr=1e-4", "lora_rank=8,lr=1e-3"}),
+        (
+            "(lora_alpha != null and lora_alpha > 1) or lora_rank == 64",
+            {"lora_rank=64,lr=1e-4", "lora_rank=64,lr=1e-3"},
+        ),
+        (
+            "model_format == 'adapter' and 'q_proj' in lora_attn_modules and lr < 5e-4 and lora_rank < 9",
+            {"lora_rank=8,lr=1e-4"},
+        ),
+    ],
+)
+def test_exclude_leaves_out_what_a_condition_is_true_of(condition: str, left_out: set[str]) -> None:
+    assert ALL - expand(**GRID, exclude=[condition]).keys() == left_out
+
+
+def test_conditions_and_values_stand_side_by_side_and_leave_out_of_draws_too() -> None:
+    assert len(expand(**GRID, exclude=["lora_rank > 8 and lr > 5e-4", {"lora_rank": 8, "lr": 1e-4}])) == 2
+    points = expand(**draw(40), exclude=["lr > 1e-4 and lora_rank >= 16", "lr > 1"])
+    assert points == {
+        name: point
+        for name, point in expand(**draw(40)).items()
+        if not (point.controls.lr > 1e-4 and point.controls.lora_rank >= 16)
+    }
+
+
 def test_zipped_variables_vary_together_and_are_crossed_with_the_others() -> None:
     variables = {"lora_rank": [8, 16, 16], "lr": [1e-4, 1e-3], "lora_alpha": [16, 16, 32]}
     points = expand(variables=variables, zip=[["lora_alpha", "lora_rank"]])
@@ -157,11 +201,6 @@ def test_modes_can_be_varied() -> None:
         exclude=[{"model_format": "hf", "merge_adapters": False}],
     )
     assert sorted(point.mode for point in points.values()) == ["A", "B1", "B2"]
-
-
-def draw(points: int = 20, seed: int = 0, **space: Any) -> dict[str, Any]:
-    space = space or {"lr": {"log_uniform": ["1e-5", 1e-3]}, "lora_rank": [8, 16, 32]}
-    return {"sample": {"points": points, "seed": seed, "space": space}}
 
 
 class TestSample:
@@ -241,6 +280,35 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"variables": {"lora_rank": [8]}, "exclude": [{"lr": 1e-3}]}, ["exclude.0.lr", "lora_rank"]),
     ({"variables": RANKS, "zip": [["lora_rank", "lora_alpa"]]}, ["zip.0", "'lora_alpa'", "did you mean 'lora_alpha'"]),
     ({"variables": RANKS, "zip": [["lora_rank", "lr"]]}, ["zip.0", "lora_rank has 2, lr has 1 values", "equally many"]),
+    *(
+        ({**GRID, "exclude": [condition]}, ["my.yaml: exclude.0", *said])
+        for condition, said in (
+            ("lora_rank > 64", ["leaves nothing out"]),
+            ("lora_rnk > 32", ["unknown key 'lora_rnk'", "did you mean 'lora_rank'"]),
+            ("lora_rank = 8", ["invalid syntax", "comparisons (< <= > >= == !="]),
+            ("lora_rank > 8 && lr > 1", ["invalid syntax", "joined by and, or"]),
+            ("lora_rank", ["it is 8, neither true nor false"]),
+            ("lora_rank and lr", ["'lora_rank' is 8, neither true nor false"]),
+            ("lora_alpha > 8", ["not supported between", "lora_alpha: None"]),
+            ("lora_rank > '8'", ["not supported between"]),
+            ("lora_rank / 0 > 1", ["division by zero"]),
+            ("lora_rank in 8", ["lora_rank: 8"]),
+            ("'a' * 1000 == 'a'", ["'a' is no number"]),
+            ("lora_rank ** 99 ** 99 > 1", ["'lora_rank ** 99 ** 99' is none of what is accepted"]),
+            ("__import__('os').system('true') == 0", ["unknown key '__import__'"]),
+            ("lora_rank.bit_length() > 1", ["'lora_rank.bit_length()' is none"]),
+            ("lora_attn_modules[0] == 'q_proj'", ["'lora_attn_modules[0]' is none"]),
+            ("[r for r in [lora_rank]] == [8]", ["unknown key 'r'"]),
+            ("(lambda: 1) == 1", ["'lambda: 1' is none"]),
+            ("f'{lr}' == 'x'", ["is none of what is accepted"]),
+            ("(lr := 1) > 0", ["is none of what is accepted"]),
+            ("lr > 1j", ["'1j' is none"]),
+            ("lr > 1\0", ["null bytes"]),
+            ("(" * 400 + "lr" + ")" * 400 + " > 1", ["too many nested parentheses"]),
+            ("lr > 1 " * 200, ["1400 characters", "1000 at most"]),
+            ("", ["at least 1 character"]),
+        )
+    ),
     (draw(lora_rnk=[8]), ["sample.space.lora_rnk", "did you mean 'lora_rank'"]),
     (draw(1, lora_rank=[8] * 99 + ["8"]), ["sample.space.lora_rank.99", "'8'", "integer"]),
     (draw(lora_rank={"uniform": [4, 64]}), ["sample.space.lora_rank", "a valid integer"]),

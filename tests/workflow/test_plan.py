@@ -39,6 +39,12 @@ def test_zipped_variables_are_planned_together(make: Callable[..., Sweep]) -> No
     }
 
 
+def test_what_a_condition_is_true_of_is_not_planned(make: Callable[..., Sweep]) -> None:
+    sweep = make(variables={"lora_rank": [4, 8], "lr": [1e-4, 1e-3]})
+    sweep.edit(exclude=["lora_rank > 4 and lr >= 1e-3"])
+    assert sweep.plan()["train"] == 3
+
+
 def test_points_drawn_at_random_are_planned_and_more_of_them_keep_the_others(make: Callable[..., Sweep]) -> None:
     space = {"lr": {"log_uniform": [1e-5, 1e-3]}, "lora_rank": {"int_log_uniform": [4, 64]}}
     sweep = make(variables={}, sample={"points": 3, "seed": 7, "space": space})

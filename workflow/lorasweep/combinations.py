@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from lorasweep.conditions import Condition
 from lorasweep.errors import InputError, nearest
-from lorasweep.experiment import Experiment, parse_setting
+from lorasweep.experiment import CHECKPOINT_KEYS, SETTING_KEYS, Experiment, parse_setting
 from lorasweep.search_space import draw_points
 
 
@@ -30,7 +31,10 @@ def make_combinations(experiment: Experiment, source: str) -> list[dict[str, Any
     combinations = [_merge(parts) for parts in itertools.product(*axes)] if axes else []
     left_out: set[int] = set()
     for index, entry in enumerate(experiment.exclude):
-        left_out |= _find_excluded(entry, f"exclude.{index}", combinations, variables, drawn, source)
+        if isinstance(entry, str):
+            left_out |= _find_true(entry, f"exclude.{index}", combinations, drawn, experiment, source)
+        else:
+            left_out |= _find_excluded(entry, f"exclude.{index}", combinations, variables, drawn, source)
     return [combination for index, combination in enumerate(combinations) if index not in left_out]
 
 
@@ -97,4 +101,22 @@ def _find_excluded(
         raise InputError(
             f"{source}: {where}: {dict(entry)} leaves nothing out; accepted: values that a point has together"
         )
+    return found
+
+
+def _find_true(
+    text: str,
+    where: str,
+    combinations: Sequence[Mapping[str, Any]],
+    drawn: Collection[str],
+    experiment: Experiment,
+    source: str,
+) -> set[int]:
+    """Return the indices of the combinations of which a condition is true; what does not vary has its one value."""
+    condition = Condition(text, SETTING_KEYS, f"{source}: {where}")
+    sections = {key: experiment.evaluation if key in CHECKPOINT_KEYS else experiment.controls for key in SETTING_KEYS}
+    fixed = {key: getattr(section, key) for key, section in sections.items()}
+    found = {index for index, combination in enumerate(combinations) if condition.holds({**fixed, **combination})}
+    if not found and not condition.keys & set(drawn):
+        raise InputError(f"{source}: {where}: {text!r} leaves nothing out; accepted: what is true of a point")
     return found

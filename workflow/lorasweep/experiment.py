@@ -297,8 +297,9 @@ class Experiment(Section):
     """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
     sample: Sample | None = None
     """Points drawn at random; beside `variables`, each of these with every combination of those."""
-    exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = []
-    """Combinations to leave out: a point that has all values of an entry is not run."""
+    exclude: list[Text | Annotated[dict[str, Any], Field(min_length=1)]] = []
+    """Combinations to leave out: those that have all values of an entry, or of which a condition is true, such as
+    `lora_rank > 32 and lr >= 1e-3`."""
     runs: list[dict[str, Any]] = []
     """Points beside the grid: each a `name`, and values of its own for any key that can be a variable; or a `name` and
     an `adapter`, the path of one that exists, which is evaluated and not trained."""
