@@ -9,6 +9,7 @@ from typing import Any
 from lorasweep.experiment import (
     SETTING_KEYS,
     About,
+    Baseline,
     Controls,
     Data,
     Device,
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type[Section]] = {
     "model": Model,
     "data": Data,
     "evaluation": Evaluation,
+    "evaluation.baselines": Baseline,
     "evaluation.tasks": Task,
     "plan": Planning,
     "plan.devices": Device,

@@ -120,6 +120,22 @@ def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
     assert planner.plan_all().jobs == planner.plan_all("B1").jobs
 
 
+def test_other_models_are_planned_by_their_own_size(tmp_path: Path) -> None:
+    planner = make_planner(tmp_path)
+    large = make_base(tmp_path / "large", "Llama-3.1-70B")
+    planner = replace(planner, other_baselines={"large": large, "same": planner.base})
+    plan = planner.plan_all("B1")
+    assert plan.jobs["evaluate"] == 3
+    assert plan.jobs["cleanup"] == 7
+    rows = {row.name: row for row in planner.plan_points([])}
+    assert list(rows)[:3] == ["baseline", "large", "same"]
+    assert {rows[name].mode for name in ("baseline", "large", "same")} == {"base"}
+    assert rows["large"].seconds["evaluate"] > 5 * rows["baseline"].seconds["evaluate"]
+    assert rows["same"].seconds == rows["baseline"].seconds
+    assert rows["large"].mem_mb == plan.mem_mb > rows["same"].mem_mb
+    assert planner.plan_rest({("evaluate", "large")}, {}).seconds == rows["large"].seconds
+
+
 def test_a_tasks_own_options_are_planned(tmp_path: Path) -> None:
     def plan(counted: bool, **options: int) -> float:
         planner = make_planner(tmp_path, evaluation={"tasks": [{"task": "pkg/t", "limit": 100, **options}]})

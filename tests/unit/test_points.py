@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lorasweep.errors import InputError
 from lorasweep.experiment import load_experiment
-from lorasweep.points import Point, format_value, get_points, record_points
+from lorasweep.points import Point, format_value, get_baselines, get_points, record_points
 
 
 def expand(registry: Path = Path("none.json"), **sections: Any) -> dict[str, Point]:
@@ -398,3 +398,32 @@ def test_the_same_adapter_in_the_same_mode_is_one_point(adapter: str) -> None:
         len(expand(runs=[{"name": n, "adapter": adapter, "merge_adapters": m} for n, m in (("a", True), ("b", False))]))
         == 2
     )
+
+
+def read_baselines(**evaluation: Any) -> dict[str, str]:
+    config = {"experiment": {"name": "x"}, "model": {"path": "m"}, "evaluation": evaluation}
+    return get_baselines(load_experiment(config, "my.yaml"), ["lora_rank=8"], "my.yaml")
+
+
+def test_any_number_of_models_can_be_evaluated_as_they_are() -> None:
+    others = [{"name": "larger", "model": "models/larger/"}, {"name": "theirs", "model": "t"}]
+    assert read_baselines() == {"baseline": "m"}
+    assert read_baselines(baselines=others) == {"baseline": "m", "larger": "models/larger", "theirs": "t"}
+    assert read_baselines(baselines=others, baseline=False, base_model="b") == {
+        "larger": "models/larger",
+        "theirs": "t",
+    }
+    assert read_baselines(baselines=others, enabled=False) == {}
+
+
+@pytest.mark.parametrize("name", ["lora_rank=8", "baseline", "results.csv", "a", "n" * 200])
+def test_a_baseline_has_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(InputError, match=r"evaluation\.baselines\.1\.name: .* is not accepted"):
+        read_baselines(baselines=[{"name": "a", "model": "m"}, {"name": name, "model": "m"}])
+
+
+def test_baselines_alone_are_something_to_run() -> None:
+    evaluation = {"baselines": [{"name": "theirs", "model": "m"}]}
+    assert expand(evaluation=evaluation) == {}
+    with pytest.raises(InputError, match="nothing to run"):
+        expand(evaluation={**evaluation, "enabled": False})

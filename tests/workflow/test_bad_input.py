@@ -100,6 +100,18 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "a pattern for a path": (edit(data={"train": "train[1].jsonl"}), ["data.train", "'train[1].jsonl'", "patterns"]),
     "an override that is none": (edit(controls={"_override": {"a": "${"}}), ["controls._override"]),
     "an adapter of its own": (own_adapter, ["adapter:", "lora_rank=4/adapter", "'again'", "outside of results/"]),
+    "no such baseline": (
+        edit(evaluation={"baselines": [{"name": "other", "model": "none"}]}),
+        ["evaluation.baselines.0.model", "no such directory: 'none'"],
+    ),
+    "a baseline called as a point": (
+        edit(evaluation={"baselines": [{"name": "lora_rank=4", "model": "model"}]}),
+        ["evaluation.baselines.0.name", "'lora_rank=4'", "no point"],
+    ),
+    "a model of its own": (
+        edit(evaluation={"baselines": [{"name": "other", "model": "results/planned/lora_rank=4/hf_model"}]}),
+        ["evaluation.baselines.0.model", "is of this experiment", "outside of results/"],
+    ),
     "too many adapters a job": (edit(evaluation={"adapters_per_job": 1000}), ["adapters_per_job", "1000", "200"]),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{

@@ -69,6 +69,21 @@ def test_without_baseline_the_base_model_is_not_evaluated(make: Callable[..., Sw
     assert "evaluate" not in sweep.plan()
 
 
+def test_other_models_are_evaluated_as_they_are(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    before = sweep.plan()
+    shutil.copytree(sweep.directory / "model", sweep.directory / "theirs")
+    baselines = [{"name": "theirs", "model": "theirs"}, {"name": "again", "model": "model"}]
+    sweep.edit(evaluation={"baselines": baselines})
+    assert sweep.plan() == {**before, "evaluate": before["evaluate"] + 2, "cleanup": before["cleanup"] + 2}
+    sweep.run("plan")
+    plan = json.loads((sweep.results / "plan.json").read_text())
+    assert plan["to_do"]["jobs"] == plan["whole"]["jobs"] == sweep.plan()
+    assert {"theirs": "base", "again": "base"}.items() <= {p["name"]: p["mode"] for p in plan["points"]}.items()
+    sweep.edit(variables={}, data={"train": None}, evaluation={"baseline": False, "baselines": baselines})
+    assert sweep.plan() == {"evaluate": 2, "cleanup": 2, "collect": 1}
+
+
 def test_all_points_can_be_configured_alone(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.run("configure_all")

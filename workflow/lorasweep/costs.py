@@ -163,7 +163,7 @@ class Costs:
         return Training(steps * controls.epochs, round(seen * mean))
 
     def model(self, rule: str, points: Sequence[Point | None]) -> float:
-        """Return the modelled seconds of a job; a point that is none is the baseline."""
+        """Return the modelled seconds of a job; a point that is none is a baseline."""
         if rule == "adopt":
             return ADOPT_SECONDS
         load = START_SECONDS + self._model_bytes / DISK_BANDWIDTH

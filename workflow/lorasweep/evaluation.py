@@ -85,14 +85,22 @@ class EvaluationSpec(BaseModel):
 
 
 def make_evaluation_spec(
-    experiment: "Experiment", tasks: "Iterable[TaskEntry]", files: "Iterable[Path]", mode: Mode, base_fingerprint: str
+    experiment: "Experiment",
+    tasks: "Iterable[TaskEntry]",
+    files: "Iterable[Path]",
+    mode: Mode,
+    base_fingerprint: str,
+    base_model: str | None = None,
 ) -> EvaluationSpec:
-    """Return what the evaluation of a point of this mode depends on; `files` are those that the tasks are made of."""
+    """Return what the evaluation of a point of this mode depends on; `files` are those that the tasks are made of.
+
+    `base_model` is another than the experiment's.
+    """
     evaluation = experiment.evaluation
     return EvaluationSpec(
         mode=mode,
         backend=evaluation.backend if mode in ("B2", "base") else "hf",
-        base_model=evaluation.base_model or experiment.model.path,
+        base_model=base_model or evaluation.base_model or experiment.model.path,
         base_fingerprint=base_fingerprint,
         dtype=experiment.model.dtype,
         device=experiment.model.device,

@@ -223,6 +223,15 @@ class Task(Section):
     """Arguments of `scorer`."""
 
 
+class Baseline(Section):
+    """A full model that exists: it is evaluated as it is, and not trained."""
+
+    name: Name
+    """Names its folder and its row of the table, whose mode is `base`."""
+    model: PathText
+    """A local Hugging Face checkpoint directory: config.json, safetensors, tokenizer."""
+
+
 class Evaluation(Section):
     """How each point is evaluated, and how its checkpoint is kept."""
 
@@ -230,6 +239,8 @@ class Evaluation(Section):
     """Whether points are evaluated; `false`: trained and kept only."""
     baseline: bool = True
     """Whether the untouched base model is evaluated on the same tasks too."""
+    baselines: list[Baseline] = []
+    """Further models to evaluate on the same tasks: other base models, checkpoints of other trainings."""
     model_format: ModelFormat = "adapter"
     """`hf`: the full model is kept (mode A); `adapter`: only the adapter (mode B). Can be a variable."""
     merge_adapters: bool = True

@@ -40,6 +40,14 @@ def check_inputs(
                 f"{source}: runs: adapter: {point.adapter!r} (run '{point.name}') is of this experiment; accepted: one "
                 f"that lies outside of {results}"
             )
+    for index, baseline in enumerate(evaluation.baselines if evaluation.enabled else ()):
+        where = f"evaluation.baselines.{index}.model"
+        if Path(baseline.model).resolve().is_relative_to(results.resolve()):
+            raise InputError(
+                f"{source}: {where}: {baseline.model!r} ('{baseline.name}') is of this experiment; accepted: one that "
+                f"lies outside of {results}"
+            )
+        _read(baseline.model, source, where)
     trained = [point for point in points if not point.adapter]
     if trained:
         samples = check_data(experiment.data, source)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -32,7 +32,7 @@ from lorasweep.files import write_aside
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 BASELINE = "baseline"
-"""Name of the point that is the untouched base model."""
+"""Name of the untouched base model among what is evaluated."""
 
 RESERVED_NAMES = (BASELINE, "logs", "benchmarks", "points.json", "results.csv", "results-partial.csv")
 """What lies in `results/<experiment>/` and is no trained point."""
@@ -85,12 +85,32 @@ def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str,
     known = _read_registry(registry)
     named = [replace(point, name=_recall_name(point, known) or _make_name(point, source)) for point in grid]
     named += [_parse_run(experiment, index, run, source) for index, run in enumerate(experiment.runs)]
-    if not named:
+    if not named and not (experiment.evaluation.enabled and experiment.evaluation.baselines):
         raise InputError(
             f"{source}: nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' give no point"
         )
     _refuse_duplicates(named, source)
     return {point.name: point for point in named}
+
+
+def get_baselines(experiment: Experiment, points: Collection[str], source: str) -> dict[str, str]:
+    """Return the models that are evaluated as they are, and not trained: names, which are folders, and paths.
+
+    Raises:
+        InputError: a name that a point or another baseline has, or that every experiment has already.
+    """
+    evaluation = experiment.evaluation
+    if not evaluation.enabled:
+        return {}
+    baselines = {BASELINE: evaluation.base_model or experiment.model.path} if evaluation.baseline else {}
+    for index, baseline in enumerate(evaluation.baselines):
+        if baseline.name in (*RESERVED_NAMES, *points, *baselines) or len(baseline.name) > LONGEST_NAME:
+            raise InputError(
+                f"{source}: evaluation.baselines.{index}.name: {baseline.name!r} is not accepted; accepted: a name of "
+                f"at most {LONGEST_NAME} characters that no point, no other baseline and no file of the results has"
+            )
+        baselines[baseline.name] = os.path.normpath(baseline.model)
+    return baselines
 
 
 def record_points(points: Mapping[str, Point], registry: Path) -> None:
@@ -109,7 +129,7 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
             "is_run": point.is_run,
             "current": True,
         }
-    if record != known:
+    if record != known or not registry.is_file():
         registry.parent.mkdir(parents=True, exist_ok=True)
         write_aside(registry, json.dumps(record, indent=1, sort_keys=True) + "\n")
 

@@ -42,7 +42,7 @@ rule collect:
     params:
         results=get_results_folder,
         variables=VARIABLES,
-        baseline="--baseline" if BASELINE in EVALUATED else "",
+        baseline=" ".join(f"--baseline {name}" if name != BASELINE else "--baseline" for name in BASELINES),
     shell:
         f"{RUN} driver {{input.script:q}} --results {{params.results:q}} --output {{output.table:q}}"
         " {params.baseline} --variables {params.variables:q} > {log:q} 2>&1"
