@@ -46,7 +46,7 @@ def main() -> None:
     table.to_parquet(output.with_suffix(".parquet"), index=False)
     settings.to_csv(output.with_name(output.name.replace("results", "replicates")), index=False)
     answer_file = output.with_name(output.name.replace("results", "answer")).with_suffix(".json")
-    write_aside(answer_file, json.dumps(answer.as_plain(), indent=1) + "\n")
+    write_aside(answer_file, json.dumps(answer.as_plain() | {"variables": arguments.variables}, indent=1) + "\n")
     table.to_csv(output, index=False)
 
 

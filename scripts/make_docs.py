@@ -9,13 +9,16 @@ from typing import Any
 from lorasweep.experiment import (
     SETTING_KEYS,
     About,
+    Baseline,
     Controls,
     Data,
     Device,
+    Dimension,
     Evaluation,
     Experiment,
     Model,
     Planning,
+    Sample,
     Section,
     Task,
 )
@@ -24,10 +27,13 @@ ROOT = Path(__file__).parents[1]
 
 SECTIONS: dict[str, type[Section]] = {
     "experiment": About,
+    "sample": Sample,
+    "sample.space": Dimension,
     "controls": Controls,
     "model": Model,
     "data": Data,
     "evaluation": Evaluation,
+    "evaluation.baselines": Baseline,
     "evaluation.tasks": Task,
     "plan": Planning,
     "plan.devices": Device,
@@ -55,11 +61,30 @@ A sweep is every combination of the values in `variables`, less `exclude`, plus 
 ```yaml
 variables:
   lora_rank: [8, 64]
+  lora_alpha: [16, 32]
   lr: [1e-4, 1e-3]
+zip:
+  - [lora_rank, lora_alpha]   # 8 with 16, 64 with 32
 exclude:
   - {lora_rank: 64, lr: 1e-3}
+  - lora_rank < 16 and lr <= 1e-4
 runs:
   - {name: all_linear, lora_rank: 8, apply_lora_to_mlp: true}
+```
+
+A condition under `exclude` can speak of any key that can vary, with `<`, `<=`, `>`, `>=`, `==`, `!=`, `in`, `not in`,
+`and`, `or`, `not`, `+`, `-`, `*`, `/`, numbers, quoted text, lists, `true`, `false` and `null`. What leaves nothing out
+is refused, unless it speaks of what is drawn at random.
+
+Or its points are drawn at random (beside `variables`: each of them with every combination):
+
+```yaml
+sample:
+  points: 20
+  seed: 0
+  space:
+    lr: {log_uniform: [1e-5, 1e-3]}
+    lora_rank: [8, 16, 32]
 ```
 
 Keys that can vary, or be set by a run: KEYS.

@@ -10,14 +10,14 @@ from inspect_ai._eval.loader import load_tasks
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", required=True, help="JSON: a list of name, task, args and limit")
+    parser.add_argument("--tasks", required=True, help="JSON: a list of name, task, args, limit and epochs")
     arguments = parser.parse_args()
     measured = {}
     for given in json.loads(arguments.tasks):
         (task,) = load_tasks([given["task"]], given["args"])
         samples = list(task.dataset)[: given["limit"]]
         sizes = [len(get_text(sample.input).encode()) for sample in samples]
-        epochs = task.epochs or 1
+        epochs = given["epochs"] or task.epochs or 1
         measured[given["name"]] = {"samples": len(samples) * epochs, "prompt_bytes": sum(sizes) / max(1, len(sizes))}
     json.dump(measured, sys.stdout)
 

@@ -13,6 +13,10 @@ def read(file: str) -> dict[str, object]:
         "status": log.status,
         "metadata": log.eval.metadata,
         "completions": {str(sample.id): sample.output.completion for sample in log.samples},
+        "by_epoch": {f"{sample.id}/{sample.epoch}": sample.output.completion for sample in log.samples},
+        "answer_tokens": max(sample.output.usage.output_tokens for sample in log.samples if sample.output.usage),
+        "prompt": [[message.role, message.text] for message in log.samples[0].messages if message.role != "assistant"],
+        "scorers": [[scorer.name, scorer.options] for scorer in log.eval.scorers or []],
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from sweep import ROOT, Sweep, make_sweep, run_stage
 
 sys.path.insert(0, str(ROOT / "workflow"))
-from lorasweep.evaluation import make_evaluation_spec
+from lorasweep.evaluation import TaskSpec, make_evaluation_spec
 from lorasweep.experiment import load_experiment
 
 CHAT = [
@@ -23,6 +23,7 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "template and system prompt": ([], {"system_prompt": "Answer with a letter."}),
     "no template": (["--no-chat-template"], {}),
     "no template, and system prompt": (["--no-chat-template"], {"system_prompt": "Answer with a letter."}),
+    "system prompt of the task": ([], {"system_prompt": "Answer with a letter."}),
     "chat": ([], {"format": "chat"}),
     "chat and system prompt": ([], {"format": "chat", "system_prompt": "Answer with a letter."}),
 }
@@ -42,12 +43,17 @@ def sweep(tmp_path: Path, make_model: Callable[..., Path], request: pytest.Fixtu
 
 
 @pytest.mark.parametrize("sweep", CASES, indirect=True)
-def test_training_and_evaluation_see_the_same_prompt_tokens(sweep: Sweep) -> None:
+def test_training_and_evaluation_see_the_same_prompt_tokens(sweep: Sweep, request: pytest.FixtureRequest) -> None:
     sweep.run("configure_all")
     recipe = sweep.results / "point/recipe.yaml"
     trained = json.loads(run_stage("train", "e2e/train_prompts.py", recipe, cwd=sweep.directory).splitlines()[-1])
     experiment = load_experiment(sweep.config, "sweep.yaml")
+    task = TaskSpec(name="prompts", task="none", args={}, limit=None)
     spec = make_evaluation_spec(experiment, [], [], "base", "").model_copy(update={"max_connections": 1})
+    if request.node.callspec.id.endswith("of the task"):
+        task = task.model_copy(update={"system_prompt": spec.system_prompt})
+        spec = spec.model_copy(update={"system_prompt": "This is not for this task."})
+    spec = spec.model_copy(update={"tasks": [task]})
     arguments = [spec.model_dump_json(), "train.jsonl", sweep.directory / "logs"]
     said = run_stage("eval", "e2e/eval_prompts.py", *arguments, cwd=sweep.directory)
     evaluated = json.loads(said.splitlines()[-1])

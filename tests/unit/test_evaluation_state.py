@@ -46,6 +46,26 @@ def test_what_was_begun_or_done_is_dropped_for_another_evaluation(point: Path, c
         other.publish()
 
 
+OPTIONS: dict[str, Any] = {
+    "epochs": 2,
+    "max_tokens": 3,
+    "temperature": 0,
+    "system_prompt": "",
+    "solver": "generate",
+    "scorer": "match",
+}
+
+
+def test_options_of_a_task_make_another_evaluation_and_their_absence_none() -> None:
+    task = {"name": "a", "task": "a.py", "args": {}, "limit": None}
+    specs = [make_spec(tasks=[task | {key: value}]) for key, value in OPTIONS.items()]
+    assert len({make_spec().sha256, *(spec.sha256 for spec in specs)}) == len(OPTIONS) + 1
+    # What results that are there have on record.
+    assert make_spec().sha256 == "93dcc4d3f609c528ab9de5c6722519d8862a00ede504601dc10b377eb974de47"
+    for spec in specs:
+        assert EvaluationSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
 def test_what_was_done_with_another_adapter_counts_for_nothing(point: Path) -> None:
     finish(point, make_spec())
     (point / "adapter/adapter_model.safetensors").write_bytes(b"others!")

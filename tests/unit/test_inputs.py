@@ -95,6 +95,9 @@ def letters(**options): ...
 @task
 def needs(a, b, *, c, d=1): ...
 
+@solver
+def think(steps: int = 1): ...
+
 def helper(): ...
 """
 
@@ -133,13 +136,34 @@ def test_a_registered_task_is_called_after_its_last_part() -> None:
         ("{file}@words", {"args": {"sise": 1}}, "did you mean 'size'"),
         ("{file}@needs", {"args": {"a": 1}}, "needs b, c, for which there is no default"),
         ("{file}@words", {"files": ["none.jsonl"]}, "no such file: none.jsonl"),
+        (
+            "{file}@words",
+            {"solver": "none.py@think"},
+            "solver: no such file: none.py; accepted: file.py@solver",
+        ),
+        ("{file}@words", {"solver": "{file}@thin"}, "no solver 'thin' (did you mean 'think'"),
+        ("{file}@words", {"solver": "{file}@words"}, "no solver 'words'"),
+        ("{file}@words", {"solver": "{file}@think", "solver_args": {"step": 2}}, "solver_args: 'step' is no argument"),
+        ("{file}@words", {"solver_args": {"steps": 2}}, "solver_args: {'steps': 2} is not accepted without 'solver'"),
+        ("{file}@words", {"scorer": "{file}@think"}, "no scorer 'think'"),
+        ("inspect_evals/arc_easy", {"scorer_args": {"a": 2}}, "is not accepted without 'scorer'"),
     ],
 )
 def test_a_task_that_does_not_exist_is_refused(tasks_file: Path, task: str, keys: dict[str, object], said: str) -> None:
+    values = {k: v.format(file=tasks_file) if isinstance(v, str) else v for k, v in keys.items()}
     with pytest.raises(InputError) as error:
-        get_tasks([named(task.format(file=tasks_file), **keys)], "my.yaml")
+        get_tasks([named(task.format(file=tasks_file), **values)], "my.yaml")
     assert "my.yaml: evaluation.tasks.0" in str(error.value)
     assert said in str(error.value)
+
+
+def test_a_solver_and_a_scorer_are_found_where_they_are(tasks_file: Path) -> None:
+    [entry] = get_tasks(
+        [named("pkg/t", solver=f"{tasks_file}@think", solver_args={"steps": 2}, scorer="match", files=["data.csv"])],
+        "my.yaml",
+    )
+    assert entry.files == [str(tasks_file), "data.csv"]
+    assert entry.registered == [("task", "pkg/t"), ("scorer", "match")]
 
 
 def test_a_task_file_that_is_no_python_is_refused(tasks_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,34 @@ def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
     assert planner.plan_all("B1").jobs == shared | {"evaluate_merged": 4, "evaluate": 1}
     assert planner.plan_all("B2").jobs == shared | {"evaluate_adapters": 2, "publish": 4, "evaluate": 1}
     assert planner.plan_all().jobs == planner.plan_all("B1").jobs
+
+
+def test_other_models_are_planned_by_their_own_size(tmp_path: Path) -> None:
+    planner = make_planner(tmp_path)
+    large = make_base(tmp_path / "large", "Llama-3.1-70B")
+    planner = replace(planner, other_baselines={"large": large, "same": planner.base})
+    plan = planner.plan_all("B1")
+    assert plan.jobs["evaluate"] == 3
+    assert plan.jobs["cleanup"] == 7
+    rows = {row.name: row for row in planner.plan_points([])}
+    assert list(rows)[:3] == ["baseline", "large", "same"]
+    assert {rows[name].mode for name in ("baseline", "large", "same")} == {"base"}
+    assert rows["large"].seconds["evaluate"] > 5 * rows["baseline"].seconds["evaluate"]
+    assert rows["same"].seconds == rows["baseline"].seconds
+    assert rows["large"].mem_mb == plan.mem_mb > rows["same"].mem_mb
+    assert planner.plan_rest({("evaluate", "large")}, {}).seconds == rows["large"].seconds
+
+
+def test_a_tasks_own_options_are_planned(tmp_path: Path) -> None:
+    def plan(counted: bool, **options: int) -> float:
+        planner = make_planner(tmp_path, evaluation={"tasks": [{"task": "pkg/t", "limit": 100, **options}]})
+        size = TaskSize(100 * options.get("epochs", 1), 256, options.get("max_tokens"))
+        costs = replace(planner.costs, tasks={"t": size} if counted else {})
+        return replace(planner, costs=costs).plan_all("B1").seconds["evaluate_merged"]
+
+    for counted in (True, False):
+        assert plan(counted, epochs=3) > plan(counted) > plan(counted, max_tokens=8)
+        assert plan(counted, max_tokens=64) == plan(counted)
 
 
 def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: Path) -> None:

@@ -85,6 +85,14 @@ def test_requests_grow_with_what_they_stand_for(tmp_path: Path) -> None:
     assert resources.evaluate_runtime(base, model, long) > resources.evaluate_runtime(base, model, short)
 
 
+def test_a_tasks_own_options_count_in_what_its_evaluation_asks_for(llama: Checkpoint) -> None:
+    def ask(**options: int) -> int:
+        evaluation = Evaluation.model_validate({"tasks": [{"task": "a.py", **options}], "max_tokens": 200})
+        return resources.evaluate_runtime(llama, GPU, evaluation)
+
+    assert ask(epochs=4) > ask() > ask(max_tokens=10)
+
+
 def test_the_memory_of_a_merge_is_that_of_its_largest_tensor_whatever_the_layers(llama: Checkpoint) -> None:
     less = {name: tensor for name, tensor in llama.tensors.items() if ".3" not in name}
     fewer = Checkpoint(llama.path, llama.config, llama.shards, less, llama.tokenizer_files)

@@ -92,10 +92,26 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(evaluation={"tasks": ["no_such_package/task"]}),
         ["evaluation.tasks", "no_such_package/task", "registers"],
     ),
+    "no such registered solver": (
+        edit(evaluation={"tasks": [{"task": "tasks.py@letters", "solver": "no_such", "scorer": "match"}]}),
+        ["evaluation.tasks", "registers no_such; accepted"],
+    ),
     "a batch of more than there is": (edit(controls={"batch_size": 30}), ["batch_size: 30", "25 samples"]),
     "a pattern for a path": (edit(data={"train": "train[1].jsonl"}), ["data.train", "'train[1].jsonl'", "patterns"]),
     "an override that is none": (edit(controls={"_override": {"a": "${"}}), ["controls._override"]),
     "an adapter of its own": (own_adapter, ["adapter:", "lora_rank=4/adapter", "'again'", "outside of results/"]),
+    "no such baseline": (
+        edit(evaluation={"baselines": [{"name": "other", "model": "none"}]}),
+        ["evaluation.baselines.0.model", "no such directory: 'none'"],
+    ),
+    "a baseline called as a point": (
+        edit(evaluation={"baselines": [{"name": "lora_rank=4", "model": "model"}]}),
+        ["evaluation.baselines.0.name", "'lora_rank=4'", "no point"],
+    ),
+    "a model of its own": (
+        edit(evaluation={"baselines": [{"name": "other", "model": "results/planned/lora_rank=4/hf_model"}]}),
+        ["evaluation.baselines.0.model", "is of this experiment", "outside of results/"],
+    ),
     "too many adapters a job": (edit(evaluation={"adapters_per_job": 1000}), ["adapters_per_job", "1000", "200"]),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{

@@ -28,6 +28,35 @@ def test_each_mode_has_its_jobs(make: Callable[..., Sweep], mode: dict[str, obje
     assert sweep.plan() == shared | jobs
 
 
+def test_zipped_variables_are_planned_together(make: Callable[..., Sweep]) -> None:
+    variables = {"lora_rank": [4, 8], "lora_alpha": [8, 16], "seed": [0, 1]}
+    sweep = make(variables=variables, zip=[["lora_rank", "lora_alpha"]])
+    assert sweep.plan()["train"] == 4
+    sweep.run("configure_all")
+    named = {file.parent.name: yaml.safe_load(file.read_text()) for file in sweep.results.glob("*/recipe.yaml")}
+    assert {(name, recipe["model"]["lora_alpha"]) for name, recipe in named.items()} == {
+        (f"lora_alpha={2 * rank},lora_rank={rank},seed={seed}", 2 * rank) for rank in (4, 8) for seed in (0, 1)
+    }
+
+
+def test_what_a_condition_is_true_of_is_not_planned(make: Callable[..., Sweep]) -> None:
+    sweep = make(variables={"lora_rank": [4, 8], "lr": [1e-4, 1e-3]})
+    sweep.edit(exclude=["lora_rank > 4 and lr >= 1e-3"])
+    assert sweep.plan()["train"] == 3
+
+
+def test_points_drawn_at_random_are_planned_and_more_of_them_keep_the_others(make: Callable[..., Sweep]) -> None:
+    space = {"lr": {"log_uniform": [1e-5, 1e-3]}, "lora_rank": {"int_log_uniform": [4, 64]}}
+    sweep = make(variables={}, sample={"points": 3, "seed": 7, "space": space})
+    assert sweep.plan()["train"] == 3
+    sweep.run("configure_all")
+    before = {file.parent.name for file in sweep.results.glob("*/recipe.yaml")}
+    sweep.edit(sample={"points": 5})
+    assert sweep.plan("configure_all")["configure"] == 2
+    sweep.run("configure_all")
+    assert before < {file.parent.name for file in sweep.results.glob("*/recipe.yaml")}
+
+
 def test_without_evaluation_points_are_trained_and_kept_only(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"enabled": False})
@@ -38,6 +67,21 @@ def test_without_baseline_the_base_model_is_not_evaluated(make: Callable[..., Sw
     sweep = make()
     sweep.edit(evaluation={"baseline": False})
     assert "evaluate" not in sweep.plan()
+
+
+def test_other_models_are_evaluated_as_they_are(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    before = sweep.plan()
+    shutil.copytree(sweep.directory / "model", sweep.directory / "theirs")
+    baselines = [{"name": "theirs", "model": "theirs"}, {"name": "again", "model": "model"}]
+    sweep.edit(evaluation={"baselines": baselines})
+    assert sweep.plan() == {**before, "evaluate": before["evaluate"] + 2, "cleanup": before["cleanup"] + 2}
+    sweep.run("plan")
+    plan = json.loads((sweep.results / "plan.json").read_text())
+    assert plan["to_do"]["jobs"] == plan["whole"]["jobs"] == sweep.plan()
+    assert {"theirs": "base", "again": "base"}.items() <= {p["name"]: p["mode"] for p in plan["points"]}.items()
+    sweep.edit(variables={}, data={"train": None}, evaluation={"baseline": False, "baselines": baselines})
+    assert sweep.plan() == {"evaluate": 2, "cleanup": 2, "collect": 1}
 
 
 def test_all_points_can_be_configured_alone(make: Callable[..., Sweep]) -> None:

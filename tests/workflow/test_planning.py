@@ -95,6 +95,17 @@ def test_a_sweep_that_is_not_evaluated_is_planned_too(make: Callable[..., Sweep]
     assert read_plan(sweep)["to_do"]["jobs"] == sweep.plan() == {"configure": 2, "train": 2, "cleanup": 2, **SUMMED_UP}
 
 
+def test_a_tasks_own_options_are_counted(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    options = {"limit": 4, "epochs": 5, "max_tokens": 3, "solver": "chain_of_thought", "scorer": "match"}
+    sweep.edit(evaluation={"tasks": [{"task": "tasks.py@letters", **options}]}, plan={"count": True})
+    plan = read_plan(sweep)
+    sizes = json.loads((sweep.results / "task_sizes.json").read_text())["tasks"]
+    assert sizes["letters"]["samples"] == 20
+    sweep.edit(evaluation={"tasks": [{"task": "tasks.py@letters", **options, "max_tokens": 300}]})
+    assert read_plan(sweep)["whole"]["job_hours"]["evaluate"] > plan["whole"]["job_hours"]["evaluate"]
+
+
 def test_nothing_of_the_plans_settings_reruns_anything(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.run("configure_all")

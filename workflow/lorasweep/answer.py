@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from lorasweep.errors import InputError
-from lorasweep.points import BASELINE
 from lorasweep.replicates import compare_settings
 from lorasweep.statistics import adjust_p_values
 from lorasweep.table import SampleScores, is_metric
@@ -70,7 +69,7 @@ def find_answer(
     if task is None or metric is None or metric not in settings:
         return Answer("The points were not evaluated, so nothing here says which is best.")
     rows = settings[(settings["task"] == task) & settings[metric].notna()]
-    rivals = rows[~(rows["setting"] == BASELINE)].sort_values(metric, ascending=not higher_is_better, kind="stable")
+    rivals = rows[rows["mode"] != "base"].sort_values(metric, ascending=not higher_is_better, kind="stable")
     if rivals.empty:
         return Answer(f"No point has {metric} on {task}.", task, metric)
     records: list[Any] = rivals.to_dict("records")

@@ -100,6 +100,8 @@ class TaskSize:
     """Answers: samples times epochs."""
     prompt_tokens: float
     """Of a sample, the mean."""
+    max_tokens: int | None = None
+    """Of an answer, where the task has a limit of its own."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class Costs:
         return Training(steps * controls.epochs, round(seen * mean))
 
     def model(self, rule: str, points: Sequence[Point | None]) -> float:
-        """Return the modelled seconds of a job; a point that is none is the baseline."""
+        """Return the modelled seconds of a job; a point that is none is a baseline."""
         if rule == "adopt":
             return ADOPT_SECONDS
         load = START_SECONDS + self._model_bytes / DISK_BANDWIDTH
@@ -202,11 +204,15 @@ class Costs:
     def _answer(self, evaluation: Evaluation) -> float:
         """Prompts: 2 P operations a token. Answers: a token of a batch reads every weight, or computes with it."""
         sizes = list(self.tasks.values()) or [
-            TaskSize(task.limit or TASK_SAMPLES, PROMPT_TOKENS) for task in evaluation.tasks
+            TaskSize((task.limit or TASK_SAMPLES) * (task.epochs or 1), PROMPT_TOKENS, task.max_tokens)
+            for task in evaluation.tasks
         ]
-        samples, batch = sum(size.samples for size in sizes), evaluation.max_connections
-        prompts = sum(size.samples * size.prompt_tokens for size in sizes) * 2 * self._matrix_values / self._flops
         reading = self._model_bytes / (self.device.bandwidth * BANDWIDTH_EFFICIENCY)
-        computing = min(batch, samples) * 2 * self._matrix_values / self._flops
-        steps = ceil(samples / batch) * (evaluation.max_tokens or ANSWER_TOKENS)
-        return prompts + steps * max(reading, computing)
+        seconds = 0.0
+        for size in sizes:
+            batch = evaluation.max_connections
+            prompts = size.samples * size.prompt_tokens * 2 * self._matrix_values / self._flops
+            computing = min(batch, size.samples) * 2 * self._matrix_values / self._flops
+            steps = ceil(size.samples / batch) * (size.max_tokens or evaluation.max_tokens or ANSWER_TOKENS)
+            seconds += prompts + steps * max(reading, computing)
+        return seconds

@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from lorasweep.digest import digest_file
 
@@ -18,8 +18,11 @@ Mode = Literal["A", "B1", "B2", "base"]
 """How the evaluated model is made: kept in full, merged for the evaluation, base and adapter in memory, or the base."""
 
 
+_optional: Any = Field(default=None, exclude_if=lambda value: value is None)
+
+
 class TaskSpec(BaseModel):
-    """An Inspect task and its arguments."""
+    """An Inspect task, its arguments, and what it has in place of the evaluation's settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,6 +30,15 @@ class TaskSpec(BaseModel):
     task: str
     args: dict[str, Any]
     limit: int | None
+    # What follows is written only where the experiment says it: so a spec that lacks it keeps its digest.
+    epochs: int | None = _optional
+    max_tokens: int | None = _optional
+    temperature: float | None = _optional
+    system_prompt: str | None = _optional
+    solver: str | None = _optional
+    solver_args: dict[str, Any] | None = _optional
+    scorer: str | None = _optional
+    scorer_args: dict[str, Any] | None = _optional
 
 
 class EvaluationSpec(BaseModel):
@@ -73,26 +85,53 @@ class EvaluationSpec(BaseModel):
 
 
 def make_evaluation_spec(
-    experiment: "Experiment", tasks: "Iterable[TaskEntry]", files: "Iterable[Path]", mode: Mode, base_fingerprint: str
+    experiment: "Experiment",
+    tasks: "Iterable[TaskEntry]",
+    files: "Iterable[Path]",
+    mode: Mode,
+    base_fingerprint: str,
+    base_model: str | None = None,
 ) -> EvaluationSpec:
-    """Return what the evaluation of a point of this mode depends on; `files` are those that the tasks are made of."""
+    """Return what the evaluation of a point of this mode depends on; `files` are those that the tasks are made of.
+
+    `base_model` is another than the experiment's.
+    """
     evaluation = experiment.evaluation
     return EvaluationSpec(
         mode=mode,
         backend=evaluation.backend if mode in ("B2", "base") else "hf",
-        base_model=evaluation.base_model or experiment.model.path,
+        base_model=base_model or evaluation.base_model or experiment.model.path,
         base_fingerprint=base_fingerprint,
         dtype=experiment.model.dtype,
         device=experiment.model.device,
         system_prompt=experiment.data.system_prompt,
         # In which order a person wrote tasks and arguments makes no other evaluation.
-        tasks=[
-            TaskSpec(name=t.name, task=t.spec.task, args=dict(sorted(t.spec.args.items())), limit=t.spec.limit)
-            for t in sorted(tasks, key=lambda t: t.name)
-        ],
+        tasks=[_make_task_spec(t) for t in sorted(tasks, key=lambda t: t.name)],
         max_connections=evaluation.max_connections,
         max_tokens=evaluation.max_tokens,
         temperature=evaluation.temperature,
         seed=evaluation.seed,
         files={str(file): digest_file(file) for file in sorted(files)},
     )
+
+
+def _make_task_spec(entry: "TaskEntry") -> TaskSpec:
+    task = entry.spec
+    return TaskSpec(
+        name=entry.name,
+        task=task.task,
+        args=_sort(task.args),
+        limit=task.limit,
+        epochs=task.epochs,
+        max_tokens=task.max_tokens,
+        temperature=task.temperature,
+        system_prompt=task.system_prompt,
+        solver=task.solver,
+        solver_args=_sort(task.solver_args) if task.solver else None,
+        scorer=task.scorer,
+        scorer_args=_sort(task.scorer_args) if task.scorer else None,
+    )
+
+
+def _sort(args: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(args.items()))

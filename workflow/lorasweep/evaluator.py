@@ -166,9 +166,11 @@ def _make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model
 
 def _get_versions(spec: EvaluationSpec) -> dict[str, str]:
     # A task that is no file is registered by the package before the slash.
-    packages = [task.task.partition("/")[0] for task in spec.tasks if not task.task.partition("@")[0].endswith(".py")]
+    packages = {task.task.partition("/")[0] for task in spec.tasks if not task.task.partition("@")[0].endswith(".py")}
+    used = {name for task in spec.tasks for name in (task.solver, task.scorer) if name}
+    packages |= {name.partition("/")[0] for name in used if "/" in name and not name.partition("@")[0].endswith(".py")}
     backend = ["vllm"] if spec.backend == "vllm" else ["peft"]
-    return get_versions("torch", "transformers", "inspect-ai", "tokenizers", *backend, *packages)
+    return get_versions("torch", "transformers", "inspect-ai", "tokenizers", *backend, *sorted(packages))
 
 
 def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: Any, proof: dict[str, Any]) -> None:
@@ -180,7 +182,7 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
     with _keep_inspects_files_in(state.data):
         for task in spec.tasks:
             metadata = {"point": point, "mode": spec.mode, **proof}
-            logs[task.name], metrics["tasks"][task.name] = _run_task(task, model, state, point, metadata)
+            logs[task.name], metrics["tasks"][task.name] = _run_task(spec, task, model, state, point, metadata)
     metrics["seconds"] = round(time.monotonic() - began, 3)
     state.finish(logs, metrics)
 
@@ -202,20 +204,60 @@ def _keep_inspects_files_in(data: Path) -> Iterator[None]:
                     del os.environ[name]
 
 
+def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, Any]:
+    """Make the model ready for a task; return what of Inspect's options the task has of its own.
+
+    They override the model's configuration, and that of the task's own code.
+    """
+    options: dict[str, Any] = {
+        "epochs": task.epochs,
+        "max_tokens": task.max_tokens,
+        "temperature": task.temperature,
+        "system_message": task.system_prompt,
+    }
+    if spec.backend == "hf":
+        temperature = spec.temperature if task.temperature is None else task.temperature
+        # What samples says so to the provider, and has a temperature; what does not has none.
+        model.api.do_sample = temperature > 0
+        model.config = model.config.model_copy(update={"temperature": temperature or None})
+        options["temperature"] = task.temperature or None
+    if task.solver:
+        from inspect_ai.solver import SolverSpec
+
+        options["solver"] = SolverSpec(task.solver, task.solver_args or {}, task.solver_args or {})
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _load_task(task: TaskSpec) -> Any:
+    """What Inspect is given as a task: its name; or the task itself, since a scorer can be replaced in that alone."""
+    if not task.scorer:
+        return task.task
+    from inspect_ai import task_with
+    from inspect_ai._eval.loader import load_tasks, scorer_from_spec
+    from inspect_ai.scorer._scorer import ScorerSpec
+
+    (loaded,) = load_tasks([task.task], task.args)
+    file = task.task.partition("@")[0]
+    path = Path(file) if file.endswith(".py") else None
+    scorer = scorer_from_spec(ScorerSpec(scorer=task.scorer), path, **(task.scorer_args or {}))
+    return task_with(loaded, scorer=scorer)
+
+
 def _run_task(
-    task: TaskSpec, model: Any, state: EvaluationState, point: str, metadata: dict[str, Any]
+    spec: EvaluationSpec, task: TaskSpec, model: Any, state: EvaluationState, point: str, metadata: dict[str, Any]
 ) -> tuple[Path, dict[str, Any]]:
     """Run one task, or what an earlier attempt left of it; return its log, and its scores."""
     from inspect_ai import eval_set
 
     _, [log] = eval_set(
-        task.task,
+        _load_task(task),
         log_dir=str(state.get_log_dir(task.name).resolve()),
         retry_attempts=1,  # that is, one
         retry_immediate=False,
         model=model,
-        task_args=task.args,
+        task_args={} if task.scorer else task.args,
         limit=task.limit,
+        **make_options(spec, task, model),
         log_format="eval",
         metadata=metadata,
         tags=[point],

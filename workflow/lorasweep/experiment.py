@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lorasweep.errors import InputError, nearest
 from lorasweep.files import write_aside
@@ -117,6 +117,53 @@ class Controls(Section):
     """Merged into the torchtune recipe last; `${...}` refers to any key of the recipe or of `controls`."""
 
 
+Bounds = Annotated[list[Annotated[float, BeforeValidator(_number)]], Field(min_length=2, max_length=2)]
+PositiveBounds = Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)]
+WholeBounds = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
+PositiveWholeBounds = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+
+
+class Dimension(Section):
+    """How the values of a key are drawn: one of these. Bounds can be drawn themselves. A list stands for `choices`."""
+
+    choices: Annotated[list[Any], Field(min_length=1)] | None = None
+    """One of these, each as likely."""
+    uniform: Bounds | None = None
+    """Between two numbers, rounded to 3 significant digits."""
+    log_uniform: PositiveBounds | None = None
+    """The same, by the logarithm: each power of ten is as likely."""
+    int_uniform: WholeBounds | None = None
+    """A whole number from the first to the second."""
+    int_log_uniform: PositiveWholeBounds | None = None
+    """The same, by the logarithm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Dimension":
+        given = {key: value for key, value in self if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"one of {', '.join(type(self).model_fields)}")
+        for key, bounds in given.items():
+            if key != "choices" and bounds[0] >= bounds[1]:
+                raise ValueError(f"{key} of two bounds, the smaller first")
+        return self
+
+
+class Sample(Section):
+    """Points drawn at random: each value by the seed, its key and the number of the draw alone, with Python's
+    `random()`, which stays the same in every version. So more `points` keep those that there were, names and all, and
+    the order of keys is of no matter. A key more or less in `space`, or another range, makes other points."""
+
+    points: PositiveInt
+    """How many, all distinct; `exclude` leaves out of them, and none is drawn instead."""
+    seed: NonNegativeInt = 0
+    """Another seed draws other points."""
+    space: Annotated[
+        dict[str, Annotated[Dimension, BeforeValidator(lambda v: {"choices": v} if isinstance(v, list) else v)]],
+        Field(min_length=1),
+    ]
+    """How the values of each key that can be a variable are drawn."""
+
+
 class Model(Section):
     """The base model."""
 
@@ -160,6 +207,31 @@ class Task(Section):
     """Other files that the task reads (data sets, modules): a change in one evaluates anew, as in `file.py`."""
     limit: PositiveInt | None = None
     """Evaluate the first so many samples only; `null`: all."""
+    epochs: PositiveInt | None = None
+    """Answers to each sample, whose scores are reduced to their mean, or as the task says; `null`: as the task says."""
+    max_tokens: PositiveInt | None = None
+    """Most tokens that an answer may have; `null`: `evaluation.max_tokens`, as far as the task does not say."""
+    temperature: NonNegativeNumber | None = None
+    """0: greedy decoding; above: sampling, in this task alone; `null`: `evaluation.temperature`."""
+    system_prompt: str | None = None
+    """In place of `data.system_prompt`, with which training prompts begin; `null`: that one; `""`: none."""
+    solver: PathText | None = None
+    """In place of the task's solver: a registered `@solver` or `@agent`, or `file.py@solver`; `null`: the task's."""
+    solver_args: dict[str, Any] = {}
+    """Arguments of `solver`."""
+    scorer: PathText | None = None
+    """In place of the task's scorers: a registered `@scorer`, or `file.py@scorer`; `null`: the task's."""
+    scorer_args: dict[str, Any] = {}
+    """Arguments of `scorer`."""
+
+
+class Baseline(Section):
+    """A full model that exists: it is evaluated as it is, and not trained."""
+
+    name: Name
+    """Names its folder and its row of the table, whose mode is `base`."""
+    model: PathText
+    """A local Hugging Face checkpoint directory: config.json, safetensors, tokenizer."""
 
 
 class Evaluation(Section):
@@ -169,6 +241,8 @@ class Evaluation(Section):
     """Whether points are evaluated; `false`: trained and kept only."""
     baseline: bool = True
     """Whether the untouched base model is evaluated on the same tasks too."""
+    baselines: list[Baseline] = []
+    """Further models to evaluate on the same tasks: other base models, checkpoints of other trainings."""
     model_format: ModelFormat = "adapter"
     """`hf`: the full model is kept (mode A); `adapter`: only the adapter (mode B). Can be a variable."""
     merge_adapters: bool = True
@@ -245,8 +319,13 @@ class Experiment(Section):
     """What the experiment is called, and what it asks."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """What varies: values of `controls`, `model_format` or `merge_adapters`; every combination is a point."""
-    exclude: list[Annotated[dict[str, Any], Field(min_length=1)]] = []
-    """Combinations to leave out: a point that has all values of an entry is not run."""
+    zip: list[Annotated[list[str], Field(min_length=2)]] = []
+    """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
+    sample: Sample | None = None
+    """Points drawn at random; beside `variables`, each of these with every combination of those."""
+    exclude: list[Text | Annotated[dict[str, Any], Field(min_length=1)]] = []
+    """Combinations to leave out: those that have all values of an entry, or of which a condition is true, such as
+    `lora_rank > 32 and lr >= 1e-3`."""
     runs: list[dict[str, Any]] = []
     """Points beside the grid: each a `name`, and values of its own for any key that can be a variable; or a `name` and
     an `adapter`, the path of one that exists, which is evaluated and not trained."""

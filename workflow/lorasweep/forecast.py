@@ -86,7 +86,7 @@ class Forecast:
     @cached_property
     def points(self) -> list[PointPlan]:
         """Every point's figures; done is one that has its manifest, and no job to do."""
-        names = {BASELINE, *self.planner.points} - self.unfinished
+        names = {*self.planner.baselines, *self.planner.points} - self.unfinished
         return self.planner.plan_points({name for name in names if (self.results / name / MANIFEST).is_file()})
 
     def get_members(self, rule: str, name: str) -> Sequence[str]:
@@ -175,7 +175,6 @@ class Forecast:
         self, run: str, attempts: Iterable[Attempt], slurm_seconds: Mapping[str, float]
     ) -> list[JobRecord]:
         """Return what is to be remembered of the attempts of a run's jobs; rules that take no time are left out."""
-        costs = self.planner.costs
         records = []
         for attempt in attempts:
             members = self.get_members(attempt.rule, attempt.name)
@@ -184,6 +183,8 @@ class Forecast:
             if not is_kept or not members:
                 continue
             points = [self.planner.points.get(member) for member in members]
+            costs = self.planner.get_costs(members[0])
+            other = self.planner.other_baselines.get(members[0])
             known = slurm_seconds.get(attempt.slurm_job or "")
             has_gpu = attempt.rule in GPU_RULES and self.experiment.model.device == "cuda"
             is_planned = attempt.rule in RECORDED_RULES
@@ -203,7 +204,7 @@ class Forecast:
                     if is_planned and costs.is_counted(attempt.rule)
                     else 0,
                     device=costs.device_name,
-                    base=self.fingerprint,
+                    base=other.fingerprint if other else self.fingerprint,
                 )
             )
         return records
@@ -230,13 +231,14 @@ def make_forecast(
     samples: int,
     tasks: Sequence[TaskEntry],
     task_files: Sequence[Path],
+    other_baselines: Mapping[str, Checkpoint],
 ) -> Forecast:
     """Make the plan of a run.
 
     `results` is the experiment's folder, beside those of others, from which it is learnt how long jobs take. `samples`
     is the number of training samples, `fingerprint` that of the base model, or nothing where its weights are not there,
-    and `task_files` are what the tasks are made of.
-
+    `task_files` are what the tasks are made of, and `other_baselines` are models beside the base model that are
+    evaluated as they are.
     """
     records = read_records(results / JOB_RECORDS)
     others = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
@@ -250,7 +252,8 @@ def make_forecast(
     )
     experience = learn(everyone, costs.device_name, fingerprint)
     costs = replace(costs, factors={rule: found.factor for rule, found in experience.items()})
-    planner = Planner(experiment, points, base, costs, parallel, _get_log_bytes(results, [BASELINE, *points], tasks))
+    log_bytes = _get_log_bytes(results, [BASELINE, *other_baselines, *points], tasks)
+    planner = Planner(experiment, points, base, costs, parallel, log_bytes, other_baselines)
     return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
 
 

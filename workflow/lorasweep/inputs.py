@@ -40,6 +40,14 @@ def check_inputs(
                 f"{source}: runs: adapter: {point.adapter!r} (run '{point.name}') is of this experiment; accepted: one "
                 f"that lies outside of {results}"
             )
+    for index, baseline in enumerate(evaluation.baselines if evaluation.enabled else ()):
+        where = f"evaluation.baselines.{index}.model"
+        if Path(baseline.model).resolve().is_relative_to(results.resolve()):
+            raise InputError(
+                f"{source}: {where}: {baseline.model!r} ('{baseline.name}') is of this experiment; accepted: one that "
+                f"lies outside of {results}"
+            )
+        _read(baseline.model, source, where)
     trained = [point for point in points if not point.adapter]
     if trained:
         samples = check_data(experiment.data, source)
@@ -106,31 +114,33 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
 
 
 def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], source: str) -> None:
-    """Check that every task which is no file is registered in the environment that evaluates.
+    """Check that every task, solver and scorer which is in no file is registered in the environment that evaluates.
 
     `python` is the command that starts that environment's Python.
 
     Raises:
-        InputError: naming the tasks that Inspect does not know there, or why it could not be asked.
+        InputError: naming what Inspect does not know there, or why it could not be asked.
     """
-    names = [entry.spec.task for entry in tasks if entry.file is None]
+    names = [f"{kind}:{name}" for entry in tasks for kind, name in entry.registered]
     if not names:
         return
     program = (
-        "import sys; from inspect_ai._util.entrypoints import ensure_entry_points; "
-        "from inspect_ai._util.registry import registry_lookup; ensure_entry_points(); "
-        "print(*[n for n in sys.argv[1:] if registry_lookup('task', n) is None], sep='\\n')"
+        "import sys, inspect_ai.scorer, inspect_ai.solver; "
+        "from inspect_ai._util.entrypoints import ensure_entry_points; "
+        "from inspect_ai._util.registry import registry_lookup as find; ensure_entry_points(); "
+        "pairs = [word.split(':', 1) for word in sys.argv[1:]]; kinds = {'solver': ('solver', 'agent')}; "
+        "print(*[n for k, n in pairs if not any(find(kind, n) for kind in kinds.get(k, (k,)))], sep='\\n')"
     )
     found = subprocess.run([*python, "-c", program, *names], capture_output=True, text=True, check=False)
     if found.returncode:
         raise InputError(
-            f"{source}: evaluation.tasks: whether {', '.join(names)} are registered could not be seen in the "
+            f"{source}: evaluation.tasks: whether {', '.join(names)} is registered could not be seen in the "
             f"environment that evaluates (is it installed? 'make install'): {found.stderr.strip()[-300:]}"
         )
     if found.stdout.split():
         raise InputError(
             f"{source}: evaluation.tasks: no installed package registers {', '.join(found.stdout.split())}; accepted: "
-            "file.py@task, or a task of a package that is installed in the environment that evaluates "
+            "file.py@task, or what a package registers that is installed in the environment that evaluates "
             "(.venv/eval/bin/pip install ...)"
         )
 

@@ -64,8 +64,12 @@ def read_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[P
     if content.get("key") != _get_task_key(tasks, files):
         return {}
     return {
-        name: TaskSize(size["samples"], TEMPLATE_TOKENS + size["prompt_bytes"] / BYTES_PER_TOKEN)
-        for name, size in content["tasks"].items()
+        entry.name: TaskSize(
+            content["tasks"][entry.name]["samples"],
+            TEMPLATE_TOKENS + content["tasks"][entry.name]["prompt_bytes"] / BYTES_PER_TOKEN,
+            entry.spec.max_tokens,
+        )
+        for entry in tasks
     }
 
 
@@ -75,10 +79,7 @@ def count_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[
     Raises:
         InputError: it did not end well.
     """
-    asked = [
-        {"name": entry.name, "task": entry.spec.task, "args": entry.spec.args, "limit": entry.spec.limit}
-        for entry in tasks
-    ]
+    asked = [{"name": entry.name, **_get_asked(entry)} for entry in tasks]
     sizes = _run([*command, "--tasks", json.dumps(asked)])
     _write(results / TASK_SIZES, {"key": _get_task_key(tasks, files), "tasks": sizes})
 
@@ -96,7 +97,12 @@ def _get_lengths_key(data: Data, fingerprint: str) -> list[str]:
 
 
 def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path]) -> list[Any]:
-    return [[entry.spec.model_dump(mode="json") for entry in tasks], [digest_file(file) for file in files]]
+    return [[_get_asked(entry) for entry in tasks], [digest_file(file) for file in files]]
+
+
+def _get_asked(entry: TaskEntry) -> dict[str, Any]:
+    """What decides how many answers a task asks for, and how long its prompts are."""
+    return entry.spec.model_dump(mode="json", include={"task", "args", "limit", "epochs"})
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -112,6 +112,8 @@ class Planner:
     """Jobs at a time."""
     log_bytes: int | None = None
     """Of a point's logs, as evaluated points have them."""
+    other_baselines: Mapping[str, Checkpoint] = field(default_factory=dict)
+    """Models beside the base model that are evaluated as they are."""
 
     @cached_property
     def _evaluation(self) -> bool:
@@ -136,7 +138,9 @@ class Planner:
         if self.log_bytes is not None:
             return self.log_bytes
         tasks = self.experiment.evaluation.tasks
-        sizes = [size.samples for size in self.costs.tasks.values()] or [task.limit or TASK_SAMPLES for task in tasks]
+        sizes = [size.samples for size in self.costs.tasks.values()] or [
+            (task.limit or TASK_SAMPLES) * (task.epochs or 1) for task in tasks
+        ]
         return sum(sizes) * SAMPLE_BYTES + LOG_BYTES * len(tasks)
 
     def get_adapter_bytes(self, point: Point) -> int:
@@ -146,7 +150,7 @@ class Planner:
         return get_adapter_size(self.base, point.controls, self.experiment.model.dtype)
 
     def get_kept_bytes(self, point: Point | None, mode: str) -> int:
-        """Return what a point keeps in a mode; of the baseline, which is none, its logs."""
+        """Return what a point keeps in a mode; of a baseline, which is none, its logs."""
         if point is None:
             return self._logs + SMALL_FILES
         adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
@@ -164,7 +168,7 @@ class Planner:
         counts = {
             "configure": sum(not point.adapter for point in self.points.values()),
             "publish": len(direct),
-            "cleanup": len(modes) + self._has_baseline,
+            "cleanup": len(modes) + len(self.baselines),
             **dict.fromkeys(("read_samples", "collect", "report"), 1),
         }
         return self._sum_up(jobs, {**Counter(job.rule for job in jobs), **counts})
@@ -207,7 +211,8 @@ class Planner:
         for name, point in self._named(self.points):
             mode = point.mode if point else "base"
             training = self.costs.get_training(point.controls) if point and not point.adapter else None
-            seconds = {rule: self.costs.estimate(rule, [point]) for rule in self._get_rules(point, mode)}
+            costs = self.get_costs(name)
+            seconds = {rule: costs.estimate(rule, [point]) for rule in self._get_rules(point, mode)}
             rows.append(
                 PointPlan(
                     name=name,
@@ -221,18 +226,28 @@ class Planner:
                     written_bytes=written.get(name, 0),
                     seconds=seconds,
                     gpu_hours=self._gpus * sum(seconds.get(rule, 0.0) for rule in GPU_RULES) / 3600,
-                    mem_mb=max((self._get_memory(rule, point) for rule in seconds), default=0),
+                    mem_mb=max((self._get_memory(rule, name) for rule in seconds), default=0),
                 )
             )
         return rows
 
     @cached_property
-    def _has_baseline(self) -> bool:
-        return self._evaluation and self.experiment.evaluation.baseline
+    def baselines(self) -> list[str]:
+        """The names of the models that are evaluated as they are."""
+        if not self._evaluation:
+            return []
+        return [*([BASELINE] if self.experiment.evaluation.baseline else []), *self.other_baselines]
+
+    @cached_property
+    def _other_costs(self) -> dict[str, Costs]:
+        return {name: replace(self.costs, base=base) for name, base in self.other_baselines.items()}
+
+    def get_costs(self, name: str) -> Costs:
+        """Return the costs of a point's jobs, or of a baseline's, which has a model of its own."""
+        return self._other_costs.get(name, self.costs)
 
     def _named(self, points: Iterable[str]) -> list[tuple[str, Point | None]]:
-        baseline: list[tuple[str, Point | None]] = [(BASELINE, None)] if self._has_baseline else []
-        return [*baseline, *((name, self.points[name]) for name in points)]
+        return [(name, self.points.get(name)) for name in (*self.baselines, *points)]
 
     def _get_rules(self, point: Point | None, mode: str) -> list[str]:
         rules = ["train"] if point and not point.adapter else []
@@ -240,8 +255,8 @@ class Planner:
         evaluate = {"A": "evaluate", "base": "evaluate", "B1": "evaluate_merged", "B2": "evaluate_adapters"}[mode]
         return [*rules, *([evaluate] if self._evaluation else [])]
 
-    def _get_memory(self, rule: str, point: Point | None) -> int:
-        base, model = self.base, self.experiment.model
+    def _get_memory(self, rule: str, name: str) -> int:
+        base, model, point = self.get_costs(name).base, self.experiment.model, self.points.get(name)
         if rule == "train" and point:
             return resources.train_mem_mb(base, point.controls, model)
         merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
@@ -254,11 +269,12 @@ class Planner:
 
         def add(rule: str, names: Sequence[str], **changes: Any) -> int:
             points = [self.points.get(name) for name in names]
-            jobs.append(PlannedJob(rule, tuple(names), self.costs.estimate(rule, points), **changes))
+            seconds = self.get_costs(names[0]).estimate(rule, points)
+            jobs.append(PlannedJob(rule, tuple(names), seconds, **changes))
             return len(jobs) - 1
 
-        if self._has_baseline:
-            add("evaluate", [BASELINE], kept=self._logs)
+        for name in self.baselines:
+            add("evaluate", [name], kept=self._logs)
         for name, mode in modes.items():
             point = self.points[name]
             before: tuple[int, ...] = ()
@@ -310,7 +326,7 @@ class Planner:
             if job.rule == "train":
                 training = self.costs.get_training(self.points[job.points[0]].controls)
                 steps, tokens = steps + training.steps, tokens + training.tokens
-            memory = max(memory, self._get_memory(job.rule, self.points.get(job.points[0])))
+            memory = max(memory, self._get_memory(job.rule, job.points[0]))
         return SweepPlan(
             kept_bytes=line.kept,
             temporary_bytes=line.peak_temporary,

@@ -98,7 +98,7 @@ def draw_metric(
     settings = settings[(settings["task"] == task) & settings[metric].notna()]
     points = points[(points["task"] == task) & points[metric].notna()]
     base = settings[settings["setting"] == BASELINE]
-    rows = settings[settings["setting"] != BASELINE]
+    rows = settings[settings["mode"] != "base"]
     if rows.empty:
         return []
     plotted = get_plotted_variables(rows, variables)
@@ -108,7 +108,7 @@ def draw_metric(
         draw: Any = {1: _draw_line, 2: _draw_heat_map, 3: _draw_multiples}.get(len(plotted), _draw_parallel)
         chart, caption = draw(grid, points, base, plotted, metric)
         drawn.append(_finish(f"{task}-by-{'-'.join(plotted[:3])}", f"{metric} on {task}", caption, chart))
-    chart, caption = _draw_list(rows, base, metric)
+    chart, caption = _draw_list(settings[settings["setting"] != BASELINE], base, metric)
     drawn.append(_finish(f"{task}-settings", f"{metric} on {task}, every setting", caption, chart))
     return drawn
 

@@ -6,11 +6,10 @@ given to, so that turning a control into a variable, or a variable into a contro
 """
 
 import hashlib
-import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lorasweep.combinations import make_combinations
 from lorasweep.errors import InputError
 from lorasweep.experiment import (
     CHECKPOINT_KEYS,
@@ -32,7 +32,7 @@ from lorasweep.files import write_aside
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 BASELINE = "baseline"
-"""Name of the point that is the untouched base model."""
+"""Name of the untouched base model among what is evaluated."""
 
 RESERVED_NAMES = (
     BASELINE,
@@ -55,7 +55,7 @@ class Point:
 
     name: str
     swept: tuple[str, ...]
-    """The keys that this point has from `variables` or from its run."""
+    """The keys that this point has from `variables`, from `sample` or from its run."""
     controls: Controls
     model_format: str
     merge_adapters: bool
@@ -86,17 +86,39 @@ def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str,
     `registry` is the experiment's `points.json`, which need not exist yet.
 
     Raises:
-        InputError: an unknown or empty variable, a value that its key does not take or that cannot stand in a file
-            name, a run without a usable name, an `exclude` that matches nothing, two points that are the same.
+        InputError: what `make_combinations` refuses, a value that cannot stand in a file name, a run without a usable
+            name, two points that are the same.
     """
-    grid = [_make_point(experiment, values) for values in _expand_grid(experiment, source)]
+    grid = [_make_point(experiment, values) for values in make_combinations(experiment, source)]
     known = _read_registry(registry)
     named = [replace(point, name=_recall_name(point, known) or _make_name(point, source)) for point in grid]
     named += [_parse_run(experiment, index, run, source) for index, run in enumerate(experiment.runs)]
-    if not named:
-        raise InputError(f"{source}: nothing to run: 'variables' (less 'exclude') and 'runs' give no point")
+    if not named and not (experiment.evaluation.enabled and experiment.evaluation.baselines):
+        raise InputError(
+            f"{source}: nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' give no point"
+        )
     _refuse_duplicates(named, source)
     return {point.name: point for point in named}
+
+
+def get_baselines(experiment: Experiment, points: Collection[str], source: str) -> dict[str, str]:
+    """Return the models that are evaluated as they are, and not trained: names, which are folders, and paths.
+
+    Raises:
+        InputError: a name that a point or another baseline has, or that every experiment has already.
+    """
+    evaluation = experiment.evaluation
+    if not evaluation.enabled:
+        return {}
+    baselines = {BASELINE: evaluation.base_model or experiment.model.path} if evaluation.baseline else {}
+    for index, baseline in enumerate(evaluation.baselines):
+        if baseline.name in (*RESERVED_NAMES, *points, *baselines) or len(baseline.name) > LONGEST_NAME:
+            raise InputError(
+                f"{source}: evaluation.baselines.{index}.name: {baseline.name!r} is not accepted; accepted: a name of "
+                f"at most {LONGEST_NAME} characters that no point, no other baseline and no file of the results has"
+            )
+        baselines[baseline.name] = os.path.normpath(baseline.model)
+    return baselines
 
 
 def record_points(points: Mapping[str, Point], registry: Path) -> None:
@@ -115,7 +137,7 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
             "is_run": point.is_run,
             "current": True,
         }
-    if record != known:
+    if record != known or not registry.is_file():
         registry.parent.mkdir(parents=True, exist_ok=True)
         write_aside(registry, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
@@ -132,39 +154,6 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(format_value(item) for item in value)
     return str(value)
-
-
-def _expand_grid(experiment: Experiment, source: str) -> list[dict[str, Any]]:
-    variables = {
-        key: [parse_setting(key, value, source, f"variables.{key}.{i}") for i, value in enumerate(values)]
-        for key, values in experiment.variables.items()
-    }
-    for key, values in variables.items():
-        for value in values:
-            if values.count(value) > 1:
-                raise InputError(f"{source}: variables.{key}: {value!r} is listed twice; accepted: distinct values")
-    excluded = [_parse_exclude(entry, i, variables, source) for i, entry in enumerate(experiment.exclude)]
-    if not variables:
-        return []
-    combinations = [dict(zip(variables, values, strict=True)) for values in itertools.product(*variables.values())]
-    return [c for c in combinations if not any(entry.items() <= _Items(c) for entry in excluded)]
-
-
-class _Items(dict):  # type: ignore[type-arg]
-    """Pairs of a mapping that compare with `<=` although values may be lists, which are not hashable."""
-
-    def __ge__(self, pairs: Any) -> bool:
-        return all(key in self and self[key] == value for key, value in pairs)
-
-
-def _parse_exclude(entry: dict[str, Any], index: int, variables: dict[str, list[Any]], source: str) -> dict[str, Any]:
-    where = f"exclude.{index}"
-    parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in entry.items()}
-    for key, value in parsed.items():
-        if value not in variables.get(key, []):
-            accepted = f"one of {variables[key]}" if key in variables else f"keys of variables: {', '.join(variables)}"
-            raise InputError(f"{source}: {where}.{key}: {value!r} leaves nothing out; accepted: {accepted}")
-    return parsed
 
 
 def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], source: str) -> Point:

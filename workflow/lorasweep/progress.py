@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from lorasweep.forecast import Forecast
 from lorasweep.job_records import DONE
 from lorasweep.job_watcher import Attempt, Running
-from lorasweep.points import BASELINE
 from lorasweep.timeline import simulate
 
 WAITING, TRAINING, TRAINED, EVALUATING, DONE_STAGE, FAILED_STAGE = STAGES = (
@@ -30,6 +29,8 @@ def count_stages(
             stage = TRAINING if job.rule in _TRAINING_RULES else EVALUATING
             busy |= dict.fromkeys(forecast.get_members(job.rule, job.name), stage)
 
+    untrained = {point.name for point in forecast.points if point.mode == "base"}
+
     def find_stage(name: str, was_done: bool) -> str:
         if name in busy:
             return busy[name]
@@ -39,7 +40,7 @@ def count_stages(
             return DONE_STAGE
         if name in evaluated:
             return EVALUATING
-        is_to_end = name != BASELINE and ("cleanup", name) in forecast.wanted
+        is_to_end = name not in untrained and ("cleanup", name) in forecast.wanted
         trainings = [(rule, name) for rule in _TRAINING_RULES if (rule, name) in forecast.wanted]
         return TRAINED if is_to_end and ended.issuperset(trainings) else WAITING
 

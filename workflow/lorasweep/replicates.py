@@ -81,7 +81,7 @@ def _aggregate_metric(
     found = {metric: mean} | _describe(
         "", "interval", widen(by_samples, get_replicates_interval(means, confidence)), metric
     )
-    if base.empty or pd.isna(base.iloc[0][metric]) or members.iloc[0]["point"] == BASELINE:
+    if base.empty or pd.isna(base.iloc[0][metric]) or members.iloc[0]["mode"] == "base":
         return found
     start = float(base.iloc[0][metric])
     other = scores.get(BASELINE, str(task), metric, start)

@@ -61,7 +61,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     answer = json.loads(companions["answer"].with_suffix(".json").read_text())
     given = yaml.safe_load((results / EXPERIMENT).read_text())
     experiment = Experiment.model_validate(given)
-    variables = [key for key in table.columns if key in _find_variables(experiment)]
+    variables = answer["variables"]
     drawn = _draw(results, table, settings, variables, answer)
     write_pictures(drawn, plots)
     failures = json.loads((results / FAILURES).read_text()) if (results / FAILURES).is_file() else []
@@ -92,12 +92,6 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     page.write_text(text)
 
 
-def _find_variables(experiment: Experiment) -> set[str]:
-    """The keys that vary, by the grid or by a run."""
-    by_runs = {key for run in experiment.runs for key in run} - {"name", "adapter", "_override"}
-    return {*experiment.variables, *by_runs}
-
-
 def _draw(
     results: Path, table: pd.DataFrame, settings: pd.DataFrame, variables: Sequence[str], answer: Mapping[str, Any]
 ) -> list[Plot]:
@@ -125,7 +119,7 @@ def _read_losses(results: Path, points: Sequence[str]) -> pd.DataFrame:
 
 
 def _get_facts(results: Path, table: pd.DataFrame, failures: Sequence[Any]) -> list[tuple[str, str]]:
-    points = table[table["point"] != BASELINE]["point"].nunique()
+    points = table[table["mode"] != "base"]["point"].nunique()
     once = table.drop_duplicates("point")
     kept = once["bytes"].sum()
     facts = [("points", f"{points}"), ("failed", f"{len(failures)}"), ("kept on disk", f"{kept / 1e6:,.0f} MB")]

@@ -156,10 +156,13 @@ def _answer_seconds(checkpoint: Checkpoint, model: Model, evaluation: Evaluation
     A batch of `max_connections` answers reads every weight once a token: samples / max_connections · max_tokens ·
     bytes / BANDWIDTH; and a batch takes a second at least, which is Inspect's own.
     """
-    size = checkpoint.num_parameters * BYTES[model.dtype]
-    samples = sum(task.limit or UNSTATED_SAMPLES for task in evaluation.tasks)
-    batches = ceil(samples / evaluation.max_connections)
-    return batches * max(1, (evaluation.max_tokens or UNSTATED_LENGTH) * size / BANDWIDTH[model.device])
+    token = checkpoint.num_parameters * BYTES[model.dtype] / BANDWIDTH[model.device]
+    seconds = 0.0
+    for task in evaluation.tasks:
+        answers = (task.limit or UNSTATED_SAMPLES) * (task.epochs or 1)
+        length = task.max_tokens or evaluation.max_tokens or UNSTATED_LENGTH
+        seconds += ceil(answers / evaluation.max_connections) * max(1, length * token)
+    return seconds
 
 
 def _sample_length(checkpoint: Checkpoint, controls: Controls) -> int:

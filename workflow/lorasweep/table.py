@@ -95,7 +95,7 @@ def make_table(
             _note(row, f"{metric}:", interval)
     base = {row["task"]: row for row in rows if row["point"] == BASELINE}
     for row in rows:
-        if row["task"] in base and row["point"] != BASELINE:
+        if row["task"] in base and row["mode"] != "base":
             for metric in filter(is_metric, list(row)):
                 _compare(row, base[row["task"]], metric, scores, confidence)
     _adjust(rows)

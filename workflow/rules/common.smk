@@ -79,7 +79,7 @@ try:
     from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, RECORD
     from lorasweep.layout import EXPERIMENT as EXPERIMENT_FILE
     from lorasweep.pipeline import get_stages
-    from lorasweep.points import BASELINE, get_points, record_points
+    from lorasweep.points import BASELINE, get_baselines, get_points, record_points
     from lorasweep.shapes import read_shape
     from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
     from lorasweep.summary import FAILURE_RECORD, FailureRecorder, summarise, write_failures
@@ -114,6 +114,8 @@ try:
     BATCH_RECORD = Path(RESULTS, "batches.json")
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
     TASKS = get_tasks(EXPERIMENT.evaluation.tasks, SOURCE)
+    # What is evaluated as it is: names, and the models' paths.
+    BASELINES = get_baselines(EXPERIMENT, POINTS, SOURCE)
 except InputError as error:
     raise WorkflowError(str(error))
 
@@ -125,11 +127,7 @@ TRAINED = {point.name: None for point in POINTS.values() if not point.adapter}
 
 # The points that are evaluated, each with its mode.
 EVALUATED = {point.name: point.mode for point in POINTS.values()} if EXPERIMENT.evaluation.enabled else {}
-if EXPERIMENT.evaluation.enabled and EXPERIMENT.evaluation.baseline:
-    EVALUATED[BASELINE] = "base"
-
-# The points that are a base model.
-BASELINES = [name for name, mode in EVALUATED.items() if mode == "base"]
+EVALUATED |= dict.fromkeys(BASELINES, "base")
 
 BASE_MODEL = EXPERIMENT.evaluation.base_model or EXPERIMENT.model.path
 GPUS = 1 if EXPERIMENT.model.device == "cuda" else 0
@@ -259,7 +257,7 @@ def get_kept_files(wildcards):
 
 def get_evaluated_model(wildcards):
     """The files that an evaluation without a merge reads, by the point's mode; of the base model none is declared."""
-    if wildcards.point not in POINTS:
+    if wildcards.point in BASELINES:
         return {}
     files = {"adapter": get_adapter_files(wildcards.point)}
     return files | ({"model": f"<results>/{wildcards.point}/hf_model"} if POINTS[wildcards.point].mode == "A" else {})
@@ -267,7 +265,7 @@ def get_evaluated_model(wildcards):
 
 def get_task_files():
     """What the tasks are made of: a change in one of these evaluates anew."""
-    return sorted({str(entry.file) for entry in TASKS if entry.file} | {file for t in TASKS for file in t.spec.files})
+    return sorted({file for entry in TASKS for file in entry.files})
 
 
 def get_evaluation_outputs():
@@ -306,13 +304,15 @@ def get_recipe(wildcards):
 
 
 @lru_cache(maxsize=None)
-def make_spec(mode):
-    return make_evaluation_spec(EXPERIMENT, TASKS, map(Path, get_task_files()), mode, get_base_fingerprint(None))
+def make_spec(mode, model=BASE_MODEL):
+    fingerprint = get_base_fingerprint(None) if model == BASE_MODEL else read_checkpoint(Path(model)).fingerprint
+    return make_evaluation_spec(EXPERIMENT, TASKS, map(Path, get_task_files()), mode, fingerprint, model)
 
 
 def get_evaluation(wildcards):
     """What the point's evaluation depends on beside the weights, as JSON."""
-    return make_spec(EVALUATED[wildcards.point]).model_dump_json()
+    model = BASELINES.get(wildcards.point, BASE_MODEL)
+    return make_spec(EVALUATED[wildcards.point], model).model_dump_json()
 
 
 def get_direct_evaluation(wildcards):
@@ -373,18 +373,25 @@ def get_task_names(wildcards):
 
 def get_settings(wildcards):
     """The settings that the point's manifest carries, as JSON."""
-    point = POINTS.get(wildcards.point)
-    settings = {"mode": point.mode, **point.settings} if point else {"mode": "base"}
+    if wildcards.point in POINTS:
+        point = POINTS[wildcards.point]
+        settings = {"mode": point.mode, **point.settings}
+    else:
+        settings = {"mode": "base"}
+        settings |= {} if wildcards.point == BASELINE else {"model": BASELINES[wildcards.point]}
     made_on = {"dtype": EXPERIMENT.model.dtype, "device": EXPERIMENT.model.device}
     return json.dumps({**made_on, **settings}, sort_keys=True)
 
 
 def from_base(compute):
-    """Make a resource function: `compute` of the wildcard's value and the base model, and as much more at each retry."""
+    """Make a resource function: `compute` of the wildcard's value and the model, and as much more at each retry."""
 
     def get_amount(wildcards, attempt):
         # Only a dry run outlives a missing base model.
-        return 1000 if MISSING_MODEL else attempt * compute(wildcards[0], read_checkpoint(Path(BASE_MODEL)))
+        if MISSING_MODEL:
+            return 1000
+        model = BASELINES.get(wildcards[0], BASE_MODEL) if "point" in wildcards.keys() else BASE_MODEL
+        return attempt * compute(wildcards[0], read_checkpoint(Path(model)))
 
     return get_amount
 
@@ -496,8 +503,9 @@ def get_forecast():
     samples = count_samples() if TRAINED else 0
     files = list(map(Path, get_task_files()))
     fingerprint, parallel = "" if MISSING_MODEL else base.fingerprint, get_parallel_jobs()
+    others = {name: read_checkpoint(Path(model)) for name, model in BASELINES.items() if name != BASELINE}
     return make_forecast(
-        EXPERIMENT, POINTS, base, Path(RESULTS), wanted, BATCHES, fingerprint, parallel, samples, TASKS, files
+        EXPERIMENT, POINTS, base, Path(RESULTS), wanted, BATCHES, fingerprint, parallel, samples, TASKS, files, others
     )
 
 

@@ -1,6 +1,6 @@
 """Evaluation: every task of a point in one process, so that its model is loaded once.
 
-In: the model that the point's mode makes; for the point `baseline`, the base model alone.
+In: the model that the point's mode makes; for a baseline, a model that is there already.
 Out: one Inspect log a task, and `metrics.json`: the scores, and the proof that the adapter was applied.
 
 In mode B2 one job evaluates a batch of points on one loaded base. Each point's result lies in its state, which no

@@ -45,7 +45,7 @@ rule read_samples:
         "../../envs/eval.yaml"
     params:
         results=get_results_folder,
-        baselines=BASELINES,
+        baselines=list(BASELINES),
     shell:
         f"{RUN} eval {{input.script:q}} --results {{params.results:q}} --baselines {{params.baselines:q}}"
         " --output {output.samples:q} > {log:q} 2>&1"
@@ -70,7 +70,7 @@ rule collect:
         variables=VARIABLES,
         tasks=get_deciding_tasks(),
         report=EXPERIMENT.report.model_dump_json(),
-        baselines=BASELINES,
+        baselines=list(BASELINES),
     shell:
         f"{RUN} driver {{input.script:q}} --results {{params.results:q}} --samples {{input.samples:q}}"
         " --variables {params.variables:q} --tasks {params.tasks:q} --report {params.report:q}"
