@@ -18,6 +18,7 @@ from lorasweep.experiment import (
     Planning,
     Section,
     Task,
+    Training,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ SECTIONS: dict[str, type[Section]] = {
     "controls": Controls,
     "model": Model,
     "data": Data,
+    "training": Training,
     "evaluation": Evaluation,
     "evaluation.tasks": Task,
     "plan": Planning,

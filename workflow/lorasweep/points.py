@@ -34,7 +34,10 @@ from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 BASELINE = "baseline"
 """Name of the point that is the untouched base model."""
 
-RESERVED_NAMES = (BASELINE, "logs", "benchmarks", "points.json", "results.csv", "results-partial.csv")
+RESERVED_NAMES = (
+    *(BASELINE, "logs", "benchmarks", "tensorboard", "wandb"),
+    *("points.json", "results.csv", "results-partial.csv"),
+)
 """What lies in `results/<experiment>/` and is no trained point."""
 
 LONGEST_NAME = 150
