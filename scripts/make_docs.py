@@ -21,6 +21,7 @@ from lorasweep.experiment import (
     Sample,
     Section,
     Task,
+    Training,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type[Section]] = {
     "controls": Controls,
     "model": Model,
     "data": Data,
+    "training": Training,
     "evaluation": Evaluation,
     "evaluation.baselines": Baseline,
     "evaluation.tasks": Task,

@@ -12,9 +12,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="the trainer's recipe")
     parser.add_argument("--adapter", type=Path, required=True, help="directory to publish the adapter to")
+    parser.add_argument("--metric-loggers", default="disk", help="who is told each step, joined by commas")
     arguments = parser.parse_args()
     try:
-        get_trainer().train(arguments.recipe, arguments.adapter)
+        get_trainer().train(arguments.recipe, arguments.adapter, arguments.metric_loggers.split(","))
     except (InputError, TrainingError, OSError) as error:
         sys.exit(f"train: {error}")
 

@@ -1,29 +1,30 @@
-"""Training data: is the file there, and is it what the experiment says."""
+"""Training and validation data: is the file there, and is it what the experiment says."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lorasweep.errors import InputError, nearest
 from lorasweep.experiment import Data
 
 
-def check_data(data: Data, source: str) -> int:
-    """Read every sample of the training data, and return their number.
+def check_data(data: Data, source: str, key: Literal["train", "validation"] = "train") -> int:
+    """Read every sample of the training data, or of the validation data, and return their number.
 
     Accepted are JSON lines (one object a line) and one JSON array of objects.
 
     Raises:
         InputError: a missing or empty file, text that is not JSON, a sample without its columns; with the line number.
     """
-    where = f"{source}: data.train"
-    if data.train is None:
+    where = f"{source}: data.{key}"
+    file = getattr(data, key)
+    if file is None:
         raise InputError(
             f"{where}: is missing, and there are points to train; accepted: a file of samples, or 'adapter' for each "
             "of 'runs', and no 'variables'"
         )
-    path = Path(data.train)
+    path = Path(file)
     if not path.is_file():
         raise InputError(f"{where}: no such file: {path}; accepted: a file of JSON lines, or of one JSON array")
     count = 0

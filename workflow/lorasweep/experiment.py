@@ -180,6 +180,8 @@ class Data(Section):
 
     train: PathText | None = None
     """The file of training samples; not needed where every point has an adapter already."""
+    validation: PathText | None = None
+    """A file of samples like `train`, never trained on, whose loss is measured after each epoch; `null`: none."""
     format: Literal["instruct", "chat"] = "instruct"
     """`instruct`: an input and an output column; `chat`: a column of messages with `role` and `content`."""
     input_column: Text = "input"
@@ -192,6 +194,16 @@ class Data(Section):
     """A system message put before every sample, and of the evaluation; `chat` samples have none of their own then."""
     train_on_input: bool = False
     """Whether the loss counts the prompt's tokens too."""
+
+
+MetricLogger = Literal["disk", "tensorboard", "wandb"]
+
+
+class Training(Section):
+    """How trainings are watched. Nothing here reruns anything."""
+
+    metric_loggers: list[MetricLogger] = ["disk"]
+    """What is told each step's loss: `adapter/training_log.csv` (`disk`, always), TensorBoard, Weights & Biases."""
 
 
 class Task(Section):
@@ -335,6 +347,8 @@ class Experiment(Section):
     """The base model."""
     data: Data = Data()
     """The training data."""
+    training: Training = Training()
+    """How trainings are watched."""
     evaluation: Evaluation = Evaluation()
     """How each point is evaluated, and how its checkpoint is kept."""
     plan: Planning = Planning()

@@ -51,6 +51,8 @@ def check_inputs(
     trained = [point for point in points if not point.adapter]
     if trained:
         samples = check_data(experiment.data, source)
+        if experiment.data.validation:
+            check_data(experiment.data, source, "validation")
         for point in trained:
             _check_weights_key(point, source)
             _check_batch(point, samples, source)
@@ -91,7 +93,7 @@ def has_configuration_alone(path: Path) -> bool:
 
 
 def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: str) -> str:
-    """Return the text of a point's `recipe.yaml`; the head names the training data by digest.
+    """Return the text of a point's `recipe.yaml`; the head names the training and validation data by digest.
 
     So a change in the data changes the recipe, whatever the file's size and time.
 
@@ -110,7 +112,9 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
         recipe = get_trainer().recipe(spec)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    return f"# training data sha256: {digest_file(Path(str(experiment.data.train)))}\n{recipe}"
+    named = {"training": experiment.data.train, "validation": experiment.data.validation}
+    digests = [f"# {what} data sha256: {digest_file(Path(file))}\n" for what, file in named.items() if file]
+    return "".join(digests) + recipe
 
 
 def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], source: str) -> None:

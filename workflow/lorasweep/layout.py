@@ -9,6 +9,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 RECORD = "lorasweep.json"
 """Written beside an adapter, and beside a model made of one: where it comes from."""
 
+TRAINING_LOG = "training_log.csv"
+"""A row an optimizer step: beside an adapter, and in `state/train/` while it is trained."""
+
 METRICS = "metrics.json"
 """In `eval/`: the scores of every task, and the proof that the adapter was applied."""
 

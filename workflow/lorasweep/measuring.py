@@ -93,7 +93,7 @@ def _run(command: Sequence[str]) -> Any:
 
 
 def _get_lengths_key(data: Data, fingerprint: str) -> list[str]:
-    return [digest_file(Path(str(data.train))), data.model_dump_json(exclude={"train"}), fingerprint]
+    return [digest_file(Path(str(data.train))), data.model_dump_json(exclude={"train", "validation"}), fingerprint]
 
 
 def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path]) -> list[Any]:

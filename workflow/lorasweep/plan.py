@@ -16,7 +16,7 @@ from lorasweep.costs import TASK_SAMPLES, Costs
 from lorasweep.experiment import Experiment
 from lorasweep.layout import ADAPTER_WEIGHTS
 from lorasweep.points import BASELINE, Point
-from lorasweep.sizes import SMALL_FILES, get_adapter_size, get_model_folder_size, get_tokenizer_size
+from lorasweep.sizes import LOG_ROW, SMALL_FILES, get_adapter_size, get_model_folder_size, get_tokenizer_size
 from lorasweep.timeline import PlannedJob, Timeline, simulate
 
 MODES = ("A", "B1", "B2")
@@ -154,7 +154,10 @@ class Planner:
         if point is None:
             return self._logs + SMALL_FILES
         adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
-        return adapter + (self._model if mode == "A" else 0) + self._logs + SMALL_FILES
+        return adapter + (self._model if mode == "A" else 0) + self._logs + self._get_small_bytes(point)
+
+    def _get_small_bytes(self, point: Point) -> int:
+        return SMALL_FILES + (0 if point.adapter else LOG_ROW * self.costs.get_training(point.controls).steps)
 
     def plan_all(self, mode: str | None = None) -> SweepPlan:
         """Plan the whole sweep as if nothing was done: in one mode, or each point in its own."""
@@ -286,7 +289,11 @@ class Planner:
             else:
                 state = (2 * point.controls.epochs + 1) * adapter
                 trained[name] = add(
-                    "train", [name], kept=adapter + SMALL_FILES, temporary=state, leaves=adapter * self._evaluation
+                    "train",
+                    [name],
+                    kept=adapter + self._get_small_bytes(point),
+                    temporary=state,
+                    leaves=adapter * self._evaluation,
                 )
                 before = (trained[name],)
             if mode == "A":

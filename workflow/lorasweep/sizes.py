@@ -19,6 +19,9 @@ DTYPES = {"fp32": "F32", "bf16": "BF16"}
 SMALL_FILES = 8_000
 """Bytes of a point's recipe, configuration, records and manifest, about."""
 
+LOG_ROW = 45
+"""Bytes of a row of `training_log.csv`, about."""
+
 
 def get_safetensors_size(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
     """Return the bytes of a safetensors file with tensors in this order, all of `dtype` (`fp32` or `bf16`)."""

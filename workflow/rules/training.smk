@@ -1,8 +1,9 @@
 """Training: one adapter a point, or, for a point that is given one that exists, a copy of it.
 
-In: the recipe, and the training data (whose digest is in the recipe). Out: `adapter/`, which PEFT and transformers
-load as it lies there. What the trainer needs only while it runs lies in `state/`, which is no output: Snakemake
-deletes the outputs of a failed job.
+In: the recipe, and the training and validation data (whose digests are in the recipe). Out: `adapter/`, which PEFT and
+transformers load as it lies there. What the trainer needs only while it runs lies in `state/`, which is no output:
+Snakemake deletes the outputs of a failed job. How a training is watched is a resource, and no parameter: a change in
+those reruns nothing.
 """
 
 
@@ -14,6 +15,7 @@ rule train:
     input:
         recipe="<results>/{point}/recipe.yaml",
         data=ancient(EXPERIMENT.data.train or []),
+        validation=ancient(EXPERIMENT.data.validation or []),
         script=f"{SCRIPTS}/train.py",
     output:
         adapter=get_adapter_files("{point}"),
@@ -32,10 +34,12 @@ rule train:
         runtime=train_runtime,
         disk_mb=train_disk_mb,
         gpu=GPUS,
+        metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
     params:
         adapter=get_adapter_folder,
     shell:
-        f"{RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}" " > {log:q} 2>&1"
+        f"{RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}"
+        " --metric-loggers {resources.metric_loggers:q} > {log:q} 2>&1"
 
 
 rule adopt:

@@ -3,6 +3,7 @@
 A trainer is a module with the functions of `Trainer`. The workflow knows no more of it than these.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -42,11 +43,14 @@ class Trainer(Protocol):
     def measure_lengths(self, recipe: Path, most: int) -> list[int]:
         """Return how many tokens samples have, of so many at most, evenly taken; none is cut or packed."""
 
-    def train(self, recipe: Path, adapter: Path) -> None:
+    def train(self, recipe: Path, adapter: Path, metric_loggers: Collection[str] = ()) -> None:
         """Run a recipe, and publish its last adapter as a directory that PEFT and transformers load.
 
+        While it runs, its log is `state/train/training_log.csv` in the point's folder; `metric_loggers` are told the
+        same.
+
         Raises:
-            TrainingError: the training failed, changed nothing, or left an adapter with values that are not finite.
+            TrainingError: the training failed, changed nothing, or came to a loss or an adapter that is not finite.
         """
 
 

@@ -8,10 +8,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 from lorasweep.experiment import Controls, Data
 from lorasweep.files import explain_write_failure, hold_alone
-from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE, TRAINING_LOG
 from lorasweep.trainers import TrainingError, TrainingSpec
 from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
+from lorasweep.trainers.training_log import read_log
 from lorasweep.versions import get_versions
 
 RECIPE = "lora_finetune_single_device"
@@ -59,6 +59,9 @@ _OWNED = {
     "model.quantize_base": "nothing: the base model is trained on as it is",
     "dataset.source": "data.train",
     "dataset.data_files": "data.train",
+    "dataset_val.new_system_prompt": "data.system_prompt",
+    "dataset_val.source": "data.validation",
+    "dataset_val.data_files": "data.validation",
     "dtype": "model.dtype",
     "device": "model.device",
 }
@@ -139,18 +142,18 @@ def measure_lengths(recipe: Path, most: int) -> list[int]:
         return [len(dataset[index]["tokens"]) for index in range(0, len(dataset), step)]
 
 
-def train(recipe: Path, adapter: Path) -> None:
-    """Run a recipe in a process of torchtune's own, and publish the adapter of its last epoch.
+def train(recipe: Path, adapter: Path, metric_loggers: Collection[str] = ()) -> None:
+    """Run a recipe, and publish the adapter of its last epoch.
 
     `adapter/` appears whole or not at all: the weights as safetensors, PEFT's configuration, the base model's
-    tokenizer, and a record of what was trained on what. It has no `config.json`, with which transformers would take it
-    for a full model.
+    tokenizer, the log of the training, and a record of what was trained on what. It has no
+    `config.json`, with which transformers would take it for a full model.
 
     What was trained stays in the point's state too, until the point is cleaned up: a training that ended after the run
     that wanted it had died is not done again.
 
     Raises:
-        TrainingError: torchtune failed, the update is zero, or a value in it is not finite.
+        TrainingError: torchtune failed, a loss is not finite, the update is zero, or a value in it is not finite.
     """
     config = OmegaConf.load(recipe)
     state = Path(config.output_dir)
@@ -162,8 +165,9 @@ def train(recipe: Path, adapter: Path) -> None:
             for leftover in (state, trained):
                 shutil.rmtree(leftover, ignore_errors=True)
             state.mkdir(parents=True)
-            _run(recipe, state)
-            _collect(recipe, config, state / "adapter").rename(trained)
+            facts = {"data_sha256": _check_digest(recipe, Path(config.dataset.data_files))}
+            facts |= _run(config, state, adapter.parent, metric_loggers)
+            _collect(recipe, config, state / "adapter", facts).rename(trained)
             shutil.rmtree(state)
         aside = adapter.with_name(f".{adapter.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
@@ -181,17 +185,37 @@ def _is_trained(adapter: Path, recipe: Path) -> bool:
     return (said["recipe_sha256"], said["adapter_sha256"]) == digests
 
 
-def _run(recipe: Path, state: Path) -> None:
-    command = [sys.executable, "-m", "torchtune._cli.tune", "run", RECIPE, "--config", str(recipe)]
+def _check_digest(recipe: Path, data: Path) -> str:
+    """Return the digest of the training data, which is the one that the recipe names, where it names one."""
+    found = digest_file(data)
+    named = re.match(r"# training data sha256: (\w+)\n", recipe.read_text())
+    if named and named[1] != found:
+        raise TrainingError(
+            f"{data}: has changed since {recipe} was written (sha256 {named[1][:12]}, now {found[:12]}); run again"
+        )
+    return found
+
+
+def _run(config: Any, state: Path, point: Path, metric_loggers: Collection[str]) -> dict[str, Any]:
+    """Run a recipe, and return what it measured beside its log."""
     # The caches of `datasets` lie in the user's home by default, which on a cluster has a quota.
-    caches = {name: str(state / "huggingface") for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
-    done = subprocess.run(command, env={**os.environ, **caches}, check=False)
-    if done.returncode:
-        why = explain_write_failure(state) or "its own words are above"
-        raise TrainingError(f"torchtune ended with status {done.returncode}; {why}")
+    os.environ |= {name: str(state / "huggingface") for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
+    from lorasweep.trainers import torchtune_recipe
+
+    settings: Any = OmegaConf.to_container(config)
+    try:
+        loggers = torchtune_recipe.make_loggers(metric_loggers, point, state, settings)
+        done = torchtune_recipe.run(config, state / TRAINING_LOG, loggers)
+    except TrainingError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        why = explain_write_failure(state) or f"{type(error).__name__}: {error}"
+        raise TrainingError(f"torchtune failed; {why}") from error
+    return {"peak_memory_bytes": done.peak_memory_bytes}
 
 
-def _collect(recipe: Path, config: Any, adapter: Path) -> Path:
+def _collect(recipe: Path, config: Any, adapter: Path, facts: Mapping[str, Any]) -> Path:
     """Put together in `adapter` what is published, and return it; its record is written last."""
     base = read_checkpoint(Path(config.checkpointer.checkpoint_dir))
     trained = Path(config.checkpointer.output_dir) / f"epoch_{config.epochs - 1}"
@@ -201,6 +225,7 @@ def _collect(recipe: Path, config: Any, adapter: Path) -> Path:
     shutil.copyfile(trained / ADAPTER_WEIGHTS, adapter / ADAPTER_WEIGHTS)
     for name in base.tokenizer_files:
         shutil.copyfile(base.path / name, adapter / name)
+    shutil.copyfile(adapter.with_name(TRAINING_LOG), adapter / TRAINING_LOG)
     peft_config = json.loads((trained / ADAPTER_CONFIG).read_text()) | {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base.path.resolve()),
@@ -214,7 +239,8 @@ def _collect(recipe: Path, config: Any, adapter: Path) -> Path:
         "dtype": config.dtype,
         "trainer": "torchtune",
         "versions": get_versions("torch", "torchtune", "torchao", "transformers", "datasets"),
-        **_read_metrics(Path(config.metric_logger.get("log_dir", config.output_dir))),
+        **_read_metrics(adapter / TRAINING_LOG),
+        **facts,
     }
     (adapter / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     return adapter
@@ -232,16 +258,18 @@ def _check_weights(weights: Path) -> None:
         raise TrainingError("the training changed nothing: every update is zero")
 
 
-def _read_metrics(log_dir: Path) -> dict[str, Any]:
-    """The number of optimizer steps and the last loss, from the log that torchtune's DiskLogger wrote, if it did."""
-    steps = [
-        line for log in log_dir.glob("log_*.txt") for line in log.read_text().splitlines() if line.startswith("Step ")
-    ]
-    if not steps:
-        return {"steps": None, "final_loss": None}
-    step, _, metrics = steps[-1].partition(" | ")
-    values = dict(pair.split(":", 1) for pair in metrics.split() if ":" in pair)
-    return {"steps": int(step.removeprefix("Step ")), "final_loss": float(values["loss"])}
+def _read_metrics(log: Path) -> dict[str, Any]:
+    """What the last row of a training's log says of the whole, and the last validation loss, if there was one."""
+    rows = read_log(log)
+    last = rows[-1]
+    losses = [row.validation_loss for row in rows if row.validation_loss is not None]
+    return {
+        "steps": last.step,
+        "epochs": last.epoch,
+        "tokens": last.tokens,
+        "final_train_loss": last.loss,
+        "final_validation_loss": losses[-1] if losses else None,
+    }
 
 
 def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -265,7 +293,8 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
         },
         "resume_from_checkpoint": False,
         _ADAPTER_ONLY: True,
-        "dataset": _make_dataset(spec.data, controls),
+        "dataset": _make_dataset(spec.data, spec.data.train, packed=controls.packed),
+        **_make_validation(spec.data),
         "seed": controls.seed,
         "shuffle": True,
         "batch_size": controls.batch_size,
@@ -299,14 +328,19 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
     }
 
 
-def _make_dataset(data: Data, controls: Controls) -> dict[str, Any]:
+def _make_validation(data: Data) -> dict[str, Any]:
+    """The section that torchtune's recipes with a validation of their own have; this one reads over it."""
+    return {"dataset_val": _make_dataset(data, data.validation, packed=False)} if data.validation else {}
+
+
+def _make_dataset(data: Data, file: str | None, packed: bool) -> dict[str, Any]:
     shared = {
         "source": "json",
-        "data_files": data.train,
+        "data_files": file,
         "split": "train",
         "new_system_prompt": data.system_prompt,
         "train_on_input": data.train_on_input,
-        "packed": controls.packed,
+        "packed": packed,
     }
     if data.format == "instruct":
         columns = {"input": data.input_column, "output": data.output_column}
@@ -335,7 +369,8 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
         "dtype": spec.model.dtype,
         "device": spec.model.device,
     }
-    for section in ("model", "tokenizer", "checkpointer", "dataset", "optimizer", "lr_scheduler", "metric_logger"):
+    mappings = ("model", "tokenizer", "checkpointer", "dataset", "dataset_val", "optimizer", "lr_scheduler")
+    for section in (*mappings, "metric_logger"):
         if section in override and not isinstance(override[section], dict):
             raise InputError(
                 f"controls._override.{section}: {override[section]!r} is not accepted; accepted: a mapping, merged "

@@ -1,0 +1,250 @@
+"""A training by torchtune's recipe: the same as without this workflow, and what it leaves to be read."""
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lorasweep.checkpoint import read_checkpoint
+from lorasweep.experiment import Controls, Data, Model
+from lorasweep.trainers import TrainingError, TrainingSpec
+from lorasweep.trainers.torchtune import recipe, train
+from lorasweep.trainers.torchtune_data import ChatTokenizer
+from lorasweep.trainers.training_log import COLUMNS, Row, TrainingLog, read_log
+from tiny_model import make_model, make_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+# Two batches of an epoch are left over: torchtune carries them into the next one.
+CONTROLS = {"epochs": 2, "batch_size": 3, "gradient_accumulation_steps": 3, "lr": 4e-3, "lora_dropout": 0.1}
+STEPS_PER_EPOCH = 2
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    tokenizer = make_tokenizer(has_chat_template=True)
+    make_model("llama3", tokenizer, seed=0).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_samples(file: Path, letters: str) -> Path:
+    # Of several lengths, so that batches are padded.
+    samples = [{"input": "after " + a * (1 + i % 4), "output": b} for i, (a, b) in enumerate(pairwise(letters))]
+    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return file
+
+
+@pytest.fixture
+def make(tmp_path: Path, model: Path) -> Callable[..., Path]:
+    """Write the recipe of a point."""
+
+    def make(point: str = "point", data: dict[str, Any] | None = None, **controls: Any) -> Path:
+        spec = TrainingSpec(
+            checkpoint=read_checkpoint(model),
+            controls=Controls(**{**CONTROLS, **controls}),
+            swept=(),
+            model=Model(path=str(model), device="cpu", dtype="fp32"),
+            data=Data(train=str(write_samples(tmp_path / "train.jsonl", ascii_lowercase)), **(data or {})),
+            output_dir=str(tmp_path / "sweep" / point),
+        )
+        file = tmp_path / "sweep" / point / "recipe.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(recipe(spec))
+        return file
+
+    return make
+
+
+def run(recipe: Path, *metric_loggers: str) -> dict[str, Any]:
+    """Train, and return the record of the adapter."""
+    train(recipe, recipe.parent / "adapter", metric_loggers)
+    return dict(json.loads((recipe.parent / "adapter/lorasweep.json").read_text()))
+
+
+def weights(recipe: Path) -> bytes:
+    return (recipe.parent / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def log(recipe: Path) -> list[Row]:
+    return read_log(recipe.parent / "adapter/training_log.csv")
+
+
+@pytest.mark.parametrize("controls", [{}, {"max_steps_per_epoch": 1, "clip_grad_norm": 0.5}])
+def test_it_is_bit_for_bit_torchtunes_own(make: Callable[..., Path], controls: dict[str, Any]) -> None:
+    ours = make(**controls)
+    run(ours)
+    plain = make("plain", **controls)
+    command = [sys.executable, "-m", "torchtune._cli.tune", "run", "lora_finetune_single_device", "--config"]
+    subprocess.run([*command, plain], check=True, capture_output=True)
+    theirs = plain.parent / "state/train"
+    assert weights(ours) == (theirs / "epoch_1/adapter_model.safetensors").read_bytes()
+    [said] = theirs.glob("logs/log_*.txt")
+    losses = [float(line.split("loss:")[1].split()[0]) for line in said.read_text().splitlines() if "loss:" in line]
+    assert [row.loss for row in log(ours)] == pytest.approx(losses, rel=1e-5)
+
+
+class TestLog:
+    def test_there_is_a_row_for_each_step_and_the_record_sums_them_up(self, make: Callable[..., Path]) -> None:
+        file = make(num_warmup_steps=2)
+        record = run(file)
+        text = (file.parent / "adapter/training_log.csv").read_text()
+        assert text.startswith("step,epoch,loss,lr,tokens,seconds,validation_loss\n")
+        rows = log(file)
+        assert [(row.step, row.epoch) for row in rows] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+        assert [row.lr for row in rows] == pytest.approx([0, 2e-3, 4e-3, 2e-3])
+        assert all(earlier.seconds < later.seconds for earlier, later in pairwise(rows))
+        assert {key: record[key] for key in ("steps", "epochs", "tokens", "final_train_loss")} == {
+            "steps": 4,
+            "epochs": 2,
+            "tokens": rows[-1].tokens,
+            "final_train_loss": rows[-1].loss,
+        }
+        assert record["final_validation_loss"] is None
+        assert record["peak_memory_bytes"] is None
+        assert not (file.parent / "state/train").exists()
+
+    @pytest.mark.parametrize("packing", [{}, {"packed": True, "max_seq_len": 100, "gradient_accumulation_steps": 1}])
+    def test_tokens_are_counted_without_padding(
+        self, make: Callable[..., Path], model: Path, packing: dict[str, Any]
+    ) -> None:
+        file = make(epochs=1, batch_size=1, **{"gradient_accumulation_steps": 5, **packing})
+        record = run(file)
+        tokenizer = ChatTokenizer(str(model))
+        config = OmegaConf.load(file)
+        samples = [json.loads(line) for line in Path(config.dataset.data_files).read_text().splitlines()]
+        lengths = [
+            len(
+                tokenizer.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": s["input"]}, {"role": "assistant", "content": s["output"]}]
+                )["input_ids"]
+            )
+            for s in samples
+        ]
+        assert record["tokens"] == sum(lengths)
+        assert max(lengths) > min(lengths)
+
+    def test_a_row_is_on_disk_before_the_next_step(self, tmp_path: Path) -> None:
+        written = TrainingLog(tmp_path / "log.csv")
+        written.add(Row(1, 1, 2.5, 1e-3, 10, 0.5))
+        assert [row.step for row in read_log(tmp_path / "log.csv")] == [1]
+        (tmp_path / "log.csv").write_text((tmp_path / "log.csv").read_text() + "2,1,2.4")
+        assert [row.step for row in read_log(tmp_path / "log.csv")] == [1]
+
+    def test_data_that_is_not_what_the_recipe_names_is_refused(self, make: Callable[..., Path]) -> None:
+        file = make()
+        file.write_text(f"# training data sha256: {'0' * 64}\n{file.read_text()}")
+        with pytest.raises(TrainingError, match=r"train\.jsonl: has changed since .*recipe\.yaml was written"):
+            run(file)
+
+
+def test_a_loss_that_is_not_finite_ends_it_at_that_step(make: Callable[..., Path]) -> None:
+    file = make(lr=1e30)
+    with pytest.raises(TrainingError, match=r"the training diverged: the loss of step 2 is (nan|inf)"):
+        run(file)
+    assert not (file.parent / "adapter").exists()
+    assert [row.step for row in read_log(file.parent / "state/train/training_log.csv")] == [1]
+
+
+class TestValidation:
+    def test_its_loss_is_transformers_mean_over_the_answers_tokens(
+        self, make: Callable[..., Path], model: Path, tmp_path: Path
+    ) -> None:
+        held_out = write_samples(tmp_path / "validation.jsonl", "acegikmoqsu")
+        file = make(data={"validation": str(held_out)})
+        record = run(file)
+        rows = log(file)
+        assert [row.validation_loss is not None for row in rows] == [False, True, False, True]
+        assert rows[1].validation_loss != rows[3].validation_loss
+        network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        adapter = load_file(file.parent / "adapter/adapter_model.safetensors")
+        for name in [name for name in adapter if "lora_A" in name]:
+            update = 2 * adapter[name.replace("lora_A", "lora_B")] @ adapter[name]  # alpha is twice the rank
+            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            network.get_submodule(module).weight.data += update
+        tokenizer = ChatTokenizer(str(model))
+        total, count = 0.0, 0
+        for line in held_out.read_text().splitlines():
+            sample = json.loads(line)
+            messages = [{"role": "user", "content": sample["input"]}]
+            prompt = tokenizer.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            messages.append({"role": "assistant", "content": sample["output"]})
+            tokens = torch.tensor([tokenizer.tokenizer.apply_chat_template(messages)["input_ids"]])
+            with torch.inference_mode():
+                logits = network(tokens).logits[0, len(prompt) - 1 : -1]
+            total += float(torch.nn.functional.cross_entropy(logits, tokens[0, len(prompt) :], reduction="sum"))
+            count += tokens.shape[1] - len(prompt)
+        assert record["final_validation_loss"] == rows[3].validation_loss == pytest.approx(total / count, rel=1e-4)
+
+    def test_it_does_not_change_what_is_trained(self, make: Callable[..., Path], tmp_path: Path) -> None:
+        with_it = make("with", data={"validation": str(write_samples(tmp_path / "validation.jsonl", "aceg"))})
+        without = make("without")
+        run(with_it)
+        run(without)
+        assert weights(with_it) == weights(without)
+
+
+class TestMetricLoggers:
+    def test_tensorboard_is_told_what_stands_in_the_log(self, make: Callable[..., Path], tmp_path: Path) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        file = make(data={"validation": str(write_samples(tmp_path / "validation.jsonl", "aceg"))})
+        folder = tmp_path / "sweep/tensorboard/point"
+        folder.mkdir(parents=True)
+        (folder / "events.out.tfevents.0.old").write_text("of an earlier training")
+        run(file, "disk", "tensorboard")
+        assert len(list(folder.iterdir())) == 1
+        events = EventAccumulator(str(folder)).Reload()
+        assert set(events.Tags()["tensors"]) == set(COLUMNS) - {"step"}
+        for name in events.Tags()["tensors"]:
+            seen = {event.step: float(event.tensor_proto.float_val[0]) for event in events.Tensors(name)}
+            logged = {row.step: getattr(row, name) for row in log(file) if getattr(row, name) is not None}
+            assert seen == pytest.approx(logged, rel=1e-6)
+
+    def test_wandb_runs_offline_in_the_results_alone(
+        self, make: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        file = make()
+        home = tmp_path_factory.mktemp("home")
+        command = [sys.executable, ROOT / "scripts/train.py", "--recipe", file, "--adapter", file.parent / "adapter"]
+        environment = {"HOME": str(home), "PYTHONPATH": str(ROOT / "workflow")}
+        old = tmp_path / "sweep/wandb/point/of an earlier training"
+        old.mkdir(parents=True)
+        working = tmp_path_factory.mktemp("working")
+        subprocess.run([*command, "--metric-loggers", "wandb"], check=True, env=environment, cwd=working)
+        folder = tmp_path / "sweep/wandb/point"
+        assert not old.exists()
+        [run] = (folder / "wandb").glob("offline-run-*")
+        [history] = run.glob("run-*.wandb")
+        assert read_history(history) == [row.get_metrics() | {"global_step": row.step} for row in log(file)]
+        assert not [path for path in (*home.rglob("*"), *working.rglob("*")) if path.is_file()]
+        assert not [path for path in folder.rglob("*") if path.is_file() and not path.stat().st_mode & stat.S_IROTH]
+
+
+def read_history(file: Path) -> list[dict[str, float]]:
+    """What an offline run of W&B was told, by its own reader."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(file))
+    told = []
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            told.append({key: value for key, value in values.items() if not key.startswith("_")})
+    return told

@@ -1,0 +1,69 @@
+"""How trainings are watched, and on what they are validated: what reruns, and what is refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sweep import Sweep
+
+LETTERS = '{"input": "after a", "output": "b"}\n'
+
+
+def pretend_to_train(sweep: Sweep) -> None:
+    """Leave what a training leaves, as far as Snakemake looks."""
+    sweep.run("configure_all")
+    for recipe in sweep.results.glob("*/recipe.yaml"):
+        (recipe.parent / "adapter").mkdir()
+        for name in ("adapter_model.safetensors", "adapter_config.json", "lorasweep.json"):
+            (recipe.parent / "adapter" / name).write_text("{}")
+    sweep.run("--touch", "--forcerun", "train", "--until", "train")
+
+
+@pytest.fixture
+def trained(make: Callable[..., Sweep]) -> Sweep:
+    sweep = make()
+    sweep.edit(evaluation={"enabled": False})
+    pretend_to_train(sweep)
+    return sweep
+
+
+def test_a_change_of_the_metric_loggers_reruns_nothing(trained: Sweep) -> None:
+    before = trained.plan()
+    assert "train" not in before
+    assert "configure" not in before
+    trained.edit(training={"metric_loggers": ["disk", "tensorboard", "wandb"]})
+    assert trained.plan() == before
+    said = trained.run("--dry-run", "--printshellcmds", "--forcerun", "train")
+    assert "--metric-loggers disk,tensorboard,wandb" in said
+
+
+def test_validation_data_that_is_added_or_edited_trains_anew(trained: Sweep) -> None:
+    file = trained.directory / "held_out.jsonl"
+    file.write_text(LETTERS)
+    trained.edit(data={"validation": "held_out.jsonl"})
+    assert trained.plan()["train"] == 2
+    trained.run("configure_all")
+    recipe = trained.results / "lora_rank=4/recipe.yaml"
+    assert recipe.read_text().splitlines()[1].startswith("# validation data sha256: ")
+    assert "configure" not in trained.plan()
+    file.write_text(LETTERS * 2)
+    assert trained.plan()["configure"] == 2
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"data": {"validation": "none.jsonl"}}, "data.validation: no such file: none.jsonl"),
+        ({"data": {"validation": "bad.jsonl"}}, "bad.jsonl:1: no column 'output' (data.output_column)"),
+        ({"training": {"metric_loggers": ["tensorbord"]}}, "training.metric_loggers.0: 'tensorbord' is not accepted"),
+        ({"runs": [{"name": "wandb"}]}, "wandb"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_its_key(make: Callable[..., Sweep], sections: dict[str, Any], said: str) -> None:
+    sweep = make()
+    (sweep.directory / "bad.jsonl").write_text('{"input": "a"}\n')
+    sweep.edit(**sections)
+    refused = sweep.snakemake()
+    assert refused.returncode == 1
+    assert said in refused.stdout + refused.stderr
