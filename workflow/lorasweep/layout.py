@@ -21,11 +21,8 @@ MANIFEST = "manifest.json"
 STATE = "state"
 """What stages need only while they run. No output of a rule, since Snakemake deletes those of a failed job."""
 
-FAILURES = "failures.json"
+FAILURE_RECORD = "failures.json"
 """In an experiment's folder: what failed in its last run, where something did."""
 
 EXPERIMENT = "experiment.yaml"
 """In an experiment's folder: the whole configuration of its last run."""
-
-STORAGE = "storage.csv"
-"""In an experiment's folder: what lay on disk while it ran."""

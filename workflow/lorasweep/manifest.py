@@ -11,7 +11,7 @@ from typing import Any
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 from lorasweep.files import write_aside
-from lorasweep.layout import ADAPTER_WEIGHTS, FAILURES, MANIFEST, METRICS, RECORD, STATE
+from lorasweep.layout import ADAPTER_WEIGHTS, FAILURE_RECORD, MANIFEST, METRICS, RECORD, STATE
 from lorasweep.versions import get_git_revision
 
 _STAGES = {
@@ -98,7 +98,7 @@ def list_points(results: Path, baselines: Iterable[str], is_partial: bool) -> li
     points = [*baselines] + [name for name, entry in record.items() if entry["current"]]
     if not is_partial:
         return points
-    failures = json.loads((results / FAILURES).read_text()) if (results / FAILURES).is_file() else []
+    failures = json.loads((results / FAILURE_RECORD).read_text()) if (results / FAILURE_RECORD).is_file() else []
     failed = {failure["point"] for failure in failures}
     return [point for point in points if point not in failed and (results / point / MANIFEST).is_file()]
 

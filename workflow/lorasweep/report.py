@@ -20,13 +20,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorasweep.experiment import Experiment
-from lorasweep.layout import EXPERIMENT, FAILURES, STORAGE
+from lorasweep.layout import EXPERIMENT, FAILURE_RECORD, TRAINING_LOG
 from lorasweep.plots import Plot, draw_losses, draw_metric, draw_storage, get_theme, write_pictures
 from lorasweep.points import BASELINE, format_value
+from lorasweep.storage_log import STORAGE
 from lorasweep.table import is_metric
-
-TRAINING_LOG = "training_log.csv"
-"""Beside an adapter: what the trainer logged."""
 
 _TEMPLATES = Path(__file__).parents[1] / "report"
 
@@ -64,7 +62,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     variables = answer["variables"]
     drawn = _draw(results, table, settings, variables, answer)
     write_pictures(drawn, plots)
-    failures = json.loads((results / FAILURES).read_text()) if (results / FAILURES).is_file() else []
+    failures = json.loads((results / FAILURE_RECORD).read_text()) if (results / FAILURE_RECORD).is_file() else []
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     text = environment.get_template("report.html.jinja").render(
         name=experiment.experiment.name,

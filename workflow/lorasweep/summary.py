@@ -9,9 +9,6 @@ from pathlib import Path
 
 from lorasweep.files import write_aside
 
-FAILURE_RECORD = "failures.json"
-"""In an experiment's folder: the failures of the last run that had any; removed by one that ends well."""
-
 _MEMORY = "SLURM ended it for its memory; more: --set-resources RULE:mem_mb=MB, or --retries 1"
 
 # What to look for in a log, and what to say of it; the first that is found is the reason.

@@ -76,13 +76,13 @@ try:
         make_recipe,
     )
     from lorasweep.job_watcher import JobWatcher
-    from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, RECORD
+    from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FAILURE_RECORD, METRICS, RECORD
     from lorasweep.layout import EXPERIMENT as EXPERIMENT_FILE
     from lorasweep.pipeline import get_stages
     from lorasweep.points import BASELINE, get_baselines, get_points, record_points
     from lorasweep.shapes import read_shape
     from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
-    from lorasweep.summary import FAILURE_RECORD, FailureRecorder, summarise, write_failures
+    from lorasweep.summary import FailureRecorder, summarise, write_failures
     from lorasweep.tasks import get_tasks
 except ModuleNotFoundError as error:
     raise WorkflowError(
