@@ -13,7 +13,7 @@ BIN := $(VENV)/driver/bin
 STAGES := driver train eval
 PYTEST := -m pytest -q -p no:cacheprovider
 
-.PHONY: help install install-vllm install-test demo test lint unit workflow e2e e2e-trained e2e-finished slurm docs clean
+.PHONY: help install install-vllm install-test demo test lint unit workflow e2e e2e-trained e2e-finished browser slurm docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,10 @@ e2e-trained: install-test
 
 e2e-finished: install-test
 	$(BIN)/python $(PYTEST) tests/e2e --ignore tests/e2e/test_direct.py --ignore tests/e2e/test_storage.py
+
+browser: install-test  ## test the report in a real browser, which is installed for it where root can do so
+	@$(BIN)/python tests/browser/chromium.py install || [ $$? = 3 ]
+	$(BIN)/python $(PYTEST) tests/browser
 
 slurm: install-test  ## test on a real SLURM, which is installed and started for it where root can do so
 	@$(BIN)/python tests/slurm/cluster.py install || [ $$? = 3 ]

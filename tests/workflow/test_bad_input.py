@@ -112,6 +112,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(evaluation={"baselines": [{"name": "other", "model": "results/planned/lora_rank=4/hf_model"}]}),
         ["evaluation.baselines.0.model", "is of this experiment", "outside of results/"],
     ),
+    "no such task to report on": (edit(report={"task": "leters"}), ["report.task", "'leters'", "accepted: letters"]),
     "too many adapters a job": (edit(evaluation={"adapters_per_job": 1000}), ["adapters_per_job", "1000", "200"]),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{

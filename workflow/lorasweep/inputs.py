@@ -31,6 +31,12 @@ def check_inputs(
         raise InputError(
             f"{source}: evaluation.tasks: [] is not accepted; accepted: at least one Inspect task, or enabled: false"
         )
+    names = [task.name for task in tasks]
+    if experiment.report.task and experiment.report.task not in names:
+        raise InputError(
+            f"{source}: report.task: {experiment.report.task!r} is not accepted; accepted: "
+            f"{', '.join(names) or 'null, where no task is evaluated'}"
+        )
     points = list(points)
     _check_backend(experiment, points, source)
     for point in points:
