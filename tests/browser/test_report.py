@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
-from chromium import find_chromium
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
+from chromium import find_chromium
 from lorasweep.pipeline import get_stages
 from lorasweep.points import BASELINE
 from lorasweep.report import make_report

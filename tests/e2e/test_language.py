@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sweep import POINTS, ROOT, RUN, Sweep, run_stage
+from sweep import POINTS, ROOT, RUN, SUMMED_UP, Sweep, run_stage
 
 SOLVERS = """
 from inspect_ai.solver import solver
@@ -54,7 +54,7 @@ def evaluated(finished: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Swee
     baselines = [{"name": "checkpoint", "model": "checkpoint"}]
     sweep.edit(evaluation={"tasks": TASKS, "baselines": baselines}, plan={"count": False})
     evaluations = {"evaluate": 3, "evaluate_merged": 1, "evaluate_adapters": 1, "publish": 1}
-    assert sweep.plan() == {**evaluations, "cleanup": 5, "collect": 1}
+    assert sweep.plan() == {**evaluations, "cleanup": 5, **SUMMED_UP}
     sweep.run()
     assert sweep.plan() == {}
     return sweep

@@ -132,7 +132,9 @@ def _tell_delta(best: Mapping[str, Any], metric: str, task: str, level: float, h
     p_value: Any = best.get(f"{metric}:p_adjusted")
     if delta == 0 or (not _is_missing(p_value) and p_value > level):
         p_text = "" if _is_missing(p_value) else f", {_format_p(p_value)}"
-        return f". Against the base model that is {delta:+.3f}{interval}{p_text}: no difference beyond the noise."
+        # Where the difference stands out alone, and not as the largest of many.
+        many = " of so many comparisons" if not _is_missing(p_value) and best[f"{metric}:p"] <= level else ""
+        return f". Against the base model that is {delta:+.3f}{interval}{p_text}: no difference beyond the noise{many}."
     p_text = "" if _is_missing(p_value) else f", {_format_p(p_value)}"
     bad = " It is worse than the base model." if (delta > 0) != higher_is_better else ""
     return f". It is {abs(delta):.3f} {where} the base model{interval}{p_text}.{bad}"
