@@ -300,10 +300,20 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
 
 
 def _make_dataset(data: Data, controls: Controls) -> dict[str, Any]:
+    split = f"train[:{data.max_samples}]" if data.max_samples else "train"
+    if data.format == "completion":
+        return {
+            "_component_": "torchtune.datasets.text_completion_dataset",
+            "column": data.text_column,
+            "source": "json",
+            "data_files": data.train,
+            "split": split,
+            "packed": controls.packed,
+        }
     shared = {
         "source": "json",
         "data_files": data.train,
-        "split": "train",
+        "split": split,
         "new_system_prompt": data.system_prompt,
         "train_on_input": data.train_on_input,
         "packed": controls.packed,
