@@ -24,6 +24,8 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "no template": (["--no-chat-template"], {}),
     "no template, and system prompt": (["--no-chat-template"], {"system_prompt": "Answer with a letter."}),
     "system prompt of the task": ([], {"system_prompt": "Answer with a letter."}),
+    "completion": ([], {"format": "completion", "max_samples": 2}),
+    "completion without template": (["--no-chat-template"], {"format": "completion"}),
     "chat": ([], {"format": "chat"}),
     "chat and system prompt": ([], {"format": "chat", "system_prompt": "Answer with a letter."}),
 }
@@ -35,6 +37,9 @@ def sweep(tmp_path: Path, make_model: Callable[..., Path], request: pytest.Fixtu
     sweep = make_sweep(tmp_path, make_model("--family", "llama3", *model_arguments), "prompts")
     sweep.edit(runs=[{"name": "point"}], data=data, controls={"batch_size": 1})
     lines = (tmp_path / "train.jsonl").read_text().splitlines()[:3]
+    if data.get("format") == "completion":
+        samples = [{"text": f"{s['input']} comes {s['output']}", "input": s["input"]} for s in map(json.loads, lines)]
+        lines = [json.dumps(sample) for sample in samples]
     if data.get("format") == "chat":
         samples = [{"messages": [{"role": role, "content": text} for role, text in sample]} for sample in CHAT]
         lines = [json.dumps(sample) for sample in samples]
@@ -58,9 +63,15 @@ def test_training_and_evaluation_see_the_same_prompt_tokens(sweep: Sweep, reques
     said = run_stage("eval", "e2e/eval_prompts.py", *arguments, cwd=sweep.directory)
     evaluated = json.loads(said.splitlines()[-1])
     samples = (sweep.directory / "train.jsonl").read_text().splitlines()
+    if limit := sweep.config["data"].get("max_samples"):
+        samples, evaluated = samples[:limit], evaluated[:limit]
     assert len(trained) == len(evaluated) == len(samples)
     assert min(map(len, trained)) > len("after a")
-    if sweep.config["data"].get("format") == "chat":
+    if sweep.config["data"].get("format") == "completion":
+        # All is learnt: the prompt is what it begins with, and it ends where generation will stop.
+        assert [tokens[: len(prompt)] for tokens, prompt in zip(trained, evaluated, strict=True)] == evaluated
+        assert len({tokens[-1] for tokens in trained}) == 1
+    elif sweep.config["data"].get("format") == "chat":
         # In a longer conversation training learns earlier answers too; the prompt is what stands before the first.
         assert trained[0] == evaluated[0]
         assert evaluated[1][: len(trained[1])] == trained[1]

@@ -7,12 +7,13 @@ import pytest
 from lorasweep.dataset import check_data
 from lorasweep.errors import InputError
 from lorasweep.experiment import Data, Task
+from lorasweep.measuring import guess_lengths
 from lorasweep.tasks import get_tasks
 
 GOOD = '{"input": "a", "output": "b"}\n'
 
 
-def check(path: Path, text: str | bytes, **keys: str) -> int:
+def check(path: Path, text: str | bytes, **keys: str | int) -> int:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return check_data(Data.model_validate({"train": str(path), **keys}), "my.yaml")
 
@@ -51,6 +52,26 @@ def test_bad_data_is_refused_with_its_line(tmp_path: Path, text: str | bytes, sa
 def test_missing_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"my\.yaml: data\.train: no such file"):
         check_data(Data.model_validate({"train": str(tmp_path / "none")}), "my.yaml")
+
+
+TEXT = '{"text": "a and b"}\n'
+
+
+def test_plain_text_is_read_and_counted_up_to_the_limit(tmp_path: Path) -> None:
+    assert check(tmp_path / "data", TEXT * 3, format="completion") == 3
+    assert check(tmp_path / "data", GOOD * 3, max_samples=2) == 2
+    assert check(tmp_path / "data", GOOD * 3, max_samples=5) == 3
+    assert check(tmp_path / "data", GOOD, format="completion", text_column="input") == 1
+    with pytest.raises(InputError, match=r"data:2: no text in the column 'txt' \(data\.text_column\)"):
+        check(tmp_path / "data", '{"txt": "a"}\n' + TEXT, format="completion", text_column="txt")
+
+
+def test_a_guess_of_lengths_is_of_the_samples_that_are_trained_on(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_text(TEXT * 2 + '{"text": "' + "long " * 1000 + '"}\n')
+    data = Data(train=str(file), format="completion", max_samples=2)
+    assert guess_lengths(data, 2).get_mean(None) == len(TEXT) / 4
+    assert guess_lengths(data.model_copy(update={"max_samples": None}), 3).get_mean(None) > 100
 
 
 CHAT = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'

@@ -22,14 +22,18 @@ def model(tmp_path: Path) -> Path:
 
 
 def make(
-    model: Path, override: dict[str, Any] | None = None, swept: tuple[str, ...] = (), **controls: Any
+    model: Path,
+    override: dict[str, Any] | None = None,
+    swept: tuple[str, ...] = (),
+    data: Data = Data(train="train.jsonl"),  # noqa: B008
+    **controls: Any,
 ) -> dict[str, Any]:
     spec = TrainingSpec(
         checkpoint=read_checkpoint(model),
         controls=Controls(_override=override or {}, **controls),
         swept=swept,
         model=Model(path=str(model), device="cpu"),
-        data=Data(train="train.jsonl"),
+        data=data,
         output_dir="results/x/point",
     )
     return dict(yaml.safe_load(recipe(spec)))
@@ -47,6 +51,19 @@ def test_controls_stand_where_torchtune_reads_them(model: Path) -> None:
 
 def test_the_same_settings_give_the_same_text(model: Path) -> None:
     assert make(model, lr=1e-4) == make(model, lr=0.0001)
+
+
+def test_plain_text_and_the_first_samples_are_what_torchtune_is_told(model: Path) -> None:
+    assert make(model)["dataset"]["split"] == "train"
+    assert make(model, data=Data(train="t", max_samples=5))["dataset"]["split"] == "train[:5]"
+    assert make(model, data=Data(train="t", format="completion", text_column="body"))["dataset"] == {
+        "_component_": "torchtune.datasets.text_completion_dataset",
+        "column": "body",
+        "source": "json",
+        "data_files": "t",
+        "split": "train",
+        "packed": False,
+    }
 
 
 class TestOverride:

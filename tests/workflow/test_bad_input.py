@@ -100,6 +100,11 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "a pattern for a path": (edit(data={"train": "train[1].jsonl"}), ["data.train", "'train[1].jsonl'", "patterns"]),
     "an override that is none": (edit(controls={"_override": {"a": "${"}}), ["controls._override"]),
     "an adapter of its own": (own_adapter, ["adapter:", "lora_rank=4/adapter", "'again'", "outside of results/"]),
+    "a system prompt in plain text": (
+        edit(data={"format": "completion", "input_column": "text", "system_prompt": "Answer."}),
+        ["data.system_prompt", "'Answer.'", "plain text"],
+    ),
+    "no text": (edit(data={"format": "completion"}), ["train.jsonl:1", "no text in the column 'text'"]),
     "no such baseline": (
         edit(evaluation={"baselines": [{"name": "other", "model": "none"}]}),
         ["evaluation.baselines.0.model", "no such directory: 'none'"],

@@ -10,7 +10,7 @@ from lorasweep.experiment import Data
 
 
 def check_data(data: Data, source: str, key: Literal["train", "validation"] = "train") -> int:
-    """Read every sample of the training data, or of the validation data, and return their number.
+    """Read every sample of the training or the validation data, and return how many are trained on, or validated.
 
     Accepted are JSON lines (one object a line) and one JSON array of objects.
 
@@ -33,7 +33,7 @@ def check_data(data: Data, source: str, key: Literal["train", "validation"] = "t
         count += 1
     if count == 0:
         raise InputError(f"{where}: {path} holds no sample; accepted: at least one JSON object")
-    return count
+    return min(count, data.max_samples or count) if key == "train" else count
 
 
 def _read_samples(path: Path) -> Iterator[tuple[int, Any]]:
@@ -94,6 +94,14 @@ def _check_sample(sample: Any, data: Data, where: str) -> None:
                 )
             if not isinstance(sample[column], str) or not sample[column]:
                 raise InputError(f"{where}: {column}: {sample[column]!r} is not accepted; accepted: text")
+        return
+    if data.format == "completion":
+        text = sample.get(data.text_column)
+        if not isinstance(text, str) or not text:
+            raise InputError(
+                f"{where}: no text in the column '{data.text_column}' (data.text_column)"
+                f"{nearest(data.text_column, sample)}; it has: {', '.join(sample)}"
+            )
         return
     messages = sample.get(data.messages_column)
     if not isinstance(messages, list) or not messages:

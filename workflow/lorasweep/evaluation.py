@@ -61,6 +61,9 @@ class EvaluationSpec(BaseModel):
     files: dict[str, str]
     """sha256 by the path of each file that the tasks are made of."""
 
+    has_plain_prompts: Literal[True] | None = _optional
+    """Whether a prompt is its text alone, although the model may have a chat template."""
+
     @property
     def sha256(self) -> str:
         """Of the whole, in hexadecimal: two evaluations of one adapter with one digest are the same."""
@@ -112,6 +115,7 @@ def make_evaluation_spec(
         temperature=evaluation.temperature,
         seed=evaluation.seed,
         files={str(file): digest_file(file) for file in sorted(files)},
+        has_plain_prompts=True if experiment.data.format == "completion" else None,
     )
 
 

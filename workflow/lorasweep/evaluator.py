@@ -24,6 +24,9 @@ from lorasweep.probe import base_logits, measure_effect, probe_logits
 from lorasweep.tensors import get_torch_name
 from lorasweep.versions import get_versions
 
+_PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""A template that writes no more than what messages say."""
+
 
 class EvaluationError(RuntimeError):
     """A task ended in an error, or without all of its samples."""
@@ -151,6 +154,10 @@ def _make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model
     from inspect_ai.model import get_model
 
     sampled = spec.temperature > 0
+    if spec.has_plain_prompts:
+        model_args["chat_template"] = _PLAIN
+    # A chat template writes the special tokens itself; the tokenizer would put a second one in front.
+    writes_special_tokens = checkpoint.has_chat_template and not spec.has_plain_prompts
     return get_model(
         name,
         memoize=False,
@@ -158,8 +165,7 @@ def _make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model
         device="cuda:0" if spec.device == "cuda" else "cpu",
         dtype=get_torch_name(spec.dtype),
         do_sample=sampled,
-        # A chat template writes the special tokens itself; the tokenizer would put a second one in front.
-        tokenizer_call_args={"add_special_tokens": not checkpoint.has_chat_template},
+        tokenizer_call_args={"add_special_tokens": not writes_special_tokens},
         **model_args,
     )
 

@@ -182,8 +182,13 @@ class Data(Section):
     """The file of training samples; not needed where every point has an adapter already."""
     validation: PathText | None = None
     """A file of samples like `train`, never trained on, whose loss is measured after each epoch; `null`: none."""
-    format: Literal["instruct", "chat"] = "instruct"
-    """`instruct`: an input and an output column; `chat`: a column of messages with `role` and `content`."""
+    max_samples: Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)] = None
+    """Train on the first so many samples only; `null`: all."""
+    format: Literal["instruct", "chat", "completion"] = "instruct"
+    """`instruct`: an input and an output column; `chat`: a column of messages with `role` and `content`; `completion`:
+    a column of plain text, all of which is learnt; the evaluation's prompts are plain text then, in no template."""
+    text_column: Annotated[Text, Field(exclude_if=lambda value: value == "text")] = "text"
+    """`completion`: the column that holds the text."""
     input_column: Text = "input"
     """`instruct`: the column that holds the user's turn."""
     output_column: Text = "output"

@@ -37,6 +37,11 @@ def check_inputs(
             f"{source}: report.task: {experiment.report.task!r} is not accepted; accepted: "
             f"{', '.join(names) or 'null, where no task is evaluated'}"
         )
+    if experiment.data.format == "completion" and experiment.data.system_prompt:
+        raise InputError(
+            f"{source}: data.system_prompt: {experiment.data.system_prompt!r} does not go with data.format: "
+            "completion, which is plain text; accepted: none, or another format"
+        )
     points = list(points)
     _check_backend(experiment, points, source)
     for point in points:
@@ -170,6 +175,11 @@ def _check_backend(experiment: Experiment, points: Iterable[Point], source: str)
         raise InputError(
             f"{source}: evaluation.backend: 'vllm' does not go with mode {other.mode} (point '{other.name}'): vLLM "
             "applies adapters itself; accepted: model_format: adapter with merge_adapters: false, or backend: hf"
+        )
+    if experiment.data.format == "completion":
+        raise InputError(
+            f"{source}: evaluation.backend: 'vllm' does not go with data.format: completion, whose prompts have no "
+            "template; accepted: hf"
         )
     if experiment.model.device != "cuda":
         raise InputError(

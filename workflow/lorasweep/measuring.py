@@ -8,6 +8,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ MOST_SAMPLES = 1000
 
 def guess_lengths(data: Data, samples: int) -> Lengths:
     """Return the mean length of training samples by the size of their file."""
-    size = Path(data.train).stat().st_size if data.train and samples else 0
+    size = 0
+    if data.train and samples:
+        size = Path(data.train).stat().st_size
+        if data.max_samples:
+            with Path(data.train).open("rb") as file:
+                size = sum(map(len, islice(file, samples)))
     return Lengths(samples, (size / BYTES_PER_TOKEN / max(1, samples),), are_counted=False)
 
 

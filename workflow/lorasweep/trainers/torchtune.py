@@ -293,7 +293,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
         },
         "resume_from_checkpoint": False,
         _ADAPTER_ONLY: True,
-        "dataset": _make_dataset(spec.data, spec.data.train, packed=controls.packed),
+        "dataset": _make_dataset(spec.data, spec.data.train, _get_split(spec.data), packed=controls.packed),
         **_make_validation(spec.data),
         "seed": controls.seed,
         "shuffle": True,
@@ -330,14 +330,27 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
 
 def _make_validation(data: Data) -> dict[str, Any]:
     """The section that torchtune's recipes with a validation of their own have; this one reads over it."""
-    return {"dataset_val": _make_dataset(data, data.validation, packed=False)} if data.validation else {}
+    return {"dataset_val": _make_dataset(data, data.validation, "train", packed=False)} if data.validation else {}
 
 
-def _make_dataset(data: Data, file: str | None, packed: bool) -> dict[str, Any]:
+def _get_split(data: Data) -> str:
+    return f"train[:{data.max_samples}]" if data.max_samples else "train"
+
+
+def _make_dataset(data: Data, file: str | None, split: str, packed: bool) -> dict[str, Any]:
+    if data.format == "completion":
+        return {
+            "_component_": "torchtune.datasets.text_completion_dataset",
+            "column": data.text_column,
+            "source": "json",
+            "data_files": file,
+            "split": split,
+            "packed": packed,
+        }
     shared = {
         "source": "json",
         "data_files": file,
-        "split": "train",
+        "split": split,
         "new_system_prompt": data.system_prompt,
         "train_on_input": data.train_on_input,
         "packed": packed,

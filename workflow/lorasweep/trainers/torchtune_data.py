@@ -73,6 +73,13 @@ class ChatTokenizer:
             )
         return tokens, mask
 
+    def encode(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
+        """Return the tokens of plain text, as torchtune's text completion asks for them."""
+        tokens: list[int] = list(self.tokenizer(text, add_special_tokens=add_bos)["input_ids"])
+        if add_eos and tokens[-1] not in self.stop_ids:
+            tokens.append(self.stop_ids[0])
+        return tokens
+
     def _render(self, messages: Sequence[Mapping[str, str]], asks: bool) -> str:
         """Write messages as text; `asks` adds what stands before an answer."""
         if self.tokenizer.chat_template is None:
