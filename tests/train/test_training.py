@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -16,56 +15,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.experiment import Controls, Data, Model
-from lorasweep.trainers import TrainingError, TrainingSpec
-from lorasweep.trainers.torchtune import recipe, train
+from lorasweep.trainers import TrainingError
+from lorasweep.trainers.torchtune import train
 from lorasweep.trainers.torchtune_data import ChatTokenizer
 from lorasweep.trainers.training_log import COLUMNS, Row, TrainingLog, read_log
-from tiny_model import make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
-# Two batches of an epoch are left over: torchtune carries them into the next one.
-CONTROLS = {"epochs": 2, "batch_size": 3, "gradient_accumulation_steps": 3, "lr": 4e-3, "lora_dropout": 0.1}
-STEPS_PER_EPOCH = 2
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = make_tokenizer(has_chat_template=True)
-    make_model("llama3", tokenizer, seed=0).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-def write_samples(file: Path, letters: str) -> Path:
-    # Of several lengths, so that batches are padded.
-    samples = [{"input": "after " + a * (1 + i % 4), "output": b} for i, (a, b) in enumerate(pairwise(letters))]
-    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    return file
-
-
-@pytest.fixture
-def make(tmp_path: Path, model: Path) -> Callable[..., Path]:
-    """Write the recipe of a point."""
-
-    def make(point: str = "point", data: dict[str, Any] | None = None, **controls: Any) -> Path:
-        spec = TrainingSpec(
-            checkpoint=read_checkpoint(model),
-            controls=Controls(**{**CONTROLS, **controls}),
-            swept=(),
-            model=Model(path=str(model), device="cpu", dtype="fp32"),
-            data=Data(train=str(write_samples(tmp_path / "train.jsonl", ascii_lowercase)), **(data or {})),
-            output_dir=str(tmp_path / "sweep" / point),
-        )
-        file = tmp_path / "sweep" / point / "recipe.yaml"
-        file.parent.mkdir(parents=True)
-        file.write_text(recipe(spec))
-        return file
-
-    return make
+Writer = Callable[[Path, str], Path]
 
 
 def run(recipe: Path, *metric_loggers: str) -> dict[str, Any]:
@@ -160,7 +117,7 @@ def test_a_loss_that_is_not_finite_ends_it_at_that_step(make: Callable[..., Path
 
 class TestValidation:
     def test_its_loss_is_transformers_mean_over_the_answers_tokens(
-        self, make: Callable[..., Path], model: Path, tmp_path: Path
+        self, make: Callable[..., Path], write_samples: Writer, model: Path, tmp_path: Path
     ) -> None:
         held_out = write_samples(tmp_path / "validation.jsonl", "acegikmoqsu")
         file = make(data={"validation": str(held_out)})
@@ -188,7 +145,9 @@ class TestValidation:
             count += tokens.shape[1] - len(prompt)
         assert record["final_validation_loss"] == rows[3].validation_loss == pytest.approx(total / count, rel=1e-4)
 
-    def test_it_does_not_change_what_is_trained(self, make: Callable[..., Path], tmp_path: Path) -> None:
+    def test_it_does_not_change_what_is_trained(
+        self, make: Callable[..., Path], write_samples: Writer, tmp_path: Path
+    ) -> None:
         with_it = make("with", data={"validation": str(write_samples(tmp_path / "validation.jsonl", "aceg"))})
         without = make("without")
         run(with_it)
@@ -197,7 +156,9 @@ class TestValidation:
 
 
 class TestMetricLoggers:
-    def test_tensorboard_is_told_what_stands_in_the_log(self, make: Callable[..., Path], tmp_path: Path) -> None:
+    def test_tensorboard_is_told_what_stands_in_the_log(
+        self, make: Callable[..., Path], write_samples: Writer, tmp_path: Path
+    ) -> None:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         file = make(data={"validation": str(write_samples(tmp_path / "validation.jsonl", "aceg"))})

@@ -199,7 +199,7 @@ def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch:
         with (results / name / "adapter/weights").open("wb") as file:
             file.truncate(60_000_000)
     roomy = planner.experiment.model_copy(
-        update={"plan": planner.experiment.plan.model_copy(update={"storage_limit_gb": 0.4})}
+        update={"plan": planner.experiment.plan.model_copy(update={"storage_limit_gb": 0.7})}
     )
     assert Forecast(roomy, results, planner, {}, [], wanted, {}, "").explain_shortage() is None
 
@@ -273,8 +273,8 @@ def test_where_there_is_no_room_it_is_said_which_bound_or_mode_would_fit(
     assert said is not None
     assert "this run needs 64." in said
     assert "20.00 GB are free by plan.storage_limit_gb: 20" in said
-    assert "evaluation.max_merged_models: 1 (16." in said
-    assert "mode B2 (model_format: adapter, merge_adapters: false) (0." in said
+    assert "evaluation.max_merged_models: 1 (17." in said
+    assert "mode B2 (model_format: adapter, merge_adapters: false) (1." in said
     enough = make_planner(tmp_path, parallel=1, plan={"storage_limit_gb": 20.0})
     forecast = Forecast(enough.experiment, tmp_path / "results/e", enough, {}, [], wanted, {}, "")
     assert forecast.explain_shortage() is None

@@ -28,14 +28,14 @@ def trained(make: Callable[..., Sweep]) -> Sweep:
     return sweep
 
 
-def test_a_change_of_the_metric_loggers_reruns_nothing(trained: Sweep) -> None:
+def test_a_change_of_how_trainings_are_watched_and_saved_reruns_nothing(trained: Sweep) -> None:
     before = trained.plan()
     assert "train" not in before
     assert "configure" not in before
-    trained.edit(training={"metric_loggers": ["disk", "tensorboard", "wandb"]})
+    trained.edit(training={"metric_loggers": ["disk", "tensorboard", "wandb"], "save_minutes": 3})
     assert trained.plan() == before
     said = trained.run("--dry-run", "--printshellcmds", "--forcerun", "train")
-    assert "--metric-loggers disk,tensorboard,wandb" in said
+    assert "--metric-loggers disk,tensorboard,wandb --save-minutes 3 " in said
 
 
 def test_validation_data_that_is_added_or_edited_trains_anew(trained: Sweep) -> None:

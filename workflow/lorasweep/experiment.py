@@ -205,10 +205,12 @@ MetricLogger = Literal["disk", "tensorboard", "wandb"]
 
 
 class Training(Section):
-    """How trainings are watched. Nothing here reruns anything."""
+    """How trainings are watched and saved. Nothing here reruns anything."""
 
     metric_loggers: list[MetricLogger] = ["disk"]
     """What is told each step's loss: `adapter/training_log.csv` (`disk`, always), TensorBoard, Weights & Biases."""
+    save_minutes: PositiveInt = 10
+    """After so many minutes the state of a training is saved: one that is killed goes on from there."""
 
 
 class Task(Section):
@@ -353,7 +355,7 @@ class Experiment(Section):
     data: Data = Data()
     """The training data."""
     training: Training = Training()
-    """How trainings are watched."""
+    """How trainings are watched and saved."""
     evaluation: Evaluation = Evaluation()
     """How each point is evaluated, and how its checkpoint is kept."""
     plan: Planning = Planning()

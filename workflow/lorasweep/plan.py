@@ -288,6 +288,7 @@ class Planner:
                 trained[name] = before[0]
             else:
                 state = (2 * point.controls.epochs + 1) * adapter
+                state += resources.SAVED_STATES * self.get_adapter_bytes(point)
                 trained[name] = add(
                     "train",
                     [name],

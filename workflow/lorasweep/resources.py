@@ -35,6 +35,9 @@ UNSTATED_LENGTH = 2048
 UNSTATED_SAMPLES = 1000
 """Samples of a task where `limit` sets none."""
 
+SAVED_STATES = 6
+"""Sizes of the adapter that the saved states of a training take: two, each with AdamW's two moments."""
+
 # Hugging Face's names of what LoRA changes.
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _ATTENTION = {"output_proj": "o_proj"}
@@ -98,9 +101,9 @@ def train_runtime(checkpoint: Checkpoint, controls: Controls, model: Model, samp
 
 
 def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> int:
-    """Return the disk of a training in MB: two copies of the adapter an epoch, and the one that is kept."""
+    """Return the disk of a training in MB: two copies of the adapter an epoch, the one that is kept, saved states."""
     size = count_lora_parameters(checkpoint, controls) * BYTES[model.dtype]
-    return 100 + ceil((2 * controls.epochs + 1) * size / MB)
+    return 100 + ceil((2 * controls.epochs + 1 + SAVED_STATES) * size / MB)
 
 
 def model_disk_mb(checkpoint: Checkpoint, model: Model) -> int:

@@ -35,11 +35,13 @@ rule train:
         disk_mb=train_disk_mb,
         gpu=GPUS,
         metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
+        save_minutes=EXPERIMENT.training.save_minutes,
     params:
         adapter=get_adapter_folder,
     shell:
-        f"{RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}"
-        " --metric-loggers {resources.metric_loggers:q} > {log:q} 2>&1"
+        # The shell becomes the training, so that a signal to a job reaches what can save its state.
+        f"exec {RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}"
+        " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes} > {log:q} 2>&1"
 
 
 rule adopt:

@@ -12,6 +12,9 @@ from typing import Any, Protocol, cast
 from lorasweep.checkpoint import Checkpoint
 from lorasweep.experiment import Controls, Data, Model
 
+SAVE_MINUTES = 10
+"""Between one saved state of a training and the next, unless the experiment says otherwise."""
+
 
 @dataclass(frozen=True)
 class TrainingSpec:
@@ -43,11 +46,14 @@ class Trainer(Protocol):
     def measure_lengths(self, recipe: Path, most: int) -> list[int]:
         """Return how many tokens samples have, of so many at most, evenly taken; none is cut or packed."""
 
-    def train(self, recipe: Path, adapter: Path, metric_loggers: Collection[str] = ()) -> None:
+    def train(
+        self, recipe: Path, adapter: Path, metric_loggers: Collection[str] = (), save_minutes: float = SAVE_MINUTES
+    ) -> None:
         """Run a recipe, and publish its last adapter as a directory that PEFT and transformers load.
 
         While it runs, its log is `state/train/training_log.csv` in the point's folder; `metric_loggers` are told the
-        same.
+        same. At SIGTERM, and every so many minutes, what it needs to go on is saved in `state/train/`; the next call
+        goes on from there.
 
         Raises:
             TrainingError: the training failed, changed nothing, or came to a loss or an adapter that is not finite.

@@ -24,7 +24,7 @@ from lorasweep.errors import InputError
 from lorasweep.experiment import Controls, Data
 from lorasweep.files import explain_write_failure, hold_alone
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE, TRAINING_LOG
-from lorasweep.trainers import TrainingError, TrainingSpec
+from lorasweep.trainers import SAVE_MINUTES, TrainingError, TrainingSpec
 from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
 from lorasweep.trainers.training_log import read_log
 from lorasweep.versions import get_versions
@@ -44,7 +44,7 @@ _PLACES = {
 # What the workflow itself decides, and where the experiment file says it.
 _OWNED = {
     "output_dir": "experiment.name",
-    "resume_from_checkpoint": "nothing: a training that failed is run again",
+    "resume_from_checkpoint": "nothing: a training that was interrupted goes on from a state of our own",
     "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
     "checkpointer.checkpoint_dir": "model.path",
     "checkpointer.checkpoint_files": "model.path",
@@ -74,6 +74,9 @@ _SAID_ANYWAY = {
     "model.use_dora": (False,),
     "model.quantize_base": (False,),
 }
+
+_PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
+"""Those that the numbers of a training depend on."""
 
 _ADAPTER_ONLY = "save_adapter_weights_only"
 
@@ -142,7 +145,9 @@ def measure_lengths(recipe: Path, most: int) -> list[int]:
         return [len(dataset[index]["tokens"]) for index in range(0, len(dataset), step)]
 
 
-def train(recipe: Path, adapter: Path, metric_loggers: Collection[str] = ()) -> None:
+def train(
+    recipe: Path, adapter: Path, metric_loggers: Collection[str] = (), save_minutes: float = SAVE_MINUTES
+) -> None:
     """Run a recipe, and publish the adapter of its last epoch.
 
     `adapter/` appears whole or not at all: the weights as safetensors, PEFT's configuration, the base model's
@@ -150,7 +155,8 @@ def train(recipe: Path, adapter: Path, metric_loggers: Collection[str] = ()) -> 
     `config.json`, with which transformers would take it for a full model.
 
     What was trained stays in the point's state too, until the point is cleaned up: a training that ended after the run
-    that wanted it had died is not done again.
+    that wanted it had died is not done again. One that was interrupted goes on from the last state that it saved, and
+    ends bit for bit as if it had not been; a state of another recipe, base model or version is dropped.
 
     Raises:
         TrainingError: torchtune failed, a loss is not finite, the update is zero, or a value in it is not finite.
@@ -162,11 +168,9 @@ def train(recipe: Path, adapter: Path, metric_loggers: Collection[str] = ()) -> 
         if _is_trained(trained, recipe):
             print(f"This recipe was trained by an earlier run, which did not see its end: {trained} is taken.")
         else:
-            for leftover in (state, trained):
-                shutil.rmtree(leftover, ignore_errors=True)
-            state.mkdir(parents=True)
+            shutil.rmtree(trained, ignore_errors=True)
             facts = {"data_sha256": _check_digest(recipe, Path(config.dataset.data_files))}
-            facts |= _run(config, state, adapter.parent, metric_loggers)
+            facts |= _run(recipe, config, adapter.parent, metric_loggers, save_minutes)
             _collect(recipe, config, state / "adapter", facts).rename(trained)
             shutil.rmtree(state)
         aside = adapter.with_name(f".{adapter.name}.partial")
@@ -196,23 +200,41 @@ def _check_digest(recipe: Path, data: Path) -> str:
     return found
 
 
-def _run(config: Any, state: Path, point: Path, metric_loggers: Collection[str]) -> dict[str, Any]:
+def _run(
+    recipe: Path, config: Any, point: Path, metric_loggers: Collection[str], save_minutes: float
+) -> dict[str, Any]:
     """Run a recipe, and return what it measured beside its log."""
+    folder = Path(config.output_dir)
     # The caches of `datasets` lie in the user's home by default, which on a cluster has a quota.
-    os.environ |= {name: str(state / "huggingface") for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
-    from lorasweep.trainers import torchtune_recipe
+    cache = folder / "huggingface"
+    os.environ |= {name: str(cache) for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
+    from lorasweep.trainers import torchtune_recipe, torchtune_state
 
+    saved = torchtune_state.SavedStates(folder / "saved", _get_key(recipe, config))
+    state = saved.load()
+    for leftover in (cache, folder / "adapter") if state else (folder,):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     settings: Any = OmegaConf.to_container(config)
     try:
-        loggers = torchtune_recipe.make_loggers(metric_loggers, point, state, settings)
-        done = torchtune_recipe.run(config, state / TRAINING_LOG, loggers)
+        loggers = torchtune_recipe.make_loggers(metric_loggers, point, folder, settings)
+        done = torchtune_recipe.run(config, folder / TRAINING_LOG, loggers, saved, state, save_minutes)
     except TrainingError:
         raise
     except Exception as error:
         traceback.print_exc()
-        why = explain_write_failure(state) or f"{type(error).__name__}: {error}"
+        why = explain_write_failure(folder) or f"{type(error).__name__}: {error}"
         raise TrainingError(f"torchtune failed; {why}") from error
     return {"peak_memory_bytes": done.peak_memory_bytes}
+
+
+def _get_key(recipe: Path, config: Any) -> dict[str, Any]:
+    """What a saved state must be of."""
+    return {
+        "recipe_sha256": digest_file(recipe),
+        "base_model_fingerprint": read_checkpoint(Path(config.checkpointer.checkpoint_dir)).fingerprint,
+        "versions": get_versions(*_PACKAGES),
+    }
 
 
 def _collect(recipe: Path, config: Any, adapter: Path, facts: Mapping[str, Any]) -> Path:
@@ -238,7 +260,7 @@ def _collect(recipe: Path, config: Any, adapter: Path, facts: Mapping[str, Any])
         "recipe_sha256": digest_file(recipe),
         "dtype": config.dtype,
         "trainer": "torchtune",
-        "versions": get_versions("torch", "torchtune", "torchao", "transformers", "datasets"),
+        "versions": get_versions(*_PACKAGES),
         **_read_metrics(adapter / TRAINING_LOG),
         **facts,
     }

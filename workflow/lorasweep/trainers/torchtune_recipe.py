@@ -1,5 +1,5 @@
-"""torchtune's recipe as this workflow runs it: the same training bit for bit, with a log, a validation loss, and an
-early end where the loss is not finite.
+"""torchtune's recipe as this workflow runs it: the same training bit for bit, with a log, a validation loss, an early
+end where the loss is not finite, and states from which an interrupted training goes on.
 
 The class is the wheel's own. Everything hangs on what it calls once a step: its metric logger.
 """
@@ -8,8 +8,10 @@ import importlib.util
 import math
 import os
 import shutil
+import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torchtune import config as components
 from torchtune import utils
 
 from lorasweep.trainers import TrainingError
+from lorasweep.trainers.torchtune_state import SavedStates, get_random_state, set_random_state
 from lorasweep.trainers.training_log import Row, TrainingLog
 
 RECIPE = "lora_finetune_single_device"
@@ -43,16 +46,30 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
         cfg: the recipe's configuration.
         log: where the log is written.
         loggers: are told what stands in the log.
+        saved: where states are saved.
+        state: one of them, after which the training goes on.
+        save_minutes: between one state and the next.
     """
 
     _metric_logger: Any
     _validation: Any
+    _dataloader: Any
 
-    def __init__(self, cfg: DictConfig, log: Path, loggers: Iterable[Any] = ()) -> None:
+    def __init__(
+        self,
+        cfg: DictConfig,
+        log: Path,
+        loggers: Iterable[Any],
+        saved: SavedStates,
+        state: Mapping[str, Any] | None,
+        save_minutes: float,
+    ) -> None:
         super().__init__(cfg)
         self._log_every_n_steps = 1
         self._log_file = log
         self._loggers = list(loggers)
+        self._saved, self._state, self._save_minutes = saved, state, save_minutes
+        self.must_stop = False
         self._tokens: Any = 0
         self._seconds_before = 0.0
         self.peak_memory_bytes: int | None = None
@@ -69,10 +86,12 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
             cfg.get("collate_fn", "torchtune.data.padded_collate_sft")
         )
         self._optimizer.register_step_pre_hook(self._before_step)
-        self._log = TrainingLog(self._log_file)
+        self._log = TrainingLog(self._log_file, self._state["log"] if self._state else "")
+        if self._state:
+            self._go_on(self._state)
 
     def train(self) -> None:
-        self._start = time.perf_counter()
+        self._start = self._last_save = time.perf_counter()
         super().train()
 
     def cleanup(self) -> None:
@@ -114,9 +133,53 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
             seconds=self._seconds_before + time.perf_counter() - self._start,
             validation_loss=validation_loss,
         )
-        metrics = self._log.add(row).get_metrics()
+        self._tell(self._log.add(row))
+        # Gradients and sums of the step are spent: what is saved here is all that there is.
+        if self.must_stop or self._is_due():
+            self._save()
+        if self.must_stop:
+            raise TrainingError(f"told to stop (SIGTERM); step {step} is saved, and the next run goes on from there")
+
+    def _tell(self, row: Row) -> None:
         for logger in self._loggers:
-            logger.log_dict(metrics, step)
+            logger.log_dict(row.get_metrics(), row.step)
+
+    def _is_due(self) -> bool:
+        return time.perf_counter() - self._last_save >= 60 * self._save_minutes
+
+    def _save(self) -> None:
+        content = {
+            "step": self.global_step,
+            "adapter": {name: parameter.detach() for name, parameter in self.adapter_params.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "lr_scheduler": self._lr_scheduler.state_dict(),
+            "random": get_random_state(),
+            "tokens": self._log.rows[-1].tokens,
+            "seconds": self._log.rows[-1].seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "log": self._log.text,
+        }
+        self._saved.save(self.global_step, content)
+        self._last_save = time.perf_counter()
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        """Be as after the step at which the state was saved."""
+        with torch.no_grad():
+            for name, parameter in self.adapter_params.items():
+                parameter.copy_(state["adapter"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.global_step = state["step"]
+        self.epochs_run, steps = divmod(self.global_step - 1, self._steps_per_epoch)
+        accumulated = self._gradient_accumulation_steps
+        most = self.max_steps_per_epoch * accumulated if self.max_steps_per_epoch else None
+        begin = (steps + 1) * accumulated
+        self._dataloader = _RestOfEpoch(self._dataloader, begin, most, lambda: set_random_state(state["random"]))
+        self._tokens, self._seconds_before = state["tokens"], state["seconds"]
+        self.peak_memory_bytes = state["peak_memory_bytes"]
+        for row in self._log.rows:
+            self._tell(row)
+        print(f"Going on after step {self.global_step}, which an earlier attempt saved.", flush=True)
 
     def _validate(self) -> float:
         """Return the mean loss of an answer's token over the validation data; no random number is drawn for it."""
@@ -139,17 +202,56 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
         return total / count
 
 
-def run(cfg: DictConfig, log: Path, loggers: Iterable[Any] = ()) -> Recipe:
-    """Run a recipe to its end, and return it.
+class _RestOfEpoch:
+    """A data loader whose first pass begins after so many batches, and has none after `most`; others are whole.
+
+    torchtune counts an epoch's batches from where it begins, and so would not see that its most steps are made.
+    """
+
+    def __init__(self, loader: Any, begin: int, most: int | None, on_begin: Callable[[], None]) -> None:
+        self._loader, self._begin, self._most, self._on_begin = loader, begin, most, on_begin
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        begin, self._begin = self._begin, 0
+        is_over = begin and begin == self._most
+        if begin and not is_over:  # which the sampler would keep for the next pass
+            self._loader.sampler.load_state_dict({"yielded": begin * self._loader.batch_size})
+        batches = iter(self._loader)
+        if begin:
+            self._on_begin()  # a pass begins with a draw of a random number
+            batches = islice(batches, None if self._most is None else self._most - begin)
+        yield from batches
+
+
+def run(
+    cfg: DictConfig,
+    log: Path,
+    loggers: Iterable[Any],
+    saved: SavedStates,
+    state: Mapping[str, Any] | None,
+    save_minutes: float,
+) -> Recipe:
+    """Run a recipe to its end, from its beginning or from a saved state, and return it.
+
+    At SIGTERM, which SLURM sends before it ends a job, the state is saved after the step that is being made.
 
     Raises:
-        TrainingError: a loss is not finite.
+        TrainingError: a loss is not finite, or the training was told to stop.
     """
-    recipe = Recipe(cfg, log, loggers)
+    recipe = Recipe(cfg, log, loggers, saved, state, save_minutes)
     recipe.setup(cfg)
+
+    def stop(*_: Any) -> None:
+        recipe.must_stop = True
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         recipe.train()
     finally:
+        signal.signal(signal.SIGTERM, before)
         recipe.cleanup()
     return recipe
 

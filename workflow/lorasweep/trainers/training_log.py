@@ -4,9 +4,10 @@ While a training runs it lies in the point's `state/train/`, afterwards beside t
 """
 
 import csv
-import os
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+
+from lorasweep.files import write_aside
 
 
 @dataclass(frozen=True)
@@ -38,31 +39,26 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class TrainingLog:
-    """A log that is written row by row; one that is there already is taken up to a step, and goes on after it."""
+    """A log that is written row by row, after the `text` of one that was interrupted."""
 
-    def __init__(self, file: Path, step: int = 0) -> None:
-        self.rows = [row for row in read_log(file) if row.step <= step] if step else []
-        aside = file.with_name(f".{file.name}.tmp")
-        with aside.open("w", newline="") as new:
-            csv.writer(new, lineterminator="\n").writerows([COLUMNS, *map(_format, self.rows)])
-        aside.replace(file)
+    def __init__(self, file: Path, text: str = "") -> None:
+        self._path = file
+        write_aside(file, text or ",".join(COLUMNS) + "\n")
+        self.rows = read_log(file)
         self._file = file.open("a", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
+
+    @property
+    def text(self) -> str:
+        """All of it so far."""
+        return self._path.read_text()
 
     def add(self, row: Row) -> Row:
         """Write a row through to the disk, and return it as a reader finds it."""
         self._writer.writerow(_format(row))
-        self.flush()
+        self._file.flush()
         self.rows.append(_parse(dict(zip(COLUMNS, _format(row), strict=True))))
         return self.rows[-1]
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Have the rows outlive the machine."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

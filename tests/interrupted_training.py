@@ -1,0 +1,83 @@
+"""A training that something happens to, in a process of its own: for tests of what the next one makes of it."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROCESSES = multiprocessing.get_context("forkserver")
+# What takes long to import is there in each process from its start; nothing has computed there, so forking is safe.
+PROCESSES.set_forkserver_preload(["lorasweep.trainers.torchtune_recipe", "torch.utils.tensorboard"])
+
+
+def train_and_end(recipe: Path, save_every: int = 1, happens: str = "", step: int = 0, **options: Any) -> int:
+    """Train with a state saved every so many steps, let something happen at a step, and return the exit code."""
+    process = PROCESSES.Process(target=_train, args=(recipe, save_every, happens, step), kwargs=options)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _train(recipe: Path, save_every: int, happens: str, step: int, **options: Any) -> None:
+    import torch
+
+    from lorasweep.trainers import TrainingError, torchtune, torchtune_recipe, torchtune_state
+
+    torch.set_num_threads(1)
+    log = (recipe.parent / "train.log").open("a")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    torchtune_recipe.Recipe._is_due = lambda self: self.global_step % save_every == 0
+    if happens == "killed while a state is written":
+        _before(torchtune_state, "_digest", lambda file: _kill() if is_at(file, step) else None)
+    elif happens:
+        method, do = {
+            "killed in a step": ("_loss_step", lambda self, *_: _kill() if self.global_step == step else None),
+            "killed before it is saved": ("_save", lambda self: _kill() if self.global_step == step else None),
+            "killed at the end of an epoch": (
+                "save_checkpoint",
+                lambda self, epoch: _kill() if epoch == step else None,
+            ),
+            "told to stop": ("_count_tokens", lambda self, *_: _tell() if self.global_step == step else None),
+            "out of memory": ("_loss_step", lambda self, *_: _run_out() if self.global_step == step else None),
+        }[happens]
+        _before(torchtune_recipe.Recipe, method, do)
+    try:
+        torchtune.train(recipe, recipe.parent / "adapter", **options)
+    except TrainingError as error:
+        raise SystemExit(f"train: {error}") from error
+
+
+def is_at(file: Path, step: int) -> bool:
+    """Whether a file that is about to be hashed is the state of that step, not yet named."""
+    import torch
+
+    return file.name == ".saving" and torch.load(file, weights_only=True)["step"] == step
+
+
+def _before(place: Any, name: str, do: Callable[..., Any]) -> None:
+    """Have something done before each call of a function."""
+    function = getattr(place, name)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        do(*arguments, **named)
+        return function(*arguments, **named)
+
+    setattr(place, name, call)
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _tell() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _run_out() -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB.")
