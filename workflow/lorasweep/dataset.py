@@ -10,9 +10,10 @@ from lorasweep.experiment import Data
 
 
 def check_data(data: Data, source: str) -> int:
-    """Read every sample of the training data, and return the number of those to train on.
+    """Read every sample of the training data, and return their number.
 
-    Accepted are JSON lines (one object a line) and one JSON array of objects.
+    Accepted are JSON lines (one object a line) and one JSON array of objects. Of more than `max_samples` only so many
+    count, as only so many are trained on.
 
     Raises:
         InputError: a missing or empty file, text that is not JSON, a sample without its columns; with the line number.
