@@ -155,7 +155,7 @@ def time_plan(folder: Path) -> float:
     base = read_checkpoint(folder / "model")
     experiment = experiment.model_copy(update={"data": Data(train=str(folder / "train.jsonl"))})
     began = time.monotonic()
-    forecast = make_forecast(experiment, points, base, folder / "results/scale", wanted, {}, "", 50, 100, [], [])
+    forecast = make_forecast(experiment, points, base, folder / "results/scale", wanted, {}, "", 50, 100, [], [], {})
     forecast.describe_shortly()
     forecast.explain_shortage()
     return time.monotonic() - began

@@ -115,7 +115,7 @@ def test_a_checkpoint_that_exists_is_evaluated_and_answers_as_where_it_is_from(
     assert rows["adapter_sha256"].isna().all()
     others = table[table["point"] == "baseline"]
     assert set(rows["base_model_fingerprint"]).isdisjoint(others["base_model_fingerprint"])
-    assert [file.name for file in (evaluated.results / "checkpoint").iterdir()] == ["eval", "manifest.json"]
+    assert {file.name for file in (evaluated.results / "checkpoint").iterdir()} == {"eval", "manifest.json"}
     with (evaluated.results / "ledger.csv").open(newline="") as file:
         (row,) = (row for row in csv.DictReader(file) if row["point"] == "checkpoint")
     assert (row["mode"], row["is_done"]) == ("base", "True")

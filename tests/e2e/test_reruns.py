@@ -108,6 +108,23 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
         edit(evaluation={"tasks": [{"task": "tasks.py@letters", "args": {"size": 3}}]}),
         ALL_EVALUATIONS,
     ),
+    "a task's own temperature edited": (
+        edit(evaluation={"tasks": [{"task": "tasks.py@letters", "temperature": 0.5}]}),
+        ALL_EVALUATIONS,
+    ),
+    "a baseline added": (
+        edit(evaluation={"baselines": [{"name": "again", "model": "model"}]}),
+        {"evaluate": 1, "cleanup": 1, "collect": 1},
+    ),
+    "variables zipped": (
+        edit(
+            variables={"model_format": ["hf", "adapter", "adapter"], "merge_adapters": [True, True, False]},
+            zip=[["model_format", "merge_adapters"]],
+            exclude=[],
+        ),
+        {},
+    ),
+    "what is left out said as a condition": (edit(exclude=["model_format == 'hf' and not merge_adapters"]), {}),
     "the task file edited": (append("tasks.py", "\n# another scorer\n"), ALL_EVALUATIONS),
     "lr edited": (edit(controls={"lr": 5e-3}), ALL_OF_EVERY_POINT),
     "training data edited": (append("train.jsonl", '{"input": "after z", "output": "a"}\n'), ALL_OF_EVERY_POINT),

@@ -12,7 +12,8 @@ from lorasweep.experiment import Data
 def check_data(data: Data, source: str, key: Literal["train", "validation"] = "train") -> int:
     """Read every sample of the training or the validation data, and return how many are trained on, or validated.
 
-    Accepted are JSON lines (one object a line) and one JSON array of objects.
+    Accepted are JSON lines (one object a line) and one JSON array of objects. Of more than `max_samples` only so many
+    count, as only so many are trained on.
 
     Raises:
         InputError: a missing or empty file, text that is not JSON, a sample without its columns; with the line number.

@@ -182,8 +182,6 @@ class Data(Section):
     """The file of training samples; not needed where every point has an adapter already."""
     validation: PathText | None = None
     """A file of samples like `train`, never trained on, whose loss is measured after each epoch; `null`: none."""
-    max_samples: Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)] = None
-    """Train on the first so many samples only; `null`: all."""
     format: Literal["instruct", "chat", "completion"] = "instruct"
     """`instruct`: an input and an output column; `chat`: a column of messages with `role` and `content`; `completion`:
     a column of plain text, all of which is learnt; the evaluation's prompts are plain text then, in no template."""
@@ -197,6 +195,8 @@ class Data(Section):
     """`chat`: the column that holds the list of messages."""
     system_prompt: Text | None = None
     """A system message put before every sample, and of the evaluation; `chat` samples have none of their own then."""
+    max_samples: Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)] = None
+    """Train on the first so many samples only; `null`: all."""
     train_on_input: bool = False
     """Whether the loss counts the prompt's tokens too."""
 
