@@ -1,9 +1,12 @@
-"""Tests that cannot run on this machine are counted, and the count is told."""
+"""What holds for all tests. Those that cannot run on this machine are counted, and the count is told."""
 
 import os
 from pathlib import Path
 
 import pytest
+
+# Tests run beside each other: a thread of torch's that waits for another should leave its core to them.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

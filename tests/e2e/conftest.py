@@ -1,6 +1,7 @@
 """A finished sweep of a tiny model, made once by real jobs, that tests look at and plan changes of."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sweep import MODES, TRAINED_POINTS, Sweep, make_sweep, run_stage
 
 @pytest.fixture(scope="session")
 def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    @cache
     def make(*arguments: str) -> Path:
         directory = tmp_path_factory.mktemp("model") / "tiny"
         run_stage("train", "tiny_model.py", "--output", directory, *arguments)

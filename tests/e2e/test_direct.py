@@ -41,7 +41,7 @@ def read_id(log: Path) -> str:
     return hashlib.sha256(log.read_bytes()).hexdigest()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -63,7 +63,7 @@ def kill_evaluation(sweep: Sweep, when: Callable[[], Any]) -> str:
     jobs = subprocess.run(find, capture_output=True, text=True, check=True).stdout.split()
     for job in jobs:
         os.kill(int(job), signal.SIGKILL)
-    said, _ = run.communicate(timeout=120)
+    said, _ = run.communicate(timeout=600)
     assert run.returncode == 1
     return said
 

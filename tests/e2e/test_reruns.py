@@ -192,6 +192,7 @@ def test_added_points_and_variables_rename_no_old_point(sweep: Sweep) -> None:
 def failed(make: Callable[..., Sweep]) -> Sweep:
     """A sweep in which one point fails in training, one in evaluation, and one ends well."""
     sweep = make("failing", variables={"lora_rank": [2, 4]}, runs=[{"name": "diverges", "lr": 1e30}])
+    sweep.edit(controls={"epochs": 2})
     sweep.environment["FAIL_EVALUATION_OF"] = "lora_rank=4"
     done = sweep.snakemake()
     assert done.returncode == 1
@@ -242,7 +243,7 @@ def test_a_run_is_seen_while_it_goes_on_and_what_outlives_it_is_not_done_twice(
     sweep.edit(controls={"epochs": 200}, evaluation={"enabled": False})
     with (sweep.directory / "said.log").open("w") as said:
         run = subprocess.Popen(sweep.command("--cores", "2"), cwd=ROOT, stdout=said, stderr=said)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (sweep.results / "point/state/train/logs").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     seen = " ".join(sweep.run("status").split())

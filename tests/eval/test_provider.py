@@ -358,6 +358,8 @@ def test_adapters_that_come_and_go_meanwhile_change_no_answer(
     done = threading.Event()
     came: list[int] = []
     errors: list[Exception] = []
+    answers: list[str] = []
+    ends = {0}
 
     def come_and_go() -> None:
         for name in cycle(["linear", "whole", "mlp", "dora", "biased"]):
@@ -374,14 +376,18 @@ def test_adapters_that_come_and_go_meanwhile_change_no_answer(
         thread = threading.Thread(target=come_and_go)
         thread.start()
         try:
-            answers = complete([(models[name], prompt) for name, prompt in asked], batch=8)
+            # A busy machine may need more than one round.
+            while len(set(came) - ends) < 5 and len(answers) < 5 * len(asked):
+                answers += complete([(models[name], prompt) for name, prompt in asked], batch=8)
+                ends.add(len(batches))
         finally:
             done.set()
             thread.join()
         assert models[None].api.base.attached == len(names) - 1
     assert not errors
-    assert answers == [alone[name][prompt] for name, prompt in asked]
-    assert len(set(came) - {0, len(batches)}) >= 5, "nothing came between the batches"
+    expected = [alone[name][prompt] for name, prompt in asked]
+    assert answers == expected * (len(answers) // len(asked))
+    assert len(set(came) - ends) >= 5, "nothing came between the batches"
 
 
 def test_models_of_one_base_load_it_once(
