@@ -209,6 +209,10 @@ class TestFailures:
         table = pd.read_csv(failed.results / "results-partial.csv")
         assert set(table["point"]) == {"baseline", "lora_rank=2"}
         assert not (failed.results / "results.csv").exists()
+        page = (failed.results / "report-partial.html").read_text()
+        assert "Not finished" in page
+        assert "train of diverges" in page
+        assert "told to fail" in page
 
     def test_the_logs_say_what_happened(self, failed: Sweep) -> None:
         assert "the training diverged" in (failed.results / "logs/train/diverges.log").read_text()
@@ -231,7 +235,8 @@ class TestFailures:
         assert json.loads((sweep.results / "lora_rank=4/manifest.json").read_text())["mode"] == "B1"
         assert (sweep.results / "lora_rank=2/manifest.json").stat().st_mtime_ns == before
         assert not list(sweep.results.glob("*/merged"))
-        assert not (sweep.results / "results-partial.csv").exists()
+        assert not list(sweep.results.glob("*-partial*"))
+        assert "Not finished" not in (sweep.results / "report.html").read_text()
         assert set(pd.read_csv(sweep.results / "results.csv")["point"]) == {"baseline", "lora_rank=2", "lora_rank=4"}
         assert sweep.plan() == {}
 
