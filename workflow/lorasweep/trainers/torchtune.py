@@ -22,7 +22,7 @@ from lorasweep.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 from lorasweep.experiment import Controls, Data
-from lorasweep.files import explain_write_failure, hold_alone
+from lorasweep.files import explain_write_failure, hold_alone, write_aside
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE, TRAINING_LOG
 from lorasweep.trainers import SAVE_MINUTES, TrainingError, TrainingSpec
 from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
@@ -77,6 +77,10 @@ _SAID_ANYWAY = {
 
 _PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
 """Those that the numbers of a training depend on."""
+
+_OUT_OF_MEMORY = r"CUDA out of memory|CUDA error: out of memory"
+_MEMORY_NOTE = "train.memory.json"
+_MOST_HALVINGS = 3
 
 _ADAPTER_ONLY = "save_adapter_weights_only"
 
@@ -173,6 +177,7 @@ def train(
             facts |= _run(recipe, config, adapter.parent, metric_loggers, save_minutes)
             _collect(recipe, config, state / "adapter", facts).rename(trained)
             shutil.rmtree(state)
+            state.with_name(_MEMORY_NOTE).unlink(missing_ok=True)
         aside = adapter.with_name(f".{adapter.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(trained, aside)
@@ -215,17 +220,44 @@ def _run(
     for leftover in (cache, folder / "adapter") if state else (folder,):
         shutil.rmtree(leftover, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    halvings = _halve_batch(recipe, config)
     settings: Any = OmegaConf.to_container(config)
     try:
         loggers = torchtune_recipe.make_loggers(metric_loggers, point, folder, settings)
-        done = torchtune_recipe.run(config, folder / TRAINING_LOG, loggers, saved, state, save_minutes)
+        done = torchtune_recipe.run(config, folder / TRAINING_LOG, loggers, saved, state, save_minutes, halvings)
     except TrainingError:
         raise
     except Exception as error:
         traceback.print_exc()
+        if re.search(_OUT_OF_MEMORY, str(error)):
+            raise TrainingError(f"{str(error).split('. ')[0]}; {_plan_halving(recipe, config, halvings)}") from error
         why = explain_write_failure(folder) or f"{type(error).__name__}: {error}"
         raise TrainingError(f"torchtune failed; {why}") from error
-    return {"peak_memory_bytes": done.peak_memory_bytes}
+    return {"peak_memory_bytes": done.peak_memory_bytes, "batch_size_used": config.batch_size}
+
+
+def _halve_batch(recipe: Path, config: Any) -> int:
+    """Have a recipe take smaller batches, and more of them a step, as often as its GPU's memory was not enough."""
+    note = Path(config.output_dir).with_name(_MEMORY_NOTE)
+    said = json.loads(note.read_text()) if note.is_file() else {}
+    halvings: int = said["halvings"] if said.get("recipe_sha256") == digest_file(recipe) else 0
+    if halvings:
+        config.batch_size //= 2**halvings
+        config.gradient_accumulation_steps *= 2**halvings
+        print(f"The GPU's memory was not enough before: batch_size is {config.batch_size} now", flush=True)
+    return halvings
+
+
+def _plan_halving(recipe: Path, config: Any, halvings: int) -> str:
+    """Leave word that the next attempt shall take half the batch, and return what to say of it."""
+    tried = f"batch_size {config.batch_size} is too much"
+    if halvings == _MOST_HALVINGS:
+        return f"{tried}, after {halvings} halvings"
+    if config.batch_size % 2:
+        return f"{tried}, and has no half"
+    note = {"recipe_sha256": digest_file(recipe), "halvings": halvings + 1}
+    write_aside(Path(config.output_dir).with_name(_MEMORY_NOTE), json.dumps(note) + "\n")
+    return f"{tried}: the next attempt takes half of it, and twice the gradient_accumulation_steps"
 
 
 def _get_key(recipe: Path, config: Any) -> dict[str, Any]:

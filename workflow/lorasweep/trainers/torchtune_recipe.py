@@ -49,6 +49,7 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
         saved: where states are saved.
         state: one of them, after which the training goes on.
         save_minutes: between one state and the next.
+        halvings: how often the batch size of `cfg` was halved, and the accumulation doubled.
     """
 
     _metric_logger: Any
@@ -63,12 +64,14 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
         saved: SavedStates,
         state: Mapping[str, Any] | None,
         save_minutes: float,
+        halvings: int = 0,
     ) -> None:
         super().__init__(cfg)
         self._log_every_n_steps = 1
         self._log_file = log
         self._loggers = list(loggers)
         self._saved, self._state, self._save_minutes = saved, state, save_minutes
+        self._halvings = halvings
         self.must_stop = False
         self._tokens: Any = 0
         self._seconds_before = 0.0
@@ -87,6 +90,11 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
         )
         self._optimizer.register_step_pre_hook(self._before_step)
         self._log = TrainingLog(self._log_file, self._state["log"] if self._state else "")
+        self._most: int | None = None
+        if self._halvings:
+            # Batches of the same samples as before: a half batch more would move those of all later steps.
+            self._most = len(self._dataloader) // 2**self._halvings * 2**self._halvings
+            self._dataloader = _Epochs(self._dataloader, self._most)
         if self._state:
             self._go_on(self._state)
 
@@ -172,9 +180,11 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
         self.global_step = state["step"]
         self.epochs_run, steps = divmod(self.global_step - 1, self._steps_per_epoch)
         accumulated = self._gradient_accumulation_steps
-        most = self.max_steps_per_epoch * accumulated if self.max_steps_per_epoch else None
+        # What torchtune breaks off at, counting from where an epoch begins; without it, the batches that there are.
+        most = self.max_steps_per_epoch * accumulated if self.max_steps_per_epoch else self._most
+        loader = getattr(self._dataloader, "loader", self._dataloader)
         begin = (steps + 1) * accumulated
-        self._dataloader = _RestOfEpoch(self._dataloader, begin, most, lambda: set_random_state(state["random"]))
+        self._dataloader = _Epochs(loader, most, begin, lambda: set_random_state(state["random"]))
         self._tokens, self._seconds_before = state["tokens"], state["seconds"]
         self.peak_memory_bytes = state["peak_memory_bytes"]
         for row in self._log.rows:
@@ -202,28 +212,25 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
         return total / count
 
 
-class _RestOfEpoch:
-    """A data loader whose first pass begins after so many batches, and has none after `most`; others are whole.
+class _Epochs:
+    """A data loader of at most so many batches a pass, the first of which may begin later."""
 
-    torchtune counts an epoch's batches from where it begins, and so would not see that its most steps are made.
-    """
-
-    def __init__(self, loader: Any, begin: int, most: int | None, on_begin: Callable[[], None]) -> None:
-        self._loader, self._begin, self._most, self._on_begin = loader, begin, most, on_begin
+    def __init__(
+        self, loader: Any, most: int | None, begin: int = 0, on_begin: Callable[[], None] = lambda: None
+    ) -> None:
+        self.loader, self._most, self._begin, self._on_begin = loader, most, begin, on_begin
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
+        return getattr(self.loader, name)
 
     def __iter__(self) -> Iterator[Any]:
         begin, self._begin = self._begin, 0
-        is_over = begin and begin == self._most
-        if begin and not is_over:  # which the sampler would keep for the next pass
-            self._loader.sampler.load_state_dict({"yielded": begin * self._loader.batch_size})
-        batches = iter(self._loader)
+        if begin and begin != self._most:  # else the sampler would keep it for the next pass
+            self.loader.sampler.load_state_dict({"yielded": begin * self.loader.batch_size})
+        batches = iter(self.loader)
         if begin:
             self._on_begin()  # a pass begins with a draw of a random number
-            batches = islice(batches, None if self._most is None else self._most - begin)
-        yield from batches
+        yield from islice(batches, None if self._most is None else self._most - begin)
 
 
 def run(
@@ -233,6 +240,7 @@ def run(
     saved: SavedStates,
     state: Mapping[str, Any] | None,
     save_minutes: float,
+    halvings: int = 0,
 ) -> Recipe:
     """Run a recipe to its end, from its beginning or from a saved state, and return it.
 
@@ -241,7 +249,7 @@ def run(
     Raises:
         TrainingError: a loss is not finite, or the training was told to stop.
     """
-    recipe = Recipe(cfg, log, loggers, saved, state, save_minutes)
+    recipe = Recipe(cfg, log, loggers, saved, state, save_minutes, halvings)
     recipe.setup(cfg)
 
     def stop(*_: Any) -> None:

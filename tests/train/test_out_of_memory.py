@@ -1,0 +1,66 @@
+"""A training whose GPU has too little memory takes half the batch and twice the accumulation at its next attempt.
+
+The error is a mock: what is tested is what follows from it.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from interrupted_training import train_and_end
+
+Make = Callable[..., Path]
+
+
+def said(recipe: Path) -> str:
+    return (recipe.parent / "train.log").read_text()
+
+
+def weights(recipe: Path) -> bytes:
+    return (recipe.parent / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def run_out(recipe: Path, times: int) -> None:
+    for _ in range(times):
+        assert train_and_end(recipe, 100, "out of memory", 1) == 1
+
+
+@pytest.mark.parametrize("save_every", [1, 100], ids=["from a state", "from the beginning"])
+def test_the_effective_batch_stays(make: Make, save_every: int) -> None:
+    # 25 samples: a quarter of a batch of 4 is left over where batches are of 1, and must not count.
+    plain = {"lora_dropout": 0.0, "epochs": 2}
+    recipe = make("halved", batch_size=4, gradient_accumulation_steps=1, **plain)
+    run_out(recipe, 2)
+    assert "train: CUDA out of memory; batch_size 4 is too much: the next attempt takes half of it" in said(recipe)
+    assert train_and_end(recipe, save_every, "killed in a step", 6) == -9
+    assert train_and_end(recipe, save_every) == 0
+    assert ("Going on after step 6" in said(recipe)) == (save_every == 1)
+    same = make("same", batch_size=1, gradient_accumulation_steps=4, max_steps_per_epoch=6, **plain)
+    assert train_and_end(same, 100) == 0
+    assert weights(recipe) == weights(same)
+    records = [json.loads((file.parent / "adapter/lorasweep.json").read_text()) for file in (recipe, same)]
+    assert [(record["batch_size_used"], record["steps"]) for record in records] == [(1, 12), (1, 12)]
+    assert not (recipe.parent / "state/train.memory.json").exists()
+
+
+def test_a_batch_is_halved_three_times_at_most(make: Make) -> None:
+    recipe = make(batch_size=16, gradient_accumulation_steps=1)
+    run_out(recipe, 4)
+    assert "batch_size 2 is too much, after 3 halvings" in said(recipe)
+
+
+def test_an_odd_batch_has_no_half(make: Make) -> None:
+    recipe = make(batch_size=3, gradient_accumulation_steps=1)
+    run_out(recipe, 1)
+    assert "train: CUDA out of memory; batch_size 3 is too much, and has no half" in said(recipe)
+    assert not (recipe.parent / "state/train.memory.json").exists()
+
+
+def test_another_recipe_begins_with_its_own_batch(make: Make) -> None:
+    recipe = make(batch_size=4, gradient_accumulation_steps=1)
+    run_out(recipe, 1)
+    recipe.write_text(recipe.read_text().replace("seed: 0", "seed: 1"))
+    assert train_and_end(recipe) == 0
+    assert json.loads((recipe.parent / "adapter/lorasweep.json").read_text())["batch_size_used"] == 4
