@@ -26,6 +26,12 @@ install-vllm: $(VENV)/vllm/package  ## make the environment of evaluation.backen
 $(VENV)/%/installed: envs/%.txt
 	@scripts/make_venv.sh $(PYTHON) $(VENV)/$* envs/$*.txt
 
+# Environments can be made beside each other once the first has what Python may lack to make any. Not so the package:
+# each of its installations writes `lorasweep.egg-info`.
+$(VENV)/train/installed $(VENV)/eval/installed: | $(VENV)/driver/installed
+$(VENV)/train/package: | $(VENV)/driver/package
+$(VENV)/eval/package: | $(VENV)/train/package
+
 # The package itself, so that the commands which Snakemake prints can be pasted, and Inspect finds its entry points.
 $(VENV)/%/package: pyproject.toml $(VENV)/%/installed
 	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -53,11 +59,12 @@ demo: install  ## train SmolLM2-135M at four ranks on this machine, and print th
 NOT_RUN := $(VENV)/not-run
 export LORASWEEP_NOT_RUN = $(CURDIR)/$(NOT_RUN)
 
-test: install-test  ## set up, then run every check and test
+# The SLURM tests take longest, and mostly wait: so they begin first, and two of the others run beside them.
+test:  ## set up, then run every check and test
+	@$(MAKE) --no-print-directory --jobs=2 install-test
 	@rm -f $(NOT_RUN)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit workflow
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target e2e
-	@$(MAKE) --no-print-directory slurm
+	@echo "Running checks and tests beside each other; what each says comes when it ends ..."
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target slurm e2e lint unit workflow
 	@awk '{n += $$1} END {print n + 0, "tests could not run on this machine; the reasons are above"}' $(NOT_RUN)
 
 lint: install-test  ## check style, formats, types and the workflow's own lint
