@@ -64,7 +64,7 @@ test:  ## set up, then run every check and test
 	@$(MAKE) --no-print-directory --jobs=2 install-test
 	@rm -f $(NOT_RUN)
 	@echo "Running checks and tests beside each other; what each says comes when it ends ..."
-	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target slurm e2e lint unit workflow
+	@$(MAKE) --no-print-directory --jobs=3 --output-sync=target slurm e2e lint unit workflow browser
 	@awk '{n += $$1} END {print n + 0, "tests could not run on this machine; the reasons are above"}' $(NOT_RUN)
 
 lint: install-test  ## check style, formats, types and the workflow's own lint
