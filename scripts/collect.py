@@ -11,6 +11,7 @@ from lorasweep.answer import choose_metric, find_answer
 from lorasweep.errors import InputError
 from lorasweep.experiment import Report
 from lorasweep.files import write_aside
+from lorasweep.layout import EXPERIMENT
 from lorasweep.manifest import list_points
 from lorasweep.replicates import aggregate
 from lorasweep.table import SampleScores, make_table
@@ -26,20 +27,20 @@ def main() -> None:
         "--report", type=Report.model_validate_json, required=True, help="the section `report`, as JSON"
     )
     parser.add_argument("--baselines", nargs="*", default=[], help="the points that are a base model")
-    parser.add_argument("--partial", action="store_true", help="take the points that are done")
+    parser.add_argument("--points", nargs="*", help="the points to take; by default all of the experiment")
     parser.add_argument(
         "--output", type=Path, required=True, help="the table of points, as CSV; the others lie beside it"
     )
     arguments = parser.parse_args()
     report, output = arguments.report, arguments.output
     try:
-        points = list_points(arguments.results, arguments.baselines, arguments.partial)
+        points = arguments.points or list_points(arguments.results, arguments.baselines)
         samples = pd.read_parquet(arguments.samples) if arguments.samples else None
         table = make_table(arguments.results, points, arguments.variables, samples, report.confidence)
         scores = SampleScores(samples)
         settings = aggregate(table, arguments.variables, scores, report.confidence)
         task = next(iter(arguments.tasks), None)
-        metric = choose_metric(table, arguments.tasks, report.metric, "report")
+        metric = choose_metric(table, arguments.tasks, report.metric, str(arguments.results / EXPERIMENT))
         answer = find_answer(table, settings, scores, task, metric, report.higher_is_better, report.confidence)
     except InputError as error:
         sys.exit(f"collect: {error}")

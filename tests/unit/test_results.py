@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,13 +16,13 @@ import pytest
 from lorasweep.answer import Answer, choose_metric, find_answer
 from lorasweep.errors import InputError
 from lorasweep.pipeline import get_stages
-from lorasweep.plots import draw_metric
+from lorasweep.plots import MOST_DOTS, MOST_MOMENTS, draw_losses, draw_metric, draw_storage
 from lorasweep.points import BASELINE
 from lorasweep.replicates import aggregate
 from lorasweep.report import make_report
 from lorasweep.statistics import PAIRED_WILSON, STUDENT_OF_SEEDS, UNPAIRED, WILSON
 from lorasweep.table import SampleScores, is_metric, make_table
-from made_results import METRIC, TASK, collect, make_results
+from made_results import METRIC, TASK, collect, make_point, make_results
 
 RANKS = {"lora_rank": [4, 8, 16]}
 RISING = {4: 0.4, 8: 0.6, 16: 0.95}
@@ -61,6 +62,26 @@ def test_a_row_says_how_sure_it_is_and_how_far_over_the_base(tmp_path: Path) -> 
     assert pd.isna(base[f"{METRIC}:delta"])
     assert row["final_train_loss"] == pytest.approx(3 / np.sqrt(20))
     assert list(table.columns[:7]) == ["setting", "lora_rank", "epoch", "seed", "mode", "task", "samples"]
+
+
+def test_points_of_other_samples_are_no_gain_where_the_interval_covers_none(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank({4: 0.3, 8: 0.3, 16: 0.3}))
+    moved = samples["point"] == BASELINE
+    samples.loc[moved, "sample"] = "other " + samples.loc[moved, "sample"]
+    assert "no difference beyond the noise" in answer(tmp_path, ["lora_rank"], samples).sentence
+
+
+def test_a_metric_of_all_samples_is_compared_by_seeds(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": [4, 16], "seed": [0, 1, 2]}, lambda settings: 0.5)
+    for file in tmp_path.glob("*/manifest.json"):
+        manifest = json.loads(file.read_text())
+        settings = manifest["settings"]
+        f1 = 0.2 if not settings else 0.3 + settings["lora_rank"] / 32 + settings["seed"] / 1000
+        manifest["evaluation"]["tasks"][TASK]["scores"] = {"f1/all": f1}
+        file.write_text(json.dumps(manifest))
+    found = answer(tmp_path, ["lora_rank", "seed"], samples, metric="f1/all")
+    assert found.is_winner
+    assert "above the base model" in found.sentence
 
 
 def test_points_that_share_no_samples_are_not_paired(tmp_path: Path) -> None:
@@ -118,7 +139,7 @@ def test_no_winner_is_declared_inside_the_noise(tmp_path: Path) -> None:
 
 def test_of_settings_that_are_all_alike_one_seldom_wins(tmp_path: Path) -> None:
     ranks = {"lora_rank": list(range(1, 9))}
-    wins, gains = [], []
+    wins, gains, worse = [], [], []
     for seed in range(25):
         results = tmp_path / str(seed)
         results.mkdir()
@@ -126,7 +147,9 @@ def test_of_settings_that_are_all_alike_one_seldom_wins(tmp_path: Path) -> None:
         found = answer(results, ["lora_rank"], samples)
         wins.append(found.is_winner)
         gains.append("no difference beyond the noise" not in found.sentence)
+        worse.append(any(p_value <= 0.05 for p_value in (found.p_values or {}).values()))
     assert sum(wins) <= 1
+    assert sum(worse) <= 3
     assert sum(gains) <= 4
 
 
@@ -185,6 +208,47 @@ def test_seeds_that_scatter_leave_no_winner_that_samples_alone_would_name(tmp_pa
     assert answer(tmp_path, list(variables), alone).is_winner
 
 
+def test_a_run_that_is_called_like_a_setting_is_none_of_its_replicates(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": [4, 16], "seed": [0, 1]}, lambda settings: 0.5)
+    run = make_point(tmp_path, "lora_rank=4", {"lora_rank": 4, "seed": 0, "lr": 1.0}, np.ones(40), 5)
+    samples = pd.concat([samples, pd.DataFrame(run, columns=samples.columns)])
+    record = json.loads((tmp_path / "points.json").read_text())
+    (tmp_path / "points.json").write_text(json.dumps({**record, "lora_rank=4": {"current": True}}))
+    table = tabulate(tmp_path, ["lora_rank", "seed"], samples).groupby("setting")["point"].apply(set)
+    assert {"lora_rank=4"} in table.tolist()
+    assert {"lora_rank=4,seed=0", "lora_rank=4,seed=1"} in table.tolist()
+
+
+def test_many_and_long_trainings_are_drawn_within_bounds(tmp_path: Path) -> None:
+    points = [f"p{index}" for index in range(120)]
+    steps = pd.DataFrame({"step": range(1, 1001), "loss": np.linspace(3, 1, 1000), "validation_loss": None})
+    table = pd.DataFrame({"point": points, "mode": "B1", "lora_rank": range(120)})
+    plot = draw_losses(pd.concat([steps.assign(point=point) for point in points]), table, ["lora_rank"])
+    assert plot is not None
+    [data] = plot.spec["datasets"].values()
+    assert 10_000 < len(data) <= MOST_DOTS
+    assert "means of 4 steps" in plot.caption
+    times = pd.date_range("2026-01-01", periods=9000, freq="s").astype(str)
+    temporary = np.zeros(9000)
+    temporary[4321] = 7e9
+    storage = draw_storage(pd.DataFrame({"time": times, "kept_bytes": 1e9, "temporary_bytes": temporary}))
+    assert storage is not None
+    [data] = storage.spec["datasets"].values()
+    assert len(data) <= 2 * MOST_MOMENTS
+    assert max(row["size"] for row in data) == 7
+
+
+def test_the_list_has_the_best_of_many_settings(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": list(range(1, 61))}, lambda s: s["lora_rank"] / 61, steps=0)
+    table = tabulate(tmp_path, ["lora_rank"], samples)
+    settings = aggregate(table, ["lora_rank"], SampleScores(samples), 0.95)
+    for higher_is_better in (True, False):
+        listed = draw_metric(settings, table, ["lora_rank"], TASK, METRIC, higher_is_better)[-1]
+        drawn = [row["value"] for rows in listed.spec["datasets"].values() for row in rows if len(rows) > 1]
+        values = settings[settings["mode"] != "base"][METRIC]
+        assert (max(drawn) if higher_is_better else min(drawn)) == (values.max() if higher_is_better else values.min())
+
+
 def test_only_metrics_are_metrics() -> None:
     columns = ["match/accuracy", "match/stderr", "match/accuracy:low", "a:b/mean", "point", "data_sha256"]
     assert [column for column in columns if is_metric(column)] == ["match/accuracy", "a:b/mean"]
@@ -239,6 +303,9 @@ def test_stages_are_those_of_the_modes() -> None:
     assert stages["cleanup"].after == ("evaluate", "evaluate_merged", "publish")
 
 
+STAGE: dict[str, Any] = {"rule": "train", "jobs": 3, "after": []}
+
+
 class Links(HTMLParser):
     """The targets of links, and everything that a page would load."""
 
@@ -258,8 +325,12 @@ class Links(HTMLParser):
 
 def report(results: Path, variables: Sequence[str]) -> str:
     collect(results, variables)
-    stages = [{"rule": "train", "jobs": 3, "after": []}, {"rule": "cleanup", "jobs": 4, "after": ["train"]}]
-    make_report(results / "results.csv", stages, results / "report.html", results / "plots")
+    make_report(
+        results / "results.csv",
+        [STAGE, {"rule": "cleanup", "jobs": 4, "after": ["train"]}],
+        results / "report.html",
+        results / "plots",
+    )
     return (results / "report.html").read_text()
 
 
@@ -272,7 +343,12 @@ def test_the_report_has_the_answer_and_loads_nothing_from_elsewhere(tmp_path: Pa
     log.write_text("a line\n<b>CUDA out of memory</b>\n")
     failure = {"rule": "train", "point": "lora_rank=32", "reason": "the GPU's memory <was> not enough", "log": str(log)}
     (results / "failures.json").write_text(json.dumps([failure]))
-    page = report(results, ["lora_rank"])
+    assert "the GPU&#39;s memory" not in report(results, ["lora_rank"])  # all are done: that was an earlier run
+    for file in ("results.csv", "results.parquet", "replicates.csv", "answer.json"):
+        stem, _, kind = file.partition(".")
+        shutil.copy(results / file, results / f"{stem}-partial.{kind}")
+    make_report(results / "results-partial.csv", [STAGE], results / "report-partial.html", results / "plots-partial")
+    page = (results / "report-partial.html").read_text()
     sentence = json.loads((results / "answer.json").read_text())["sentence"]
     assert html.escape(sentence) in page
     assert "the GPU&#39;s memory &lt;was&gt; not enough" in page

@@ -97,6 +97,8 @@ def test_bootstrap_intervals_cover_the_truth_nearly_as_often_as_they_say() -> No
     draw = np.random.default_rng(0)
     found = [get_mean_interval(draw.beta(2, 5, size=40)) for _ in range(300)]
     assert all(i is not None and i.method == statistics.BOOTSTRAP for i in found)
+    few = [get_mean_interval(draw.uniform(size=5)) for _ in range(300)]
+    assert 0.89 <= np.mean([i is not None and i.low <= 0.5 <= i.high for i in few]) <= 0.98
     assert 0.90 <= np.mean([i is not None and i.low <= 2 / 7 <= i.high for i in found]) <= 0.98
 
 
@@ -123,6 +125,11 @@ def test_the_p_value_of_paired_shares_is_the_exact_mcnemar_tests() -> None:
 def test_the_p_value_of_other_pairs_is_by_all_signs() -> None:
     # Of the 2**5 signs, the observed and its opposite are the most extreme.
     assert get_paired_p_value(np.array([1.1, 1.2, 1.3, 1.4, 1.5]), np.ones(5)) == pytest.approx(2 / 32)
+
+
+def test_no_p_value_is_bounded_by_the_number_of_permutations() -> None:
+    base = np.random.default_rng(0).uniform(size=100)
+    assert get_paired_p_value(base + 0.5 + base / 10, base) < 1e-12
 
 
 def test_no_difference_is_found_as_often_as_the_level_says() -> None:
@@ -160,9 +167,11 @@ def test_one_training_says_nothing_of_other_seeds() -> None:
     assert get_baseline_p_value(one, 0.1) is None
     assert get_replicates_p_value(several, several) == pytest.approx(1.0)
     assert get_replicates_p_value(several, several - 0.5) < 0.001  # type: ignore[operator]
-    # Trainings that all give the same: as they are.
-    assert get_replicates_p_value(np.array([0.5, 0.5]), np.array([0.7, 0.7])) == 0.0
-    assert get_baseline_p_value(np.array([0.5, 0.5]), 0.5) == 1.0
+    # Nor do trainings that all give the same.
+    same = np.array([0.5, 0.5])
+    assert get_replicates_p_value(same, same + 0.2) is None  # type: ignore[operator]
+    assert get_baseline_p_value(same, 0.1) is None
+    assert get_replicates_interval(same) is None
 
 
 def test_the_wider_interval_covers_both() -> None:

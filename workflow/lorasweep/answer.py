@@ -27,7 +27,7 @@ class Answer:
     is_winner: bool = False
     """Whether the best differs from every other setting beyond the noise."""
     p_values: dict[str, float] | None = None
-    """By setting: that it is no worse than the best, corrected for how many are compared with it (Holm)."""
+    """By setting: that it is no worse than the best, corrected for all pairs of settings, one of which was chosen."""
     caveats: tuple[str, ...] = ()
     """What a reader should know before quoting the sentence."""
 
@@ -66,18 +66,21 @@ def find_answer(
 
     A setting wins if it differs from each other one at the level 1 - confidence, corrected for their number.
     """
-    if task is None or metric is None or metric not in settings:
+    if task is None:
         return Answer("The points were not evaluated, so nothing here says which is best.")
+    if metric is None or metric not in settings:
+        return Answer(f"No point has a value of a metric on {task}.", task)
     rows = settings[(settings["task"] == task) & settings[metric].notna()]
     rivals = rows[rows["mode"] != "base"].sort_values(metric, ascending=not higher_is_better, kind="stable")
     if rivals.empty:
-        return Answer(f"No point has {metric} on {task}.", task, metric)
+        return Answer(f"No point has a value of {metric} on {task}.", task, metric)
     records: list[Any] = rivals.to_dict("records")
     best, *others = records
     level = 1 - confidence
     p_values = [compare_settings(best, other, metric, table, scores) for other in others]
     known = [p for p in p_values if p is not None]
-    adjusted = iter(adjust_p_values(known))
+    # Which setting is the best, was chosen by what is tested: so all pairs count, and not those with the best alone.
+    adjusted = iter(adjust_p_values([min(1.0, p * len(rivals) / 2) for p in known]))
     corrected = {
         str(other["setting"]): next(adjusted) for other, p in zip(others, p_values, strict=True) if p is not None
     }
@@ -105,6 +108,8 @@ def _name_best(best: Mapping[str, Any], metric: str, task: str, confidence: floa
 def _tell_rest(rest: Sequence[str], tied: Sequence[str], p_values: Mapping[str, float]) -> str:
     if not rest:
         return ""
+    if not p_values:
+        return "; nothing tests whether others differ, so that no winner is named"
     if not tied:
         many = f"than each of the {len(rest)} other settings" if len(rest) > 1 else f"than {rest[0]}"
         return f", better {many} ({_format_p(max(p_values.values()))})"
@@ -130,10 +135,13 @@ def _tell_delta(best: Mapping[str, Any], metric: str, task: str, level: float, h
         low, high = best[f"{metric}:delta_low"], best[f"{metric}:delta_high"]
         interval = f" ({low:+.3f} to {high:+.3f})"
     p_value: Any = best.get(f"{metric}:p_adjusted")
-    if delta == 0 or (not _is_missing(p_value) and p_value > level):
+    if not interval and _is_missing(p_value):
+        return f". Against the base model that is {delta:+.3f}, which nothing tests."
+    covers_none = bool(interval) and low <= 0 <= high
+    if delta == 0 or covers_none or (not _is_missing(p_value) and p_value > level):
         p_text = "" if _is_missing(p_value) else f", {_format_p(p_value)}"
         # Where the difference stands out alone, and not as the largest of many.
-        many = " of so many comparisons" if not _is_missing(p_value) and best[f"{metric}:p"] <= level else ""
+        many = " of so many comparisons" if not _is_missing(p_value) and best[f"{metric}:p"] <= level < p_value else ""
         return f". Against the base model that is {delta:+.3f}{interval}{p_text}: no difference beyond the noise{many}."
     p_text = "" if _is_missing(p_value) else f", {_format_p(p_value)}"
     bad = " It is worse than the base model." if (delta > 0) != higher_is_better else ""
@@ -144,10 +152,13 @@ def _get_caveats(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m
     caveats = []
     if others:
         caveats.append(
-            f"{len(others) + 1} settings were compared: p-values are corrected for that (Holm), intervals are not, and "
-            "the best of many looks better than it is."
+            f"{len(others) + 1} settings were compared: p-values are corrected for that, intervals are not, and the "
+            "best of many looks better than it is."
         )
-    if max(int(row["seeds"]) for row in (best, *others)) == 1:
+    seeds = [int(row["seeds"]) for row in (best, *others)]
+    if 1 == min(seeds) < max(seeds):
+        caveats.append("Some settings were trained once: they are compared by samples alone.")
+    if max(seeds) == 1:
         caveats.append(
             "Each setting was trained once: the intervals are of the samples, and say nothing of what another seed "
             "would give. Make seed a variable to know."

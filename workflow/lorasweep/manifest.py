@@ -11,7 +11,7 @@ from typing import Any
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 from lorasweep.files import write_aside
-from lorasweep.layout import ADAPTER_WEIGHTS, FAILURE_RECORD, MANIFEST, METRICS, RECORD, STATE
+from lorasweep.layout import ADAPTER_WEIGHTS, MANIFEST, METRICS, RECORD, STATE
 from lorasweep.versions import get_git_revision
 
 _STAGES = {
@@ -92,15 +92,10 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
     write_aside(point / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def list_points(results: Path, baselines: Iterable[str], is_partial: bool) -> list[str]:
-    """Return the points of an experiment as it was run last, baselines first; of a partial one, those that are done."""
+def list_points(results: Path, baselines: Iterable[str]) -> list[str]:
+    """Return the points of an experiment as it was run last, the baselines first."""
     record = _read_json(results / "points.json")
-    points = [*baselines] + [name for name, entry in record.items() if entry["current"]]
-    if not is_partial:
-        return points
-    failures = json.loads((results / FAILURE_RECORD).read_text()) if (results / FAILURE_RECORD).is_file() else []
-    failed = {failure["point"] for failure in failures}
-    return [point for point in points if point not in failed and (results / point / MANIFEST).is_file()]
+    return [*baselines, *(name for name, entry in record.items() if entry["current"])]
 
 
 def find_logs(results: Path, points: Iterable[str]) -> list[Path]:

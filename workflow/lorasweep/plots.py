@@ -26,8 +26,13 @@ MOST_ROWS = 40
 MOST_NAMED = 12
 """Loss curves that a legend names; in the report a curve says its name to the pointer."""
 
-MOST_STEPS = 400
-"""Points of a loss curve; each is the mean of as many steps as it takes."""
+MOST_STEPS, MOST_DOTS = 400, 40_000
+"""Points of a loss curve, and of all curves together; each is the mean of as many steps as it takes."""
+
+MOST_MOMENTS = 1000
+"""Points of a curve of storage."""
+
+alt.data_transformers.disable_max_rows()  # what is drawn is bounded here
 
 _INK = {"light": "#1f2328", "dark": "#e6e6e6"}
 _FAINT = {"light": "#d8dee4", "dark": "#3d444d"}
@@ -89,7 +94,12 @@ def get_plotted_variables(settings: pd.DataFrame, variables: Sequence[str]) -> l
 
 
 def draw_metric(
-    settings: pd.DataFrame, points: pd.DataFrame, variables: Sequence[str], task: str, metric: str
+    settings: pd.DataFrame,
+    points: pd.DataFrame,
+    variables: Sequence[str],
+    task: str,
+    metric: str,
+    higher_is_better: bool = True,
 ) -> list[Plot]:
     """Draw a metric on a task: by the variables, as many as there are, and all settings in a list.
 
@@ -107,14 +117,16 @@ def draw_metric(
     if plotted and len(grid) > 1:
         draw: Any = {1: _draw_line, 2: _draw_heat_map, 3: _draw_multiples}.get(len(plotted), _draw_parallel)
         chart, caption = draw(grid, points, base, plotted, metric)
+        if without := len(rows) - len(grid):
+            caption += f" Not drawn: {without} settings without a value of each variable, or with null."
         drawn.append(_finish(f"{task}-by-{'-'.join(plotted[:3])}", f"{metric} on {task}", caption, chart))
-    chart, caption = _draw_list(settings[settings["setting"] != BASELINE], base, metric)
+    chart, caption = _draw_list(settings[settings["setting"] != BASELINE], base, metric, not higher_is_better)
     drawn.append(_finish(f"{task}-settings", f"{metric} on {task}, every setting", caption, chart))
     return drawn
 
 
 def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[str]) -> Plot | None:
-    """Draw the loss of every training over its steps; `losses` has `point`, `step`, `loss` and `validation_loss`."""
+    """Draw the loss of trainings over their steps; `losses` has `point`, `step`, `loss` and `validation_loss`."""
     if losses.empty:
         return None
     # Where one variable makes the points, its values are the series, and else the points.
@@ -122,8 +134,11 @@ def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[s
     plotted = get_plotted_variables(made.reset_index(), variables)
     by = plotted[0] if len(plotted) == 1 else None
     frames = []
+    curves = losses["point"].nunique()
+    most = min(MOST_STEPS, max(20, MOST_DOTS // curves))
+    longest = -(-int(losses.groupby("point").size().max()) // most)
     for point, rows in losses.groupby("point", sort=False):
-        size = -(-len(rows) // MOST_STEPS)
+        size = -(-len(rows) // most)
         thinned = rows.groupby((rows["step"] - 1) // size)[["step", "loss"]].mean()
         series = format_value(_plain(made[by][point])) if by and pd.notna(made[by][point]) else str(point)
         frames.append(thinned.assign(point=point, series=series, kind="training"))
@@ -150,16 +165,21 @@ def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[s
     if has_validation:
         dots = alt.Chart().mark_line(point=alt.OverlayMarkDef(filled=False, size=45), strokeDash=[4, 3])
         layers.append(dots.transform_filter("datum.kind == 'validation'").encode(**encoding))
-    caption = "Each step's training loss" + (
-        ", and dashed the validation loss at each epoch's end." if has_validation else "."
-    )
-    return _finish("loss", "Loss of every training", caption, alt.layer(*layers, data=data))
+    trained = int((made["mode"] != "base").sum())
+    caption = f"Training loss of {curves} of {trained} trainings" if curves < trained else "Training loss"
+    caption += f", means of {longest} steps at most" if longest > 1 else " of each step"
+    caption += "; dashed, the validation loss at each epoch's end." if has_validation else "."
+    return _finish("loss", "Loss over the training", caption, alt.layer(*layers, data=data))
 
 
 def draw_storage(samples: pd.DataFrame) -> Plot | None:
     """Draw what lay on disk while the sweep ran; `samples` has `time`, `kept_bytes` and `temporary_bytes`."""
     if len(samples) < 2:
         return None
+    # Of each stretch the moment with most on disk stays.
+    every = -(-len(samples) // MOST_MOMENTS)
+    size_of_all = samples["kept_bytes"] + samples["temporary_bytes"]
+    samples = samples.loc[size_of_all.groupby(size_of_all.reset_index().index // every).idxmax()]
     hours = (pd.to_datetime(samples["time"]) - pd.to_datetime(samples["time"]).min()).dt.total_seconds() / 3600
     unit, size = ("GB", 1e9) if (samples["kept_bytes"] + samples["temporary_bytes"]).max() >= 1e9 else ("MB", 1e6)
     data = pd.concat(
@@ -309,8 +329,8 @@ def _draw_parallel(
     return alt.layer(strokes, labels.encode(x=x, y="place:Q", text="label:N")), caption
 
 
-def _draw_list(rows: pd.DataFrame, base: pd.DataFrame, metric: str) -> tuple[Any, str]:
-    shown = rows.sort_values(metric, ascending=False, kind="stable").head(MOST_ROWS)
+def _draw_list(rows: pd.DataFrame, base: pd.DataFrame, metric: str, ascending: bool) -> tuple[Any, str]:
+    shown = rows.sort_values(metric, ascending=ascending, kind="stable").head(MOST_ROWS)
     data = _shape(shown, metric)
     y = alt.Y("setting:N", title=None, sort=list(data["setting"]), axis=alt.Axis(labelLimit=320))
     encoding = {"y": y, "tooltip": _get_tooltip(metric)}

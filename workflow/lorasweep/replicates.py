@@ -41,7 +41,7 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
             **{key: first[key] for key in kept},
             "mode": first["mode"],
             "task": task,
-            "seeds": len(members),
+            "seeds": max(int(members[metric].notna().sum()) for metric in metrics) if metrics else len(members),
             "points": ";".join(members["point"]),
         }
         base = table[(table["point"] == BASELINE) & (table["task"] == task)]
@@ -59,14 +59,16 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
 def compare_settings(
     first: Mapping[str, Any], second: Mapping[str, Any], metric: str, table: pd.DataFrame, scores: SampleScores
 ) -> float | None:
-    """Return the p-value of no difference between two rows of `aggregate`: the larger of that by samples, and that by
-    seeds where both have several (Berger 1982, Technometrics 24:295); none where samples are not the same."""
+    """Return the p-value of no difference between two rows of `aggregate`; none where nothing tests it.
+
+    It is the larger of that by samples, where both have scores of the same, and that by seeds, where both have several
+    (Berger 1982, Technometrics 24:295).
+    """
     own, other = (_average(row, metric, table, scores) for row in (first, second))
-    if own is None or other is None or not own.index.equals(other.index):
-        return None
-    by_samples = get_paired_p_value(own.to_numpy(), other.to_numpy())
-    by_seeds = get_replicates_p_value(*(_get_means(row, metric, table) for row in (first, second)))
-    return max(by_samples, by_seeds or 0.0)
+    found = [get_replicates_p_value(*(_get_means(row, metric, table) for row in (first, second)))]
+    if own is not None and other is not None and own.index.equals(other.index):
+        found.append(get_paired_p_value(own.to_numpy(), other.to_numpy()))
+    return max((p_value for p_value in found if p_value is not None), default=None)
 
 
 def _aggregate_metric(
@@ -92,11 +94,11 @@ def _aggregate_metric(
         over_samples = get_paired_interval(averaged.to_numpy(), other.to_numpy(), confidence)
         p_values.append(get_paired_p_value(averaged.to_numpy(), other.to_numpy()))
         found[f"{metric}:pairs"] = len(other)
-        found[f"{metric}:p"] = max(p for p in p_values if p is not None)
     else:
         own = None if other is None else get_mean_interval(other.to_numpy(), confidence)
         over_samples = get_unpaired_interval(mean, by_samples, start, own)
         found[f"{metric}:pairs"] = 0
+    found[f"{metric}:p"] = max((p for p in p_values if p is not None), default=None)
     return found | _describe("delta_", "delta_interval", widen(over_samples, over_seeds), metric)
 
 

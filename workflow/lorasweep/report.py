@@ -26,6 +26,9 @@ from lorasweep.points import BASELINE, format_value
 from lorasweep.storage_log import STORAGE
 from lorasweep.table import is_metric
 
+_TEXTS = {"setting": str, "task": str, "points": str}
+"""Columns whose values are names, whatever they look like."""
+
 _TEMPLATES = Path(__file__).parents[1] / "report"
 
 _LOGS_IN_PAGE = 300
@@ -55,14 +58,16 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         name: table_file.with_name(table_file.name.replace("results", name)) for name in ("replicates", "answer")
     }
     table = pd.read_parquet(table_file.with_suffix(".parquet"))
-    settings = pd.read_csv(companions["replicates"])
+    settings = pd.read_csv(companions["replicates"], dtype=_TEXTS, keep_default_na=False, na_values=[""])
     answer = json.loads(companions["answer"].with_suffix(".json").read_text())
     given = yaml.safe_load((results / EXPERIMENT).read_text())
     experiment = Experiment.model_validate(given)
     variables = answer["variables"]
-    drawn = _draw(results, table, settings, variables, answer)
+    drawn = _draw(results, table, settings, variables, answer, experiment.report.higher_is_better)
     write_pictures(drawn, plots)
-    failures = json.loads((results / FAILURE_RECORD).read_text()) if (results / FAILURE_RECORD).is_file() else []
+    # A page of all points is made where nothing failed; what is on record is of an earlier run then.
+    has_failures = is_partial and (results / FAILURE_RECORD).is_file()
+    failures = json.loads((results / FAILURE_RECORD).read_text()) if has_failures else []
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     text = environment.get_template("report.html.jinja").render(
         name=experiment.experiment.name,
@@ -91,7 +96,12 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
 
 
 def _draw(
-    results: Path, table: pd.DataFrame, settings: pd.DataFrame, variables: Sequence[str], answer: Mapping[str, Any]
+    results: Path,
+    table: pd.DataFrame,
+    settings: pd.DataFrame,
+    variables: Sequence[str],
+    answer: Mapping[str, Any],
+    higher_is_better: bool,
 ) -> list[Plot]:
     """What decides is drawn first, then the first metric of each other task, then the trainings and the storage."""
     drawn: list[Plot] = []
@@ -100,7 +110,7 @@ def _draw(
         there = [c for c in table.columns if is_metric(c) and table.loc[table["task"] == task, c].notna().any()]
         metric = answer["metric"] if task == answer["task"] else next(iter(there), None)
         if metric:
-            drawn += draw_metric(settings, table, variables, task, metric)
+            drawn += draw_metric(settings, table, variables, task, metric, higher_is_better)
     losses = draw_losses(_read_losses(results, list(table["point"].unique())), table, variables)
     storage = results / STORAGE
     stored = draw_storage(pd.read_csv(storage)) if storage.is_file() else None
@@ -122,8 +132,8 @@ def _get_facts(results: Path, table: pd.DataFrame, failures: Sequence[Any]) -> l
     kept = once["bytes"].sum()
     facts = [("points", f"{points}"), ("failed", f"{len(failures)}"), ("kept on disk", f"{kept / 1e6:,.0f} MB")]
     ledger = results / "ledger.csv"
-    if ledger.is_file():
-        total = pd.read_csv(ledger).iloc[-1]
+    if ledger.is_file() and len(rows := pd.read_csv(ledger)):
+        total = rows.iloc[-1]
         if total["full_model_bytes"] > kept:
             facts.append(("full models would keep", f"{total['full_model_bytes'] / 1e9:,.1f} GB"))
     hours = once[[column for column in once.columns if column.endswith("_seconds")]].sum().sum() / 3600

@@ -41,4 +41,6 @@ def _get_scores(sample: dict[str, Any]) -> Iterator[tuple[str, float]]:
             continue
         score = column.removeprefix("score_")
         values = json.loads(value) if isinstance(value, str) and value.startswith("{") else {score: value}
-        yield from ((name, float(value_to_float()(part))) for name, part in values.items())
+        for name, part in values.items():
+            if part is not None and part == part:
+                yield name, float(value_to_float()(part))

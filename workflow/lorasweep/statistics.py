@@ -27,8 +27,9 @@ UNPAIRED = "unpaired (MOVER)"
 _RESAMPLES = 4000
 _SEED = 0
 
-MANY = 500
-"""From so many samples on the bootstrap of a mean is Student's interval, at a hundred times its cost."""
+FEW, MANY = 10, 500
+"""Below so many samples the bootstrap covers too little; from so many on it is Student's interval, at a hundred times
+its cost."""
 
 Scores = NDArray[Any]
 
@@ -46,7 +47,7 @@ def get_mean_interval(scores: Scores, confidence: float = CONFIDENCE) -> Interva
     """Return the interval of the mean of samples' scores; none where they say nothing of how it varies.
 
     Scores of 0 and 1: Wilson (1927), J. Am. Stat. Assoc. 22:209. Others: the BCa bootstrap over samples (Efron 1987,
-    J. Am. Stat. Assoc. 82:171), and Student's t from 500 samples on.
+    J. Am. Stat. Assoc. 82:171), and Student's t below 10 samples and from 500 on.
     """
     if _are_binary(scores):
         found = stats.binomtest(round(scores.sum()), len(scores)).proportion_ci(confidence, method="wilson")
@@ -82,7 +83,8 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
     """Return the two-sided p-value of no difference between two models on the same samples.
 
     Exchanging the two models in any sample is as likely as not, if they are alike: the exact McNemar test for scores of
-    0 and 1, and a permutation test of signs for others.
+    0 and 1, and a permutation test of signs for others. Student's t from 500 samples on, and where no permutation is as
+    extreme as what is seen, so that the number of permutations bounds no p-value.
     """
     differences = scores - base
     differences = differences[differences != 0]
@@ -90,6 +92,9 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
         return 1.0
     if len(np.unique(np.abs(differences))) == 1:
         return float(stats.binomtest(int((differences > 0).sum()), len(differences)).pvalue)
+    student = float(stats.ttest_1samp(scores - base, 0.0).pvalue)
+    if len(scores) >= MANY:
+        return student
     found = stats.permutation_test(
         (differences,),
         np.mean,
@@ -99,12 +104,13 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
         batch=max(1, 2_000_000 // len(differences)),
         rng=np.random.default_rng(_SEED),
     )
-    return float(found.pvalue)
+    is_exact = 2 ** len(differences) <= _RESAMPLES
+    return student if not is_exact and found.pvalue <= 2 / (_RESAMPLES + 1) else float(found.pvalue)
 
 
 def get_replicates_interval(means: Scores, confidence: float = CONFIDENCE) -> Interval | None:
-    """Return the interval of the mean over trainings, shape (seeds,), by Student's t; none of one seed."""
-    if len(means) < 2:
+    """Return the interval of the mean over trainings, shape (seeds,), by Student's t; none where they do not vary."""
+    if len(means) < 2 or np.ptp(means) == 0:
         return None
     return _get_student_interval(means, confidence, STUDENT_OF_SEEDS)
 
@@ -112,21 +118,17 @@ def get_replicates_interval(means: Scores, confidence: float = CONFIDENCE) -> In
 def get_replicates_p_value(means: Scores, others: Scores) -> float | None:
     """Return Welch's two-sided p-value for the means of two settings' trainings, shapes (seeds,) and (other seeds,).
 
-    None where one of them was trained once: nothing is known then of what another seed would give.
+    None where one of them was trained once, or neither varies: nothing is known then of what another seed would give.
     """
-    if len(means) < 2 or len(others) < 2:
+    if len(means) < 2 or len(others) < 2 or (np.ptp(means) == 0 and np.ptp(others) == 0):
         return None
-    if np.ptp(means) == 0 and np.ptp(others) == 0:
-        return float(means[0] == others[0])
     return float(stats.ttest_ind(means, others, equal_var=False).pvalue)
 
 
 def get_baseline_p_value(means: Scores, baseline: float) -> float | None:
     """Return the two-sided p-value of Student's t for trainings' means, shape (seeds,), against one baseline."""
-    if len(means) < 2:
+    if len(means) < 2 or np.ptp(means) == 0:
         return None
-    if np.ptp(means) == 0:
-        return float(means[0] == baseline)
     return float(stats.ttest_1samp(means, baseline).pvalue)
 
 
@@ -156,7 +158,7 @@ def _are_binary(scores: Scores) -> bool:
 def _get_interval(values: Scores, confidence: float, bootstrap: str, student: str) -> Interval | None:
     if len(values) < 2 or np.ptp(values) == 0:
         return None
-    if len(values) >= MANY:
+    if not FEW <= len(values) < MANY:
         return _get_student_interval(values, confidence, student)
     found = stats.bootstrap(
         (values,),

@@ -50,6 +50,9 @@ _TRAINING = (
     "data_sha256",
     "recipe_sha256",
 )
+_NO_MEANS = ("std", "var", "stderr", "min", "max")
+"""Ends of the names of metrics that are no mean of samples' scores, even where they equal it."""
+
 _ON_GPU = ("train", "evaluate", "evaluate_merged", "evaluate_adapters")
 
 
@@ -65,14 +68,19 @@ class SampleScores:
     def get(self, point: str, task: str, metric: str, reported: Any) -> "pd.Series[float] | None":
         """Return the scores by sample that the metric is the mean of; none where it is no such mean."""
         scores = self._scores.get((point, task, metric.rpartition("/")[0]))
-        if scores is None or pd.isna(reported) or abs(scores.mean() - reported) > 1e-6 * max(1.0, abs(reported)):
+        if (
+            scores is None
+            or metric.endswith(_NO_MEANS)
+            or pd.isna(reported)
+            or abs(scores.mean() - reported) > 1e-6 * max(1.0, abs(reported))
+        ):
             return None
         return scores
 
 
 def is_metric(column: str) -> bool:
     """Whether a column is a metric, and neither a standard error nor what is said of one."""
-    return "/" in column and not column.endswith("/stderr") and column.rpartition(":")[2] not in FACTS
+    return "/" in column and not column.endswith("stderr") and column.rpartition(":")[2] not in FACTS
 
 
 def make_table(
@@ -186,17 +194,18 @@ def _compare(
     row: dict[str, Any], base: Mapping[str, Any], metric: str, scores: SampleScores, confidence: float
 ) -> None:
     """Add how much a metric is over the baseline's: by pairs of the samples that both have, where there are some."""
-    if base.get(metric) is None:
+    if row[metric] is None or base.get(metric) is None:
         return
     own, other = (scores.get(r["point"], r["task"], metric, r[metric]) for r in (row, base))
     row[f"{metric}:delta"] = row[metric] - base[metric]
     both = [] if own is None or other is None else sorted(own.index.intersection(other.index))
-    row[f"{metric}:pairs"] = len(both)
     if own is not None and other is not None and len(both) == len(own) == len(other):
+        row[f"{metric}:pairs"] = len(both)
         paired = own[both].to_numpy(), other[both].to_numpy()
         interval = get_paired_interval(*paired, confidence)
         row[f"{metric}:p"] = get_paired_p_value(*paired)
     else:
+        row[f"{metric}:pairs"] = 0
         interval = get_unpaired_interval(row[metric], _read(row, metric), base[metric], _read(base, metric))
     _note(row, f"{metric}:delta_", interval)
 
@@ -231,11 +240,13 @@ def _name_settings(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         groups.setdefault(row["_settings"], []).append(row["point"])
     names: dict[str, str] = {}
+    taken = {row["point"] for row in rows}
     for settings, points in groups.items():
         name = points[0]
         if len(set(points)) > 1:
             name = re.sub(r"(^|,)seed=[^,]+", "", name).strip(",") or "any seed"
-        names[settings] = points[0] if name in names.values() else name
+        names[settings] = points[0] if name in taken - set(points) else name
+        taken.add(names[settings])
     for row in rows:
         row["setting"] = names[row["_settings"]]
 

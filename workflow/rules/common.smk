@@ -205,14 +205,14 @@ def get_pipeline():
 
 
 def digest_experiment():
-    """What the report shows of the experiment, in whatever order; how it is planned is no part of it."""
+    """What the report shows of the experiment, in whatever order; how it is planned and watched is no part of it."""
 
     def sort(value):
         if isinstance(value, dict):
             return sorted((key, sort(part)) for key, part in value.items())
         return sorted(map(sort, value), key=json.dumps) if isinstance(value, list) else value
 
-    shown = EXPERIMENT.model_dump(by_alias=True, exclude={"plan"})
+    shown = EXPERIMENT.model_dump(by_alias=True, exclude={"plan", "training"})
     return hashlib.sha256(json.dumps(sort(shown)).encode()).hexdigest()
 
 
@@ -586,8 +586,8 @@ def conclude(is_well):
     for leftover in (*Path(RESULTS).glob("*/.*.partial"), Path(RESULTS, ".batches")):
         shutil.rmtree(leftover, ignore_errors=True)
     command = shlex.join(["snakemake", *sys.argv[1:]])
-    unfinished = {job.wildcards.point for job in workflow.dag.needrun_jobs() if "point" in job.wildcards.keys()}
-    summary = summarise(Path(RESULTS), dict.fromkeys([*POINTS, *EVALUATED]), unfinished, FAILURES.failures, command)
+    points = dict.fromkeys([*POINTS, *EVALUATED])
+    summary = summarise(Path(RESULTS), points, find_unfinished(), FAILURES.failures, command)
     try:
         if is_well:
             Path(RESULTS, FAILURE_RECORD).unlink(missing_ok=True)
@@ -602,26 +602,38 @@ def conclude(is_well):
     return summary
 
 
+def find_unfinished():
+    """The points of jobs that this run was to do and did not."""
+    return {job.wildcards.point for job in workflow.dag.needrun_jobs() if "point" in job.wildcards.keys()}
+
+
 def write_partial_results():
     """Write tables and report of the points that are done, where those of all have to wait for the rest."""
-    done = [point for point in (*EVALUATED, *POINTS) if Path(RESULTS, point, "manifest.json").is_file()]
+    unfinished = find_unfinished()
+    done = [
+        point
+        for point in dict.fromkeys([*BASELINES, *POINTS])
+        if point not in unfinished and Path(RESULTS, point, "manifest.json").is_file()
+    ]
     if not done:
         return
-    shared = ["--results", RESULTS, "--partial", "--baselines", *BASELINES]
-    samples = f"{RESULTS}/samples-partial.parquet"
-    table = f"{RESULTS}/results-partial.csv"
-    collected = ["--samples", samples, "--variables", *VARIABLES, "--tasks", *get_deciding_tasks()]
+    samples, table = f"{RESULTS}/samples-partial.parquet", f"{RESULTS}/results-partial.csv"
+    of_these = ["--results", RESULTS, "--points", *done]
+    collected = ["--variables", *VARIABLES, "--tasks", *get_deciding_tasks(), "--output", table]
+    collected += ["--report", EXPERIMENT.report.model_dump_json()]
     page = ["--output", f"{RESULTS}/report-partial.html", "--plots", f"{RESULTS}/plots-partial"]
     steps = [
-        ["eval", f"{SCRIPTS}/read_samples.py", *shared, "--output", samples],
-        ["driver", f"{SCRIPTS}/collect.py", *shared, *collected, "--report", EXPERIMENT.report.model_dump_json()]
-        + ["--output", table],
+        ["driver", f"{SCRIPTS}/collect.py", *of_these, *collected],
         ["driver", f"{SCRIPTS}/report.py", "--table", table, "--pipeline", get_pipeline(), *page],
     ]
+    # With conda, only a job has the environment that reads logs: without it there are no intervals.
+    if not USES_CONDA:
+        steps[0] += ["--samples", samples]
+        steps.insert(0, ["eval", f"{SCRIPTS}/read_samples.py", *of_these, "--output", samples])
     for step in steps:
         made = subprocess.run([f"{SCRIPTS}/run", *step], capture_output=True, text=True)
         if made.returncode:
-            logger.error(f"No report of what is done: {made.stderr.strip().splitlines()[-1:]}")
+            logger.error(f"No report of what is done: {made.stderr.strip().rpartition(chr(10))[2]}")
             return
     logger.error(f"What is done: {table} and {RESULTS}/report-partial.html")
 
