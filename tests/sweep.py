@@ -94,6 +94,8 @@ class Sweep:
     directory: Path
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    program: tuple[str | Path, ...] = ("-m", "snakemake")
+    """What Python runs."""
 
     @property
     def results(self) -> Path:
@@ -118,7 +120,7 @@ class Sweep:
         return Sweep(directory, json.loads(json.dumps(self.config)), dict(self.environment))
 
     def command(self, *arguments: str | Path) -> list[str]:
-        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", self.directory]
+        command = [sys.executable, *self.program, "--snakefile", ROOT / "Snakefile", "--directory", self.directory]
         return [*map(str, command), "--configfile", str(self.directory / "sweep.yaml"), *map(str, arguments)]
 
     def snakemake(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,15 @@ from sweep import ROOT, Sweep
 
 SITE_PARTITION = os.environ.get("LORASWEEP_SLURM_PARTITION")
 
+SECONDS_TO_END = 600
+"""For what ends by itself: a machine that does much else, as in `make test`, is slow."""
 
+
+@dataclass
 class SlurmSweep(Sweep):
     """A sweep whose jobs go to SLURM, with waits that suit jobs of seconds."""
+
+    program: tuple[str | Path, ...] = (Path(__file__).with_name("attentive_snakemake.py"),)
 
     def command(self, *arguments: str | Path) -> list[str]:
         site = ["--default-resources", f"slurm_partition={SITE_PARTITION}"] if SITE_PARTITION else []
@@ -58,7 +65,7 @@ class SlurmSweep(Sweep):
         return {job: comment for job, comment, name in jobs if name.startswith(self.job_name)}
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = SECONDS_TO_END) -> Any:
     """Wait until a condition gives something, and return it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

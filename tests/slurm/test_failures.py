@@ -12,8 +12,8 @@ import pytest
 
 from cluster import Cluster
 from lorasweep.job_records import read_records
-from slurm_sweep import SlurmSweep, wait_for
-from sweep import SUMMED_UP
+from slurm_sweep import SECONDS_TO_END, SlurmSweep, wait_for
+from sweep import SUMMED_UP, Sweep
 
 TRAINING_ONLY = {"enabled": False, "baseline": False}
 DIRECT = {"merge_adapters": False, "baseline": False, "adapters_per_job": 1}
@@ -29,6 +29,7 @@ def finish(sweep: SlurmSweep, *arguments: str) -> str:
 def test_a_training_that_fails_takes_no_other_point_with_it(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("one_fails", variables={"lora_rank": [1, 2, 3, 4, 5]}, runs=[{"name": "diverges", "lr": 1e30}])
     sweep.edit(evaluation=TRAINING_ONLY)
+    sweep.program = Sweep.program  # one test looks at its jobs when the plugin does
     done = sweep.snakemake("--retries", "0")
     said = done.stdout + done.stderr
     assert done.returncode == 1
@@ -55,8 +56,9 @@ def test_a_failed_evaluation_keeps_its_adapter_and_no_merged_model(make: Callabl
 def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("limits", runs=[{"name": "slow"}, {"name": "hungry", "seed": 1}])
     sweep.edit(evaluation=DIRECT)
-    sweep.environment |= {"SLOW_EVALUATION_OF": "slow:80", "HUNGRY_EVALUATION_OF": "hungry:2000"}
-    limits = ["--set-resources", "evaluate_adapters:runtime=attempt", "evaluate_adapters:mem_mb=attempt*2000"]
+    # Longer than SLURM lets a job of one minute be, and far shorter than the second limit, however slow the start is.
+    sweep.environment |= {"SLOW_EVALUATION_OF": "slow:90", "HUNGRY_EVALUATION_OF": "hungry:2000"}
+    limits = ["--set-resources", "evaluate_adapters:runtime=attempt**4", "evaluate_adapters:mem_mb=attempt*2000"]
     done = sweep.snakemake("--retries", "1", *limits)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-4000:]
@@ -83,14 +85,14 @@ def test_a_job_over_its_memory_is_told_by_that(make: Callable[..., SlurmSweep]) 
 
 def test_a_batch_is_one_job_and_what_it_had_finished_outlives_it(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("batch", variables={"seed": [0, 1, 2]})
-    sweep.edit(evaluation={**DIRECT, "adapters_per_job": 3}, controls={"epochs": 2})
-    sweep.environment["SLOW_EVALUATION_OF"] = "seed=1:90"
+    sweep.edit(evaluation={**DIRECT, "adapters_per_job": 3})
+    sweep.environment["SLOW_EVALUATION_OF"] = "seed=1:90"  # what outlives a cancelled job ends soon
     run = sweep.start("--retries", "0")
-    wait_for("the first point's result", lambda: (sweep.results / "seed=0/state/eval/done/metrics.json").is_file(), 300)
+    wait_for("the first point's result", lambda: (sweep.results / "seed=0/state/eval/done/metrics.json").is_file())
     [(job, comment)] = sweep.list_jobs("PENDING,RUNNING").items()
     assert comment.startswith("rule_evaluate_adapters_wildcards_seed=0+2-")
     subprocess.run(["scancel", job], check=True)
-    assert run.wait(timeout=120) == 1
+    assert run.wait(timeout=SECONDS_TO_END) == 1
     assert "batch: 0 of 3 points done, 0 failed, 3 not finished" in sweep.said
     finished = (sweep.results / "seed=0/state/eval/done/letters.eval").read_bytes()
     sweep.environment.clear()
@@ -107,7 +109,7 @@ def test_a_cancelled_job_is_noticed_whether_it_ran_or_waited(make: Callable[...,
     running = wait_for("four jobs to run", lambda: len(jobs := sweep.list_jobs()) == 4 and jobs)
     [waiting] = wait_for("one job to wait", lambda: sweep.list_jobs("PENDING"))
     subprocess.run(["scancel", waiting, *running], check=True)
-    assert run.wait(timeout=120) == 1
+    assert run.wait(timeout=SECONDS_TO_END) == 1
     assert sweep.said.count("it was cancelled") == 5
     assert "0 of 5 points done, 5 failed" in sweep.said
     assert sweep.plan()["train"] == 5
@@ -117,13 +119,13 @@ def test_the_job_of_a_node_that_dies_runs_again_elsewhere(
     make: Callable[..., SlurmSweep], own_cluster: Cluster
 ) -> None:
     sweep = make("node_dies", runs=[{"name": "point"}])
-    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 600})
+    sweep.edit(evaluation=TRAINING_ONLY)
     run = sweep.start("--retries", "1")
     [job] = wait_for("the job to run", sweep.list_jobs)
     node = subprocess.run(["squeue", "--noheader", "--jobs", job, "--format=%N"], capture_output=True, text=True).stdout
     own_cluster.kill_node(node.strip())
     try:
-        assert run.wait(timeout=300) == 0, sweep.said[-4000:]
+        assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
         assert "1 of 1 points done" in sweep.said
     finally:
         own_cluster.revive_node(node.strip())
@@ -132,12 +134,12 @@ def test_the_job_of_a_node_that_dies_runs_again_elsewhere(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSweep], number: int) -> None:
     sweep = make("interrupted", variables={"lora_rank": [1, 2]})
-    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 400})
+    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 40})
     run = sweep.start("--retries", "0", "--jobs", "1")
     wait_for("a job to run", sweep.list_jobs)
     run.send_signal(number)
-    assert run.wait(timeout=180) != 0
-    wait_for("the jobs to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"), 60)
+    assert run.wait(timeout=SECONDS_TO_END) != 0
+    wait_for("the jobs to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"))
     finished = len(list(sweep.results.glob("*/adapter/adapter_model.safetensors")))
     # Ctrl-C cancels what runs; SIGTERM lets it finish, and starts no more.
     assert finished == (0 if number == signal.SIGINT else 1)
@@ -149,7 +151,7 @@ def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSw
 class TestControllerKilled:
     def test_a_training_that_still_runs_is_waited_for_and_not_done_twice(self, make: Callable[..., SlurmSweep]) -> None:
         sweep = make("killed", runs=[{"name": "point"}])
-        sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 600})
+        sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 100})
         run = sweep.start("--retries", "0")
         [orphan] = wait_for("the job to run", sweep.list_jobs)
         run.kill()
@@ -165,7 +167,7 @@ class TestControllerKilled:
     def test_an_evaluation_that_still_runs_is_cancelled_and_done_anew(self, make: Callable[..., SlurmSweep]) -> None:
         sweep = make("killed_evaluation", runs=[{"name": "point"}])
         sweep.edit(evaluation={"baseline": False})
-        sweep.environment["SLOW_EVALUATION_OF"] = "point:300"
+        sweep.environment["SLOW_EVALUATION_OF"] = "point:600"
         run = sweep.start("--retries", "0")
         [orphan] = wait_for(
             "the evaluation to run",
@@ -183,14 +185,14 @@ class TestControllerKilled:
 
 def test_a_second_shell_is_told_who_runs_the_sweep(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("two_shells", runs=[{"name": "point"}])
-    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 300})
+    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 100})
     run = sweep.start("--retries", "0")
     wait_for("the job to run", sweep.list_jobs)
     second = sweep.snakemake("--retries", "0")
     assert second.returncode != 0
     assert f"is being run by {os.environ.get('USER', 'root')}" in second.stderr
     assert f"(process {run.pid}, since" in second.stderr
-    assert run.wait(timeout=180) == 0, sweep.said[-4000:]
+    assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
     assert sweep.plan() == {}
 
 
@@ -237,7 +239,7 @@ def test_a_full_disk_is_named_and_nothing_cut_short_counts(
 
 def test_a_rebooted_controller_needs_the_same_command_alone(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("rebooted", runs=[{"name": "point"}])
-    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 400})
+    sweep.edit(evaluation=TRAINING_ONLY)
     run = sweep.start("--retries", "0")
     wait_for("the job to run", sweep.list_jobs)
     run.kill()

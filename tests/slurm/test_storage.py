@@ -15,7 +15,6 @@ BOUND = 2
 def test_the_bound_holds_on_slurm(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("bounded", variables={"seed": list(range(POINTS))})
     sweep.edit(
-        controls={"epochs": 1},
         evaluation={
             "baseline": False,
             "max_merged_models": BOUND,
