@@ -86,7 +86,7 @@ def test_a_job_over_its_memory_is_told_by_that(make: Callable[..., SlurmSweep]) 
 def test_a_batch_is_one_job_and_what_it_had_finished_outlives_it(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("batch", variables={"seed": [0, 1, 2]})
     sweep.edit(evaluation={**DIRECT, "adapters_per_job": 3})
-    sweep.environment["SLOW_EVALUATION_OF"] = "seed=1:90"  # what outlives a cancelled job ends soon
+    sweep.environment["SLOW_EVALUATION_OF"] = "seed=1:600"
     run = sweep.start("--retries", "0")
     wait_for("the first point's result", lambda: (sweep.results / "seed=0/state/eval/done/metrics.json").is_file())
     [(job, comment)] = sweep.list_jobs("PENDING,RUNNING").items()

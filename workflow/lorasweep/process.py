@@ -3,9 +3,14 @@
 import ctypes
 import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 """prctl(2): which signal the kernel sends when the parent is gone."""
+
+_SECONDS_TO_END = 30
+"""How long a job has to end in order; the default of SLURM's KillWait."""
 
 
 def end_on_sigterm() -> None:
@@ -14,6 +19,12 @@ def end_on_sigterm() -> None:
     Snakemake ends the shell of a job that is cancelled, and not what that has started, which some clusters then lose
     sight of: so the end of the shell counts as the signal too.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _end)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    # An exit is lost where Python swallows it, as in a finalizer: such a job went on as if nothing had been said.
+    signal.alarm(_SECONDS_TO_END)
+    sys.exit(128 + number)
