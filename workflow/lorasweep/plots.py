@@ -208,12 +208,13 @@ def draw_planned_storage(curves: Mapping[str, Sequence[tuple[float, float, float
         [(name, *moment) for name, curve in curves.items() for moment in curve],
         columns=["mode", "hours", "kept", "all"],
     )
+    # A logarithm has no place for nothing.
+    data["all"] = data["all"].clip(lower=data.loc[data["all"] > 0, "all"].min())
     x = alt.X("hours:Q", title="hours from the start")
     colour = alt.Color("mode:N", title=None, sort=list(curves), scale=alt.Scale(range=list(SERIES)))
     line = alt.Chart(data).mark_line(interpolate="step-after", strokeWidth=1.5)
     size = alt.Y("all:Q", title="on disk, GB", scale=alt.Scale(type="log", nice=False))
     drawn = line.encode(x=x, y=size, color=colour, strokeDash=alt.StrokeDash("mode:N", title=None, sort=list(curves)))
-    data["all"] = data["all"].clip(lower=data.loc[data["all"] > 0, "all"].min())
     return _finish("plan", "Storage over time", "What each mode has on disk, kept and temporary.", drawn)
 
 
