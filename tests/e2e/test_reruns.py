@@ -114,7 +114,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     ),
     "a baseline added": (
         edit(evaluation={"baselines": [{"name": "again", "model": "model"}]}),
-        {"evaluate": 1, "cleanup": 1, "collect": 1},
+        {"evaluate": 1, "cleanup": 1, **SUMMED_UP},
     ),
     "variables zipped": (
         edit(
@@ -122,9 +122,12 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
             zip=[["model_format", "merge_adapters"]],
             exclude=[],
         ),
-        {},
+        {"report": 1},  # which shows the file
     ),
-    "what is left out said as a condition": (edit(exclude=["model_format == 'hf' and not merge_adapters"]), {}),
+    "what is left out said as a condition": (
+        edit(exclude=["model_format == 'hf' and not merge_adapters"]),
+        {"report": 1},
+    ),
     "the task file edited": (append("tasks.py", "\n# another scorer\n"), ALL_EVALUATIONS),
     "lr edited": (edit(controls={"lr": 5e-3}), ALL_OF_EVERY_POINT),
     "training data edited": (append("train.jsonl", '{"input": "after z", "output": "a"}\n'), ALL_OF_EVERY_POINT),

@@ -41,7 +41,8 @@ def get_stages(points: Mapping[str, str], evaluated: Collection[str], trained: C
         pass_through(*source, *branch, "cleanup")
     order = ["configure", "train", "adopt", "merge", "evaluate", "evaluate_merged", "evaluate_adapters", "publish"]
     stages = [
-        Stage(rule, None if rule == "evaluate_adapters" else jobs[rule], tuple(after[rule]))
+        # In which order the points stand in the file makes no other drawing.
+        Stage(rule, None if rule == "evaluate_adapters" else jobs[rule], tuple(sorted(after[rule], key=order.index)))
         for rule in (*order, "cleanup")
         if rule in jobs
     ]
