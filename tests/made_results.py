@@ -47,6 +47,9 @@ def make_results(
     (results / "points.json").write_text(json.dumps(record))
     frame = pd.DataFrame(rows, columns=["point", "task", "sample", "epoch", "score", "value"])
     frame.to_parquet(results / "samples.parquet", index=False)
+    times = pd.date_range("2026-01-01", periods=20, freq="min").strftime("%Y-%m-%dT%H:%M:%S+00:00")
+    storage = pd.DataFrame({"time": times, "kept_bytes": range(0, 100_000_000, 5_000_000), "temporary_bytes": 3e8})
+    storage.to_csv(results / "storage.csv", index=False)
     experiment = {
         "experiment": {"name": results.name, "question": "Which setting is best?"},
         "variables": {key: list(values) for key, values in variables.items()},

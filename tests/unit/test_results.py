@@ -359,7 +359,7 @@ def test_the_report_has_the_answer_and_loads_nothing_from_elsewhere(tmp_path: Pa
     assert all((results / link).exists() for link in links.links), links.links
     assert sorted(file.name for file in (results / "plots").iterdir()) == [
         *("letters-by-lora_rank-dark.svg", "letters-by-lora_rank.svg", "letters-settings-dark.svg"),
-        *("letters-settings.svg", "loss-dark.svg", "loss.svg"),
+        *("letters-settings.svg", "loss-dark.svg", "loss.svg", "storage-dark.svg", "storage.svg"),
     ]
     table = pd.read_parquet(results / "results.parquet")
     same = pd.read_csv(results / "results.csv")

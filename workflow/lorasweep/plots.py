@@ -183,8 +183,8 @@ def draw_storage(samples: pd.DataFrame) -> Plot | None:
     hours = (pd.to_datetime(samples["time"]) - pd.to_datetime(samples["time"]).min()).dt.total_seconds() / 3600
     unit, size = ("GB", 1e9) if (samples["kept_bytes"] + samples["temporary_bytes"]).max() >= 1e9 else ("MB", 1e6)
     data = pd.concat(
-        pd.DataFrame({"hours": hours, "size": samples[f"{kind}_bytes"] / size, "kind": kind})
-        for kind in ("kept", "temporary")
+        pd.DataFrame({"hours": hours, "size": samples[f"{kind}_bytes"] / size, "kind": kind, "place": place})
+        for place, kind in enumerate(("kept", "temporary"))
     )
     chart = (
         alt.Chart(data)
@@ -195,7 +195,7 @@ def draw_storage(samples: pd.DataFrame) -> Plot | None:
             color=alt.Color(
                 "kind:N", title=None, scale=alt.Scale(domain=["kept", "temporary"], range=list(SERIES[:2]))
             ),
-            order=alt.Order("kind:N"),
+            order=alt.Order("place:Q"),
             tooltip=[alt.Tooltip("kind:N"), alt.Tooltip("hours:Q", format=".2f"), alt.Tooltip("size:Q", format=",.1f")],
         )
     )

@@ -161,17 +161,16 @@ def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) ->
     columns += [_Column("train loss", "final_train_loss", 3), _Column("validation loss", "final_validation_loss", 3)]
     columns += [_Column("mode", "mode"), _Column("MB", "bytes", 1, 1e-6), _Column("GPU h", "gpu_hours", 2)]
     shown: dict[tuple[str, int], list[Any]] = {("point", 0): [_link(point, point) for point in table["point"]]}
-    for place, column in enumerate(columns, 1):
+    logs = [Path(log).relative_to(results).as_posix() if pd.notna(log) else None for log in table["log"]]
+    shown["log", 1] = [_link(log, "log") if log else "" for log in logs]
+    for place, column in enumerate(columns, 2):
         if column.source in table and table[column.source].notna().any():
             values = table[column.source]
             if column.digits is not None:
                 values = (pd.to_numeric(values) * column.scale).round(column.digits)
             shown[column.title, place] = [_escape(value) for value in values]
-    shown["adapter", len(columns) + 1] = [
-        str(value)[:12] if pd.notna(value) else "" for value in table["adapter_sha256"]
-    ]
-    logs = [Path(log).relative_to(results).as_posix() if pd.notna(log) else None for log in table["log"]]
-    shown["log", len(columns) + 2] = [_link(log, "log") if log else "" for log in logs]
+    adapters = [str(value)[:12] if pd.notna(value) else "" for value in table["adapter_sha256"]]
+    shown["adapter", len(columns) + 2] = adapters
     frame = pd.DataFrame({place: values for (_, place), values in shown.items()})
     frame.columns = pd.Index([html.escape(title) for title, _ in shown])
     scripts = generate_init_offline_itables_html(options.dt_bundle)
