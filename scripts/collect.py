@@ -36,8 +36,8 @@ def main() -> None:
     try:
         points = arguments.points or list_points(arguments.results, arguments.baselines)
         samples = pd.read_parquet(arguments.samples) if arguments.samples else None
-        table = make_table(arguments.results, points, arguments.variables, samples, report.confidence)
         scores = SampleScores(samples)
+        table = make_table(arguments.results, points, arguments.variables, scores, report.confidence)
         settings = aggregate(table, arguments.variables, scores, report.confidence)
         task = next(iter(arguments.tasks), None)
         metric = choose_metric(table, arguments.tasks, report.metric, str(arguments.results / EXPERIMENT))

@@ -35,7 +35,7 @@ def by_rank(chances: Mapping[int, float]) -> Any:
 def tabulate(results: Path, variables: Sequence[str], samples: pd.DataFrame | None) -> pd.DataFrame:
     names = [name for name, entry in json.loads((results / "points.json").read_text()).items() if entry["current"]]
     base = [BASELINE] if (results / BASELINE).is_dir() else []
-    return make_table(results, [*base, *names], variables, samples, 0.95)
+    return make_table(results, [*base, *names], variables, SampleScores(samples), 0.95)
 
 
 def answer(results: Path, variables: Sequence[str], samples: pd.DataFrame, **changes: Any) -> Answer:

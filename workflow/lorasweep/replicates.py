@@ -11,7 +11,6 @@ import pandas as pd
 
 from lorasweep.points import BASELINE
 from lorasweep.statistics import (
-    Interval,
     adjust_p_values,
     get_baseline_p_value,
     get_mean_interval,
@@ -22,7 +21,7 @@ from lorasweep.statistics import (
     get_unpaired_interval,
     widen,
 )
-from lorasweep.table import SampleScores, is_metric
+from lorasweep.table import SampleScores, describe_interval, is_metric
 
 
 def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScores, confidence: float) -> pd.DataFrame:
@@ -80,9 +79,8 @@ def _aggregate_metric(
     mean = float(means.mean())
     averaged = _average({"points": ";".join(members["point"]), "task": task}, metric, members, scores)
     by_samples = None if averaged is None else get_mean_interval(averaged.to_numpy(), confidence)
-    found = {metric: mean} | _describe(
-        "", "interval", widen(by_samples, get_replicates_interval(means, confidence)), metric
-    )
+    by_both = widen(by_samples, get_replicates_interval(means, confidence))
+    found = {metric: mean} | describe_interval(metric, "", by_both)
     if base.empty or pd.isna(base.iloc[0][metric]) or members.iloc[0]["mode"] == "base":
         return found
     start = float(base.iloc[0][metric])
@@ -99,15 +97,7 @@ def _aggregate_metric(
         over_samples = get_unpaired_interval(mean, by_samples, start, own)
         found[f"{metric}:pairs"] = 0
     found[f"{metric}:p"] = max((p for p in p_values if p is not None), default=None)
-    return found | _describe("delta_", "delta_interval", widen(over_samples, over_seeds), metric)
-
-
-def _describe(prefix: str, method: str, interval: Interval | None, metric: str) -> dict[str, Any]:
-    return {
-        f"{metric}:{prefix}low": interval and interval.low,
-        f"{metric}:{prefix}high": interval and interval.high,
-        f"{metric}:{method}": interval and interval.method,
-    }
+    return found | describe_interval(metric, "delta_", widen(over_samples, over_seeds))
 
 
 def _get_means(row: Mapping[str, Any], metric: str, table: pd.DataFrame) -> Any:

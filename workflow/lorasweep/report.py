@@ -24,12 +24,16 @@ from lorasweep.layout import EXPERIMENT, FAILURE_RECORD, TRAINING_LOG
 from lorasweep.plots import Plot, draw_losses, draw_metric, draw_storage, get_theme, write_pictures
 from lorasweep.points import BASELINE, format_value
 from lorasweep.storage_log import STORAGE
+from lorasweep.summary import read_tail
 from lorasweep.table import is_metric
 
 _TEXTS = {"setting": str, "task": str, "points": str}
 """Columns whose values are names, whatever they look like."""
 
 _TEMPLATES = Path(__file__).parents[1] / "report"
+
+_LOG_LINES = 12
+"""Of a log, shown with a failure."""
 
 _LOGS_IN_PAGE = 300
 """Points whose loss is drawn; of more, evenly taken ones."""
@@ -81,7 +85,9 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         themes=_as_script({theme: get_theme(theme, is_transparent=True) for theme in ("light", "dark")}),
         vega=Markup(_get_vega()),
         table=Markup(_make_table(results, table, variables)),
-        failures=[{**failure, "tail": _read_tail(results, failure["log"])} for failure in failures],
+        failures=[
+            {**failure, "tail": "\n".join(read_tail(Path(failure["log"]))[-_LOG_LINES:])} for failure in failures
+        ],
         results=results.as_posix(),
         differences=_find_differences(experiment),
         configuration=yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100),
@@ -202,11 +208,6 @@ def _escape(value: Any) -> Any:
 
 def _link(path: str, text: str) -> str:
     return f'<a href="{html.escape(path, quote=True)}">{html.escape(text)}</a>'
-
-
-def _read_tail(results: Path, log: str, lines: int = 12) -> str:
-    file = Path(log)
-    return "\n".join(file.read_text(errors="replace").splitlines()[-lines:]) if file.is_file() else ""
 
 
 def _find_differences(experiment: Experiment) -> list[tuple[str, str, str]]:

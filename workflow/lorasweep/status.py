@@ -14,11 +14,12 @@ from pydantic import BaseModel, ValidationError
 from lorasweep.controller import Holder
 from lorasweep.files import write_aside
 from lorasweep.layout import STATE
+from lorasweep.layout import TRAINING_LOG as LOG_NAME
 
 STATUS = "status.json"
 """In an experiment's folder."""
 
-TRAINING_LOG = f"{STATE}/train/training_log.csv"
+TRAINING_LOG = f"{STATE}/train/{LOG_NAME}"
 """In a point's folder while it is trained: a row for each optimizer step, with `step` and `loss` among its columns."""
 
 MOST_LISTED = 100

@@ -57,7 +57,11 @@ _ON_GPU = ("train", "evaluate", "evaluate_merged", "evaluate_adapters")
 
 
 class SampleScores:
-    """The scores of samples, each the mean over the sample's epochs, by point, task and score."""
+    """The scores of samples, each the mean over the sample's epochs, by point, task and score.
+
+    Args:
+        samples: with the columns of `lorasweep.samples`; without it there are no scores.
+    """
 
     def __init__(self, samples: pd.DataFrame | None) -> None:
         self._scores: dict[tuple[str, str, str], pd.Series[float]] = {}
@@ -83,24 +87,32 @@ def is_metric(column: str) -> bool:
     return "/" in column and not column.endswith("stderr") and column.rpartition(":")[2] not in FACTS
 
 
+def describe_interval(metric: str, prefix: str, interval: Interval | None) -> dict[str, Any]:
+    """Return the columns of an interval: of the metric itself, or with the prefix `delta_` of its difference."""
+    return {
+        f"{metric}:{prefix}low": interval and interval.low,
+        f"{metric}:{prefix}high": interval and interval.high,
+        f"{metric}:{prefix}interval": interval and interval.method,
+    }
+
+
 def make_table(
     results: Path,
     points: Sequence[str],
     variables: Sequence[str],
-    samples: pd.DataFrame | None,
+    scores: SampleScores,
     confidence: float,
 ) -> pd.DataFrame:
     """Return the rows of the given points; docs/results.md says what each column is.
 
-    `samples` has the columns of `lorasweep.samples`; without it there are no intervals and no comparisons.
+    Where `scores` has none of a point, there are no intervals of it and no comparisons.
     """
     rows = [row for point in points for row in _make_rows(results, point, variables)]
-    scores = SampleScores(samples)
     for row in rows:
         for metric in filter(is_metric, list(row)):
             own = scores.get(row["point"], row["task"], metric, row[metric])
             interval = None if own is None else get_mean_interval(own.to_numpy(), confidence)
-            _note(row, f"{metric}:", interval)
+            row |= describe_interval(metric, "", interval)
     base = {row["task"]: row for row in rows if row["point"] == BASELINE}
     for row in rows:
         if row["task"] in base and row["mode"] != "base":
@@ -207,14 +219,7 @@ def _compare(
     else:
         row[f"{metric}:pairs"] = 0
         interval = get_unpaired_interval(row[metric], _read(row, metric), base[metric], _read(base, metric))
-    _note(row, f"{metric}:delta_", interval)
-
-
-def _note(row: dict[str, Any], prefix: str, interval: Interval | None) -> None:
-    name = prefix.rpartition(":")[0] + (":interval" if prefix.endswith(":") else ":delta_interval")
-    row[f"{prefix}low"] = interval and interval.low
-    row[f"{prefix}high"] = interval and interval.high
-    row[name] = interval and interval.method
+    row |= describe_interval(metric, "delta_", interval)
 
 
 def _read(row: Mapping[str, Any], metric: str) -> Interval | None:
