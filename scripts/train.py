@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from lorasweep.errors import InputError
+from lorasweep.layout import get_checkpoint_name
 from lorasweep.trainers import SAVE_MINUTES, TrainingError, get_trainer
 
 
@@ -14,11 +15,17 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, required=True, help="directory to publish the adapter to")
     parser.add_argument("--metric-loggers", default="disk", help="who is told each step, joined by commas")
     parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="between one saved state and the next")
+    parser.add_argument("--epochs", default="last", help="those whose adapters are published too, joined by commas")
     arguments = parser.parse_args()
+    point = arguments.adapter.parent
+    earlier = {
+        int(epoch): point.with_name(get_checkpoint_name(point.name, int(epoch))) / arguments.adapter.name
+        for epoch in arguments.epochs.split(",")
+        if epoch != "last"
+    }
+    loggers, minutes = arguments.metric_loggers.split(","), arguments.save_minutes
     try:
-        get_trainer().train(
-            arguments.recipe, arguments.adapter, arguments.metric_loggers.split(","), arguments.save_minutes
-        )
+        get_trainer().train(arguments.recipe, arguments.adapter, loggers, minutes, earlier)
     except (InputError, TrainingError, OSError) as error:
         sys.exit(f"train: {error}")
 

@@ -91,6 +91,35 @@ def test_one_that_is_killed_again_and_again_ends_as_if_it_had_not_been(undisturb
     assert seconds == sorted(seconds)
 
 
+def get_earlier(recipe: Path) -> dict[int, Path]:
+    return {1: recipe.parent / "first", 2: recipe.parent / "second"}
+
+
+def read_earlier(recipe: Path) -> list[bytes]:
+    return [(folder / "adapter_model.safetensors").read_bytes() for folder in get_earlier(recipe).values()]
+
+
+@pytest.mark.parametrize(("happens", "step"), [("killed in a step", 6), ("killed at the end of an epoch", 1)])
+def test_earlier_epochs_are_as_of_one_that_was_not_killed(make: Make, happens: str, step: int) -> None:
+    whole, killed = (make(point, **{**CONTROLS, "epochs": 3}) for point in ("whole", "killed"))
+    assert train_and_end(whole, earlier=get_earlier(whole)) == 0
+    assert train_and_end(killed, 1, happens, step, earlier=get_earlier(killed)) == KILLED
+    assert train_and_end(killed, earlier=get_earlier(killed)) == 0
+    assert "Going on after step" in said(killed)
+    assert read_earlier(killed) == read_earlier(whole)
+
+
+def test_an_earlier_epoch_that_is_torn_trains_anew(make: Make) -> None:
+    whole, killed = (make(point, **{**CONTROLS, "epochs": 3}) for point in ("whole", "killed"))
+    assert train_and_end(whole, earlier=get_earlier(whole)) == 0
+    assert train_and_end(killed, 1, "killed at the end of an epoch", 2, earlier=get_earlier(killed)) == KILLED
+    cut(killed.parent / "state/train/epoch_0/adapter_model.safetensors")
+    assert train_and_end(killed, 1, earlier=get_earlier(killed)) == 1
+    assert "epoch_0/adapter_model.safetensors: cannot be read" in said(killed)
+    assert train_and_end(killed, 1, earlier=get_earlier(killed)) == 0
+    assert read_earlier(killed) == read_earlier(whole)
+
+
 def test_where_epochs_end_early_it_goes_on_as_well(make: Make) -> None:
     whole, killed = (make(point, max_steps_per_epoch=4, **CONTROLS) for point in ("whole", "killed"))
     assert train_and_end(whole) == 0

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from lorasweep.digest import digest_file
 from lorasweep.trainers import TrainingError
 from lorasweep.trainers.torchtune import train
 from lorasweep.trainers.torchtune_data import ChatTokenizer
@@ -51,6 +52,37 @@ def test_it_is_bit_for_bit_torchtunes_own(make: Callable[..., Path], controls: d
     [said] = theirs.glob("logs/log_*.txt")
     losses = [float(line.split("loss:")[1].split()[0]) for line in said.read_text().splitlines() if "loss:" in line]
     assert [row.loss for row in log(ours)] == pytest.approx(losses, rel=1e-5)
+
+
+class TestEarlierEpochs:
+    def test_each_is_what_torchtune_has_after_it_with_its_part_of_the_log(self, make: Callable[..., Path]) -> None:
+        file = make(epochs=3)
+        first, second = (file.parent.with_name(f"point,epoch={epoch}") / "adapter" for epoch in (1, 2))
+        train(file, file.parent / "adapter", earlier={1: first, 2: second})
+        plain = make("plain", epochs=3)
+        command = [sys.executable, "-m", "torchtune._cli.tune", "run", "lora_finetune_single_device", "--config"]
+        subprocess.run([*command, plain], check=True, capture_output=True)
+        for epoch, adapter in enumerate((first, second, file.parent / "adapter")):
+            theirs = plain.parent / f"state/train/epoch_{epoch}/adapter_model.safetensors"
+            assert (adapter / "adapter_model.safetensors").read_bytes() == theirs.read_bytes()
+            rows, record = log(file)[: 2 * (epoch + 1)], json.loads((adapter / "lorasweep.json").read_text())
+            assert read_log(adapter / "training_log.csv") == rows
+            assert (record["epochs"], record["steps"]) == (epoch + 1, 2 * (epoch + 1))
+            assert (record["tokens"], record["final_train_loss"]) == (rows[-1].tokens, rows[-1].loss)
+            assert record["recipe_sha256"] == digest_file(file)
+
+    def test_one_that_the_training_does_not_have_is_refused_before_it(self, make: Callable[..., Path]) -> None:
+        file = make()
+        with pytest.raises(TrainingError, match="is of 2 epochs, and that of epoch 3 is wanted"):
+            train(file, file.parent / "adapter", earlier={3: file.parent / "third"})
+        assert [entry.name for entry in file.parent.iterdir()] == ["recipe.yaml"]
+
+    def test_one_more_than_an_earlier_attempt_kept_trains_anew(self, make: Callable[..., Path]) -> None:
+        file = make()
+        run(file)
+        first = file.parent / "first"
+        train(file, file.parent / "adapter", earlier={1: first})
+        assert json.loads((first / "lorasweep.json").read_text())["epochs"] == 1
 
 
 class TestLog:

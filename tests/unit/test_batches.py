@@ -40,6 +40,13 @@ def test_a_point_whose_training_failed_holds_up_none_that_is_trained(tmp_path: P
     assert sorted(batches.values()) == [["seed=0", "seed=2", "seed=3"], ["seed=1"]]
 
 
+def test_a_point_that_left_and_comes_back_has_its_batch_again(tmp_path: Path) -> None:
+    record = tmp_path / "batches.json"
+    before = assign(NAMES[:4], set(), set(NAMES), 3, record)
+    assign([NAMES[0], NAMES[3]], set(NAMES), set(NAMES), 3, record)
+    assert assign(NAMES[:4], set(NAMES), set(NAMES), 3, record) == before
+
+
 def test_a_record_of_another_hand_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "batches.json").write_text("[1")
     with pytest.raises(InputError, match=r"batches\.json: not the record"):

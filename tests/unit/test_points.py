@@ -427,3 +427,64 @@ def test_baselines_alone_are_something_to_run() -> None:
     assert expand(evaluation=evaluation) == {}
     with pytest.raises(InputError, match="nothing to run"):
         expand(evaluation={**evaluation, "enabled": False})
+
+
+class TestEpochs:
+    SECTIONS = {"variables": {"lora_rank": [4, 8]}, "controls": {"epochs": 3}}
+
+    def expand(self, epochs: Any, **sections: Any) -> dict[str, Point]:
+        return expand(**{**self.SECTIONS, "evaluation": {"epochs": epochs}, **sections})
+
+    def test_each_epoch_that_is_wanted_is_a_point_after_the_one_that_is_trained(self) -> None:
+        points = self.expand("all")
+        assert list(points)[:3] == ["lora_rank=4", "lora_rank=4,epoch=1", "lora_rank=4,epoch=2"]
+        assert [(p.trained_by, p.epoch, p.is_trained) for p in list(points.values())[:3]] == [
+            (None, None, True),
+            ("lora_rank=4", 1, False),
+            ("lora_rank=4", 2, False),
+        ]
+
+    def test_the_last_epoch_is_the_point_as_ever(self) -> None:
+        assert self.expand("last") == self.expand([3]) == expand(**self.SECTIONS)
+
+    def test_a_last_epoch_that_is_not_listed_is_not_evaluated(self) -> None:
+        assert {name: point.is_evaluated for name, point in self.expand([2]).items()} == {
+            "lora_rank=4": False,
+            "lora_rank=4,epoch=2": True,
+            "lora_rank=8": False,
+            "lora_rank=8,epoch=2": True,
+        }
+
+    def test_a_training_of_fewer_epochs_keeps_those_that_it_has(self) -> None:
+        points = self.expand([1, 3], variables={"epochs": [1, 3]})
+        assert list(points) == ["epochs=1", "epochs=3", "epochs=3,epoch=1"]
+        assert all(point.is_evaluated for point in points.values())
+
+    def test_an_epoch_is_named_by_what_its_training_is_called_already(self, registry: Path) -> None:
+        run(registry, **self.SECTIONS, evaluation={"epochs": "all"})
+        sections = {"variables": {"seed": [0]}, "controls": {"epochs": 3, "lora_rank": 8}}
+        points = expand(registry, **sections, evaluation={"epochs": [1]})
+        assert list(points) == ["lora_rank=8", "lora_rank=8,epoch=1"]
+
+    @pytest.mark.parametrize(
+        ("epochs", "message"),
+        [
+            ([4], "evaluation.epochs: 4 is not accepted: no point is trained for so many epochs; accepted: last, all"),
+            ([0], "evaluation.epochs"),
+            ([], "evaluation.epochs"),
+            ([1, 1], "distinct numbers"),
+            ("first", "evaluation.epochs"),
+            (True, "evaluation.epochs"),
+        ],
+    )
+    def test_what_no_training_has_is_refused(self, epochs: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            self.expand(epochs)
+
+    def test_an_override_of_epochs_is_refused_beside_it(self) -> None:
+        with pytest.raises(InputError, match=r"controls\._override\.epochs: 5 is not accepted"):
+            self.expand("all", controls={"epochs": 3, "_override": {"epochs": 5}})
+
+    def test_a_run_with_the_name_of_an_epoch_is_refused(self) -> None:
+        with pytest.raises(InputError, match="two points are called 'a,epoch=1'"):
+            self.expand("all", runs=[{"name": "a", "seed": 1}, {"name": "a,epoch=1", "seed": 2}])

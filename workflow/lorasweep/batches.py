@@ -41,7 +41,7 @@ def assign_batches(
 
 
 def read_batches(record: Path) -> dict[str, list[str]]:
-    """Return the batches that the run began with.
+    """Return the batches that the run began with; points that left the experiment among them.
 
     Raises:
         InputError: the file is not what lorasweep writes.
@@ -55,10 +55,19 @@ def read_batches(record: Path) -> dict[str, list[str]]:
 
 
 def record_batches(batches: dict[str, list[str]], record: Path) -> None:
-    """Write the batches down, for the jobs of this run and for the next run."""
-    if batches != read_batches(record):
+    """Write the batches down, for the jobs of this run and for the next run.
+
+    Points that left the experiment stay in theirs on record: one that comes back is not evaluated anew for another.
+    """
+    known = read_batches(record)
+    here = {point for members in batches.values() for point in members}
+    kept = dict(batches)
+    for name, members in known.items():
+        if left := [point for point in members if point not in here]:
+            kept[name] = [*kept.get(name, ()), *left]
+    if kept != known:
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(record, json.dumps(batches, indent=1) + "\n")
+        write_aside(record, json.dumps(kept, indent=1) + "\n")
 
 
 def _name(members: Sequence[str]) -> str:

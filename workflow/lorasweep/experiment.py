@@ -57,6 +57,15 @@ AttentionModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
 ModelFormat = Literal["hf", "adapter"]
 
 
+def _epochs(value: Any) -> Any:
+    if isinstance(value, list) and (len(set(map(str, value))) < len(value) or not value):
+        raise ValueError("distinct numbers of epochs, at least one")
+    return sorted(value) if isinstance(value, list) and all(isinstance(epoch, int) for epoch in value) else value
+
+
+Epochs = Annotated[Literal["last", "all"] | list[PositiveInt], BeforeValidator(_epochs)]
+
+
 class Section(BaseModel):
     """A section of the experiment file: unknown keys are errors, and text is no number and no truth value."""
 
@@ -266,6 +275,9 @@ class Evaluation(Section):
     """`hf`: the full model is kept (mode A); `adapter`: only the adapter (mode B). Can be a variable."""
     merge_adapters: bool = True
     """With `adapter`: evaluate a temporary merged model (B1), or both in memory (B2, `false`). A variable too."""
+    epochs: Annotated[Epochs, Field(exclude_if=lambda value: value == "last")] = "last"
+    """After which epochs of its training a point is kept and evaluated: `last`, `all`, or a list, counted from 1. Each
+    but the last has a folder and rows of its own, `<point>,epoch=<epoch>`; more of them later train anew."""
     max_merged_models: PositiveInt | None = None
     """Most merged models (B1) that exist at any moment; `null`: as many as evaluate at once."""
     merged_models_in: Literal["results", "tmpdir"] = "results"

@@ -59,7 +59,7 @@ def check_inputs(
                 f"lies outside of {results}"
             )
         _read(baseline.model, source, where)
-    trained = [point for point in points if not point.adapter]
+    trained = [point for point in points if point.is_trained]
     if trained:
         samples = check_data(experiment.data, source)
         if experiment.data.validation:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasweep.job_records import CANCELLED, DONE, FAILED
-from lorasweep.layout import STATE
+from lorasweep.layout import STATE, get_stage
 from lorasweep.room import get_size
 
 TEMPORARY = ("merged", ".hf_model.partial", ".adapter.partial", STATE)
@@ -56,7 +56,7 @@ class JobWatcher(logging.Handler):
         said = record.__dict__
         if event == "job_info":
             name = next(iter((said.get("wildcards") or {}).values()), "")
-            self._jobs[said["jobid"]] = (said["rule_name"], str(name))
+            self._jobs[said["jobid"]] = (get_stage(said["rule_name"]), str(name))
         elif event == "job_started":
             for job in said["jobs"]:
                 self._started[job] = time.monotonic()

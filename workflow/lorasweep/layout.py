@@ -21,6 +21,17 @@ MANIFEST = "manifest.json"
 STATE = "state"
 """What stages need only while they run. No output of a rule, since Snakemake deletes those of a failed job."""
 
+
+def get_stage(rule: str) -> str:
+    """Return the stage of a rule: trainings that keep other epochs are rules of their own, `train_<how many>`."""
+    return "train" if rule.startswith("train_") else rule
+
+
+def get_checkpoint_name(point: str, epoch: int) -> str:
+    """Return what a point is called as it was after an earlier epoch of its training; its folder lies beside it."""
+    return f"{point},epoch={epoch}"
+
+
 FAILURE_RECORD = "failures.json"
 """In an experiment's folder: what failed in its last run, where something did."""
 

@@ -34,7 +34,7 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
         InputError: a file that must stay is missing, empty, or not what its record says.
     """
     mode = settings["mode"]
-    is_trained = mode != "base" and "adapter" not in settings
+    is_trained = mode != "base" and not {"adapter", "trained_by"} & settings.keys()
     kept = [point / "recipe.yaml"] if is_trained else []
     kept += _files(point / "adapter") if mode != "base" else []
     kept += _files(point / "hf_model") if mode == "A" else []

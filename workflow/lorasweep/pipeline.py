@@ -25,20 +25,25 @@ class Stage:
     after: tuple[str, ...]
 
 
-def get_stages(points: Mapping[str, str], evaluated: Collection[str], trained: Collection[str]) -> list[Stage]:
-    """Return the rules in the order of the work; `points` are modes by name, the baseline among them."""
+def get_stages(
+    points: Mapping[str, str], evaluated: Collection[str], trained: Collection[str], checkpoints: Collection[str] = ()
+) -> list[Stage]:
+    """Return the rules in the order of the work; `points` are modes by name, the baselines among them.
+
+    `checkpoints` are those that are an earlier epoch of another's training.
+    """
     jobs: Counter[str] = Counter()
     after: dict[str, dict[str, None]] = {}
 
-    def pass_through(*rules: str) -> None:
+    def pass_through(*rules: str, count_from: int = 0) -> None:
         for previous, rule in zip(("", *rules), rules, strict=False):
-            jobs[rule] += 1
             after.setdefault(rule, {}).update({previous: None} if previous else {})
+        jobs.update(rules[count_from:])
 
     for name, mode in points.items():
-        source = ("configure", "train") if name in trained else () if mode == "base" else ("adopt",)
+        made = ("configure", "train") if name in (*trained, *checkpoints) else () if mode == "base" else ("adopt",)
         branch = [rule for rule in _BRANCHES[mode] if rule == "merge" or name in evaluated]
-        pass_through(*source, *branch, "cleanup")
+        pass_through(*made, *branch, "cleanup", count_from=len(made) if name in checkpoints else 0)
     order = ["configure", "train", "adopt", "merge", "evaluate", "evaluate_merged", "evaluate_adapters", "publish"]
     stages = [
         # In which order the points stand in the file makes no other drawing.

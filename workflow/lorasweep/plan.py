@@ -143,6 +143,14 @@ class Planner:
         ]
         return sum(sizes) * SAMPLE_BYTES + LOG_BYTES * len(tasks)
 
+    @cached_property
+    def _kept_epochs(self) -> Counter[str]:
+        """Of how many epochs each training keeps the adapter."""
+        return Counter(point.trained_by or name for name, point in self.points.items() if not point.adapter)
+
+    def _is_evaluated(self, point: Point) -> bool:
+        return self._evaluation and point.is_evaluated
+
     def get_adapter_bytes(self, point: Point) -> int:
         """Return the bytes of a point's weights file; of one that is given, those that it has."""
         if point.adapter:
@@ -154,7 +162,13 @@ class Planner:
         if point is None:
             return self._logs + SMALL_FILES
         adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
-        return adapter + (self._model if mode == "A" else 0) + self._logs + self._get_small_bytes(point)
+        logs = self._logs if self._is_evaluated(point) else 0
+        return adapter + (self._model if mode == "A" else 0) + logs + self._get_small_bytes(point)
+
+    def _get_own_copies(self, point: Point) -> int:
+        """The bytes of the adapters that a point's training keeps, in one copy."""
+        one = self.get_adapter_bytes(point) + self._tokenizer if point.is_trained else 0
+        return one * self._kept_epochs[point.name]
 
     def _get_small_bytes(self, point: Point) -> int:
         return SMALL_FILES + (0 if point.adapter else LOG_ROW * self.costs.get_training(point.controls).steps)
@@ -162,14 +176,14 @@ class Planner:
     def plan_all(self, mode: str | None = None) -> SweepPlan:
         """Plan the whole sweep as if nothing was done: in one mode, or each point in its own."""
         modes = {name: mode or point.mode for name, point in self.points.items()}
-        direct = [name for name in modes if modes[name] == "B2"] if self._evaluation else []
+        direct = [name for name in modes if modes[name] == "B2" and self._is_evaluated(self.points[name])]
         batches = []
         if direct:
             size = resources.get_adapters_per_job(self.base, self.experiment.model, self.experiment.evaluation)
             batches = [direct[start : start + size] for start in range(0, len(direct), size)]
         jobs = self._make_jobs(modes, batches)
         counts = {
-            "configure": sum(not point.adapter for point in self.points.values()),
+            "configure": sum(point.is_trained for point in self.points.values()),
             "publish": len(direct),
             "cleanup": len(modes) + len(self.baselines),
             **dict.fromkeys(("read_samples", "collect", "report"), 1),
@@ -206,14 +220,14 @@ class Planner:
         """Return every point's own figures."""
         temporary: dict[str, int] = {}
         written: dict[str, int] = {}
-        own_batches = [[name] for name, point in self.points.items() if point.mode == "B2"]
+        own_batches = [[name] for name, p in self.points.items() if p.mode == "B2" and self._is_evaluated(p)]
         for job in self._make_jobs({name: point.mode for name, point in self.points.items()}, own_batches):
             temporary[job.points[0]] = max(temporary.get(job.points[0], 0), job.temporary)
             written[job.points[0]] = written.get(job.points[0], 0) + job.written
         rows = []
         for name, point in self._named(self.points):
             mode = point.mode if point else "base"
-            training = self.costs.get_training(point.controls) if point and not point.adapter else None
+            training = self.costs.get_training(point.controls) if point and point.is_trained else None
             costs = self.get_costs(name)
             seconds = {rule: costs.estimate(rule, [point]) for rule in self._get_rules(point, mode)}
             rows.append(
@@ -253,10 +267,10 @@ class Planner:
         return [(name, self.points.get(name)) for name in (*self.baselines, *points)]
 
     def _get_rules(self, point: Point | None, mode: str) -> list[str]:
-        rules = ["train"] if point and not point.adapter else []
+        rules = ["train"] if point and point.is_trained else []
         rules += ["merge"] if mode == "A" else []
         evaluate = {"A": "evaluate", "base": "evaluate", "B1": "evaluate_merged", "B2": "evaluate_adapters"}[mode]
-        return [*rules, *([evaluate] if self._evaluation else [])]
+        return [*rules, *([evaluate] if (self._is_evaluated(point) if point else self._evaluation) else [])]
 
     def _get_memory(self, rule: str, name: str) -> int:
         base, model, point = self.get_costs(name).base, self.experiment.model, self.points.get(name)
@@ -281,25 +295,26 @@ class Planner:
         for name, mode in modes.items():
             point = self.points[name]
             before: tuple[int, ...] = ()
-            # The training's own copy stays until the point is cleaned up.
-            adapter = 0 if point.adapter else self.get_adapter_bytes(point) + self._tokenizer
+            # The training's own copies stay until the point is cleaned up.
+            own = self._get_own_copies(point)
             if point.adapter:
-                before = (add("adopt", [name], kept=self.get_adapter_bytes(point) + SMALL_FILES),)
-                trained[name] = before[0]
+                trained[name] = add("adopt", [name], kept=self.get_adapter_bytes(point) + SMALL_FILES)
+            elif point.trained_by:
+                trained[name] = trained[point.trained_by]
             else:
-                state = (2 * point.controls.epochs + 1) * adapter
+                state = 2 * point.controls.epochs * (self.get_adapter_bytes(point) + self._tokenizer)
                 state += resources.SAVED_STATES * self.get_adapter_bytes(point)
                 trained[name] = add(
                     "train",
                     [name],
-                    kept=adapter + self._get_small_bytes(point),
-                    temporary=state,
-                    leaves=adapter * self._evaluation,
+                    kept=own + self._kept_epochs[name] * self._get_small_bytes(point),
+                    temporary=own + state,
+                    leaves=own * self._is_evaluated(point),
                 )
-                before = (trained[name],)
+            before = (trained[name],)
             if mode == "A":
                 before = (add("merge", [name], after=before, kept=self._model),)
-            if mode == "B2" or not self._evaluation:
+            if mode == "B2" or not self._is_evaluated(point):
                 continue
             is_merged = mode == "B1"
             is_here = self.experiment.evaluation.merged_models_in == "results"
@@ -310,17 +325,16 @@ class Planner:
                 kept=self._logs,
                 temporary=self._model * (is_merged and is_here),
                 elsewhere=self._model * (is_merged and not is_here),
-                frees=adapter,
+                frees=own,
                 merged_models=int(is_merged),
             )
         for batch in batches if self._evaluation else ():
-            points = [self.points[name] for name in batch if not self.points[name].adapter]
             add(
                 "evaluate_adapters",
                 batch,
                 after=tuple(trained[name] for name in batch if name in trained),
                 kept=self._logs * len(batch),
-                frees=sum(self.get_adapter_bytes(point) + self._tokenizer for point in points),
+                frees=sum(self._get_own_copies(self.points[name]) for name in batch),
             )
         return jobs
 

@@ -29,7 +29,7 @@ from lorasweep.experiment import (
     parse_setting,
 )
 from lorasweep.files import write_aside
-from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, get_checkpoint_name
 
 BASELINE = "baseline"
 """Name of the untouched base model among what is evaluated."""
@@ -51,7 +51,7 @@ LONGEST_NAME = 150
 
 @dataclass(frozen=True)
 class Point:
-    """One training and its evaluation, or the evaluation of an adapter that exists."""
+    """One training and its evaluation, a checkpoint of an earlier epoch of it, or an adapter that exists."""
 
     name: str
     swept: tuple[str, ...]
@@ -63,6 +63,16 @@ class Point:
     """Whether it stands under `runs`, which names it."""
     adapter: str | None = None
     """The path of an adapter that exists; `controls` mean nothing then."""
+    trained_by: str | None = None
+    """The point whose training makes the adapter, where this is a checkpoint of an earlier `epoch` of it."""
+    epoch: int | None = None
+    is_evaluated: bool = True
+    """Whether `evaluation.epochs` names its epoch."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has a training of its own."""
+        return not self.adapter and not self.trained_by
 
     @property
     def mode(self) -> str:
@@ -72,22 +82,23 @@ class Point:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting of the point, as plain values: the controls and the override, or the adapter that it is given,
-        and how the checkpoint is kept."""
+        how the checkpoint is kept, and of which training's earlier epoch it is one."""
         return {
             **({"adapter": self.adapter} if self.adapter else self.controls.model_dump(by_alias=True)),
             "model_format": self.model_format,
             "merge_adapters": self.merge_adapters,
+            **({"trained_by": self.trained_by, "epoch": self.epoch} if self.trained_by else {}),
         }
 
 
 def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str, Point]:
-    """Return the points of an experiment by name, in the order of the file.
+    """Return the points of an experiment by name, in the order of the file; after each, its earlier epochs.
 
     `registry` is the experiment's `points.json`, which need not exist yet.
 
     Raises:
         InputError: what `make_combinations` refuses, a value that cannot stand in a file name, a run without a usable
-            name, two points that are the same.
+            name, two points that are the same, an epoch that no point has.
     """
     grid = [_make_point(experiment, values) for values in make_combinations(experiment, source)]
     known = _read_registry(registry)
@@ -97,6 +108,8 @@ def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str,
         raise InputError(
             f"{source}: nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' give no point"
         )
+    named = [checkpoint for point in named for checkpoint in _get_checkpoints(experiment, point)]
+    _check_epochs(experiment, named, source)
     _refuse_duplicates(named, source)
     return {point.name: point for point in named}
 
@@ -154,6 +167,37 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(format_value(item) for item in value)
     return str(value)
+
+
+def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
+    """Return the point, which has the last epoch, and its checkpoints of earlier ones that are wanted."""
+    if not point.is_trained:
+        return [point]
+    last, wanted = point.controls.epochs, experiment.evaluation.epochs
+    epochs = [last] if wanted == "last" else list(range(1, last + 1)) if wanted == "all" else wanted
+    earlier = [
+        replace(point, name=get_checkpoint_name(point.name, epoch), trained_by=point.name, epoch=epoch)
+        for epoch in epochs
+        if epoch < last
+    ]
+    return [replace(point, is_evaluated=last in epochs), *earlier]
+
+
+def _check_epochs(experiment: Experiment, points: Sequence[Point], source: str) -> None:
+    wanted = experiment.evaluation.epochs
+    trained = [point for point in points if point.is_trained]
+    for point in trained if wanted != "last" else ():
+        if "epochs" in point.controls.override:
+            raise InputError(
+                f"{source}: controls._override.epochs: {point.controls.override['epochs']!r} is not accepted beside "
+                "evaluation.epochs; accepted: controls.epochs"
+            )
+    most = max((point.controls.epochs for point in trained), default=0)
+    if trained and isinstance(wanted, list) and wanted[-1] > most:
+        raise InputError(
+            f"{source}: evaluation.epochs: {wanted[-1]} is not accepted: no point is trained for so many epochs; "
+            f"accepted: last, all, or numbers from 1 to {most}"
+        )
 
 
 def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], source: str) -> Point:
@@ -240,6 +284,7 @@ def _recall_name(point: Point, known: Mapping[str, Any]) -> str | None:
         name
         for name, record in known.items()
         if not record["is_run"]
+        and "trained_by" not in record["settings"]
         and all(record["settings"].get(k) == settings.get(k) for k in {*point.swept, *record["swept"]})
     ]
     return max(matches, key=agreement, default=None)

@@ -23,11 +23,16 @@ def count_stages(
     ended = {(attempt.rule, attempt.name) for attempt in attempts if attempt.state == DONE}
     after = [job for job in ended if job[0] not in ("configure", "collect", *_TRAINING_RULES)]
     evaluated = {member for rule, name in after for member in forecast.get_members(rule, name)}
+    points = forecast.planner.points
+    trained_by = {name: point.trained_by for name, point in points.items() if point.trained_by}
     busy: dict[str, str] = {}
     for job in running:
         if job.rule != "configure":
             stage = TRAINING if job.rule in _TRAINING_RULES else EVALUATING
             busy |= dict.fromkeys(forecast.get_members(job.rule, job.name), stage)
+    for checkpoint, point in trained_by.items():
+        if busy.get(point) == TRAINING:
+            busy.setdefault(checkpoint, TRAINING)
 
     untrained = {point.name for point in forecast.points if point.mode == "base"}
 
@@ -41,7 +46,8 @@ def count_stages(
         if name in evaluated:
             return EVALUATING
         is_to_end = name not in untrained and ("cleanup", name) in forecast.wanted
-        trainings = [(rule, name) for rule in _TRAINING_RULES if (rule, name) in forecast.wanted]
+        training = trained_by.get(name, name)
+        trainings = [(rule, training) for rule in _TRAINING_RULES if (rule, training) in forecast.wanted]
         return TRAINED if is_to_end and ended.issuperset(trainings) else WAITING
 
     counts = dict.fromkeys(STAGES, 0)

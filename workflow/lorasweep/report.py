@@ -111,13 +111,16 @@ def _draw(
 ) -> list[Plot]:
     """What decides is drawn first, then the first metric of each other task, then the trainings and the storage."""
     drawn: list[Plot] = []
+    order = list(table["point"].unique())
     tasks = sorted(table["task"].dropna().unique(), key=lambda task: task != answer["task"])
     for task in tasks:
         there = [c for c in table.columns if is_metric(c) and table.loc[table["task"] == task, c].notna().any()]
         metric = answer["metric"] if task == answer["task"] else next(iter(there), None)
         if metric:
             drawn += draw_metric(settings, table, variables, task, metric, higher_is_better)
-    losses = draw_losses(_read_losses(results, list(table["point"].unique())), table, variables)
+    # What an earlier epoch has of a training's log is the beginning of the last one's.
+    trained = table.dropna(subset="recipe").sort_values("steps").drop_duplicates("recipe", keep="last")
+    losses = draw_losses(_read_losses(results, sorted(trained["point"], key=order.index)), table, variables)
     storage = results / STORAGE
     stored = draw_storage(pd.read_csv(storage)) if storage.is_file() else None
     return [*drawn, *(plot for plot in (losses, stored) if plot)]

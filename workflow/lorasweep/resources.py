@@ -100,10 +100,10 @@ def train_runtime(checkpoint: Checkpoint, controls: Controls, model: Model, samp
     return 15 + ceil(3 * operations / FLOPS[model.device] / 60)
 
 
-def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> int:
-    """Return the disk of a training in MB: two copies of the adapter an epoch, the one that is kept, saved states."""
+def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model, kept: int = 1) -> int:
+    """Return the disk of a training in MB: two copies of the adapter an epoch, those `kept`, saved states."""
     size = count_lora_parameters(checkpoint, controls) * BYTES[model.dtype]
-    return 100 + ceil((2 * controls.epochs + 1 + SAVED_STATES) * size / MB)
+    return 100 + ceil((2 * controls.epochs + kept + SAVED_STATES) * size / MB)
 
 
 def model_disk_mb(checkpoint: Checkpoint, model: Model) -> int:

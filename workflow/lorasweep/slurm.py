@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lorasweep.layout import get_stage
+
 SECONDS_TO_CANCEL = 120
 SECONDS_BETWEEN_QUERIES = 30
 
@@ -48,7 +50,7 @@ def find_orphans(runs: Iterable[str]) -> list[Orphan]:
     for line in lines:
         job, run, state, comment = line.strip().split("|", 3)
         rule, _, point = comment.removeprefix("rule_").partition("_wildcards_")
-        orphans.append(Orphan(job, run, rule, point, is_running=state == "RUNNING"))
+        orphans.append(Orphan(job, run, get_stage(rule), point, is_running=state == "RUNNING"))
     return orphans
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorasweep.files import write_aside
+from lorasweep.layout import get_stage
 
 _MEMORY = "SLURM ended it for its memory; more: --set-resources RULE:mem_mb=MB, or --retries 1"
 
@@ -58,7 +59,8 @@ class FailureRecorder(logging.Handler):
             if log:
                 others = [file for file in logs if file != log]
                 reason = find_reason(log, str(said["rule_msg"] or ""), others)
-                self._by_job[said["jobid"]] = Failure(said["rule_name"], _point_of(log, self._logs), reason, log)
+                rule = get_stage(said["rule_name"])
+                self._by_job[said["jobid"]] = Failure(rule, _point_of(log, self._logs), reason, log)
 
 
 def write_failures(failures: Iterable[Failure], file: Path) -> None:

@@ -164,9 +164,11 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     manifest = json.loads((results / point / MANIFEST).read_text())
     evaluation, training, settings = manifest["evaluation"], manifest["training"], manifest["settings"]
     seconds = manifest["seconds"]
+    # Checkpoints of trainings that differ in their seed alone are one setting too.
+    alike = {key: value for key, value in settings.items() if key not in ("seed", "trained_by")}
     shared = {
         "point": point,
-        "_settings": json.dumps([{**settings, "seed": None}, manifest["mode"]], sort_keys=True),
+        "_settings": json.dumps([alike, manifest["mode"]], sort_keys=True),
         **{key: _plain(settings.get(key)) for key in variables},
         "epoch": training.get("epochs"),
         "seed": settings.get("seed"),
@@ -186,7 +188,9 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
         "git_revision": manifest["git_revision"],
         "versions": _join_versions(manifest),
         "adapter": str(results / point / "adapter") if manifest["adapter_sha256"] else None,
-        "recipe": str(results / point / "recipe.yaml") if "recipe_sha256" in training else None,
+        "recipe": str(results / settings.get("trained_by", point) / "recipe.yaml")
+        if "recipe_sha256" in training
+        else None,
     }
     scored = evaluation.get("tasks") or {None: {"scores": {}, "samples": None}}
     return [

@@ -83,8 +83,12 @@ def _compare_records(path: Path, manifest: dict[str, Any], listed: Collection[Pa
             record = None
         if record != manifest.get(said):
             yield Mismatch(path, f"says of the {said} what {file} does not say")
-    recipe, recorded = point / "recipe.yaml", (manifest.get("training") or {}).get("recipe_sha256")
-    if recipe in listed and recipe.is_file() and (found := digest_file(recipe)) != recorded:
+    settings = manifest.get("settings") or {}
+    recorded = (manifest.get("training") or {}).get("recipe_sha256")
+    # A checkpoint of an earlier epoch has the recipe of the point that was trained.
+    recipe = point.with_name(settings.get("trained_by", point.name)) / "recipe.yaml"
+    is_own = recipe in listed or "trained_by" in settings
+    if is_own and recipe.is_file() and (found := digest_file(recipe)) != recorded:
         yield Mismatch(recipe, f"has the sha256 {found}, and the adapter was trained by {recorded}")
 
 

@@ -78,6 +78,7 @@ try:
     from lorasweep.job_watcher import JobWatcher
     from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FAILURE_RECORD, METRICS, RECORD
     from lorasweep.layout import EXPERIMENT as EXPERIMENT_FILE
+    from lorasweep.layout import get_checkpoint_name, get_stage
     from lorasweep.pipeline import get_stages
     from lorasweep.points import BASELINE, get_baselines, get_points, record_points
     from lorasweep.shapes import read_shape
@@ -119,14 +120,24 @@ try:
 except InputError as error:
     raise WorkflowError(str(error))
 
+# The points that are trained, and the earlier epochs of which each keeps the adapter; the others have one that exists,
+# or are such an epoch.
+TRAINED = {point.name: () for point in POINTS.values() if point.is_trained}
+for point in POINTS.values():
+    if point.trained_by:
+        TRAINED[point.trained_by] += (point.epoch,)
+
+# The rules that train, by the earlier epochs that they keep: outputs are declared by rule. One alone is called `train`.
+KEPT_EPOCHS = sorted(set(TRAINED.values()), key=len) or [()]
+TRAINING_RULES = {epochs: f"train_{len(epochs)}" if epochs != KEPT_EPOCHS[0] else "train" for epochs in KEPT_EPOCHS}
+
 # The keys that vary.
 VARIABLES = sorted({key for point in POINTS.values() for key in point.swept})
-
-# The points that are trained; the others have an adapter that exists.
-TRAINED = {point.name: None for point in POINTS.values() if not point.adapter}
+VARIABLES += ["epoch"] if any(TRAINED.values()) else []
 
 # The points that are evaluated, each with its mode.
-EVALUATED = {point.name: point.mode for point in POINTS.values()} if EXPERIMENT.evaluation.enabled else {}
+EVALUATED = {point.name: point.mode for point in POINTS.values() if point.is_evaluated}
+EVALUATED = EVALUATED if EXPERIMENT.evaluation.enabled else {}
 EVALUATED |= dict.fromkeys(BASELINES, "base")
 
 BASE_MODEL = EXPERIMENT.evaluation.base_model or EXPERIMENT.model.path
@@ -178,6 +189,11 @@ def get_adapter_files(point):
     return [f"<results>/{point}/adapter/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)]
 
 
+def get_checkpoint_files(epochs):
+    """The files of the adapters of a training's earlier epochs."""
+    return [file for epoch in epochs for file in get_adapter_files(get_checkpoint_name("{point}", epoch))]
+
+
 def get_taken_adapter(wildcards):
     """The files of the adapter that a point is given."""
     return [f"{POINTS[wildcards.point].adapter}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)]
@@ -201,7 +217,8 @@ def get_deciding_tasks():
 def get_pipeline():
     """The rules with their jobs, as JSON."""
     modes = {**{point.name: point.mode for point in POINTS.values()}, **EVALUATED}
-    return json.dumps([asdict(stage) for stage in get_stages(modes, EVALUATED, TRAINED)])
+    checkpoints = [point.name for point in POINTS.values() if point.trained_by]
+    return json.dumps([asdict(stage) for stage in get_stages(modes, EVALUATED, TRAINED, checkpoints)])
 
 
 def digest_experiment():
@@ -240,7 +257,7 @@ def find_kept_files(point):
     """What a point keeps, less its manifest; by kind."""
     kept = {}
     if point in POINTS:
-        if not POINTS[point].adapter:
+        if point in TRAINED:
             kept["recipe"] = [f"<results>/{point}/recipe.yaml"]
         kept["adapter"] = get_adapter_files(point)
         if POINTS[point].mode == "A":
@@ -344,7 +361,8 @@ def plan_batches():
     """The batches of the points that are evaluated directly: those of the run, if a job asks."""
     direct = [point for point in EVALUATED if EVALUATED[point] == "B2"]
     if not workflow.is_main_process:
-        return read_batches(BATCH_RECORD)
+        recorded = read_batches(BATCH_RECORD).items()
+        return {batch: here for batch, points in recorded if (here := [p for p in points if p in EVALUATED])}
     if not direct:
         return {}
     base = read_base()
@@ -363,8 +381,9 @@ def is_trained(point):
         return False
     if POINTS[point].adapter:
         return True
-    recipe = folder / "recipe.yaml"
-    return bool(MISSING_MODEL) or (recipe.is_file() and recipe.read_text() == make_point_recipe(point))
+    training = POINTS[point].trained_by or point
+    recipe = Path(RESULTS, training, "recipe.yaml")
+    return bool(MISSING_MODEL) or (recipe.is_file() and recipe.read_text() == make_point_recipe(training))
 
 
 def get_task_names(wildcards):
@@ -400,7 +419,11 @@ train_mem_mb = from_base(lambda point, base: resources.train_mem_mb(base, POINTS
 train_runtime = from_base(
     lambda point, base: resources.train_runtime(base, POINTS[point].controls, EXPERIMENT.model, count_samples())
 )
-train_disk_mb = from_base(lambda point, base: resources.train_disk_mb(base, POINTS[point].controls, EXPERIMENT.model))
+train_disk_mb = from_base(
+    lambda point, base: resources.train_disk_mb(
+        base, POINTS[point].controls, EXPERIMENT.model, kept=1 + len(TRAINED[point])
+    )
+)
 merge_mem_mb = from_base(lambda point, base: resources.merge_mem_mb(base))
 merge_runtime = from_base(lambda point, base: resources.merge_runtime(base, EXPERIMENT.model))
 model_disk_mb = from_base(lambda point, base: resources.model_disk_mb(base, EXPERIMENT.model))
@@ -485,7 +508,7 @@ def show_plan_instead():
 def get_wanted_jobs():
     """What is to do when a run begins: pairs of a rule and the name of a point or of a batch, if it has one."""
     return {
-        (job.rule.name, str(next(iter(job.wildcards), "")))
+        (get_stage(job.rule.name), str(next(iter(job.wildcards), "")))
         for job in workflow.dag.needrun_jobs(exclude_finished=False)
         if job.rule.name not in ("all", "configure_all")
     }

@@ -11,37 +11,49 @@ localrules:
     adopt,
 
 
-rule train:
-    input:
-        recipe="<results>/{point}/recipe.yaml",
-        data=ancient(EXPERIMENT.data.train or []),
-        validation=ancient(EXPERIMENT.data.validation or []),
-        script=f"{SCRIPTS}/train.py",
-    output:
-        adapter=get_adapter_files("{point}"),
-    log:
-        "<logs>/train/{point}.log",
-    benchmark:
-        "<benchmarks>/train/{point}.tsv"
-    wildcard_constraints:
-        point=match_points(TRAINED.__contains__),
-    conda:
-        "../../envs/train.yaml"
-    threads: 4
-    resources:
-        **get_orphan_dependency(),
-        mem_mb=train_mem_mb,
-        runtime=train_runtime,
-        disk_mb=train_disk_mb,
-        gpu=GPUS,
-        metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
-        save_minutes=EXPERIMENT.training.save_minutes,
-    params:
-        adapter=get_adapter_folder,
-    shell:
-        # The shell becomes the training, so that a signal to a job reaches what can save its state.
-        f"exec {RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}"
-        " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes} > {log:q} 2>&1"
+for epochs in KEPT_EPOCHS:
+
+    rule:
+        name:
+            TRAINING_RULES[epochs]
+        input:
+            recipe="<results>/{point}/recipe.yaml",
+            data=ancient(EXPERIMENT.data.train or []),
+            validation=ancient(EXPERIMENT.data.validation or []),
+            script=f"{SCRIPTS}/train.py",
+        output:
+            adapter=get_adapter_files("{point}"),
+            earlier=get_checkpoint_files(epochs),
+        log:
+            "<logs>/train/{point}.log",
+        benchmark:
+            "<benchmarks>/train/{point}.tsv"
+        wildcard_constraints:
+            point=match_points(lambda point: TRAINED.get(point) == epochs),
+        conda:
+            "../../envs/train.yaml"
+        threads: 4
+        resources:
+            **get_orphan_dependency(),
+            mem_mb=train_mem_mb,
+            runtime=train_runtime,
+            disk_mb=train_disk_mb,
+            gpu=GPUS,
+            metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
+            save_minutes=EXPERIMENT.training.save_minutes,
+            epochs=",".join([*map(str, epochs), "last"]),
+        params:
+            adapter=get_adapter_folder,
+        shell:
+            # The shell becomes the training, so that a signal to a job reaches what can save its state.
+            f"exec {RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}"
+            " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
+            " --epochs {resources.epochs:q} > {log:q} 2>&1"
+
+    # What is set for `train`, by a profile or on the command line, is meant for all of them.
+    workflow.get_rule(TRAINING_RULES[epochs]).resources.update(
+        workflow.resource_settings._parsed_overwrite_resources.get("train", {})
+    )
 
 
 rule adopt:

@@ -3,7 +3,7 @@
 A trainer is a module with the functions of `Trainer`. The workflow knows no more of it than these.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -47,16 +47,23 @@ class Trainer(Protocol):
         """Return how many tokens samples have, of so many at most, evenly taken; none is cut or packed."""
 
     def train(
-        self, recipe: Path, adapter: Path, metric_loggers: Collection[str] = (), save_minutes: float = SAVE_MINUTES
+        self,
+        recipe: Path,
+        adapter: Path,
+        metric_loggers: Collection[str] = (),
+        save_minutes: float = SAVE_MINUTES,
+        earlier: Mapping[int, Path] | None = None,
     ) -> None:
-        """Run a recipe, and publish its last adapter as a directory that PEFT and transformers load.
+        """Run a recipe, and publish its last adapter as a directory that PEFT and transformers load; and those of
+        `earlier` epochs, by their number from 1, likewise.
 
         While it runs, its log is `state/train/training_log.csv` in the point's folder; `metric_loggers` are told the
         same. At SIGTERM, and every so many minutes, what it needs to go on is saved in `state/train/`; the next call
         goes on from there.
 
         Raises:
-            TrainingError: the training failed, changed nothing, or came to a loss or an adapter that is not finite.
+            TrainingError: the training failed, changed nothing, came to a loss or an adapter that is not finite, or has
+                no such epoch.
         """
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lorasweep.files import explain_write_failure, hold_alone, write_aside
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE, TRAINING_LOG
 from lorasweep.trainers import SAVE_MINUTES, TrainingError, TrainingSpec
 from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
-from lorasweep.trainers.training_log import read_log
+from lorasweep.trainers.training_log import Row, cut_log
 from lorasweep.versions import get_versions
 
 RECIPE = "lora_finetune_single_device"
@@ -150,9 +150,13 @@ def measure_lengths(recipe: Path, most: int) -> list[int]:
 
 
 def train(
-    recipe: Path, adapter: Path, metric_loggers: Collection[str] = (), save_minutes: float = SAVE_MINUTES
+    recipe: Path,
+    adapter: Path,
+    metric_loggers: Collection[str] = (),
+    save_minutes: float = SAVE_MINUTES,
+    earlier: Mapping[int, Path] | None = None,
 ) -> None:
-    """Run a recipe, and publish the adapter of its last epoch.
+    """Run a recipe, and publish the adapter of its last epoch, and those of `earlier` ones, each in its directory.
 
     `adapter/` appears whole or not at all: the weights as safetensors, PEFT's configuration, the base model's
     tokenizer, the log of the training, and a record of what was trained on what. It has no
@@ -163,26 +167,31 @@ def train(
     ends bit for bit as if it had not been; a state of another recipe, base model or version is dropped.
 
     Raises:
-        TrainingError: torchtune failed, a loss is not finite, the update is zero, or a value in it is not finite.
+        TrainingError: torchtune failed, a loss is not finite, the update is zero, a value in it is not finite, or there
+            is no such epoch.
     """
     config = OmegaConf.load(recipe)
+    targets = {**(earlier or {}), config.epochs: adapter}
+    if max(targets) > config.epochs:
+        raise TrainingError(f"{recipe}: is of {config.epochs} epochs, and that of epoch {max(targets)} is wanted")
     state = Path(config.output_dir)
     trained = state.with_name("trained")
     with hold_alone(state.with_name("train.lock"), f"training {adapter.parent.name}"):
-        if _is_trained(trained, recipe):
+        if all(_is_trained(trained / str(epoch), recipe) for epoch in targets):
             print(f"This recipe was trained by an earlier run, which did not see its end: {trained} is taken.")
         else:
             shutil.rmtree(trained, ignore_errors=True)
             facts = {"data_sha256": _check_digest(recipe, Path(config.dataset.data_files))}
             facts |= _run(recipe, config, adapter.parent, metric_loggers, save_minutes)
-            _collect(recipe, config, state / "adapter", facts).rename(trained)
+            _collect(recipe, config, state / "trained", targets, facts).rename(trained)
             shutil.rmtree(state)
             state.with_name(_MEMORY_NOTE).unlink(missing_ok=True)
-        aside = adapter.with_name(f".{adapter.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(trained, aside)
-        shutil.rmtree(adapter, ignore_errors=True)
-        aside.rename(adapter)
+        for epoch, target in targets.items():
+            aside = target.with_name(f".{target.name}.partial")
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(trained / str(epoch), aside)
+            shutil.rmtree(target, ignore_errors=True)
+            aside.rename(target)
 
 
 def _is_trained(adapter: Path, recipe: Path) -> bool:
@@ -217,7 +226,7 @@ def _run(
 
     saved = torchtune_state.SavedStates(folder / "saved", _get_key(recipe, config))
     state = saved.load()
-    for leftover in (cache, folder / "adapter") if state else (folder,):
+    for leftover in (cache, folder / "trained") if state else (folder,):
         shutil.rmtree(leftover, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     halvings = _halve_batch(recipe, config)
@@ -269,17 +278,26 @@ def _get_key(recipe: Path, config: Any) -> dict[str, Any]:
     }
 
 
-def _collect(recipe: Path, config: Any, adapter: Path, facts: Mapping[str, Any]) -> Path:
-    """Put together in `adapter` what is published, and return it; its record is written last."""
+def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], facts: Mapping[str, Any]) -> Path:
+    """Put together in `folder`, by epoch, what is published, and return it."""
     base = read_checkpoint(Path(config.checkpointer.checkpoint_dir))
-    trained = Path(config.checkpointer.output_dir) / f"epoch_{config.epochs - 1}"
+    facts = {**facts, "recipe_sha256": digest_file(recipe)}
+    folder.mkdir()
+    for epoch in epochs:
+        _collect_epoch(config, base, epoch, folder / str(epoch), facts)
+    return folder
+
+
+def _collect_epoch(config: Any, base: Checkpoint, epoch: int, adapter: Path, facts: Mapping[str, Any]) -> None:
+    """Put together in `adapter` what is published of an epoch; its record is written last."""
+    trained = Path(config.checkpointer.output_dir) / f"epoch_{epoch - 1}"
     _check_weights(trained / ADAPTER_WEIGHTS)
     adapter.mkdir()
     # Files of torchtune's have mode 0600; copies have what the umask says.
     shutil.copyfile(trained / ADAPTER_WEIGHTS, adapter / ADAPTER_WEIGHTS)
     for name in base.tokenizer_files:
         shutil.copyfile(base.path / name, adapter / name)
-    shutil.copyfile(adapter.with_name(TRAINING_LOG), adapter / TRAINING_LOG)
+    rows = cut_log(Path(config.output_dir, TRAINING_LOG), epoch, adapter / TRAINING_LOG)
     peft_config = json.loads((trained / ADAPTER_CONFIG).read_text()) | {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base.path.resolve()),
@@ -289,22 +307,26 @@ def _collect(recipe: Path, config: Any, adapter: Path, facts: Mapping[str, Any])
         "base_model": str(base.path),
         "base_model_fingerprint": base.fingerprint,
         "adapter_sha256": digest_file(adapter / ADAPTER_WEIGHTS),
-        "recipe_sha256": digest_file(recipe),
         "dtype": config.dtype,
         "trainer": "torchtune",
         "versions": get_versions(*_PACKAGES),
-        **_read_metrics(adapter / TRAINING_LOG),
+        **_get_metrics(rows),
         **facts,
     }
     (adapter / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    return adapter
 
 
 def _check_weights(weights: Path) -> None:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(weights)
+    try:
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        # Of an attempt that went on after it: what it left can be trusted no more.
+        shutil.rmtree(weights.parents[1])
+        raise TrainingError(f"{weights}: cannot be read ({error}); the next attempt trains anew") from error
     broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
     if broken:
         raise TrainingError(f"the training diverged: values in '{broken[0]}' are not finite; a smaller lr may help")
@@ -312,9 +334,8 @@ def _check_weights(weights: Path) -> None:
         raise TrainingError("the training changed nothing: every update is zero")
 
 
-def _read_metrics(log: Path) -> dict[str, Any]:
+def _get_metrics(rows: Sequence[Row]) -> dict[str, Any]:
     """What the last row of a training's log says of the whole, and the last validation loss, if there was one."""
-    rows = read_log(log)
     last = rows[-1]
     losses = [row.validation_loss for row in rows if row.validation_loss is not None]
     return {

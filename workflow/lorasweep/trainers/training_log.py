@@ -73,6 +73,14 @@ def read_log(file: Path) -> list[Row]:
     return [_parse(row) for row in csv.DictReader(whole.splitlines())]
 
 
+def cut_log(file: Path, epoch: int, to: Path) -> list[Row]:
+    """Write a log up to the end of an epoch to another file, and return its rows."""
+    rows = [row for row in read_log(file) if row.epoch <= epoch]
+    head, *lines = file.read_text().splitlines(keepends=True)
+    to.write_text(head + "".join(lines[: len(rows)]))
+    return rows
+
+
 def _format(row: Row) -> list[str]:
     step, epoch, loss, lr, tokens, seconds, validation_loss = astuple(row)
     said = "" if validation_loss is None else f"{validation_loss:.6g}"

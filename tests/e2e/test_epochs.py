@@ -1,0 +1,140 @@
+"""Checkpoints of earlier epochs: each is kept, evaluated and in the table as what it is, in every mode."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sweep import MODES, POINTS, SUMMED_UP, Sweep, run_stage
+from lorasweep.digest import digest_file
+
+EPOCHS = (1, 2, 3)
+
+
+def get_name(mode: str, epoch: int) -> str:
+    return POINTS[mode] if epoch == EPOCHS[-1] else f"{POINTS[mode]},epoch={epoch}"
+
+
+@pytest.fixture(scope="module")
+def evaluated(make: Callable[..., Sweep]) -> Sweep:
+    sweep = make("epochs", **MODES)
+    tasks = [{"task": "tasks.py@letters", "limit": 3}]
+    sweep.edit(controls={"epochs": EPOCHS[-1]}, evaluation={"epochs": "all", "tasks": tasks})
+    assert sweep.plan() == {
+        "configure": 3,
+        "train": 3,
+        "merge": 3,
+        "evaluate": 4,
+        "evaluate_merged": 3,
+        "evaluate_adapters": 1,
+        "publish": 3,
+        "cleanup": 10,
+        **SUMMED_UP,
+    }
+    sweep.run()
+    assert sweep.plan() == {}
+    return sweep
+
+
+@pytest.fixture
+def sweep(evaluated: Sweep, tmp_path: Path) -> Sweep:
+    return evaluated.copy(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def table(evaluated: Sweep) -> pd.DataFrame:
+    return pd.read_csv(evaluated.results / "results.csv").set_index("point")
+
+
+def test_each_epoch_has_a_row_with_its_own_adapter_and_how_far_it_was_trained(
+    evaluated: Sweep, table: pd.DataFrame
+) -> None:
+    assert len(table) == 10
+    for mode in POINTS:
+        rows = table.loc[[get_name(mode, epoch) for epoch in EPOCHS]]
+        assert list(rows["epoch"]) == list(EPOCHS)
+        assert list(rows["steps"]) == [5, 10, 15]
+        assert rows["tokens"].is_monotonic_increasing
+        assert rows["adapter_sha256"].nunique() == rows["probe_distance"].nunique() == 3
+        assert rows["recipe"].nunique() == 1
+        for name, row in rows.iterrows():
+            log = pd.read_csv(evaluated.results / str(name) / "adapter/training_log.csv")
+            assert (log["step"].max(), log["epoch"].max()) == (row["steps"], row["epoch"])
+            assert log["loss"].iloc[-1] == row["final_train_loss"]
+    assert not any(evaluated.results.glob("*/state")) and not any(evaluated.results.glob("*/merged"))
+
+
+def test_the_modes_agree_at_each_epoch(evaluated: Sweep, table: pd.DataFrame) -> None:
+    files = [evaluated.results / get_name(mode, epoch) / "eval/letters.eval" for mode in POINTS for epoch in EPOCHS]
+    answers = json.loads(run_stage("eval", "e2e/read_logs.py", *files))
+    for epoch in EPOCHS:
+        names = [get_name(mode, epoch) for mode in POINTS]
+        assert table.loc[names, "adapter_sha256"].nunique() == 1
+        said = [answers[str(evaluated.results / name / "eval/letters.eval")]["by_epoch"] for name in names]
+        assert said[0] == said[1] == said[2]
+
+
+def test_the_last_epoch_is_what_a_training_without_checkpoints_gives(evaluated: Sweep, tmp_path: Path) -> None:
+    point = evaluated.results / POINTS["B1"]
+    adapter = tmp_path / "again/adapter"
+    recipe = tmp_path / "again/recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text((point / "recipe.yaml").read_text().replace(f"results/epochs/{point.name}", str(recipe.parent)))
+    run_stage("train", "../scripts/train.py", "--recipe", recipe, "--adapter", adapter, cwd=evaluated.directory)
+    weights = "adapter_model.safetensors"
+    assert digest_file(adapter / weights) == digest_file(point / "adapter" / weights)
+    assert not list(tmp_path.glob("*epoch=*"))
+
+
+def test_settings_differ_by_epoch_and_the_report_has_a_plot_over_them(evaluated: Sweep) -> None:
+    settings = pd.read_csv(evaluated.results / "replicates.csv")
+    assert sorted(settings["epoch"].dropna()) == sorted([*EPOCHS] * 3)
+    assert settings["setting"].nunique() == 10
+    assert any("epoch" in plot.name for plot in (evaluated.results / "plots").iterdir())
+
+
+def test_results_are_what_their_manifests_say(evaluated: Sweep) -> None:
+    run_stage("driver", "../scripts/verify.py", evaluated.results)
+
+
+def test_fewer_epochs_run_nothing_but_the_tables_and_more_train_anew(sweep: Sweep) -> None:
+    sweep.edit(evaluation={"epochs": [1, 3]})
+    assert sweep.plan() == SUMMED_UP
+    sweep.edit(evaluation={"epochs": "last"})
+    assert sweep.plan() == SUMMED_UP
+    sweep.run()
+    assert set(pd.read_csv(sweep.results / "results.csv")["point"]) == {"baseline", *POINTS.values()}
+    (sweep.results / get_name("B1", 2) / "adapter/adapter_model.safetensors").unlink()
+    sweep.edit(evaluation={"epochs": [1, 3]})
+    assert sweep.plan() == SUMMED_UP
+    sweep.edit(evaluation={"epochs": "all"})
+    assert sweep.plan() == {"train": 1, "evaluate_merged": 3, "cleanup": 3, **SUMMED_UP}
+
+
+def test_a_last_epoch_that_is_not_listed_is_kept_and_not_evaluated(sweep: Sweep) -> None:
+    sweep.edit(evaluation={"epochs": [1, 2]})
+    assert sweep.plan() == {"cleanup": 3, **SUMMED_UP}
+    sweep.run()
+    table = pd.read_csv(sweep.results / "results.csv").set_index("point")
+    last = table.loc[list(POINTS.values())]
+    assert last["task"].isna().all() and last["adapter_sha256"].notna().all()
+    assert table.loc[[get_name(mode, 1) for mode in POINTS], "match/accuracy"].notna().all()
+    run_stage("driver", "../scripts/verify.py", sweep.results)
+
+
+def test_where_epochs_vary_each_training_keeps_what_it_has_and_settings_of_train_are_meant_for_all(
+    make: Callable[..., Sweep],
+) -> None:
+    sweep = make("varied", variables={"epochs": [1, 2, 3]})
+    sweep.edit(evaluation={"epochs": [1, 2], "baseline": False, "tasks": [{"task": "tasks.py@letters", "limit": 1}]})
+    plan = sweep.plan()
+    assert (plan["train"], plan["train_1"], plan["train_2"], plan["evaluate_merged"]) == (1, 1, 1, 4)
+    said = sweep.run("--set-resources", "train:runtime=77", "--printshellcmds")
+    assert said.count("runtime=77") == 3
+    names = {"epochs=1", "epochs=2", "epochs=2,epoch=1", "epochs=3,epoch=1", "epochs=3,epoch=2"}
+    scored = pd.read_csv(sweep.results / "results.csv").dropna(subset="task").set_index("point")
+    assert set(scored.index) == names
+    assert scored.loc["epochs=3,epoch=2", "epoch"] == 2
+    assert sweep.plan() == {}
