@@ -429,11 +429,12 @@ def test_baselines_alone_are_something_to_run() -> None:
         expand(evaluation={**evaluation, "enabled": False})
 
 
-class TestEpochs:
-    SECTIONS = {"variables": {"lora_rank": [4, 8]}, "controls": {"epochs": 3}}
+THREE_EPOCHS: dict[str, Any] = {"variables": {"lora_rank": [4, 8]}, "controls": {"epochs": 3}}
 
+
+class TestEpochs:
     def expand(self, epochs: Any, **sections: Any) -> dict[str, Point]:
-        return expand(**{**self.SECTIONS, "evaluation": {"epochs": epochs}, **sections})
+        return expand(**{**THREE_EPOCHS, "evaluation": {"epochs": epochs}, **sections})
 
     def test_each_epoch_that_is_wanted_is_a_point_after_the_one_that_is_trained(self) -> None:
         points = self.expand("all")
@@ -445,7 +446,7 @@ class TestEpochs:
         ]
 
     def test_the_last_epoch_is_the_point_as_ever(self) -> None:
-        assert self.expand("last") == self.expand([3]) == expand(**self.SECTIONS)
+        assert self.expand("last") == self.expand([3]) == expand(**THREE_EPOCHS)
 
     def test_a_last_epoch_that_is_not_listed_is_not_evaluated(self) -> None:
         assert {name: point.is_evaluated for name, point in self.expand([2]).items()} == {
@@ -461,7 +462,7 @@ class TestEpochs:
         assert all(point.is_evaluated for point in points.values())
 
     def test_an_epoch_is_named_by_what_its_training_is_called_already(self, registry: Path) -> None:
-        run(registry, **self.SECTIONS, evaluation={"epochs": "all"})
+        run(registry, **THREE_EPOCHS, evaluation={"epochs": "all"})
         sections = {"variables": {"seed": [0]}, "controls": {"epochs": 3, "lora_rank": 8}}
         points = expand(registry, **sections, evaluation={"epochs": [1]})
         assert list(points) == ["lora_rank=8", "lora_rank=8,epoch=1"]

@@ -30,8 +30,8 @@ def count_stages(
         if job.rule != "configure":
             stage = TRAINING if job.rule in _TRAINING_RULES else EVALUATING
             busy |= dict.fromkeys(forecast.get_members(job.rule, job.name), stage)
-    for checkpoint, point in trained_by.items():
-        if busy.get(point) == TRAINING:
+    for checkpoint, training in trained_by.items():
+        if busy.get(training) == TRAINING:
             busy.setdefault(checkpoint, TRAINING)
 
     untrained = {point.name for point in forecast.points if point.mode == "base"}
