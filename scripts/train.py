@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lorasweep.errors import InputError
-from lorasweep.trainers import SAVE_MINUTES, TrainingError, get_trainer
+from lorasweep.trainers import DEFAULT_TRAINER, SAVE_MINUTES, TrainingError, get_trainer
 
 
 def main() -> None:
@@ -14,9 +14,10 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, required=True, help="directory to publish the adapter to")
     parser.add_argument("--metric-loggers", default="disk", help="who is told each step, joined by commas")
     parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="between one saved state and the next")
+    parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="its name, or the path of its module")
     arguments = parser.parse_args()
     try:
-        get_trainer().train(
+        get_trainer(arguments.trainer).train(
             arguments.recipe, arguments.adapter, arguments.metric_loggers.split(","), arguments.save_minutes
         )
     except (InputError, TrainingError, OSError) as error:

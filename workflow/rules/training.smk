@@ -26,7 +26,7 @@ rule train:
     wildcard_constraints:
         point=match_points(TRAINED.__contains__),
     conda:
-        "../../envs/train.yaml"
+        f"../../envs/{TRAINER.STAGE}.yaml"
     threads: 4
     resources:
         **get_orphan_dependency(),
@@ -40,7 +40,7 @@ rule train:
         adapter=get_adapter_folder,
     shell:
         # The shell becomes the training, so that a signal to a job reaches what can save its state.
-        f"exec {RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}"
+        f"exec {RUN} {TRAINER.STAGE} {{input.script:q}} --trainer {shlex.quote(EXPERIMENT.trainer)} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}"
         " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes} > {log:q} 2>&1"
 
 
