@@ -5,15 +5,16 @@ import json
 import sys
 from pathlib import Path
 
-from lorasweep.trainers import get_trainer
+from lorasweep.trainers import DEFAULT_TRAINER, get_trainer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="a recipe that reads the samples")
     parser.add_argument("--most", type=int, default=1000, help="samples to look at, evenly taken")
+    parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="its name, or the path of its module")
     arguments = parser.parse_args()
-    json.dump(get_trainer().measure_lengths(**vars(arguments)), sys.stdout)
+    json.dump(get_trainer(arguments.trainer).measure_lengths(arguments.recipe, arguments.most), sys.stdout)
 
 
 if __name__ == "__main__":

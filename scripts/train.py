@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lorasweep.errors import InputError
 from lorasweep.layout import get_checkpoint_name
-from lorasweep.trainers import SAVE_MINUTES, TrainingError, get_trainer
+from lorasweep.trainers import DEFAULT_TRAINER, SAVE_MINUTES, TrainingError, get_trainer
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--metric-loggers", default="disk", help="who is told each step, joined by commas")
     parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="between one saved state and the next")
     parser.add_argument("--epochs", default="last", help="those whose adapters are published too, joined by commas")
+    parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="its name, or the path of its module")
     arguments = parser.parse_args()
     point = arguments.adapter.parent
     earlier = {
@@ -25,7 +26,7 @@ def main() -> None:
     }
     loggers, minutes = arguments.metric_loggers.split(","), arguments.save_minutes
     try:
-        get_trainer().train(arguments.recipe, arguments.adapter, loggers, minutes, earlier)
+        get_trainer(arguments.trainer).train(arguments.recipe, arguments.adapter, loggers, minutes, earlier)
     except (InputError, TrainingError, OSError) as error:
         sys.exit(f"train: {error}")
 

@@ -119,6 +119,18 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     ),
     "no such task to report on": (edit(report={"task": "leters"}), ["report.task", "'leters'", "accepted: letters"]),
     "too many adapters a job": (edit(evaluation={"adapters_per_job": 1000}), ["adapters_per_job", "1000", "200"]),
+    "no such trainer": (
+        edit(trainer="torchtun"),
+        ["sweep.yaml: trainer: 'torchtun' is not known (did you mean 'torchtune'?); accepted: torchtune, or the"],
+    ),
+    "a trainer that is none": (
+        edit(trainer="lorasweep.trainers.training_log"),
+        ["sweep.yaml: trainer: 'lorasweep.trainers.training_log' is no trainer: it has no STAGE, recipe"],
+    ),
+    "a trainer that needs more than there is": (
+        edit(trainer="lorasweep.trainers.torchtune_data"),
+        ["trainer: 'lorasweep.trainers.torchtune_data' cannot be imported where Snakemake runs: No module named"],
+    ),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{
         f"a run called {name!r}": (edit(runs=[{"name": name, "lora_rank": 2}]), ["runs.0.name", "letters, digits"])

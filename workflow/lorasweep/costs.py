@@ -151,7 +151,7 @@ class Costs:
         return self.base.num_parameters * BYTES[self.experiment.model.dtype]
 
     def get_training(self, controls: Controls) -> Training:
-        """Return the steps and tokens of a training; the trainer leaves out batches that are not full."""
+        """Return the steps and tokens of a training; a trainer leaves out batches that are not full."""
         count, mean = self.data.samples, self.data.get_mean(controls.max_seq_len)
         if controls.packed and controls.max_seq_len:
             count, mean = max(1, int(count * mean / controls.max_seq_len)), float(controls.max_seq_len)

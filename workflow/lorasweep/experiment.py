@@ -362,6 +362,9 @@ class Experiment(Section):
     an `adapter`, the path of one that exists, which is evaluated and not trained."""
     controls: Controls = Controls()
     """What stays the same for every point, with torchtune's own names."""
+    trainer: Annotated[Text, Field(exclude_if=lambda value: value == "torchtune")] = "torchtune"
+    """What trains: `torchtune`, or the dotted path of a module that has what `lorasweep.trainers.Trainer` says and that
+    Python finds (`PYTHONPATH`). Another one trains anew."""
     model: Model
     """The base model."""
     data: Data = Data()

@@ -243,7 +243,7 @@ def make_forecast(
     records = read_records(results / JOB_RECORDS)
     others = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
     everyone = [*(record for file in others for record in read_records(file)), *records]
-    lengths = read_lengths(results, experiment.data, fingerprint, samples)
+    lengths = read_lengths(results, experiment.data, fingerprint, samples, experiment.trainer)
     costs = Costs(
         experiment,
         base,

@@ -11,7 +11,7 @@ from lorasweep.errors import InputError
 from lorasweep.experiment import CHECKPOINT_KEYS, Experiment
 from lorasweep.points import Point
 from lorasweep.tasks import TaskEntry
-from lorasweep.trainers import TrainingSpec, get_trainer
+from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
 
 
 def check_inputs(
@@ -65,7 +65,7 @@ def check_inputs(
         if experiment.data.validation:
             check_data(experiment.data, source, "validation")
         for point in trained:
-            _check_weights_key(point, source)
+            _check_weights_key(experiment, point, source)
             _check_batch(point, samples, source)
     if find_missing_model(experiment, source):
         return
@@ -81,6 +81,18 @@ def check_inputs(
             f"{source}: evaluation.base_model: {base_model!r} holds another model than model.path "
             f"({experiment.model.path!r}); accepted: the model that the adapters are trained on"
         )
+
+
+def find_trainer(experiment: Experiment, source: str) -> Trainer:
+    """Return the experiment's trainer.
+
+    Raises:
+        InputError: there is none of that name, or it lacks what a trainer has.
+    """
+    try:
+        return get_trainer(experiment.trainer)
+    except InputError as error:
+        raise InputError(f"{source}: trainer: {error}") from error
 
 
 def find_missing_model(experiment: Experiment, source: str) -> str | None:
@@ -104,7 +116,8 @@ def has_configuration_alone(path: Path) -> bool:
 
 
 def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: str) -> str:
-    """Return the text of a point's `recipe.yaml`; the head names the training and validation data by digest.
+    """Return the text of a point's `recipe.yaml`; the head names the training and validation data by digest, and any
+    trainer but the default one.
 
     So a change in the data changes the recipe, whatever the file's size and time.
 
@@ -120,12 +133,13 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
         output_dir=output_dir,
     )
     try:
-        recipe = get_trainer().recipe(spec)
+        recipe = find_trainer(experiment, source).recipe(spec)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     named = {"training": experiment.data.train, "validation": experiment.data.validation}
     digests = [f"# {what} data sha256: {digest_file(Path(file))}\n" for what, file in named.items() if file]
-    return "".join(digests) + recipe
+    trainer = f"# trainer: {experiment.trainer}\n" if experiment.trainer != DEFAULT_TRAINER else ""
+    return "".join(digests) + trainer + recipe
 
 
 def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], source: str) -> None:
@@ -195,13 +209,13 @@ def _check_batch(point: Point, samples: int, source: str) -> None:
         return
     raise InputError(
         f"{source}: batch_size: {controls.batch_size} with gradient_accumulation_steps: "
-        f"{controls.gradient_accumulation_steps} (point '{point.name}') makes no step of {samples} samples; torchtune "
-        "leaves out batches that are not full; accepted: a product of the two of at most the number of samples"
+        f"{controls.gradient_accumulation_steps} (point '{point.name}') makes no step of {samples} samples: batches "
+        "that are not full are left out; accepted: a product of the two of at most the number of samples"
     )
 
 
-def _check_weights_key(point: Point, source: str) -> None:
-    declared = get_trainer().declared_adapter_only(point.controls.override)
+def _check_weights_key(experiment: Experiment, point: Point, source: str) -> None:
+    declared = find_trainer(experiment, source).declared_adapter_only(point.controls.override)
     if declared is not None and declared != (point.model_format == "adapter"):
         accepted = "hf" if not declared else "adapter"
         raise InputError(

@@ -18,6 +18,7 @@ from lorasweep.errors import InputError
 from lorasweep.experiment import Data
 from lorasweep.files import write_aside
 from lorasweep.tasks import TaskEntry
+from lorasweep.trainers import DEFAULT_TRAINER
 
 LENGTHS = "lengths.json"
 TASK_SIZES = "task_sizes.json"
@@ -38,15 +39,19 @@ def guess_lengths(data: Data, samples: int) -> Lengths:
     return Lengths(samples, (size / BYTES_PER_TOKEN / max(1, samples),), are_counted=False)
 
 
-def read_lengths(results: Path, data: Data, fingerprint: str, samples: int) -> Lengths | None:
-    """Return the lengths that were counted of this data for this base model; nothing where they were not."""
+def read_lengths(
+    results: Path, data: Data, fingerprint: str, samples: int, trainer: str = DEFAULT_TRAINER
+) -> Lengths | None:
+    """Return the lengths that a trainer counted of this data for this base model; nothing where it did not."""
     content = _read(results / LENGTHS)
-    if not samples or content.get("key") != _get_lengths_key(data, fingerprint):
+    if not samples or content.get("key") != _get_lengths_key(data, fingerprint, trainer):
         return None
     return Lengths(samples, tuple(content["lengths"]), are_counted=True)
 
 
-def count_lengths(results: Path, data: Data, fingerprint: str, recipe: str, command: Sequence[str]) -> None:
+def count_lengths(
+    results: Path, data: Data, fingerprint: str, recipe: str, command: Sequence[str], trainer: str = DEFAULT_TRAINER
+) -> None:
     """Have the trainer count the tokens of samples, by any recipe that reads them.
 
     `command` starts `scripts/measure_lengths.py` in the trainer's environment.
@@ -57,8 +62,8 @@ def count_lengths(results: Path, data: Data, fingerprint: str, recipe: str, comm
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(recipe)
         file.flush()
-        lengths = _run([*command, "--recipe", file.name, "--most", str(MOST_SAMPLES)])
-    _write(results / LENGTHS, {"key": _get_lengths_key(data, fingerprint), "lengths": lengths})
+        lengths = _run([*command, "--recipe", file.name, "--most", str(MOST_SAMPLES), "--trainer", trainer])
+    _write(results / LENGTHS, {"key": _get_lengths_key(data, fingerprint, trainer), "lengths": lengths})
 
 
 def read_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path]) -> dict[str, TaskSize]:
@@ -98,8 +103,10 @@ def _run(command: Sequence[str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _get_lengths_key(data: Data, fingerprint: str) -> list[str]:
-    return [digest_file(Path(str(data.train))), data.model_dump_json(exclude={"train", "validation"}), fingerprint]
+def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
+    said = data.model_dump_json(exclude={"train", "validation"})
+    others = [trainer] if trainer != DEFAULT_TRAINER else []
+    return [digest_file(Path(str(data.train))), said, fingerprint, *others]
 
 
 def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path]) -> list[Any]:

@@ -72,6 +72,7 @@ try:
         check_inputs,
         check_registered_tasks,
         find_missing_model,
+        find_trainer,
         has_configuration_alone,
         make_recipe,
     )
@@ -111,6 +112,7 @@ try:
     # Before anything that takes long, or that a run could be disturbed by.
     if workflow.is_main_process and (looked := [word for word in sys.argv[1:] if word in ("status", "verify")]):
         look_instead(looked[0])
+    TRAINER = find_trainer(EXPERIMENT, SOURCE)
     CONTROLLER = Path(RESULTS, HOLDER)
     BATCH_RECORD = Path(RESULTS, "batches.json")
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
@@ -552,10 +554,11 @@ def count_tokens_and_samples():
         if (
             not MISSING_MODEL
             and TRAINED
-            and not measuring.read_lengths(results, EXPERIMENT.data, base, count_samples())
+            and not measuring.read_lengths(results, EXPERIMENT.data, base, count_samples(), EXPERIMENT.trainer)
         ):
-            command = [f"{SCRIPTS}/run", "train", f"{SCRIPTS}/measure_lengths.py"]
-            measuring.count_lengths(results, EXPERIMENT.data, base, make_point_recipe(next(iter(TRAINED))), command)
+            command = [f"{SCRIPTS}/run", TRAINER.STAGE, f"{SCRIPTS}/measure_lengths.py"]
+            recipe = make_point_recipe(next(iter(TRAINED)))
+            measuring.count_lengths(results, EXPERIMENT.data, base, recipe, command, EXPERIMENT.trainer)
     except InputError as error:
         print(f"Tokens are guessed: {error}")
     try:
@@ -681,7 +684,7 @@ def settle_orphans():
 onstart:
     if MISSING_MODEL:
         raise WorkflowError(MISSING_MODEL)
-    for stage in () if USES_CONDA else {"train", "eval", EVALUATION_STAGE}:
+    for stage in () if USES_CONDA else {TRAINER.STAGE, "eval", EVALUATION_STAGE}:
         if not (ROOT / ".venv" / stage / "installed").exists():
             raise WorkflowError(
                 f".venv/{stage}: the environment is missing; run 'make install"

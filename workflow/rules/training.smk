@@ -31,7 +31,7 @@ for epochs in KEPT_EPOCHS:
         wildcard_constraints:
             point=match_points(lambda point: TRAINED.get(point) == epochs),
         conda:
-            "../../envs/train.yaml"
+            f"../../envs/{TRAINER.STAGE}.yaml"
         threads: 4
         resources:
             **get_orphan_dependency(),
@@ -46,7 +46,8 @@ for epochs in KEPT_EPOCHS:
             adapter=get_adapter_folder,
         shell:
             # The shell becomes the training, so that a signal to a job reaches what can save its state.
-            f"exec {RUN} train {{input.script:q}} --recipe {{input.recipe:q}} --adapter {{params.adapter:q}}"
+            f"exec {RUN} {TRAINER.STAGE} {{input.script:q}} --trainer {shlex.quote(EXPERIMENT.trainer)}"
+            " --recipe {input.recipe:q} --adapter {params.adapter:q}"
             " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
             " --epochs {resources.epochs:q} > {log:q} 2>&1"
 

@@ -1,16 +1,27 @@
 """Trainers: what stands between a point's settings and its adapter.
 
-A trainer is a module with the functions of `Trainer`. The workflow knows no more of it than these.
+A trainer is a module with what `Trainer` says. The workflow knows no more of it than that, and
+`tests/e2e/test_trainers.py` tests it of any.
 """
+
+from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from lorasweep.checkpoint import Checkpoint
-from lorasweep.experiment import Controls, Data, Model
+from lorasweep.errors import InputError, nearest
+
+if TYPE_CHECKING:  # what reads the experiment file is not in every environment that can train
+    from lorasweep.checkpoint import Checkpoint
+    from lorasweep.experiment import Controls, Data, Model
+
+DEFAULT_TRAINER = "torchtune"
+
+_STAGES = ("train", "eval")
+_PARTS = ("STAGE", "recipe", "declared_adapter_only", "measure_lengths", "train")
 
 SAVE_MINUTES = 10
 """Between one saved state of a training and the next, unless the experiment says otherwise."""
@@ -31,7 +42,14 @@ class TrainingSpec:
 
 
 class Trainer(Protocol):
-    """What a trainer offers. `recipe` runs where Snakemake runs, without torch; `train` in the training environment."""
+    """What a trainer offers.
+
+    Where Snakemake runs it is imported for `recipe` and `declared_adapter_only`, and there is no torch; the other two
+    run in the environment that `STAGE` names.
+    """
+
+    STAGE: str
+    """`train` or `eval`: the environment that it trains in, as in `envs/`."""
 
     def recipe(self, spec: TrainingSpec) -> str:
         """Return the complete recipe of a training as text; the same text for the same spec.
@@ -61,6 +79,14 @@ class Trainer(Protocol):
         same. At SIGTERM, and every so many minutes, what it needs to go on is saved in `state/train/`; the next call
         goes on from there.
 
+        The plan and the view of a run reckon that each epoch has `samples // batch_size // gradient_accumulation_steps`
+        steps, or `max_steps_per_epoch` where that is less: what is left over makes no step.
+
+        Beside weights and configuration the directory has the base model's tokenizer, the log, and `lorasweep.json`
+        with at least `trainer` (its name), `base_model`, `base_model_fingerprint`, `recipe_sha256`, `adapter_sha256`,
+        `data_sha256`, `dtype`, `versions`, `steps`, `epochs`, `tokens`, `final_train_loss`, `final_validation_loss` and
+        `peak_memory_bytes`. It appears whole or not at all.
+
         Raises:
             TrainingError: the training failed, changed nothing, came to a loss or an adapter that is not finite, or has
                 no such epoch.
@@ -71,6 +97,25 @@ class TrainingError(RuntimeError):
     """A training that did not give an adapter."""
 
 
-def get_trainer(name: str = "torchtune") -> Trainer:
-    """Return a trainer by name."""
-    return cast(Trainer, import_module(f"lorasweep.trainers.{name}"))
+def get_trainer(name: str) -> Trainer:
+    """Return a trainer by its name, `lorasweep.trainers.<name>`, or by the path of its module.
+
+    Raises:
+        InputError: there is no such module, it cannot be imported here, or it is no trainer.
+    """
+    is_own = (Path(__file__).parent / f"{name}.py").is_file()
+    path = f"{__name__}.{name}" if is_own else name
+    accepted = f"accepted: {DEFAULT_TRAINER}, or the dotted path of a module with what {__name__}.Trainer says"
+    try:
+        module = import_module(path)
+    except (ImportError, ValueError, TypeError) as error:  # the last two: no name of a module
+        if f"{name}.".startswith(f"{getattr(error, 'name', None)}."):
+            raise InputError(
+                f"{name!r} is not known{nearest(name, [DEFAULT_TRAINER])}; {accepted}, in a folder of PYTHONPATH"
+            ) from error
+        raise InputError(f"{name!r} cannot be imported where Snakemake runs: {error}; {accepted}") from error
+    if missing := [part for part in _PARTS if not hasattr(module, part)]:
+        raise InputError(f"{name!r} is no trainer: it has no {', '.join(missing)}; {accepted}")
+    if module.STAGE not in _STAGES:
+        raise InputError(f"{name!r}: STAGE: {module.STAGE!r} is not accepted; accepted: {' or '.join(_STAGES)}")
+    return cast(Trainer, module)

@@ -29,6 +29,8 @@ from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
 from lorasweep.trainers.training_log import Row, cut_log
 from lorasweep.versions import get_versions
 
+STAGE = "train"
+
 RECIPE = "lora_finetune_single_device"
 
 # Where each control stands in the recipe.

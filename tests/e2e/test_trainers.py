@@ -1,0 +1,216 @@
+"""What holds of every trainer, torchtune's and another, which is a module of the tests; and a sweep that takes that."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from lorasweep.checkpoint import read_checkpoint
+from lorasweep.digest import digest_file
+from lorasweep.experiment import Controls, Data, Model
+from lorasweep.trainers import TrainingSpec, get_trainer
+from lorasweep.trainers.training_log import COLUMNS, read_log
+from sweep import ROOT, RUN, Sweep, run_stage
+
+TRAINERS = ("torchtune", "plain_trainer")
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+
+RECORDED = {
+    *("trainer", "base_model", "base_model_fingerprint", "recipe_sha256", "adapter_sha256", "data_sha256", "dtype"),
+    *("versions", "steps", "epochs", "tokens", "final_train_loss", "final_validation_loss", "peak_memory_bytes"),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A point's folder with a recipe in it, and the trainer that is to run it."""
+
+    trainer: str
+    spec: TrainingSpec
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.spec.output_dir)
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+    def run(self, script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a script of the workflow as a job does: in the trainer's environment."""
+        command = [RUN, get_trainer(self.trainer).STAGE, ROOT / "scripts" / script, "--trainer", self.trainer]
+        command += ["--recipe", self.folder / "recipe.yaml", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+    def get_adapter(self, epoch: int) -> Path:
+        """Where the adapter of an earlier epoch is published."""
+        return self.folder.with_name(f"{self.folder.name},epoch={epoch}") / "adapter"
+
+    def train(self) -> subprocess.CompletedProcess[str]:
+        return self.run("train.py", "--adapter", self.adapter, "--epochs", "1,last")
+
+
+@pytest.fixture(scope="module", params=TRAINERS)
+def make_training(request: pytest.FixtureRequest, model: Path) -> Callable[..., Training]:
+    def make(directory: Path, **controls: Any) -> Training:
+        samples = [
+            {"input": "after " + a * (1 + i % 4), "output": b} for i, (a, b) in enumerate(pairwise(ascii_lowercase))
+        ]
+        data = directory / "train.jsonl"
+        data.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+        settings = {"epochs": 2, "batch_size": 3, "gradient_accumulation_steps": 3, "lr": 4e-3, **controls}
+        spec = TrainingSpec(
+            checkpoint=read_checkpoint(model),
+            controls=Controls(**settings),
+            swept=(),
+            model=Model(path=str(model), device="cpu", dtype="fp32"),
+            data=Data(train=str(data)),
+            output_dir=str(directory / "sweep/point"),
+        )
+        training = Training(request.param, spec)
+        training.folder.mkdir(parents=True)
+        (training.folder / "recipe.yaml").write_text(get_trainer(training.trainer).recipe(spec))
+        return training
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(make_training: Callable[..., Training], tmp_path_factory: pytest.TempPathFactory) -> Training:
+    training = make_training(tmp_path_factory.mktemp("trained"))
+    training.adapter.mkdir()
+    (training.adapter / "of_another_training").touch()
+    done = training.train()
+    assert done.returncode == 0, done.stderr[-2000:]
+    return training
+
+
+def test_it_is_imported_without_what_it_trains_with(trained: Training) -> None:
+    program = (
+        "import sys; from lorasweep.trainers import get_trainer; get_trainer(sys.argv[1]); "
+        "print({'torch', 'torchtune', 'transformers', 'peft'} & set(sys.modules))"
+    )
+    command = [RUN, get_trainer(trained.trainer).STAGE, "-c", program, trained.trainer]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_recipe_is_the_settings_alone(
+    trained: Training, make_training: Callable[..., Training], tmp_path: Path
+) -> None:
+    trainer = get_trainer(trained.trainer)
+    assert trainer.recipe(trained.spec) == (trained.folder / "recipe.yaml").read_text()
+    assert trainer.recipe(make_training(tmp_path, lr=1e-3).spec) != trainer.recipe(trained.spec)
+    assert trainer.declared_adapter_only({}) is None
+
+
+def test_its_adapter_is_loaded_by_peft_and_by_transformers_and_changes_the_answers(
+    trained: Training, model: Path, tmp_path: Path
+) -> None:
+    merged, logits = tmp_path / "merged", tmp_path / "logits.safetensors"
+    paths = ("--base", model, "--adapter", trained.adapter)
+    subprocess.run([RUN, "eval", ROOT / "scripts/merge.py", *paths, "--output", merged, "--dtype", "fp32"], check=True)
+    run_stage("eval", "e2e/hf_logits.py", *paths, "--merged", merged, "--tokens", "1,2,3,4", "--output", logits)
+    program = (
+        "import json, sys; from safetensors.torch import load_file; found = load_file(sys.argv[1]); "
+        "print(json.dumps({name: float((found[name] - found['peft']).abs().max()) for name in found}))"
+    )
+    said = subprocess.run([RUN, "eval", "-c", program, logits], check=True, capture_output=True, text=True)
+    distances = json.loads(said.stdout)
+    assert distances["base"] > 1e-2
+    assert distances["transformers"] == 0
+    assert distances["merged"] < 1e-4
+    assert not (trained.adapter / "of_another_training").exists()
+    assert not (trained.adapter / "config.json").exists()
+
+
+def test_its_log_and_its_record_are_what_others_read(trained: Training, model: Path) -> None:
+    log = trained.adapter / "training_log.csv"
+    assert log.read_text().splitlines()[0] == ",".join(COLUMNS)
+    rows = read_log(log)
+    assert [(row.step, row.epoch) for row in rows] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+    assert rows[-1].loss < rows[0].loss
+    record = json.loads((trained.adapter / "lorasweep.json").read_text())
+    assert record.keys() >= RECORDED
+    assert {key: record[key] for key in ("trainer", "steps", "epochs", "tokens", "final_train_loss")} == {
+        "trainer": trained.trainer,
+        "steps": 4,
+        "epochs": 2,
+        "tokens": rows[-1].tokens,
+        "final_train_loss": rows[-1].loss,
+    }
+    assert record["base_model_fingerprint"] == read_checkpoint(model).fingerprint
+    assert record["recipe_sha256"] == digest_file(trained.folder / "recipe.yaml")
+    assert record["data_sha256"] == digest_file(Path(str(trained.spec.data.train)))
+    assert record["adapter_sha256"] == digest_file(trained.adapter / "adapter_model.safetensors")
+    assert {file.name for file in trained.adapter.iterdir()} >= set(read_checkpoint(model).tokenizer_files)
+
+
+def test_an_earlier_epoch_has_an_adapter_of_its_own_and_its_part_of_the_log(trained: Training) -> None:
+    first = trained.get_adapter(1)
+    record = json.loads((first / "lorasweep.json").read_text())
+    rows = read_log(first / "training_log.csv")
+    assert rows == read_log(trained.adapter / "training_log.csv")[:2]
+    assert {key: record[key] for key in ("steps", "epochs", "final_train_loss")} == {
+        "steps": 2,
+        "epochs": 1,
+        "final_train_loss": rows[-1].loss,
+    }
+    assert record["adapter_sha256"] == digest_file(first / "adapter_model.safetensors")
+    assert record["adapter_sha256"] != digest_file(trained.adapter / "adapter_model.safetensors")
+    assert {file.name for file in first.iterdir()} == {file.name for file in trained.adapter.iterdir()}
+
+
+def test_a_loss_that_is_not_finite_fails_and_leaves_no_adapter(
+    make_training: Callable[..., Training], tmp_path: Path
+) -> None:
+    training = make_training(tmp_path, lr=1e30)
+    done = training.train()
+    assert done.returncode == 1
+    assert "train: the training diverged: the loss of step 2 is" in done.stderr
+    assert [path for path in training.folder.parent.glob("*/*") if "adapter" in path.name] == []
+    # Where a run looks for the step that a training makes.
+    assert [row.step for row in read_log(training.folder / "state/train/training_log.csv")] == [1]
+
+
+def test_lengths_are_those_of_whole_samples(make_training: Callable[..., Training], tmp_path: Path) -> None:
+    training = make_training(tmp_path, max_seq_len=70)
+    done = training.run("measure_lengths.py", "--most", "7")
+    assert done.returncode == 0, done.stderr[-2000:]
+    # Of each fourth sample: as the tokenizer of the tests has them, a token a byte.
+    question = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
+    samples = [json.loads(line) for line in Path(str(training.spec.data.train)).read_text().splitlines()]
+    texts = [question.format(sample["input"], sample["output"]) for sample in samples[::4]]
+    special = len("<|im_start|>") + len("<|im_end|>") - 2
+    assert json.loads(done.stdout.splitlines()[-1]) == [len(text) - 2 * special for text in texts]
+
+
+def test_a_sweep_trains_with_the_trainer_that_it_names(make: Callable[..., Sweep]) -> None:
+    sweep = make("plain", variables={"lora_rank": [2, 4]}, trainer="plain_trainer")
+    sweep.environment["PYTHONPATH"] = ENVIRONMENT["PYTHONPATH"]
+    sweep.edit(controls={"epochs": 2}, plan={"count": True})
+    sweep.edit(evaluation={"merge_adapters": False, "tasks": [{"task": "tasks.py@letters", "limit": 2}]})
+    said = sweep.run("--printshellcmds", "--set-threads", "train=1")
+    assert "scripts/run eval" in said
+    assert "--trainer plain_trainer --recipe" in said
+    table = pd.read_csv(sweep.results / "results.csv")
+    trained = table[table["mode"] == "B2"]
+    assert list(trained["lora_rank"]) == [2, 4]
+    assert (trained["probe_distance"] > 0).all()
+    assert list(trained["steps"]) == [10, 10]
+    manifest = json.loads((sweep.results / "lora_rank=2/manifest.json").read_text())
+    assert manifest["training"]["trainer"] == "plain_trainer"
+    assert json.loads((sweep.results / "lengths.json").read_text())["key"][-1] == "plain_trainer"
+    assert sweep.plan() == {}
+    # With another trainer all is trained anew.
+    sweep.edit(trainer="torchtune")
+    assert sweep.plan()["train"] == 2

@@ -1,0 +1,120 @@
+"""A second trainer for the tests: PEFT and a plain loop without schedule or dropout, where evaluations run."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import yaml
+
+from lorasweep.checkpoint import read_checkpoint
+from lorasweep.digest import digest_file
+from lorasweep.errors import InputError
+from lorasweep.trainers import TrainingError
+from lorasweep.trainers.training_log import Row, TrainingLog
+from lorasweep.versions import get_versions
+
+STAGE = "eval"
+
+
+def recipe(spec):
+    controls = spec.controls.model_dump(exclude={"override"})
+    if spec.controls.override or spec.data.format != "instruct" or spec.data.validation:
+        raise InputError("plain_trainer takes no _override, no validation data, and data.format: instruct alone")
+    said = {"output_dir": spec.output_dir, "base": str(spec.checkpoint.path), "dtype": spec.model.dtype}
+    columns = {"input": spec.data.input_column, "output": spec.data.output_column}
+    return yaml.safe_dump({**said, "data": spec.data.train, "columns": columns, **controls})
+
+
+def declared_adapter_only(override):
+    return None
+
+
+def measure_lengths(recipe, most):
+    samples = _read_samples({**yaml.safe_load(recipe.read_text()), "max_seq_len": None})
+    return [len(tokens) for tokens, _ in samples[:: max(1, -(-len(samples) // most))]]
+
+
+def _read_samples(config):
+    from transformers import AutoTokenizer
+
+    tokenizer, columns = AutoTokenizer.from_pretrained(config["base"]), config["columns"]
+    samples = []
+    for sample in map(json.loads, Path(config["data"]).read_text().splitlines()):
+        question = [{"role": "user", "content": sample[columns["input"]]}]
+        both = [*question, {"role": "assistant", "content": sample[columns["output"]]}]
+        prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
+        tokens = tokenizer.apply_chat_template(both)["input_ids"][: config["max_seq_len"]]
+        samples.append((tokens, [-100] * len(prompt) + tokens[len(prompt) :]))
+    return samples
+
+
+def train(recipe, adapter, metric_loggers=(), save_minutes=0, earlier=None):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = yaml.safe_load(recipe.read_text())
+    base = read_checkpoint(Path(config["base"]).resolve())
+    torch.manual_seed(config["seed"])
+    names = {"output_proj": "o_proj"}
+    modules = [names.get(name, name) for name in config["lora_attn_modules"]]
+    modules += ["gate_proj", "up_proj", "down_proj"] * config["apply_lora_to_mlp"]
+    alpha = config["lora_alpha"] or 2 * config["lora_rank"]
+    lora = LoraConfig(r=config["lora_rank"], lora_alpha=alpha, target_modules=modules, task_type="CAUSAL_LM")
+    model = AutoModelForCausalLM.from_pretrained(
+        base.path, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[config["dtype"]]
+    )
+    model = get_peft_model(model, lora)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"], weight_decay=config["weight_decay"])
+    samples, size = _read_samples(config), config["batch_size"] * config["gradient_accumulation_steps"]
+    state = Path(config["output_dir"], "state/train")
+    state.mkdir(parents=True, exist_ok=True)
+    targets = {**(earlier or {}), config["epochs"]: adapter}
+    log, steps, tokens = TrainingLog(state / "training_log.csv"), 0, 0
+    for epoch in range(1, config["epochs"] + 1):
+        random.Random(epoch).shuffle(samples)
+        for start in range(0, len(samples) - size + 1, size)[: config["max_steps_per_epoch"]]:
+            batch, steps = samples[start : start + size], steps + 1
+            learnt = sum(label != -100 for _, labels in batch for label in labels)
+            losses = []
+            for sample, labels in batch:
+                count = sum(label != -100 for label in labels)
+                loss = model(torch.tensor([sample]), labels=torch.tensor([labels])).loss * count / learnt
+                loss.backward()
+                losses.append(float(loss))
+            if not sum(losses) < float("inf"):
+                raise TrainingError(f"the training diverged: the loss of step {steps} is {sum(losses)}")
+            optimizer.step()
+            optimizer.zero_grad()
+            tokens += sum(len(sample) for sample, _ in batch)
+            log.add(Row(steps, epoch, sum(losses), config["lr"], tokens, float(steps)))
+        if epoch in targets:
+            _save(config, recipe, base, model, log, targets[epoch].with_name(".adapter.partial"))
+    log.close()
+    for target in targets.values():
+        shutil.rmtree(target, ignore_errors=True)
+        target.with_name(".adapter.partial").rename(target)
+
+
+def _save(config, recipe, base, model, log, aside):
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    for name in base.tokenizer_files:
+        shutil.copyfile(base.path / name, aside / name)
+    (aside / "training_log.csv").write_text(log.text)
+    digests = {"recipe": recipe, "data": Path(config["data"]), "adapter": aside / "adapter_model.safetensors"}
+    record = {
+        "trainer": "plain_trainer",
+        "base_model": str(base.path),
+        "base_model_fingerprint": base.fingerprint,
+        **{f"{name}_sha256": digest_file(file) for name, file in digests.items()},
+        "dtype": config["dtype"],
+        "versions": get_versions("torch", "peft"),
+        "steps": log.rows[-1].step,
+        "epochs": log.rows[-1].epoch,
+        "tokens": log.rows[-1].tokens,
+        "final_train_loss": log.rows[-1].loss,
+        **dict.fromkeys(("final_validation_loss", "peak_memory_bytes")),
+    }
+    (aside / "lorasweep.json").write_text(json.dumps(record))
