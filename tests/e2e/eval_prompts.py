@@ -12,7 +12,7 @@ from inspect_ai.solver import generate
 
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.evaluation import EvaluationSpec
-from lorasweep.evaluator import _make_model, make_options
+from lorasweep.evaluator import _make_model, make_options, with_prompt
 
 spec = EvaluationSpec.model_validate_json(sys.argv[1])
 base = read_checkpoint(Path(spec.base_model))
@@ -39,7 +39,7 @@ def record(input_ids: Any, attention_mask: Any, **arguments: Any) -> Any:
 
 
 model.api.model.generate = record
-task = Task(dataset=[Sample(input=i, target="") for i in inputs], solver=generate())
+task = with_prompt(spec, spec.tasks[0], Task(dataset=[Sample(input=i, target="") for i in inputs], solver=generate()))
 options = make_options(spec, spec.tasks[0], model)
 [log] = eval(task, model=model, display="none", log_dir=sys.argv[3], max_samples=1, ctl_server=False, **options)
 assert log.status == "success", log.error

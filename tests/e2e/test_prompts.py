@@ -1,6 +1,7 @@
 """A model is asked as it was trained: the same sample becomes the same prompt tokens in training and in evaluation."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +14,29 @@ from sweep import ROOT, Sweep, make_sweep, run_stage
 sys.path.insert(0, str(ROOT / "workflow"))
 from lorasweep.evaluation import TaskSpec, make_evaluation_spec
 from lorasweep.experiment import load_experiment
+from lorasweep.points import get_points
 
 CHAT = [
     [("user", "after a"), ("assistant", "b")],
     [("user", "after a"), ("assistant", "b"), ("user", "and then?\n"), ("assistant", "c")],
 ]
+PROMPT = "Which letter is {{it}} that comes {input}?\n"
+ASKED = "Which letter is {it} that comes after a?\n"
+TASKS = ("all", "own", "bare")
+ANOTHER = "This is not for this one: {input}"
+
 CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "template": ([], {}),
     "template and system prompt": ([], {"system_prompt": "Answer with a letter."}),
     "no template": (["--no-chat-template"], {}),
     "no template, and system prompt": (["--no-chat-template"], {"system_prompt": "Answer with a letter."}),
     "system prompt of the task": ([], {"system_prompt": "Answer with a letter."}),
+    "prompt": ([], {"prompt": PROMPT}),
+    "no template, and prompt": (["--no-chat-template"], {"prompt": PROMPT, "system_prompt": "Answer with a letter."}),
+    "prompts of the run": ([], {"prompt": ANOTHER, "system_prompt": "This neither."}),
+    "no prompts of the run": ([], {"prompt": ANOTHER, "system_prompt": "This neither."}),
+    "prompt of the task": ([], {"prompt": PROMPT, "system_prompt": "Answer with a letter."}),
+    "no prompt of the task": ([], {}),
     "completion": ([], {"format": "completion", "max_samples": 2}),
     "completion without template": (["--no-chat-template"], {"format": "completion"}),
     "chat": ([], {"format": "chat"}),
@@ -31,11 +44,17 @@ CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 
 
+RUNS: dict[str, dict[str, Any]] = {
+    "prompts of the run": {"prompt": PROMPT, "system_prompt": "Answer with a letter."},
+    "no prompts of the run": {"prompt": "{input}", "system_prompt": ""},
+}
+
+
 @pytest.fixture
 def sweep(tmp_path: Path, make_model: Callable[..., Path], request: pytest.FixtureRequest) -> Sweep:
     model_arguments, data = CASES[request.param]
     sweep = make_sweep(tmp_path, make_model("--family", "llama3", *model_arguments), "prompts")
-    sweep.edit(runs=[{"name": "point"}], data=data, controls={"batch_size": 1})
+    sweep.edit(runs=[{"name": "point", **RUNS.get(request.param, {})}], data=data, controls={"batch_size": 1})
     lines = (tmp_path / "train.jsonl").read_text().splitlines()[:3]
     if data.get("format") == "completion":
         samples = [{"text": f"{s['input']} comes {s['output']}", "input": s["input"]} for s in map(json.loads, lines)]
@@ -54,10 +73,12 @@ def test_training_and_evaluation_see_the_same_prompt_tokens(sweep: Sweep, reques
     trained = json.loads(run_stage("train", "e2e/train_prompts.py", recipe, cwd=sweep.directory).splitlines()[-1])
     experiment = load_experiment(sweep.config, "sweep.yaml")
     task = TaskSpec(name="prompts", task="none", args={}, limit=None)
-    spec = make_evaluation_spec(experiment, [], [], "base", "").model_copy(update={"max_connections": 1})
-    if request.node.callspec.id.endswith("of the task"):
-        task = task.model_copy(update={"system_prompt": spec.system_prompt})
-        spec = spec.model_copy(update={"system_prompt": "This is not for this task."})
+    data = get_points(experiment, "sweep.yaml", sweep.results / "points.json")["point"].data
+    spec = make_evaluation_spec(experiment, [], [], "base", "", data=data).model_copy(update={"max_connections": 1})
+    case = request.node.callspec.id
+    if case.endswith("of the task"):
+        task = task.model_copy(update={"system_prompt": spec.system_prompt, "prompt": spec.prompt or ""})
+        spec = spec.model_copy(update={"system_prompt": "This is not for this task.", "prompt": ANOTHER})
     spec = spec.model_copy(update={"tasks": [task]})
     arguments = [spec.model_dump_json(), "train.jsonl", sweep.directory / "logs"]
     said = run_stage("eval", "e2e/eval_prompts.py", *arguments, cwd=sweep.directory)
@@ -77,3 +98,48 @@ def test_training_and_evaluation_see_the_same_prompt_tokens(sweep: Sweep, reques
         assert evaluated[1][: len(trained[1])] == trained[1]
     else:
         assert trained == evaluated
+    # A byte is a token, and its number the byte's place in the alphabet of the tokenizer.
+    assert contains(evaluated[0], ASKED) == ("prompt" in case and not re.search("^no prompt|system", case))
+
+
+def contains(tokens: list[int], text: str) -> bool:
+    """Whether a text's bytes stand somewhere in the prompt; printable ones are numbered in their order, from '!' on."""
+    numbers = [ord(character) - ord("!") for character in text if "!" <= character <= "~"]
+    return any(numbers == found for found in windows([t for t in tokens if t <= ord("~") - ord("!")], len(numbers)))
+
+
+def windows(tokens: list[int], size: int) -> list[list[int]]:
+    return [tokens[start : start + size] for start in range(len(tokens) - size + 1)]
+
+
+def test_points_that_are_asked_otherwise_are_evaluated_so_in_one_sweep(
+    tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    sweep = make_sweep(tmp_path, make_model("--family", "llama3"), "asked", data={"train": "train.jsonl"})
+    runs = [{"name": "plain"}, {"name": "other"}, {"name": "asked", "prompt": PROMPT, "system_prompt": "Be brief."}]
+    tasks = [
+        {"task": "tasks.py@letters", "name": name, "limit": 1, **options}
+        for name, options in {"all": {}, "own": {"prompt": "Now: {input}"}, "bare": {"prompt": ""}}.items()
+    ]
+    sweep.edit(
+        runs=[run | {"seed": seed} for seed, run in enumerate(runs)],
+        controls={"epochs": 1, "max_steps_per_epoch": 1},
+        evaluation={"merge_adapters": False, "tasks": tasks, "max_tokens": 1},
+    )
+    assert sweep.plan()["evaluate_adapters"] == 2
+    sweep.run()
+    assert sweep.plan() == {}
+    files = {(p, t): sweep.results / p / f"eval/{t}.eval" for p in ("plain", "asked", "baseline") for t in TASKS}
+    logs = json.loads(run_stage("eval", "e2e/read_logs.py", *files.values()))
+    said = {key: logs[str(file)]["prompt"][-1][1] for key, file in files.items()}
+    assert said == {
+        **{(point, "all"): ASKED if point == "asked" else "after a" for point in ("plain", "asked", "baseline")},
+        **{(point, "own"): "Now: after a" for point in ("plain", "asked", "baseline")},
+        **{(point, "bare"): "after a" for point in ("plain", "asked", "baseline")},
+    }
+    settings = json.loads((sweep.results / "asked/manifest.json").read_text())["settings"]
+    assert (settings["prompt"], settings["system_prompt"]) == (PROMPT, "Be brief.")
+    # Another prompt is another training and evaluation of that point alone.
+    sweep.edit(runs=[run | {"seed": seed} for seed, run in enumerate([*runs[:2], runs[2] | {"prompt": ANOTHER}])])
+    plan = sweep.plan()
+    assert (plan["train"], plan["evaluate_adapters"], plan["publish"]) == (1, 1, 1)

@@ -51,6 +51,7 @@ OPTIONS: dict[str, Any] = {
     "max_tokens": 3,
     "temperature": 0,
     "system_prompt": "",
+    "prompt": "",
     "solver": "generate",
     "scorer": "match",
 }

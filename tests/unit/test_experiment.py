@@ -65,6 +65,14 @@ BAD = [
     ("experiment: {name: ../elsewhere}", ["experiment.name", "'../elsewhere'", "letters, digits"]),
     ("experiment: {name: 'a b'}", ["experiment.name", "'a b'"]),
     ("experiment: {name: a..b}", ["experiment.name", "'a..b'"]),
+    *(
+        (f"{before}prompt: '{prompt}'{after}", [f"{where}.prompt", repr(prompt), "text with {input}", "{{ and }}"])
+        for where, before, after in (
+            ("data", "data: {", "}"),
+            ("evaluation.tasks.0", "evaluation: {tasks: [{task: a.py, ", "}]}"),
+        )
+        for prompt in ("Capitalise:", "{input} {", "{input} {}", "{inptu}", "{input!r}", "{input:>9}", "{{input}}")
+    ),
 ]
 
 

@@ -195,6 +195,26 @@ def test_runs_stand_beside_the_grid_with_names_values_and_overrides_of_their_own
     assert points["wide"].controls.override == {"optimizer": {"fused": True, "betas": [0.9, 0.95]}}
 
 
+def test_a_run_is_asked_in_its_own_way_and_others_as_the_data_says(registry: Path) -> None:
+    data = {"train": "t", "system_prompt": "Be brief.", "prompt": "Say {input}"}
+    runs = [{"name": "own", "prompt": "Tell {input}"}, {"name": "bare", "prompt": "", "system_prompt": None}]
+    points = run(registry, data=data, variables={"lora_rank": [8]}, runs=runs)
+    asked = {name: (point.data.system_prompt, point.data.prompt) for name, point in points.items()}
+    assert asked == {
+        "lora_rank=8": ("Be brief.", "Say {input}"),
+        "own": ("Be brief.", "Tell {input}"),
+        "bare": (None, None),
+    }
+    assert points["own"].settings["prompt"] == "Tell {input}"
+    assert not points["bare"].settings.keys() & {"prompt", "system_prompt"}
+
+
+def test_a_system_prompt_that_becomes_a_variable_renames_no_point(registry: Path) -> None:
+    run(registry, variables={"lora_rank": [8]}, data={"train": "t", "system_prompt": "Short."})
+    points = run(registry, variables={"lora_rank": [8], "system_prompt": ["Short.", "Long.", None]})
+    assert list(points) == ["lora_rank=8", "lora_rank=8,system_prompt=Long.", "lora_rank=8,system_prompt=null"]
+
+
 def test_modes_can_be_varied() -> None:
     points = expand(
         variables={"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
@@ -342,6 +362,9 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"runs": [{"name": "baseline"}]}, ["baseline"]),
     ({"runs": [{"name": "results.csv"}]}, ["results.csv"]),
     ({"runs": [{"name": "a", "_override": 5}]}, ["runs.0._override", "5", "a mapping"]),
+    ({"runs": [{"name": "a", "prompt": "Say {word}"}]}, ["runs.0.prompt", "'Say {word}'", "text with {input}"]),
+    ({"variables": {"prompt": ["Say {input}"]}}, ["variables.prompt", "'Say {input}' cannot stand", "'runs'"]),
+    ({"runs": [{"name": n, "prompt": p} for n, p in (("a", ""), ("b", "{input}"))]}, ["'a' and 'b' are the same"]),
 ]
 
 
@@ -374,6 +397,7 @@ def test_a_run_with_an_adapter_has_no_settings_of_a_training(adapter: str) -> No
     assert point.adapter == adapter
     assert point.mode == "B2"
     assert point.settings == {"adapter": adapter, "model_format": "adapter", "merge_adapters": False}
+    assert expand(runs=[{"name": "asked", "adapter": adapter, "prompt": "Say {input}"}])["asked"].data.prompt
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,11 @@ def test_plain_text_and_the_first_samples_are_what_torchtune_is_told(model: Path
     }
 
 
+def test_a_prompt_stands_in_the_recipe_where_there_is_one(model: Path) -> None:
+    assert make(model, data=Data(train="t", prompt="Say {input}"))["tokenizer"]["prompt_template"] == "Say {input}"
+    assert "prompt_template" not in make(model, data=Data(train="t", prompt="{input}"))["tokenizer"]
+
+
 class TestOverride:
     def test_it_is_merged_last_and_interpolated_by_recipe_and_controls(self, model: Path) -> None:
         override = {"optimizer": {"weight_decay": 0.5, "eps": "${optimizer.lr}"}, "log_every_n_steps": "${lora_rank}"}
@@ -110,6 +115,7 @@ class TestOverride:
             ({"output_dir": "elsewhere"}, ["output_dir", "'elsewhere'", "experiment.name"]),
             ({"resume_from_checkpoint": True}, ["resume_from_checkpoint", "True"]),
             ({"tokenizer": {"path": "elsewhere"}}, ["tokenizer.path", "'elsewhere'", "model.path"]),
+            ({"tokenizer": {"prompt_template": "x"}}, ["tokenizer.prompt_template", "data.prompt"]),
             ({"dataset": {"new_system_prompt": "x"}}, ["dataset.new_system_prompt", "data.system_prompt"]),
             ({"model": {"use_dora": True}}, ["model.use_dora", "True", "plain LoRA"]),
             ({"note": "${"}, ["_override"]),

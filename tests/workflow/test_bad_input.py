@@ -104,6 +104,14 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(data={"format": "completion", "input_column": "text", "system_prompt": "Answer."}),
         ["data.system_prompt", "'Answer.'", "plain text"],
     ),
+    "a prompt in plain text": (
+        edit(data={"format": "completion", "input_column": "text", "prompt": "Answer {input}"}),
+        ["data.prompt", "'Answer {input}'", "data.format: completion"],
+    ),
+    "a run's prompt in plain text": (
+        edit(data={"format": "completion"}, runs=[{"name": "asked", "prompt": "Answer {input}"}]),
+        ["data.prompt", "'Answer {input}' (point 'asked')", "data.format: completion"],
+    ),
     "no text": (edit(data={"format": "completion"}), ["train.jsonl:1", "no text in the column 'text'"]),
     "no such baseline": (
         edit(evaluation={"baselines": [{"name": "other", "model": "none"}]}),

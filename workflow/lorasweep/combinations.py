@@ -6,7 +6,7 @@ from typing import Any
 
 from lorasweep.conditions import Condition
 from lorasweep.errors import InputError, nearest
-from lorasweep.experiment import CHECKPOINT_KEYS, SETTING_KEYS, Experiment, parse_setting
+from lorasweep.experiment import CHECKPOINT_KEYS, PROMPT_KEYS, SETTING_KEYS, Experiment, parse_setting
 from lorasweep.search_space import draw_points
 
 
@@ -114,8 +114,8 @@ def _find_true(
 ) -> set[int]:
     """Return the indices of the combinations of which a condition is true; what does not vary has its one value."""
     condition = Condition(text, SETTING_KEYS, f"{source}: {where}")
-    sections = {key: experiment.evaluation if key in CHECKPOINT_KEYS else experiment.controls for key in SETTING_KEYS}
-    fixed = {key: getattr(section, key) for key, section in sections.items()}
+    special = dict.fromkeys(CHECKPOINT_KEYS, experiment.evaluation) | dict.fromkeys(PROMPT_KEYS, experiment.data)
+    fixed = {key: getattr(special.get(key, experiment.controls), key) for key in SETTING_KEYS}
     found = {index for index, combination in enumerate(combinations) if condition.holds({**fixed, **combination})}
     if not found and not condition.keys & set(drawn):
         raise InputError(f"{source}: {where}: {text!r} leaves nothing out; accepted: what is true of a point")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the environment that evaluates reads specs only, and lacks 
     from collections.abc import Iterable
     from pathlib import Path
 
-    from lorasweep.experiment import Experiment
+    from lorasweep.experiment import Data, Experiment
     from lorasweep.tasks import TaskEntry
 
 Mode = Literal["A", "B1", "B2", "base"]
@@ -35,6 +35,7 @@ class TaskSpec(BaseModel):
     max_tokens: int | None = _optional
     temperature: float | None = _optional
     system_prompt: str | None = _optional
+    prompt: str | None = _optional
     solver: str | None = _optional
     solver_args: dict[str, Any] | None = _optional
     scorer: str | None = _optional
@@ -63,6 +64,8 @@ class EvaluationSpec(BaseModel):
 
     has_plain_prompts: Literal[True] | None = _optional
     """Whether a prompt is its text alone, although the model may have a chat template."""
+    prompt: str | None = _optional
+    """A template of the user's turn, with `{input}`."""
 
     @property
     def sha256(self) -> str:
@@ -94,12 +97,13 @@ def make_evaluation_spec(
     mode: Mode,
     base_fingerprint: str,
     base_model: str | None = None,
+    data: "Data | None" = None,
 ) -> EvaluationSpec:
     """Return what the evaluation of a point of this mode depends on; `files` are those that the tasks are made of.
 
-    `base_model` is another than the experiment's.
+    `base_model` is another than the experiment's, `data` is the point's.
     """
-    evaluation = experiment.evaluation
+    evaluation, data = experiment.evaluation, data or experiment.data
     return EvaluationSpec(
         mode=mode,
         backend=evaluation.backend if mode in ("B2", "base") else "hf",
@@ -107,7 +111,7 @@ def make_evaluation_spec(
         base_fingerprint=base_fingerprint,
         dtype=experiment.model.dtype,
         device=experiment.model.device,
-        system_prompt=experiment.data.system_prompt,
+        system_prompt=data.system_prompt,
         # In which order a person wrote tasks and arguments makes no other evaluation.
         tasks=[_make_task_spec(t) for t in sorted(tasks, key=lambda t: t.name)],
         max_connections=evaluation.max_connections,
@@ -115,7 +119,8 @@ def make_evaluation_spec(
         temperature=evaluation.temperature,
         seed=evaluation.seed,
         files={str(file): digest_file(file) for file in sorted(files)},
-        has_plain_prompts=True if experiment.data.format == "completion" else None,
+        has_plain_prompts=True if data.format == "completion" else None,
+        prompt=data.prompt,
     )
 
 
@@ -130,6 +135,7 @@ def _make_task_spec(entry: "TaskEntry") -> TaskSpec:
         max_tokens=task.max_tokens,
         temperature=task.temperature,
         system_prompt=task.system_prompt,
+        prompt=task.prompt,
         solver=task.solver,
         solver_args=_sort(task.solver_args) if task.solver else None,
         scorer=task.scorer,

@@ -234,18 +234,49 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _load_task(task: TaskSpec) -> Any:
-    """What Inspect is given as a task: its name; or the task itself, since a scorer can be replaced in that alone."""
-    if not task.scorer:
+def load_task(spec: EvaluationSpec, task: TaskSpec) -> Any:
+    """What Inspect is given as a task: its name; or the task itself, where that alone can be changed."""
+    if not task.scorer and not _get_prompt(spec, task):
         return task.task
-    from inspect_ai import task_with
-    from inspect_ai._eval.loader import load_tasks, scorer_from_spec
-    from inspect_ai.scorer._scorer import ScorerSpec
+    from inspect_ai._eval.loader import load_tasks
 
     (loaded,) = load_tasks([task.task], task.args)
+    loaded = with_prompt(spec, task, loaded)
+    return _with_scorer(loaded, task) if task.scorer else loaded
+
+
+def _get_prompt(spec: EvaluationSpec, task: TaskSpec) -> str | None:
+    return spec.prompt if task.prompt is None else task.prompt
+
+
+def with_prompt(spec: EvaluationSpec, task: TaskSpec, loaded: Any) -> Any:
+    """Have a task put each sample's input into the template, if there is one, before its solvers see it."""
+    template = _get_prompt(spec, task)
+    if not template:
+        return loaded
+    from inspect_ai import task_with
+    from inspect_ai.solver import solver
+
+    @solver(name="prompt")  # type: ignore[untyped-decorator]
+    def fill(template: str) -> Any:
+        async def solve(state: Any, generate: Any) -> Any:
+            state.user_prompt.text = template.format(input=state.user_prompt.text)
+            return state
+
+        return solve
+
+    setup = loaded.setup if isinstance(loaded.setup, list) else [loaded.setup] if loaded.setup else []
+    return task_with(loaded, setup=[fill(template), *setup])
+
+
+def _with_scorer(loaded: Any, task: TaskSpec) -> Any:
+    from inspect_ai import task_with
+    from inspect_ai._eval.loader import scorer_from_spec
+    from inspect_ai.scorer._scorer import ScorerSpec
+
     file = task.task.partition("@")[0]
     path = Path(file) if file.endswith(".py") else None
-    scorer = scorer_from_spec(ScorerSpec(scorer=task.scorer), path, **(task.scorer_args or {}))
+    scorer = scorer_from_spec(ScorerSpec(scorer=str(task.scorer)), path, **(task.scorer_args or {}))
     return task_with(loaded, scorer=scorer)
 
 
@@ -255,13 +286,14 @@ def _run_task(
     """Run one task, or what an earlier attempt left of it; return its log, and its scores."""
     from inspect_ai import eval_set
 
+    loaded = load_task(spec, task)
     _, [log] = eval_set(
-        _load_task(task),
+        loaded,
         log_dir=str(state.get_log_dir(task.name).resolve()),
         retry_attempts=1,  # that is, one
         retry_immediate=False,
         model=model,
-        task_args={} if task.scorer else task.args,
+        task_args=task.args if loaded is task.task else {},
         limit=task.limit,
         **make_options(spec, task, model),
         log_format="eval",

@@ -7,6 +7,7 @@ These classes are the single source of the keys: ``workflow/schemas/experiment.s
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
@@ -42,6 +43,24 @@ def _path(value: str) -> str:
     return value
 
 
+def _prompt(value: str) -> str:
+    """A template with `{input}`, as `str.format` reads it; none where it is the input alone."""
+    accepted = "text with {input}, where the sample's input stands; other braces are doubled, {{ and }}"
+    if value in ("", "{input}"):
+        return ""
+    try:
+        fields = [part[1:] for part in Formatter().parse(value) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{accepted} ({error})") from error
+    if set(fields) != {("input", "", None)}:
+        raise ValueError(accepted)
+    return value
+
+
+def _or_none(value: str | None) -> str | None:
+    return value or None
+
+
 PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_number)]
 NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
@@ -52,6 +71,7 @@ MOST_ADAPTERS = 200
 
 Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, Field(min_length=1)]
+Prompt = Annotated[str, AfterValidator(_prompt)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 AttentionModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
 ModelFormat = Literal["hf", "adapter"]
@@ -202,8 +222,12 @@ class Data(Section):
     """`instruct`: the column that holds the answer to learn."""
     messages_column: Text = "messages"
     """`chat`: the column that holds the list of messages."""
-    system_prompt: Text | None = None
-    """A system message put before every sample, and of the evaluation; `chat` samples have none of their own then."""
+    system_prompt: Annotated[str | None, AfterValidator(_or_none)] = None
+    """A system message put before every sample, and of the evaluation; `chat` samples have none of their own then.
+    `null` or `""`: none. Can be a variable, and a run's own."""
+    prompt: Annotated[Prompt | None, AfterValidator(_or_none), Field(exclude_if=lambda value: value is None)] = None
+    """`instruct`: a template of the user's turn, in training and evaluation, such as `"Capitalise: {input}"`; `{{` and
+    `}}` stand for braces. `null`, `""` or `"{input}"`: the input alone. Can be a variable, and a run's own."""
     max_samples: Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)] = None
     """Train on the first so many samples only; `null`: all."""
     train_on_input: bool = False
@@ -243,6 +267,9 @@ class Task(Section):
     """0: greedy decoding; above: sampling, in this task alone; `null`: `evaluation.temperature`."""
     system_prompt: str | None = None
     """In place of `data.system_prompt`, with which training prompts begin; `null`: that one; `""`: none."""
+    prompt: Prompt | None = None
+    """In place of `data.prompt`, a template of the last user message before any solver runs; `null`: that one; `""`:
+    none."""
     solver: PathText | None = None
     """In place of the task's solver: a registered `@solver` or `@agent`, or `file.py@solver`; `null`: the task's."""
     solver_args: dict[str, Any] = {}
@@ -349,7 +376,8 @@ class Experiment(Section):
     experiment: About
     """What the experiment is called, and what it asks."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """What varies: values of `controls`, `model_format` or `merge_adapters`; every combination is a point."""
+    """What varies: values of `controls`, of `data.system_prompt` or `data.prompt`, `model_format` or `merge_adapters`;
+    every combination is a point."""
     zip: list[Annotated[list[str], Field(min_length=2)]] = []
     """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
     sample: Sample | None = None
@@ -382,7 +410,10 @@ class Experiment(Section):
 CHECKPOINT_KEYS = ("model_format", "merge_adapters")
 """Keys of `evaluation` that can be variables: they say how a point's checkpoint is kept."""
 
-SETTING_KEYS = (*(key for key in Controls.model_fields if key != "override"), *CHECKPOINT_KEYS)
+PROMPT_KEYS = ("system_prompt", "prompt")
+"""Keys of `data` that can be variables: they say how a point is asked, in training and evaluation."""
+
+SETTING_KEYS = (*(key for key in Controls.model_fields if key != "override"), *PROMPT_KEYS, *CHECKPOINT_KEYS)
 """Every key that can be a variable, or be set by a run."""
 
 _Section = TypeVar("_Section", bound=Section)
@@ -438,7 +469,7 @@ def write_experiment(experiment: Experiment, file: Path) -> None:
 
 
 def parse_setting(key: str, value: Any, source: str, where: str) -> Any:
-    """Check one value of a variable or a run, and return it as the type that the key has in `Controls` or `Evaluation`.
+    """Check one value of a variable or a run, and return it as the type that the key has in its section.
 
     Raises:
         InputError: unknown key (with the nearest known one), or a value that the key does not take.
@@ -447,7 +478,7 @@ def parse_setting(key: str, value: Any, source: str, where: str) -> Any:
         raise InputError(
             f"{source}: {where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}; accepted: {', '.join(SETTING_KEYS)}"
         )
-    section: type[Section] = Evaluation if key in CHECKPOINT_KEYS else Controls
+    section: type[Section] = Evaluation if key in CHECKPOINT_KEYS else Data if key in PROMPT_KEYS else Controls
     try:
         return getattr(section.model_validate({key: value}), key)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from lorasweep.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.dataset import check_data
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
-from lorasweep.experiment import CHECKPOINT_KEYS, Experiment
+from lorasweep.experiment import Controls, Data, Experiment
 from lorasweep.points import Point
 from lorasweep.tasks import TaskEntry
 from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
@@ -37,12 +37,10 @@ def check_inputs(
             f"{source}: report.task: {experiment.report.task!r} is not accepted; accepted: "
             f"{', '.join(names) or 'null, where no task is evaluated'}"
         )
-    if experiment.data.format == "completion" and experiment.data.system_prompt:
-        raise InputError(
-            f"{source}: data.system_prompt: {experiment.data.system_prompt!r} does not go with data.format: "
-            "completion, which is plain text; accepted: none, or another format"
-        )
     points = list(points)
+    _check_prompts(experiment.data, "", source)
+    for point in points:
+        _check_prompts(point.data, f" (point '{point.name}')", source)
     _check_backend(experiment, points, source)
     for point in points:
         # Its own adapter would be deleted before it is copied; another's of this experiment may not be there yet.
@@ -61,9 +59,11 @@ def check_inputs(
         _read(baseline.model, source, where)
     trained = [point for point in points if point.is_trained]
     if trained:
-        samples = check_data(experiment.data, source)
-        if experiment.data.validation:
-            check_data(experiment.data, source, "validation")
+        # Of prompts the data only has to bear with a system prompt, whichever.
+        data = next((point.data for point in trained if point.data.system_prompt), experiment.data)
+        samples = check_data(data, source)
+        if data.validation:
+            check_data(data, source, "validation")
         for point in trained:
             _check_weights_key(experiment, point, source)
             _check_batch(point, samples, source)
@@ -127,9 +127,9 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
     spec = TrainingSpec(
         checkpoint=_read(experiment.model.path, source, "model.path"),
         controls=point.controls,
-        swept=tuple(key for key in point.swept if key not in CHECKPOINT_KEYS),
+        swept=tuple(key for key in point.swept if key in Controls.model_fields),
         model=experiment.model,
-        data=experiment.data,
+        data=point.data,
         output_dir=output_dir,
     )
     try:
@@ -179,6 +179,20 @@ def _read(path: str, source: str, key: str) -> Checkpoint:
         return read_checkpoint(Path(path))
     except InputError as error:
         raise InputError(f"{source}: {key}: {error}") from error
+
+
+def _check_prompts(data: Data, where: str, source: str) -> None:
+    """A system prompt goes with messages, a template with the one input of a sample."""
+    if data.format == "completion" and data.system_prompt:
+        raise InputError(
+            f"{source}: data.system_prompt: {data.system_prompt!r}{where} does not go with data.format: completion, "
+            "which is plain text; accepted: none, or another format"
+        )
+    if data.format != "instruct" and data.prompt:
+        raise InputError(
+            f"{source}: data.prompt: {data.prompt!r}{where} does not go with data.format: {data.format}, whose samples "
+            "have no input column; accepted: none, or data.format: instruct; for a task: its own 'prompt'"
+        )
 
 
 def _check_backend(experiment: Experiment, points: Iterable[Point], source: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from lorasweep.experiment import (
     CHECKPOINT_KEYS,
     NAME_PATTERN,
     NAME_RULE,
+    PROMPT_KEYS,
     Controls,
+    Data,
     Experiment,
     parse_section,
     parse_setting,
@@ -63,6 +65,8 @@ class Point:
     """Whether it stands under `runs`, which names it."""
     adapter: str | None = None
     """The path of an adapter that exists; `controls` mean nothing then."""
+    data: Data = field(default_factory=Data)
+    """The experiment's, with the prompts of this point."""
     trained_by: str | None = None
     """The point whose training makes the adapter, where this is a checkpoint of an earlier `epoch` of it."""
     epoch: int | None = None
@@ -82,9 +86,10 @@ class Point:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting of the point, as plain values: the controls and the override, or the adapter that it is given,
-        how the checkpoint is kept, and of which training's earlier epoch it is one."""
+        prompts if it has any, how the checkpoint is kept, and of which training's earlier epoch it is one."""
         return {
             **({"adapter": self.adapter} if self.adapter else self.controls.model_dump(by_alias=True)),
+            **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
             "model_format": self.model_format,
             "merge_adapters": self.merge_adapters,
             **({"trained_by": self.trained_by, "epoch": self.epoch} if self.trained_by else {}),
@@ -224,11 +229,12 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], sourc
 
 def _check_adapter(adapter: Any, others: Sequence[str], where: str, source: str) -> None:
     """Check what can be seen without reading tensors; its weights are checked when it is taken over."""
-    trained = [key for key in others if key not in CHECKPOINT_KEYS]
+    accepted_keys = (*PROMPT_KEYS, *CHECKPOINT_KEYS)
+    trained = [key for key in others if key not in accepted_keys]
     if trained:
         raise InputError(
             f"{source}: {where}.{trained[0]}: says how to train, and the adapter exists; accepted beside 'adapter': "
-            f"name, {', '.join(CHECKPOINT_KEYS)}"
+            f"name, {', '.join(accepted_keys)}"
         )
     accepted = f"the path of a directory with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
     if not isinstance(adapter, str) or set(adapter) & set("*?[]{}\n"):
@@ -239,13 +245,14 @@ def _check_adapter(adapter: Any, others: Sequence[str], where: str, source: str)
 
 
 def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
-    controls = experiment.controls.model_copy(update={k: v for k, v in values.items() if k not in CHECKPOINT_KEYS})
+    controls = experiment.controls.model_copy(update={k: v for k, v in values.items() if k in Controls.model_fields})
     return Point(
         name="",
         swept=tuple(values),
         controls=controls,
         model_format=values.get("model_format", experiment.evaluation.model_format),
         merge_adapters=values.get("merge_adapters", experiment.evaluation.merge_adapters),
+        data=experiment.data.model_copy(update={k: v for k, v in values.items() if k in PROMPT_KEYS}),
     )
 
 
@@ -253,11 +260,11 @@ def _make_name(point: Point, source: str) -> str:
     settings = point.settings
     parts = []
     for key in point.swept:
-        text = format_value(settings[key])
+        text = format_value(settings.get(key))
         if not re.fullmatch(r"[A-Za-z0-9._+-]+", text) or ".." in text:
             raise InputError(
-                f"{source}: variables.{key}: {settings[key]!r} cannot stand in a file name; accepted: letters, digits "
-                "and . _ + - only, or a run of its own under 'runs' with a name of its own"
+                f"{source}: variables.{key}: {settings.get(key)!r} cannot stand in a file name; accepted: letters, "
+                "digits and . _ + - only, or a run of its own under 'runs' with a name of its own"
             )
         parts.append(f"{key}={text}")
     name = ",".join(sorted(parts))

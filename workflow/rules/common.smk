@@ -323,20 +323,24 @@ def get_recipe(wildcards):
 
 
 @lru_cache(maxsize=None)
-def make_spec(mode, model=BASE_MODEL):
+def make_spec(mode, model, data):
     fingerprint = get_base_fingerprint(None) if model == BASE_MODEL else read_checkpoint(Path(model)).fingerprint
-    return make_evaluation_spec(EXPERIMENT, TASKS, map(Path, get_task_files()), mode, fingerprint, model)
+    return make_evaluation_spec(EXPERIMENT, TASKS, map(Path, get_task_files()), mode, fingerprint, model, data)
+
+
+def get_spec(point):
+    data = POINTS[point].data if point in POINTS else EXPERIMENT.data
+    return make_spec(EVALUATED[point], BASELINES.get(point, BASE_MODEL), data)
 
 
 def get_evaluation(wildcards):
     """What the point's evaluation depends on beside the weights, as JSON."""
-    model = BASELINES.get(wildcards.point, BASE_MODEL)
-    return make_spec(EVALUATED[wildcards.point], model).model_dump_json()
+    return get_spec(wildcards.point).model_dump_json()
 
 
-def get_direct_evaluation(wildcards):
-    """The same of every point that is evaluated directly."""
-    return make_spec("B2").model_dump_json()
+def get_batch_evaluation(wildcards):
+    """The same of every point of a batch."""
+    return get_spec(BATCHES[wildcards.batch][0]).model_dump_json()
 
 
 def get_batch(wildcards):
@@ -372,8 +376,14 @@ def plan_batches():
     if size == "auto":
         size = resources.get_adapters_per_job(base, EXPERIMENT.model, EXPERIMENT.evaluation) if base else len(direct)
     trained = {point for point in direct if is_trained(point)}
-    done = {point for point in trained if not MISSING_MODEL and is_evaluated(make_spec("B2"), Path(RESULTS, point))}
-    return assign_batches(direct, done, trained, size, BATCH_RECORD)
+    done = {point for point in trained if not MISSING_MODEL and is_evaluated(get_spec(point), Path(RESULTS, point))}
+    batches = {}
+    # One job evaluates in one way: points that are asked otherwise have batches of their own.
+    for data in dict.fromkeys(POINTS[point].data for point in direct):
+        alike = [point for point in direct if POINTS[point].data == data]
+        for batch, points in assign_batches(alike, done, trained, size, BATCH_RECORD).items():
+            batches.setdefault(batch, []).extend(points)
+    return batches
 
 
 def is_trained(point):

@@ -101,7 +101,7 @@ rule evaluate_adapters:
         runtime=evaluate_adapters_runtime,
         gpu=GPUS,
     params:
-        spec=get_direct_evaluation,
+        spec=get_batch_evaluation,
         points=get_batch_folders,
     shell:
         f"{RUN} {EVALUATION_STAGE} {{input.script:q}} --spec {{params.spec:q}} --points {{params.points:q}}"

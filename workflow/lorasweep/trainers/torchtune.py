@@ -55,6 +55,7 @@ _OWNED = {
     "checkpointer.recipe_checkpoint": "nothing: every point starts at the base model",
     "tokenizer._component_": "model.path",
     "tokenizer.path": "model.path",
+    "tokenizer.prompt_template": "data.prompt",
     "dataset.new_system_prompt": "data.system_prompt",
     "metric_logger.log_dir": "experiment.name",
     "model.use_dora": "nothing: adapters are plain LoRA",
@@ -359,6 +360,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
             "_component_": "lorasweep.trainers.torchtune_data.ChatTokenizer",
             "path": str(spec.checkpoint.path),
             "max_seq_len": controls.max_seq_len,
+            **({"prompt_template": spec.data.prompt} if spec.data.prompt else {}),
         },
         "checkpointer": {
             "_component_": "torchtune.training.FullModelHFCheckpointer",

@@ -22,12 +22,14 @@ class ChatTokenizer:
     Args:
         path: the checkpoint directory.
         max_seq_len: tokens after which a sample is cut.
+        prompt_template: what is made of a user's message, which stands where it has `{input}`; none: that message.
     """
 
-    def __init__(self, path: str, max_seq_len: int | None = None) -> None:
+    def __init__(self, path: str, max_seq_len: int | None = None, prompt_template: str | None = None) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.path = path
         self.max_seq_len = max_seq_len
+        self.prompt_template = prompt_template or "{input}"
         pad = self.tokenizer.pad_token_id
         self.stop_ids = _read_stop_ids(path) or [self.tokenizer.eos_token_id]
         self.pad_id: int = pad if pad is not None else self.tokenizer.eos_token_id
@@ -45,7 +47,7 @@ class ChatTokenizer:
             ValueError: the chat template changes earlier text as the conversation goes on, or nothing is left to learn
                 within `max_seq_len`.
         """
-        plain = [{"role": message.role, "content": message.text_content} for message in messages]
+        plain = [{"role": message.role, "content": self._fill(message)} for message in messages]
         tokens: list[int] = []
         mask: list[bool] = []
         done, start = "", 0
@@ -79,6 +81,10 @@ class ChatTokenizer:
         if add_eos and tokens[-1] not in self.stop_ids:
             tokens.append(self.stop_ids[0])
         return tokens
+
+    def _fill(self, message: Message) -> str:
+        text = str(message.text_content)
+        return self.prompt_template.format(input=text) if message.role == "user" else text
 
     def _render(self, messages: Sequence[Mapping[str, str]], asks: bool) -> str:
         """Write messages as text; `asks` adds what stands before an answer."""
