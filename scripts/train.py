@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 from lorasweep.errors import InputError
-from lorasweep.trainers import SAVE_MINUTES, TrainingError, get_trainer
+from lorasweep.process import end_on_sigterm
+from lorasweep.slurm import requeue_if_preempted
+from lorasweep.trainers import SAVE_MINUTES, Stopped, TrainingError, get_trainer
 
 
 def main() -> None:
@@ -15,10 +17,14 @@ def main() -> None:
     parser.add_argument("--metric-loggers", default="disk", help="who is told each step, joined by commas")
     parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="between one saved state and the next")
     arguments = parser.parse_args()
+    # Until there is a state to save, and after.
+    end_on_sigterm(outlives_parent=True)
     try:
         get_trainer().train(
             arguments.recipe, arguments.adapter, arguments.metric_loggers.split(","), arguments.save_minutes
         )
+    except Stopped as error:
+        sys.exit("; ".join(filter(None, [f"train: {error}", requeue_if_preempted()])))
     except (InputError, TrainingError, OSError) as error:
         sys.exit(f"train: {error}")
 

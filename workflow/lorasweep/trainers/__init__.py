@@ -56,12 +56,22 @@ class Trainer(Protocol):
         goes on from there.
 
         Raises:
-            TrainingError: the training failed, changed nothing, or came to a loss or an adapter that is not finite.
+            Stopped: it was told to stop.
+            Diverged: it came to a loss or an adapter that is not finite.
+            TrainingError: it failed in another way, or changed nothing.
         """
 
 
 class TrainingError(RuntimeError):
     """A training that did not give an adapter."""
+
+
+class Stopped(TrainingError):
+    """A training that was told to stop, and has saved its state."""
+
+
+class Diverged(TrainingError):
+    """A training whose loss or adapter is not finite: it would come to the same again."""
 
 
 def get_trainer(name: str = "torchtune") -> Trainer:
