@@ -6,7 +6,9 @@ from pathlib import Path
 
 from lorasweep.errors import InputError
 from lorasweep.layout import get_checkpoint_name
-from lorasweep.trainers import DEFAULT_TRAINER, SAVE_MINUTES, TrainingError, get_trainer
+from lorasweep.process import end_on_sigterm
+from lorasweep.slurm import requeue_if_preempted
+from lorasweep.trainers import DEFAULT_TRAINER, SAVE_MINUTES, Stopped, TrainingError, get_trainer
 
 
 def main() -> None:
@@ -25,8 +27,12 @@ def main() -> None:
         if epoch != "last"
     }
     loggers, minutes = arguments.metric_loggers.split(","), arguments.save_minutes
+    # Until there is a state to save, and after.
+    end_on_sigterm(outlives_parent=True)
     try:
         get_trainer(arguments.trainer).train(arguments.recipe, arguments.adapter, loggers, minutes, earlier)
+    except Stopped as error:
+        sys.exit("; ".join(filter(None, [f"train: {error}", requeue_if_preempted()])))
     except (InputError, TrainingError, OSError) as error:
         sys.exit(f"train: {error}")
 

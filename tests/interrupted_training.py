@@ -42,6 +42,10 @@ def _train(recipe: Path, save_every: int, happens: str, step: int, **options: An
                 lambda self, epoch: _kill() if epoch == step else None,
             ),
             "told to stop": ("_count_tokens", lambda self, *_: _tell() if self.global_step == step else None),
+            "over its memory": (
+                "_loss_step",
+                lambda self, *_: _take_memory(recipe) if self.global_step == step else None,
+            ),
             "out of memory": ("_loss_step", lambda self, *_: _run_out() if self.global_step == step else None),
         }[happens]
         _before(torchtune_recipe.Recipe, method, do)
@@ -75,6 +79,12 @@ def _kill() -> None:
 
 def _tell() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _take_memory(recipe: Path) -> None:
+    """Take a gigabyte in the cgroup whose path lies beside the recipe."""
+    Path((recipe.parent / "cgroup").read_text(), "cgroup.procs").write_text(str(os.getpid()))
+    bytearray(10**9)
 
 
 def _run_out() -> None:

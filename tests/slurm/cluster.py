@@ -103,8 +103,12 @@ AccountingStorageTRES=gres/gpu
 AccountingStoreFlags=job_comment
 
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-PartitionName=gpu Nodes={gpu_nodes} MaxTime=INFINITE State=UP
+# What runs in `preemptible` gives way to jobs of the others, and is queued again.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10
+PartitionName=gpu Nodes={gpu_nodes} MaxTime=INFINITE State=UP PriorityTier=10
+PartitionName=preemptible Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
 """
 
 SLURMDBD_CONF = """\
@@ -253,7 +257,7 @@ class Cluster:
 
     def _stop(self) -> None:
         if DEFAULT_CONF.resolve() == self.conf and any(p.daemon == "slurmctld" for p in self._processes()):
-            for partition in ("main", "gpu"):
+            for partition in ("main", "gpu", "preemptible"):
                 self._ask("scancel", f"--partition={partition}")  # else jobs would go on at the next start
         self._end_processes()
         if DEFAULT_CONF.is_symlink():

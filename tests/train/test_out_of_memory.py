@@ -1,15 +1,19 @@
-"""A training whose GPU has too little memory takes half the batch and twice the accumulation at its next attempt.
+"""A training that has too little memory takes half the batch and twice the accumulation at its next attempt.
 
-The error is a mock: what is tested is what follows from it.
+The GPU's error is a mock: what is tested is what follows from it. The kernel's kill is real.
 """
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from memory_cgroup import limit_memory
 
 from interrupted_training import train_and_end
+from lorasweep.attempt import Attempt, explain_memory_kill
 
 Make = Callable[..., Path]
 
@@ -64,3 +68,43 @@ def test_another_recipe_begins_with_its_own_batch(make: Make) -> None:
     recipe.write_text(recipe.read_text().replace("seed: 0", "seed: 1"))
     assert train_and_end(recipe) == 0
     assert json.loads((recipe.parent / "adapter/lorasweep.json").read_text())["batch_size_used"] == 4
+
+
+def test_what_the_kernel_kills_for_its_memory_takes_half_the_batch_and_what_is_killed_otherwise_does_not(
+    make: Make,
+) -> None:
+    recipe = make(batch_size=4, gradient_accumulation_steps=1)
+    try:
+        with limit_memory(100_000_000) as group:
+            (recipe.parent / "cgroup").write_text(str(group))
+            assert train_and_end(recipe, 1, "over its memory", 2) == -9
+    except OSError as error:
+        pytest.skip(f"no cgroup with a limit of memory can be made here: {error}")
+    assert train_and_end(recipe, 1, "killed in a step", 3) == -9
+    assert "An earlier attempt was killed for its memory: the kernel has killed" in said(recipe)
+    assert "Memory was not enough before: batch_size is 2 now" in said(recipe)
+    assert train_and_end(recipe) == 0
+    assert said(recipe).count("An earlier attempt was killed for its memory") == 1
+    assert json.loads((recipe.parent / "adapter/lorasweep.json").read_text())["batch_size_used"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_blamed"),
+    [
+        ({"oom_kills": 4}, True),
+        ({}, False),
+        ({"oom_kills": 4, "boot": "another"}, False),
+        ({"oom_kills": 4, "host": "another"}, False),
+        ({"oom_kills": -1}, False),
+    ],
+)
+def test_the_kernel_is_asked_of_its_own_machine_since_the_attempt_began(
+    changes: dict[str, Any], is_blamed: bool
+) -> None:
+    before = Attempt("recipe", None, "host", "boot", 3)
+    assert bool(explain_memory_kill(before, replace(before, **changes))) == is_blamed
+
+
+def test_a_slurm_job_that_was_queued_again_was_not_killed_for_its_memory() -> None:
+    before = Attempt("recipe", "7", "host", "boot", 3)
+    assert not explain_memory_kill(before, replace(before, oom_kills=4))

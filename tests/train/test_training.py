@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lorasweep.digest import digest_file
-from lorasweep.trainers import TrainingError
+from lorasweep.trainers import Diverged, TrainingError
 from lorasweep.trainers.torchtune import train
 from lorasweep.trainers.torchtune_data import ChatTokenizer
 from lorasweep.trainers.training_log import COLUMNS, Row, TrainingLog, read_log
@@ -145,6 +145,26 @@ def test_a_loss_that_is_not_finite_ends_it_at_that_step(make: Callable[..., Path
         run(file)
     assert not (file.parent / "adapter").exists()
     assert [row.step for row in read_log(file.parent / "state/train/training_log.csv")] == [1]
+
+
+def test_what_diverged_is_not_trained_again_until_something_else_is_asked_for(make: Callable[..., Path]) -> None:
+    file = make(lr=1e30)
+    for _ in range(2):
+        with pytest.raises(Diverged, match=r"the training diverged: the loss of step 2 is") as first:
+            run(file)
+    note, log_file = (file.parent / "state" / name for name in ("train.diverged.json", "train/training_log.csv"))
+    assert str(first.value).endswith(f"(in an earlier attempt; to try again, remove {note})")
+    log_file.unlink()
+    with pytest.raises(Diverged):
+        run(file)
+    assert not log_file.exists()
+    note.unlink()
+    with pytest.raises(Diverged, match=r"a smaller lr may help$"):
+        run(file)
+    assert log_file.exists()
+    file.write_text(file.read_text().replace("lr: 1.0e+30", "lr: 0.001"))
+    assert run(file)["steps"] == 4
+    assert not note.exists()
 
 
 class TestValidation:

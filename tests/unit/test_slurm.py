@@ -1,13 +1,18 @@
 """What the workflow adds to the SLURM executor plugin, whose query is stood in for; SLURM itself is in tests/slurm."""
 
 import asyncio
+import os
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import snakemake_executor_plugin_slurm as plugin
 
 from lorasweep import slurm
+
+WORKFLOW = str(Path(__file__).parents[2] / "workflow")
 
 
 def query(monkeypatch: pytest.MonkeyPatch, answers: list[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -25,6 +30,15 @@ def test_a_cancelled_job_has_the_state_that_the_plugin_knows(monkeypatch: pytest
     states, seconds = query(monkeypatch, [(said, 0.1)])
     assert states == {"1": "CANCELLED", "2": "RUNNING", "3": "COMPLETED"}
     assert seconds == 0.1
+
+
+def test_a_job_that_gave_way_and_is_not_queued_again_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ["PREEMPTED", "PENDING", "PREEMPTED", "PREEMPTED"]
+    answers: list[tuple[Any, Any]] = [({"1": state}, 0.1) for state in said]
+    monkeypatch.setattr(slurm, "SECONDS_TO_QUEUE_AGAIN", -1)
+    assert query(monkeypatch, answers)[0] == {"1": "CANCELLED"}
+    monkeypatch.setattr(slurm, "SECONDS_TO_QUEUE_AGAIN", 60)
+    assert [asyncio.run(plugin.query_job_status("squeue", None))[0]["1"] for _ in range(3)] == said[1:]
 
 
 def test_a_query_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,3 +79,86 @@ def test_a_slurm_that_does_not_answer_stops_no_run(
     monkeypatch.setattr(slurm, "_ask", fail)
     assert slurm.find_orphans(["lorasweep_a"]) == []
     assert "is not known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("shown", "commands"),
+    [
+        (["JobState=RUNNING", "PreemptTime=2026-01-01T00:00:00"], 2),
+        (["JobState=RUNNING", "PreemptTime=None"], 1),
+        (["JobState=RUNNING"], 1),
+    ],
+)
+def test_a_job_that_has_to_give_way_is_queued_again(
+    monkeypatch: pytest.MonkeyPatch, shown: list[str], commands: int
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def ask(*command: str) -> list[str]:
+        asked.append(command)
+        return shown
+
+    monkeypatch.setattr(slurm, "_ask", ask)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert slurm.requeue_if_preempted() == ""
+    assert not asked
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert ("is queued again" in slurm.requeue_if_preempted()) == (commands == 2)
+    assert asked == [("scontrol", "show", "job", "7"), ("scontrol", "requeue", "7")][:commands]
+
+
+class TestMemoryKill:
+    def ask(self, monkeypatch: pytest.MonkeyPatch, **answers: list[str]) -> None:
+        def answer(*command: str) -> list[str]:
+            if command[0] not in answers:
+                raise FileNotFoundError(command[0])
+            return answers[command[0]]
+
+        monkeypatch.setattr(slurm, "_ask", answer)
+
+    def test_accounting_says_so_of_a_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ask(monkeypatch, sacct=["FAILED", "FAILED", "OUT_OF_MEMORY"])
+        assert slurm.find_memory_kill("7") == "SLURM job 7: OUT_OF_MEMORY, says sacct"
+
+    def test_without_accounting_the_controller_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ask(monkeypatch, scontrol=["JobId=7", "   JobState=OUT_OF_MEMORY Reason=OutOfMemory"])
+        assert slurm.find_memory_kill("7") == "SLURM job 7: OUT_OF_MEMORY, says scontrol"
+
+    def test_its_log_says_so(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.chdir(tmp_path)
+        self.ask(monkeypatch, sacct=["FAILED"])
+        assert slurm.find_memory_kill("7") == ""
+        log = slurm.SLURM_LOGS / "rule_train/point/7.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
+        assert slurm.find_memory_kill("7") == f"SLURM job 7: {log.read_text().strip()}"
+
+    @pytest.mark.parametrize("state", ["TIMEOUT", "NODE_FAIL", "PREEMPTED", "CANCELLED by 0", "FAILED"])
+    def test_what_ended_otherwise_is_not_taken_for_it(self, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+        self.ask(monkeypatch, sacct=[state, state], scontrol=[f"JobState={state}"])
+        assert slurm.find_memory_kill("7") == ""
+
+
+def test_names_with_commas_reach_a_job_whole() -> None:
+    """What one process writes for another, and that reads: both ends are Snakemake's own."""
+    code = """
+import asyncio
+import snakemake.cli
+from snakemake.dag import DAG
+from snakemake.target_jobs import TargetSpec, parse_target_jobs_cli_args
+from snakemake_interface_executor_plugins.executors import real
+made = []
+async def new_job(dag, rule, targetfile=None, format_wildcards=None, wildcards_dict=None):
+    made.append(wildcards_dict)
+DAG.new_job = new_job
+from lorasweep.slurm import mend_target_names
+mend_target_names()
+name = {"point": "lora_rank=8,lr=1e-4,a"}
+[spec] = parse_target_jobs_cli_args(real.encode_target_jobs_cli_args([TargetSpec("train", name)]))
+asyncio.run(DAG.new_job(None, spec.rulename, wildcards_dict=spec.wildcards_dict))
+assert made == [name], made
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": WORKFLOW}
+    )
+    assert done.returncode == 0, done.stderr

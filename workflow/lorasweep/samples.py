@@ -30,7 +30,8 @@ def read_samples(logs: Iterable[Path]) -> pd.DataFrame:
             key = hashlib.sha256(json.dumps([str(sample[part]) for part in _KEY]).encode()).hexdigest()[:16]
             for score, value in _get_scores(sample):
                 rows.append((log.parents[1].name, log.stem, key, sample["epoch"], score, value))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    # Inspect has them in the order in which they ended, which no two runs have in common.
+    return pd.DataFrame(sorted(rows), columns=list(COLUMNS))
 
 
 def _get_scores(sample: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorasweep.files import write_aside
 from lorasweep.layout import get_stage
+from lorasweep.slurm import MEMORY_KILL
 
 _MEMORY = "SLURM ended it for its memory; more: --set-resources RULE:mem_mb=MB, or --retries 1"
 
@@ -17,7 +18,7 @@ _REASONS = {
     r"No space left on device|StorageFull": "the disk is full",
     r"Disk quota exceeded|QuotaExceeded": "the disk quota is used up",
     r"CUDA out of memory|CUDA error: out of memory": "the GPU's memory was not enough",
-    r"exceeded memory limit|oom.kill": _MEMORY,
+    MEMORY_KILL: _MEMORY,
 }
 
 _LAST_LINES = 5

@@ -83,7 +83,7 @@ try:
     from lorasweep.pipeline import get_stages
     from lorasweep.points import BASELINE, get_baselines, get_points, record_points
     from lorasweep.shapes import read_shape
-    from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries
+    from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries, mend_target_names
     from lorasweep.summary import FailureRecorder, summarise, write_failures
     from lorasweep.tasks import get_tasks
 except ModuleNotFoundError as error:
@@ -481,6 +481,8 @@ except InputError as error:
 
 
 BATCH_OF = {point: batch for batch, points in BATCHES.items() for point in points}
+
+mend_target_names()
 
 # Jobs on SLURM of a run that died.
 ORPHANS = []

@@ -88,13 +88,22 @@ class Trainer(Protocol):
         `peak_memory_bytes`. It appears whole or not at all.
 
         Raises:
-            TrainingError: the training failed, changed nothing, came to a loss or an adapter that is not finite, or has
-                no such epoch.
+            Stopped: it was told to stop.
+            Diverged: it came to a loss or an adapter that is not finite.
+            TrainingError: it failed in another way, changed nothing, or has no such epoch.
         """
 
 
 class TrainingError(RuntimeError):
     """A training that did not give an adapter."""
+
+
+class Stopped(TrainingError):
+    """A training that was told to stop, and has saved its state."""
+
+
+class Diverged(TrainingError):
+    """A training whose loss or adapter is not finite: it would come to the same again."""
 
 
 def get_trainer(name: str) -> Trainer:

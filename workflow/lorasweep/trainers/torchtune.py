@@ -10,7 +10,8 @@ import re
 import shutil
 import tempfile
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lorasweep.attempt import Attempt, explain_memory_kill, read_attempt
 from lorasweep.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 from lorasweep.experiment import Controls, Data
 from lorasweep.files import explain_write_failure, hold_alone, write_aside
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE, TRAINING_LOG
-from lorasweep.trainers import SAVE_MINUTES, TrainingError, TrainingSpec
+from lorasweep.trainers import SAVE_MINUTES, Diverged, TrainingError, TrainingSpec
 from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
 from lorasweep.trainers.training_log import Row, cut_log
 from lorasweep.versions import get_versions
@@ -84,6 +86,8 @@ _PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
 _OUT_OF_MEMORY = r"CUDA out of memory|CUDA error: out of memory"
 _MEMORY_NOTE = "train.memory.json"
 _MOST_HALVINGS = 3
+_ATTEMPT = "train.attempt.json"
+_DIVERGENCE_NOTE = "train.diverged.json"
 
 _ADAPTER_ONLY = "save_adapter_weights_only"
 
@@ -170,8 +174,9 @@ def train(
     ends bit for bit as if it had not been; a state of another recipe, base model or version is dropped.
 
     Raises:
-        TrainingError: torchtune failed, a loss is not finite, the update is zero, a value in it is not finite, or there
-            is no such epoch.
+        Diverged: a loss or a value of the update is not finite, now or when this very training was done before.
+        Stopped: it was told to stop, and its state is saved.
+        TrainingError: torchtune failed, the update is zero, or there is no such epoch.
     """
     config = OmegaConf.load(recipe)
     targets = {**(earlier or {}), config.epochs: adapter}
@@ -185,16 +190,50 @@ def train(
         else:
             shutil.rmtree(trained, ignore_errors=True)
             facts = {"data_sha256": _check_digest(recipe, Path(config.dataset.data_files))}
-            facts |= _run(recipe, config, adapter.parent, metric_loggers, save_minutes)
-            _collect(recipe, config, state / "trained", targets, facts).rename(trained)
+            with _note_divergence(recipe, config), _mark_attempt(recipe, config):
+                facts |= _run(recipe, config, adapter.parent, metric_loggers, save_minutes)
+                _collect(recipe, config, state / "trained", targets, facts).rename(trained)
             shutil.rmtree(state)
-            state.with_name(_MEMORY_NOTE).unlink(missing_ok=True)
+            for note in (_MEMORY_NOTE, _DIVERGENCE_NOTE):
+                state.with_name(note).unlink(missing_ok=True)
         for epoch, target in targets.items():
             aside = target.with_name(f".{target.name}.partial")
             shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(trained / str(epoch), aside)
             shutil.rmtree(target, ignore_errors=True)
             aside.rename(target)
+
+
+@contextmanager
+def _note_divergence(recipe: Path, config: Any) -> Iterator[None]:
+    """Do not do again what diverged: with the same recipe, model and versions it would come to the same."""
+    note = Path(config.output_dir).with_name(_DIVERGENCE_NOTE)
+    said = json.loads(note.read_text()) if note.is_file() else {}
+    key = _get_key(recipe, config)
+    if said.get("key") == key:
+        raise Diverged(f"{said['message']} (in an earlier attempt; to try again, remove {note})")
+    try:
+        yield
+    except Diverged as error:
+        write_aside(note, json.dumps({"key": key, "message": str(error)}) + "\n")
+        raise
+
+
+@contextmanager
+def _mark_attempt(recipe: Path, config: Any) -> Iterator[None]:
+    """Leave a mark while a recipe is run; where one is found, take smaller batches if that attempt lacked memory."""
+    mark = Path(config.output_dir).with_name(_ATTEMPT)
+    before, now = read_attempt(mark), Attempt.of_this_process(digest_file(recipe))
+    if before and before.recipe_sha256 == now.recipe_sha256 and (why := explain_memory_kill(before, now)):
+        print(f"An earlier attempt was killed for its memory: {why}", flush=True)
+        # On a GPU a batch lies in the GPU's memory; of the machine's, a retry asks for more.
+        if config.device == "cpu":
+            _plan_halving(recipe, config, _read_halvings(recipe, config))
+    now.write(mark)
+    try:
+        yield
+    finally:  # whoever ends so can say why
+        mark.unlink(missing_ok=True)
 
 
 def _is_trained(adapter: Path, recipe: Path) -> bool:
@@ -232,7 +271,9 @@ def _run(
     for leftover in (cache, folder / "trained") if state else (folder,):
         shutil.rmtree(leftover, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    halvings = _halve_batch(recipe, config)
+    halvings = _read_halvings(recipe, config)
+    given = config.copy()
+    _halve_batch(config, halvings)
     settings: Any = OmegaConf.to_container(config)
     try:
         loggers = torchtune_recipe.make_loggers(metric_loggers, point, folder, settings)
@@ -242,30 +283,35 @@ def _run(
     except Exception as error:
         traceback.print_exc()
         if re.search(_OUT_OF_MEMORY, str(error)):
-            raise TrainingError(f"{str(error).split('. ')[0]}; {_plan_halving(recipe, config, halvings)}") from error
+            raise TrainingError(f"{str(error).split('. ')[0]}; {_plan_halving(recipe, given, halvings)}") from error
         why = explain_write_failure(folder) or f"{type(error).__name__}: {error}"
         raise TrainingError(f"torchtune failed; {why}") from error
     return {"peak_memory_bytes": done.peak_memory_bytes, "batch_size_used": config.batch_size}
 
 
-def _halve_batch(recipe: Path, config: Any) -> int:
-    """Have a recipe take smaller batches, and more of them a step, as often as its GPU's memory was not enough."""
+def _read_halvings(recipe: Path, config: Any) -> int:
+    """Return how often a batch is to be halved, since memory was not enough."""
     note = Path(config.output_dir).with_name(_MEMORY_NOTE)
     said = json.loads(note.read_text()) if note.is_file() else {}
     halvings: int = said["halvings"] if said.get("recipe_sha256") == digest_file(recipe) else 0
-    if halvings:
-        config.batch_size //= 2**halvings
-        config.gradient_accumulation_steps *= 2**halvings
-        print(f"The GPU's memory was not enough before: batch_size is {config.batch_size} now", flush=True)
     return halvings
 
 
+def _halve_batch(config: Any, halvings: int) -> None:
+    """Have a recipe take smaller batches, and more of them a step."""
+    if halvings:
+        config.batch_size //= 2**halvings
+        config.gradient_accumulation_steps *= 2**halvings
+        print(f"Memory was not enough before: batch_size is {config.batch_size} now", flush=True)
+
+
 def _plan_halving(recipe: Path, config: Any, halvings: int) -> str:
-    """Leave word that the next attempt shall take half the batch, and return what to say of it."""
-    tried = f"batch_size {config.batch_size} is too much"
+    """Leave word that from now on half the batch is taken, and return what to say of it; `config` is as given."""
+    batch_size = config.batch_size // 2**halvings
+    tried = f"batch_size {batch_size} is too much"
     if halvings == _MOST_HALVINGS:
         return f"{tried}, after {halvings} halvings"
-    if config.batch_size % 2:
+    if batch_size % 2:
         return f"{tried}, and has no half"
     note = {"recipe_sha256": digest_file(recipe), "halvings": halvings + 1}
     write_aside(Path(config.output_dir).with_name(_MEMORY_NOTE), json.dumps(note) + "\n")
@@ -332,7 +378,7 @@ def _check_weights(weights: Path) -> None:
         raise TrainingError(f"{weights}: cannot be read ({error}); the next attempt trains anew") from error
     broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
     if broken:
-        raise TrainingError(f"the training diverged: values in '{broken[0]}' are not finite; a smaller lr may help")
+        raise Diverged(f"the training diverged: values in '{broken[0]}' are not finite; a smaller lr may help")
     if not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name):
         raise TrainingError("the training changed nothing: every update is zero")
 

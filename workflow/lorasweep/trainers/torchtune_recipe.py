@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torchtune import config as components
 from torchtune import utils
 
-from lorasweep.trainers import TrainingError
+from lorasweep.trainers import Diverged, Stopped
 from lorasweep.trainers.torchtune_state import SavedStates, get_random_state, set_random_state
 from lorasweep.trainers.training_log import Row, TrainingLog
 
@@ -146,7 +146,7 @@ class Recipe(_load_recipe_class()):  # type: ignore[misc]
         if self.must_stop or self._is_due():
             self._save()
         if self.must_stop:
-            raise TrainingError(f"told to stop (SIGTERM); step {step} is saved, and the next run goes on from there")
+            raise Stopped(f"told to stop (SIGTERM); step {step} is saved, and the next run goes on from there")
 
     def _tell(self, row: Row) -> None:
         for logger in self._loggers:
@@ -247,7 +247,8 @@ def run(
     At SIGTERM, which SLURM sends before it ends a job, the state is saved after the step that is being made.
 
     Raises:
-        TrainingError: a loss is not finite, or the training was told to stop.
+        Diverged: a loss is not finite.
+        Stopped: the training was told to stop.
     """
     recipe = Recipe(cfg, log, loggers, saved, state, save_minutes, halvings)
     recipe.setup(cfg)
@@ -304,5 +305,5 @@ def _get_wandb_defaults(folder: Path, aside: Path) -> dict[str, str]:
 
 def _check_finite(loss: float, what: str, step: int) -> float:
     if not math.isfinite(loss):
-        raise TrainingError(f"the training diverged: the {what} of step {step} is {loss}; a smaller lr may help")
+        raise Diverged(f"the training diverged: the {what} of step {step} is {loss}; a smaller lr may help")
     return loss
