@@ -12,9 +12,14 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["lorasweep.trainers.torchtune_recipe", "torch.utils.tensorboard"])
 
 
-def train_and_end(recipe: Path, save_every: int = 1, happens: str = "", step: int = 0, **options: Any) -> int:
-    """Train with a state saved every so many steps, let something happen at a step, and return the exit code."""
-    process = PROCESSES.Process(target=_train, args=(recipe, save_every, happens, step), kwargs=options)
+def train_and_end(
+    recipe: Path, save_every: int = 1, happens: str = "", step: int = 0, processes: Any = PROCESSES, **options: Any
+) -> int:
+    """Train with a state saved every so many steps, let something happen at a step, and return the exit code.
+
+    A training on a GPU needs `processes` that are spawned: CUDA does not work in one that was forked.
+    """
+    process = processes.Process(target=_train, args=(recipe, save_every, happens, step), kwargs=options)
     process.start()
     process.join()
     assert process.exitcode is not None
@@ -42,6 +47,7 @@ def _train(recipe: Path, save_every: int, happens: str, step: int, **options: An
                 lambda self, epoch: _kill() if epoch == step else None,
             ),
             "told to stop": ("_count_tokens", lambda self, *_: _tell() if self.global_step == step else None),
+            "has so many bytes of its GPU": ("setup", lambda self, *_: _limit_memory(step)),
             "out of memory": ("_loss_step", lambda self, *_: _run_out() if self.global_step == step else None),
         }[happens]
         _before(torchtune_recipe.Recipe, method, do)
@@ -75,6 +81,12 @@ def _kill() -> None:
 
 def _tell() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _limit_memory(size: int) -> None:
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.mem_get_info()[1])
 
 
 def _run_out() -> None:
