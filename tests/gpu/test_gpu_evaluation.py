@@ -43,7 +43,8 @@ from inspect_ai.scorer import match
 
 @task
 def numbers():
-    return Task([Sample(input=f"{{'and ' * (i % 3)}}{{37 * i}}?", target="1") for i in range({SAMPLES})], scorer=match())
+    samples = [Sample(input=f"{{'and ' * (i % 3)}}{{37 * i}}?", target="1") for i in range({SAMPLES})]
+    return Task(samples, scorer=match())
 """
 
 
