@@ -13,7 +13,7 @@ BIN := $(VENV)/driver/bin
 STAGES := driver train eval
 PYTEST := -m pytest -q -p no:cacheprovider
 
-.PHONY: help install install-vllm install-test demo test lint unit workflow e2e e2e-trained e2e-finished browser slurm docs clean
+.PHONY: help install install-vllm install-test demo test lint unit workflow e2e e2e-trained e2e-finished browser slurm gpu docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,10 @@ browser: install-test  ## test the report in a real browser, which is installed 
 slurm: install-test  ## test on a real SLURM, which is installed and started for it where root can do so
 	@$(BIN)/python tests/slurm/cluster.py install || [ $$? = 3 ]
 	$(BIN)/python $(PYTEST) tests/slurm
+
+gpu: install-test  ## test what only a GPU shows; needs one
+	$(VENV)/train/bin/python $(PYTEST) tests/gpu/test_gpu_training.py
+	$(VENV)/eval/bin/python $(PYTEST) tests/gpu/test_gpu_evaluation.py
 
 docs: install-test  ## write what is generated: the schema, config/README.md, conda files
 	$(BIN)/python scripts/make_docs.py

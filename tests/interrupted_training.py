@@ -12,9 +12,14 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["lorasweep.trainers.torchtune_recipe", "torch.utils.tensorboard"])
 
 
-def train_and_end(recipe: Path, save_every: int = 1, happens: str = "", step: int = 0, **options: Any) -> int:
-    """Train with a state saved every so many steps, let something happen at a step, and return the exit code."""
-    process = PROCESSES.Process(target=_train, args=(recipe, save_every, happens, step), kwargs=options)
+def train_and_end(
+    recipe: Path, save_every: int = 1, happens: str = "", step: int = 0, processes: Any = PROCESSES, **options: Any
+) -> int:
+    """Train with a state saved every so many steps, let something happen at a step, and return the exit code.
+
+    A training on a GPU needs `processes` that are spawned: CUDA does not work in one that was forked.
+    """
+    process = processes.Process(target=_train, args=(recipe, save_every, happens, step), kwargs=options)
     process.start()
     process.join()
     assert process.exitcode is not None
@@ -46,6 +51,7 @@ def _train(recipe: Path, save_every: int, happens: str, step: int, **options: An
                 "_loss_step",
                 lambda self, *_: _take_memory(recipe) if self.global_step == step else None,
             ),
+            "has so many bytes of its GPU": ("setup", lambda self, *_: _limit_memory(step)),
             "out of memory": ("_loss_step", lambda self, *_: _run_out() if self.global_step == step else None),
         }[happens]
         _before(torchtune_recipe.Recipe, method, do)
@@ -85,6 +91,12 @@ def _take_memory(recipe: Path) -> None:
     """Take a gigabyte in the cgroup whose path lies beside the recipe."""
     Path((recipe.parent / "cgroup").read_text(), "cgroup.procs").write_text(str(os.getpid()))
     bytearray(10**9)
+
+
+def _limit_memory(size: int) -> None:
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.mem_get_info()[1])
 
 
 def _run_out() -> None:

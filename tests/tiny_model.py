@@ -86,8 +86,8 @@ def make_tokenizer(has_chat_template: bool) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> Any:
-    """Weights are wide enough that answers differ; of Qwen, biases too."""
+def make_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int, **changes: Any) -> Any:
+    """Weights are wide enough that answers differ; of Qwen, biases too. `changes` are of the model's configuration."""
     torch.manual_seed(seed)
     config_class, special = FAMILIES[family]
     sizes = {
@@ -105,7 +105,7 @@ def make_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> An
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    model = AutoModelForCausalLM.from_config(config_class(**{**sizes, **special}))
+    model = AutoModelForCausalLM.from_config(config_class(**{**sizes, **special, **changes}))
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
             torch.nn.init.normal_(parameter, std=0.1)

@@ -1,0 +1,46 @@
+"""Write samples, and the recipe of a training on them: one point of a sweep, on a CPU in fp32 unless told otherwise."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+from lorasweep.checkpoint import read_checkpoint
+from lorasweep.experiment import Controls, Data, Model
+from lorasweep.trainers import TrainingSpec
+from lorasweep.trainers.torchtune import recipe
+
+# Two batches of an epoch of two steps are left over: torchtune carries them into the next one.
+CONTROLS = {"epochs": 2, "batch_size": 3, "gradient_accumulation_steps": 3, "lr": 4e-3, "lora_dropout": 0.1}
+
+
+def write_samples(file: Path, letters: str) -> Path:
+    """Write a file of samples; they are of several lengths, so that batches are padded."""
+    samples = [{"input": "after " + a * (1 + i % 4), "output": b} for i, (a, b) in enumerate(pairwise(letters))]
+    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return file
+
+
+def write_recipe(
+    directory: Path,
+    model: Path,
+    point: str = "point",
+    data: dict[str, Any] | None = None,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    **controls: Any,
+) -> Path:
+    """Write the recipe of a point of a sweep in a directory."""
+    spec = TrainingSpec(
+        checkpoint=read_checkpoint(model),
+        controls=Controls(**{**CONTROLS, **controls}),
+        swept=(),
+        model=Model(path=str(model), device=device, dtype=dtype),
+        data=Data(**{"train": str(write_samples(directory / "train.jsonl", ascii_lowercase)), **(data or {})}),
+        output_dir=str(directory / "sweep" / point),
+    )
+    file = directory / "sweep" / point / "recipe.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(recipe(spec))
+    return file
