@@ -20,8 +20,13 @@ def end_on_sigterm() -> None:
     sight of: so the end of the shell counts as the signal too.
     """
     signal.signal(signal.SIGTERM, _end)
+    get_signal_at_parents_end(signal.SIGTERM)
+
+
+def get_signal_at_parents_end(number: int) -> None:
+    """Have the kernel send this process a signal when its parent is gone; on Linux alone."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

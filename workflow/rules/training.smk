@@ -27,13 +27,15 @@ rule train:
         point=match_points(TRAINED.__contains__),
     conda:
         f"../../envs/{TRAINER.STAGE}.yaml"
-    threads: 4
+    threads: get_train_threads
     resources:
         **get_orphan_dependency(),
         mem_mb=train_mem_mb,
         runtime=train_runtime,
         disk_mb=train_disk_mb,
-        gpu=GPUS,
+        gpu=get_train_gpus,
+        # All of its GPUs: SLURM may give them on several otherwise.
+        nodes=1,
         metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
         save_minutes=EXPERIMENT.training.save_minutes,
     params:
