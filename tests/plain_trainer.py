@@ -19,8 +19,10 @@ STAGE = "eval"
 
 def recipe(spec):
     controls = spec.controls.model_dump(exclude={"override"})
-    if spec.controls.override or spec.data.format != "instruct" or spec.data.validation:
-        raise InputError("plain_trainer takes no _override, no validation data, and data.format: instruct alone")
+    if spec.controls.override or spec.controls.gpus > 1 or spec.data.format != "instruct" or spec.data.validation:
+        raise InputError(
+            "plain_trainer takes no _override, one GPU, no validation data, and data.format: instruct alone"
+        )
     said = {"output_dir": spec.output_dir, "base": str(spec.checkpoint.path), "dtype": spec.model.dtype}
     columns = {"input": spec.data.input_column, "output": spec.data.output_column}
     return yaml.safe_dump({**said, "data": spec.data.train, "columns": columns, **controls})

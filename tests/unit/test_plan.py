@@ -301,3 +301,28 @@ def test_bytes_are_there_when_they_should_be() -> None:
     assert line.peak_temporary == 7
     assert (10.0, 5, 3) in line.moments
     assert line.moments[-1] == (11.0, 6, 0)
+
+
+def test_gpus_share_a_training_and_each_of_them_is_paid(tmp_path: Path) -> None:
+    one, four = (make_planner(tmp_path, controls={"batch_size": 2, "gpus": gpus}) for gpus in (1, 4))
+    point, shared = one.points["lora_rank=8"], four.points["lora_rank=8"]
+    # 1000 samples: 500 steps of 2, or 125 of 4 times 2.
+    assert (one.costs.get_training(point.controls).steps, four.costs.get_training(shared.controls).steps) == (500, 125)
+    assert one.costs.get_training(point.controls).tokens == four.costs.get_training(shared.controls).tokens
+    load = one.costs.model("train", [])
+    assert four.costs.model("train", [shared]) - load == pytest.approx((one.costs.model("train", [point]) - load) / 4)
+    plan = four.plan_all("B1")
+    alone = ("evaluate", "evaluate_merged")
+    assert plan.gpu_hours == pytest.approx(
+        (4 * plan.seconds["train"] + sum(plan.seconds[rule] for rule in alone)) / 3600
+    )
+    assert plan.as_json()["gpu_hours"]["train"] == pytest.approx(4 * plan.seconds["train"] / 3600)
+    [row] = [row for row in four.plan_points([]) if row.name == "lora_rank=8"]
+    assert row.gpu_hours == pytest.approx((4 * row.seconds["train"] + row.seconds["evaluate_merged"]) / 3600)
+    assert row.mem_mb == 4 * next(row for row in one.plan_points([]) if row.name == "lora_rank=8").mem_mb
+
+
+def test_samples_that_no_gpu_has_too_few_of_are_seen_twice(tmp_path: Path) -> None:
+    planner = make_planner(tmp_path, controls={"batch_size": 1, "gpus": 3})
+    # 1000 samples are 334 for each of three.
+    assert planner.costs.get_training(planner.points["lora_rank=8"].controls).steps == 334

@@ -513,3 +513,14 @@ class TestEpochs:
     def test_a_run_with_the_name_of_an_epoch_is_refused(self) -> None:
         with pytest.raises(InputError, match="two points are called 'a,epoch=1'"):
             self.expand("all", runs=[{"name": "a", "seed": 1}, {"name": "a,epoch=1", "seed": 2}])
+
+
+def test_one_gpu_is_said_in_no_setting_unless_it_varies(registry: Path) -> None:
+    before = run(registry, variables={"lora_rank": [8]})
+    assert "gpus" not in before["lora_rank=8"].settings
+    points = run(registry, variables={"lora_rank": [8], "gpus": [1, 2]})
+    # The point with one is the one that there was.
+    assert list(points) == ["lora_rank=8", "gpus=2,lora_rank=8"]
+    assert [point.settings["gpus"] for point in points.values()] == [1, 2]
+    with pytest.raises(InputError, match="'lora_rank=8' and 'again' are the same"):
+        expand(variables={"lora_rank": [8]}, runs=[{"name": "again", "lora_rank": 8, "gpus": 1}])

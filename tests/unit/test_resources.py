@@ -118,3 +118,10 @@ def test_a_batch_asks_for_the_time_of_all_its_adapters_and_of_one_load(llama: Ch
     evaluation = make_evaluation()
     one, eight = (resources.evaluate_runtime(llama, GPU, evaluation, adapters=n) for n in (1, 8))
     assert eight - one == pytest.approx(7 * 32 * 2048 * 16.061e9 / 5e11 / 60, abs=1)
+
+
+def test_of_several_gpus_each_process_has_the_model_and_all_share_the_time(llama: Checkpoint) -> None:
+    one, four = Controls(batch_size=8, epochs=10), Controls(batch_size=2, epochs=10, gpus=4)
+    assert resources.train_mem_mb(llama, four, GPU) == 4 * resources.train_mem_mb(llama, one, GPU)
+    long, short = (resources.train_runtime(llama, controls, GPU, 8000) - 15 for controls in (one, four))
+    assert short == pytest.approx(long / 4, abs=1)

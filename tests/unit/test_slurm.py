@@ -5,10 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import snakemake_executor_plugin_slurm as plugin
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
+from snakemake_executor_plugin_slurm_jobstep import get_gpu_setting, get_node_setting
 
 from lorasweep import slurm
 
@@ -162,3 +166,17 @@ assert made == [name], made
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": WORKFLOW}
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_training_on_several_gpus_is_one_task_on_one_node() -> None:
+    """The plugin's own words for what the rule asks; the processes are started within the task."""
+    resources = SimpleNamespace(gpu=2, nodes=1, mem_mb=1000, runtime=10)
+    resources.get = lambda key, default=None: getattr(resources, key, default)
+    job = SimpleNamespace(resources=resources, threads=8, is_group=lambda: False)
+    said = dict.fromkeys(("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir"), "")
+    submitted = get_submit_command(job, said) + set_gres_string(job)
+    assert " --nodes=1" in submitted
+    assert submitted.endswith(" --gpus=2")
+    assert " --cpus-per-task=8" in submitted
+    assert "--ntasks" not in submitted
+    assert (get_gpu_setting(job), get_node_setting(job)) == ("--gpus=2", "--nodes=1")

@@ -242,3 +242,15 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.text("abc", min_size=1), VALUES, max_size=3))
 def test_a_recipes_text_is_pyyamls_own_whatever_stands_in_it(recipe: dict[str, Any]) -> None:
     assert dump_recipe(recipe) == yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
+
+
+def test_several_gpus_are_so_many_processes_of_the_distributed_recipe_and_one_is_said_nowhere(model: Path) -> None:
+    assert make(model, gpus=2)["nproc_per_node"] == 2
+    assert "nproc_per_node" not in make(model)
+    # Where it varies one is among its values.
+    assert make(model, gpus=1, swept=("gpus",)) == make(model)
+    assert make(model, gpus=2, swept=("gpus",)) == make(model, gpus=2)
+    with pytest.raises(
+        InputError, match=r"_override\.nproc_per_node: 3 is not accepted: this is said by controls\.gpus"
+    ):
+        make(model, {"nproc_per_node": 3}, gpus=2)

@@ -97,6 +97,10 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         ["evaluation.tasks", "registers no_such; accepted"],
     ),
     "a batch of more than there is": (edit(controls={"batch_size": 30}), ["batch_size: 30", "25 samples"]),
+    "a batch of more than there is for each": (
+        edit(controls={"batch_size": 10, "gpus": 3}),
+        ["batch_size: 10", "on 3 gpus", "25 samples", "a product of the three"],
+    ),
     "a pattern for a path": (edit(data={"train": "train[1].jsonl"}), ["data.train", "'train[1].jsonl'", "patterns"]),
     "an override that is none": (edit(controls={"_override": {"a": "${"}}), ["controls._override"]),
     "an adapter of its own": (own_adapter, ["adapter:", "lora_rank=4/adapter", "'again'", "outside of results/"]),

@@ -160,3 +160,22 @@ def test_a_sweep_of_a_machine_that_is_gone_is_unlocked_by_one_command(make: Call
     sweep.run("--unlock")
     assert "is being run by" not in sweep.run("configure_all")
     assert (sweep.results / "lora_rank=4/recipe.yaml").exists()
+
+
+def test_a_training_asks_for_its_gpus_on_one_node_and_no_other_job_does(make: Callable[..., Sweep]) -> None:
+    sweep = make(variables={"lora_rank": [4], "gpus": [2]})
+    sweep.edit(model={"device": "cuda", "dtype": "bf16"})
+    said = sweep.run("--profile", ROOT / "slurm", "--dry-run")
+    resources = {
+        rule: re.search(rf"rule {rule}:.*?resources: ([^\n]*)", said, flags=re.DOTALL)[1]
+        for rule in ("train", "evaluate_merged")
+    }
+    assert "gpu=2" in resources["train"]
+    assert "nodes=1" in resources["train"]
+    assert "gpu=1" in resources["evaluate_merged"]
+    assert re.search(r"rule train:[^=]*threads: 8\n", said)
+    refused = sweep.snakemake("--cores", "8", "--resources", "gpu=1", "--dry-run")
+    assert refused.returncode == 1
+    assert (
+        "gpus: 2 is not accepted with --resources gpu=1; accepted: at most as many" in refused.stdout + refused.stderr
+    )

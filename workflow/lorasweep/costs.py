@@ -13,7 +13,7 @@ from lorasweep.checkpoint import Checkpoint
 from lorasweep.errors import InputError, nearest
 from lorasweep.experiment import Controls, Device, Evaluation, Experiment
 from lorasweep.points import Point
-from lorasweep.resources import BYTES, count_lora_parameters
+from lorasweep.resources import BYTES, count_lora_parameters, get_effective_batch
 
 DEVICES = {
     "a40": Device(bf16_flops=150e12, fp32_flops=37e12, bandwidth=0.70e12),
@@ -155,11 +155,12 @@ class Costs:
         count, mean = self.data.samples, self.data.get_mean(controls.max_seq_len)
         if controls.packed and controls.max_seq_len:
             count, mean = max(1, int(count * mean / controls.max_seq_len)), float(controls.max_seq_len)
-        batches = count // controls.batch_size
+        # Of several GPUs each has as many samples as the others: some are seen twice.
+        batches = ceil(count / controls.gpus) // controls.batch_size
         steps = batches // controls.gradient_accumulation_steps
         if controls.max_steps_per_epoch:
             steps = min(steps, controls.max_steps_per_epoch)
-        seen = steps * controls.batch_size * controls.gradient_accumulation_steps * controls.epochs
+        seen = steps * get_effective_batch(controls) * controls.epochs
         return Training(steps * controls.epochs, round(seen * mean))
 
     def model(self, rule: str, points: Sequence[Point | None]) -> float:
@@ -186,7 +187,8 @@ class Costs:
         return self.model(rule, points) * self.factors.get(rule, 1.0)
 
     def _train(self, controls: Controls) -> float:
-        """4 P + 6 P_lora operations a token, and 6 L h s for attention; once more forward under checkpointing.
+        """4 P + 6 P_lora operations a token, and 6 L h s for attention; once more forward under checkpointing;
+        all shared by the GPUs, as if they had nothing to tell each other.
 
         2 P forward and 2 P for the gradients of activations: LoRA needs none of the weights' (Hu et al. 2021,
         arXiv:2106.09685). Attention: 2 L h s forward of causal sequences of s tokens, and twice that backward.
@@ -199,7 +201,7 @@ class Costs:
         operations = 4 * self._matrix_values + 6 * lora + 3 * attention
         if controls.enable_activation_checkpointing:
             operations += 2 * self._matrix_values + 2 * lora + attention
-        return float(training.tokens * operations / self._flops)
+        return float(training.tokens * operations / self._flops / controls.gpus)
 
     def _answer(self, evaluation: Evaluation) -> float:
         """Prompts: 2 P operations a token. Answers: a token of a batch reads every weight, or computes with it."""

@@ -111,7 +111,10 @@ class Controls(Section):
     batch_size: PositiveInt = 2
     """Samples in a forward pass."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Forward passes for one optimizer step; the effective batch is `batch_size` times this."""
+    """Forward passes for one optimizer step; the effective batch is `batch_size` times this, times `gpus`."""
+    gpus: Annotated[PositiveInt, Field(exclude_if=lambda value: value == 1)] = 1
+    """GPUs of one node that share a training (FSDP; processes, on a CPU). `batch_size` is that of each: the effective
+    batch is `batch_size` times `gradient_accumulation_steps` times this."""
     lr: PositiveNumber = 3e-4
     """Peak learning rate."""
     weight_decay: NonNegativeNumber = 0.01

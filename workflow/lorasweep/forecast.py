@@ -114,9 +114,17 @@ class Forecast:
             + " "
             + describe_error(get_last_error(self.records)),
             f"Jobs at a time: {self.planner.parallel}. Training tokens are {how}, evaluated samples {asks}."
-            + (" Every job of training or evaluation has one GPU." if self.rest.gpus else ""),
+            + self._note_gpus,
             *self._note_tmpdir,
         ]
+
+    @property
+    def _note_gpus(self) -> str:
+        trained = [name for name, point in self.planner.points.items() if not point.adapter]
+        if most := max((self.planner.get_gpus("train", name) for name in trained), default=0):
+            several = f" but for trainings of up to {most}, which share their work" if most > 1 else ""
+            return f" Every job of training or evaluation has one GPU{several}."
+        return ""
 
     @property
     def _note_tmpdir(self) -> list[str]:
@@ -186,7 +194,6 @@ class Forecast:
             costs = self.planner.get_costs(members[0])
             other = self.planner.other_baselines.get(members[0])
             known = slurm_seconds.get(attempt.slurm_job or "")
-            has_gpu = attempt.rule in GPU_RULES and self.experiment.model.device == "cuda"
             is_planned = attempt.rule in RECORDED_RULES
             records.append(
                 JobRecord(
@@ -197,7 +204,7 @@ class Forecast:
                     state=attempt.state,
                     seconds=round(attempt.seconds if known is None else known, 3),
                     is_queued=attempt.slurm_job is not None and known is None,
-                    gpus=int(has_gpu),
+                    gpus=self.planner.get_gpus(attempt.rule, members[0]),
                     planned_seconds=round(costs.estimate(attempt.rule, points), 3) if is_planned else 0,
                     # By a guess nothing is learnt.
                     modelled_seconds=round(costs.model(attempt.rule, points), 3)

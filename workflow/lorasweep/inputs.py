@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterable, Sequence
+from math import ceil
 from pathlib import Path
 
 from lorasweep.checkpoint import INDEX, Checkpoint, read_checkpoint
@@ -219,12 +220,15 @@ def _check_backend(experiment: Experiment, points: Iterable[Point], source: str)
 def _check_batch(point: Point, samples: int, source: str) -> None:
     """Packed samples are fewer than the file's, by how much is not known yet."""
     controls = point.controls
-    if controls.packed or samples // controls.batch_size >= controls.gradient_accumulation_steps:
+    batches = ceil(samples / controls.gpus) // controls.batch_size
+    if controls.packed or batches >= controls.gradient_accumulation_steps:
         return
+    gpus = f" on {controls.gpus} gpus" if controls.gpus > 1 else ""
     raise InputError(
         f"{source}: batch_size: {controls.batch_size} with gradient_accumulation_steps: "
-        f"{controls.gradient_accumulation_steps} (point '{point.name}') makes no step of {samples} samples: batches "
-        "that are not full are left out; accepted: a product of the two of at most the number of samples"
+        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') makes no step of {samples} samples: "
+        f"batches that are not full are left out; accepted: a product of {'the three' if gpus else 'the two'} of at "
+        "most the number of samples"
     )
 
 

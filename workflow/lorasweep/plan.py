@@ -66,11 +66,11 @@ class SweepPlan:
     """By rule."""
     seconds: Mapping[str, float]
     """By rule, of all jobs together."""
+    gpu_seconds: Mapping[str, float]
+    """By rule: of each job, times its GPUs."""
     steps: int
     tokens: int
     """Of all trainings."""
-    gpus: int
-    """Of a job that has any."""
     wall_seconds: float
     mem_mb: int
     timeline: Timeline = field(repr=False)
@@ -81,7 +81,7 @@ class SweepPlan:
 
     @property
     def gpu_hours(self) -> float:
-        return self.gpus * sum(self.seconds.get(rule, 0.0) for rule in GPU_RULES) / 3600
+        return sum(self.gpu_seconds.values()) / 3600
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -92,9 +92,7 @@ class SweepPlan:
             "steps": self.steps,
             "tokens": self.tokens,
             "job_hours": {rule: seconds / 3600 for rule, seconds in self.seconds.items()},
-            "gpu_hours": {
-                rule: self.gpus * seconds / 3600 for rule, seconds in self.seconds.items() if rule in GPU_RULES
-            },
+            "gpu_hours": {rule: seconds / 3600 for rule, seconds in self.gpu_seconds.items()},
             "wall_hours": self.wall_seconds / 3600,
             "mem_mb": self.mem_mb,
         }
@@ -119,9 +117,12 @@ class Planner:
     def _evaluation(self) -> bool:
         return self.experiment.evaluation.enabled
 
-    @cached_property
-    def _gpus(self) -> int:
-        return 1 if self.experiment.model.device == "cuda" else 0
+    def get_gpus(self, rule: str, name: str) -> int:
+        """Return the GPUs of a job, of the point or one of the points of that name."""
+        if self.experiment.model.device != "cuda" or rule not in GPU_RULES:
+            return 0
+        point = self.points.get(name)
+        return point.controls.gpus if rule == "train" and point else 1
 
     @cached_property
     def _tokenizer(self) -> int:
@@ -242,7 +243,7 @@ class Planner:
                     temporary_bytes=temporary.get(name, 0),
                     written_bytes=written.get(name, 0),
                     seconds=seconds,
-                    gpu_hours=self._gpus * sum(seconds.get(rule, 0.0) for rule in GPU_RULES) / 3600,
+                    gpu_hours=sum(self.get_gpus(rule, name) * taken for rule, taken in seconds.items()) / 3600,
                     mem_mb=max((self._get_memory(rule, name) for rule in seconds), default=0),
                 )
             )
@@ -341,9 +342,13 @@ class Planner:
     def _sum_up(self, jobs: Sequence[PlannedJob], counts: Mapping[str, int]) -> SweepPlan:
         line = simulate(jobs, self.parallel, self.experiment.evaluation.max_merged_models)
         seconds: dict[str, float] = {}
+        gpu_seconds: dict[str, float] = {}
         written, memory, steps, tokens = 0, 0, 0, 0
         for job in jobs:
             seconds[job.rule] = seconds.get(job.rule, 0.0) + job.seconds
+            if job.rule in GPU_RULES:
+                taken = self.get_gpus(job.rule, job.points[0]) * job.seconds
+                gpu_seconds[job.rule] = gpu_seconds.get(job.rule, 0.0) + taken
             written += job.written
             if job.rule == "train":
                 training = self.costs.get_training(self.points[job.points[0]].controls)
@@ -357,7 +362,7 @@ class Planner:
             seconds=seconds,
             steps=steps,
             tokens=tokens,
-            gpus=self._gpus,
+            gpu_seconds=gpu_seconds,
             wall_seconds=line.seconds,
             mem_mb=memory,
             timeline=line,

@@ -61,7 +61,7 @@ def describe_shortly(
     rest: SweepPlan, whole: Mapping[str, SweepPlan], done: int, points: int, parallel: int, guessed: Sequence[str]
 ) -> str:
     """Return the plan in some lines, for a dry run; `guessed` are the rules whose times nothing was counted for."""
-    gpu = f", {rest.gpu_hours:,.1f} GPU hours" if rest.gpus else ""
+    gpu = f", {rest.gpu_hours:,.1f} GPU hours" if rest.gpu_hours else ""
     wall = format_seconds(rest.wall_seconds)
     others = ", ".join(
         f"{mode} {format_bytes(plan.kept_bytes)}"
@@ -107,7 +107,7 @@ def show_plan(
         times = [f", {format_seconds(plan.seconds[rule])}" if plan.seconds.get(rule) else "" for plan in plans]
         table.add_row(rule, *(f"{plan.jobs.get(rule, '-')}{time}" for plan, time in zip(plans, times, strict=True)))
     table.add_row("all jobs", *(format_seconds(plan.hours * 3600) for plan in plans))
-    if rest.gpus:
+    if any(plan.gpu_hours for plan in plans):
         table.add_row("GPU hours", *(f"{plan.gpu_hours:,.2f}" for plan in plans))
     table.add_row("wall time", *(format_seconds(plan.wall_seconds) for plan in plans))
     table.add_row("largest memory", *(format_bytes(plan.mem_mb * 1e6) for plan in plans))

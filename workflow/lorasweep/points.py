@@ -50,6 +50,8 @@ RESERVED_NAMES = (
 LONGEST_NAME = 150
 """Characters; a file name may have 255, and the rest is left to suffixes."""
 
+_DEFAULTS = Controls()
+
 
 @dataclass(frozen=True)
 class Point:
@@ -83,12 +85,17 @@ class Point:
         """`A` (full model), `B1` (adapter, merged for the evaluation) or `B2` (adapter, direct)."""
         return "A" if self.model_format == "hf" else "B1" if self.merge_adapters else "B2"
 
+    def _get_controls(self) -> dict[str, Any]:
+        """The controls; of those that are left out at their default, such as came later, the ones that vary."""
+        varied = {key: getattr(self.controls, key) for key in self.swept if key not in CHECKPOINT_KEYS}
+        return self.controls.model_dump(by_alias=True) | varied
+
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting of the point, as plain values: the controls and the override, or the adapter that it is given,
         prompts if it has any, how the checkpoint is kept, and of which training's earlier epoch it is one."""
         return {
-            **({"adapter": self.adapter} if self.adapter else self.controls.model_dump(by_alias=True)),
+            **({"adapter": self.adapter} if self.adapter else self._get_controls()),
             **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
             "model_format": self.model_format,
             "merge_adapters": self.merge_adapters,
@@ -158,6 +165,11 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
     if record != known or not registry.is_file():
         registry.parent.mkdir(parents=True, exist_ok=True)
         write_aside(registry, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def get_setting(settings: Mapping[str, Any], key: str) -> Any:
+    """Return a setting of a point; of a control that is left out, as one that came later, its default."""
+    return settings.get(key, getattr(_DEFAULTS, key, None))
 
 
 def format_value(value: Any) -> str:
@@ -292,7 +304,9 @@ def _recall_name(point: Point, known: Mapping[str, Any]) -> str | None:
         for name, record in known.items()
         if not record["is_run"]
         and "trained_by" not in record["settings"]
-        and all(record["settings"].get(k) == settings.get(k) for k in {*point.swept, *record["swept"]})
+        and all(
+            get_setting(record["settings"], k) == get_setting(settings, k) for k in {*point.swept, *record["swept"]}
+        )
     ]
     return max(matches, key=agreement, default=None)
 
@@ -320,7 +334,7 @@ def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
         if point.name in names:
             raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
         names.add(point.name)
-        settings = point.settings | ({"merge_adapters": None} if point.mode == "A" else {})
+        settings = dict(point.controls) | point.settings | ({"merge_adapters": None} if point.mode == "A" else {})
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
             hint = "; merge_adapters has no effect where model_format is hf" if point.mode == "A" else ""

@@ -23,8 +23,14 @@ def end_on_sigterm(outlives_parent: bool = False) -> None:
     unless this process outlives its parent.
     """
     signal.signal(signal.SIGTERM, _end)
-    if sys.platform == "linux" and not outlives_parent:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if not outlives_parent:
+        get_signal_at_parents_end(signal.SIGTERM)
+
+
+def get_signal_at_parents_end(number: int) -> None:
+    """Have the kernel send this process a signal when its parent is gone; on Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -67,8 +67,16 @@ def count_lora_parameters(checkpoint: Checkpoint, controls: Controls) -> int:
     return controls.lora_rank * sum(map(sum, find_lora_targets(checkpoint, controls).values()))
 
 
+def get_effective_batch(controls: Controls) -> int:
+    """Return the samples of an optimizer step."""
+    return controls.batch_size * controls.gradient_accumulation_steps * controls.gpus
+
+
 def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> int:
     """Return the main memory of a training in MB: the checkpoint as it is stored, and the model made of it.
+
+    Each of several processes reads all of the checkpoint, and the first one gathers the model again: so it is as many
+    times as much.
 
     On a CPU the adapter's gradients and optimizer state (12 bytes a value more) and the activations are there too:
     17 · b · s · h values a layer (Korthikanti et al. 2022, arXiv:2205.05198, table 2, without attention scores, which
@@ -84,20 +92,20 @@ def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> in
         layers = 1 if controls.enable_activation_checkpointing else config.get("num_hidden_layers", 1)
         values = tokens * (17 * config.get("hidden_size", 0) * layers + 3 * config.get("vocab_size", 0))
         need += values * BYTES[model.dtype] + count_lora_parameters(checkpoint, controls) * (BYTES[model.dtype] + 12)
-    return PROCESS_MB + ceil(need / MB)
+    return controls.gpus * (PROCESS_MB + ceil(need / MB))
 
 
 def train_runtime(checkpoint: Checkpoint, controls: Controls, model: Model, samples: int) -> int:
-    """Return the time of a training in minutes: 15, and three times 4 · parameters · tokens / FLOPS.
+    """Return the time of a training in minutes: 15, and three times 4 · parameters · tokens / (FLOPS · GPUs).
 
     4 operations a parameter and token: 2 forward, 2 for the gradients of activations; LoRA needs none of the weights'.
     """
-    steps = ceil(samples / (controls.batch_size * controls.gradient_accumulation_steps))
+    steps = ceil(samples / get_effective_batch(controls))
     if controls.max_steps_per_epoch:
         steps = min(steps, controls.max_steps_per_epoch)
-    seen = steps * controls.batch_size * controls.gradient_accumulation_steps * controls.epochs
+    seen = steps * get_effective_batch(controls) * controls.epochs
     operations = 4 * checkpoint.num_parameters * seen * _sample_length(checkpoint, controls)
-    return 15 + ceil(3 * operations / FLOPS[model.device] / 60)
+    return 15 + ceil(3 * operations / FLOPS[model.device] / 60 / controls.gpus)
 
 
 def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model, kept: int = 1) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lorasweep.layout import MANIFEST
-from lorasweep.points import BASELINE, format_value
+from lorasweep.points import BASELINE, format_value, get_setting
 from lorasweep.statistics import (
     Interval,
     adjust_p_values,
@@ -169,13 +169,14 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     shared = {
         "point": point,
         "_settings": json.dumps([alike, manifest["mode"]], sort_keys=True),
-        **{key: _plain(settings.get(key)) for key in variables},
+        **{key: _plain(get_setting(settings, key)) for key in variables},
         "epoch": training.get("epochs"),
         "seed": settings.get("seed"),
         "mode": manifest["mode"],
     }
     proof = {key: (evaluation.get("proof") or {}).get(key) for key in _PROOF}
-    on_gpu = sum(value or 0 for stage, value in seconds.items() if stage in _ON_GPU)
+    gpus = {"train": settings.get("gpus", 1)}
+    on_gpu = sum((value or 0) * gpus.get(stage, 1) for stage, value in seconds.items() if stage in _ON_GPU)
     rest = {
         **{key: training.get(key) for key in _TRAINING},
         **proof,

@@ -427,6 +427,15 @@ def from_base(compute):
     return get_amount
 
 
+def get_train_gpus(wildcards):
+    return GPUS * POINTS[wildcards.point].controls.gpus
+
+
+def get_train_threads(wildcards):
+    """Four for each process of the training."""
+    return 4 * POINTS[wildcards.point].controls.gpus
+
+
 train_mem_mb = from_base(lambda point, base: resources.train_mem_mb(base, POINTS[point].controls, EXPERIMENT.model))
 train_runtime = from_base(
     lambda point, base: resources.train_runtime(base, POINTS[point].controls, EXPERIMENT.model, count_samples())
@@ -457,6 +466,19 @@ evaluate_merged_runtime = from_base(
 )
 
 
+# The most GPUs that one training has.
+MOST_GPUS = max((POINTS[point].controls.gpus for point in TRAINED), default=1)
+
+
+def check_gpus():
+    """Refuse a training that has more GPUs than a run on this machine is given: Snakemake would give it fewer."""
+    given = workflow.global_resources.get("gpu") if GPUS else None
+    if given is not None and MOST_GPUS > given.value:
+        raise InputError(
+            f"{SOURCE}: gpus: {MOST_GPUS} is not accepted with --resources gpu={given.value}; accepted: at most as many"
+        )
+
+
 @lru_cache(maxsize=None)
 def count_samples():
     return check_data(EXPERIMENT.data, SOURCE)
@@ -467,6 +489,7 @@ try:
     # Jobs were checked by the process that started them.
     if workflow.is_main_process:
         check_device(EXPERIMENT, SOURCE)
+        check_gpus()
         check_inputs(EXPERIMENT, POINTS.values(), TASKS, Path(RESULTS), SOURCE)
         # An environment of conda's is there only once the jobs run.
         if not USES_CONDA:
@@ -553,7 +576,8 @@ def get_parallel_jobs():
     cores = workflow._cores or 1
     places = [workflow.nodes or cores // min(cores, 4), MOST_PARALLEL]
     if GPUS and "gpu" in workflow.global_resources:
-        places.append(workflow.global_resources["gpu"].value)
+        # As if all trainings had as many as the one that has most.
+        places.append(workflow.global_resources["gpu"].value // MOST_GPUS)
     return max(1, min(places))
 
 

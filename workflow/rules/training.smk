@@ -32,13 +32,15 @@ for epochs in KEPT_EPOCHS:
             point=match_points(lambda point: TRAINED.get(point) == epochs),
         conda:
             f"../../envs/{TRAINER.STAGE}.yaml"
-        threads: 4
+        threads: get_train_threads
         resources:
             **get_orphan_dependency(),
             mem_mb=train_mem_mb,
             runtime=train_runtime,
             disk_mb=train_disk_mb,
-            gpu=GPUS,
+            gpu=get_train_gpus,
+            # All of its GPUs: SLURM may give them on several otherwise.
+            nodes=1,
             metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
             save_minutes=EXPERIMENT.training.save_minutes,
             epochs=",".join([*map(str, epochs), "last"]),

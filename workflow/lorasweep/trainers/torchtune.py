@@ -1,4 +1,5 @@
-"""torchtune 0.6.1: its recipe `lora_finetune_single_device` is made of a point's settings, and run.
+"""torchtune 0.6.1: its recipe `lora_finetune_single_device` is made of a point's settings, and run; for several GPUs
+`lora_finetune_distributed`.
 
 Adapters alone are trained and saved, whatever the mode: torchtune's own full export adds the update into the live
 weights, which on a CPU corrupts the model from the second epoch on.
@@ -33,7 +34,8 @@ from lorasweep.versions import get_versions
 
 STAGE = "train"
 
-RECIPE = "lora_finetune_single_device"
+PROCESSES = "nproc_per_node"
+"""The recipe's key for `controls.gpus`, where that is more than one; `tune run` calls it so."""
 
 # Where each control stands in the recipe.
 _PLACES = {
@@ -42,12 +44,14 @@ _PLACES = {
     **{key: f"optimizer.{key}" for key in ("lr", "weight_decay")},
     "num_warmup_steps": "lr_scheduler.num_warmup_steps",
     "max_seq_len": "tokenizer.max_seq_len",
+    "gpus": PROCESSES,
     "packed": "dataset.packed",
 }
 
 # What the workflow itself decides, and where the experiment file says it.
 _OWNED = {
     "output_dir": "experiment.name",
+    PROCESSES: "controls.gpus",
     "resume_from_checkpoint": "nothing: a training that was interrupted goes on from a state of our own",
     "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
     "checkpointer.checkpoint_dir": "model.path",
@@ -104,8 +108,11 @@ def recipe(spec: TrainingSpec) -> str:
     merged = _merge(spec, made, override)
     if merged["dataset"].get("packed") and not merged["tokenizer"].get("max_seq_len"):
         raise InputError("controls.packed: true is not accepted without max_seq_len; accepted: a number of tokens")
+    name = "lora_finetune_single_device"
+    if spec.controls.gpus > 1:
+        name = f"--{PROCESSES} {spec.controls.gpus} lora_finetune_distributed"
     head = (
-        f"# tune run {RECIPE} --config {spec.output_dir}/recipe.yaml\n"
+        f"# tune run {name} --config {spec.output_dir}/recipe.yaml\n"
         f"# base model fingerprint: {spec.checkpoint.fingerprint}\n"
     )
     return head + dump_recipe(merged)
@@ -264,7 +271,7 @@ def _run(
     # The caches of `datasets` lie in the user's home by default, which on a cluster has a quota.
     cache = folder / "huggingface"
     os.environ |= {name: str(cache) for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
-    from lorasweep.trainers import torchtune_recipe, torchtune_state
+    from lorasweep.trainers import torchtune_processes, torchtune_recipe, torchtune_state
 
     saved = torchtune_state.SavedStates(folder / "saved", _get_key(recipe, config))
     state = saved.load()
@@ -275,9 +282,13 @@ def _run(
     given = config.copy()
     _halve_batch(config, halvings)
     settings: Any = OmegaConf.to_container(config)
+    log, processes = folder / TRAINING_LOG, config.get(PROCESSES, 1)
     try:
-        loggers = torchtune_recipe.make_loggers(metric_loggers, point, folder, settings)
-        done = torchtune_recipe.run(config, folder / TRAINING_LOG, loggers, saved, state, save_minutes, halvings)
+        if processes > 1:
+            peak = torchtune_processes.run(processes, config, log, point, metric_loggers, saved, save_minutes, halvings)
+        else:
+            loggers = torchtune_recipe.make_loggers(metric_loggers, point, folder, settings)
+            peak = torchtune_recipe.run(config, log, loggers, saved, state, save_minutes, halvings)
     except TrainingError:
         raise
     except Exception as error:
@@ -286,7 +297,7 @@ def _run(
             raise TrainingError(f"{str(error).split('. ')[0]}; {_plan_halving(recipe, given, halvings)}") from error
         why = explain_write_failure(folder) or f"{type(error).__name__}: {error}"
         raise TrainingError(f"torchtune failed; {why}") from error
-    return {"peak_memory_bytes": done.peak_memory_bytes, "batch_size_used": config.batch_size}
+    return {"peak_memory_bytes": peak, "batch_size_used": config.batch_size}
 
 
 def _read_halvings(recipe: Path, config: Any) -> int:
@@ -401,6 +412,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
     state = f"{spec.output_dir}/{STATE}/train"
     return {
         "output_dir": state,
+        **({PROCESSES: controls.gpus} if controls.gpus > 1 else {}),
         "model": model,
         "tokenizer": {
             "_component_": "lorasweep.trainers.torchtune_data.ChatTokenizer",
@@ -585,5 +597,5 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
 def _select(recipe: dict[str, Any], path: str) -> Any:
     value: Any = recipe
     for key in path.split("."):
-        value = value[key]
+        value = value.get(key)
     return value
