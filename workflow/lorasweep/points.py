@@ -87,7 +87,7 @@ class Point:
 
     def _get_controls(self) -> dict[str, Any]:
         """The controls; of those that are left out at their default, such as came later, the ones that vary."""
-        varied = {key: getattr(self.controls, key) for key in self.swept if key not in CHECKPOINT_KEYS}
+        varied = {key: getattr(self.controls, key) for key in self.swept if key in Controls.model_fields}
         return self.controls.model_dump(by_alias=True) | varied
 
     @property
