@@ -77,7 +77,7 @@ def test_training_and_evaluation_see_the_same_prompt_tokens(sweep: Sweep, reques
     spec = make_evaluation_spec(experiment, [], [], "base", "", data=data).model_copy(update={"max_connections": 1})
     case = request.node.callspec.id
     if case.endswith("of the task"):
-        task = task.model_copy(update={"system_prompt": spec.system_prompt, "prompt": spec.prompt or ""})
+        task = task.model_copy(update={"system_prompt": spec.system_prompt or "", "prompt": spec.prompt or ""})
         spec = spec.model_copy(update={"system_prompt": "This is not for this task.", "prompt": ANOTHER})
     spec = spec.model_copy(update={"tasks": [task]})
     arguments = [spec.model_dump_json(), "train.jsonl", sweep.directory / "logs"]

@@ -66,6 +66,19 @@ BAD = [
     ("experiment: {name: 'a b'}", ["experiment.name", "'a b'"]),
     ("experiment: {name: a..b}", ["experiment.name", "'a..b'"]),
     *(
+        (f"model: {{path: '{path}'}}", ["model.path", repr(path), "or hf://org/name[@revision]"])
+        for path in ("hf://name", "hf:org/name", "hf://org/name/file", "hf://datasets/org/name", "hf://org/name@../x")
+    ),
+    *(
+        (f"data: {{train: '{path}'}}", ["data.train", repr(path), "hf://datasets/org/name[@revision]/FILE"])
+        for path in (
+            "hf://org/name/a.jsonl",
+            "hf://datasets/org/name",
+            "hf://datasets/o/n/a.csv",
+            "hf://datasets/o/n/../a.json",
+        )
+    ),
+    *(
         (f"{before}prompt: '{prompt}'{after}", [f"{where}.prompt", repr(prompt), "text with {input}", "{{ and }}"])
         for where, before, after in (
             ("data", "data: {", "}"),

@@ -43,6 +43,30 @@ def _path(value: str) -> str:
     return value
 
 
+_REPOSITORY = r"(?P<repository>[\w.-]+/[\w.-]+)"
+
+MODEL_REFERENCE = rf"hf://(?!datasets/){_REPOSITORY}(?:@(?P<revision>[^@\s]+))?"
+DATA_REFERENCE = (
+    rf"hf://datasets/{_REPOSITORY}(?:@(?P<revision>refs/pr/\d+|refs/convert/\w+|[^/@\s]+))?"
+    r"/(?P<file>[^@\s]+\.(?:jsonl|json|parquet))"
+)
+"""Models, and files of data sets, on the Hugging Face hub; see lorasweep.hub."""
+
+
+def _model_path(value: str) -> str:
+    if value.startswith("hf:") and (not re.fullmatch(MODEL_REFERENCE, value) or ".." in value):
+        raise ValueError("a local Hugging Face checkpoint directory, or hf://org/name[@revision] on the hub")
+    return value
+
+
+def _data_path(value: str) -> str:
+    if value.startswith("hf:") and (not re.fullmatch(DATA_REFERENCE, value) or ".." in value):
+        raise ValueError(
+            "a local file, or hf://datasets/org/name[@revision]/FILE on the hub, of .jsonl, .json or .parquet"
+        )
+    return value
+
+
 def _prompt(value: str) -> str:
     """A template with `{input}`, as `str.format` reads it; none where it is the input alone."""
     accepted = "text with {input}, where the sample's input stands; other braces are doubled, {{ and }}"
@@ -73,6 +97,8 @@ Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, Field(min_length=1)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
+ModelPath = Annotated[PathText, AfterValidator(_model_path)]
+DataPath = Annotated[PathText, AfterValidator(_data_path)]
 AttentionModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
 ModelFormat = Literal["hf", "adapter"]
 
@@ -199,8 +225,9 @@ class Sample(Section):
 class Model(Section):
     """The base model."""
 
-    path: PathText
-    """A local Hugging Face checkpoint directory: config.json, safetensors, tokenizer."""
+    path: ModelPath
+    """A local Hugging Face checkpoint directory (config.json, safetensors, tokenizer), or `hf://org/name[@revision]` on
+    the hub, which is fetched once: see docs/hub.md."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of training, merging and evaluation."""
     device: Literal["cuda", "cpu"] = "cuda"
@@ -210,9 +237,10 @@ class Model(Section):
 class Data(Section):
     """The training data: one JSON object a sample, as JSON lines or as one JSON array."""
 
-    train: PathText | None = None
-    """The file of training samples; not needed where every point has an adapter already."""
-    validation: PathText | None = None
+    train: DataPath | None = None
+    """The file of training samples, or `hf://datasets/org/name[@revision]/FILE` on the hub (.jsonl, .json or .parquet);
+    not needed where every point has an adapter already."""
+    validation: DataPath | None = None
     """A file of samples like `train`, never trained on, whose loss is measured after each epoch; `null`: none."""
     format: Literal["instruct", "chat", "completion"] = "instruct"
     """`instruct`: an input and an output column; `chat`: a column of messages with `role` and `content`; `completion`:
@@ -288,8 +316,8 @@ class Baseline(Section):
 
     name: Name
     """Names its folder and its row of the table, whose mode is `base`."""
-    model: PathText
-    """A local Hugging Face checkpoint directory: config.json, safetensors, tokenizer."""
+    model: ModelPath
+    """A local Hugging Face checkpoint directory, or `hf://org/name[@revision]`."""
 
 
 class Evaluation(Section):
@@ -312,7 +340,7 @@ class Evaluation(Section):
     """Most merged models (B1) that exist at any moment; `null`: as many as evaluate at once."""
     merged_models_in: Literal["results", "tmpdir"] = "results"
     """Where they are made: as a temporary output, or in the temporary folder (`TMPDIR`) of the node that evaluates."""
-    base_model: PathText | None = None
+    base_model: ModelPath | None = None
     """The checkpoint directory that adapters are evaluated on; `null`: `model.path`. Must hold the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
     """The Inspect tasks."""

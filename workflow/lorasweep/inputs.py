@@ -101,7 +101,10 @@ def find_missing_model(experiment: Experiment, source: str) -> str | None:
     named = {"model.path": experiment.model.path, "evaluation.base_model": experiment.evaluation.base_model}
     for key, value in named.items():
         if value and not Path(value).is_dir():
-            return f"{source}: {key}: no such directory: {value!r}; accepted: a local Hugging Face checkpoint directory"
+            return (
+                f"{source}: {key}: no such directory: {value!r}; accepted: a local Hugging Face checkpoint directory, "
+                "or hf://org/name on the hub"
+            )
         if value and has_configuration_alone(Path(value)):
             return (
                 f"{source}: {key}: {value!r} has a config.json and no weights, enough for a plan; accepted for a run: "

@@ -40,7 +40,7 @@ RESERVED_NAMES = (
     BASELINE,
     *("logs", "benchmarks", "plots", "plots-partial", "tensorboard", "wandb"),
     *("points.json", "batches.json", "lengths.json", "task_sizes.json", "plan.json", "plan.svg", "experiment.yaml"),
-    *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv"),
+    *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv", "revisions.json"),
     *("results.csv", "results.parquet", "replicates.csv", "samples.parquet", "answer.json", "report.html"),
     *("results-partial.csv", "results-partial.parquet", "replicates-partial.csv", "samples-partial.parquet"),
     *("answer-partial.json", "report-partial.html"),

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+from snakemake.cli import get_argument_parser
 from snakemake.io import IOFile
 from snakemake.settings.types import DeploymentMethod
 
@@ -49,6 +50,38 @@ def look_instead(what):
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
 
 
+def runs_jobs():
+    """Whether this call is to run jobs; at this time Snakemake itself does not say so yet."""
+    given, _ = get_argument_parser().parse_known_args(sys.argv[1:])
+    looks = ("dryrun", "touch", "unlock", "lint", "list_rules", "list_target_rules", "summary", "detailed_summary")
+    draws = ("dag", "rulegraph", "filegraph", "d3dag", "report", "cleanup_metadata", "delete_all_output")
+    return "plan" not in sys.argv[1:] and not any(getattr(given, option, None) for option in (*looks, *draws))
+
+
+def fetch_from_hub():
+    """Fetch what the experiment names on the hub, or, where no job is to run, say what a run would fetch, and end.
+
+    No rule can do it: what the jobs are is read from the model. Jobs find it there.
+    """
+    record = Path(RESULTS, hub.REVISIONS)
+    references = hub.find_references(GIVEN)
+    if references and workflow.is_main_process:
+        # What is wrong elsewhere is said before gigabytes are fetched.
+        get_points(GIVEN, SOURCE, Path(RESULTS, "points.json"))
+        if "download" in sys.argv[1:] or runs_jobs():
+            hub.fetch(references, record, SOURCE)
+        elif missing := hub.describe_missing(references, record, SOURCE):
+            print(missing)
+            sys.exit()
+    if workflow.is_main_process:
+        hub.forget_token()
+        if "download" in sys.argv[1:]:
+            local = {str(hub.pin(reference, hub.read_revisions(record)).path) for reference in references.values()}
+            print("Fetched:", *sorted(local)) if local else print(f"{SOURCE} names nothing on the hub.")
+            sys.exit()
+    return hub.with_local_paths(GIVEN, hub.read_revisions(record), SOURCE)
+
+
 # Before anything else, since old rules may not fit the package.
 if workflow.is_main_process and drop_old_sources():
     begin_anew(*sys.argv[1:])
@@ -57,7 +90,7 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
 try:
-    from lorasweep import resources
+    from lorasweep import hub, resources
     from lorasweep.accounts import Accounts
     from lorasweep.batches import assign_batches, read_batches, record_batches
     from lorasweep.checkpoint import read_checkpoint
@@ -107,16 +140,18 @@ SOURCE = ", ".join(str(path) for path in workflow.overwrite_configfiles or workf
 FORCES_PLAN = str(config.pop("force_plan", False)).lower() == "true"
 
 try:
-    EXPERIMENT = load_experiment(read_given_values(config, workflow.config_settings.config), SOURCE)
-    RESULTS = f"results/{EXPERIMENT.experiment.name}"
+    # As it is written; EXPERIMENT has the local paths of what lies on the hub.
+    GIVEN = load_experiment(read_given_values(config, workflow.config_settings.config), SOURCE)
+    RESULTS = f"results/{GIVEN.experiment.name}"
     # Before anything that takes long, or that a run could be disturbed by.
     if workflow.is_main_process and (looked := [word for word in sys.argv[1:] if word in ("status", "verify")]):
         look_instead(looked[0])
     TRAINER = find_trainer(EXPERIMENT, SOURCE)
     CONTROLLER = Path(RESULTS, HOLDER)
     BATCH_RECORD = Path(RESULTS, "batches.json")
+    TASKS = get_tasks(GIVEN.evaluation.tasks, SOURCE)
+    EXPERIMENT = fetch_from_hub()
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
-    TASKS = get_tasks(EXPERIMENT.evaluation.tasks, SOURCE)
     # What is evaluated as it is: names, and the models' paths.
     BASELINES = get_baselines(EXPERIMENT, POINTS, SOURCE)
 except InputError as error:
@@ -740,7 +775,8 @@ onstart:
     hold(CONTROLLER, sorted(awaited | ({run} if run else set())))
     atexit.register(release, CONTROLLER)
     record_points(POINTS, Path(RESULTS, "points.json"))
-    write_experiment(EXPERIMENT, Path(RESULTS, EXPERIMENT_FILE))
+    pinned = hub.with_commits(GIVEN, hub.read_revisions(Path(RESULTS, hub.REVISIONS)))
+    write_experiment(pinned, Path(RESULTS, EXPERIMENT_FILE))
     if BATCHES:
         record_batches(BATCHES, BATCH_RECORD)
     logger.info(forecast.describe_shortly())

@@ -1,0 +1,139 @@
+"""A Hugging Face hub on this machine, for as much of it as fetching asks: repositories, revisions, files, tokens.
+
+The endpoints and headers are those that huggingface_hub reads (hf_api.py, file_download.py, utils/_http.py).
+"""
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+TOKEN = "hf_secretOfTheTests"
+"""What gated repositories ask for."""
+
+
+@dataclass
+class Repository:
+    """What is at each commit, and which commit each branch is at."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    is_gated: bool = False
+
+    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
+        """Add a commit to a branch, and return it."""
+        content = [branch, *(f"{name} {hashlib.sha256(data).hexdigest()}" for name, data in sorted(files.items()))]
+        commit = hashlib.sha1("\n".join(content).encode()).hexdigest()
+        self.commits[commit] = files
+        self.branches[branch] = commit
+        return commit
+
+
+@dataclass
+class Hub:
+    """The hub's state, and what it was asked."""
+
+    url: str = ""
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    """By kind and name: `models/org/name`."""
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """Method and path."""
+    tokens: set[str | None] = field(default_factory=set)
+    """What it was shown."""
+    breaks: bool = False
+    """Whether a file of weights ends after its half, with its connection."""
+    seconds: float = 0
+    """How long a file takes to begin."""
+
+    def add(self, name: str, files: dict[str, bytes], **settings: bool) -> str:
+        """Add a repository with one commit, and return that."""
+        self.repositories[name] = Repository(**settings)
+        return self.repositories[name].commit(files)
+
+    def count(self, method: str, path: str) -> int:
+        return sum(asked == method and found.endswith(path) for asked, found in self.requests)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    """Serve a hub until the end of the block."""
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            hub.requests.append((self.command, path))
+            token = self.headers.get("Authorization")
+            hub.tokens.add(token)
+            api = re.fullmatch(r"/api/((?:models|datasets)/[^/]+/[^/]+)(?:/revision/(.+))?", path)
+            file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+            name = api[1] if api else f"{(file[1] if file else None) or 'models/'}{file[2]}" if file else ""
+            repository = hub.repositories.get(name)
+            if repository is None:
+                self.answer(401, {"X-Error-Code": "RepoNotFound"})
+                return
+            revision = (api[2] if api else file[3] if file else None) or "main"
+            commit = repository.branches.get(revision, revision)
+            if commit not in repository.commits:
+                self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+                return
+            files = repository.commits[commit]
+            if api:
+                siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+                self.answer(200, {}, json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode())
+            elif repository.is_gated and token != f"Bearer {TOKEN}":
+                self.answer(403 if token else 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
+            elif file and file[4] in files:
+                self.send(files[file[4]], commit)
+            else:
+                self.answer(404, {"X-Error-Code": "EntryNotFound"})
+
+        do_HEAD = do_GET
+
+        def send(self, data: bytes, commit: str) -> None:
+            headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+            if self.command == "GET":
+                time.sleep(hub.seconds)
+            start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or ["", "0"])[1])
+            if start:
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            if hub.breaks and self.command == "GET" and self.path.endswith(".safetensors"):
+                self.answer(206 if start else 200, headers, data[start:], most=max(0, len(data) // 2 - start))
+                self.close_connection = True
+            else:
+                self.answer(206 if start else 200, headers, data[start:])
+
+        def answer(self, status: int, headers: dict[str, str], body: bytes = b"", most: int | None = None) -> None:
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body[:most])
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

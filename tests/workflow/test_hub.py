@@ -1,0 +1,198 @@
+"""What an experiment names on the hub is fetched once, whole or not at all, and stays what it was."""
+
+import io
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+from pyarrow import parquet
+
+from hub_server import TOKEN, Hub, read_files, serve
+from sweep import ROOT, Sweep
+
+UNREAD = {"README.md": b"#", "pytorch_model.bin": b"\0" * 1000, "original/consolidated.00.pth": b"\0" * 1000}
+
+
+@pytest.fixture
+def hub(model: Path) -> Iterator[Hub]:
+    with serve() as hub:
+        hub.add("models/org/plain", read_files(model) | UNREAD)
+        yield hub
+
+
+@pytest.fixture
+def sweep(make: Callable[..., Sweep], hub: Hub) -> Sweep:
+    sweep = make()
+    sweep.edit(model={"path": "hf://org/plain"})
+    sweep.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": ""}
+    return sweep
+
+
+def get_base(sweep: Sweep) -> Path:
+    recipe = yaml.safe_load((sweep.results / "lora_rank=4/recipe.yaml").read_text())
+    return Path(recipe["checkpointer"]["checkpoint_dir"])
+
+
+def get_folder(hub: Hub, name: str = "plain") -> str:
+    return f"downloads/org--{name}@{hub.repositories[f'models/org/{name}'].branches['main'][:12]}"
+
+
+def test_a_model_is_fetched_once_and_read_as_a_local_one(sweep: Sweep, hub: Hub, model: Path) -> None:
+    sweep.run("configure_all")
+    assert str(get_base(sweep)) == get_folder(hub)
+    assert read_files(sweep.directory / get_base(sweep)) == read_files(model)
+    hub.requests.clear()
+    assert sweep.plan("configure_all") == {}
+    sweep.run("configure_all")
+    assert hub.requests == []
+    written = yaml.safe_load((sweep.results / "experiment.yaml").read_text())
+    assert written["model"]["path"] == f"hf://org/plain@{hub.repositories['models/org/plain'].branches['main']}"
+
+
+def test_a_dry_run_says_what_would_be_fetched_and_fetches_and_writes_nothing(sweep: Sweep, hub: Hub) -> None:
+    before = read_files(sweep.directory)
+    said = sweep.run("--dry-run")
+    assert "hf://org/plain@main: " in said
+    assert f" MB, to {get_folder(hub)}\n" in said
+    assert "'snakemake download'" in said
+    assert {path for path in read_files(sweep.directory) if ".snakemake" not in path} == {
+        path for path in before if ".snakemake" not in path
+    }
+    assert not [path for _, path in hub.requests if "/resolve/" in path]
+    assert sweep.run("download").count(get_folder(hub)) == 1
+    assert sweep.plan()["train"] == 2
+
+
+def test_a_branch_that_moves_changes_no_sweep_that_has_begun(sweep: Sweep, hub: Hub, model: Path) -> None:
+    sweep.run("configure_all")
+    before = get_base(sweep)
+    hub.repositories["models/org/plain"].commit(read_files(model) | {"generation_config.json": b"{}"})
+    assert sweep.plan("configure_all") == {}
+    sweep.edit(experiment={"name": "another"})
+    sweep.run("configure_all")
+    assert str(get_base(sweep)) == get_folder(hub) != str(before)
+    assert (sweep.directory / before).is_dir()
+
+
+def test_a_fetch_that_is_interrupted_leaves_no_model_and_is_gone_on_with(sweep: Sweep, hub: Hub, model: Path) -> None:
+    hub.breaks = True
+    broken = sweep.snakemake("configure_all")
+    assert broken.returncode == 1
+    assert "model.path: hf://org/plain@" in broken.stdout + broken.stderr
+    assert "the same command goes on with it" in broken.stdout + broken.stderr
+    assert not (sweep.directory / get_folder(hub)).exists()
+    hub.breaks = False
+    hub.requests.clear()
+    sweep.run("configure_all")
+    assert read_files(sweep.directory / get_base(sweep)) == read_files(model)
+    assert hub.count("GET", "/config.json") == 0
+
+
+def test_of_two_at_once_one_fetches_and_the_other_waits(sweep: Sweep, hub: Hub, model: Path) -> None:
+    hub.seconds = 1
+    commands = [
+        sweep.command("--cores", "1", "download", "--config", f"experiment={{name: {name}}}") for name in ("one", "two")
+    ]
+    environment = {**os.environ, **sweep.environment}
+    runs = [subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert read_files(sweep.directory / get_folder(hub)) == read_files(model)
+    assert {hub.count("GET", f"/{name}") for name in read_files(model)} == {1}
+
+
+def test_a_file_of_a_data_set_is_fetched_and_parquet_becomes_lines(sweep: Sweep, hub: Hub) -> None:
+    samples = [{"input": f"after {letter}", "output": "é"} for letter in "abcdefgh"]
+    table = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(samples), table)
+    lines = "".join(json.dumps(sample) + "\n" for sample in samples).encode()
+    files = {"data/train.parquet": table.getvalue(), "validation.jsonl": lines, "more.jsonl": b""}
+    commit = hub.add("datasets/org/letters", files)
+    data = "hf://datasets/org/letters"
+    sweep.edit(data={"train": f"{data}/data/train.parquet", "validation": f"{data}@{commit}/validation.jsonl"})
+    sweep.run("configure_all")
+    folder = sweep.directory / f"downloads/datasets/org--letters@{commit[:12]}"
+    assert set(read_files(folder)) == {"data/train.parquet.jsonl", "validation.jsonl"}
+    trained = (folder / "data/train.parquet.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in trained] == samples
+    recipe = yaml.safe_load((sweep.results / "lora_rank=4/recipe.yaml").read_text())
+    assert recipe["dataset"]["data_files"] == str((folder / "data/train.parquet.jsonl").relative_to(sweep.directory))
+    assert sweep.plan("configure_all") == {}
+
+
+def test_a_token_opens_a_gated_model_and_is_written_nowhere(sweep: Sweep, hub: Hub, model: Path) -> None:
+    hub.add("models/org/gated", read_files(model), is_gated=True)
+    sweep.edit(model={"path": "hf://org/gated"})
+    sweep.environment["HF_TOKEN"] = TOKEN
+    said = sweep.run("configure_all", "--printshellcmds", "--verbose")
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    assert TOKEN not in said
+    assert [path for path, data in read_files(sweep.directory).items() if TOKEN.encode() in data] == []
+
+
+BAD: dict[str, tuple[dict[str, Any], str, list[str]]] = {
+    "gated, no token": (
+        {"model": {"path": "hf://org/gated"}},
+        "",
+        ["model.path: hf://org/gated@", "is gated", "HF_TOKEN is not set"],
+    ),
+    "gated, a token for another": (
+        {"model": {"path": "hf://org/gated"}},
+        "hf_anotherSecret",
+        ["model.path", "is gated", "the token in HF_TOKEN may not read it"],
+    ),
+    "unknown": (
+        {"model": {"path": "hf://org/none"}},
+        "",
+        ["model.path: hf://org/none@main: no such model", "HF_TOKEN"],
+    ),
+    "no such revision": (
+        {"model": {"path": "hf://org/plain@v9"}},
+        "",
+        ["hf://org/plain@v9: no such revision 'v9'", "a branch, a tag or a commit"],
+    ),
+    "no weights": ({"model": {"path": "hf://org/empty"}}, "", ["model.path", "a model in safetensors"]),
+    "no such file": (
+        {"data": {"train": "hf://datasets/org/letters/tain.jsonl"}},
+        "",
+        ["data.train", "no such file; accepted: train.jsonl"],
+    ),
+    "no such baseline": (
+        {"evaluation": {"baselines": [{"name": "other", "model": "hf://org/none"}]}},
+        "",
+        ["evaluation.baselines.0.model: hf://org/none@main"],
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", BAD)
+def test_what_the_hub_does_not_give_is_told_by_key_and_without_the_token(
+    problem: str, sweep: Sweep, hub: Hub, model: Path
+) -> None:
+    sections, token, said = BAD[problem]
+    hub.add("models/org/gated", read_files(model), is_gated=True)
+    hub.add("models/org/empty", {"README.md": b"#"})
+    hub.add("datasets/org/letters", {"train.jsonl": b"{}", "README.md": b"#"})
+    sweep.environment["HF_TOKEN"] = token
+    sweep.edit(**sections)
+    refused = sweep.snakemake("configure_all")
+    assert refused.returncode == 1
+    for part in ["sweep.yaml", *said]:
+        assert part in refused.stdout + refused.stderr
+    assert "Traceback" not in refused.stdout + refused.stderr
+    if token:
+        assert token not in refused.stdout + refused.stderr
+        assert [path for path, data in read_files(sweep.directory).items() if token.encode() in data] == []
+
+
+def test_a_hub_out_of_reach_is_told_with_what_to_do(sweep: Sweep) -> None:
+    sweep.environment["HF_ENDPOINT"] = "http://127.0.0.1:1"
+    refused = sweep.snakemake("--dry-run")
+    assert refused.returncode == 1
+    assert "model.path: hf://org/plain@main: it could not be fetched" in refused.stdout + refused.stderr
+    assert "'snakemake download'" in refused.stdout + refused.stderr
