@@ -48,8 +48,8 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
             row |= _aggregate_metric(members, base, task, metric, scores, confidence)
         rows.append(row)
     for metric in metrics:
-        for task in {row["task"] for row in rows}:
-            tested = [row for row in rows if row["task"] == task and row.get(f"{metric}:p") is not None]
+        for task in table["task"].dropna().unique():
+            tested = [row for row in rows if row.get(f"{metric}:p") is not None and row["task"] == task]
             for row, adjusted in zip(tested, adjust_p_values([r[f"{metric}:p"] for r in tested]), strict=True):
                 row[f"{metric}:p_adjusted"] = adjusted
     return pd.DataFrame(rows).convert_dtypes()
