@@ -23,7 +23,7 @@ from cluster import Cluster  # noqa: E402
 from monkey import (  # noqa: E402
     MODES,
     ONE_THREAD,
-    PARTITION,
+    RESOURCES,
     SAVED_OFTEN,
     SETTINGS,
     Monkey,
@@ -70,8 +70,7 @@ def soak(folder: Path, arguments: argparse.Namespace) -> int:
     cluster.start()
     try:
         options = ("--retries", "1", "--jobs", str(arguments.jobs), *SAVED_OFTEN)
-        resources = ("--default-resources", f"slurm_partition={PARTITION}", "mem_mb=4000", "runtime=60")
-        monkey = Monkey(sweep, cluster, arguments.seed, *options, *resources)
+        monkey = Monkey(sweep, cluster, arguments.seed, *options, *RESOURCES)
         try:
             monkey.torment(60 * arguments.minutes)
             print(f"the monkey stops: {count_done(sweep)} points are done", flush=True)

@@ -90,7 +90,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
-KillWait=3
+KillWait=10
 OverTimeLimit=0
 SlurmdTimeout=10
 ReturnToService=2

@@ -30,6 +30,7 @@ SETTINGS = {
     "controls": {"epochs": 20, "lora_dropout": 0.1},
     "evaluation": {"max_merged_models": 3, "adapters_per_job": 4},
 }
+RESOURCES = ("--default-resources", f"slurm_partition={PARTITION}", "mem_mb=4000", "runtime=60")
 SAVED_OFTEN = ("--set-resources", "train:save_minutes='0.02'")
 ONE_THREAD = (
     "--set-threads",
@@ -156,10 +157,10 @@ class Monkey:
 
     def _signal_job(self, number: int, whole: bool) -> str:
         job = self._choose_job()
-        processes = list(_find_processes(job)) if job else []
-        programs = [process for process, command in processes if "/scripts/" in command]
-        said = self._describe(job) if job else ""
-        hit = [process for process, _ in processes] if whole else programs[-1:]
+        if not job:
+            return ""
+        said = self._describe(job)
+        hit = [process for process, _ in _find_processes(job)] if whole else list(filter(None, [find_program(job)]))
         for process in hit:
             try:
                 process.send_signal(number)
@@ -201,8 +202,14 @@ class Monkey:
         return f"process {self._run.pid}"
 
 
+def find_program(job: str) -> psutil.Process | None:
+    """Return the process of a SLURM job, whose node is this machine, that runs a script of the workflow's."""
+    found = [process for process, line in _find_processes(job) if "/scripts/" in line and "snakemake" not in line]
+    return found[-1] if found else None
+
+
 def _find_processes(job: str) -> Iterator[tuple[psutil.Process, str]]:
-    """The processes of a SLURM job, whose nodes are this machine, with their command lines; parents first."""
+    """The processes of a job with their command lines."""
     for process in psutil.process_iter():
         try:
             if process.environ().get("SLURM_JOB_ID") == job:

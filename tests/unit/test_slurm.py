@@ -36,8 +36,9 @@ def test_a_cancelled_job_has_the_state_that_the_plugin_knows(monkeypatch: pytest
     assert seconds == 0.1
 
 
-def test_a_job_that_gave_way_and_is_not_queued_again_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = ["PREEMPTED", "PENDING", "PREEMPTED", "PREEMPTED"]
+@pytest.mark.parametrize("lost", ["PREEMPTED", "NODE_FAIL"])
+def test_a_job_that_was_lost_and_is_not_queued_again_has_ended(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    said = [lost, "PENDING", lost, lost]
     answers: list[tuple[Any, Any]] = [({"1": state}, 0.1) for state in said]
     monkeypatch.setattr(slurm, "SECONDS_TO_QUEUE_AGAIN", -1)
     assert query(monkeypatch, answers)[0] == {"1": "CANCELLED"}

@@ -145,20 +145,20 @@ def mend_status_queries() -> None:
     """Let the executor plugin (2.8.0) see every job's end.
 
     It compares states with `CANCELLED`, and `sacct` says `CANCELLED by 1000`: such a job counts as running for ever. So
-    does one that had to give way where a site ends such jobs (`PreemptMode=CANCEL`): it is cancelled, unless it is
-    queued again soon. And it forgets all jobs when a query fails five times within a second, as it does while the
-    accounting database is away; so a query is repeated here until it is answered.
+    does one that had to give way, or whose node died, where it is not queued again (`PreemptMode=CANCEL`): it counts
+    here as cancelled a minute later. And it forgets all jobs when a query fails five times within a second, as it does
+    while the accounting database is away; so a query is repeated here until it is answered.
     """
     import snakemake_executor_plugin_slurm as plugin
 
     query = plugin.query_job_status
-    preempted: dict[str, float] = {}
+    since: dict[str, float] = {}
 
     def mend(job: str, state: str) -> str:
-        if state != "PREEMPTED":
-            preempted.pop(job, None)
-        elif time.monotonic() - preempted.setdefault(job, time.monotonic()) > SECONDS_TO_QUEUE_AGAIN:
-            _LOGGER.warning(f"SLURM job {job} had to give way to another, and is not queued again.")
+        if state not in ("PREEMPTED", "NODE_FAIL"):
+            since.pop(job, None)
+        elif time.monotonic() - since.setdefault(job, time.monotonic()) > SECONDS_TO_QUEUE_AGAIN:
+            _LOGGER.warning(f"SLURM job {job} has ended ({state}), and is not queued again.")
             return "CANCELLED"
         return state.partition(" ")[0]
 

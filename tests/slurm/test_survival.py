@@ -1,0 +1,94 @@
+"""Trainings that SLURM ends go on: one that has to give way, one over its time or memory, one that is cancelled."""
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster import Cluster
+from lorasweep.trainers.training_log import read_log
+from monkey import find_program
+from slurm_sweep import SECONDS_TO_END, SlurmSweep, wait_for
+from sweep import Sweep, make_sweep
+
+POINT = "lora_rank=4,seed=1"  # a name with a comma
+SECTIONS = {"variables": {"lora_rank": [4], "seed": [1]}}
+CONTROLS = {"epochs": 60, "lora_dropout": 0.1}
+TRAINING_ONLY = {"enabled": False, "baseline": False}
+
+
+def get_weights(sweep: Sweep) -> bytes:
+    return (sweep.results / POINT / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def wait_for_steps(sweep: SlurmSweep, more_than: int = 0) -> str:
+    """Wait until some steps more than so many are trained, and return the job that trains them."""
+    log = sweep.results / POINT / "state/train/training_log.csv"
+    wait_for("some steps", lambda: log.exists() and len(read_log(log)) > more_than + 5)
+    [job] = sweep.list_jobs()
+    return job
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    sweep = make_sweep(tmp_path_factory.mktemp("undisturbed"), model, "survival", **SECTIONS)
+    sweep.edit(controls=CONTROLS, evaluation=TRAINING_ONLY)
+    sweep.run("--cores", "1", "--set-threads", "train=1")
+    return sweep
+
+
+@pytest.fixture
+def sweep(make: Callable[..., SlurmSweep]) -> SlurmSweep:
+    made = make("survival", **SECTIONS)
+    made.edit(controls=CONTROLS, evaluation=TRAINING_ONLY)
+    return made
+
+
+def test_a_training_that_has_to_give_way_is_queued_again_by_slurm_and_goes_on(
+    sweep: SlurmSweep, undisturbed: Sweep, own_cluster: Cluster
+) -> None:
+    preemptible = ["--default-resources", "slurm_partition=preemptible", "mem_mb=4000", "runtime=60"]
+    run = sweep.start("--retries", "0", *preemptible)
+    job = wait_for_steps(sweep)
+    node = subprocess.run(["squeue", "--noheader", "--jobs", job, "--format=%N"], capture_output=True, text=True).stdout
+    more_important = ["sbatch", "--partition=main", f"--nodelist={node.strip()}", "--exclusive", "--output=/dev/null"]
+    subprocess.run([*more_important, "--wrap", "true"], check=True)
+    assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    assert re.search(r"Restarts=1\b", shown)
+    assert sweep.said.count("has been submitted with SLURM jobid") == 1
+    assert "Going on after step" in (sweep.results / f"logs/train/{POINT}.log").read_text()
+    assert get_weights(sweep) == get_weights(undisturbed)
+
+
+def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, undisturbed: Sweep) -> None:
+    log = sweep.results / f"logs/train/{POINT}.log"
+    trained = 0
+    for how in ("time limit", "scancel"):
+        run = sweep.start("--retries", "0")
+        job = wait_for_steps(sweep, trained)
+        if how == "scancel":
+            subprocess.run(["scancel", job], check=True)
+        else:  # which SLURM looks at every 30 s: so it waits; SLURM has it go on before it ends it
+            subprocess.run(["scontrol", "update", f"jobid={job}", "endtime=now"], check=True)
+            find_program(job).send_signal(signal.SIGSTOP)
+        assert run.wait(timeout=SECONDS_TO_END) == 1
+        assert ("ended it at its time limit" if how == "time limit" else "it was cancelled") in sweep.said
+        said = wait_for("its last word", lambda: re.search(r"\(SIGTERM\); step (\d+) is saved", log.read_text()))
+        trained = int(said[1])
+    sweep.run("--retries", "0")
+    assert f"Going on after step {trained}," in log.read_text()
+    assert get_weights(sweep) == get_weights(undisturbed)
+
+
+def test_a_training_over_its_memory_takes_half_the_batch_in_its_retry(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("over_memory", **SECTIONS)
+    sweep.edit(controls={"epochs": 300, "batch_size": 4}, evaluation=TRAINING_ONLY)
+    done = sweep.snakemake("--retries", "1", "--set-resources", "train:mem_mb=400*attempt**3")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "An earlier attempt was killed for its memory" in (sweep.results / f"logs/train/{POINT}.log").read_text()
+    assert json.loads((sweep.results / POINT / "adapter/lorasweep.json").read_text())["batch_size_used"] == 2
