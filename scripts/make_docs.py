@@ -72,6 +72,7 @@ exclude:
   - lora_rank < 16 and lr <= 1e-4
 runs:
   - {name: all_linear, lora_rank: 8, apply_lora_to_mlp: true}
+  - {name: told, lora_rank: 8, system_prompt: Answer in one word., prompt: "Capitalise: {input}"}
 ```
 
 A condition under `exclude` can speak of any key that can vary, with `<`, `<=`, `>`, `>=`, `==`, `!=`, `in`, `not in`,

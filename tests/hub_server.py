@@ -95,7 +95,9 @@ def serve() -> Iterator[Hub]:
             files = repository.commits[commit]
             if api:
                 siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
-                self.answer(200, {}, json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode())
+                info = {"id": name, "sha": commit, "siblings": siblings}
+                info["gated"] = "manual" if repository.is_gated else False
+                self.answer(200, {}, json.dumps(info).encode())
             elif repository.is_gated and token != f"Bearer {TOKEN}":
                 self.answer(403 if token else 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
             elif file and file[4] in files:

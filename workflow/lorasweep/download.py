@@ -19,6 +19,7 @@ from lorasweep.hub import DOWNLOADS, TOKEN, Reference
 
 _SHARD = r"model-\d+(-of-\d+)?\.safetensors"
 _CONNECTIONS = 4
+_HINT = f"export {TOKEN} with a token that may read it, where Snakemake is called"
 
 
 def look(reference: Reference) -> dict[str, Any]:
@@ -34,6 +35,8 @@ def look(reference: Reference) -> dict[str, Any]:
         info: Any = ask(reference.repository, revision=reference.revision, files_metadata=True, token=_get_token())
     except Exception as error:
         raise InputError(_explain(error, reference)) from None
+    if info.gated and not _get_token():
+        raise InputError(_explain_gate())
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     return {"commit": str(info.sha), "files": {name: sizes[name] for name in _choose(reference, sizes)}}
 
@@ -120,24 +123,28 @@ def _get_token() -> str | bool:
     return os.environ.get(TOKEN) or False
 
 
+def _explain_token() -> str:
+    return f"the token in {TOKEN} may not read it" if os.environ.get(TOKEN) else f"{TOKEN} is not set"
+
+
+def _explain_gate() -> str:
+    return f"it is gated, and {_explain_token()}; accept its terms on the hub, and {_HINT}"
+
+
 def _explain(error: Exception, reference: Reference) -> str:
     """Say why the hub did not give something, without the token."""
     from huggingface_hub import errors
 
-    token = os.environ.get(TOKEN)
-    state = f"the token in {TOKEN} may not read it" if token else f"{TOKEN} is not set"
-    hint = f"export {TOKEN} with a token that may read it, where Snakemake is called"
+    token, state = os.environ.get(TOKEN), _explain_token()
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
-        return f"it is gated, and {state}; accept its terms on the hub, and {hint}"
+        return _explain_gate()
     if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            f"no such {reference.kind} on the hub, or a private one ({state}); accepted: org/name as there, or {hint}"
-        )
+        return f"no such {reference.kind} on the hub, or a private one ({state}); accepted: org/name as there; {_HINT}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"no such revision '{reference.revision}'; accepted: a branch, a tag or a commit of it"
     if status in (401, 403):
-        return f"the hub refuses it with {status}, and {state}; {hint}"
+        return f"the hub refuses it with {status}, and {state}; {_HINT}"
     said = str(error).strip().splitlines() or [type(error).__name__]
     text = (
         f"it could not be fetched ({type(error).__name__}: {said[0]}); the same command goes on with it. From a node "

@@ -67,7 +67,7 @@ def fetch_from_hub():
     references = hub.find_references(GIVEN)
     if references and workflow.is_main_process:
         # What is wrong elsewhere is said before gigabytes are fetched.
-        get_points(GIVEN, SOURCE, Path(RESULTS, "points.json"))
+        get_baselines(GIVEN, get_points(GIVEN, SOURCE, Path(RESULTS, "points.json")), SOURCE)
         if "download" in sys.argv[1:] or runs_jobs():
             hub.fetch(references, record, SOURCE)
         elif missing := hub.describe_missing(references, record, SOURCE):
