@@ -439,10 +439,10 @@ MOST_GPUS = max((POINTS[point].controls.gpus for point in TRAINED), default=1)
 
 def check_gpus():
     """Refuse a training that has more GPUs than a run on this machine is given: Snakemake would give it fewer."""
-    given = workflow.global_resources.get("gpu") if GPUS else None
-    if given is not None and MOST_GPUS > given.value:
+    given = workflow.global_resources.get("gpu").value
+    if GPUS and given is not None and MOST_GPUS > given:
         raise InputError(
-            f"{SOURCE}: gpus: {MOST_GPUS} is not accepted with --resources gpu={given.value}; accepted: at most as many"
+            f"{SOURCE}: gpus: {MOST_GPUS} is not accepted with --resources gpu={given}; accepted: at most as many"
         )
 
 
