@@ -214,3 +214,14 @@ def test_a_sweep_trains_with_the_trainer_that_it_names(make: Callable[..., Sweep
     # With another trainer all is trained anew.
     sweep.edit(trainer="torchtune")
     assert sweep.plan()["train"] == 2
+
+
+def test_a_sweep_trains_in_two_processes(make: Callable[..., Sweep]) -> None:
+    sweep = make("shared", variables={"gpus": [2]})
+    sweep.edit(controls={"epochs": 2}, evaluation={"tasks": [{"task": "tasks.py@letters", "limit": 2}]})
+    sweep.run()
+    table = pd.read_csv(sweep.results / "results.csv")
+    [row] = table[table["mode"] == "B1"].to_dict("records")
+    # 25 samples, 13 of them for each process: two steps an epoch of two batches of five.
+    assert (row["point"], row["gpus"], row["steps"]) == ("gpus=2", 2, 4)
+    assert row["probe_distance"] > 0

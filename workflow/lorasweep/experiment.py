@@ -231,7 +231,7 @@ class Model(Section):
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of training, merging and evaluation."""
     device: Literal["cuda", "cpu"] = "cuda"
-    """Where training and evaluation run; `cuda` asks for one GPU a job."""
+    """Where training and evaluation run; `cuda` asks for one GPU a job, or `controls.gpus` for a training."""
 
 
 class Data(Section):

@@ -146,7 +146,7 @@ try:
     # Before anything that takes long, or that a run could be disturbed by.
     if workflow.is_main_process and (looked := [word for word in sys.argv[1:] if word in ("status", "verify")]):
         look_instead(looked[0])
-    TRAINER = find_trainer(EXPERIMENT, SOURCE)
+    TRAINER = find_trainer(GIVEN, SOURCE)
     CONTROLLER = Path(RESULTS, HOLDER)
     BATCH_RECORD = Path(RESULTS, "batches.json")
     TASKS = get_tasks(GIVEN.evaluation.tasks, SOURCE)
@@ -507,10 +507,10 @@ MOST_GPUS = max((POINTS[point].controls.gpus for point in TRAINED), default=1)
 
 def check_gpus():
     """Refuse a training that has more GPUs than a run on this machine is given: Snakemake would give it fewer."""
-    given = workflow.global_resources.get("gpu") if GPUS else None
-    if given is not None and MOST_GPUS > given.value:
+    given = workflow.global_resources.get("gpu").value
+    if GPUS and given is not None and MOST_GPUS > given:
         raise InputError(
-            f"{SOURCE}: gpus: {MOST_GPUS} is not accepted with --resources gpu={given.value}; accepted: at most as many"
+            f"{SOURCE}: gpus: {MOST_GPUS} is not accepted with --resources gpu={given}; accepted: at most as many"
         )
 
 

@@ -55,7 +55,7 @@ class Trainer(Protocol):
         """Return the complete recipe of a training as text; the same text for the same spec.
 
         Raises:
-            InputError: this model, or these settings, cannot be trained.
+            InputError: this model, or these settings (several `gpus`, say), cannot be trained.
         """
 
     def declared_adapter_only(self, override: dict[str, Any]) -> bool | None:
