@@ -62,11 +62,21 @@ def soak(folder: Path, arguments: argparse.Namespace) -> int:
     undisturbed.run("--cores", "2", *ONE_THREAD)
     print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
     plain = make(folder / "disturbed", model, arguments.seeds)
-    sweep = SlurmSweep(plain.directory, plain.config)
     tmp = folder / "tmp"
     tmp.mkdir(exist_ok=True)
-    sweep.environment |= {"TMPDIR": str(tmp)}
-    cluster = Cluster(folder / "slurm")
+    sweep = SlurmSweep(plain.directory, plain.config, {"TMPDIR": str(tmp)})
+    disturb(sweep, folder / "slurm", arguments)
+    differences = find_differences(sweep.results, undisturbed.results)
+    leftovers = find_leftovers(sweep.directory, sweep.results, tmp)
+    print(f"points done: {count_done(sweep)} of {count_done(undisturbed)}")
+    print(f"differences: {len(differences)}", *differences, sep="\n  ")
+    print(f"left over: {len(leftovers)}", *leftovers, sep="\n  ")
+    return len(differences) + len(leftovers)
+
+
+def disturb(sweep: SlurmSweep, folder: Path, arguments: argparse.Namespace) -> None:
+    """Run a sweep to its end, on a SLURM of its own, with a monkey for some minutes; print what that did."""
+    cluster = Cluster(folder)
     cluster.start()
     try:
         options = ("--retries", "1", "--jobs", str(arguments.jobs), *SAVED_OFTEN)
@@ -80,17 +90,11 @@ def soak(folder: Path, arguments: argparse.Namespace) -> int:
         wait_until_idle(sweep)
     finally:
         cluster.stop()
-    differences = find_differences(sweep.results, undisturbed.results)
-    leftovers = find_leftovers(sweep.directory, sweep.results, tmp)
     print("| what the monkey did | times |\n|---|---|")
-    for name, count in sorted(monkey.kills.items(), key=lambda item: -item[1]):
+    for name, count in monkey.kills.most_common():
         print(f"| {name} | {count} |")
     print(f"| all | {monkey.kills.total()} |")
-    print(f"Snakemake was started {len(monkey.ends)} times, {reruns} of them after the monkey had stopped.")
-    print(f"points done: {count_done(sweep)} of {count_done(undisturbed)}")
-    print(f"differences: {len(differences)}", *differences, sep="\n  ")
-    print(f"left over: {len(leftovers)}", *leftovers, sep="\n  ")
-    return len(differences) + len(leftovers)
+    print(f"Snakemake was started {len(monkey.ends)} times, {reruns} of them after the monkey had stopped.", flush=True)
 
 
 def make(directory: Path, model: Path, seeds: int) -> Sweep:

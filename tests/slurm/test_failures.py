@@ -131,10 +131,21 @@ def test_the_job_of_a_node_that_dies_runs_again_elsewhere(
         own_cluster.revive_node(node.strip())
 
 
+def slow_down_squeue(sweep: SlurmSweep) -> None:
+    folder = sweep.directory / "slow"
+    folder.mkdir()
+    squeue = folder / "squeue"
+    squeue.write_text(f'#!/bin/sh\nsleep 4\nexec {shutil.which("squeue")} "$@"\n')
+    squeue.chmod(0o755)
+    sweep.environment["PATH"] = f"{folder}:{os.environ['PATH']}"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSweep], number: int) -> None:
     sweep = make("interrupted", variables={"lora_rank": [1, 2]})
     sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 40})
+    if number == signal.SIGINT:
+        slow_down_squeue(sweep)  # it comes while Snakemake asks how the jobs are
     run = sweep.start("--retries", "0", "--jobs", "1")
     wait_for("a job to run", sweep.list_jobs)
     run.send_signal(number)

@@ -19,6 +19,7 @@ POINT = "lora_rank=4,seed=1"  # a name with a comma
 SECTIONS = {"variables": {"lora_rank": [4], "seed": [1]}}
 CONTROLS = {"epochs": 60, "lora_dropout": 0.1}
 TRAINING_ONLY = {"enabled": False, "baseline": False}
+TRAINED = ("--until", "train")
 
 
 def get_weights(sweep: Sweep) -> bytes:
@@ -37,7 +38,7 @@ def wait_for_steps(sweep: SlurmSweep, more_than: int = 0) -> str:
 def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     sweep = make_sweep(tmp_path_factory.mktemp("undisturbed"), model, "survival", **SECTIONS)
     sweep.edit(controls=CONTROLS, evaluation=TRAINING_ONLY)
-    sweep.run("--cores", "1", "--set-threads", "train=1")
+    sweep.run("--cores", "1", "--set-threads", "train=1", *TRAINED)
     return sweep
 
 
@@ -52,7 +53,7 @@ def test_a_training_that_has_to_give_way_is_queued_again_by_slurm_and_goes_on(
     sweep: SlurmSweep, undisturbed: Sweep, own_cluster: Cluster
 ) -> None:
     preemptible = ["--default-resources", "slurm_partition=preemptible", "mem_mb=4000", "runtime=60"]
-    run = sweep.start("--retries", "0", *preemptible)
+    run = sweep.start("--retries", "0", *TRAINED, *preemptible)
     job = wait_for_steps(sweep)
     node = subprocess.run(["squeue", "--noheader", "--jobs", job, "--format=%N"], capture_output=True, text=True).stdout
     more_important = ["sbatch", "--partition=main", f"--nodelist={node.strip()}", "--exclusive", "--output=/dev/null"]
@@ -69,7 +70,7 @@ def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, u
     log = sweep.results / f"logs/train/{POINT}.log"
     trained = 0
     for how in ("time limit", "scancel"):
-        run = sweep.start("--retries", "0")
+        run = sweep.start("--retries", "0", *TRAINED)
         job = wait_for_steps(sweep, trained)
         if how == "scancel":
             subprocess.run(["scancel", job], check=True)
@@ -80,15 +81,15 @@ def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, u
         assert ("ended it at its time limit" if how == "time limit" else "it was cancelled") in sweep.said
         said = wait_for("its last word", lambda: re.search(r"\(SIGTERM\); step (\d+) is saved", log.read_text()))
         trained = int(said[1])
-    sweep.run("--retries", "0")
+    sweep.run("--retries", "0", *TRAINED)
     assert f"Going on after step {trained}," in log.read_text()
     assert get_weights(sweep) == get_weights(undisturbed)
 
 
 def test_a_training_over_its_memory_takes_half_the_batch_in_its_retry(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("over_memory", **SECTIONS)
-    sweep.edit(controls={"epochs": 300, "batch_size": 4}, evaluation=TRAINING_ONLY)
-    done = sweep.snakemake("--retries", "1", "--set-resources", "train:mem_mb=400*attempt**3")
+    sweep.edit(controls={"epochs": 60, "batch_size": 4}, evaluation=TRAINING_ONLY)
+    done = sweep.snakemake("--retries", "1", *TRAINED, "--set-resources", "train:mem_mb=400*attempt**3")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "An earlier attempt was killed for its memory" in (sweep.results / f"logs/train/{POINT}.log").read_text()
     assert json.loads((sweep.results / POINT / "adapter/lorasweep.json").read_text())["batch_size_used"] == 2

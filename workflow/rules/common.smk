@@ -675,8 +675,29 @@ def get_orphan_dependency():
     return {"slurm_extra": depend} if jobs else {}
 
 
+def get_slurm_run():
+    """By what name the jobs of this run are known to SLURM, if they go there."""
+    return getattr(workflow.scheduler._executor, "run_uuid", None)
+
+
+def cancel_forgotten_jobs():
+    """Cancel what still runs at the end; return whether nothing does.
+
+    At Ctrl-C Snakemake cancels the jobs on its list, and that is empty while it asks how they are.
+    """
+    run = get_slurm_run()
+    jobs = [job.job for job in find_orphans([run] if run else [])]
+    try:
+        return not (jobs and cancel_jobs(jobs))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.error(f"SLURM jobs {' '.join(jobs)} run on, and could not be cancelled: {error}")
+        return False
+
+
 def conclude(is_well):
     """Leave what a run leaves at its end, however it ended."""
+    # What runs on is found by the next run, by the name that this one left.
+    is_over = is_well or cancel_forgotten_jobs()
     # What says that a batch was evaluated is of this run alone: the next one puts other points together.
     for batch in BATCHES:
         workflow.persistence.cleanup_metadata(IOFile(f"{RESULTS}/.batches/{batch}"))
@@ -695,7 +716,10 @@ def conclude(is_well):
     if ACCOUNTS:
         summary += f"\n{ACCOUNTS.stop(is_well)}"
     # Last, since who looks on takes a run that nobody holds for one that ended.
-    release(CONTROLLER)
+    if is_over:
+        release(CONTROLLER)
+    else:
+        atexit.unregister(release)
     return summary
 
 
@@ -770,7 +794,7 @@ onstart:
         logger.warning(shortage)
     settle_orphans()
     # By this name the jobs of this run are found, should it die.
-    run = getattr(workflow.scheduler._executor, "run_uuid", None)
+    run = get_slurm_run()
     awaited = {orphan.run for orphan in ORPHANS if orphan.is_awaited}
     hold(CONTROLLER, sorted(awaited | ({run} if run else set())))
     atexit.register(release, CONTROLLER)
