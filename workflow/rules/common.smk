@@ -61,7 +61,7 @@ def runs_jobs():
 def fetch_from_hub():
     """Fetch what the experiment names on the hub, or, where no job is to run, say what a run would fetch, and end.
 
-    No rule can do it: what the jobs are is read from the model. Jobs find it there.
+    It is no job of the workflow, since what the jobs are is read from the model; they find it there.
     """
     record = Path(RESULTS, hub.REVISIONS)
     references = hub.find_references(GIVEN)
