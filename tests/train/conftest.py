@@ -1,5 +1,6 @@
-"""A tiny model, and recipes of trainings on it."""
+"""A tiny model, and recipes of trainings on it, on the CPU: a GPU that is there is not seen."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 import recipes
 from tiny_model import make_model, make_tokenizer
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,11 @@ REASONS = [
     ),
     ("OSError: [Errno 122] Disk quota exceeded\n", "", "the disk quota is used up"),
     ("torch.OutOfMemoryError: CUDA out of memory.\n", "", "the GPU's memory was not enough"),
+    (
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`\n",
+        "",
+        "the GPU's memory was not enough",
+    ),
     ("half way\n", "SLURM status is: 'TIMEOUT'", "SLURM ended it at its time limit"),
     ("half way\n", "SLURM status is: 'OUT_OF_MEMORY'", "SLURM ended it for its memory"),
     ("half way\n", "SLURM status is: 'CANCELLED'", "it was cancelled"),

@@ -15,6 +15,7 @@ _MEMORY = "SLURM ended it for its memory; more: --set-resources RULE:mem_mb=MB, 
 
 # What to look for in a log, and what to say of it; the first that is found is the reason.
 _REASONS = {
+    r"CUBLAS_STATUS_ALLOC_FAILED": "the GPU's memory was not enough",
     r"No space left on device|StorageFull": "the disk is full",
     r"Disk quota exceeded|QuotaExceeded": "the disk quota is used up",
     r"CUDA out of memory|CUDA error: out of memory": "the GPU's memory was not enough",

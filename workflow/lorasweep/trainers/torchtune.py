@@ -87,7 +87,7 @@ _SAID_ANYWAY = {
 _PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
 """Those that the numbers of a training depend on."""
 
-_OUT_OF_MEMORY = r"CUDA out of memory|CUDA error: out of memory"
+_OUT_OF_MEMORY = r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
 _MEMORY_NOTE = "train.memory.json"
 _MOST_HALVINGS = 3
 _ATTEMPT = "train.attempt.json"
@@ -268,6 +268,8 @@ def _run(
 ) -> dict[str, Any]:
     """Run a recipe, and return what it measured beside its log."""
     folder = Path(config.output_dir)
+    if config.device == "cpu":  # where torchtune sees a GPU, it packs samples for that
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # The caches of `datasets` lie in the user's home by default, which on a cluster has a quota.
     cache = folder / "huggingface"
     os.environ |= {name: str(cache) for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
