@@ -120,7 +120,7 @@ class Forecast:
 
     @property
     def _note_gpus(self) -> str:
-        trained = [name for name, point in self.planner.points.items() if not point.adapter]
+        trained = [name for name, point in self.planner.points.items() if point.is_trained]
         if most := max((self.planner.get_gpus("train", name) for name in trained), default=0):
             several = f" but for trainings of up to {most}, which share their work" if most > 1 else ""
             return f" Every job of training or evaluation has one GPU{several}."
