@@ -215,6 +215,16 @@ def test_a_system_prompt_that_becomes_a_variable_renames_no_point(registry: Path
     assert list(points) == ["lora_rank=8", "lora_rank=8,system_prompt=Long.", "lora_rank=8,system_prompt=null"]
 
 
+def test_prompts_stand_in_names_by_how_they_begin_and_a_digest() -> None:
+    prompts = ["Say: {input}", "Say: {input}!", None]
+    points = expand(data={"train": "t"}, variables={"prompt": prompts, "seed": [0, 1]})
+    assert len(points) == 6
+    assert {point.data.prompt for point in points.values()} == set(prompts)
+    names = [name for name in points if name.endswith(",seed=0")]
+    assert [name.rpartition("-")[0] for name in names] == ["prompt=Say_input", "prompt=Say_input", ""]
+    assert names[2] == "prompt=null,seed=0"
+
+
 def test_modes_can_be_varied() -> None:
     points = expand(
         variables={"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
@@ -363,7 +373,6 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"runs": [{"name": "results.csv"}]}, ["results.csv"]),
     ({"runs": [{"name": "a", "_override": 5}]}, ["runs.0._override", "5", "a mapping"]),
     ({"runs": [{"name": "a", "prompt": "Say {word}"}]}, ["runs.0.prompt", "'Say {word}'", "text with {input}"]),
-    ({"variables": {"prompt": ["Say {input}"]}}, ["variables.prompt", "'Say {input}' cannot stand", "'runs'"]),
     ({"runs": [{"name": n, "prompt": p} for n, p in (("a", ""), ("b", "{input}"))]}, ["'a' and 'b' are the same"]),
 ]
 
@@ -494,17 +503,27 @@ class TestEpochs:
     @pytest.mark.parametrize(
         ("epochs", "message"),
         [
-            ([4], "evaluation.epochs: 4 is not accepted: no point is trained for so many epochs; accepted: last, all"),
+            (
+                [1, 4],
+                "evaluation.epochs: 4 is not accepted: no point is trained for so many epochs; accepted: last, all",
+            ),
             ([0], "evaluation.epochs"),
             ([], "evaluation.epochs"),
-            ([1, 1], "distinct numbers"),
+            ([1, 1], r"evaluation\.epochs: \[1, 1\] is not accepted; accepted: 'last', 'all', or a list of distinct"),
             ("first", "evaluation.epochs"),
             (True, "evaluation.epochs"),
+            (3, "^my.yaml: evaluation.epochs: 3 is not accepted; accepted: 'last', 'all', or a list .*$"),
         ],
     )
     def test_what_no_training_has_is_refused(self, epochs: Any, message: str) -> None:
         with pytest.raises(InputError, match=message):
             self.expand(epochs)
+
+    def test_a_training_of_which_no_epoch_would_be_evaluated_is_refused(self) -> None:
+        with pytest.raises(
+            InputError, match=r"evaluation\.epochs: \[3, 4\] has no epoch of 'epochs=2', which is trained for 2"
+        ):
+            self.expand([4, 3], variables={"epochs": [2, 4]})
 
     def test_an_override_of_epochs_is_refused_beside_it(self) -> None:
         with pytest.raises(InputError, match=r"controls\._override\.epochs: 5 is not accepted"):

@@ -99,7 +99,7 @@ def test_a_job_that_has_to_give_way_is_queued_again(
 ) -> None:
     asked: list[tuple[str, ...]] = []
 
-    def ask(*command: str) -> list[str]:
+    def ask(*command: str, timeout: float) -> list[str]:
         asked.append(command)
         return shown
 

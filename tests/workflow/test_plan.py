@@ -162,7 +162,9 @@ def test_a_sweep_of_a_machine_that_is_gone_is_unlocked_by_one_command(make: Call
     assert (sweep.results / "lora_rank=4/recipe.yaml").exists()
 
 
-def test_a_training_asks_for_its_gpus_on_one_node_and_no_other_job_does(make: Callable[..., Sweep]) -> None:
+def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_does(
+    make: Callable[..., Sweep],
+) -> None:
     sweep = make(variables={"lora_rank": [4], "gpus": [2]})
     sweep.edit(model={"device": "cuda", "dtype": "bf16"})
     said = sweep.run("--profile", ROOT / "slurm", "--dry-run")
@@ -175,8 +177,14 @@ def test_a_training_asks_for_its_gpus_on_one_node_and_no_other_job_does(make: Ca
     assert "gpu=1" in resources["evaluate_merged"]
     here = sweep.run("--cores", "16", "--resources", "gpu=2", "--dry-run")
     assert re.search(r"rule train:.*?threads: (\d+)", here, flags=re.DOTALL)[1] == "8"
+    # Here a job at a time has the GPUs of the machine.
+    assert re.search(r"rule evaluate_merged:.*?gpu=(\d+)", here, flags=re.DOTALL)[1] == "2"
+    shared = sweep.snakemake("--cores", "8", "--resources", "gpu=4", "--dry-run")
+    assert shared.returncode == 1
+    assert "--resources gpu=4: jobs on one machine take its first GPUs" in shared.stdout + shared.stderr
     refused = sweep.snakemake("--cores", "8", "--resources", "gpu=1", "--dry-run")
     assert refused.returncode == 1
     assert (
-        "gpus: 2 is not accepted with --resources gpu=1; accepted: at most as many" in refused.stdout + refused.stderr
+        "controls.gpus: 2 is not accepted with --resources gpu=1; accepted: at most as many"
+        in refused.stdout + refused.stderr
     )

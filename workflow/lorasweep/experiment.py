@@ -104,9 +104,13 @@ ModelFormat = Literal["hf", "adapter"]
 
 
 def _epochs(value: Any) -> Any:
-    if isinstance(value, list) and (len(set(map(str, value))) < len(value) or not value):
-        raise ValueError("distinct numbers of epochs, at least one")
-    return sorted(value) if isinstance(value, list) and all(isinstance(epoch, int) for epoch in value) else value
+    if value in ("last", "all"):
+        return value
+    epochs = value if isinstance(value, list) else []
+    is_right = all(type(epoch) is int and epoch > 0 for epoch in epochs) and len(set(epochs)) == len(epochs)
+    if not epochs or not is_right:
+        raise ValueError("'last', 'all', or a list of distinct epochs, counted from 1")
+    return sorted(epochs)
 
 
 Epochs = Annotated[Literal["last", "all"] | list[PositiveInt], BeforeValidator(_epochs)]

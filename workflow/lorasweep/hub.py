@@ -191,7 +191,13 @@ def _ask(what: str, reference: Reference, source: str, key: str) -> Any:
     """Have a process of its own ask the hub: its library reads the environment once, and writes to the home."""
     script = Path(__file__).parents[2] / "scripts/download.py"
     with tempfile.TemporaryDirectory(prefix="lorasweep-hub-") as home:
-        environment = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **os.environ, "HF_HOME": home}
+        environment = {
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **os.environ,
+            "HF_HOME": home,
+            "HF_HUB_OFFLINE": "0",
+        }
         environment["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(script.parents[1] / "workflow"), os.environ.get("PYTHONPATH")])
         )

@@ -4,6 +4,8 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from math import ceil
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 from lorasweep.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.dataset import check_data
@@ -120,10 +122,10 @@ def has_configuration_alone(path: Path) -> bool:
 
 
 def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: str) -> str:
-    """Return the text of a point's `recipe.yaml`; the head names the training and validation data by digest, and any
-    trainer but the default one.
+    """Return the text of a point's `recipe.yaml`; the head names the training and validation data by digest, and so the
+    module of any trainer but the default one.
 
-    So a change in the data changes the recipe, whatever the file's size and time.
+    So a change in the data, or in the module, changes the recipe, whatever the file's size and time.
 
     Raises:
         InputError: the trainer cannot train this model with these settings.
@@ -137,13 +139,22 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
         output_dir=output_dir,
     )
     try:
-        recipe = find_trainer(experiment, source).recipe(spec)
+        trainer_module = find_trainer(experiment, source)
+        recipe = trainer_module.recipe(spec)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     named = {"training": experiment.data.train, "validation": experiment.data.validation}
     digests = [f"# {what} data sha256: {digest_file(Path(file))}\n" for what, file in named.items() if file]
-    trainer = f"# trainer: {experiment.trainer}\n" if experiment.trainer != DEFAULT_TRAINER else ""
+    trainer = (
+        ""
+        if experiment.trainer == DEFAULT_TRAINER
+        else f"# trainer: {experiment.trainer} {_digest(cast(ModuleType, trainer_module))}\n"
+    )
     return "".join(digests) + trainer + recipe
+
+
+def _digest(module: ModuleType) -> str:
+    return f"sha256: {digest_file(Path(str(module.__file__)))}"
 
 
 def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], source: str) -> None:

@@ -47,6 +47,12 @@ RESERVED_NAMES = (
 )
 """What lies in `results/<experiment>/` and is no trained point."""
 
+_VALUE = r"[A-Za-z0-9._+-]+"
+"""What a value may look like that stands in a name."""
+
+_ABRIDGED = 20
+"""Characters of a prompt that stand in a name."""
+
 LONGEST_NAME = 150
 """Characters; a file name may have 255, and the rest is left to suffixes."""
 
@@ -168,8 +174,11 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
 
 
 def get_setting(settings: Mapping[str, Any], key: str) -> Any:
-    """Return a setting of a point; of a control that is left out, as one that came later, its default."""
-    return settings.get(key, getattr(_DEFAULTS, key, None))
+    """Return a setting of a point that was trained; of a control that is left out, as one that came later, its default.
+
+    A model as it is and an adapter that was given have no controls.
+    """
+    return settings.get(key, getattr(_DEFAULTS, key, None) if "lora_rank" in settings else None)
 
 
 def format_value(value: Any) -> str:
@@ -209,8 +218,16 @@ def _check_epochs(experiment: Experiment, points: Sequence[Point], source: str) 
                 f"{source}: controls._override.epochs: {point.controls.override['epochs']!r} is not accepted beside "
                 "evaluation.epochs; accepted: controls.epochs"
             )
+    if not isinstance(wanted, list):
+        return
+    for point in trained:
+        if wanted[0] > point.controls.epochs:
+            raise InputError(
+                f"{source}: evaluation.epochs: {wanted} has no epoch of '{point.name}', which is trained for "
+                f"{point.controls.epochs}; accepted: last, all, or numbers of which each point has one"
+            )
     most = max((point.controls.epochs for point in trained), default=0)
-    if trained and isinstance(wanted, list) and wanted[-1] > most:
+    if trained and wanted[-1] > most:
         raise InputError(
             f"{source}: evaluation.epochs: {wanted[-1]} is not accepted: no point is trained for so many epochs; "
             f"accepted: last, all, or numbers from 1 to {most}"
@@ -273,7 +290,9 @@ def _make_name(point: Point, source: str) -> str:
     parts = []
     for key in point.swept:
         text = format_value(settings.get(key))
-        if not re.fullmatch(r"[A-Za-z0-9._+-]+", text) or ".." in text:
+        if key in PROMPT_KEYS and not (re.fullmatch(_VALUE, text) and len(text) <= _ABRIDGED):
+            text = _abridge(text)
+        if not re.fullmatch(_VALUE, text) or ".." in text:
             raise InputError(
                 f"{source}: variables.{key}: {settings.get(key)!r} cannot stand in a file name; accepted: letters, "
                 "digits and . _ + - only, or a run of its own under 'runs' with a name of its own"
@@ -284,6 +303,12 @@ def _make_name(point: Point, source: str) -> str:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         name = f"{name[: LONGEST_NAME - 9]}-{digest}"
     return name
+
+
+def _abridge(text: str) -> str:
+    """Return what stands for a text in a name: how it begins, and a digest of all of it."""
+    begin = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:_ABRIDGED].rstrip("_")
+    return f"{begin}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".lstrip("-")
 
 
 def _recall_name(point: Point, known: Mapping[str, Any]) -> str | None:

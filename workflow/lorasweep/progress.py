@@ -39,7 +39,7 @@ def count_stages(
     def find_stage(name: str, was_done: bool) -> str:
         if name in busy:
             return busy[name]
-        if name in failed:
+        if name in failed or trained_by.get(name) in failed:
             return FAILED_STAGE
         if was_done or ("cleanup", name) in ended:
             return DONE_STAGE

@@ -25,6 +25,8 @@ _COMMA = "/"
 SECONDS_TO_CANCEL = 120
 SECONDS_BETWEEN_QUERIES = 30
 SECONDS_TO_QUEUE_AGAIN = 60
+SECONDS_TO_SAY = 12
+"""For each of two questions of a job that has half a minute to end."""
 
 _LOGGER = logging.getLogger("snakemake.logging")
 
@@ -132,10 +134,10 @@ def requeue_if_preempted() -> str:
     if not job:
         return ""
     try:
-        said = " ".join(_ask("scontrol", "show", "job", job))
+        said = " ".join(_ask("scontrol", "show", "job", job, timeout=SECONDS_TO_SAY))
         if not re.search(r"\bPreemptTime=\d", said):
             return ""
-        _ask("scontrol", "requeue", job)
+        _ask("scontrol", "requeue", job, timeout=SECONDS_TO_SAY)
     except (OSError, subprocess.SubprocessError) as error:
         return f"whether SLURM job {job} had to give way, and is queued again, is not known: {error}"
     return f"SLURM job {job} has to give way to another, and is queued again"
@@ -201,6 +203,6 @@ def _replace(wildcards: Mapping[str, str], old: str, new: str) -> dict[str, str]
     return {name: str(value).replace(old, new) for name, value in wildcards.items()}
 
 
-def _ask(*command: str) -> list[str]:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+def _ask(*command: str, timeout: float = 60) -> list[str]:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout)
     return done.stdout.splitlines()

@@ -10,6 +10,7 @@ from typing import Any
 
 from lorasweep.digest import digest_file
 from lorasweep.layout import MANIFEST, METRICS, RECORD
+from lorasweep.manifest import list_points
 
 TABLE = "results.csv"
 
@@ -32,6 +33,7 @@ def verify(results: Path) -> tuple[int, list[Mismatch]]:
     files = 0
     mismatches: list[Mismatch] = []
     rows = _read_table(results / TABLE)
+    current = list_points(results, ())
     for path in sorted(results.glob(f"*/{MANIFEST}")):
         point = path.parent
         try:
@@ -47,7 +49,7 @@ def verify(results: Path) -> tuple[int, list[Mismatch]]:
         for file, (sha256, size) in listed.items():
             mismatches += _compare(file, sha256, size)
         mismatches += _find_unlisted(point, listed)
-        mismatches += _compare_records(path, manifest, listed)
+        mismatches += _compare_records(path, manifest, listed, current)
         if evaluated not in (None, kept["adapter_sha256"]):
             mismatches.append(Mismatch(path, f"evaluated is the adapter {evaluated}, kept is {kept['adapter_sha256']}"))
         for row in rows:
@@ -71,7 +73,9 @@ def _get_digests(manifest: dict[str, Any]) -> dict[str, str | None]:
     }
 
 
-def _compare_records(path: Path, manifest: dict[str, Any], listed: Collection[Path]) -> Iterator[Mismatch]:
+def _compare_records(
+    path: Path, manifest: dict[str, Any], listed: Collection[Path], current: Collection[str]
+) -> Iterator[Mismatch]:
     """A manifest repeats two of the files that it lists; and one of them says which recipe made the adapter."""
     point = path.parent
     for file, said in ((point / "adapter" / RECORD, "training"), (point / "eval" / METRICS, "evaluation")):
@@ -87,7 +91,7 @@ def _compare_records(path: Path, manifest: dict[str, Any], listed: Collection[Pa
     recorded = (manifest.get("training") or {}).get("recipe_sha256")
     # A checkpoint of an earlier epoch has the recipe of the point that was trained.
     recipe = point.with_name(settings.get("trained_by", point.name)) / "recipe.yaml"
-    is_own = recipe in listed or "trained_by" in settings
+    is_own = recipe in listed or ("trained_by" in settings and point.name in current)
     if is_own and recipe.is_file() and (found := digest_file(recipe)) != recorded:
         yield Mismatch(recipe, f"has the sha256 {found}, and the adapter was trained by {recorded}")
 

@@ -180,6 +180,13 @@ EVALUATED |= dict.fromkeys(BASELINES, "base")
 BASE_MODEL = EXPERIMENT.evaluation.base_model or EXPERIMENT.model.path
 GPUS = 1 if EXPERIMENT.model.device == "cuda" else 0
 
+# The most GPUs that one training has.
+MOST_GPUS = max((POINTS[point].controls.gpus for point in TRAINED), default=1)
+
+# On one machine with a bound on its GPUs a job at a time has them: each takes the first ones.
+SHARES_GPUS = bool(GPUS) and workflow.nodes is None and workflow.global_resources.get("gpu").value is not None
+EVALUATION_GPUS = GPUS * (MOST_GPUS if SHARES_GPUS else 1)
+
 # The environment of what generates answers.
 EVALUATION_STAGE = "vllm" if EXPERIMENT.evaluation.backend == "vllm" else "eval"
 
@@ -462,8 +469,18 @@ def from_base(compute):
     return get_amount
 
 
+def set_as_for_train(rule):
+    """Take what is set for `train`, by a profile or on the command line, for another rule that trains too."""
+    given = workflow.resource_settings
+    resources = workflow.get_rule(rule).resources
+    own = given._parsed_overwrite_resources.get(rule, {})
+    resources.update({**given._parsed_overwrite_resources.get("train", {}), **own})
+    if rule not in given._parsed_overwrite_threads and (threads := given._parsed_overwrite_threads.get("train")):
+        resources["_cores"] = threads
+
+
 def get_train_gpus(wildcards):
-    return GPUS * POINTS[wildcards.point].controls.gpus
+    return EVALUATION_GPUS if SHARES_GPUS else GPUS * POINTS[wildcards.point].controls.gpus
 
 
 def get_train_threads(wildcards):
@@ -501,16 +518,17 @@ evaluate_merged_runtime = from_base(
 )
 
 
-# The most GPUs that one training has.
-MOST_GPUS = max((POINTS[point].controls.gpus for point in TRAINED), default=1)
-
-
 def check_gpus():
     """Refuse a training that has more GPUs than a run on this machine is given: Snakemake would give it fewer."""
     given = workflow.global_resources.get("gpu").value
     if GPUS and given is not None and MOST_GPUS > given:
         raise InputError(
-            f"{SOURCE}: gpus: {MOST_GPUS} is not accepted with --resources gpu={given}; accepted: at most as many"
+            f"{SOURCE}: controls.gpus: {MOST_GPUS} is not accepted with --resources gpu={given}; accepted: at most as many"
+        )
+    if SHARES_GPUS and MOST_GPUS < given:
+        raise InputError(
+            f"--resources gpu={given}: jobs on one machine take its first GPUs, and more than one at a time would share "
+            f"them; accepted: gpu={MOST_GPUS}, or a run for each GPU with its own CUDA_VISIBLE_DEVICES and directory"
         )
 
 
@@ -611,7 +629,7 @@ def get_parallel_jobs():
     cores = workflow._cores or 1
     places = [workflow.nodes or cores // min(cores, 4), MOST_PARALLEL]
     if GPUS and "gpu" in workflow.global_resources:
-        # As if all trainings had as many as the one that has most.
+        # As if all jobs had as many as the training that has most.
         places.append(workflow.global_resources["gpu"].value // MOST_GPUS)
     return max(1, min(places))
 

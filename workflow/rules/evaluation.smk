@@ -33,7 +33,7 @@ rule evaluate:
     resources:
         mem_mb=evaluate_mem_mb,
         runtime=evaluate_runtime,
-        gpu=GPUS,
+        gpu=EVALUATION_GPUS,
     params:
         spec=get_evaluation,
         point=get_point_folder,
@@ -65,7 +65,7 @@ rule evaluate_merged:
         mem_mb=evaluate_merged_mem_mb,
         runtime=evaluate_merged_runtime,
         disk_mb=model_disk_mb,
-        gpu=GPUS,
+        gpu=EVALUATION_GPUS,
         merged_models=1,
     params:
         spec=get_evaluation,
@@ -99,7 +99,7 @@ rule evaluate_adapters:
     resources:
         mem_mb=evaluate_mem_mb,
         runtime=evaluate_adapters_runtime,
-        gpu=GPUS,
+        gpu=EVALUATION_GPUS,
     params:
         spec=get_batch_evaluation,
         points=get_batch_folders,

@@ -53,10 +53,7 @@ for epochs in KEPT_EPOCHS:
             " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
             " --epochs {resources.epochs:q} > {log:q} 2>&1"
 
-    # What is set for `train`, by a profile or on the command line, is meant for all of them.
-    workflow.get_rule(TRAINING_RULES[epochs]).resources.update(
-        workflow.resource_settings._parsed_overwrite_resources.get("train", {})
-    )
+    set_as_for_train(TRAINING_RULES[epochs])
 
 
 rule adopt:
@@ -68,7 +65,7 @@ rule adopt:
     log:
         "<logs>/adopt/{point}.log",
     wildcard_constraints:
-        point=match_points(lambda point: point in POINTS and point not in TRAINED),
+        point=match_points(lambda point: point in POINTS and bool(POINTS[point].adapter)),
     conda:
         "../../envs/eval.yaml"
     params:

@@ -102,6 +102,10 @@ class Stopped(TrainingError):
     """A training that was told to stop, and has saved its state."""
 
 
+class Killed(TrainingError):
+    """A training of which a process was killed, and cannot say why."""
+
+
 class Diverged(TrainingError):
     """A training whose loss or adapter is not finite: it would come to the same again."""
 

@@ -27,7 +27,7 @@ from lorasweep.errors import InputError
 from lorasweep.experiment import Controls, Data
 from lorasweep.files import explain_write_failure, hold_alone, write_aside
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE, TRAINING_LOG
-from lorasweep.trainers import SAVE_MINUTES, Diverged, TrainingError, TrainingSpec
+from lorasweep.trainers import SAVE_MINUTES, Diverged, Killed, TrainingError, TrainingSpec
 from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
 from lorasweep.trainers.training_log import Row, cut_log
 from lorasweep.versions import get_versions
@@ -87,7 +87,7 @@ _SAID_ANYWAY = {
 _PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
 """Those that the numbers of a training depend on."""
 
-_OUT_OF_MEMORY = r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+_OUT_OF_MEMORY = r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure.*out of memory"
 _MEMORY_NOTE = "train.memory.json"
 _MOST_HALVINGS = 3
 _ATTEMPT = "train.attempt.json"
@@ -239,8 +239,12 @@ def _mark_attempt(recipe: Path, config: Any) -> Iterator[None]:
     now.write(mark)
     try:
         yield
-    finally:  # whoever ends so can say why
+    except Killed:  # it could not say why, as if all of it had been killed
+        raise
+    except BaseException:
         mark.unlink(missing_ok=True)
+        raise
+    mark.unlink(missing_ok=True)
 
 
 def _is_trained(adapter: Path, recipe: Path) -> bool:
@@ -296,7 +300,8 @@ def _run(
     except Exception as error:
         traceback.print_exc()
         if re.search(_OUT_OF_MEMORY, str(error)):
-            raise TrainingError(f"{str(error).split('. ')[0]}; {_plan_halving(recipe, given, halvings)}") from error
+            first = re.split(r"[.] |\n", str(error))[0]
+            raise TrainingError(f"{first}; {_plan_halving(recipe, given, halvings)}") from error
         why = explain_write_failure(folder) or f"{type(error).__name__}: {error}"
         raise TrainingError(f"torchtune failed; {why}") from error
     return {"peak_memory_bytes": peak, "batch_size_used": config.batch_size}
@@ -576,7 +581,7 @@ def _get_model_type(checkpoint: Checkpoint, controls: Controls) -> str:
 
 def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     """Merge the override last, and resolve `${...}` by the recipe's keys and the controls'."""
-    plain = spec.controls.model_dump(exclude={"override"})
+    plain = {"gpus": spec.controls.gpus, **spec.controls.model_dump(exclude={"override"})}
     known = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
     merged: Any = made
     if override:

@@ -18,7 +18,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tqdm import tqdm
 
 from lorasweep.process import get_signal_at_parents_end
-from lorasweep.trainers import Diverged, Stopped, TrainingError
+from lorasweep.trainers import Diverged, Killed, Stopped, TrainingError
 from lorasweep.trainers import torchtune_recipe as recipes
 from lorasweep.trainers.torchtune_state import SavedStates
 
@@ -50,10 +50,14 @@ def run(
         Diverged: a loss is not finite.
         Stopped: the training was told to stop.
         TrainingError: there are too few devices.
+        Killed: a process was killed.
         RuntimeError: a process failed otherwise.
     """
     if cfg.device == "cuda" and torch.cuda.device_count() < processes:
-        raise TrainingError(f"gpus: {processes}, and this job sees {torch.cuda.device_count()}")
+        raise TrainingError(
+            f"controls.gpus: {processes}, and this job sees {torch.cuda.device_count()}: the resource gpu of the rule "
+            "train, or what a profile says in its place (gres), has to be as many"
+        )
     # Not on what the results lie on: a shared file system may have no locks.
     with tempfile.TemporaryDirectory() as folder:
         said = get_context("spawn").SimpleQueue()
@@ -77,8 +81,11 @@ def run(
         except (ProcessRaisedException, ProcessExitedException) as error:
             # What one of them said first is the reason; the others say that they lost it.
             name, message = ("", str(error)) if said.empty() else said.get()
+            if is_told and name != Diverged.__name__:
+                # One that was not yet ready to save ended at once.
+                raise Stopped(f"told to stop (SIGTERM): {message}") from None
             if isinstance(error, ProcessExitedException) and error.signal_name:
-                name, message = "", str(error)
+                raise Killed(f"torchtune failed; {error}") from None
             raise _ERRORS.get(name, RuntimeError)(message) from None
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -116,6 +123,8 @@ def _work(
         settings: Any = OmegaConf.to_container(cfg)
         loggers = recipes.make_loggers(metric_loggers, point, log.parent, settings) if rank == 0 else []
         peak = recipes.run(cfg, log, loggers, saved, saved.load(), save_minutes, halvings)
+        # After a failure others may wait in vain, and so would this.
+        distributed.destroy_process_group()
     except Exception as error:
         said.put((type(error).__name__, str(error)[:_LONGEST_MESSAGE]))
         if not isinstance(error, TrainingError):

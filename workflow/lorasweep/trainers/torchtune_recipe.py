@@ -267,10 +267,6 @@ class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, m
         self._dataloader.on_batch = self._add_tokens
         self._loss = 0.0
 
-    def cleanup(self) -> None:
-        super().cleanup()
-        distributed.destroy_process_group()
-
     def log_dict(self, payload: Mapping[str, Any], step: int) -> None:
         """Note a step; the first process alone is told of it here, by the recipe."""
         self._own_logger.log_dict(payload, step)
