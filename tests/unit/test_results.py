@@ -64,6 +64,36 @@ def test_a_row_says_how_sure_it_is_and_how_far_over_the_base(tmp_path: Path) -> 
     assert list(table.columns[:7]) == ["setting", "lora_rank", "epoch", "seed", "mode", "task", "samples"]
 
 
+def edit_manifest(point: Path, **changes: Any) -> None:
+    file = point / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_model_as_it_is_and_a_given_adapter_have_no_value_of_a_control(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    edit_manifest(tmp_path / "lora_rank=4", settings={"adapter": "elsewhere", "model_format": "adapter"})
+    table = tabulate(tmp_path, ["gpus", "lora_rank"], samples).set_index("point")
+    assert table.loc[[BASELINE, "lora_rank=4"], ["gpus", "lora_rank"]].isna().all(axis=None)
+    assert list(table.loc[["lora_rank=8", "lora_rank=16"], "lora_rank"]) == [8, 16]
+    # A control that came later than the manifest has its default.
+    assert list(table.loc[["lora_rank=8", "lora_rank=16"], "gpus"]) == [1, 1]
+
+
+def test_a_point_that_is_not_evaluated_beside_others_has_a_row_and_no_part_in_the_answer(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    edit_manifest(tmp_path / "lora_rank=8", evaluation={})
+    samples = samples[samples["point"] != "lora_rank=8"]
+    row = tabulate(tmp_path, ["lora_rank"], samples).set_index("point").loc["lora_rank=8"]
+    assert pd.isna(row["task"])
+    assert row["steps"] == 20
+    found = answer(tmp_path, ["lora_rank"], samples)
+    assert found.best == "lora_rank=16"
+    assert found.p_values is not None
+    assert set(found.p_values) == {"lora_rank=4"}
+    samples.to_parquet(tmp_path / "samples.parquet", index=False)
+    assert "lora_rank=8" in report(tmp_path, ["lora_rank"])
+
+
 def test_points_of_other_samples_are_no_gain_where_the_interval_covers_none(tmp_path: Path) -> None:
     samples = make_results(tmp_path, RANKS, by_rank({4: 0.3, 8: 0.3, 16: 0.3}))
     moved = samples["point"] == BASELINE
