@@ -6,6 +6,7 @@ The environment says what: LORASWEEP_HAPPENS is `WHAT:RANK:STEP`, LORASWEEP_SAVE
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ def build(**arguments: Any) -> Any:
     every = int(os.environ.get("LORASWEEP_SAVE_EVERY", "1000"))
     recipe._is_due = lambda self: self.global_step % every == 0
     what, rank, step = os.environ.get("LORASWEEP_HAPPENS", "nothing:0:0").split(":")
+    if what == "tell while loading":
+        _let_happen("tell")
+        time.sleep(60)
     if rank == os.environ.get("RANK", "0"):
         count = recipe._count_tokens
 

@@ -106,10 +106,17 @@ def test_one_that_is_told_to_stop_and_one_that_loses_a_process_go_on_bit_for_bit
     told = train(recipe, "tell:1:2")
     assert told.returncode == 1
     assert "train: told to stop (SIGTERM); step 3 is saved, and the next run goes on from there" in told.stderr
+    told = train(recipe, "tell while loading:1:0")
+    assert told.stderr.splitlines()[-1] == (
+        "train: told to stop (SIGTERM); the next run goes on from what was saved last"
+    )
+    assert not (recipe.parent / "state/train.attempt.json").exists()
     lost = train(recipe, "kill:1:8", save_every=4)
     assert lost.returncode == 1
     assert "Going on after step 3," in lost.stdout
     assert "process 1 terminated with signal SIGKILL" in lost.stderr.splitlines()[-1]
+    # It cannot say why: whether for its memory, the next attempt asks.
+    assert (recipe.parent / "state/train.attempt.json").exists()
     assert not (recipe.parent / "adapter").exists()
     done = train(recipe)
     assert done.returncode == 0, done.stderr[-3000:]

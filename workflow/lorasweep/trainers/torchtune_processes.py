@@ -81,9 +81,9 @@ def run(
         except (ProcessRaisedException, ProcessExitedException) as error:
             # What one of them said first is the reason; the others say that they lost it.
             name, message = ("", str(error)) if said.empty() else said.get()
-            if is_told and name != Diverged.__name__:
-                # One that was not yet ready to save ended at once.
-                raise Stopped(f"told to stop (SIGTERM): {message}") from None
+            if is_told and name not in (Stopped.__name__, Diverged.__name__):
+                # They end at once before there is a step to save.
+                raise Stopped("told to stop (SIGTERM); the next run goes on from what was saved last") from None
             if isinstance(error, ProcessExitedException) and error.signal_name:
                 raise Killed(f"torchtune failed; {error}") from None
             raise _ERRORS.get(name, RuntimeError)(message) from None
