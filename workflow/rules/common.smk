@@ -473,8 +473,8 @@ def set_as_for_train(rule):
     """Take what is set for `train`, by a profile or on the command line, for another rule that trains too."""
     given = workflow.resource_settings
     resources = workflow.get_rule(rule).resources
-    own = given._parsed_overwrite_resources.get(rule, {})
-    resources.update({**given._parsed_overwrite_resources.get("train", {}), **own})
+    for name in ("train", rule):
+        resources.update(given._parsed_overwrite_resources.get(name, {}))
     if rule not in given._parsed_overwrite_threads and (threads := given._parsed_overwrite_threads.get("train")):
         resources["_cores"] = threads
 
