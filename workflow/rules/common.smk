@@ -469,13 +469,13 @@ def from_base(compute):
     return get_amount
 
 
-def set_as_for_train(rule):
+def set_as_for_train(trains):
     """Take what is set for `train`, by a profile or on the command line, for another rule that trains too."""
     given = workflow.resource_settings
-    resources = workflow.get_rule(rule).resources
-    for name in ("train", rule):
+    resources = workflow.get_rule(trains).resources
+    for name in ("train", trains):
         resources.update(given._parsed_overwrite_resources.get(name, {}))
-    if rule not in given._parsed_overwrite_threads and (threads := given._parsed_overwrite_threads.get("train")):
+    if trains not in given._parsed_overwrite_threads and (threads := given._parsed_overwrite_threads.get("train")):
         resources["_cores"] = threads
 
 
