@@ -94,6 +94,22 @@ def test_a_point_that_is_not_evaluated_beside_others_has_a_row_and_no_part_in_th
     assert "lora_rank=8" in report(tmp_path, ["lora_rank"])
 
 
+def test_the_loss_of_a_training_is_drawn_once_though_its_epochs_have_rows_of_their_own(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": [4, 8], "epoch": [1, 2]}, lambda settings: 0.5)
+    for rank in (4, 8):
+        name = f"epoch=1,lora_rank={rank}"
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        settings = {**manifest["settings"], "trained_by": f"epoch=2,lora_rank={rank}"}
+        edit_manifest(tmp_path / name, settings=settings, training={**manifest["training"], "steps": 10})
+        edit_manifest(tmp_path / f"epoch=2,lora_rank={rank}", training={**manifest["training"], "epochs": 2})
+    samples.to_parquet(tmp_path / "samples.parquet", index=False)
+    page = report(tmp_path, ["lora_rank", "epoch"])
+    assert "Training loss of each step." in page
+    drawn = (tmp_path / "plots/loss.svg").read_text()
+    assert "lora_rank" in drawn
+    assert "epoch=1" not in drawn
+
+
 def test_points_of_other_samples_are_no_gain_where_the_interval_covers_none(tmp_path: Path) -> None:
     samples = make_results(tmp_path, RANKS, by_rank({4: 0.3, 8: 0.3, 16: 0.3}))
     moved = samples["point"] == BASELINE

@@ -58,6 +58,7 @@ def test_a_model_is_fetched_once_and_read_as_a_local_one(sweep: Sweep, hub: Hub,
 def test_a_dry_run_says_what_would_be_fetched_and_fetches_and_writes_nothing(sweep: Sweep, hub: Hub) -> None:
     before = read_files(sweep.directory)
     said = sweep.run("--dry-run")
+    assert said == sweep.run("download", "--dry-run")
     assert "hf://org/plain@main: " in said
     assert f" MB, to {get_folder(hub)}\n" in said
     assert "'snakemake download'" in said

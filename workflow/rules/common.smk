@@ -54,8 +54,9 @@ def runs_jobs():
     """Whether this call is to run jobs; at this time Snakemake itself does not say so yet."""
     given, _ = get_argument_parser().parse_known_args(sys.argv[1:])
     looks = ("dryrun", "touch", "unlock", "lint", "list_rules", "list_target_rules", "summary", "detailed_summary")
-    draws = ("dag", "rulegraph", "filegraph", "d3dag", "report", "cleanup_metadata", "delete_all_output")
-    return "plan" not in sys.argv[1:] and not any(getattr(given, option, None) for option in (*looks, *draws))
+    draws = ("dag", "rulegraph", "filegraph", "d3dag", "report", "containerize", "archive")
+    cleans = ("cleanup_metadata", "cleanup_shadow", "delete_all_output", "delete_temp_output", "conda_create_envs_only")
+    return "plan" not in sys.argv[1:] and not any(getattr(given, option, None) for option in (*looks, *draws, *cleans))
 
 
 def fetch_from_hub():
@@ -68,7 +69,7 @@ def fetch_from_hub():
     if references and workflow.is_main_process:
         # What is wrong elsewhere is said before gigabytes are fetched.
         get_baselines(GIVEN, get_points(GIVEN, SOURCE, Path(RESULTS, "points.json")), SOURCE)
-        if "download" in sys.argv[1:] or runs_jobs():
+        if runs_jobs():
             hub.fetch(references, record, SOURCE)
         elif missing := hub.describe_missing(references, record, SOURCE):
             print(missing)
