@@ -11,8 +11,8 @@ from lorasweep.checkpoint import read_checkpoint
 from lorasweep.digest import digest_file
 from lorasweep.errors import InputError
 from lorasweep.trainers import TrainingError
+from lorasweep.trainers.publication import check_weights, complete, publish
 from lorasweep.trainers.training_log import Row, TrainingLog
-from lorasweep.versions import get_versions
 
 STAGE = "eval"
 
@@ -71,9 +71,11 @@ def train(recipe, adapter, metric_loggers=(), save_minutes=0, earlier=None):
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"], weight_decay=config["weight_decay"])
     samples, size = _read_samples(config), config["batch_size"] * config["gradient_accumulation_steps"]
     state = Path(config["output_dir"], "state/train")
-    state.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(state, ignore_errors=True)
+    state.mkdir(parents=True)
     targets = {**(earlier or {}), config["epochs"]: adapter}
-    log, steps, tokens = TrainingLog(state / "training_log.csv"), 0, 0
+    log_file = state / "training_log.csv"
+    log, steps, tokens = TrainingLog(log_file), 0, 0
     for epoch in range(1, config["epochs"] + 1):
         random.Random(epoch).shuffle(samples)
         for start in range(0, len(samples) - size + 1, size)[: config["max_steps_per_epoch"]]:
@@ -92,31 +94,12 @@ def train(recipe, adapter, metric_loggers=(), save_minutes=0, earlier=None):
             tokens += sum(len(sample) for sample, _ in batch)
             log.add(Row(steps, epoch, sum(losses), config["lr"], tokens, float(steps)))
         if epoch in targets:
-            _save(config, recipe, base, model, log, targets[epoch].with_name(".adapter.partial"))
+            made = state / "trained" / str(epoch)
+            model.save_pretrained(made)
+            check_weights(made / "adapter_model.safetensors")
+            facts = {"trainer": "plain_trainer", "dtype": config["dtype"], "peak_memory_bytes": None}
+            facts["data_sha256"] = digest_file(Path(config["data"]))
+            complete(made, base, recipe, log_file, epoch, ("torch", "peft"), facts)
     log.close()
-    for target in targets.values():
-        shutil.rmtree(target, ignore_errors=True)
-        target.with_name(".adapter.partial").rename(target)
-
-
-def _save(config, recipe, base, model, log, aside):
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    for name in base.tokenizer_files:
-        shutil.copyfile(base.path / name, aside / name)
-    (aside / "training_log.csv").write_text(log.text)
-    digests = {"recipe": recipe, "data": Path(config["data"]), "adapter": aside / "adapter_model.safetensors"}
-    record = {
-        "trainer": "plain_trainer",
-        "base_model": str(base.path),
-        "base_model_fingerprint": base.fingerprint,
-        **{f"{name}_sha256": digest_file(file) for name, file in digests.items()},
-        "dtype": config["dtype"],
-        "versions": get_versions("torch", "peft"),
-        "steps": log.rows[-1].step,
-        "epochs": log.rows[-1].epoch,
-        "tokens": log.rows[-1].tokens,
-        "final_train_loss": log.rows[-1].loss,
-        **dict.fromkeys(("final_validation_loss", "peak_memory_bytes")),
-    }
-    (aside / "lorasweep.json").write_text(json.dumps(record))
+    for epoch, target in targets.items():
+        publish(state / "trained" / str(epoch), target)

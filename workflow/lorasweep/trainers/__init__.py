@@ -85,7 +85,7 @@ class Trainer(Protocol):
         Beside weights and configuration the directory has the base model's tokenizer, the log, and `lorasweep.json`
         with at least `trainer` (its name), `base_model`, `base_model_fingerprint`, `recipe_sha256`, `adapter_sha256`,
         `data_sha256`, `dtype`, `versions`, `steps`, `epochs`, `tokens`, `final_train_loss`, `final_validation_loss` and
-        `peak_memory_bytes`. It appears whole or not at all.
+        `peak_memory_bytes`. It appears whole or not at all. `lorasweep.trainers.publication` does all that.
 
         Raises:
             Stopped: it was told to stop.

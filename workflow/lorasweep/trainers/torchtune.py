@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from lorasweep.experiment import Controls, Data
 from lorasweep.files import explain_write_failure, hold_alone, write_aside
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, STATE, TRAINING_LOG
 from lorasweep.trainers import SAVE_MINUTES, Diverged, Killed, TrainingError, TrainingSpec
+from lorasweep.trainers.publication import check_weights, complete, publish
 from lorasweep.trainers.torchtune_models import get_lora_arguments, get_model
-from lorasweep.trainers.training_log import Row, cut_log
 from lorasweep.versions import get_versions
 
 STAGE = "train"
@@ -204,11 +204,7 @@ def train(
             for note in (_MEMORY_NOTE, _DIVERGENCE_NOTE):
                 state.with_name(note).unlink(missing_ok=True)
         for epoch, target in targets.items():
-            aside = target.with_name(f".{target.name}.partial")
-            shutil.rmtree(aside, ignore_errors=True)
-            shutil.copytree(trained / str(epoch), aside)
-            shutil.rmtree(target, ignore_errors=True)
-            aside.rename(target)
+            publish(trained / str(epoch), target)
 
 
 @contextmanager
@@ -348,70 +344,32 @@ def _get_key(recipe: Path, config: Any) -> dict[str, Any]:
 def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], facts: Mapping[str, Any]) -> Path:
     """Put together in `folder`, by epoch, what is published, and return it."""
     base = read_checkpoint(Path(config.checkpointer.checkpoint_dir))
-    facts = {**facts, "recipe_sha256": digest_file(recipe)}
+    facts = {"trainer": "torchtune", "dtype": config.dtype, **facts}
     folder.mkdir()
     for epoch in epochs:
-        _collect_epoch(config, base, epoch, folder / str(epoch), facts)
+        adapter, trained = folder / str(epoch), Path(config.checkpointer.output_dir) / f"epoch_{epoch - 1}"
+        _check_weights(trained / ADAPTER_WEIGHTS)
+        adapter.mkdir()
+        # Files of torchtune's have mode 0600; copies have what the umask says.
+        shutil.copyfile(trained / ADAPTER_WEIGHTS, adapter / ADAPTER_WEIGHTS)
+        peft_config = json.loads((trained / ADAPTER_CONFIG).read_text()) | {
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": str(base.path.resolve()),
+        }
+        (adapter / ADAPTER_CONFIG).write_text(json.dumps(peft_config, indent=1, sort_keys=True) + "\n")
+        complete(adapter, base, recipe, Path(config.output_dir, TRAINING_LOG), epoch, _PACKAGES, facts)
     return folder
 
 
-def _collect_epoch(config: Any, base: Checkpoint, epoch: int, adapter: Path, facts: Mapping[str, Any]) -> None:
-    """Put together in `adapter` what is published of an epoch; its record is written last."""
-    trained = Path(config.checkpointer.output_dir) / f"epoch_{epoch - 1}"
-    _check_weights(trained / ADAPTER_WEIGHTS)
-    adapter.mkdir()
-    # Files of torchtune's have mode 0600; copies have what the umask says.
-    shutil.copyfile(trained / ADAPTER_WEIGHTS, adapter / ADAPTER_WEIGHTS)
-    for name in base.tokenizer_files:
-        shutil.copyfile(base.path / name, adapter / name)
-    rows = cut_log(Path(config.output_dir, TRAINING_LOG), epoch, adapter / TRAINING_LOG)
-    peft_config = json.loads((trained / ADAPTER_CONFIG).read_text()) | {
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base.path.resolve()),
-    }
-    (adapter / ADAPTER_CONFIG).write_text(json.dumps(peft_config, indent=1, sort_keys=True) + "\n")
-    record = {
-        "base_model": str(base.path),
-        "base_model_fingerprint": base.fingerprint,
-        "adapter_sha256": digest_file(adapter / ADAPTER_WEIGHTS),
-        "dtype": config.dtype,
-        "trainer": "torchtune",
-        "versions": get_versions(*_PACKAGES),
-        **_get_metrics(rows),
-        **facts,
-    }
-    (adapter / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-
-
 def _check_weights(weights: Path) -> None:
-    import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        tensors = load_file(weights)
+        check_weights(weights)
     except (OSError, SafetensorError) as error:
         # Of an attempt that went on after it: what it left can be trusted no more.
         shutil.rmtree(weights.parents[1])
         raise TrainingError(f"{weights}: cannot be read ({error}); the next attempt trains anew") from error
-    broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
-    if broken:
-        raise Diverged(f"the training diverged: values in '{broken[0]}' are not finite; a smaller lr may help")
-    if not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name):
-        raise TrainingError("the training changed nothing: every update is zero")
-
-
-def _get_metrics(rows: Sequence[Row]) -> dict[str, Any]:
-    """What the last row of a training's log says of the whole, and the last validation loss, if there was one."""
-    last = rows[-1]
-    losses = [row.validation_loss for row in rows if row.validation_loss is not None]
-    return {
-        "steps": last.step,
-        "epochs": last.epoch,
-        "tokens": last.tokens,
-        "final_train_loss": last.loss,
-        "final_validation_loss": losses[-1] if losses else None,
-    }
 
 
 def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""What every trainer leaves of an epoch: a directory that PEFT and transformers load, whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorasweep.checkpoint import Checkpoint
+from lorasweep.digest import digest_file
+from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, TRAINING_LOG
+from lorasweep.trainers import Diverged, TrainingError
+from lorasweep.trainers.training_log import Row, cut_log
+from lorasweep.versions import get_versions
+
+
+def check_weights(weights: Path) -> None:
+    """Check that an adapter's values are finite, and that its update changes anything.
+
+    Raises:
+        Diverged, TrainingError: they are not; it does not.
+        OSError, safetensors.SafetensorError: the file cannot be read.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(weights)
+    broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
+    if broken:
+        raise Diverged(f"the training diverged: values in '{broken[0]}' are not finite; a smaller lr may help")
+    if not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name):
+        raise TrainingError("the training changed nothing: every update is zero")
+
+
+def complete(
+    adapter: Path,
+    base: Checkpoint,
+    recipe: Path,
+    log: Path,
+    epoch: int,
+    packages: Collection[str],
+    facts: Mapping[str, Any],
+) -> None:
+    """Put beside an adapter's weights and configuration what belongs to them: tokenizer, log, and, last, the record.
+
+    `log` is cut after `epoch`; `packages` are those that the numbers of a training depend on; `facts` are what of the
+    record the trainer alone knows: its name as `trainer`, `dtype`, `data_sha256`, `peak_memory_bytes`.
+    """
+    for name in base.tokenizer_files:
+        shutil.copyfile(base.path / name, adapter / name)
+    rows = cut_log(log, epoch, adapter / TRAINING_LOG)
+    record = {
+        "base_model": str(base.path),
+        "base_model_fingerprint": base.fingerprint,
+        "adapter_sha256": digest_file(adapter / ADAPTER_WEIGHTS),
+        "recipe_sha256": digest_file(recipe),
+        "versions": get_versions(*packages),
+        **_get_metrics(rows),
+        **facts,
+    }
+    (adapter / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def publish(made: Path, adapter: Path) -> None:
+    """Copy a directory that is complete to where an adapter is published, in place of what lies there."""
+    aside = adapter.with_name(f".{adapter.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(made, aside)
+    shutil.rmtree(adapter, ignore_errors=True)
+    aside.rename(adapter)
+
+
+def _get_metrics(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the last row of a training's log says of the whole, and the last validation loss, if there was one."""
+    last = rows[-1]
+    losses = [row.validation_loss for row in rows if row.validation_loss is not None]
+    return {
+        "steps": last.step,
+        "epochs": last.epoch,
+        "tokens": last.tokens,
+        "final_train_loss": last.loss,
+        "final_validation_loss": losses[-1] if losses else None,
+    }
