@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "tests"), str(ROOT / "tests/slurm")]
 from cluster import Cluster  # noqa: E402
 from monkey import (  # noqa: E402
-    MODES,
     ONE_THREAD,
     RESOURCES,
     SAVED_OFTEN,
@@ -32,7 +31,7 @@ from monkey import (  # noqa: E402
     wait_until_idle,
 )
 from slurm_sweep import SlurmSweep  # noqa: E402
-from sweep import Sweep, make_sweep, run_stage  # noqa: E402
+from sweep import MODES, Sweep, make_sweep, run_stage  # noqa: E402
 
 
 def main() -> None:

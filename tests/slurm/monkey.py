@@ -21,10 +21,6 @@ from lorasweep.trainers.training_log import read_log
 from slurm_sweep import SECONDS_TO_END, SlurmSweep, wait_for
 
 PARTITION = "preemptible"
-MODES = {
-    "variables": {"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
-    "exclude": [{"model_format": "hf", "merge_adapters": False}],
-}
 SETTINGS = {
     # Random numbers are drawn in each step.
     "controls": {"epochs": 20, "lora_dropout": 0.1},

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from cluster import Cluster
 from monkey import (
-    MODES,
     ONE_THREAD,
     RESOURCES,
     SAVED_OFTEN,
@@ -15,7 +14,7 @@ from monkey import (
     wait_until_idle,
 )
 from slurm_sweep import SlurmSweep
-from sweep import make_sweep
+from sweep import MODES, make_sweep
 
 
 def test_a_sweep_with_a_monkey_gives_what_one_without_gives(model: Path, tmp_path: Path, own_cluster: Cluster) -> None:

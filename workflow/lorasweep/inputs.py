@@ -138,23 +138,17 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
         data=point.data,
         output_dir=output_dir,
     )
+    trainer = find_trainer(experiment, source)
     try:
-        trainer_module = find_trainer(experiment, source)
-        recipe = trainer_module.recipe(spec)
+        recipe = trainer.recipe(spec)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     named = {"training": experiment.data.train, "validation": experiment.data.validation}
     digests = [f"# {what} data sha256: {digest_file(Path(file))}\n" for what, file in named.items() if file]
-    trainer = (
-        ""
-        if experiment.trainer == DEFAULT_TRAINER
-        else f"# trainer: {experiment.trainer} {_digest(cast(ModuleType, trainer_module))}\n"
-    )
-    return "".join(digests) + trainer + recipe
-
-
-def _digest(module: ModuleType) -> str:
-    return f"sha256: {digest_file(Path(str(module.__file__)))}"
+    if experiment.trainer != DEFAULT_TRAINER:
+        module = Path(str(cast(ModuleType, trainer).__file__))
+        digests.append(f"# trainer: {experiment.trainer} sha256: {digest_file(module)}\n")
+    return "".join(digests) + recipe
 
 
 def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], source: str) -> None:
