@@ -6,12 +6,18 @@ SHELL := /bin/bash
 # No mark of an environment is a mere step to another, to be removed.
 .SECONDARY:
 
+# What a login shell sets for other Pythons.
+unexport PYTHONPATH PYTHONHOME
+
 PYTHON ?= python3
 CORES ?= $(shell nproc)
 VENV := .venv
 BIN := $(VENV)/driver/bin
 STAGES := driver train eval
 PYTEST := -m pytest -q -p no:cacheprovider
+
+# A prerequisite that is always newer.
+.PHONY: always
 
 .PHONY: help install install-vllm install-test demo test lint unit workflow e2e e2e-trained e2e-finished browser slurm gpu docs clean
 
@@ -22,33 +28,35 @@ install: $(STAGES:%=$(VENV)/%/package)  ## make the environments of the driver, 
 
 install-vllm: $(VENV)/vllm/package  ## make the environment of evaluation.backend: vllm, which needs a GPU (10 GB)
 
-# An environment is made anew of its pins; the mark is written last, so an interrupted install is repeated.
-$(VENV)/%/installed: envs/%.txt
-	@scripts/make_venv.sh $(PYTHON) $(VENV)/$* envs/$*.txt
+MAKE_VENV = "$(PYTHON)" scripts/make_venv.py
 
-# Environments can be made beside each other once the first has what Python may lack to make any. Not so the package:
-# each of its installations writes `lorasweep.egg-info`.
-$(VENV)/train/installed $(VENV)/eval/installed: | $(VENV)/driver/installed
+# Which Python environments are made of, if one was named: another one makes them anew.
+$(VENV)/python: $(if $(filter-out file undefined,$(origin PYTHON)),always)
+	@mkdir -p $(VENV)
+	@"$(PYTHON)" -c 'import os, sys; print(os.path.realpath(sys._base_executable))' > $@.new
+	@if cmp --quiet $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# An environment is made anew of its pins; the mark is written last, so an interrupted install is repeated.
+$(VENV)/%/installed: envs/%.txt $(VENV)/python
+	@$(MAKE_VENV) $(VENV)/$* -r envs/$*.txt
+
+# Environments can be made beside each other once the first has what Python may lack to make any, and uv. Not so the
+# package: each of its installations writes `lorasweep.egg-info`.
+$(VENV)/train/installed $(VENV)/eval/installed $(VENV)/vllm/installed: | $(VENV)/driver/installed
 $(VENV)/train/package: | $(VENV)/driver/package
 $(VENV)/eval/package: | $(VENV)/train/package
 
 # The package itself, so that the commands which Snakemake prints can be pasted, and Inspect finds its entry points.
 $(VENV)/%/package: pyproject.toml $(VENV)/%/installed
-	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(MAKE_VENV) --add $(VENV)/$* --no-deps --editable .
 	@touch $@
 
-install-test: $(VENV)/driver/installed-test $(VENV)/train/installed-test $(VENV)/eval/installed-test
+install-test: $(STAGES:%=$(VENV)/%/installed-test)
 
-$(VENV)/driver/installed-test: envs/test.txt $(VENV)/driver/package
-	@echo "Installing what tests and linters need ..."
-	@$(VENV)/driver/bin/python -m pip install --quiet --disable-pip-version-check -r envs/test.txt
-	@touch $@
-
-# Tests of a stage run in its environment, which lacks pytest, hypothesis, and what envs/test-STAGE.txt names.
-$(VENV)/eval/installed-test: envs/test-eval.txt
-
-$(VENV)/%/installed-test: envs/test.txt $(VENV)/%/package
-	@$(VENV)/$*/bin/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pytest|hypothesis|sortedcontainers)==' envs/test.txt) $(patsubst %,-r %,$(wildcard envs/test-$*.txt))
+# What the tests of all environments need, and what those of this one do beside it.
+$(VENV)/%/installed-test: envs/test.txt $(wildcard envs/test-*.txt) $(VENV)/%/package
+	@echo "Installing what tests need into $(VENV)/$* ..."
+	@$(MAKE_VENV) --add $(VENV)/$* -r envs/test.txt $(patsubst %,-r %,$(wildcard envs/test-$*.txt))
 	@touch $@
 
 demo: install  ## train SmolLM2-135M at four ranks on this machine, and print the table
