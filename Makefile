@@ -14,7 +14,9 @@ CORES ?= $(shell nproc)
 VENV := .venv
 BIN := $(VENV)/driver/bin
 STAGES := driver train eval
-PYTEST := -m pytest -q -p no:cacheprovider
+# `make test` leaves out what is marked as long, and `make test-all` runs that as well.
+SELECT ?= -m "not long"
+PYTEST = -m pytest -q -p no:cacheprovider --durations=15 --durations-min=1 $(SELECT)
 
 # A prerequisite that is always newer.
 .PHONY: always

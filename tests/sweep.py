@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from forked_snakemake import call_snakemake
+
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "scripts/run"
 
@@ -95,7 +97,7 @@ class Sweep:
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     program: tuple[str | Path, ...] = ("-m", "snakemake")
-    """What Python runs."""
+    """What Python runs, if it is more than Snakemake."""
 
     @property
     def results(self) -> Path:
@@ -120,19 +122,19 @@ class Sweep:
         return Sweep(directory, json.loads(json.dumps(self.config)), dict(self.environment))
 
     def command(self, *arguments: str | Path) -> list[str]:
-        command = [sys.executable, *self.program, "--snakefile", ROOT / "Snakefile", "--directory", self.directory]
-        return [*map(str, command), "--configfile", str(self.directory / "sweep.yaml"), *map(str, arguments)]
+        return [sys.executable, *map(str, self.program), *self.list_arguments(*arguments)]
+
+    def list_arguments(self, *arguments: str | Path) -> list[str]:
+        where = ["--snakefile", ROOT / "Snakefile", "--directory", self.directory]
+        return list(map(str, [*where, "--configfile", self.directory / "sweep.yaml", *arguments]))
 
     def snakemake(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.environment}
-        return subprocess.run(
-            self.command(*(() if {"--cores", "--profile"} & {*arguments} else ("--cores", "2")), *arguments),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-            env=environment,
-        )
+        arguments = (*(() if {"--cores", "--profile"} & {*arguments} else ("--cores", "2")), *arguments)
+        if self.program == ("-m", "snakemake"):
+            return call_snakemake(self.list_arguments(*arguments), ROOT, environment)
+        command = self.command(*arguments)
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
 
     def run(self, *arguments: str | Path) -> str:
         done = self.snakemake(*arguments)
