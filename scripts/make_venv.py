@@ -69,7 +69,8 @@ def main():
         command += ["--compile-bytecode"] if os.environ.get("PYTHONDONTWRITEBYTECODE") else []
         run(command, make_uv_environment(python))
     else:
-        run([installed, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages])
+        command = [installed, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+        run(command, make_pip_environment())
     if not arguments.add:
         # Last, since the environment is complete only now.
         (directory / "installed").touch()
@@ -114,7 +115,7 @@ def find_uv(python):
     run([python, "-m", "venv", OWN_UV])
     pip = [OWN_UV / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command = [*map(str, pip), "--only-binary=uv", "-r", str(ROOT / "envs/uv.txt")]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=make_pip_environment(), stderr=subprocess.PIPE, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip gives no reason"])[-1]
         print(f"uv cannot be had here ({reason}): pip installs, which takes longer and more room.", flush=True)
@@ -161,6 +162,12 @@ def make_uv_environment(python):
     settings = read_pip_settings(python)
     environment |= {variable: settings[name] for name, variable in UV_VARIABLES.items() if name in settings}
     return {**environment, **os.environ}
+
+
+def make_pip_environment():
+    """Return the variables that pip is given: none that has it install elsewhere than into the environment."""
+    elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
+    return {**{name: value for name, value in os.environ.items() if name not in elsewhere}, "PIP_USER": "0"}
 
 
 def run(command, environment=None, output=None):

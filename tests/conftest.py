@@ -1,4 +1,4 @@
-"""What holds for all tests. Those that cannot run on this machine are counted, and the count is told."""
+"""What holds for all tests: those that cannot run on this machine are counted, and how long each takes is noted."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,21 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+DURATIONS: dict[str, float] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    DURATIONS[report.nodeid] = DURATIONS.get(report.nodeid, 0) + report.duration
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = len(terminalreporter.stats.get("skipped", []))
     if skipped:
         terminalreporter.write_line(
             f"NOT RUN: {skipped} tests could not run on this machine; the reasons are above", red=True
         )
-    if count := os.environ.get("LORASWEEP_NOT_RUN"):
-        with Path(count).open("a") as file:
-            file.write(f"{skipped}\n")
+    if folder := os.environ.get("LORASWEEP_TESTS"):
+        with Path(folder, "counts").open("a") as file:
+            file.write(f"{len(DURATIONS) - skipped} {skipped}\n")
+        with Path(folder, "durations").open("a") as file:
+            file.writelines(f"{seconds:.1f} {test}\n" for test, seconds in DURATIONS.items())

@@ -1,7 +1,6 @@
 """What cannot be right stops the run before a job starts, and leaves nothing behind."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lorasweep.errors import FAULT, ending_with_a_message
 from sweep import Sweep
 
 SPOILT_SHELL = ["a/b", "..", "a b", "a'b", 'a"b', "a;touch x", "$(touch x)", "{point}", "a\nb"]
@@ -27,6 +27,10 @@ def write(name: str, text: str) -> Callable[[Sweep], None]:
         (sweep.directory / name).write_text(text)
 
     return change
+
+
+def write_bytes(name: str) -> Callable[[Sweep], None]:
+    return lambda sweep: (sweep.directory / name).write_bytes(b"\xff\xfe\x00\x80")
 
 
 def without_chat_template(sweep: Sweep) -> None:
@@ -86,6 +90,9 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         write("train.jsonl", '{"input": "a", "output": "b"}\n{"input": "a"}\n'),
         ["train.jsonl:2", "no column 'output'"],
     ),
+    "data that is no text": (write_bytes("train.jsonl"), ["train.jsonl", "UTF-8"]),
+    "a task file that is no text": (write_bytes("tasks.py"), ["tasks.py"]),
+    "a model's configuration that is no JSON": (write("model/config.json", "{"), ["model/config.json"]),
     "no such task file": (edit(evaluation={"tasks": ["none.py@x"]}), ["evaluation.tasks.0", "no such file: none.py"]),
     "no such task": (edit(evaluation={"tasks": ["tasks.py@leters"]}), ["tasks.py", "did you mean 'letters'"]),
     "no such registered task": (
@@ -162,9 +169,17 @@ def test_bad_input_costs_no_job_and_leaves_nothing(make: Callable[..., Sweep], p
     assert done.returncode == 1
     for part in said:
         assert part in text
-    # Snakemake writes a stack trace as lines of this form.
-    assert not re.search(r'File ".*/lorasweep/', text)
+    # What was wrong, and neither a place in the code nor a word of whose fault it is.
+    for word in ("Traceback", 'File "', "Error in file", "Error:", FAULT):
+        assert word not in text
     assert {path for path in sweep.directory.rglob("*") if ".snakemake" not in path.parts} == before
+
+
+def test_a_fault_of_ours_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"), ending_with_a_message():
+        {}["a key"]
+    assert "KeyError: 'a key'" in (said := capsys.readouterr().err)
+    assert said.endswith(FAULT + "\n")
 
 
 def test_a_number_that_yaml_takes_for_text_is_a_number(make: Callable[..., Sweep]) -> None:

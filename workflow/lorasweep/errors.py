@@ -1,7 +1,11 @@
-"""The one exception that a user's input can cause."""
+"""What a user's input can cause, and how it is told: one message, and the end of the process."""
 
-from collections.abc import Iterable
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -9,6 +13,34 @@ class InputError(ValueError):
 
     The message names the file, the key, the value seen and what would be accepted, one problem a line.
     """
+
+
+FAULT = (
+    "The lines above are a fault of lorasweep, not of your input. Please report them, with the command that you ran."
+)
+
+
+def end(message: str) -> NoReturn:
+    """End the process with a message for the user."""
+    print(message, file=sys.stderr)
+    sys.exit(1)
+
+
+@contextmanager
+def ending_with_a_message() -> Iterator[None]:
+    """End the process with what a user did wrong, and nothing above it; or with a traceback that says whose fault it is.
+
+    Raised below a Snakefile, an error would be printed with a place in the code and its frames.
+    """
+    try:
+        yield
+    except InputError as error:
+        end(str(error))
+    except OSError as error:  # no permission, no room, no such file
+        end(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except Exception:
+        traceback.print_exc()
+        end(FAULT)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -98,7 +98,7 @@ try:
     from lorasweep.costs import check_device
     from lorasweep.controller import HOLDER, give_up, hold, read_holder, release, remove_locks
     from lorasweep.dataset import check_data
-    from lorasweep.errors import InputError
+    from lorasweep.errors import InputError, ending_with_a_message
     from lorasweep.evaluation import make_evaluation_spec
     from lorasweep.evaluation_state import is_evaluated
     from lorasweep.experiment import NAME_PATTERN, load_experiment, read_given_values, write_experiment
@@ -121,10 +121,13 @@ try:
     from lorasweep.summary import FailureRecorder, summarise, write_failures
     from lorasweep.tasks import get_tasks
 except ModuleNotFoundError as error:
-    raise WorkflowError(
+    # Without the package there is no message of its own.
+    print(
         f"lorasweep needs the Python package '{error.name}' beside Snakemake: run 'make install', then "
-        "'. .venv/driver/bin/activate'"
+        "'. .venv/driver/bin/activate'",
+        file=sys.stderr,
     )
+    sys.exit(1)
 
 WORKING_DIRECTORY = os.getcwd()
 
@@ -140,7 +143,7 @@ SOURCE = ", ".join(str(path) for path in workflow.overwrite_configfiles or workf
 # To run although there is no room by the plan.
 FORCES_PLAN = str(config.pop("force_plan", False)).lower() == "true"
 
-try:
+with ending_with_a_message():
     # As it is written; EXPERIMENT has the local paths of what lies on the hub.
     GIVEN = load_experiment(read_given_values(config, workflow.config_settings.config), SOURCE)
     RESULTS = f"results/{GIVEN.experiment.name}"
@@ -155,8 +158,6 @@ try:
     POINTS = get_points(EXPERIMENT, SOURCE, Path(RESULTS, "points.json"))
     # What is evaluated as it is: names, and the models' paths.
     BASELINES = get_baselines(EXPERIMENT, POINTS, SOURCE)
-except InputError as error:
-    raise WorkflowError(str(error))
 
 # The points that are trained, and the earlier epochs of which each keeps the adapter; the others have one that exists,
 # or are such an epoch.
@@ -354,10 +355,8 @@ def match_points(is_wanted):
 
 @lru_cache(maxsize=None)
 def make_point_recipe(point):
-    try:
+    with ending_with_a_message():
         return make_recipe(EXPERIMENT, POINTS[point], f"{RESULTS}/{point}", SOURCE)
-    except InputError as error:
-        raise WorkflowError(str(error))
 
 
 def get_recipe(wildcards):
@@ -538,7 +537,7 @@ def count_samples():
     return check_data(EXPERIMENT.data, SOURCE)
 
 
-try:
+with ending_with_a_message():
     MISSING_MODEL = find_missing_model(EXPERIMENT, SOURCE)
     # Jobs were checked by the process that started them.
     if workflow.is_main_process:
@@ -553,8 +552,6 @@ try:
         if MISSING_MODEL:
             logger.warning(f"{MISSING_MODEL}\nA dry run goes on without it; a run stops here.")
     BATCHES = plan_batches()
-except InputError as error:
-    raise WorkflowError(str(error))
 
 
 BATCH_OF = {point: batch for batch, points in BATCHES.items() for point in points}
@@ -792,43 +789,49 @@ def settle_orphans():
             fate = "still runs: the same training waits for its end, and takes over what it made"
         logger.warning(f"SLURM job {orphan.job} of an earlier run ({orphan.rule} of {orphan.point}) {fate}.")
     if left := cancel_jobs(orphan.job for orphan in ORPHANS if not orphan.is_awaited):
-        raise WorkflowError(f"SLURM jobs of an earlier run do not end: scancel {' '.join(sorted(left))}, and run again")
+        raise InputError(f"SLURM jobs of an earlier run do not end: scancel {' '.join(sorted(left))}, and run again")
+
+
+def begin_run():
+    """What a run does before its first job."""
+    global ACCOUNTS
+    with ending_with_a_message():
+        if MISSING_MODEL:
+            raise InputError(MISSING_MODEL)
+        for stage in () if USES_CONDA else {TRAINER.STAGE, "eval", EVALUATION_STAGE}:
+            if not (ROOT / ".venv" / stage / "installed").exists():
+                raise InputError(
+                    f".venv/{stage}: the environment is missing; run 'make install"
+                    f"{'-vllm' if stage == 'vllm' else ''}', or use '--sdm conda'"
+                )
+        takes_time = any(rule == "train" or rule.startswith("evaluate") for rule, _ in get_wanted_jobs())
+        if EXPERIMENT.plan.count and takes_time and not workflow.touch:
+            count_tokens_and_samples()
+        if shortage := (forecast := get_forecast()).explain_shortage():
+            if not FORCES_PLAN:
+                raise InputError(shortage)
+            logger.warning(shortage)
+        settle_orphans()
+        # By this name the jobs of this run are found, should it die.
+        run = get_slurm_run()
+        awaited = {orphan.run for orphan in ORPHANS if orphan.is_awaited}
+        hold(CONTROLLER, sorted(awaited | ({run} if run else set())))
+        atexit.register(release, CONTROLLER)
+        record_points(POINTS, Path(RESULTS, "points.json"))
+        pinned = hub.with_commits(GIVEN, hub.read_revisions(Path(RESULTS, hub.REVISIONS)))
+        write_experiment(pinned, Path(RESULTS, EXPERIMENT_FILE))
+        if BATCHES:
+            record_batches(BATCHES, BATCH_RECORD)
+        logger.info(forecast.describe_shortly())
+        if not workflow.touch:
+            # Else Snakemake does not say when a job has ended, under --quiet progress.
+            workflow.scheduler.print_progress = True
+            ACCOUNTS = Accounts(forecast, WATCHER, FAILURES)
+            ACCOUNTS.start()
 
 
 onstart:
-    if MISSING_MODEL:
-        raise WorkflowError(MISSING_MODEL)
-    for stage in () if USES_CONDA else {TRAINER.STAGE, "eval", EVALUATION_STAGE}:
-        if not (ROOT / ".venv" / stage / "installed").exists():
-            raise WorkflowError(
-                f".venv/{stage}: the environment is missing; run 'make install"
-                f"{'-vllm' if stage == 'vllm' else ''}', or use '--sdm conda'"
-            )
-    takes_time = any(rule == "train" or rule.startswith("evaluate") for rule, _ in get_wanted_jobs())
-    if EXPERIMENT.plan.count and takes_time and not workflow.touch:
-        count_tokens_and_samples()
-    if shortage := (forecast := get_forecast()).explain_shortage():
-        if not FORCES_PLAN:
-            raise WorkflowError(shortage)
-        logger.warning(shortage)
-    settle_orphans()
-    # By this name the jobs of this run are found, should it die.
-    run = get_slurm_run()
-    awaited = {orphan.run for orphan in ORPHANS if orphan.is_awaited}
-    hold(CONTROLLER, sorted(awaited | ({run} if run else set())))
-    atexit.register(release, CONTROLLER)
-    record_points(POINTS, Path(RESULTS, "points.json"))
-    pinned = hub.with_commits(GIVEN, hub.read_revisions(Path(RESULTS, hub.REVISIONS)))
-    write_experiment(pinned, Path(RESULTS, EXPERIMENT_FILE))
-    if BATCHES:
-        record_batches(BATCHES, BATCH_RECORD)
-    logger.info(forecast.describe_shortly())
-    global ACCOUNTS
-    if not workflow.touch:
-        # Else Snakemake does not say when a job has ended, under --quiet progress.
-        workflow.scheduler.print_progress = True
-        ACCOUNTS = Accounts(forecast, WATCHER, FAILURES)
-        ACCOUNTS.start()
+    begin_run()
 
 
 onsuccess:
