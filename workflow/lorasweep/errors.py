@@ -15,9 +15,7 @@ class InputError(ValueError):
     """
 
 
-FAULT = (
-    "The lines above are a fault of lorasweep, not of your input. Please report them, with the command that you ran."
-)
+FAULT = "The lines above are a fault of lorasweep, not of your input. Please report them, and the command that you ran."
 
 
 def end(message: str) -> NoReturn:
@@ -28,7 +26,7 @@ def end(message: str) -> NoReturn:
 
 @contextmanager
 def ending_with_a_message() -> Iterator[None]:
-    """End the process with what a user did wrong, and nothing above it; or with a traceback that says whose fault it is.
+    """End the process with what a user did wrong, and nothing above it, or with a traceback that says whose fault it is.
 
     Raised below a Snakefile, an error would be printed with a place in the code and its frames.
     """
@@ -37,7 +35,7 @@ def ending_with_a_message() -> Iterator[None]:
     except InputError as error:
         end(str(error))
     except OSError as error:  # no permission, no room, no such file
-        end(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        end(str(error))
     except Exception:
         traceback.print_exc()
         end(FAULT)
