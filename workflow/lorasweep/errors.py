@@ -26,15 +26,13 @@ def end(message: str) -> NoReturn:
 
 @contextmanager
 def ending_with_a_message() -> Iterator[None]:
-    """End the process with what a user did wrong, and nothing above it, or with a traceback that says whose fault it is.
+    """End the process with the message of an `InputError` alone, and with a traceback where the fault is ours.
 
-    Raised below a Snakefile, an error would be printed with a place in the code and its frames.
+    Snakemake prints what is raised below a Snakefile with a place in the code and its frames.
     """
     try:
         yield
-    except InputError as error:
-        end(str(error))
-    except OSError as error:  # no permission, no room, no such file
+    except (InputError, OSError) as error:  # the latter: no permission, no room, no such file
         end(str(error))
     except Exception:
         traceback.print_exc()
