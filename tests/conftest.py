@@ -1,12 +1,18 @@
 """What holds for all tests. Those that cannot run on this machine are counted, and the count is told."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Tests run beside each other: a thread of torch's that waits for another should leave its core to them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_configure() -> None:
+    # As Ctrl-C: what tests have started is ended by them.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
