@@ -86,7 +86,7 @@ MODES = {
     "exclude": [{"model_format": "hf", "merge_adapters": False}],
 }
 
-TRAINED_POINTS = 5
+TRAINED_POINTS = 4
 """Points of the sweep `trained` of the end-to-end tests."""
 
 POINTS = {
