@@ -96,11 +96,12 @@ def read_column(page: Page, title: str) -> list[str]:
     return page.locator(f"#results_wrapper .dt-scroll-body tbody tr td:nth-child({place})").all_inner_texts()
 
 
-# Every space in one way, and one space in every way; the others now and then.
+# For every commit each space in one way, and among them each way.
 LOOKS = [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light")]
 PAIRS = [(name, *look) for name in SPACES for look in LOOKS]
 QUICK = [
     ("one variable", WIDE, "dark"),
+    ("three variables", WIDE, "light"),
     ("two variables and seeds", NARROW, "light"),
     ("four variables", WIDE, "light"),
 ]
