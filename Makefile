@@ -109,12 +109,14 @@ workflow: install-test  ## test plans, job counts and bad input, without running
 
 e2e: e2e-trained e2e-finished  ## test real runs on a tiny model
 
-# Apart, to run beside each other: by the sweep that their tests begin with.
+# Apart, to run beside each other, at about the same cost: those that look at one finished sweep, and the others.
+E2E_TRAINED := $(patsubst %,tests/e2e/test_%.py,direct hub interruption resume storage trainers)
+
 e2e-trained: install-test
-	$(BIN)/python $(PYTEST) tests/e2e/test_direct.py tests/e2e/test_storage.py
+	$(BIN)/python $(PYTEST) $(E2E_TRAINED)
 
 e2e-finished: install-test
-	$(BIN)/python $(PYTEST) tests/e2e --ignore tests/e2e/test_direct.py --ignore tests/e2e/test_storage.py
+	$(BIN)/python $(PYTEST) tests/e2e $(E2E_TRAINED:%=--ignore %)
 
 browser: install-test  ## test the report in a real browser, which is installed for it where root can do so
 	@$(BIN)/python tests/browser/chromium.py install || [ $$? = 3 ]

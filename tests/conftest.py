@@ -1,6 +1,7 @@
 """What holds for all tests: those that cannot run on this machine are counted, and how long each takes is noted."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ DURATIONS: dict[str, float] = {}
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     DURATIONS[report.nodeid] = DURATIONS.get(report.nodeid, 0) + report.duration
+
+
+def pytest_configure() -> None:
+    # As Ctrl-C: what tests have started is ended by them.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

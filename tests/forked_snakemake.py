@@ -1,16 +1,21 @@
 """Snakemake without the seconds that each start of it takes: a process that has imported it, and forks at each call.
 
-Each call has a process, a directory and an environment of its own, as if it was started anew, and ends as Python does.
+Each call has a process, a session, a directory and an environment of its own, as if it was started anew, and ends as
+Python does. It does not outlive who called: when the pipe to the process that forks is closed, by whatever ended the
+caller, Snakemake and its jobs are killed.
 Imported, this gives `call_snakemake`; started, it is the process that forks.
 """
 
 import atexit
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -29,17 +34,25 @@ def call_snakemake(
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")
         request = [list(arguments), str(cwd), dict(environment), str(output), str(errors)]
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        status = int(server.stdout.readline())
+        try:
+            server.stdin.write(json.dumps(request) + "\n")
+            server.stdin.flush()
+            status = int(server.stdout.readline())
+        except BaseException:  # Ctrl-C too: what was called ends, and what is called next starts another
+            _start_server.cache_clear()
+            server.stdin.close()
+            server.wait()
+            raise
         return subprocess.CompletedProcess(list(arguments), status, output.read_text(), errors.read_text())
 
 
 @cache
 def _start_server() -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
+    # In a session of its own: Ctrl-C reaches the caller alone, at whose end it ends what it forked.
+    pipe = subprocess.PIPE
     server = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, __file__], stdin=pipe, stdout=pipe, text=True, env=environment, start_new_session=True
     )
     atexit.register(server.wait)
     assert server.stdin
@@ -56,9 +69,24 @@ def _serve() -> None:
     for line in sys.stdin:
         child = os.fork()
         if not child:
+            os.setsid()
             _become(snakemake.cli.main, *json.loads(line))
+        if _outlives_the_caller(child):
+            os.killpg(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        with suppress(BrokenPipeError):
+            print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _outlives_the_caller(child: int) -> bool:
+    """Wait for the end of a child or of the caller; return whether it was the caller's."""
+    descriptor = os.pidfd_open(child)
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    waiting.register(sys.stdin.fileno(), 0)  # its hang-up alone
+    ended = {found for found, _ in waiting.poll()}
+    os.close(descriptor)
+    return descriptor not in ended
 
 
 def _become(main: Any, arguments: list[str], cwd: str, environment: dict[str, str], output: str, errors: str) -> None:

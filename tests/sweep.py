@@ -4,8 +4,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -45,6 +49,9 @@ def told(variable):
 @task
 def letters(size: int = 6) -> Task:
     """The letter that follows."""
+    if file := os.environ.get("HOLD_EVALUATIONS_UNTIL"):
+        while not Path(file).exists():
+            time.sleep(0.1)
     if told("FAIL_EVALUATION_OF"):
         raise RuntimeError("this evaluation was told to fail")
     if seconds := told("SLOW_EVALUATION_OF"):
@@ -58,11 +65,11 @@ def letters(size: int = 6) -> Task:
 
 @solver
 def note(what):
-    """Note a sample in a file; before it is begun, wait, if it is not among the first so many: COUNT:SECONDS."""
+    """Note a sample in a file; before it is begun, wait for ever, if it is not among the first so many: POINT:COUNT."""
     async def solve(state, generate):
-        free, _, seconds = os.environ.get("WAIT_AFTER_SAMPLES", "").partition(":")
+        free = told("WAIT_AFTER_SAMPLES")
         if what == "begun" and free and state.sample_id > int(free):
-            await anyio.sleep(float(seconds))
+            await anyio.sleep_forever()
         if folder := os.environ.get("NOTE_SAMPLES_IN"):
             with open(f"{folder}/{what}-{get_point()}", "a") as file:
                 file.write(f"{state.sample_id}\\n")
@@ -79,7 +86,7 @@ MODES = {
     "exclude": [{"model_format": "hf", "merge_adapters": False}],
 }
 
-TRAINED_POINTS = 12
+TRAINED_POINTS = 4
 """Points of the sweep `trained` of the end-to-end tests."""
 
 POINTS = {
@@ -136,6 +143,26 @@ class Sweep:
         command = self.command(*arguments)
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
 
+    @contextmanager
+    def start(self, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+        """Call Snakemake and go on; what it says lies in `said.log`. In the end all that it has started is killed."""
+        arguments = (*(() if {"--cores", "--profile"} & {*arguments} else ("--cores", "2")), *arguments)
+        environment = {**os.environ, **self.environment}
+        with (self.directory / "said.log").open("wb") as said:
+            run = subprocess.Popen(
+                self.command(*arguments), cwd=ROOT, stdout=said, stderr=said, env=environment, start_new_session=True
+            )
+        try:
+            yield run
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+
+    def read_said(self) -> str:
+        """What the Snakemake that was started has said."""
+        return (self.directory / "said.log").read_text()
+
     def run(self, *arguments: str | Path) -> str:
         done = self.snakemake(*arguments)
         logs = "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in self.results.glob("logs/*/*.log"))
@@ -178,6 +205,14 @@ def make_sweep(directory: Path, model: Path, name: str, **sections: Any) -> Swee
     )
     sweep.write()
     return sweep
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 1800) -> None:
+    """Wait for an event; that it does not come is seen at last, however slow the machine is."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
 
 
 def run_stage(stage: str, script: str, *arguments: str | Path, cwd: Path = ROOT) -> str:

@@ -96,8 +96,20 @@ def read_column(page: Page, title: str) -> list[str]:
     return page.locator(f"#results_wrapper .dt-scroll-body tbody tr td:nth-child({place})").all_inner_texts()
 
 
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize(("viewport", "theme"), [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light")])
+# For every commit each space in one way, and among them each way.
+LOOKS = [(WIDE, "light"), (WIDE, "dark"), (NARROW, "light")]
+PAIRS = [(name, *look) for name in SPACES for look in LOOKS]
+QUICK = [
+    ("one variable", WIDE, "dark"),
+    ("three variables", WIDE, "light"),
+    ("two variables and seeds", NARROW, "light"),
+    ("four variables", WIDE, "light"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "viewport", "theme"), [p if p in QUICK else pytest.param(*p, marks=pytest.mark.long) for p in PAIRS]
+)
 def test_a_report_opens_in_both_themes_and_on_a_narrow_screen(
     reports: Callable[[str], Path], open_page: Callable[..., Page], name: str, viewport: Any, theme: str
 ) -> None:

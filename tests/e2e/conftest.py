@@ -1,29 +1,55 @@
 """A finished sweep of a tiny model, made once by real jobs, that tests look at and plan changes of."""
 
+import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from lorasweep.checkpoint import read_checkpoint
+from lorasweep.experiment import Controls
+from lorasweep.trainers.torchtune_models import get_model
 from sweep import MODES, TRAINED_POINTS, Sweep, make_sweep, run_stage
 
 
 @pytest.fixture(scope="session")
-def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    @cache
-    def make(*arguments: str) -> Path:
-        directory = tmp_path_factory.mktemp("model") / "tiny"
-        run_stage("train", "tiny_model.py", "--output", directory, *arguments)
-        return directory
-
-    return make
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    run_stage("train", "tiny_model.py", "--output", directory, "--family", "llama3")
+    return directory
 
 
 @pytest.fixture(scope="session")
-def model(make_model: Callable[..., Path]) -> Path:
-    return make_model("--family", "llama3")
+def other_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same shapes, and other weights."""
+    directory = tmp_path_factory.mktemp("model") / "other"
+    shutil.copytree(model, directory)
+    draw = np.random.default_rng(1)
+    tensors = load_file(directory / "model.safetensors")
+    others = {name: draw.permutation(value.ravel()).reshape(value.shape) for name, value in tensors.items()}
+    save_file(others, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model_without_template(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, with a tokenizer that has no chat template."""
+    directory = tmp_path_factory.mktemp("model") / "bare"
+    shutil.copytree(model, directory)
+    (directory / "chat_template.jinja").unlink()
+    assert "chat_template" not in (directory / "tokenizer_config.json").read_text()
+    return directory
+
+
+@pytest.fixture(scope="session")
+def held_model(model: Path) -> dict[str, Any]:
+    """What `controls._override.model` says to have a training that something happens to: see held_training.py."""
+    section, _ = get_model(read_checkpoint(model), Controls())
+    sizes = {key: value for key, value in section.items() if "lora" not in key}
+    return sizes | {"_component_": "held_training.build"}
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +75,6 @@ def trained(make: Callable[..., Sweep]) -> Sweep:
     """Points that are trained and not evaluated."""
     sweep = make("trained", variables={"seed": list(range(TRAINED_POINTS))})
     sweep.edit(controls={"epochs": 2}, evaluation={"baseline": False, "enabled": False})
-    sweep.run("--set-threads", "train=1")
+    sweep.run("--set-threads", "train=1", "--until", "cleanup")
     sweep.edit(evaluation={"baseline": False, "enabled": True, "tasks": [{"task": "tasks.py@letters", "limit": 1}]})
     return sweep

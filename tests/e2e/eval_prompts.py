@@ -1,4 +1,7 @@
-"""Print, as JSON, the tokens that an evaluation hands to the model for each sample of a file, in its order."""
+"""Print, as JSON, the tokens that evaluations hand to the model for each sample of a file, in its order.
+
+The arguments are, for each evaluation: its specification, the file, and a folder for its logs.
+"""
 
 import json
 import sys
@@ -14,9 +17,6 @@ from lorasweep.checkpoint import read_checkpoint
 from lorasweep.evaluation import EvaluationSpec
 from lorasweep.evaluator import _make_model, make_options, with_prompt
 
-spec = EvaluationSpec.model_validate_json(sys.argv[1])
-base = read_checkpoint(Path(spec.base_model))
-model = _make_model(spec, "hf/prompts", base, model_path=str(base.path))
 messages = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
 
@@ -27,20 +27,27 @@ def read(line: str) -> Any:
     return [messages[m["role"]](content=m["content"]) for m in sample["messages"][:-1]]
 
 
-inputs = [read(line) for line in Path(sys.argv[2]).read_text().splitlines()]
-seen: list[list[int]] = []
-generate_tokens = model.api.model.generate
+def read_prompts(specification: str, file: str, logs: str) -> list[list[int]]:
+    spec = EvaluationSpec.model_validate_json(specification)
+    base = read_checkpoint(Path(spec.base_model))
+    model = _make_model(spec, "hf/prompts", base, model_path=str(base.path))
+    inputs = [read(line) for line in Path(file).read_text().splitlines()]
+    seen: list[list[int]] = []
+    generate_tokens = model.api.model.generate
+
+    def record(input_ids: Any, attention_mask: Any, **arguments: Any) -> Any:
+        for tokens, kept in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
+            seen.append([token for token, keep in zip(tokens, kept, strict=True) if keep])
+        return generate_tokens(input_ids=input_ids, attention_mask=attention_mask, **arguments)
+
+    model.api.model.generate = record
+    asked = Task(dataset=[Sample(input=i, target="") for i in inputs], solver=generate())
+    task = with_prompt(spec, spec.tasks[0], asked)
+    options = make_options(spec, spec.tasks[0], model)
+    [log] = eval(task, model=model, display="none", log_dir=logs, max_samples=1, ctl_server=False, **options)
+    assert log.status == "success", log.error
+    return seen
 
 
-def record(input_ids: Any, attention_mask: Any, **arguments: Any) -> Any:
-    for tokens, kept in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
-        seen.append([token for token, keep in zip(tokens, kept, strict=True) if keep])
-    return generate_tokens(input_ids=input_ids, attention_mask=attention_mask, **arguments)
-
-
-model.api.model.generate = record
-task = with_prompt(spec, spec.tasks[0], Task(dataset=[Sample(input=i, target="") for i in inputs], solver=generate()))
-options = make_options(spec, spec.tasks[0], model)
-[log] = eval(task, model=model, display="none", log_dir=sys.argv[3], max_samples=1, ctl_server=False, **options)
-assert log.status == "success", log.error
-print(json.dumps(seen))
+arguments = sys.argv[1:]
+print(json.dumps([read_prompts(*arguments[at : at + 3]) for at in range(0, len(arguments), 3)]))

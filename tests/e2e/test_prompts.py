@@ -3,17 +3,18 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sweep import ROOT, Sweep, make_sweep, run_stage
+from sweep import ROOT, SUMMED_UP, make_sweep, run_stage
 
 sys.path.insert(0, str(ROOT / "workflow"))
-from lorasweep.evaluation import TaskSpec, make_evaluation_spec
+from lorasweep.evaluation import EvaluationSpec, TaskSpec, make_evaluation_spec
 from lorasweep.experiment import load_experiment
+from lorasweep.inputs import make_recipe
 from lorasweep.points import get_points
 
 CHAT = [
@@ -50,56 +51,98 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def sweep(tmp_path: Path, make_model: Callable[..., Path], request: pytest.FixtureRequest) -> Sweep:
-    model_arguments, data = CASES[request.param]
-    sweep = make_sweep(tmp_path, make_model("--family", "llama3", *model_arguments), "prompts")
-    sweep.edit(runs=[{"name": "point", **RUNS.get(request.param, {})}], data=data, controls={"batch_size": 1})
-    lines = (tmp_path / "train.jsonl").read_text().splitlines()[:3]
+@dataclass(frozen=True)
+class Case:
+    """Data and an experiment, with the recipe of its point and the specification of its evaluation."""
+
+    directory: Path
+    data: dict[str, Any]
+    recipe: Path
+    spec: EvaluationSpec
+
+
+def make_case(directory: Path, model: Path, case: str) -> Case:
+    data = CASES[case][1]
+    sweep = make_sweep(directory, model, "prompts")
+    lines = (directory / "train.jsonl").read_text().splitlines()[:3]
     if data.get("format") == "completion":
         samples = [{"text": f"{s['input']} comes {s['output']}", "input": s["input"]} for s in map(json.loads, lines)]
         lines = [json.dumps(sample) for sample in samples]
     if data.get("format") == "chat":
         samples = [{"messages": [{"role": role, "content": text} for role, text in sample]} for sample in CHAT]
         lines = [json.dumps(sample) for sample in samples]
-    (tmp_path / "train.jsonl").write_text("".join(line + "\n" for line in lines))
-    return sweep
-
-
-@pytest.mark.parametrize("sweep", CASES, indirect=True)
-def test_training_and_evaluation_see_the_same_prompt_tokens(sweep: Sweep, request: pytest.FixtureRequest) -> None:
-    sweep.run("configure_all")
-    recipe = sweep.results / "point/recipe.yaml"
-    trained = json.loads(run_stage("train", "e2e/train_prompts.py", recipe, cwd=sweep.directory).splitlines()[-1])
+    (directory / "train.jsonl").write_text("".join(line + "\n" for line in lines))
+    # Where the processes that read these are started is not where they lie.
+    sweep.config["model"]["path"] = str(directory / "model")
+    sweep.config["data"]["train"] = str(directory / "train.jsonl")
+    sweep.edit(runs=[{"name": "point", **RUNS.get(case, {})}], data=data, controls={"batch_size": 1})
     experiment = load_experiment(sweep.config, "sweep.yaml")
+    point = get_points(experiment, "sweep.yaml", sweep.results / "points.json")["point"]
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(make_recipe(experiment, point, str(directory / "point"), "sweep.yaml"))
     task = TaskSpec(name="prompts", task="none", args={}, limit=None)
-    data = get_points(experiment, "sweep.yaml", sweep.results / "points.json")["point"].data
-    spec = make_evaluation_spec(experiment, [], [], "base", "", data=data).model_copy(update={"max_connections": 1})
-    case = request.node.callspec.id
+    spec = make_evaluation_spec(experiment, [], [], "base", "", data=point.data)
+    spec = spec.model_copy(update={"max_connections": 1})
     if case.endswith("of the task"):
         task = task.model_copy(update={"system_prompt": spec.system_prompt or "", "prompt": spec.prompt or ""})
         spec = spec.model_copy(update={"system_prompt": "This is not for this task.", "prompt": ANOTHER})
-    spec = spec.model_copy(update={"tasks": [task]})
-    arguments = [spec.model_dump_json(), "train.jsonl", sweep.directory / "logs"]
-    said = run_stage("eval", "e2e/eval_prompts.py", *arguments, cwd=sweep.directory)
-    evaluated = json.loads(said.splitlines()[-1])
-    samples = (sweep.directory / "train.jsonl").read_text().splitlines()
-    if limit := sweep.config["data"].get("max_samples"):
+    return Case(directory, data, recipe, spec.model_copy(update={"tasks": [task]}))
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory, model: Path, model_without_template: Path) -> dict[str, Case]:
+    models = {True: model_without_template, False: model}
+    folder = tmp_path_factory.mktemp("prompts")
+    return {
+        name: make_case(folder / str(number), models["--no-chat-template" in arguments], name)
+        for number, (name, (arguments, _)) in enumerate(CASES.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def trained_tokens(cases: dict[str, Case]) -> dict[str, list[list[int]]]:
+    """The prompts that the training of each case sees."""
+    said = run_stage("train", "e2e/train_prompts.py", *[case.recipe for case in cases.values()])
+    return dict(zip(cases, json.loads(said.splitlines()[-1]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def evaluated_tokens(cases: dict[str, Case]) -> dict[str, list[list[int]]]:
+    """The prompts that the evaluation of each case sees."""
+    arguments = [
+        argument
+        for case in cases.values()
+        for argument in (case.spec.model_dump_json(), case.directory / "train.jsonl", case.directory / "logs")
+    ]
+    said = run_stage("eval", "e2e/eval_prompts.py", *arguments)
+    return dict(zip(cases, json.loads(said.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_and_evaluation_see_the_same_prompt_tokens(
+    cases: dict[str, Case],
+    trained_tokens: dict[str, list[list[int]]],
+    evaluated_tokens: dict[str, list[list[int]]],
+    name: str,
+) -> None:
+    data, trained, evaluated = cases[name].data, trained_tokens[name], evaluated_tokens[name]
+    samples = (cases[name].directory / "train.jsonl").read_text().splitlines()
+    if limit := data.get("max_samples"):
         samples, evaluated = samples[:limit], evaluated[:limit]
     assert len(trained) == len(evaluated) == len(samples)
     assert min(map(len, trained)) > len("after a")
-    if sweep.config["data"].get("format") == "completion":
+    if data.get("format") == "completion":
         # All is learnt: the prompt is what it begins with, and it ends where generation will stop.
         assert [tokens[: len(prompt)] for tokens, prompt in zip(trained, evaluated, strict=True)] == evaluated
         assert len({tokens[-1] for tokens in trained}) == 1
-    elif sweep.config["data"].get("format") == "chat":
+    elif data.get("format") == "chat":
         # In a longer conversation training learns earlier answers too; the prompt is what stands before the first.
         assert trained[0] == evaluated[0]
         assert evaluated[1][: len(trained[1])] == trained[1]
     else:
         assert trained == evaluated
     # A byte is a token, and its number the byte's place in the alphabet of the tokenizer.
-    assert contains(evaluated[0], ASKED) == ("prompt" in case and not re.search("^no prompt|system", case))
+    assert contains(evaluated[0], ASKED) == ("prompt" in name and not re.search("^no prompt|system", name))
 
 
 def contains(tokens: list[int], text: str) -> bool:
@@ -112,11 +155,9 @@ def windows(tokens: list[int], size: int) -> list[list[int]]:
     return [tokens[start : start + size] for start in range(len(tokens) - size + 1)]
 
 
-def test_points_that_are_asked_otherwise_are_evaluated_so_in_one_sweep(
-    tmp_path: Path, make_model: Callable[..., Path]
-) -> None:
-    sweep = make_sweep(tmp_path, make_model("--family", "llama3"), "asked", data={"train": "train.jsonl"})
-    runs = [{"name": "plain"}, {"name": "other"}, {"name": "asked", "prompt": PROMPT, "system_prompt": "Be brief."}]
+def test_points_that_are_asked_otherwise_are_evaluated_so_in_one_sweep(tmp_path: Path, model: Path) -> None:
+    sweep = make_sweep(tmp_path, model, "asked", data={"train": "train.jsonl"})
+    runs = [{"name": "plain"}, {"name": "asked", "prompt": PROMPT, "system_prompt": "Be brief."}]
     tasks = [
         {"task": "tasks.py@letters", "name": name, "limit": 1, **options}
         for name, options in {"all": {}, "own": {"prompt": "Now: {input}"}, "bare": {"prompt": ""}}.items()
@@ -127,8 +168,8 @@ def test_points_that_are_asked_otherwise_are_evaluated_so_in_one_sweep(
         evaluation={"merge_adapters": False, "tasks": tasks, "max_tokens": 1},
     )
     assert sweep.plan()["evaluate_adapters"] == 2
-    sweep.run()
-    assert sweep.plan() == {}
+    sweep.run("--until", "cleanup")
+    assert sweep.plan() == SUMMED_UP
     files = {(p, t): sweep.results / p / f"eval/{t}.eval" for p in ("plain", "asked", "baseline") for t in TASKS}
     logs = json.loads(run_stage("eval", "e2e/read_logs.py", *files.values()))
     said = {key: logs[str(file)]["prompt"][-1][1] for key, file in files.items()}
@@ -140,6 +181,6 @@ def test_points_that_are_asked_otherwise_are_evaluated_so_in_one_sweep(
     settings = json.loads((sweep.results / "asked/manifest.json").read_text())["settings"]
     assert (settings["prompt"], settings["system_prompt"]) == (PROMPT, "Be brief.")
     # Another prompt is another training and evaluation of that point alone.
-    sweep.edit(runs=[run | {"seed": seed} for seed, run in enumerate([*runs[:2], runs[2] | {"prompt": ANOTHER}])])
+    sweep.edit(runs=[run | {"seed": seed} for seed, run in enumerate([runs[0], runs[1] | {"prompt": ANOTHER}])])
     plan = sweep.plan()
     assert (plan["train"], plan["evaluate_adapters"], plan["publish"]) == (1, 1, 1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from lorasweep.checkpoint import read_checkpoint
 from lorasweep.digest import digest_file
@@ -21,6 +22,11 @@ from lorasweep.trainers.training_log import COLUMNS, read_log
 from sweep import ROOT, RUN, Sweep, run_stage
 
 TRAINERS = ("torchtune", "plain_trainer")
+
+# What other tests say of torchtune: tests/train, and those of the sweep that is finished, which is planned by lengths.
+only_others = pytest.mark.parametrize(
+    "make_training", [pytest.param("torchtune", marks=pytest.mark.long), "plain_trainer"], indirect=True
+)
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
 
@@ -170,6 +176,7 @@ def test_an_earlier_epoch_has_an_adapter_of_its_own_and_its_part_of_the_log(trai
     assert {file.name for file in first.iterdir()} == {file.name for file in trained.adapter.iterdir()}
 
 
+@only_others
 def test_a_loss_that_is_not_finite_fails_and_leaves_no_adapter(
     make_training: Callable[..., Training], tmp_path: Path
 ) -> None:
@@ -182,6 +189,7 @@ def test_a_loss_that_is_not_finite_fails_and_leaves_no_adapter(
     assert [row.step for row in read_log(training.folder / "state/train/training_log.csv")] == [1]
 
 
+@pytest.mark.long  # a sweep is planned by them, below
 def test_lengths_are_those_of_whole_samples(make_training: Callable[..., Training], tmp_path: Path) -> None:
     training = make_training(tmp_path, max_seq_len=70)
     done = training.run("measure_lengths.py", "--most", "7")
@@ -195,33 +203,40 @@ def test_lengths_are_those_of_whole_samples(make_training: Callable[..., Trainin
 
 
 def test_a_sweep_trains_with_the_trainer_that_it_names(make: Callable[..., Sweep]) -> None:
-    sweep = make("plain", variables={"lora_rank": [2, 4]}, trainer="plain_trainer")
+    sweep = make("plain", variables={"lora_rank": [4]}, trainer="plain_trainer")
     sweep.environment["PYTHONPATH"] = ENVIRONMENT["PYTHONPATH"]
     sweep.edit(controls={"epochs": 2}, plan={"count": True})
-    sweep.edit(evaluation={"merge_adapters": False, "tasks": [{"task": "tasks.py@letters", "limit": 2}]})
+    tasks = [{"task": "tasks.py@letters", "limit": 2}]
+    sweep.edit(evaluation={"merge_adapters": False, "baseline": False, "tasks": tasks})
     said = sweep.run("--printshellcmds", "--set-threads", "train=1")
     assert "scripts/run eval" in said
     assert "--trainer plain_trainer --recipe" in said
     table = pd.read_csv(sweep.results / "results.csv")
     trained = table[table["mode"] == "B2"]
-    assert list(trained["lora_rank"]) == [2, 4]
+    assert list(trained["lora_rank"]) == [4]
     assert (trained["probe_distance"] > 0).all()
-    assert list(trained["steps"]) == [10, 10]
-    manifest = json.loads((sweep.results / "lora_rank=2/manifest.json").read_text())
+    assert list(trained["steps"]) == [10]
+    manifest = json.loads((sweep.results / "lora_rank=4/manifest.json").read_text())
     assert manifest["training"]["trainer"] == "plain_trainer"
-    assert json.loads((sweep.results / "lengths.json").read_text())["key"][-1] == "plain_trainer"
+    counted = json.loads((sweep.results / "lengths.json").read_text())
+    assert counted["key"][-1] == "plain_trainer"
+    # A token a byte, and one for each of four marks.
+    whole = len("user\nafter a\nassistant\nb\n") + 4
+    assert counted["lengths"] == [whole] * 25
     assert sweep.plan() == {}
     # With another trainer all is trained anew.
     sweep.edit(trainer="torchtune")
-    assert sweep.plan()["train"] == 2
+    assert sweep.plan()["train"] == 1
 
 
+@pytest.mark.long  # tests/train trains in two processes, and tests/workflow plans it
 def test_a_sweep_trains_in_two_processes(make: Callable[..., Sweep]) -> None:
     sweep = make("shared", variables={"gpus": [2]})
-    sweep.edit(controls={"epochs": 2}, evaluation={"tasks": [{"task": "tasks.py@letters", "limit": 2}]})
-    sweep.run()
-    table = pd.read_csv(sweep.results / "results.csv")
-    [row] = table[table["mode"] == "B1"].to_dict("records")
-    # 25 samples, 13 of them for each process: two steps an epoch of two batches of five.
-    assert (row["point"], row["gpus"], row["steps"]) == ("gpus=2", 2, 4)
-    assert row["probe_distance"] > 0
+    sweep.edit(controls={"epochs": 1}, evaluation={"enabled": False})
+    sweep.run("--until", "cleanup")
+    manifest = json.loads((sweep.results / "gpus=2/manifest.json").read_text())
+    # 25 samples, 13 of them for each process: two steps of two batches of five.
+    assert (manifest["settings"]["gpus"], manifest["training"]["steps"]) == (2, 2)
+    weights = load_file(sweep.results / "gpus=2/adapter/adapter_model.safetensors")
+    changed = [name for name, value in weights.items() if "lora_B" in name and value.any()]
+    assert len(changed) == len(weights) / 2
