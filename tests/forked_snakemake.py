@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def call_snakemake(
 ) -> subprocess.CompletedProcess[str]:
     """Call Snakemake with arguments; return what it printed and its exit status."""
     server = _start_server()
-    assert server.stdin and server.stdout
+    assert server.stdin
+    assert server.stdout
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder, "output"), Path(folder, "errors")
         request = [list(arguments), str(cwd), dict(environment), str(output), str(errors)]
@@ -46,10 +48,9 @@ def _start_server() -> subprocess.Popen[str]:
 
 
 def _serve() -> None:
-    import lorasweep.forecast
-    import lorasweep.inputs
+    for module in ("lorasweep.forecast", "lorasweep.inputs", "snakemake_executor_plugin_slurm", "snakemake.report"):
+        import_module(module)
     import snakemake.cli
-    import snakemake_executor_plugin_slurm  # noqa: F401
 
     sys.path.remove(str(Path(__file__).parent))
     for line in sys.stdin:
