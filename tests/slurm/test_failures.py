@@ -15,7 +15,7 @@ import pytest
 from cluster import Cluster
 from lorasweep.job_records import read_records
 from monkey import find_program
-from slurm_sweep import SECONDS_TO_END, SlurmSweep, get_node, wait_for
+from slurm_sweep import SECONDS_TO_END, SlurmSweep, end_time_now, get_node, wait_for
 from sweep import SUMMED_UP, Sweep
 
 TRAINING_ONLY = {"enabled": False, "baseline": False}
@@ -68,8 +68,7 @@ def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable
 
     [first] = wait_for("the slow evaluation", find_slow)
     assert get_time_limit(first) == "1:40:00"
-    # SLURM looks at limits every 30 s.
-    subprocess.run(["scontrol", "update", f"jobid={first}", "endtime=now"], check=True)
+    end_time_now(first)
     [second] = wait_for("its retry", lambda: find_slow() - {first})
     assert get_time_limit(second) == "3:20:00"
     sweep.hold.unlink()

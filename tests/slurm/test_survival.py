@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster
 from lorasweep.trainers.training_log import read_log
 from monkey import find_program
-from slurm_sweep import SECONDS_TO_END, SlurmSweep, get_node, wait_for
+from slurm_sweep import SECONDS_TO_END, SlurmSweep, end_time_now, get_node, wait_for
 from sweep import Sweep, make_sweep
 
 POINT = "lora_rank=4,seed=1"  # a name with a comma
@@ -87,8 +87,8 @@ def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, u
         find_program(job).send_signal(signal.SIGSTOP)
         if how == "scancel":
             subprocess.run(["scancel", job], check=True)
-        else:  # which SLURM looks at every 30 s
-            subprocess.run(["scontrol", "update", f"jobid={job}", "endtime=now"], check=True)
+        else:
+            end_time_now(job)
         assert run.wait(timeout=SECONDS_TO_END) == 1
         assert ("ended it at its time limit" if how == "time limit" else "it was cancelled") in sweep.said
         said = wait_for("its last word", lambda: re.search(r"\(SIGTERM\); step (\d+) is saved", log.read_text()))
