@@ -1,7 +1,7 @@
 """Make a virtual environment of pinned requirements, or add packages to one that is there.
 
     python3 scripts/make_venv.py .venv/train -r envs/train.txt         # removes what lies there, and makes it anew
-    python3 scripts/make_venv.py --add .venv/train -r envs/test.txt    # what follows the folder is given to the installer
+    python3 scripts/make_venv.py --add .venv/train -r envs/test.txt    # the installer is given what follows the folder
 
 uv installs where it can be had: the one on the path, or else one that pip brings into `.venv/uv`. Files that several
 environments share then lie on the disk once. Without uv, pip installs. Both follow pip's variables and configuration.
@@ -81,7 +81,7 @@ def find_python():
     Exits with a message where it is too old, or lacks `venv` and cannot be given it.
     """
     version = "{}.{}".format(*sys.version_info)
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - whatever Python the user has runs this
         sys.exit(
             f"lorasweep needs Python 3.11 or later, and {sys.executable} is Python {version}. "
             "Name another one: make PYTHON=python3.12 ..."
