@@ -124,7 +124,7 @@ browser: install-test  ## test the report in a real browser, which is installed 
 
 slurm: install-test  ## test on a real SLURM, which is installed and started for it where root can do so
 	@$(BIN)/python tests/slurm/cluster.py install || [ $$? = 3 ]
-	$(BIN)/python $(PYTEST) tests/slurm
+	$(BIN)/python $(PYTEST) --numprocesses=6 --dist=worksteal tests/slurm
 
 gpu: install-test  ## test what only a GPU shows; needs one
 	$(VENV)/train/bin/python $(PYTEST) tests/gpu/test_gpu_training.py

@@ -56,9 +56,12 @@ def letters(size: int = 6) -> Task:
         raise RuntimeError("this evaluation was told to fail")
     if seconds := told("SLOW_EVALUATION_OF"):
         time.sleep(float(seconds))
+    if file := told("HELD_EVALUATION_OF"):
+        while Path(file).exists():
+            time.sleep(0.2)
     if megabytes := told("HUNGRY_EVALUATION_OF"):
         eaten = bytearray(os.urandom(1_000_000)) * int(megabytes)
-        time.sleep(5)
+        time.sleep(10)
     samples = [Sample(input=f"after {a}", target=b) for a, b in zip("abcdefghijkl", "bcdefghijklm")]
     return Task(dataset=samples[:size], solver=[note("begun"), generate(), note("generated")], scorer=match())
 

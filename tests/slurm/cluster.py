@@ -1,4 +1,4 @@
-"""A real SLURM of four small nodes on one machine, for the tests and to play with.
+"""A real SLURM of eight small nodes on one machine, for the tests and to play with.
 
     python tests/slurm/cluster.py install             # Debian's packages, once
     python tests/slurm/cluster.py start DIR           # does nothing when it runs already
@@ -6,6 +6,7 @@
     python tests/slurm/cluster.py kill DIR n2         # as if n2 lost its power
     python tests/slurm/cluster.py revive DIR n2
     python tests/slurm/cluster.py stop DIR
+    python tests/slurm/cluster.py guard DIR           # for tests: stops and removes it when its standard input ends
 
 Confs, logs, sockets and the accounting database lie below DIR; README.md lists what lies elsewhere.
 Exit status: 0 done, 1 failed or not running, 3 cannot be had on this machine.
@@ -21,19 +22,22 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-NODES = ("n1", "n2", "n3", "n4")
+MAIN_NODES = ("n1", "n2", "n3", "n4")
+APART_NODES = ("n5", "n6", "n7", "n8")  # may be killed or filled while others use the rest
+NODES = MAIN_NODES + APART_NODES
 GPU_NODES = ("n3", "n4")
 CPUS = 4
 MEMORY_MB = 16384
 
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "mariadb-server-core", "mariadb-client-core")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "sbatch", "sacct", "mariadbd", "my_print_defaults")
-PORTS = {"slurmctld": 26817, "slurmdbd": 26819, "n1": 26821, "n2": 26822, "n3": 26823, "n4": 26824}
+PORTS = {"slurmctld": 26817, "slurmdbd": 26819} | {node: 26821 + index for index, node in enumerate(NODES)}
 
 # Where SLURM looks unless told otherwise. No variable can stand in for this link: job steps lose SLURM_CONF.
 DEFAULT_CONF = Path("/etc/slurm/slurm.conf")
@@ -46,11 +50,21 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 DIR_VARIABLE = "LORASWEEP_SLURM_DIR"
 DAEMON_VARIABLE = "LORASWEEP_SLURM_DAEMON"
 
+# Processes that tests start carry this, and are ended with the cluster that it names.
+TESTS_VARIABLE = "LORASWEEP_SLURM_TESTS"
+TESTS_MARK = "for-tests"  # in the folder of such a cluster
+TESTS_LOCK = Path("/run/lorasweep-slurm-tests.lock")  # held as long as it runs, by the tests and by its guard
+SECONDS_FOR_OTHERS = 3600
+
+# What a login shell or a job has SLURM's programs do.
+SETTINGS_OF_PROGRAMS = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SCONTROL_")
+
 # The path of a socket has 107 characters at most, and SLURM adds up to 35 of them.
 MAX_DIR_LENGTH = 70
 
-START_SECONDS = 60
+START_SECONDS = 300
 TERM_SECONDS = 5
+ANSWER_SECONDS = 30
 
 SLURM_CONF = """\
 ClusterName=lorasweep
@@ -90,9 +104,11 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
-KillWait=10
+KillWait=30
 OverTimeLimit=0
-SlurmdTimeout=10
+# A node of a machine that does much else is slow, and not dead.
+SlurmdTimeout=20
+MessageTimeout=60
 ReturnToService=2
 MinJobAge=300
 
@@ -106,9 +122,12 @@ AccountingStoreFlags=job_comment
 # What runs in `preemptible` gives way to jobs of the others, and is queued again.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10
+PartitionName=main Nodes={main_nodes} Default=YES MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=gpu Nodes={gpu_nodes} MaxTime=INFINITE State=UP PriorityTier=10
-PartitionName=preemptible Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=preemptible Nodes={main_nodes} MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+# Nodes that may be killed or filled while others use the rest.
+PartitionName=apart Nodes={apart_nodes} MaxTime=INFINITE State=UP PriorityTier=10
+PartitionName=apart_preemptible Nodes={apart_nodes} MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 """
 
 SLURMDBD_CONF = """\
@@ -127,6 +146,14 @@ PidFile={dir}/run/slurmdbd.pid
 
 class ClusterError(RuntimeError):
     """The cluster did not do what was asked; the message names the log to read."""
+
+
+class Busy(ClusterError):
+    """Another test cluster runs, and a machine runs one at a time."""
+
+    def __init__(self, other: "Cluster") -> None:
+        super().__init__(f"A test cluster runs below {other.dir} already; `cluster.py stop {other.dir}` stops it.")
+        self.other = other
 
 
 class Unavailable(ClusterError):
@@ -176,6 +203,7 @@ class Cluster:
 
         Raises:
             Unavailable: without root, the programs, a free `/etc/slurm/slurm.conf`, or leave to make device nodes.
+            Busy: while another test cluster runs.
             ClusterError: when a daemon dies or is not ready in time; nothing runs then.
         """
         if os.geteuid() != 0:
@@ -213,7 +241,7 @@ class Cluster:
 
     def node_states(self) -> dict[str, str]:
         """Each node's state in sinfo's words (`idle`, `mixed`, `down*`); empty when slurmctld does not answer."""
-        output = self._ask("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
+        output = self._ask("sinfo", "--noheader", "--Node", "--format=%N %T")
         return dict(line.split() for line in output.splitlines())
 
     def kill_node(self, node: str, *, keep_jobs: bool = False) -> None:
@@ -257,7 +285,7 @@ class Cluster:
 
     def _stop(self) -> None:
         if DEFAULT_CONF.resolve() == self.conf and any(p.daemon == "slurmctld" for p in self._processes()):
-            for partition in ("main", "gpu", "preemptible"):
+            for partition in ("main", "gpu", "preemptible", "apart", "apart_preemptible"):
                 self._ask("scancel", f"--partition={partition}")  # else jobs would go on at the next start
         self._end_processes()
         if DEFAULT_CONF.is_symlink():
@@ -291,9 +319,7 @@ class Cluster:
         if other == self:
             return
         if other.conf.exists() and other._processes():
-            raise ClusterError(
-                f"A test cluster runs below {other.dir} already; `cluster.py stop {other.dir}` stops it."
-            )
+            raise Busy(other)
         other.stop()  # it was killed, or its folder removed, while it ran
 
     def _write_confs(self) -> None:
@@ -303,7 +329,7 @@ class Cluster:
             f" CPUs={CPUS} RealMemory={MEMORY_MB}{' Gres=gpu:fake:1' if node in GPU_NODES else ''}"
             for node in NODES
         )
-        gpu_nodes = ",".join(GPU_NODES)
+        gpu_nodes, main_nodes, apart_nodes = map(",".join, (GPU_NODES, MAIN_NODES, APART_NODES))
         gpu = self.dir / "gpu0"
         if not gpu.exists():
             try:
@@ -312,7 +338,8 @@ class Cluster:
             except PermissionError as error:
                 raise Unavailable(f"{gpu}: no device node, to stand in for a GPU, can be made here.") from error
         (self.dir / "gres.conf").write_text(f"NodeName={gpu_nodes} Name=gpu Type=fake File={gpu}\n")
-        self.conf.write_text(SLURM_CONF.format(dir=self.dir, host=host, nodes=nodes, gpu_nodes=gpu_nodes, ports=PORTS))
+        named = {"gpu_nodes": gpu_nodes, "main_nodes": main_nodes, "apart_nodes": apart_nodes}
+        self.conf.write_text(SLURM_CONF.format(dir=self.dir, host=host, nodes=nodes, ports=PORTS, **named))
         slurmdbd_conf = self.dir / "slurmdbd.conf"
         slurmdbd_conf.touch(mode=0o600)
         slurmdbd_conf.write_text(SLURMDBD_CONF.format(dir=self.dir, host=host, ports=PORTS))
@@ -417,9 +444,9 @@ class Cluster:
 
     def _ask(self, *command: str) -> str:
         """What a SLURM program prints, or nothing when it fails."""
-        environ = os.environ | {"SLURM_CONF": str(self.conf)}
+        environ = _without_settings(os.environ) | {"SLURM_CONF": str(self.conf)}
         try:
-            done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=TERM_SECONDS)
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=ANSWER_SECONDS)
         except subprocess.TimeoutExpired:
             return ""
         return done.stdout if done.returncode == 0 else ""
@@ -429,6 +456,112 @@ class Cluster:
         with (self.dir / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+@contextlib.contextmanager
+def run_for_tests(say: Callable[[str], None]) -> Iterator[Cluster]:
+    """A cluster for a run of the tests; those of another clone, or one started by hand, are waited for.
+
+    However this process ends, a guard ends the cluster and what carries TESTS_VARIABLE with its folder.
+
+    Raises:
+        Unavailable: as `Cluster.start`.
+        ClusterError: as `Cluster.start`, or others have not ended in an hour.
+    """
+    if os.geteuid() != 0:
+        raise Unavailable("Only root can start a SLURM.")
+    with TESTS_LOCK.open("a+") as lock:
+        deadline = time.monotonic() + SECONDS_FOR_OTHERS
+
+        def is_locked() -> str:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return TESTS_LOCK.read_text().strip() or "a folder not yet known"
+            return ""
+
+        _wait_for_others(is_locked, deadline, say)
+        # Not in TMPDIR, whose path may be too long for sockets, or have blanks, which SLURM's confs cannot.
+        own = Cluster(Path(tempfile.mkdtemp(prefix="lorasweep-slurm-", dir="/tmp")))
+        (own.dir / TESTS_MARK).touch()
+        lock.truncate(0)
+        lock.write(f"{own.dir}\n")
+        lock.flush()
+        guard = subprocess.Popen(
+            [sys.executable, __file__, "guard", str(own.dir)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[lock.fileno()],
+        )
+
+        def is_busy() -> str:
+            try:
+                own.start()
+            except Busy as busy:
+                if not (busy.other.dir / TESTS_MARK).exists():
+                    return str(busy.other.dir)
+                _remove(busy.other)  # its tests and their guard are gone, or they would hold the lock
+                return is_busy()
+            return ""
+
+        try:
+            _wait_for_others(is_busy, deadline, say)
+            yield own
+        finally:
+            assert guard.stdin
+            guard.stdin.close()
+            guard.wait()
+
+
+def _wait_for_others(find_other: Callable[[], str], deadline: float, say: Callable[[str], None]) -> None:
+    """Wait until no other cluster is found, and say once that it is waited for."""
+    has_said = False
+    while other := find_other():
+        if not has_said:
+            say(f"The SLURM of {other} runs on this machine: waiting for its end.")
+            has_said = True
+        if time.monotonic() > deadline:
+            raise ClusterError(f"The SLURM of {other} still runs; `cluster.py stop {other}` stops it.")
+        time.sleep(1)
+
+
+def guard(directory: Path) -> None:
+    """Wait until standard input ends, as it does with the process that holds it; then remove a cluster of tests."""
+    sys.stdin.read()
+    _remove(Cluster(directory))
+
+
+def _remove(cluster: Cluster) -> None:
+    """End the processes of tests, their cluster, and its folder."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        # Once more, since a process may have started others.
+        _end(_find_processes_of_tests(cluster.dir), number)
+    cluster.stop()
+    for line in Path("/proc/mounts").read_text().splitlines():
+        if line.split()[1].startswith(f"{cluster.dir}/"):
+            subprocess.run(["umount", "--lazy", line.split()[1]], check=False)
+    shutil.rmtree(cluster.dir, ignore_errors=True)
+
+
+def _find_processes_of_tests(directory: Path) -> list[int]:
+    mark = f"{TESTS_VARIABLE}={directory}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if mark in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
+
+
+def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if not name.startswith(SETTINGS_OF_PROGRAMS)}
+
+
+def forget_settings() -> None:
+    """Drop from this process what a login shell or a job has SLURM's programs do."""
+    for name in set(os.environ) - set(_without_settings(os.environ)):
+        del os.environ[name]
 
 
 @dataclass(frozen=True)
@@ -454,7 +587,7 @@ def _all_processes() -> list[_Process]:
             if (folder / "comm").read_text() == "slurmstepd\n":  # writes its title over its environment
                 node_folder = Path(str((folder / "cwd").readlink()).removesuffix(" (deleted)"))
                 found[pid] = _Process(pid, str(node_folder.parent.parent), node_folder.name, is_job=True)
-            elif DIR_VARIABLE in environ:
+            elif DIR_VARIABLE in environ and DAEMON_VARIABLE in environ:
                 found[pid] = _Process(pid, environ[DIR_VARIABLE], environ[DAEMON_VARIABLE], is_job=False)
             elif conf.name == CONF_NAME and "SLURMD_NODENAME" in environ:
                 found[pid] = _Process(pid, str(conf.parent), environ["SLURMD_NODENAME"], is_job=True)
@@ -467,7 +600,8 @@ def _all_processes() -> list[_Process]:
 
 def _make_folder(folder: Path) -> None:
     if not folder.exists():
-        folder.mkdir(mode=0o755)
+        folder.mkdir()
+        folder.chmod(0o755)  # whatever the umask
         (folder / MADE_MARK).touch()
 
 
@@ -539,7 +673,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("install")
-    for action in ("start", "stop", "status", "kill", "revive"):
+    for action in ("start", "stop", "status", "guard", "kill", "revive"):
         action_parser = actions.add_parser(action)
         action_parser.add_argument("dir", type=Path, metavar="DIR")
         if action in ("kill", "revive"):
@@ -558,6 +692,8 @@ def main() -> int:
             cluster.start()
         case "stop":
             cluster.stop()
+        case "guard":
+            guard(arguments.dir)
         case "status":
             for node, state in cluster.node_states().items():
                 print(node, state)

@@ -16,11 +16,12 @@ from typing import Any
 
 import psutil
 
-from cluster import NODES, Cluster
+from cluster import APART_NODES as NODES
+from cluster import Cluster
 from lorasweep.trainers.training_log import read_log
 from slurm_sweep import SECONDS_TO_END, SlurmSweep, wait_for
 
-PARTITION = "preemptible"
+PARTITION = "apart_preemptible"
 SETTINGS = {
     # Random numbers are drawn in each step.
     "controls": {"epochs": 20, "lora_dropout": 0.1},
@@ -166,7 +167,7 @@ class Monkey:
 
     def _preempt(self) -> str:
         node = self._random.choice([node for node in NODES if node not in self._down] or list(NODES))
-        options = ["--partition=main", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--time=10"]
+        options = ["--partition=apart", f"--nodelist={node}", "--exclusive", "--output=/dev/null", "--time=10"]
         name = f"--job-name={self._sweep.job_name}-important"
         done = subprocess.run(["sbatch", *options, name, "--wrap", "sleep 3"], capture_output=True, text=True)
         return node if done.returncode == 0 else ""

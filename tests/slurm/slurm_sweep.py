@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sweep import ROOT, Sweep
 
 SITE_PARTITION = os.environ.get("LORASWEEP_SLURM_PARTITION")
 
-SECONDS_TO_END = 600
+SECONDS_TO_END = 3600
 """For what ends by itself: a machine that does much else, as in `make test`, is slow."""
 
 
@@ -22,8 +22,15 @@ class SlurmSweep(Sweep):
     """A sweep whose jobs go to SLURM, with waits that suit jobs of seconds."""
 
     program: tuple[str | Path, ...] = (Path(__file__).with_name("attentive_snakemake.py"),)
+    runs: list[subprocess.Popen[str]] = field(default_factory=list)
+    """Those that were started and went on."""
 
-    def command(self, *arguments: str | Path) -> list[str]:
+    @property
+    def hold(self) -> Path:
+        """While this file is there, what was told to wait for it does."""
+        return self.directory / "hold"
+
+    def list_arguments(self, *arguments: str | Path) -> list[str]:
         site = ["--default-resources", f"slurm_partition={SITE_PARTITION}"] if SITE_PARTITION else []
         quick = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10", "--slurm-no-account"]
         # The nodes share the cores of one machine.
@@ -33,7 +40,12 @@ class SlurmSweep(Sweep):
         ]
         retries = [] if "--retries" in arguments else ["--retries", "0"]
         name = ["--slurm-jobname-prefix", self.job_name]
-        return [*super().command("--profile", ROOT / "slurm", *arguments), *quick, *threads, *retries, *name, *site]
+        own = super().list_arguments("--profile", ROOT / "slurm", *arguments)
+        return [*own, *quick, *threads, *retries, *name, *site]
+
+    def plan(self, *arguments: str | Path) -> dict[str, int]:
+        """The number of jobs that a dry run says would run, by rule; it looks at no job, so no more than Snakemake."""
+        return Sweep.plan(replace(self, program=Sweep.program), *arguments)
 
     @property
     def job_name(self) -> str:
@@ -42,7 +54,7 @@ class SlurmSweep(Sweep):
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start Snakemake and go on; its words go to `said.log`."""
         with (self.directory / "said.log").open("w") as said:
-            return subprocess.Popen(
+            run = subprocess.Popen(
                 self.command(*arguments),
                 cwd=ROOT,
                 stdout=said,
@@ -52,6 +64,17 @@ class SlurmSweep(Sweep):
                 # A shell has what it starts in the background ignore Ctrl-C, and so would this.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
+        self.runs.append(run)
+        return run
+
+    def end(self) -> None:
+        """End what still runs of it, as after a test that failed."""
+        for run in self.runs:
+            if run.poll() is None:
+                run.kill()
+                run.wait()
+        if jobs := [*self.list_jobs("PENDING,RUNNING")]:
+            subprocess.run(["scancel", *jobs], check=False, capture_output=True)
 
     @property
     def said(self) -> str:
@@ -73,3 +96,16 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = SECONDS_T
             return found
         time.sleep(0.2)
     raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def get_node(job: str) -> str:
+    """Return where a job runs."""
+    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%N"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def end_time_now(job: str) -> None:
+    """Have SLURM end a job as over its time limit, which it does at its next look; it has one every 30 s."""
+    command = ["scontrol", "update", f"jobid={job}", "endtime=now"]
+    # For some seconds after a job's start it refuses, until its accounting has heard of it.
+    wait_for("another time limit", lambda: subprocess.run(command, capture_output=True).returncode == 0)

@@ -1,10 +1,12 @@
 """The failure table of docs/slurm.md, row by row, on a real SLURM: what a user sees, and what the next run does."""
 
+import getpass
 import os
 import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import pytest
 
 from cluster import Cluster
 from lorasweep.job_records import read_records
-from slurm_sweep import SECONDS_TO_END, SlurmSweep, wait_for
+from monkey import find_program
+from slurm_sweep import SECONDS_TO_END, SlurmSweep, end_time_now, get_node, wait_for
 from sweep import SUMMED_UP, Sweep
 
 TRAINING_ONLY = {"enabled": False, "baseline": False}
 DIRECT = {"merge_adapters": False, "baseline": False, "adapters_per_job": 1}
+APART = ("--default-resources", "slurm_partition=apart", "mem_mb=4000", "runtime=60")
 
 
 def finish(sweep: SlurmSweep, *arguments: str) -> str:
@@ -27,41 +31,49 @@ def finish(sweep: SlurmSweep, *arguments: str) -> str:
 
 
 def test_a_training_that_fails_takes_no_other_point_with_it(make: Callable[..., SlurmSweep]) -> None:
-    sweep = make("one_fails", variables={"lora_rank": [1, 2, 3, 4, 5]}, runs=[{"name": "diverges", "lr": 1e30}])
+    runs = [{"name": "diverges", "lr": 1e30}]
+    sweep = make("one_fails", trainer="torchtune", variables={"lora_rank": [1, 2]}, runs=runs)
     sweep.edit(evaluation=TRAINING_ONLY)
     sweep.program = Sweep.program  # one test looks at its jobs when the plugin does
     done = sweep.snakemake("--retries", "0")
     said = done.stdout + done.stderr
     assert done.returncode == 1
-    assert len(list(sweep.results.glob("lora_rank=*/manifest.json"))) == 5
-    assert "one_fails: 5 of 6 points done, 1 failed, 0 not finished" in said
+    assert said.count("has been submitted with SLURM jobid") == 3
+    assert len(list(sweep.results.glob("lora_rank=*/manifest.json"))) == 2
+    assert "one_fails: 2 of 3 points done, 1 failed, 0 not finished" in said
     assert "failed: train of diverges: train: the training diverged" in said
     assert "its log: results/one_fails/logs/train/diverges.log" in said
     assert "To go on with what is missing: snakemake " in said
     assert sweep.plan() == {"train": 1, "cleanup": 1, **SUMMED_UP}
 
 
-def test_a_failed_evaluation_keeps_its_adapter_and_no_merged_model(make: Callable[..., SlurmSweep]) -> None:
-    sweep = make("evaluation_fails", variables={"lora_rank": [2, 4]})
-    sweep.edit(evaluation={"baseline": False})
-    sweep.environment["FAIL_EVALUATION_OF"] = "lora_rank=4"
-    assert sweep.snakemake("--retries", "0").returncode == 1
-    assert not list(sweep.results.glob("*/merged"))
-    assert (sweep.results / "lora_rank=4/adapter/adapter_model.safetensors").is_file()
-    assert sweep.plan() == {"evaluate_merged": 1, "cleanup": 1, **SUMMED_UP}
-    sweep.environment.clear()
-    finish(sweep)
+def get_time_limit(job: str) -> str:
+    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%l"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("limits", runs=[{"name": "slow"}, {"name": "hungry", "seed": 1}])
     sweep.edit(evaluation=DIRECT)
-    # Longer than SLURM lets a job of one minute be, and far shorter than the second limit, however slow the start is.
-    sweep.environment |= {"SLOW_EVALUATION_OF": "slow:90", "HUNGRY_EVALUATION_OF": "hungry:2000"}
-    limits = ["--set-resources", "evaluate_adapters:runtime=attempt**4", "evaluate_adapters:mem_mb=attempt*2000"]
-    done = sweep.snakemake("--retries", "1", *limits)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-4000:]
+    sweep.hold.touch()
+    del sweep.environment["HOLD_TRAINING"]
+    sweep.environment |= {"HELD_EVALUATION_OF": f"slow:{sweep.hold}", "HUNGRY_EVALUATION_OF": "hungry:2000"}
+    limits = ["--set-resources", "evaluate_adapters:runtime=100*attempt", "evaluate_adapters:mem_mb=attempt*2000"]
+    run = sweep.start("--retries", "1", *limits)
+
+    def find_slow() -> set[str]:
+        return {
+            job for job, said in sweep.list_jobs().items() if said.startswith("rule_evaluate_adapters_wildcards_slow")
+        }
+
+    [first] = wait_for("the slow evaluation", find_slow)
+    assert get_time_limit(first) == "1:40:00"
+    end_time_now(first)
+    [second] = wait_for("its retry", lambda: find_slow() - {first})
+    assert get_time_limit(second) == "3:20:00"
+    sweep.hold.unlink()
+    assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
+    said = sweep.said
     assert "SLURM status is: 'TIMEOUT'" in said
     # Killed inside srun, a job over its memory counts as failed.
     assert "SLURM status is: 'FAILED'" in said
@@ -86,7 +98,9 @@ def test_a_job_over_its_memory_is_told_by_that(make: Callable[..., SlurmSweep]) 
 def test_a_batch_is_one_job_and_what_it_had_finished_outlives_it(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("batch", variables={"seed": [0, 1, 2]})
     sweep.edit(evaluation={**DIRECT, "adapters_per_job": 3})
-    sweep.environment["SLOW_EVALUATION_OF"] = "seed=1:600"
+    sweep.hold.touch()
+    del sweep.environment["HOLD_TRAINING"]
+    sweep.environment["HELD_EVALUATION_OF"] = f"seed=1:{sweep.hold}"
     run = sweep.start("--retries", "0")
     wait_for("the first point's result", lambda: (sweep.results / "seed=0/state/eval/done/metrics.json").is_file())
     [(job, comment)] = sweep.list_jobs("PENDING,RUNNING").items()
@@ -95,17 +109,21 @@ def test_a_batch_is_one_job_and_what_it_had_finished_outlives_it(make: Callable[
     assert run.wait(timeout=SECONDS_TO_END) == 1
     assert "batch: 0 of 3 points done, 0 failed, 3 not finished" in sweep.said
     finished = (sweep.results / "seed=0/state/eval/done/letters.eval").read_bytes()
-    sweep.environment.clear()
+    del sweep.environment["HELD_EVALUATION_OF"]
     assert sweep.plan() == {"evaluate_adapters": 1, "publish": 3, "cleanup": 3, **SUMMED_UP}
     finish(sweep)
     assert (sweep.results / "seed=0/eval/letters.eval").read_bytes() == finished
 
 
-def test_a_cancelled_job_is_noticed_whether_it_ran_or_waited(make: Callable[..., SlurmSweep]) -> None:
+@pytest.mark.usefixtures("apart")
+def test_a_cancelled_job_is_noticed_whether_it_ran_or_waited(
+    make: Callable[..., SlurmSweep], own_cluster: Cluster
+) -> None:
     sweep = make("cancelled", variables={"lora_rank": [1, 2, 3, 4, 5]})
-    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 3000})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    sweep.hold.touch()
     # A node's whole memory each: four run, and one waits.
-    run = sweep.start("--retries", "0", "--set-resources", "train:mem_mb=16000")
+    run = sweep.start("--retries", "0", *APART, "--set-resources", "train:mem_mb=16000")
     running = wait_for("four jobs to run", lambda: len(jobs := sweep.list_jobs()) == 4 and jobs)
     [waiting] = wait_for("one job to wait", lambda: sweep.list_jobs("PENDING"))
     subprocess.run(["scancel", waiting, *running], check=True)
@@ -115,70 +133,92 @@ def test_a_cancelled_job_is_noticed_whether_it_ran_or_waited(make: Callable[...,
     assert sweep.plan()["train"] == 5
 
 
+@pytest.mark.usefixtures("apart")
 def test_the_job_of_a_node_that_dies_runs_again_elsewhere(
     make: Callable[..., SlurmSweep], own_cluster: Cluster
 ) -> None:
     sweep = make("node_dies", runs=[{"name": "point"}])
     sweep.edit(evaluation=TRAINING_ONLY)
-    run = sweep.start("--retries", "1")
+    sweep.hold.touch()
+    run = sweep.start("--retries", "1", *APART)
     [job] = wait_for("the job to run", sweep.list_jobs)
-    node = subprocess.run(["squeue", "--noheader", "--jobs", job, "--format=%N"], capture_output=True, text=True).stdout
-    own_cluster.kill_node(node.strip())
+    node = get_node(job)
+    own_cluster.kill_node(node)
     try:
+        sweep.hold.unlink()
         assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
         assert "1 of 1 points done" in sweep.said
+        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+        assert "Restarts=1" in shown
+        assert sweep.said.count("has been submitted with SLURM jobid") == 1
     finally:
-        own_cluster.revive_node(node.strip())
+        own_cluster.revive_node(node)
 
 
-def slow_down_squeue(sweep: SlurmSweep) -> None:
+def slow_down_squeue(sweep: SlurmSweep) -> Path:
+    """Have Snakemake wait for each answer of `squeue`, and return the file that is there while it does."""
     folder = sweep.directory / "slow"
     folder.mkdir()
-    squeue = folder / "squeue"
-    squeue.write_text(f'#!/bin/sh\nsleep 4\nexec {shutil.which("squeue")} "$@"\n')
+    squeue, asked = folder / "squeue", folder / "asked"
+    squeue.write_text(f'#!/bin/sh\ntouch "{asked}"\nsleep 4\nrm "{asked}"\nexec {shutil.which("squeue")} "$@"\n')
     squeue.chmod(0o755)
     sweep.environment["PATH"] = f"{folder}:{os.environ['PATH']}"
+    return asked
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSweep], number: int) -> None:
     sweep = make("interrupted", variables={"lora_rank": [1, 2]})
-    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 40})
-    if number == signal.SIGINT:
-        slow_down_squeue(sweep)  # it comes while Snakemake asks how the jobs are
+    sweep.edit(evaluation=TRAINING_ONLY)
+    sweep.hold.touch()
+    asked = slow_down_squeue(sweep) if number == signal.SIGINT else None
     run = sweep.start("--retries", "0", "--jobs", "1")
-    wait_for("a job to run", sweep.list_jobs)
+    wait_for("a training", lambda: list(sweep.results.glob("*/state/train/training_log.csv")))
+    if asked:  # it comes while Snakemake asks how the jobs are
+        wait_for("no question", lambda: not asked.exists())
+        wait_for("a question", asked.exists)
     run.send_signal(number)
+    if number == signal.SIGTERM:
+        sweep.hold.unlink()
     assert run.wait(timeout=SECONDS_TO_END) != 0
     wait_for("the jobs to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"))
     finished = len(list(sweep.results.glob("*/adapter/adapter_model.safetensors")))
     # Ctrl-C cancels what runs; SIGTERM lets it finish, and starts no more.
     assert finished == (0 if number == signal.SIGINT else 1)
     assert sweep.plan()["train"] == 2 - finished
-    sweep.edit(controls={"epochs": 2})
+    sweep.hold.unlink(missing_ok=True)
     finish(sweep)
 
 
 class TestControllerKilled:
     def test_a_training_that_still_runs_is_waited_for_and_not_done_twice(self, make: Callable[..., SlurmSweep]) -> None:
-        sweep = make("killed", runs=[{"name": "point"}])
-        sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 100})
+        sweep = make("killed", trainer="torchtune", runs=[{"name": "point"}])
+        sweep.edit(evaluation=TRAINING_ONLY)
         run = sweep.start("--retries", "0")
         [orphan] = wait_for("the job to run", sweep.list_jobs)
+        # It stands still until the next run has seen it.
+        program = wait_for("its program", lambda: find_program(orphan))
+        program.send_signal(signal.SIGSTOP)
         run.kill()
         run.wait()
         assert orphan in sweep.list_jobs()
-        said = finish(sweep)
-        assert "ended before it was done; its lock is removed" in said
-        assert f"SLURM job {orphan} of an earlier run" in said
-        assert "still runs: the same training waits for its end" in said
+        again = sweep.start("--retries", "0")
+        wait_for("what it says", lambda: "still runs: the same training waits for its end" in sweep.said)
+        assert "ended before it was done; its lock is removed" in sweep.said
+        assert f"SLURM job {orphan} of an earlier run" in sweep.said
+        wait_for("the job that waits", lambda: sweep.list_jobs("PENDING"))
+        program.send_signal(signal.SIGCONT)
+        assert again.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
+        assert sweep.plan() == {}
         log = (sweep.results / "logs/train/point.log").read_text()
         assert "This recipe was trained by an earlier run" in log
 
     def test_an_evaluation_that_still_runs_is_cancelled_and_done_anew(self, make: Callable[..., SlurmSweep]) -> None:
         sweep = make("killed_evaluation", runs=[{"name": "point"}])
         sweep.edit(evaluation={"baseline": False})
-        sweep.environment["SLOW_EVALUATION_OF"] = "point:600"
+        sweep.hold.touch()
+        del sweep.environment["HOLD_TRAINING"]
+        sweep.environment["HELD_EVALUATION_OF"] = f"point:{sweep.hold}"
         run = sweep.start("--retries", "0")
         [orphan] = wait_for(
             "the evaluation to run",
@@ -187,7 +227,7 @@ class TestControllerKilled:
         wait_for("the merged model", lambda: list(sweep.results.glob("*/merged/lorasweep-*/model/lorasweep.json")))
         run.kill()
         run.wait()
-        sweep.environment.clear()
+        del sweep.environment["HELD_EVALUATION_OF"]
         said = finish(sweep)
         assert f"SLURM job {orphan} of an earlier run" in said
         assert "is cancelled" in said
@@ -196,34 +236,38 @@ class TestControllerKilled:
 
 def test_a_second_shell_is_told_who_runs_the_sweep(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("two_shells", runs=[{"name": "point"}])
-    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 100})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    sweep.hold.touch()
     run = sweep.start("--retries", "0")
     wait_for("the job to run", sweep.list_jobs)
     second = sweep.snakemake("--retries", "0")
     assert second.returncode != 0
-    assert f"is being run by {os.environ.get('USER', 'root')}" in second.stderr
+    assert f"is being run by {getpass.getuser()}" in second.stderr
     assert f"(process {run.pid}, since" in second.stderr
+    sweep.hold.unlink()
     assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
     assert sweep.plan() == {}
 
 
 @pytest.fixture
-def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def small_disk(cluster: Cluster | None, tmp_path: Path) -> Iterator[Path]:
     """A file system of a few megabytes."""
-    folder = tmp_path_factory.mktemp("disk")
+    # Below the cluster's folder, where its guard finds it.
+    folder = Path(tempfile.mkdtemp(prefix="disk-", dir=cluster.dir if cluster else tmp_path))
     mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "lorasweep-test", folder]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("stage", ["train", "merge", "evaluate_merged"])
+@pytest.mark.parametrize("stage", ["train", pytest.param("merge", marks=pytest.mark.long), "evaluate_merged"])
 def test_a_full_disk_is_named_and_nothing_cut_short_counts(
     make: Callable[..., SlurmSweep], small_disk: Path, stage: str
 ) -> None:
-    sweep = make("full", runs=[{"name": "point", "model_format": "hf" if stage == "merge" else "adapter"}])
-    sweep.edit(evaluation={"baseline": False})
+    runs = [{"name": "point", "model_format": "hf" if stage == "merge" else "adapter"}]
+    sweep = make("full", trainer="torchtune" if stage == "train" else "quick_trainer", runs=runs)
+    sweep.edit(evaluation=TRAINING_ONLY if stage == "train" else {"baseline": False})
     if stage != "train":
         sweep.run("--retries", "0", "--until", "train")
     # The point's folder moves to the small disk; what is there leaves room for less than the stage writes.
@@ -251,12 +295,14 @@ def test_a_full_disk_is_named_and_nothing_cut_short_counts(
 def test_a_rebooted_controller_needs_the_same_command_alone(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("rebooted", runs=[{"name": "point"}])
     sweep.edit(evaluation=TRAINING_ONLY)
+    sweep.hold.touch()
     run = sweep.start("--retries", "0")
     wait_for("the job to run", sweep.list_jobs)
     run.kill()
     run.wait()
     subprocess.run(["scancel", *sweep.list_jobs()], check=True)
     wait_for("the job to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"))
+    sweep.hold.unlink()
     assert list((sweep.directory / ".snakemake/locks").iterdir())
     said = finish(sweep)
     assert "ended before it was done; its lock is removed" in said

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from cluster import Cluster
 from monkey import (
     ONE_THREAD,
@@ -17,7 +19,9 @@ from slurm_sweep import SlurmSweep
 from sweep import MODES, make_sweep
 
 
-def test_a_sweep_with_a_monkey_gives_what_one_without_gives(model: Path, tmp_path: Path, own_cluster: Cluster) -> None:
+@pytest.mark.long
+@pytest.mark.usefixtures("apart")
+def test_a_sweep_with_a_monkey_gives_what_one_without_gives(own_cluster: Cluster, model: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     made = [make_sweep(tmp_path / name, model, "soak", **MODES) for name in ("undisturbed", "disturbed")]
     for each in made:

@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster
 from lorasweep.trainers.training_log import read_log
 from monkey import find_program
-from slurm_sweep import SECONDS_TO_END, SlurmSweep, wait_for
+from slurm_sweep import SECONDS_TO_END, SlurmSweep, end_time_now, get_node, wait_for
 from sweep import Sweep, make_sweep
 
 POINT = "lora_rank=4,seed=1"  # a name with a comma
@@ -34,60 +34,72 @@ def wait_for_steps(sweep: SlurmSweep, more_than: int = 0) -> str:
     return job
 
 
-@pytest.fixture(scope="module")
-def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    sweep = make_sweep(tmp_path_factory.mktemp("undisturbed"), model, "survival", **SECTIONS)
-    sweep.edit(controls=CONTROLS, evaluation=TRAINING_ONLY)
-    sweep.run("--cores", "1", "--set-threads", "train=1", *TRAINED)
-    return sweep
+@pytest.fixture(scope="session")
+def undisturbed(make_once: Callable[..., Path], model: Path) -> bytes:
+    """The weights of a training that nothing disturbs."""
+
+    def train(folder: Path) -> None:
+        sweep = make_sweep(folder / "sweep", model, "survival", **SECTIONS)
+        sweep.edit(controls=CONTROLS, evaluation=TRAINING_ONLY)
+        sweep.run("--cores", "1", "--set-threads", "train=1", *TRAINED)
+        (folder / "weights").write_bytes(get_weights(sweep))
+
+    return (make_once("undisturbed", train) / "weights").read_bytes()
 
 
 @pytest.fixture
 def sweep(make: Callable[..., SlurmSweep]) -> SlurmSweep:
-    made = make("survival", **SECTIONS)
+    made = make("survival", trainer="torchtune", **SECTIONS)
     made.edit(controls=CONTROLS, evaluation=TRAINING_ONLY)
     return made
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_training_that_has_to_give_way_is_queued_again_by_slurm_and_goes_on(
-    sweep: SlurmSweep, undisturbed: Sweep, own_cluster: Cluster
+    sweep: SlurmSweep, undisturbed: bytes, own_cluster: Cluster
 ) -> None:
-    preemptible = ["--default-resources", "slurm_partition=preemptible", "mem_mb=4000", "runtime=60"]
+    preemptible = ["--default-resources", "slurm_partition=apart_preemptible", "mem_mb=4000", "runtime=60"]
     run = sweep.start("--retries", "0", *TRAINED, *preemptible)
     job = wait_for_steps(sweep)
-    node = subprocess.run(["squeue", "--noheader", "--jobs", job, "--format=%N"], capture_output=True, text=True).stdout
-    more_important = ["sbatch", "--partition=main", f"--nodelist={node.strip()}", "--exclusive", "--output=/dev/null"]
+    # It stands still until it is told to go on or to end, so that it is not over before.
+    program = find_program(job)
+    program.send_signal(signal.SIGSTOP)
+    more_important = ["sbatch", "--partition=apart", f"--nodelist={get_node(job)}", "--exclusive", "--output=/dev/null"]
     subprocess.run([*more_important, "--wrap", "true"], check=True)
+    show = ["scontrol", "show", "job", job]
+    wait_for("its preemption", lambda: "PreemptTime=2" in subprocess.run(show, capture_output=True, text=True).stdout)
+    program.send_signal(signal.SIGCONT)
     assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
-    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    shown = subprocess.run(show, capture_output=True, text=True).stdout
     assert re.search(r"Restarts=1\b", shown)
     assert sweep.said.count("has been submitted with SLURM jobid") == 1
     assert "Going on after step" in (sweep.results / f"logs/train/{POINT}.log").read_text()
-    assert get_weights(sweep) == get_weights(undisturbed)
+    assert get_weights(sweep) == undisturbed
 
 
-def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, undisturbed: Sweep) -> None:
+def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, undisturbed: bytes) -> None:
     log = sweep.results / f"logs/train/{POINT}.log"
     trained = 0
     for how in ("time limit", "scancel"):
         run = sweep.start("--retries", "0", *TRAINED)
         job = wait_for_steps(sweep, trained)
+        # It stands still, so that it is not over before: SLURM has it go on when it ends it.
+        find_program(job).send_signal(signal.SIGSTOP)
         if how == "scancel":
             subprocess.run(["scancel", job], check=True)
-        else:  # which SLURM looks at every 30 s: so it waits; SLURM has it go on before it ends it
-            subprocess.run(["scontrol", "update", f"jobid={job}", "endtime=now"], check=True)
-            find_program(job).send_signal(signal.SIGSTOP)
+        else:
+            end_time_now(job)
         assert run.wait(timeout=SECONDS_TO_END) == 1
         assert ("ended it at its time limit" if how == "time limit" else "it was cancelled") in sweep.said
         said = wait_for("its last word", lambda: re.search(r"\(SIGTERM\); step (\d+) is saved", log.read_text()))
         trained = int(said[1])
     sweep.run("--retries", "0", *TRAINED)
     assert f"Going on after step {trained}," in log.read_text()
-    assert get_weights(sweep) == get_weights(undisturbed)
+    assert get_weights(sweep) == undisturbed
 
 
 def test_a_training_over_its_memory_takes_half_the_batch_in_its_retry(make: Callable[..., SlurmSweep]) -> None:
-    sweep = make("over_memory", **SECTIONS)
+    sweep = make("over_memory", trainer="torchtune", **SECTIONS)
     sweep.edit(controls={"epochs": 60, "batch_size": 4}, evaluation=TRAINING_ONLY)
     done = sweep.snakemake("--retries", "1", *TRAINED, "--set-resources", "train:mem_mb=400*attempt**3")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

@@ -181,3 +181,13 @@ def test_a_training_on_several_gpus_is_one_task_on_one_node() -> None:
     assert " --cpus-per-task=8" in submitted
     assert "--ntasks" not in submitted
     assert (get_gpu_setting(job), get_node_setting(job)) == ("--gpus=2", "--nodes=1")
+
+
+def test_what_a_person_has_slurms_programs_show_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = ("SQUEUE_FORMAT2", "SQUEUE_PARTITION", "SACCT_FORMAT", "SCANCEL_INTERACTIVE", "SINFO_FORMAT")
+    kept = ("SBATCH_QOS", "SLURM_CONF", "SLURM_JOB_ID")
+    for name in (*theirs, *kept):
+        monkeypatch.setenv(name, "1")
+    slurm.forget_settings()
+    assert not [name for name in theirs if name in os.environ]
+    assert [name for name in kept if name in os.environ] == [*kept]

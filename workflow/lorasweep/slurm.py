@@ -22,6 +22,9 @@ SLURM_LOGS = Path(".snakemake/slurm_logs")
 _COMMA = "/"
 """Stands for a comma in a name."""
 
+_SETTINGS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SCONTROL_")
+"""What the names of variables begin with by which a person has SLURM's programs show less, or ask back."""
+
 SECONDS_TO_CANCEL = 120
 SECONDS_BETWEEN_QUERIES = 30
 SECONDS_TO_QUEUE_AGAIN = 60
@@ -47,6 +50,16 @@ class Orphan:
     def is_awaited(self) -> bool:
         """Whether it is a training that runs: worth hours. Other jobs are cancelled."""
         return self.rule == "train" and self.is_running
+
+
+def forget_settings() -> None:
+    """Drop from this process, and so from what it starts, a person's settings of the programs that ask SLURM.
+
+    `SQUEUE_PARTITION` hides a run's jobs, with `SQUEUE_FORMAT2` every `squeue --format` fails, and
+    `SCANCEL_INTERACTIVE` waits for an answer. What `sbatch` is told stays.
+    """
+    for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
+        del os.environ[name]
 
 
 def find_orphans(runs: Iterable[str]) -> list[Orphan]:

@@ -117,7 +117,7 @@ try:
     from lorasweep.pipeline import get_stages
     from lorasweep.points import BASELINE, get_baselines, get_points, record_points
     from lorasweep.shapes import read_shape
-    from lorasweep.slurm import cancel_jobs, find_orphans, mend_status_queries, mend_target_names
+    from lorasweep.slurm import cancel_jobs, find_orphans, forget_settings, mend_status_queries, mend_target_names
     from lorasweep.summary import FailureRecorder, summarise, write_failures
     from lorasweep.tasks import get_tasks
 except ModuleNotFoundError as error:
@@ -569,6 +569,7 @@ if workflow.is_main_process:
     ACCOUNTS = None
     # True, and of no use to anybody: what a batch depends on is decided anew in each run.
     logger.addFilter(lambda record: not str(record.msg).endswith("missing metadata: evaluate_adapters"))
+    forget_settings()
     mend_status_queries()
     if "--unlock" in sys.argv:
         give_up(CONTROLLER)

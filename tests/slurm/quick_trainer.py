@@ -1,0 +1,76 @@
+"""A trainer that learns nothing, for tests to which a training is one job of a sweep.
+
+Its adapters are random, and loaded, merged and evaluated as any. A second of work stands for the ten that torchtune's
+start takes. While the file that HOLD_TRAINING names is there, a training goes on: so a test decides when it ends.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import yaml
+
+from lorasweep.checkpoint import read_checkpoint
+from lorasweep.digest import digest_file
+from lorasweep.trainers.publication import complete, publish
+from lorasweep.trainers.training_log import Row, TrainingLog
+
+STAGE = "eval"
+
+_RANK = 2
+
+
+def recipe(spec):
+    controls = spec.controls.model_dump(exclude={"override"})
+    said = {"output_dir": spec.output_dir, "base": str(spec.checkpoint.path), "dtype": spec.model.dtype}
+    return yaml.safe_dump({**said, "data": spec.data.train, **controls})
+
+
+def declared_adapter_only(override):
+    return None
+
+
+def measure_lengths(recipe, most):
+    return [1]
+
+
+def train(recipe, adapter, metric_loggers=(), save_minutes=0, earlier=None):
+    config = yaml.safe_load(recipe.read_text())
+    base = read_checkpoint(Path(config["base"]).resolve())
+    state = Path(config["output_dir"], "state/train")
+    shutil.rmtree(state, ignore_errors=True)
+    made = state / "trained"
+    made.mkdir(parents=True)
+    log = TrainingLog(state / "training_log.csv")
+    log.add(Row(1, config["epochs"], 1.0, config["lr"], 1, 1.0))
+    log.close()
+    while os.path.exists(os.environ.get("HOLD_TRAINING", "")):
+        time.sleep(0.2)
+    _make_adapter(base, config["seed"], made)
+    facts = {"trainer": "quick_trainer", "dtype": config["dtype"], "peak_memory_bytes": None}
+    facts["data_sha256"] = digest_file(Path(config["data"]))
+    complete(made, base, recipe, state / "training_log.csv", config["epochs"], (), facts)
+    publish(made, adapter)
+
+
+def _make_adapter(base, seed, made):
+    """Write the weights and the configuration of a random adapter of two modules."""
+    import numpy
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    random = numpy.random.default_rng(seed)
+    tensors = {}
+    with safe_open(base.path / "model.safetensors", "np") as weights:
+        for name in weights.keys():  # noqa: SIM118
+            if name.endswith(("q_proj.weight", "v_proj.weight")):
+                rows, columns = weights.get_slice(name).get_shape()
+                module = f"base_model.model.{name.removesuffix('.weight')}"
+                tensors[f"{module}.lora_A.weight"] = random.normal(size=(_RANK, columns)).astype("float32")
+                tensors[f"{module}.lora_B.weight"] = random.normal(size=(rows, _RANK)).astype("float32")
+    save_file(tensors, made / "adapter_model.safetensors", {"format": "pt"})
+    modules = {"target_modules": ["q_proj", "v_proj"], "r": _RANK, "lora_alpha": 2 * _RANK}
+    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base.path), **modules}
+    (made / "adapter_config.json").write_text(json.dumps(said))
