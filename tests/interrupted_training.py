@@ -1,15 +1,12 @@
 """A training that something happens to, in a process of its own: for tests of what the next one makes of it."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PROCESSES = multiprocessing.get_context("forkserver")
-# What takes long to import is there in each process from its start; nothing has computed there, so forking is safe.
-PROCESSES.set_forkserver_preload(["lorasweep.trainers.torchtune_recipe", "torch.utils.tensorboard"])
+from forked_training import PROCESSES
 
 
 def train_and_end(
