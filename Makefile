@@ -84,6 +84,8 @@ lint: install-test  ## check style, formats, types and the workflow's own lint
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint
 
+# As in jobs: torch cannot be imported from a folder whose name the shell's language has no letters for.
+unit: export PYTHONUTF8 := 1
 unit: install-test  ## test the package, each stage in its environment
 	$(BIN)/python $(PYTEST) tests/unit
 	$(VENV)/train/bin/python $(PYTEST) tests/train

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forked_training import PROCESSES
+from forked_training import PROCESSES, prepare
 
 
 def train_and_end(
@@ -24,11 +24,9 @@ def train_and_end(
 
 
 def _train(recipe: Path, save_every: int, happens: str, step: int, **options: Any) -> None:
-    import torch
-
     from lorasweep.trainers import TrainingError, torchtune, torchtune_recipe, torchtune_state
 
-    torch.set_num_threads(1)
+    prepare()
     log = (recipe.parent / "train.log").open("a")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)

@@ -19,8 +19,6 @@ from lorasweep.trainers.training_log import Row, read_log
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/train.py"
-OF_A_PROCESS = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
-"""What scripts/run takes out of a job's environment."""
 
 # Six steps an epoch, of batches of four samples in all; one sample is left over.
 CONTROLS = {"epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 1, "lora_dropout": 0.0, "num_warmup_steps": 3}
@@ -39,7 +37,7 @@ def get_arguments(recipe: Path) -> list[str | Path]:
 
 def get_environment(recipe: Path, happens: str = "", save_every: int = 1000) -> dict[str, str]:
     return {
-        **{name: value for name, value in os.environ.items() if name not in OF_A_PROCESS},
+        **os.environ,
         "PYTHONPATH": f"{ROOT / 'workflow'}:{ROOT / 'tests'}",
         "LORASWEEP_SAVE_EVERY": str(save_every),
         "LORASWEEP_RECIPE": str(recipe),
