@@ -244,7 +244,7 @@ class TestMetricLoggers:
         old = tmp_path / "sweep/wandb/point/of an earlier training"
         old.mkdir(parents=True)
         working = tmp_path_factory.mktemp("working")
-        subprocess.run([*command, "--metric-loggers", "wandb"], check=True, env=environment, cwd=working)
+        subprocess.run([*command, "--metric-loggers", "wandb"], check=True, env=environment, cwd=working, umask=0o022)
         folder = tmp_path / "sweep/wandb/point"
         assert not old.exists()
         [run] = (folder / "wandb").glob("offline-run-*")
