@@ -37,9 +37,7 @@ def main() -> None:
                 print(f"{repeat + 1}: beside {busy} busy processes, {policy}: {found[-1]:.3f} s a step", flush=True)
     for busy in (0, cores):
         passive, active = (median(seconds[busy, policy]) for policy in POLICIES)
-        print(
-            f"beside {busy}: median {passive:.3f} s a step passive, {active:.3f} active, ratio {active / passive:.2f}"
-        )
+        print(f"medians beside {busy}: {passive:.3f} s passive, {active:.3f} active, ratio {active / passive:.2f}")
 
 
 def make_checkpoint(folder: Path) -> Path:
