@@ -8,6 +8,8 @@ SHELL := /bin/bash
 
 # What a login shell sets for other Pythons.
 unexport PYTHONPATH PYTHONHOME
+# As in jobs: torch cannot be imported from a folder whose name the shell's language has no letters for.
+export PYTHONUTF8 := 1
 
 # Homes have quotas, or cannot be written to.
 export XDG_CACHE_HOME := $(CURDIR)/.venv/cache

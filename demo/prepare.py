@@ -28,7 +28,7 @@ def main() -> None:
 
 def write_data() -> None:
     """Write train.jsonl and test.jsonl: no word is in both. The same words give the same files."""
-    words = sorted(set((DEMO / "words.txt").read_text().split()))
+    words = sorted(set((DEMO / "words.txt").read_text(encoding="utf-8").split()))
     random.Random(0).shuffle(words)
     for name, part in {"test.jsonl": words[:TEST_WORDS], "train.jsonl": words[TEST_WORDS:]}.items():
         lines = [
@@ -36,8 +36,8 @@ def write_data() -> None:
             for word in part
         ]
         file = DEMO / name
-        if not file.is_file() or file.read_text() != "".join(lines):
-            file.write_text("".join(lines))
+        if not file.is_file() or file.read_text(encoding="utf-8") != "".join(lines):
+            file.write_text("".join(lines), encoding="utf-8")
 
 
 def unpack_model() -> None:

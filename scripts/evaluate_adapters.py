@@ -20,7 +20,7 @@ def main() -> None:
     end_on_sigterm()
     try:
         failures = evaluate_adapters(arguments.spec, arguments.points)
-        arguments.output.write_text(json.dumps(failures, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(failures, indent=1) + "\n", encoding="utf-8")
     except (InputError, OSError) as error:
         sys.exit(f"evaluate_adapters: {error}")
 

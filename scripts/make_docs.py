@@ -111,10 +111,10 @@ def main() -> None:
     }
     for file, text in documents.items():
         if arguments.check:
-            if not file.is_file() or file.read_text() != text:
+            if not file.is_file() or file.read_text(encoding="utf-8") != text:
                 sys.exit(f"{file.relative_to(ROOT)} is not what its source says; run 'make docs'")
         else:
-            file.write_text(text)
+            file.write_text(text, encoding="utf-8")
 
 
 def make_readme(schema: dict[str, Any]) -> str:
@@ -128,7 +128,7 @@ def make_readme(schema: dict[str, Any]) -> str:
 
 def make_conda_file(stage: str) -> str:
     """Return a conda file with the pins of a stage, for `--sdm conda`."""
-    lines = (ROOT / f"envs/{stage}.txt").read_text().splitlines()
+    lines = (ROOT / f"envs/{stage}.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     return "\n".join(
         [

@@ -16,7 +16,7 @@ def main() -> None:
     results = parser.parse_args().results
     console = Console()
     show_table(pd.read_parquet(results / "results.parquet"), results.name, console)
-    answer = json.loads((results / "answer.json").read_text())
+    answer = json.loads((results / "answer.json").read_text(encoding="utf-8"))
     console.print(
         f"\n{answer['sentence']}\n\n"
         f"The report: {(results / 'report.html').resolve()}\n"

@@ -5,9 +5,17 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is the machine's affair.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Tests run beside each other: a thread of torch's that waits for another should leave its core to them.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# What scripts/run takes out of a job's environment, since torch reads it; and tests are no job of SLURM's themselves.
+for name in ("SLURM_JOB_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(name, None)
 
 
 DURATIONS: dict[str, float] = {}

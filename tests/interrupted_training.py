@@ -1,15 +1,12 @@
 """A training that something happens to, in a process of its own: for tests of what the next one makes of it."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PROCESSES = multiprocessing.get_context("forkserver")
-# What takes long to import is there in each process from its start; nothing has computed there, so forking is safe.
-PROCESSES.set_forkserver_preload(["lorasweep.trainers.torchtune_recipe", "torch.utils.tensorboard"])
+from forked_training import PROCESSES, prepare
 
 
 def train_and_end(
@@ -27,11 +24,9 @@ def train_and_end(
 
 
 def _train(recipe: Path, save_every: int, happens: str, step: int, **options: Any) -> None:
-    import torch
-
     from lorasweep.trainers import TrainingError, torchtune, torchtune_recipe, torchtune_state
 
-    torch.set_num_threads(1)
+    prepare()
     log = (recipe.parent / "train.log").open("a")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)

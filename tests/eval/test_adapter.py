@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,7 @@ from lorasweep.evaluation_state import EvaluationState
 from lorasweep.evaluator import EvaluationError, evaluate, evaluate_adapters
 from lorasweep.merge import merge
 from lorasweep.probe import probe_logits
-
-ROOT = Path(__file__).parents[2]
+from tiny_model import make_model, make_tokenizer
 
 TASK = """
 from inspect_ai import Task, task
@@ -54,10 +51,11 @@ def failing() -> Task:
 
 @pytest.fixture(scope="session")
 def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    def make(*arguments: str) -> Path:
+    def make(seed: int) -> Path:
         directory = tmp_path_factory.mktemp("base") / "model"
-        command = [sys.executable, ROOT / "tests/tiny_model.py", "--output", directory, *arguments]
-        subprocess.run(command, check=True, capture_output=True)
+        tokenizer = make_tokenizer(has_chat_template=True)
+        make_model("llama3", tokenizer, seed).save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
         return directory
 
     return make
@@ -65,7 +63,7 @@ def make_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def base(make_base: Callable[..., Path]) -> Path:
-    return make_base("--family", "llama3")
+    return make_base(0)
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +154,7 @@ def test_an_adapter_of_a_base_of_the_same_shapes_is_refused_by_its_fingerprint(
 ) -> None:
     record = {"base_model_fingerprint": read_checkpoint(base).fingerprint}
     (point / "adapter/lorasweep.json").write_text(json.dumps(record))
-    other = make_base("--family", "llama3", "--seed", "1")
+    other = make_base(1)
     with pytest.raises(AdapterError, match="another base model"):
         merge(other, point / "adapter", point / "merged", "fp32")
     assert "another base model" in evaluate_adapters(spec(other, point, "B2"), [point])["point"]

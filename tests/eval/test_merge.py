@@ -22,6 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, Phi3Config
 
+import forked_evaluation
 from lorasweep import merge as merge_module
 from lorasweep.adapter import AdapterError, check_injected, read_adapter
 from lorasweep.checkpoint import read_checkpoint
@@ -562,12 +563,12 @@ def test_too_little_room_is_said_before_the_first_byte(
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 
 
-def command(base: Path, adapter: Path, output: Path, *arguments: str) -> list[str | Path]:
-    script = ROOT / "scripts/merge.py"
-    return [sys.executable, script, "--base", base, "--adapter", adapter, "--output", output, *arguments]
-
-
+SCRIPT = ROOT / "scripts/merge.py"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "workflow")}
+
+
+def name_files(base: Path, adapter: Path, output: Path) -> list[str | Path]:
+    return ["--base", base, "--adapter", adapter, "--output", output]
 
 
 def test_a_write_that_is_torn_leaves_the_old_model_and_nothing_else(
@@ -577,7 +578,8 @@ def test_a_write_that_is_torn_leaves_the_old_model_and_nothing_else(
     adapter = make_adapter(base, tmp_path / "adapter")
     merge(base, adapter, tmp_path / "merged")
     before = sha256((tmp_path / "merged/model.safetensors").read_bytes()).hexdigest()
-    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command(base, adapter, tmp_path / "merged")]
+    files = name_files(base, adapter, tmp_path / "merged")
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", sys.executable, SCRIPT, *files]
     done = subprocess.run(limited, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 1
     assert "File too large" in done.stderr
@@ -732,15 +734,17 @@ def test_a_merge_that_is_killed_leaves_nothing_that_looks_complete(
     large: tuple[Path, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
     base, adapter = large
+    files = name_files(base, adapter, tmp_path / "merged")
     partial = tmp_path / ".merged.partial"
     cut_short = 0
     for _ in range(20):
-        process = subprocess.Popen(command(base, adapter, tmp_path / "merged", "--threads", "1"), env=ENVIRONMENT)
-        while process.poll() is None and not list(partial.glob("*.safetensors")):
+        process = forked_evaluation.start(SCRIPT, [*files, "--threads", "1"], ENVIRONMENT)
+        while process.exitcode is None and not list(partial.glob("*.safetensors")):
             time.sleep(0.002)
         time.sleep(0.02 * cut_short)
-        process.send_signal(number)
-        process.wait()
+        end = process.kill if number == signal.SIGKILL else process.terminate
+        end()
+        process.join()
         if (tmp_path / "merged").exists():
             assert read_checkpoint.__wrapped__(tmp_path / "merged")
             shutil.rmtree(tmp_path / "merged")
@@ -753,7 +757,7 @@ def test_a_merge_that_is_killed_leaves_nothing_that_looks_complete(
         if cut_short == 3:
             break
     assert cut_short == 3
-    subprocess.run(command(base, adapter, tmp_path / "merged", "--verify"), env=ENVIRONMENT, check=True)
+    assert forked_evaluation.call(SCRIPT, [*files, "--verify"], environment=ENVIRONMENT).returncode == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["merged"]
 
 

@@ -14,9 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import forked_training
 from lorasweep.trainers.training_log import Row, read_log
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts/train.py"
 
 # Six steps an epoch, of batches of four samples in all; one sample is left over.
 CONTROLS = {"epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 1, "lora_dropout": 0.0, "num_warmup_steps": 3}
@@ -26,15 +28,21 @@ Make = Callable[..., Path]
 
 def train(recipe: Path, happens: str = "", save_every: int = 1000) -> subprocess.CompletedProcess[str]:
     """Run a recipe as a job does; `happens` is `WHAT:RANK:STEP`."""
-    command = [sys.executable, ROOT / "scripts/train.py", "--recipe", recipe, "--adapter", recipe.parent / "adapter"]
-    environment = {
+    return forked_training.call(SCRIPT, get_arguments(recipe), get_environment(recipe, happens, save_every))
+
+
+def get_arguments(recipe: Path) -> list[str | Path]:
+    return ["--recipe", recipe, "--adapter", recipe.parent / "adapter"]
+
+
+def get_environment(recipe: Path, happens: str = "", save_every: int = 1000) -> dict[str, str]:
+    return {
         **os.environ,
         "PYTHONPATH": f"{ROOT / 'workflow'}:{ROOT / 'tests'}",
         "LORASWEEP_SAVE_EVERY": str(save_every),
         "LORASWEEP_RECIPE": str(recipe),
         **({"LORASWEEP_HAPPENS": happens} if happens else {}),
     }
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def run(recipe: Path) -> None:
@@ -74,8 +82,11 @@ def make_point(
 
 @pytest.fixture(scope="module")
 def two(make_point: Make) -> Path:
+    """Trained by processes that are started as a job's are, without a fork."""
     recipe = make_point("two", gpus=2)
-    run(recipe)
+    command = [sys.executable, SCRIPT, *get_arguments(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, env=get_environment(recipe), check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     return recipe
 
 

@@ -1,6 +1,7 @@
 """A training by torchtune's recipe: the same as without this workflow, and what it leaves to be read."""
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import forked_training
 from lorasweep.digest import digest_file
 from lorasweep.trainers import Diverged, TrainingError
 from lorasweep.trainers.torchtune import train
@@ -40,13 +42,20 @@ def log(recipe: Path) -> list[Row]:
     return read_log(recipe.parent / "adapter/training_log.csv")
 
 
+def train_by_torchtune(recipe: Path) -> None:
+    """Run a recipe by torchtune's own command."""
+    done = forked_training.call(
+        "torchtune._cli.tune", ["run", "lora_finetune_single_device", "--config", recipe], os.environ
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("controls", [{}, {"max_steps_per_epoch": 1, "clip_grad_norm": 0.5}])
 def test_it_is_bit_for_bit_torchtunes_own(make: Callable[..., Path], controls: dict[str, Any]) -> None:
     ours = make(**controls)
     run(ours)
     plain = make("plain", **controls)
-    command = [sys.executable, "-m", "torchtune._cli.tune", "run", "lora_finetune_single_device", "--config"]
-    subprocess.run([*command, plain], check=True, capture_output=True)
+    train_by_torchtune(plain)
     theirs = plain.parent / "state/train"
     assert weights(ours) == (theirs / "epoch_1/adapter_model.safetensors").read_bytes()
     [said] = theirs.glob("logs/log_*.txt")
@@ -60,8 +69,7 @@ class TestEarlierEpochs:
         first, second = (file.parent.with_name(f"point,epoch={epoch}") / "adapter" for epoch in (1, 2))
         train(file, file.parent / "adapter", earlier={1: first, 2: second})
         plain = make("plain", epochs=3)
-        command = [sys.executable, "-m", "torchtune._cli.tune", "run", "lora_finetune_single_device", "--config"]
-        subprocess.run([*command, plain], check=True, capture_output=True)
+        train_by_torchtune(plain)
         for epoch, adapter in enumerate((first, second, file.parent / "adapter")):
             theirs = plain.parent / f"state/train/epoch_{epoch}/adapter_model.safetensors"
             assert (adapter / "adapter_model.safetensors").read_bytes() == theirs.read_bytes()
@@ -236,7 +244,7 @@ class TestMetricLoggers:
         old = tmp_path / "sweep/wandb/point/of an earlier training"
         old.mkdir(parents=True)
         working = tmp_path_factory.mktemp("working")
-        subprocess.run([*command, "--metric-loggers", "wandb"], check=True, env=environment, cwd=working)
+        subprocess.run([*command, "--metric-loggers", "wandb"], check=True, env=environment, cwd=working, umask=0o022)
         folder = tmp_path / "sweep/wandb/point"
         assert not old.exists()
         [run] = (folder / "wandb").glob("offline-run-*")

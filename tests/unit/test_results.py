@@ -377,7 +377,7 @@ def report(results: Path, variables: Sequence[str]) -> str:
         results / "report.html",
         results / "plots",
     )
-    return (results / "report.html").read_text()
+    return (results / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_report_has_the_answer_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

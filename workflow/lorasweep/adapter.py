@@ -178,7 +178,7 @@ def adopt_adapter(source: Path, adapter: Path, base: Path) -> None:
         shutil.copyfile(source / name, adapter / name)
     if (copied := digest_file(adapter / ADAPTER_WEIGHTS)) != taken.sha256:
         raise AdapterError(f"{source}: has changed while it was copied ({taken.sha256[:12]}, then {copied[:12]})")
-    record = json.loads((source / RECORD).read_text()) if (source / RECORD).is_file() else {}
+    record = json.loads((source / RECORD).read_text(encoding="utf-8")) if (source / RECORD).is_file() else {}
     record |= {
         "adopted_from": str(source.resolve()),
         "adopted_sha256": taken.sha256,
@@ -192,7 +192,7 @@ def _read_fingerprint(record: Path) -> str | None:
     if not record.is_file():
         return None
     try:
-        return str(json.loads(record.read_text())["base_model_fingerprint"])
+        return str(json.loads(record.read_text(encoding="utf-8"))["base_model_fingerprint"])
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{record}: names no base model ({error!r}); accepted: what the training wrote") from error
 
@@ -241,7 +241,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: no {name}; accepted: a directory that PEFT saved an adapter to")
     file = path / ADAPTER_CONFIG
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AdapterError(f"{path}: not a readable adapter: {ADAPTER_CONFIG}: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":

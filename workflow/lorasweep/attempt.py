@@ -35,7 +35,7 @@ class Attempt:
             recipe_sha256=recipe_sha256,
             slurm_job=os.environ.get("SLURM_JOB_ID"),
             host=socket.gethostname(),
-            boot=_BOOT.read_text().strip() if _BOOT.is_file() else "",
+            boot=_BOOT.read_text(encoding="utf-8").strip() if _BOOT.is_file() else "",
             oom_kills=_count_oom_kills(),
         )
 
@@ -47,7 +47,7 @@ class Attempt:
 def read_attempt(file: Path) -> Attempt | None:
     """Return the attempt that left its mark in a file, if one did."""
     try:
-        return Attempt(**json.loads(file.read_text()))
+        return Attempt(**json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
 
@@ -68,7 +68,7 @@ def explain_memory_kill(attempt: Attempt, now: Attempt) -> str:
 
 def _count_oom_kills() -> int:
     try:
-        counts = dict(line.split() for line in _STATISTICS.read_text().splitlines())
+        counts = dict(line.split() for line in _STATISTICS.read_text(encoding="utf-8").splitlines())
         return int(counts["oom_kill"])
     except (OSError, KeyError, ValueError):
         return -1

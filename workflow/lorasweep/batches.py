@@ -47,7 +47,7 @@ def read_batches(record: Path) -> dict[str, list[str]]:
         InputError: the file is not what lorasweep writes.
     """
     try:
-        return {str(name): list(members) for name, members in json.loads(record.read_text()).items()}
+        return {str(name): list(members) for name, members in json.loads(record.read_text(encoding="utf-8")).items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, AttributeError) as error:

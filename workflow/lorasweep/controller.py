@@ -86,7 +86,7 @@ def release(file: Path) -> None:
 def read_holder(file: Path) -> Holder | None:
     """Return who left his name, if anybody did."""
     try:
-        return Holder.model_validate_json(file.read_text())
+        return Holder.model_validate_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):
         return None
 
@@ -111,7 +111,7 @@ def _find_locks(locks: Path, results: str) -> Iterator[Path]:
     numbers = {
         lock.name.partition(".")[0]
         for lock in locks.glob("*.lock")
-        if any(line.startswith(f"{results}/") for line in lock.read_text().splitlines())
+        if any(line.startswith(f"{results}/") for line in lock.read_text(encoding="utf-8").splitlines())
     }
     for number in numbers:
         yield from locks.glob(f"{number}.*.lock")

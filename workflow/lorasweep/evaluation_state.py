@@ -72,7 +72,7 @@ class EvaluationState:
     def fail(self, reason: str) -> None:
         """Leave word of why there is no result."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "error.txt").write_text(reason.strip() + "\n")
+        (self._folder / "error.txt").write_text(reason.strip() + "\n", encoding="utf-8")
 
     def is_finished(self) -> bool:
         """Whether the result is there, published or not."""
@@ -91,7 +91,11 @@ class EvaluationState:
         """
         if not self._holds_result(self._folder / "done"):
             error = self._folder / "error.txt"
-            reason = error.read_text().strip() if error.is_file() else "it was not evaluated, and left no word"
+            reason = (
+                error.read_text(encoding="utf-8").strip()
+                if error.is_file()
+                else "it was not evaluated, and left no word"
+            )
             raise InputError(f"{self._point.name}: {reason}")
         _link(self._names, self._folder / "done", self._point / "eval")
         shutil.rmtree(self._folder)
@@ -127,7 +131,7 @@ def _link(names: list[str], source: Path, target: Path) -> None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):  # torn by a full disk: as if it were not there
         return {}
 

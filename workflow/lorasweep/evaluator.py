@@ -104,7 +104,7 @@ def _open_full_model(
             return make_served_model(spec, base, None, ()), proof
         return _make_model(spec, f"hf/{point.name}", base, model_path=str(base.path)), proof
     adapter = read_adapter(point / "adapter", base)
-    record = json.loads((full / RECORD).read_text())
+    record = json.loads((full / RECORD).read_text(encoding="utf-8"))
     if record["adapter_sha256"] != adapter.sha256:
         raise AdapterError(f"{full}: was made of another adapter than the one in {adapter.path}")
     proof["adapter_sha256"] = adapter.sha256

@@ -18,7 +18,7 @@ def give_default_mode(file: Path) -> None:
 def write_aside(file: Path, text: str) -> None:
     """Write a file so that it is there whole or, whatever happens, as it was."""
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     aside.replace(file)
 
 
@@ -51,7 +51,7 @@ def hold_alone(file: Path, what: str) -> Iterator[None]:
     The lock ends with the process, however it ends. Where the file system has no locks, none is held, and that is said.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as handle:
+    with file.open("w", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -103,7 +103,7 @@ def read_revisions(record: Path) -> dict[str, str]:
         InputError: the file is not what lorasweep writes.
     """
     try:
-        return {str(key): str(commit) for key, commit in json.loads(record.read_text()).items()}
+        return {str(key): str(commit) for key, commit in json.loads(record.read_text(encoding="utf-8")).items()}
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError) as error:
@@ -202,7 +202,9 @@ def _ask(what: str, reference: Reference, source: str, key: str) -> Any:
             filter(None, [str(script.parents[1] / "workflow"), os.environ.get("PYTHONPATH")])
         )
         command: Sequence[str] = [sys.executable, str(script), what, str(reference)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace", env=environment, check=False
+        )
     try:
         said = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

@@ -169,7 +169,13 @@ def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], so
         "pairs = [word.split(':', 1) for word in sys.argv[1:]]; kinds = {'solver': ('solver', 'agent')}; "
         "print(*[n for k, n in pairs if not any(find(kind, n) for kind in kinds.get(k, (k,)))], sep='\\n')"
     )
-    found = subprocess.run([*python, "-c", program, *names], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [*python, "-c", program, *names],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
     if found.returncode:
         raise InputError(
             f"{source}: evaluation.tasks: whether {', '.join(names)} is registered could not be seen in the "

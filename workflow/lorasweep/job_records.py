@@ -51,7 +51,7 @@ def append_records(records: Sequence[JobRecord], file: Path) -> None:
     is_new = not file.is_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     end_last_line(file)
-    with file.open("a", newline="") as stream:
+    with file.open("a", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(JobRecord.model_fields))
         if is_new:
             writer.writeheader()
@@ -66,7 +66,7 @@ def read_records(file: Path) -> list[JobRecord]:
 def _read(file: Path) -> Iterator[JobRecord]:
     if not file.is_file():
         return
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
             try:
                 yield JobRecord.model_validate(row)

@@ -41,7 +41,7 @@ def record_run(run: RunRecord, file: Path) -> None:
 def read_runs(file: Path) -> list[RunRecord]:
     """Return the runs on record, the oldest first."""
     try:
-        return [RunRecord.model_validate(entry) for entry in json.loads(file.read_text())]
+        return [RunRecord.model_validate(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
     except (FileNotFoundError, ValueError, TypeError, ValidationError):
         return []
 
@@ -105,7 +105,7 @@ def make_ledger(
 def write_ledger(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write the rows as CSV."""
     aside = file.with_name(f".{file.name}.tmp")
-    with aside.open("w", newline="") as stream:
+    with aside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[-1]), restval="")
         writer.writeheader()
         writer.writerows(rows)
@@ -157,6 +157,6 @@ def _round(value: float) -> float:
 
 def _read_manifest(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}

@@ -123,13 +123,13 @@ def _recorded_digests(model: Path) -> dict[Path, str]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text())) if file.is_file() else {}
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _seconds(benchmark: Path) -> float | None:
     """Wall time in seconds from a Snakemake benchmark file; none where the rule did not run."""
     if not benchmark.is_file():
         return None
-    with benchmark.open(newline="") as file:
+    with benchmark.open(newline="", encoding="utf-8") as file:
         row = next(csv.DictReader(file, delimiter="\t"), None)
     return float(row["s"]) if row else None

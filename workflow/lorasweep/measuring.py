@@ -59,7 +59,7 @@ def count_lengths(
     Raises:
         InputError: it did not end well.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         file.write(recipe)
         file.flush()
         lengths = _run([*command, "--recipe", file.name, "--most", str(MOST_SAMPLES), "--trainer", trainer])
@@ -96,7 +96,7 @@ def count_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[
 
 
 def _run(command: Sequence[str]) -> Any:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise InputError(f"{command[2]} did not end well: {said[-1] if said else 'it said nothing'}")
@@ -120,7 +120,7 @@ def _get_asked(entry: TaskEntry) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(file.read_text()))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 

@@ -135,9 +135,9 @@ def merge(
             record = _write(plan, aside, temporary, threads, digest)
             if verify:
                 record["verified_tensors"] = verify_merged(plan, aside)
-            (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+            (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             # Last, since nothing without a configuration is taken for a model.
-            (aside / "config.json").write_text(_make_config(plan, dtype))
+            (aside / "config.json").write_text(_make_config(plan, dtype), encoding="utf-8")
             _publish(aside, output, temporary)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -287,7 +287,7 @@ def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: boo
         if (plan.base.path / name).is_file():
             shutil.copyfile(plan.base.path / name, folder / name)
     if (plan.base.path / INDEX).is_file():
-        (folder / INDEX).write_text(_make_index(plan))
+        (folder / INDEX).write_text(_make_index(plan), encoding="utf-8")
     digests = {shard: part.sha256 for shard, part in zip(plan.shards, written, strict=True)}
     others = sorted(file for file in folder.iterdir() if file.name not in digests)
     unchanged = [name for part in written for name in part.unchanged]

@@ -77,7 +77,7 @@ def write_picture(plot: Plot, file: Path, theme: str = "light") -> None:
     """Write a plot as SVG."""
     import vl_convert
 
-    file.write_text(vl_convert.vegalite_to_svg(dict(plot.spec), config=get_theme(theme)))
+    file.write_text(vl_convert.vegalite_to_svg(dict(plot.spec), config=get_theme(theme)), encoding="utf-8")
 
 
 def write_pictures(plots: Sequence[Plot], folder: Path) -> None:

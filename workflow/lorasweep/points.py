@@ -338,7 +338,7 @@ def _recall_name(point: Point, known: Mapping[str, Any]) -> str | None:
 
 def _read_registry(registry: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(registry.read_text()))
+        return dict(json.loads(registry.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:

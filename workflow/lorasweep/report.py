@@ -63,15 +63,15 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     }
     table = pd.read_parquet(table_file.with_suffix(".parquet"))
     settings = pd.read_csv(companions["replicates"], dtype=_TEXTS, keep_default_na=False, na_values=[""])
-    answer = json.loads(companions["answer"].with_suffix(".json").read_text())
-    given = yaml.safe_load((results / EXPERIMENT).read_text())
+    answer = json.loads(companions["answer"].with_suffix(".json").read_text(encoding="utf-8"))
+    given = yaml.safe_load((results / EXPERIMENT).read_text(encoding="utf-8"))
     experiment = Experiment.model_validate(given)
     variables = answer["variables"]
     drawn = _draw(results, table, settings, variables, answer, experiment.report.higher_is_better)
     write_pictures(drawn, plots)
     # A page of all points is made where nothing failed; what is on record is of an earlier run then.
     has_failures = is_partial and (results / FAILURE_RECORD).is_file()
-    failures = json.loads((results / FAILURE_RECORD).read_text()) if has_failures else []
+    failures = json.loads((results / FAILURE_RECORD).read_text(encoding="utf-8")) if has_failures else []
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     text = environment.get_template("report.html.jinja").render(
         name=experiment.experiment.name,
@@ -98,7 +98,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         confidence=experiment.report.confidence,
         files=[(results / name).name for name in _list_files(table_file, companions)],
     )
-    page.write_text(text)
+    page.write_text(text, encoding="utf-8")
 
 
 def _draw(

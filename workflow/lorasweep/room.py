@@ -109,7 +109,7 @@ def _left(words: list[str]) -> int | None:
 def _find_source(folder: Path) -> str:
     """The file system that a folder lies on, as the kernel names it (/proc/mounts)."""
     best, source = "", ""
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
         name, mount = line.split()[:2]
         if folder.resolve().is_relative_to(mount) and len(mount) >= len(best):
             best, source = mount, name
@@ -118,7 +118,7 @@ def _find_source(folder: Path) -> str:
 
 def _ask(*command: str) -> list[str]:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.splitlines()

@@ -32,7 +32,7 @@ def read_shape(path: Path) -> Checkpoint:
     """
     file = path / "config.json"
     try:
-        config = dict(json.loads(file.read_text()))
+        config = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"'{file}' cannot be read ({error}); accepted: the config.json of a checkpoint") from error
     family = config.get("model_type")

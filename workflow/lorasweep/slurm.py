@@ -131,7 +131,7 @@ def find_memory_kill(job: str) -> str:
         if any("OUT_OF_MEMORY" in line for line in lines):
             return f"SLURM job {job}: OUT_OF_MEMORY, says {command[0]}"
     for log in SLURM_LOGS.rglob(f"{job}.log"):
-        for line in log.read_text(errors="replace").splitlines():
+        for line in log.read_text(errors="replace", encoding="utf-8").splitlines():
             if re.search(MEMORY_KILL, line):
                 return f"SLURM job {job}: {line.strip()[:120]}"
     return ""
@@ -217,5 +217,5 @@ def _replace(wildcards: Mapping[str, str], old: str, new: str) -> dict[str, str]
 
 
 def _ask(*command: str, timeout: float = 60) -> list[str]:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=timeout)
     return done.stdout.splitlines()

@@ -111,7 +111,7 @@ def write_status(status: RunStatus, file: Path) -> None:
 def read_status(file: Path) -> RunStatus | None:
     """Return the status of the last run, if it left one."""
     try:
-        return RunStatus.model_validate_json(file.read_text())
+        return RunStatus.model_validate_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):
         return None
 

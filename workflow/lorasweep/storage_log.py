@@ -63,9 +63,9 @@ class StorageLog:
         is_new = not self._file.is_file()
         self._file.parent.mkdir(parents=True, exist_ok=True)
         if is_new:
-            self._file.write_text(_HEADER)
+            self._file.write_text(_HEADER, encoding="utf-8")
         end_last_line(self._file)
-        with self._file.open("a") as stream:
+        with self._file.open("a", encoding="utf-8") as stream:
             stream.writelines(map(_format, samples))
         self._rows += len(samples)
         if self._rows > MOST_ROWS:
@@ -78,7 +78,7 @@ def read_storage(file: Path) -> list[StorageSample]:
     """Return the samples on record, the oldest first; a line that a crash cut short is passed over."""
     samples = []
     if file.is_file():
-        with file.open(newline="") as stream:
+        with file.open(newline="", encoding="utf-8") as stream:
             for row in csv.reader(stream):
                 if len(row) == len(fields(StorageSample)) and row[1].isdecimal() and row[2].isdecimal():
                     samples.append(StorageSample(row[0], int(row[1]), int(row[2])))

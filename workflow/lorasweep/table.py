@@ -161,7 +161,7 @@ def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str
 
 
 def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
-    manifest = json.loads((results / point / MANIFEST).read_text())
+    manifest = json.loads((results / point / MANIFEST).read_text(encoding="utf-8"))
     evaluation, training, settings = manifest["evaluation"], manifest["training"], manifest["settings"]
     seconds = manifest["seconds"]
     # Checkpoints of trainings that differ in their seed alone are one setting too.

@@ -37,7 +37,7 @@ def verify(results: Path) -> tuple[int, list[Mismatch]]:
     for path in sorted(results.glob(f"*/{MANIFEST}")):
         point = path.parent
         try:
-            manifest: dict[str, Any] = json.loads(path.read_text())
+            manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             listed = {point / entry["path"]: (entry["sha256"], entry["bytes"]) for entry in manifest["files"]}
             kept = _get_digests(manifest)
             scores = {task: dict(said["scores"]) for task, said in manifest["evaluation"].get("tasks", {}).items()}
@@ -82,7 +82,7 @@ def _compare_records(
         if file not in listed or not file.is_file():
             continue
         try:
-            record = json.loads(file.read_text())
+            record = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             record = None
         if record != manifest.get(said):
@@ -146,5 +146,5 @@ def _find_unlisted(point: Path, listed: dict[Path, tuple[str, int]]) -> Iterator
 def _read_table(file: Path) -> Sequence[dict[str, str]]:
     if not file.is_file():
         return []
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))

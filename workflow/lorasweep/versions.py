@@ -21,7 +21,7 @@ def get_git_revision(directory: Path) -> str | None:
     """Return the commit that is checked out, with `-dirty` where tracked files differ; `None` outside of git."""
     command = ["git", "-C", str(directory), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     except FileNotFoundError:  # no git here
         return None
     return found.stdout.strip() or None

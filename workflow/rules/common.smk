@@ -437,7 +437,9 @@ def is_trained(point):
         return True
     training = POINTS[point].trained_by or point
     recipe = Path(RESULTS, training, "recipe.yaml")
-    return bool(MISSING_MODEL) or (recipe.is_file() and recipe.read_text() == make_point_recipe(training))
+    return bool(MISSING_MODEL) or (
+        recipe.is_file() and recipe.read_text(encoding="utf-8") == make_point_recipe(training)
+    )
 
 
 def get_task_names(wildcards):

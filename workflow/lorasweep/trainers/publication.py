@@ -58,7 +58,7 @@ def complete(
         **_get_metrics(rows),
         **facts,
     }
-    (adapter / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    (adapter / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def publish(made: Path, adapter: Path) -> None:

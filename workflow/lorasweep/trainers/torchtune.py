@@ -211,7 +211,7 @@ def train(
 def _note_divergence(recipe: Path, config: Any) -> Iterator[None]:
     """Do not do again what diverged: with the same recipe, model and versions it would come to the same."""
     note = Path(config.output_dir).with_name(_DIVERGENCE_NOTE)
-    said = json.loads(note.read_text()) if note.is_file() else {}
+    said = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     key = _get_key(recipe, config)
     if said.get("key") == key:
         raise Diverged(f"{said['message']} (in an earlier attempt; to try again, remove {note})")
@@ -247,7 +247,7 @@ def _is_trained(adapter: Path, recipe: Path) -> bool:
     record = adapter / RECORD
     if not record.is_file():
         return False
-    said = json.loads(record.read_text())
+    said = json.loads(record.read_text(encoding="utf-8"))
     digests = (digest_file(recipe), digest_file(adapter / ADAPTER_WEIGHTS))
     return (said["recipe_sha256"], said["adapter_sha256"]) == digests
 
@@ -255,7 +255,7 @@ def _is_trained(adapter: Path, recipe: Path) -> bool:
 def _check_digest(recipe: Path, data: Path) -> str:
     """Return the digest of the training data, which is the one that the recipe names, where it names one."""
     found = digest_file(data)
-    named = re.match(r"# training data sha256: (\w+)\n", recipe.read_text())
+    named = re.match(r"# training data sha256: (\w+)\n", recipe.read_text(encoding="utf-8"))
     if named and named[1] != found:
         raise TrainingError(
             f"{data}: has changed since {recipe} was written (sha256 {named[1][:12]}, now {found[:12]}); run again"
@@ -306,7 +306,7 @@ def _run(
 def _read_halvings(recipe: Path, config: Any) -> int:
     """Return how often a batch is to be halved, since memory was not enough."""
     note = Path(config.output_dir).with_name(_MEMORY_NOTE)
-    said = json.loads(note.read_text()) if note.is_file() else {}
+    said = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     halvings: int = said["halvings"] if said.get("recipe_sha256") == digest_file(recipe) else 0
     return halvings
 
@@ -352,11 +352,13 @@ def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], fac
         adapter.mkdir()
         # Files of torchtune's have mode 0600; copies have what the umask says.
         shutil.copyfile(trained / ADAPTER_WEIGHTS, adapter / ADAPTER_WEIGHTS)
-        peft_config = json.loads((trained / ADAPTER_CONFIG).read_text()) | {
+        peft_config = json.loads((trained / ADAPTER_CONFIG).read_text(encoding="utf-8")) | {
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": str(base.path.resolve()),
         }
-        (adapter / ADAPTER_CONFIG).write_text(json.dumps(peft_config, indent=1, sort_keys=True) + "\n")
+        (adapter / ADAPTER_CONFIG).write_text(
+            json.dumps(peft_config, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
         complete(adapter, base, recipe, Path(config.output_dir, TRAINING_LOG), epoch, _PACKAGES, facts)
     return folder
 

@@ -107,5 +107,5 @@ class ChatTokenizer:
 def _read_stop_ids(path: str) -> list[int]:
     """The tokens at which generation stops, by the checkpoint's generation_config.json."""
     file = Path(path, "generation_config.json")
-    found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     return list(found) if isinstance(found, list) else [] if found is None else [found]

@@ -45,13 +45,13 @@ class TrainingLog:
         self._path = file
         write_aside(file, text or ",".join(COLUMNS) + "\n")
         self.rows = read_log(file)
-        self._file = file.open("a", newline="")
+        self._file = file.open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     @property
     def text(self) -> str:
         """All of it so far."""
-        return self._path.read_text()
+        return self._path.read_text(encoding="utf-8")
 
     def add(self, row: Row) -> Row:
         """Write a row through to the disk, and return it as a reader finds it."""
@@ -68,7 +68,7 @@ def read_log(file: Path) -> list[Row]:
     """Return the rows of a log; of one that is being written, the whole ones."""
     if not file.is_file():
         return []
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     return [_parse(row) for row in csv.DictReader(whole.splitlines())]
 
@@ -76,8 +76,8 @@ def read_log(file: Path) -> list[Row]:
 def cut_log(file: Path, epoch: int, to: Path) -> list[Row]:
     """Write a log up to the end of an epoch to another file, and return its rows."""
     rows = [row for row in read_log(file) if row.epoch <= epoch]
-    head, *lines = file.read_text().splitlines(keepends=True)
-    to.write_text(head + "".join(lines[: len(rows)]))
+    head, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    to.write_text(head + "".join(lines[: len(rows)]), encoding="utf-8")
     return rows
 
 

@@ -1,0 +1,7 @@
+"""Inspect's command and scripts of the evaluation, forked from a process that has imported what they need."""
+
+from forked_python import PROCESSES, call, start
+
+__all__ = ["call", "start"]
+
+PROCESSES.set_forkserver_preload(["inspect_ai._cli.main", "lorasweep.adapted_model", "lorasweep.merge", "peft"])
