@@ -5,8 +5,10 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import Cluster
@@ -67,8 +69,15 @@ def test_a_training_that_has_to_give_way_is_queued_again_by_slurm_and_goes_on(
     more_important = ["sbatch", "--partition=apart", f"--nodelist={get_node(job)}", "--exclusive", "--output=/dev/null"]
     subprocess.run([*more_important, "--wrap", "true"], check=True)
     show = ["scontrol", "show", "job", job]
-    wait_for("its preemption", lambda: "PreemptTime=2" in subprocess.run(show, capture_output=True, text=True).stdout)
-    program.send_signal(signal.SIGCONT)
+
+    def is_preempted() -> bool:
+        # Once it is queued again, only the number of its starts says so.
+        shown = subprocess.run(show, capture_output=True, text=True).stdout
+        return "PreemptTime=2" in shown or "Restarts=1" in shown
+
+    wait_for("its preemption", is_preempted)
+    with suppress(psutil.NoSuchProcess):
+        program.send_signal(signal.SIGCONT)
     assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
     shown = subprocess.run(show, capture_output=True, text=True).stdout
     assert re.search(r"Restarts=1\b", shown)
