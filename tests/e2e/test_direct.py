@@ -71,17 +71,19 @@ def read_answers(*logs: Path) -> list[dict[str, str]]:
     return [read[str(log)]["completions"] for log in logs]
 
 
-def count_recorded(sweep: Sweep, point: str) -> int:
-    """How many of a point's samples Inspect has written down as complete."""
-    count = 0
+def list_open_samples(sweep: Sweep, point: str) -> set[int] | None:
+    """Return the samples of a point that Inspect has begun, and not written down as complete; None before any.
+
+    Of those that are complete some are in its buffer, and some in the log already.
+    """
     for file in (sweep.results / point / "state/eval/data").rglob("*.db"):
         try:
             with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
-                rows = database.execute("SELECT data FROM samples").fetchall()
+                rows = [json.loads(data) for (data,) in database.execute("SELECT data FROM samples").fetchall()]
         except sqlite3.OperationalError:  # it is about to be made
             continue
-        count += sum(bool(json.loads(data).get("completed")) for (data,) in rows)
-    return count
+        return {row["id"] for row in rows if not row.get("completed")}
+    return None
 
 
 def test_one_job_loads_the_base_once_and_evaluates_every_adapter(evaluated: Sweep) -> None:
@@ -176,7 +178,13 @@ class TestAJobThatIsKilled:
         )
         sweep.environment |= {"NOTE_SAMPLES_IN": str(notes), "WAIT_AFTER_SAMPLES": f"seed=1:{self.SAMPLES}"}
         with sweep.start() as run:
-            wait_until(lambda: run.poll() is not None or count_recorded(sweep, "seed=1") == self.SAMPLES)
+            generated, held = notes / "generated-seed=1", {*range(self.SAMPLES + 1, 13)}
+
+            def has_recorded() -> bool:
+                count = len(generated.read_text().split()) if generated.exists() else 0
+                return count == self.SAMPLES and list_open_samples(sweep, "seed=1") == held
+
+            wait_until(lambda: run.poll() is not None or has_recorded())
             jobs = psutil.Process(run.pid).children(recursive=True)
             for job in jobs:
                 if "python" in job.name() and any("evaluate_adapters.py" in word for word in job.cmdline()):
