@@ -36,7 +36,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"NOT RUN: {skipped} tests could not run on this machine; the reasons are above", red=True
         )
-    if folder := os.environ.get("LORASWEEP_TESTS"):
+    # Of tests that several processes run, the one that hands them out tells.
+    folder = None if "PYTEST_XDIST_WORKER" in os.environ else os.environ.get("LORASWEEP_TESTS")
+    if folder:
         with Path(folder, "counts").open("a") as file:
             file.write(f"{len(DURATIONS) - skipped} {skipped}\n")
         with Path(folder, "durations").open("a") as file:
