@@ -7,6 +7,7 @@ Imported, this gives `call_snakemake`; started, it is the process that forks.
 """
 
 import atexit
+import gc
 import json
 import os
 import select
@@ -61,10 +62,12 @@ def _start_server() -> subprocess.Popen[str]:
 
 
 def _serve() -> None:
-    for module in ("lorasweep.forecast", "lorasweep.inputs", "snakemake_executor_plugin_slurm", "snakemake.report"):
+    for module in ("lorasweep.accounts", "lorasweep.forecast", "lorasweep.inputs", "pyarrow.parquet", "smart_open"):
         import_module(module)
     import snakemake.cli
 
+    snakemake.cli.get_argument_parser()  # which imports every plugin
+    gc.freeze()
     sys.path.remove(str(Path(__file__).parent))
     for line in sys.stdin:
         child = os.fork()

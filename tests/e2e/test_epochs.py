@@ -117,6 +117,8 @@ def test_fewer_epochs_and_the_same_again_rerun_nothing_but_the_tables_and_a_lost
     sweep.edit(evaluation={"epochs": "last"})
     assert sweep.plan() == SUMMED_UP
     sweep.edit(evaluation={"epochs": [1, 2]})
+    assert sweep.plan() == {"report": 1}  # which shows the file
+    sweep.edit(evaluation={"epochs": "all"})
     assert sweep.plan() == {}
     (sweep.results / get_name("B1", 1) / "adapter/adapter_model.safetensors").unlink()
     assert sweep.plan() == {"train": 1, "evaluate_merged": 2, "cleanup": 2, **SUMMED_UP}
