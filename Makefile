@@ -69,7 +69,7 @@ $(VENV)/%/installed-test: envs/test.txt $(wildcard envs/test-*.txt) $(VENV)/%/pa
 demo: install  ## train SmolLM2-135M at four ranks on this machine, and print the table
 	@$(VENV)/eval/bin/python demo/prepare.py
 	@$(BIN)/snakemake --configfile config/demo.yaml --cores $(CORES) --quiet rules host reason
-	@$(BIN)/python scripts/show.py results/capitalisation_rank
+	@$(BIN)/lorasweep show config/demo.yaml
 
 # Where tests leave how many could not run, and how long each took.
 export LORASWEEP_TESTS = $(CURDIR)/$(VENV)/tests

@@ -15,12 +15,12 @@ if not workflow.overwrite_configfiles:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/run.smk"
 include: "workflow/rules/configuration.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/merging.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/results.smk"
-include: "workflow/rules/planning.smk"
 
 
 localrules:

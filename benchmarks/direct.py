@@ -22,8 +22,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow"))
-from lorasweep.checkpoint import read_checkpoint  # noqa: E402
-from lorasweep.evaluation import EvaluationSpec, TaskSpec  # noqa: E402
+from lorasweep.checkpoints.checkpoint import read_checkpoint  # noqa: E402
+from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec  # noqa: E402
 
 RUN = ROOT / "scripts/run"
 SHARED, EACH, MERGED = "B2 shared", "B2 one by one", "B1 merged"
@@ -115,16 +115,16 @@ def run(folder: Path, model: Path, way: str, number: int, samples: int) -> dict[
         files={},
     ).model_dump_json()
     if way == SHARED:
-        jobs = [["evaluate_adapters.py", "--points", *points, "--output", results / "failed.json"]]
+        jobs = [["evaluate_adapters", "--points", *points, "--output", results / "failed.json"]]
     elif way == EACH:
-        jobs = [["evaluate_adapters.py", "--points", point, "--output", results / "failed.json"] for point in points]
+        jobs = [["evaluate_adapters", "--points", point, "--output", results / "failed.json"] for point in points]
     else:
         shared = ["--probes", results / "probes", "--merge-in", results / "merged"]
-        jobs = [["evaluate.py", "--point", point, *shared] for point in points]
+        jobs = [["evaluate", "--point", point, *shared] for point in points]
     wall, peak, written, loads = 0.0, 0, 0, 0
-    for script, *options in jobs:
+    for word, *options in jobs:
         with tempfile.TemporaryFile("w+") as log:
-            command = [RUN, "eval", ROOT / "scripts" / script, "--spec", spec, *options]
+            command = [RUN, "eval", "-m", "lorasweep", "job", word, "--spec", spec, *options]
             began = time.monotonic()
             process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=log, stderr=log)
             _, status, used = os.wait4(process.pid, 0)

@@ -163,7 +163,7 @@ def run(way: str, folder: Path) -> dict[str, float]:
             model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
             PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(output)
     else:
-        from lorasweep.merge import merge
+        from lorasweep.adapters.merge import merge
 
         def work() -> None:
             kept = way.endswith("kept")

@@ -69,7 +69,18 @@ def measure(folder: Path, model: Path, policy: str) -> float:
     controls = {"epochs": 1, "batch_size": 2, "gradient_accumulation_steps": 1, "max_steps_per_epoch": STEPS}
     recipe = write_recipe(folder, model, **controls)
     adapter = recipe.parent / "adapter"
-    command = [ROOT / "scripts/run", "train", ROOT / "scripts/train.py", "--recipe", recipe, "--adapter", adapter]
+    command = [
+        ROOT / "scripts/run",
+        "train",
+        "-m",
+        "lorasweep",
+        "job",
+        "train",
+        "--recipe",
+        recipe,
+        "--adapter",
+        adapter,
+    ]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_WAIT_POLICY": policy})
     rows = read_log(adapter / "training_log.csv")
     return (rows[-1].seconds - rows[WARM_UP - 1].seconds) / (len(rows) - WARM_UP)

@@ -22,10 +22,11 @@ import yaml
 ROOT = Path(__file__).parents[1]
 for folder in ("workflow", "tests"):
     sys.path.insert(0, str(ROOT / folder))
-from lorasweep.checkpoint import read_checkpoint  # noqa: E402
-from lorasweep.experiment import Data, load_experiment  # noqa: E402
-from lorasweep.forecast import make_forecast  # noqa: E402
-from lorasweep.points import get_points  # noqa: E402
+from lorasweep.checkpoints.checkpoint import read_checkpoint  # noqa: E402
+from lorasweep.experiment.loading import load_experiment  # noqa: E402
+from lorasweep.experiment.points import get_points  # noqa: E402
+from lorasweep.experiment.sections import Data  # noqa: E402
+from lorasweep.planning.forecast import make_forecast  # noqa: E402
 from plain_checkpoint import write_checkpoint  # noqa: E402
 
 EXPERIMENT = """

@@ -20,15 +20,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "tests"), str(ROOT / "tests/slurm")]
 from cluster import Cluster  # noqa: E402
-from lorasweep.checkpoint import read_checkpoint  # noqa: E402
-from lorasweep.evaluation import make_evaluation_spec  # noqa: E402
-from lorasweep.experiment import load_experiment  # noqa: E402
-from lorasweep.tasks import get_tasks  # noqa: E402
+from lorasweep.checkpoints.checkpoint import read_checkpoint  # noqa: E402
+from lorasweep.evaluation.spec import make_evaluation_spec  # noqa: E402
+from lorasweep.experiment.loading import load_experiment  # noqa: E402
+from lorasweep.experiment.tasks import get_tasks  # noqa: E402
 from sweep import RUN, Sweep, make_sweep, run_stage  # noqa: E402
 
 POINTS = 8
 CPUS = "--cpus-per-task=2"
 MEMORY = "--mem=4000"
+
+
+JOB = ("-m", "lorasweep", "job")
 
 
 def main() -> None:
@@ -97,16 +100,11 @@ def run_chains(sweep: Sweep) -> tuple[float, list[float]]:
     for recipe in sorted(sweep.results.glob("*/recipe.yaml")):
         point = recipe.parent.relative_to(sweep.directory)
         train = [
-            RUN,
-            "train",
-            ROOT / "scripts/train.py",
-            "--recipe",
-            point / "recipe.yaml",
-            "--adapter",
-            point / "adapter",
+            *(RUN, "train", *JOB, "train"),
+            *("--recipe", point / "recipe.yaml", "--adapter", point / "adapter"),
         ]
         probes = point.parent / ".probes"
-        evaluate = [RUN, "eval", ROOT / "scripts/evaluate.py", "--spec", spec, "--point", point, "--probes", probes]
+        evaluate = [RUN, "eval", *JOB, "evaluate", "--spec", spec, "--point", point, "--probes", probes]
         evaluate += ["--merge-in", point / "merged"]
         job = submit(train)
         submit(evaluate, f"--dependency=afterok:{job}")

@@ -66,10 +66,10 @@ def make_checkpoint(folder: Path) -> Path:
 
 def measure(folder: Path, model: Path, device: str, tokens: int, **controls: Any) -> dict[str, Any]:
     """Train for some steps; return tokens a second, the share of the peak, and the peak of memory in GB."""
-    from lorasweep.checkpoint import read_checkpoint
-    from lorasweep.costs import Costs, Lengths
-    from lorasweep.experiment import Controls, Experiment
-    from lorasweep.trainers.torchtune import train
+    from lorasweep.checkpoints.checkpoint import read_checkpoint
+    from lorasweep.experiment.sections import Controls, Experiment
+    from lorasweep.planning.costs import Costs, Lengths
+    from lorasweep.trainers.torchtune.run import train
     from lorasweep.trainers.training_log import read_log
     from recipes import CONTROLS, write_recipe
 

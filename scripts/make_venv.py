@@ -44,6 +44,9 @@ UV_VARIABLES = {
     "proxy": "ALL_PROXY",
 }
 
+# What is installed names the clone's path, which may have letters that the shell's language lacks.
+LOCALE = {"LC_ALL": "C.UTF-8"}
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,9 +74,24 @@ def main():
     else:
         command = [installed, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
         run(command, make_pip_environment())
+    if "--editable" in packages:
+        name_relatively(directory)
     if not arguments.add:
         # Last, since the environment is complete only now.
         (directory / "installed").touch()
+
+
+def name_relatively(directory):
+    """Have an environment find the package by its path from there.
+
+    Python reads that path in the shell's language, and does not start where the language lacks a letter of it.
+    """
+    for file in directory.glob("lib/python3*/site-packages/__editable__.*.pth"):
+        folders = file.read_text(encoding="utf-8").split("\n")
+        relative = [
+            os.path.relpath(folder, file.parent.resolve()) if os.path.isabs(folder) else folder for folder in folders
+        ]
+        file.write_text("\n".join(relative), encoding="utf-8")
 
 
 def find_python():
@@ -161,13 +179,13 @@ def make_uv_environment(python):
     environment = {"UV_CACHE_DIR": str(CACHE), "UV_PYTHON_DOWNLOADS": "never"}
     settings = read_pip_settings(python)
     environment |= {variable: settings[name] for name, variable in UV_VARIABLES.items() if name in settings}
-    return {**environment, **os.environ}
+    return {**environment, **os.environ, **LOCALE}
 
 
 def make_pip_environment():
     """Return the variables that pip is given: none that has it install elsewhere than into the environment."""
     elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT")
-    return {**{name: value for name, value in os.environ.items() if name not in elsewhere}, "PIP_USER": "0"}
+    return {**{name: value for name, value in os.environ.items() if name not in elsewhere}, **LOCALE, "PIP_USER": "0"}
 
 
 def run(command, environment=None, output=None):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lorasweep.evaluation import EvaluationSpec, TaskSpec
+from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 
 
 def make_spec(**changes: Any) -> EvaluationSpec:

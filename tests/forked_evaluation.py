@@ -4,4 +4,6 @@ from forked_python import PROCESSES, call, start
 
 __all__ = ["call", "start"]
 
-PROCESSES.set_forkserver_preload(["inspect_ai._cli.main", "lorasweep.adapted_model", "lorasweep.merge", "peft"])
+PROCESSES.set_forkserver_preload(
+    ["inspect_ai._cli.main", "lorasweep.evaluation.adapted_model", "lorasweep.adapters.merge", "peft"]
+)

@@ -62,7 +62,7 @@ def _start_server() -> subprocess.Popen[str]:
 
 
 def _serve() -> None:
-    for module in ("lorasweep.accounts", "lorasweep.forecast", "lorasweep.inputs", "pyarrow.parquet", "smart_open"):
+    for module in ("lorasweep.running.run", "pyarrow.parquet", "smart_open"):
         import_module(module)
     import snakemake.cli
 

@@ -1,4 +1,4 @@
-"""scripts/train.py and torchtune's own command, forked from a process that has imported torchtune.
+"""The job `train` and torchtune's own command, forked from a process that has imported torchtune.
 
 A training in several processes forks these too, where a real one starts each anew.
 """
@@ -16,11 +16,11 @@ from forked_python import PROCESSES
 
 PROCESSES.set_forkserver_preload(
     [
-        "lorasweep.trainers.torchtune",
-        "lorasweep.trainers.torchtune_data",
-        "lorasweep.trainers.torchtune_processes",
-        "lorasweep.trainers.torchtune_recipe",
-        "lorasweep.versions",
+        "lorasweep.trainers.torchtune.run",
+        "lorasweep.trainers.torchtune.tokenizer",
+        "lorasweep.trainers.torchtune.processes",
+        "lorasweep.trainers.torchtune.loop",
+        "lorasweep.util.versions",
         "torch.utils.tensorboard",
         "torchtune._cli.tune",
         "torchtune.models.llama3",
@@ -47,7 +47,7 @@ def prepare() -> None:
 
 
 def _prepare() -> None:
-    from lorasweep.trainers import torchtune_processes
+    from lorasweep.trainers.torchtune import processes as torchtune_processes
 
     prepare()
     torchtune_processes.start_processes = _fork_processes

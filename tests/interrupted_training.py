@@ -24,7 +24,10 @@ def train_and_end(
 
 
 def _train(recipe: Path, save_every: int, happens: str, step: int, **options: Any) -> None:
-    from lorasweep.trainers import TrainingError, torchtune, torchtune_recipe, torchtune_state
+    from lorasweep.trainers import TrainingError
+    from lorasweep.trainers.torchtune import loop as torchtune_recipe
+    from lorasweep.trainers.torchtune import run as torchtune
+    from lorasweep.trainers.torchtune import saved_states as torchtune_state
 
     prepare()
     log = (recipe.parent / "train.log").open("a")

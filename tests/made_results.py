@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from lorasweep.points import BASELINE, format_value
+from lorasweep.experiment.points import format_value
+from lorasweep.layout import BASELINE
 from sweep import ROOT
 
 SCORE = "match"
@@ -64,7 +65,7 @@ def collect(results: Path, variables: Sequence[str]) -> None:
     """Make the tables, as the workflow has them made."""
     arguments = ["--results", results, "--samples", results / "samples.parquet", "--variables", *variables]
     arguments += ["--tasks", TASK, "--report", "{}", "--baselines", BASELINE, "--output", results / "results.csv"]
-    command = [sys.executable, ROOT / "scripts/collect.py", *arguments]
+    command = [sys.executable, "-m", "lorasweep", "job", "collect", *arguments]
     subprocess.run(list(map(str, command)), check=True, env={"PYTHONPATH": str(ROOT / "workflow")})
 
 

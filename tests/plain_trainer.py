@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.digest import digest_file
-from lorasweep.errors import InputError
+from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.trainers import TrainingError
 from lorasweep.trainers.publication import check_weights, complete, publish
 from lorasweep.trainers.training_log import Row, TrainingLog
+from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import InputError
 
 STAGE = "eval"
 

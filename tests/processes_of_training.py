@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torchtune.models.llama3 import lora_llama3
 from torchtune.modules.peft import LoRALinear
 
-from lorasweep.trainers import torchtune_recipe
+from lorasweep.trainers.torchtune import loop as torchtune_recipe
 
 
 def build(**arguments: Any) -> Any:

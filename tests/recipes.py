@@ -6,10 +6,10 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.experiment import Controls, Data, Model
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.experiment.sections import Controls, Data, Model
 from lorasweep.trainers import TrainingSpec
-from lorasweep.trainers.torchtune import recipe
+from lorasweep.trainers.torchtune.recipe import recipe
 
 # Two batches of an epoch of two steps are left over: torchtune carries them into the next one.
 CONTROLS = {"epochs": 2, "batch_size": 3, "gradient_accumulation_steps": 3, "lr": 4e-3, "lora_dropout": 0.1}

@@ -172,6 +172,23 @@ class Sweep:
         assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\n{logs}"
         return done.stdout + done.stderr
 
+    def lorasweep(self, word: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Call a word of the command on this experiment, in its directory."""
+        path = os.pathsep.join(filter(None, [str(ROOT / "workflow"), os.environ.get("PYTHONPATH")]))
+        return subprocess.run(
+            [sys.executable, "-m", "lorasweep", word, "sweep.yaml", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            env={**os.environ, "COLUMNS": "120", **self.environment, "PYTHONPATH": path},
+        )
+
+    def call(self, word: str, *arguments: str | Path) -> str:
+        """Call a word that is to end well; return what it says."""
+        done = self.lorasweep(word, *arguments)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout + done.stderr
+
     def plan(self, *arguments: str | Path) -> dict[str, int]:
         """The number of jobs that a dry run says would run, by rule."""
         said = self.run("--dry-run", *arguments)

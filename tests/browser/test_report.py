@@ -10,9 +10,9 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from chromium import find_chromium
-from lorasweep.pipeline import get_stages
-from lorasweep.points import BASELINE
-from lorasweep.report import make_report
+from lorasweep.layout import BASELINE
+from lorasweep.results.report import make_report
+from lorasweep.stages import get_stages
 from made_results import collect, make_results
 
 SPACES: dict[str, dict[str, list[Any]]] = {

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.experiment import Controls
-from lorasweep.trainers.torchtune_models import get_model
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.experiment.sections import Controls
+from lorasweep.trainers.torchtune.models import get_model
 from sweep import MODES, TRAINED_POINTS, Sweep, make_sweep, run_stage
 
 

@@ -13,9 +13,10 @@ from inspect_ai.dataset import Sample
 from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
 from inspect_ai.solver import generate
 
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.evaluation import EvaluationSpec
-from lorasweep.evaluator import _make_model, make_options, with_prompt
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.evaluation.evaluate import make_model
+from lorasweep.evaluation.inspect_tasks import make_options, with_prompt
+from lorasweep.evaluation.spec import EvaluationSpec
 
 messages = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
 
@@ -30,7 +31,7 @@ def read(line: str) -> Any:
 def read_prompts(specification: str, file: str, logs: str) -> list[list[int]]:
     spec = EvaluationSpec.model_validate_json(specification)
     base = read_checkpoint(Path(spec.base_model))
-    model = _make_model(spec, "hf/prompts", base, model_path=str(base.path))
+    model = make_model(spec, "hf/prompts", base, model_path=str(base.path))
     inputs = [read(line) for line in Path(file).read_text().splitlines()]
     seen: list[list[int]] = []
     generate_tokens = model.api.model.generate

@@ -11,7 +11,7 @@ from typing import Any
 
 from torchtune.models.llama3 import lora_llama3
 
-from lorasweep.trainers import torchtune_recipe
+from lorasweep.trainers.torchtune import loop as torchtune_recipe
 
 
 def build(**arguments: Any) -> Any:

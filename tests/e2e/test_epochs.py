@@ -2,14 +2,15 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from lorasweep.digest import digest_file
-from sweep import MODES, POINTS, SUMMED_UP, Sweep, run_stage
+from lorasweep.util.digest import digest_file
+from sweep import MODES, POINTS, RUN, SUMMED_UP, Sweep, run_stage
 
 EPOCHS = (1, 2)
 
@@ -94,7 +95,8 @@ def test_the_last_epoch_is_what_a_training_without_checkpoints_gives(evaluated: 
     recipe = tmp_path / "again/recipe.yaml"
     recipe.parent.mkdir()
     recipe.write_text((point / "recipe.yaml").read_text().replace(f"results/epochs/{point.name}", str(recipe.parent)))
-    run_stage("train", "../scripts/train.py", "--recipe", recipe, "--adapter", adapter, cwd=evaluated.directory)
+    command = [RUN, "train", "-m", "lorasweep", "job", "train", "--recipe", recipe, "--adapter", adapter]
+    subprocess.run(command, cwd=evaluated.directory, check=True)
     weights = "adapter_model.safetensors"
     assert digest_file(adapter / weights) == digest_file(point / "adapter" / weights)
     assert not list(tmp_path.glob("*epoch=*"))
@@ -108,7 +110,7 @@ def test_settings_differ_by_epoch_and_the_report_has_a_plot_over_them(evaluated:
 
 
 def test_results_are_what_their_manifests_say(evaluated: Sweep) -> None:
-    run_stage("driver", "../scripts/verify.py", evaluated.results)
+    evaluated.call("verify")
 
 
 def test_fewer_epochs_and_the_same_again_rerun_nothing_but_the_tables_and_a_lost_one_trains_anew(
@@ -133,7 +135,7 @@ def test_a_last_epoch_that_is_not_listed_is_kept_and_not_evaluated(sweep: Sweep,
     assert last["task"].isna().all()
     assert last["adapter_sha256"].notna().all()
     assert table.loc[[get_name(mode, 1) for mode in modes], "match/accuracy"].notna().all()
-    run_stage("driver", "../scripts/verify.py", sweep.results)
+    sweep.call("verify")
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_a_gated_model_is_trained_and_evaluated_by_jobs_without_the_token(
             },
         )
         sweep.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
-        said = sweep.run("download")
+        said = sweep.call("download")
         hub.requests.clear()
         said += sweep.run("--printshellcmds", "--verbose", "--until", "cleanup")
         assert hub.requests == []

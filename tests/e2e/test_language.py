@@ -3,14 +3,13 @@
 import csv
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from sweep import POINTS, ROOT, RUN, SUMMED_UP, Sweep, run_stage
+from sweep import POINTS, SUMMED_UP, Sweep, run_stage
 
 SOLVERS = """
 from inspect_ai.solver import solver
@@ -119,8 +118,7 @@ def test_a_checkpoint_that_exists_is_evaluated_and_answers_as_where_it_is_from(
     with (evaluated.results / "ledger.csv").open(newline="") as file:
         (row,) = (row for row in csv.DictReader(file) if row["point"] == "checkpoint")
     assert (row["mode"], row["is_done"]) == ("base", "True")
-    verify = subprocess.run([RUN, "driver", ROOT / "scripts/verify.py", evaluated.results], check=False)
-    assert verify.returncode == 0
+    evaluated.call("verify")
 
 
 def test_another_solver_evaluates_anew(evaluated: Sweep, tmp_path: Path) -> None:

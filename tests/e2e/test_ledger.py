@@ -2,27 +2,25 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.experiment import Controls
-from lorasweep.job_records import read_records
-from lorasweep.ledger import read_runs
-from lorasweep.room import get_size
-from lorasweep.sizes import get_adapter_size, get_model_size
-from lorasweep.storage_log import read_storage
-from sweep import POINTS, ROOT, Sweep
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size
+from lorasweep.experiment.sections import Controls
+from lorasweep.planning.history import read_records
+from lorasweep.running.ledger import read_runs
+from lorasweep.running.storage_log import read_storage
+from lorasweep.util.files import get_size
+from sweep import POINTS, Sweep
 
 
 @pytest.fixture(scope="module")
 def plan(finished: Sweep) -> dict[str, Any]:
-    finished.run("plan")
+    finished.call("plan", "--cores", "2")
     return dict(json.loads((finished.results / "plan.json").read_text()))
 
 
@@ -84,20 +82,14 @@ def test_the_ledger_has_what_was_kept_and_spent(finished: Sweep) -> None:
     assert float(rows["total"]["wall_seconds"]) > 0
     assert int(rows["total"]["peak_temporary_bytes"]) > 0
     assert float(rows["total"]["failed_attempts"]) == 0
-    said = subprocess.run(
-        [sys.executable, ROOT / "scripts/ledger.py", finished.results],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": str(ROOT / "workflow"), "COLUMNS": "120"},
-    ).stdout
+    said = finished.call("ledger")
     assert "Kept: " in said
     assert "Wall time " in said
     assert POINTS["B2"] in said
 
 
 def test_a_finished_run_leaves_its_last_status_and_its_storage_over_time(finished: Sweep) -> None:
-    said = " ".join(finished.run("status").split())
+    said = " ".join(finished.call("status").split())
     assert "no run is going on. The last ended" in said
     assert "all that it was to do is done" in said
     assert "Points: 4. waiting 0, training 0, trained 0, evaluating 0, done 4, failed 0." in said
@@ -110,12 +102,12 @@ def test_a_finished_run_leaves_its_last_status_and_its_storage_over_time(finishe
 
 
 def test_an_edited_number_is_found_in_the_results_of_a_real_run(finished: Sweep, tmp_path: Path) -> None:
-    assert "files are what their manifests say" in finished.run("verify")
+    assert "files are what their manifests say" in finished.call("verify")
     sweep = finished.copy(tmp_path)
     table = pd.read_csv(sweep.results / "results.csv", dtype=str)
     table.loc[table["point"] == POINTS["B1"], "match/accuracy"] = "0.12345"
     table.to_csv(sweep.results / "results.csv", index=False)
-    done = sweep.snakemake("verify")
+    done = sweep.lorasweep("verify")
     assert done.returncode == 1
     assert f"results.csv: {POINTS['B1']}, letters: match/accuracy is 0.12345, and the manifest says " in done.stdout
     assert "1 of " in done.stderr

@@ -12,10 +12,10 @@ import pytest
 from sweep import ROOT, SUMMED_UP, make_sweep, run_stage
 
 sys.path.insert(0, str(ROOT / "workflow"))
-from lorasweep.evaluation import EvaluationSpec, TaskSpec, make_evaluation_spec
-from lorasweep.experiment import load_experiment
-from lorasweep.inputs import make_recipe
-from lorasweep.points import get_points
+from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec, make_evaluation_spec
+from lorasweep.experiment.loading import load_experiment
+from lorasweep.experiment.points import get_points
+from lorasweep.sweep.checks import make_recipe
 
 CHAT = [
     [("user", "after a"), ("assistant", "b")],

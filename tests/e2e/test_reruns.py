@@ -65,7 +65,7 @@ def append(name: str, text: str) -> Callable[[Sweep], None]:
 
 def touch(sweep: Sweep) -> None:
     inputs = [file for file in sweep.directory.rglob("*") if file.is_file() and ".snakemake" not in file.parts]
-    for file in [*inputs, *(ROOT / "scripts").iterdir()]:
+    for file in inputs:
         os.utime(file)
 
 
@@ -75,8 +75,6 @@ def touch_inputs_before_outputs(sweep: Sweep) -> None:
     for point in POINTS.values():
         os.utime(sweep.results / point / "recipe.yaml")
         os.utime(sweep.results / point / "adapter/adapter_model.safetensors")
-    for script in (ROOT / "scripts").iterdir():
-        os.utime(script)
 
 
 def reorder(sweep: Sweep) -> None:
@@ -166,6 +164,20 @@ def test_a_change_reruns_what_depends_on_it_and_only_that(sweep: Sweep, change: 
     make_change, expected = CHANGES[change]
     make_change(sweep)
     assert sweep.plan() == expected
+
+
+def test_other_code_of_ours_reruns_nothing(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> None:
+    clone = tmp_path_factory.mktemp("clone")
+    for name in ("Snakefile", "profiles", "scripts", "workflow"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, clone / name)
+    changed = [file for folder in ("scripts", "workflow/lorasweep") for file in (clone / folder).rglob("*.*")]
+    for file in [*changed, clone / "scripts/run", clone / "workflow/report/report.html.jinja"]:
+        if file.suffix != ".pyc":
+            file.write_text(file.read_text(encoding="utf-8") + "\n# another comment\n", encoding="utf-8")
+    # In a process that has not imported ours.
+    sweep.program = ("-P", "-m", "snakemake")
+    assert sweep.plan("--snakefile", clone / "Snakefile") == {}
 
 
 def test_a_new_base_model_reruns_everything(sweep: Sweep, other_model: Path) -> None:
@@ -258,14 +270,14 @@ def test_a_run_is_seen_while_it_goes_on_and_what_outlives_it_is_not_done_twice(
     with sweep.start() as run:
         wait_until(lambda: run.poll() is not None or len(read_log(running)) == 2)
         assert run.poll() is None, sweep.read_said()
-        seen = " ".join(sweep.run("status").split())
+        seen = " ".join(sweep.call("status").split())
         run.kill()
         run.wait()
         assert "outlived: running since" in seen
         assert "Points: 1. waiting 0, training 1, trained 0, evaluating 0, done 0, failed 0." in seen
         assert re.search(r"\btrain point \d\d:\d\d ", seen)
         assert "Time left: " in seen
-        assert "no run is going on. The last ended without a word" in " ".join(sweep.run("status").split())
+        assert "no run is going on. The last ended without a word" in " ".join(sweep.call("status").split())
         status = json.loads((sweep.results / "status.json").read_text())
         (job,) = status["running"]
         assert (job["rule"], job["name"], job["steps"]) == ("train", "point", 5)

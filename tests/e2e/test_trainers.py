@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.digest import digest_file
-from lorasweep.experiment import Controls, Data, Model
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.experiment.sections import Controls, Data, Model
 from lorasweep.trainers import TrainingSpec, get_trainer
 from lorasweep.trainers.training_log import COLUMNS, read_log
+from lorasweep.util.digest import digest_file
 from sweep import ROOT, RUN, Sweep, run_stage
 
 TRAINERS = ("torchtune", "plain_trainer")
@@ -28,6 +28,7 @@ only_others = pytest.mark.parametrize(
     "make_training", [pytest.param("torchtune", marks=pytest.mark.long), "plain_trainer"], indirect=True
 )
 
+JOB = ("-m", "lorasweep", "job")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
 
 RECORDED = {
@@ -51,9 +52,9 @@ class Training:
     def adapter(self) -> Path:
         return self.folder / "adapter"
 
-    def run(self, script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a script of the workflow as a job does: in the trainer's environment."""
-        command = [RUN, get_trainer(self.trainer).STAGE, ROOT / "scripts" / script, "--trainer", self.trainer]
+    def run(self, word: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a job as the workflow does: in the trainer's environment."""
+        command = [RUN, get_trainer(self.trainer).STAGE, *JOB, word, "--trainer", self.trainer]
         command += ["--recipe", self.folder / "recipe.yaml", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
@@ -62,7 +63,7 @@ class Training:
         return self.folder.with_name(f"{self.folder.name},epoch={epoch}") / "adapter"
 
     def train(self) -> subprocess.CompletedProcess[str]:
-        return self.run("train.py", "--adapter", self.adapter, "--epochs", "1,last")
+        return self.run("train", "--adapter", self.adapter, "--epochs", "1,last")
 
 
 @pytest.fixture(scope="module", params=TRAINERS)
@@ -124,7 +125,7 @@ def test_its_adapter_is_loaded_by_peft_and_by_transformers_and_changes_the_answe
 ) -> None:
     merged, logits = tmp_path / "merged", tmp_path / "logits.safetensors"
     paths = ("--base", model, "--adapter", trained.adapter)
-    subprocess.run([RUN, "eval", ROOT / "scripts/merge.py", *paths, "--output", merged, "--dtype", "fp32"], check=True)
+    subprocess.run([RUN, "eval", *JOB, "merge", *paths, "--output", merged, "--dtype", "fp32"], check=True)
     run_stage("eval", "e2e/hf_logits.py", *paths, "--merged", merged, "--tokens", "1,2,3,4", "--output", logits)
     program = (
         "import json, sys; from safetensors.torch import load_file; found = load_file(sys.argv[1]); "
@@ -192,7 +193,7 @@ def test_a_loss_that_is_not_finite_fails_and_leaves_no_adapter(
 @pytest.mark.long  # a sweep is planned by them, below
 def test_lengths_are_those_of_whole_samples(make_training: Callable[..., Training], tmp_path: Path) -> None:
     training = make_training(tmp_path, max_seq_len=70)
-    done = training.run("measure_lengths.py", "--most", "7")
+    done = training.run("measure_lengths", "--most", "7")
     assert done.returncode == 0, done.stderr[-2000:]
     # Of each fourth sample: as the tokenizer of the tests has them, a token a byte.
     question = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"

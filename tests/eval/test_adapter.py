@@ -13,15 +13,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from evaluation_specs import make_spec
-from lorasweep import evaluator
-from lorasweep.adapter import AdapterError, check_injected, read_adapter
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.errors import InputError
-from lorasweep.evaluation import EvaluationSpec, TaskSpec
-from lorasweep.evaluation_state import EvaluationState
-from lorasweep.evaluator import EvaluationError, evaluate, evaluate_adapters
-from lorasweep.merge import merge
-from lorasweep.probe import probe_logits
+from lorasweep.adapters.adapter import AdapterError, check_injected, read_adapter
+from lorasweep.adapters.merge import merge
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.evaluation import evaluate as evaluator
+from lorasweep.evaluation.evaluate import evaluate, evaluate_adapters
+from lorasweep.evaluation.inspect_tasks import EvaluationError
+from lorasweep.evaluation.probe import probe_logits
+from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
+from lorasweep.evaluation.state import EvaluationState
+from lorasweep.util.errors import InputError
 from tiny_model import make_model, make_tokenizer
 
 TASK = """

@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, Phi3Config
 
 import forked_evaluation
-from lorasweep import merge as merge_module
-from lorasweep.adapter import AdapterError, check_injected, read_adapter
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.errors import InputError
-from lorasweep.merge import merge
+from lorasweep.adapters import merge as merge_module
+from lorasweep.adapters.adapter import AdapterError, check_injected, read_adapter
+from lorasweep.adapters.merge import merge
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.util.errors import InputError
 from tiny_model import FAMILIES, make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -563,12 +563,11 @@ def test_too_little_room_is_said_before_the_first_byte(
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 
 
-SCRIPT = ROOT / "scripts/merge.py"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "workflow")}
 
 
 def name_files(base: Path, adapter: Path, output: Path) -> list[str | Path]:
-    return ["--base", base, "--adapter", adapter, "--output", output]
+    return ["job", "merge", "--base", base, "--adapter", adapter, "--output", output]
 
 
 def test_a_write_that_is_torn_leaves_the_old_model_and_nothing_else(
@@ -579,7 +578,7 @@ def test_a_write_that_is_torn_leaves_the_old_model_and_nothing_else(
     merge(base, adapter, tmp_path / "merged")
     before = sha256((tmp_path / "merged/model.safetensors").read_bytes()).hexdigest()
     files = name_files(base, adapter, tmp_path / "merged")
-    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", sys.executable, SCRIPT, *files]
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", sys.executable, "-m", "lorasweep", *files]
     done = subprocess.run(limited, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 1
     assert "File too large" in done.stderr
@@ -738,7 +737,7 @@ def test_a_merge_that_is_killed_leaves_nothing_that_looks_complete(
     partial = tmp_path / ".merged.partial"
     cut_short = 0
     for _ in range(20):
-        process = forked_evaluation.start(SCRIPT, [*files, "--threads", "1"], ENVIRONMENT)
+        process = forked_evaluation.start("lorasweep", [*files, "--threads", "1"], ENVIRONMENT)
         while process.exitcode is None and not list(partial.glob("*.safetensors")):
             time.sleep(0.002)
         time.sleep(0.02 * cut_short)
@@ -757,7 +756,7 @@ def test_a_merge_that_is_killed_leaves_nothing_that_looks_complete(
         if cut_short == 3:
             break
     assert cut_short == 3
-    assert forked_evaluation.call(SCRIPT, [*files, "--verify"], environment=ENVIRONMENT).returncode == 0
+    assert forked_evaluation.call("lorasweep", [*files, "--verify"], environment=ENVIRONMENT).returncode == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["merged"]
 
 

@@ -40,11 +40,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import forked_evaluation
-from lorasweep.adapter import AdapterError, check_injected, read_adapter
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.merge import merge
-from lorasweep.probe import probe_logits
-from lorasweep.shared_base import SharedBase
+from lorasweep.adapters.adapter import AdapterError, check_injected, read_adapter
+from lorasweep.adapters.merge import merge
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.evaluation.probe import probe_logits
+from lorasweep.evaluation.shared_base import SharedBase
 from tiny_model import make_model, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Adapter .* was active which is now deleted:UserWarning")

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from lorasweep.request_batches import join_batch
+from lorasweep.evaluation.request_batches import join_batch
 
 
 class Model:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from evaluation_specs import make_spec
-from lorasweep import vllm_server
-from lorasweep.adapter import Adapter, AdapterError
-from lorasweep.checkpoint import Tensor
-from lorasweep.evaluation import EvaluationSpec
-from lorasweep.vllm_server import RANKS, get_server_args, measure_distance, open_server, refuse_unserved
+from lorasweep.adapters.adapter import Adapter, AdapterError
+from lorasweep.checkpoints.checkpoint import Tensor
+from lorasweep.evaluation import vllm as vllm_server
+from lorasweep.evaluation.spec import EvaluationSpec
+from lorasweep.evaluation.vllm import RANKS, get_server_args, measure_distance, open_server, refuse_unserved
 
 
 def make_adapter(path: Path, rank: int, **config: Any) -> Adapter:

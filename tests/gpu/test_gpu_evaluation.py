@@ -13,15 +13,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from evaluation_specs import make_spec
-from lorasweep.adapter import read_adapter
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.evaluation import EvaluationSpec, TaskSpec
-from lorasweep.evaluation_state import EvaluationState
-from lorasweep.evaluator import evaluate, evaluate_adapters
-from lorasweep.merge import merge
-from lorasweep.probe import probe_logits
-from lorasweep.shared_base import SharedBase
-from lorasweep.tensors import DTYPES, PRECISIONS
+from lorasweep.adapters.adapter import read_adapter
+from lorasweep.adapters.merge import merge
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.checkpoints.dtypes import PRECISIONS
+from lorasweep.checkpoints.tensors import DTYPES
+from lorasweep.evaluation.evaluate import evaluate, evaluate_adapters
+from lorasweep.evaluation.probe import probe_logits
+from lorasweep.evaluation.shared_base import SharedBase
+from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
+from lorasweep.evaluation.state import EvaluationState
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "target_modules": ["q_proj", "v_proj"]},

@@ -86,7 +86,8 @@ def test_it_sees_what_a_training_on_the_cpu_of_the_same_machine_sees(make: Make,
     plain = {"dtype": "fp32", "lora_dropout": 0.0, **packing}
     on_gpu, on_cpu = (make(device, device=device, **plain) for device in ("cuda", "cpu"))
     assert train_and_end(on_gpu, 100) == 0, said(on_gpu)
-    command = [sys.executable, ROOT / "scripts/train.py", "--recipe", on_cpu, "--adapter", on_cpu.parent / "adapter"]
+    command = [sys.executable, "-m", "lorasweep", "job", "train", "--recipe", on_cpu]
+    command += ["--adapter", on_cpu.parent / "adapter"]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     logs = [read(recipe)[1] for recipe in (on_gpu, on_cpu)]
     # From the second step on they differ: the initial weights of A are drawn on the device.

@@ -200,8 +200,9 @@ class Monkey:
 
 
 def find_program(job: str) -> psutil.Process | None:
-    """Return the process of a SLURM job, whose node is this machine, that runs a script of the workflow's."""
-    found = [process for process, line in _find_processes(job) if "/scripts/" in line and "snakemake" not in line]
+    """Return the process of a SLURM job, whose node is this machine, that does what a rule runs."""
+    is_ours = " -m lorasweep job "
+    found = [process for process, line in _find_processes(job) if is_ours in line and "snakemake" not in line]
     return found[-1] if found else None
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.digest import digest_file
+from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.trainers.publication import complete, publish
 from lorasweep.trainers.training_log import Row, TrainingLog
+from lorasweep.util.digest import digest_file
 
 STAGE = "eval"
 

@@ -13,7 +13,7 @@ from sweep import ROOT, Sweep
 
 SITE_PARTITION = os.environ.get("LORASWEEP_SLURM_PARTITION")
 
-SECONDS_TO_END = 3600
+SECONDS_TO_END = 1200
 """For what ends by itself: a machine that does much else, as in `make test`, is slow."""
 
 

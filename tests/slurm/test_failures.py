@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster import Cluster
-from lorasweep.job_records import read_records
+from lorasweep.planning.history import read_records
 from monkey import find_program
 from slurm_sweep import SECONDS_TO_END, SlurmSweep, end_time_now, get_node, wait_for
 from sweep import SUMMED_UP, Sweep
@@ -261,7 +261,9 @@ def small_disk(cluster: Cluster | None, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("stage", ["train", pytest.param("merge", marks=pytest.mark.long), "evaluate_merged"])
+@pytest.mark.parametrize(
+    "stage", ["train", *(pytest.param(stage, marks=pytest.mark.long) for stage in ("merge", "evaluate_merged"))]
+)
 def test_a_full_disk_is_named_and_nothing_cut_short_counts(
     make: Callable[..., SlurmSweep], small_disk: Path, stage: str
 ) -> None:

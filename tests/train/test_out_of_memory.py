@@ -13,7 +13,7 @@ import pytest
 from memory_cgroup import limit_memory
 
 from interrupted_training import train_and_end
-from lorasweep.attempt import Attempt, explain_memory_kill
+from lorasweep.trainers.memory_kills import Attempt, explain_memory_kill
 
 Make = Callable[..., Path]
 

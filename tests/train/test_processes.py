@@ -18,7 +18,6 @@ import forked_training
 from lorasweep.trainers.training_log import Row, read_log
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts/train.py"
 
 # Six steps an epoch, of batches of four samples in all; one sample is left over.
 CONTROLS = {"epochs": 2, "batch_size": 2, "gradient_accumulation_steps": 1, "lora_dropout": 0.0, "num_warmup_steps": 3}
@@ -28,11 +27,11 @@ Make = Callable[..., Path]
 
 def train(recipe: Path, happens: str = "", save_every: int = 1000) -> subprocess.CompletedProcess[str]:
     """Run a recipe as a job does; `happens` is `WHAT:RANK:STEP`."""
-    return forked_training.call(SCRIPT, get_arguments(recipe), get_environment(recipe, happens, save_every))
+    return forked_training.call("lorasweep", get_arguments(recipe), get_environment(recipe, happens, save_every))
 
 
 def get_arguments(recipe: Path) -> list[str | Path]:
-    return ["--recipe", recipe, "--adapter", recipe.parent / "adapter"]
+    return ["job", "train", "--recipe", recipe, "--adapter", recipe.parent / "adapter"]
 
 
 def get_environment(recipe: Path, happens: str = "", save_every: int = 1000) -> dict[str, str]:
@@ -84,7 +83,7 @@ def make_point(
 def two(make_point: Make) -> Path:
     """Trained by processes that are started as a job's are, without a fork."""
     recipe = make_point("two", gpus=2)
-    command = [sys.executable, SCRIPT, *get_arguments(recipe)]
+    command = [sys.executable, "-m", "lorasweep", *get_arguments(recipe)]
     done = subprocess.run(command, capture_output=True, text=True, env=get_environment(recipe), check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return recipe

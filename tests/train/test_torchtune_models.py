@@ -10,9 +10,9 @@ from torchtune import config
 from torchtune.training import FullModelHFCheckpointer, set_default_dtype
 from transformers import AutoModelForCausalLM
 
-from lorasweep.checkpoint import read_checkpoint
-from lorasweep.experiment import Controls
-from lorasweep.trainers.torchtune_models import get_model
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.experiment.sections import Controls
+from lorasweep.trainers.torchtune.models import get_model
 from tiny_model import FAMILIES, make_model, make_tokenizer
 
 # Long enough that a scaled RoPE differs from a plain one.

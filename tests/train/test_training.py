@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import forked_training
-from lorasweep.digest import digest_file
 from lorasweep.trainers import Diverged, TrainingError
-from lorasweep.trainers.torchtune import train
-from lorasweep.trainers.torchtune_data import ChatTokenizer
+from lorasweep.trainers.torchtune.run import train
+from lorasweep.trainers.torchtune.tokenizer import ChatTokenizer
 from lorasweep.trainers.training_log import COLUMNS, Row, TrainingLog, read_log
+from lorasweep.util.digest import digest_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -239,7 +239,8 @@ class TestMetricLoggers:
     ) -> None:
         file = make()
         home = tmp_path_factory.mktemp("home")
-        command = [sys.executable, ROOT / "scripts/train.py", "--recipe", file, "--adapter", file.parent / "adapter"]
+        command = [sys.executable, "-m", "lorasweep", "job", "train", "--recipe", file]
+        command += ["--adapter", file.parent / "adapter"]
         environment = {"HOME": str(home), "PYTHONPATH": str(ROOT / "workflow")}
         old = tmp_path / "sweep/wandb/point/of an earlier training"
         old.mkdir(parents=True)

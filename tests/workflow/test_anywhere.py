@@ -15,7 +15,6 @@ ODD_ENVIRONMENT = {
     "LC_ALL": "C",
     "TZ": "Pacific/Kiritimati",
     "SLURM_JOB_ID": "1",
-    "SLURM_CONF": "/none/slurm.conf",
     "SBATCH_PARTITION": "none",
     "SQUEUE_FORMAT": "%i",
     "SACCT_FORMAT": "User",

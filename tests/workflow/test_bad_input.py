@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lorasweep.errors import FAULT, ending_with_a_message
+from lorasweep.util.errors import FAULT, ending_with_a_message
 from sweep import Sweep
 
 SPOILT_SHELL = ["a/b", "..", "a b", "a'b", 'a"b', "a;touch x", "$(touch x)", "{point}", "a\nb"]
@@ -147,8 +147,8 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         ["sweep.yaml: trainer: 'lorasweep.trainers.training_log' is no trainer: it has no STAGE, recipe"],
     ),
     "a trainer that needs more than there is": (
-        edit(trainer="lorasweep.trainers.torchtune_data"),
-        ["trainer: 'lorasweep.trainers.torchtune_data' cannot be imported where Snakemake runs: No module named"],
+        edit(trainer="lorasweep.trainers.torchtune.tokenizer"),
+        ["trainer: 'lorasweep.trainers.torchtune.tokenizer' cannot be imported where Snakemake runs: No module named"],
     ),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,38 +45,49 @@ def get_folder(hub: Hub, name: str = "plain") -> str:
 
 
 def test_a_model_is_fetched_once_and_read_as_a_local_one(sweep: Sweep, hub: Hub, model: Path) -> None:
+    sweep.call("download")
     sweep.run("configure_all")
     assert str(get_base(sweep)) == get_folder(hub)
     assert read_files(sweep.directory / get_base(sweep)) == read_files(model)
     hub.requests.clear()
     assert sweep.plan("configure_all") == {}
-    sweep.run("configure_all")
+    assert sweep.call("download").count(get_folder(hub)) == 1
     assert hub.requests == []
     written = yaml.safe_load((sweep.results / "experiment.yaml").read_text())
     assert written["model"]["path"] == f"hf://org/plain@{hub.repositories['models/org/plain'].branches['main']}"
 
 
+@pytest.mark.parametrize("options", [(), ("--dry-run",), ("--lint",), ("--summary",), ("--dag",), ("--unlock",)])
+def test_snakemake_asks_no_hub_and_says_what_to_do(sweep: Sweep, hub: Hub, options: tuple[str, ...]) -> None:
+    refused = sweep.snakemake(*options)
+    assert refused.returncode == 1
+    assert "sweep.yaml: model.path: hf://org/plain@main is not here; fetch it: lorasweep download " in refused.stderr
+    assert hub.requests == []
+
+
 def test_a_dry_run_says_what_would_be_fetched_and_fetches_and_writes_nothing(sweep: Sweep, hub: Hub) -> None:
     before = read_files(sweep.directory)
-    said = sweep.run("--dry-run")
-    assert said == sweep.run("download", "--dry-run")
+    said = sweep.call("download", "--dry-run")
     assert "hf://org/plain@main: " in said
     assert f" MB, to {get_folder(hub)}\n" in said
-    assert "'snakemake download'" in said
     assert {path for path in read_files(sweep.directory) if ".snakemake" not in path} == {
         path for path in before if ".snakemake" not in path
     }
     assert not [path for _, path in hub.requests if "/resolve/" in path]
-    assert sweep.run("download").count(get_folder(hub)) == 1
+    sweep.call("download")
     assert sweep.plan()["train"] == 2
+    assert "All of it is here." in sweep.call("download", "--dry-run")
 
 
 def test_a_branch_that_moves_changes_no_sweep_that_has_begun(sweep: Sweep, hub: Hub, model: Path) -> None:
+    sweep.call("download")
     sweep.run("configure_all")
     before = get_base(sweep)
     hub.repositories["models/org/plain"].commit(read_files(model) | {"generation_config.json": b"{}"})
+    sweep.call("download")
     assert sweep.plan("configure_all") == {}
     sweep.edit(experiment={"name": "another"})
+    sweep.call("download")
     sweep.run("configure_all")
     assert str(get_base(sweep)) == get_folder(hub) != str(before)
     assert (sweep.directory / before).is_dir()
@@ -83,13 +95,14 @@ def test_a_branch_that_moves_changes_no_sweep_that_has_begun(sweep: Sweep, hub: 
 
 def test_a_fetch_that_is_interrupted_leaves_no_model_and_is_gone_on_with(sweep: Sweep, hub: Hub, model: Path) -> None:
     hub.breaks = True
-    broken = sweep.snakemake("configure_all")
+    broken = sweep.lorasweep("download")
     assert broken.returncode == 1
     assert "model.path: hf://org/plain@" in broken.stdout + broken.stderr
     assert "the same command goes on with it" in broken.stdout + broken.stderr
     assert not (sweep.directory / get_folder(hub)).exists()
     hub.breaks = False
     hub.requests.clear()
+    sweep.call("download")
     sweep.run("configure_all")
     assert read_files(sweep.directory / get_base(sweep)) == read_files(model)
     assert hub.count("GET", "/config.json") == 0
@@ -97,11 +110,15 @@ def test_a_fetch_that_is_interrupted_leaves_no_model_and_is_gone_on_with(sweep: 
 
 def test_of_two_at_once_one_fetches_and_the_other_waits(sweep: Sweep, hub: Hub, model: Path) -> None:
     hub.seconds = 1
-    commands = [
-        sweep.command("--cores", "1", "download", "--config", f"experiment={{name: {name}}}") for name in ("one", "two")
+    others = [Sweep(sweep.directory, {**sweep.config, "experiment": {"name": name}}) for name in ("one", "two")]
+    for other in others:
+        (sweep.directory / f"{other.results.name}.yaml").write_text(yaml.safe_dump(other.config))
+    environment = {**os.environ, **sweep.environment, "PYTHONPATH": str(ROOT / "workflow")}
+    command = [sys.executable, "-m", "lorasweep", "download"]
+    runs = [
+        subprocess.Popen([*command, f"{other.results.name}.yaml"], cwd=sweep.directory, env=environment)
+        for other in others
     ]
-    environment = {**os.environ, **sweep.environment}
-    runs = [subprocess.Popen(command, cwd=ROOT, env=environment) for command in commands]
     assert [run.wait() for run in runs] == [0, 0]
     assert read_files(sweep.directory / get_folder(hub)) == read_files(model)
     assert {hub.count("GET", f"/{name}") for name in read_files(model)} == {1}
@@ -116,6 +133,7 @@ def test_a_file_of_a_data_set_is_fetched_and_parquet_becomes_lines(sweep: Sweep,
     commit = hub.add("datasets/org/letters", files)
     data = "hf://datasets/org/letters"
     sweep.edit(data={"train": f"{data}/data/train.parquet", "validation": f"{data}@{commit}/validation.jsonl"})
+    sweep.call("download")
     sweep.run("configure_all")
     folder = sweep.directory / f"downloads/datasets/org--letters@{commit[:12]}"
     assert set(read_files(folder)) == {"data/train.parquet.jsonl", "validation.jsonl"}
@@ -130,7 +148,8 @@ def test_a_token_opens_a_gated_model_and_is_written_nowhere(sweep: Sweep, hub: H
     hub.add("models/org/gated", read_files(model), is_gated=True)
     sweep.edit(model={"path": "hf://org/gated"})
     sweep.environment["HF_TOKEN"] = TOKEN
-    said = sweep.run("configure_all", "--printshellcmds", "--verbose")
+    said = sweep.call("download")
+    said += sweep.run("configure_all", "--printshellcmds", "--verbose")
     assert hub.tokens == {f"Bearer {TOKEN}"}
     assert TOKEN not in said
     assert [path for path, data in read_files(sweep.directory).items() if TOKEN.encode() in data] == []
@@ -181,7 +200,7 @@ def test_what_the_hub_does_not_give_is_told_by_key_and_without_the_token(
     hub.add("datasets/org/letters", {"train.jsonl": b"{}", "README.md": b"#"})
     sweep.environment["HF_TOKEN"] = token
     sweep.edit(**sections)
-    refused = sweep.snakemake("configure_all", *(["--dry-run"] if not token else []))
+    refused = sweep.lorasweep("download", *(["--dry-run"] if not token else []))
     assert refused.returncode == 1
     for part in ["sweep.yaml", *said]:
         assert part in refused.stdout + refused.stderr
@@ -193,7 +212,7 @@ def test_what_the_hub_does_not_give_is_told_by_key_and_without_the_token(
 
 def test_a_hub_out_of_reach_is_told_with_what_to_do(sweep: Sweep) -> None:
     sweep.environment["HF_ENDPOINT"] = "http://127.0.0.1:1"
-    refused = sweep.snakemake("--dry-run")
+    refused = sweep.lorasweep("download", "--dry-run")
     assert refused.returncode == 1
-    assert "model.path: hf://org/plain@main: it could not be fetched" in refused.stdout + refused.stderr
-    assert "'snakemake download'" in refused.stdout + refused.stderr
+    assert "model.path: hf://org/plain@main: it could not be fetched" in refused.stderr
+    assert "run 'lorasweep download' on one that has it" in refused.stderr

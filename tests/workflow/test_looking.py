@@ -1,4 +1,4 @@
-"""`snakemake status` and `snakemake verify`: they look at the experiment of the file, and touch nothing of a run."""
+"""`lorasweep status` and `lorasweep verify`: they look at the experiment of the file, and touch nothing of a run."""
 
 import json
 import socket
@@ -33,31 +33,28 @@ def locked(make: Callable[..., Sweep]) -> Sweep:
 def test_the_status_of_a_sweep_that_never_ran_is_that_none_did(make: Callable[..., Sweep]) -> None:
     sweep = make()
     before = list_files(sweep)
-    said = sweep.run("status")
+    said = sweep.call("status")
     assert "planned: no run is going on, and none has left a status." in said
     assert list_files(sweep) == before
 
 
 def test_a_run_leaves_its_last_status_its_storage_and_its_failures(make: Callable[..., Sweep]) -> None:
-    sweep = make()
+    sweep = make(variables={"lora_rank": [4]})
     sweep.run("configure_all")
-    said = " ".join(sweep.run("status").split())
-    assert "all that it was to do is done: 2 of 2 jobs done." in said
-    assert "Points: 3. waiting 3, training 0, trained 0, evaluating 0, done 0, failed 0." in said
+    said = " ".join(sweep.call("status").split())
+    assert "all that it was to do is done: 1 of 1 jobs done." in said
+    assert "Points: 2. waiting 2, training 0, trained 0, evaluating 0, done 0, failed 0." in said
     assert (sweep.results / "storage.csv").read_text().startswith("time,kept_bytes,temporary_bytes\n20")
     assert not (sweep.results / "failures.json").exists()
     # The model has no tokenizer that could train.
     failed = sweep.snakemake("--config", "evaluation={baseline: false}")
     assert failed.returncode == 1
     failures = json.loads((sweep.results / "failures.json").read_text())
-    assert {(failure["rule"], failure["point"]) for failure in failures} == {
-        ("train", "lora_rank=4"),
-        ("train", "lora_rank=8"),
-    }
+    assert [(failure["rule"], failure["point"]) for failure in failures] == [("train", "lora_rank=4")]
     assert all(Path(sweep.directory, failure["log"]).is_file() and failure["reason"] for failure in failures)
-    said = " ".join(sweep.run("status").split())
+    said = " ".join(sweep.call("status").split())
     assert "it had failures" in said
-    assert "failed 2." in said
+    assert "failed 1." in said
     assert f"failed: train of lora_rank=4: {failures[0]['reason'][:40]}" in said
     # What ends well leaves none behind.
     (sweep.results / "lora_rank=4/recipe.yaml").unlink()
@@ -67,8 +64,8 @@ def test_a_run_leaves_its_last_status_its_storage_and_its_failures(make: Callabl
 
 def test_a_run_that_goes_on_is_looked_at_without_its_lock(locked: Sweep) -> None:
     before = {path: path.stat().st_mtime_ns for path in locked.directory.rglob("*") if ".snakemake" not in path.parts}
-    assert "planned: is being run by somebody on" in locked.run("status")
-    assert "there is no manifest" in locked.snakemake("verify").stderr
+    assert "planned: is being run by somebody on" in locked.call("status")
+    assert "there is no manifest" in locked.lorasweep("verify").stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert sorted(lock.name for lock in (locked.directory / ".snakemake/locks").iterdir()) == [
         "0.input.lock",
@@ -80,4 +77,4 @@ def test_looking_needs_neither_the_data_nor_the_model(make: Callable[..., Sweep]
     sweep = make()
     (sweep.directory / "train.jsonl").unlink()
     sweep.edit(model={"path": "none"})
-    assert "no run is going on" in sweep.run("status")
+    assert "no run is going on" in sweep.call("status")

@@ -76,7 +76,7 @@ def test_other_models_are_evaluated_as_they_are(make: Callable[..., Sweep]) -> N
     baselines = [{"name": "theirs", "model": "theirs"}, {"name": "again", "model": "model"}]
     sweep.edit(evaluation={"baselines": baselines})
     assert sweep.plan() == {**before, "evaluate": before["evaluate"] + 2, "cleanup": before["cleanup"] + 2}
-    sweep.run("plan")
+    sweep.call("plan", "--cores", "2")
     plan = json.loads((sweep.results / "plan.json").read_text())
     assert plan["to_do"]["jobs"] == plan["whole"]["jobs"] == sweep.plan()
     assert {"theirs": "base", "again": "base"}.items() <= {p["name"]: p["mode"] for p in plan["points"]}.items()
@@ -113,13 +113,13 @@ def test_a_fresh_clone_plans_its_default_experiment(tmp_path: Path, arguments: l
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^train +4$", done.stdout, flags=re.MULTILINE)
-    rules = clone / "workflow/rules/results.smk"
-    text = rules.read_text()
-    rules.write_text(text + "\nraise WorkflowError('these rules are new')\n")
-    again = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
-    assert "these rules are new" in again.stdout + again.stderr
-    rules.write_text(text)
-    assert subprocess.run(command, cwd=clone, capture_output=True).returncode == 0
+    if not arguments:
+        rules = clone / "workflow/rules/results.smk"
+        text = rules.read_text()
+        rules.write_text(text + "\nraise WorkflowError('these rules are new')\n")
+        again = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+        assert "these rules are new" in again.stdout + again.stderr
+        rules.write_text(text)
     shutil.rmtree(clone / ".snakemake", ignore_errors=True)
     status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     assert status.stdout == ""

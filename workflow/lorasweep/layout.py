@@ -37,3 +37,55 @@ FAILURE_RECORD = "failures.json"
 
 EXPERIMENT = "experiment.yaml"
 """In an experiment's folder: the whole configuration of its last run."""
+
+POINTS = "points.json"
+"""In an experiment's folder: which settings each name stands for."""
+
+BATCHES = "batches.json"
+"""In an experiment's folder: which points one job evaluates on one loaded base (mode B2)."""
+
+REVISIONS = "revisions.json"
+"""In an experiment's folder: the commits of the revisions that it names on the hub."""
+
+WANTED_PLAN = "LORASWEEP_PLAN"
+"""The variable by which `lorasweep plan` asks a dry run for the `whole` plan."""
+
+
+PLAN = "plan.json"
+
+PICTURE = "plan.svg"
+"""In an experiment's folder."""
+
+STORAGE = "storage.csv"
+"""In an experiment's folder; one file for all runs, which are gaps in its times apart."""
+
+LEDGER = "ledger.csv"
+
+RUNS = "runs.json"
+
+JOB_RECORDS = "jobs.csv"
+"""In an experiment's folder."""
+
+HOLDER = ".controller.json"
+"""In an experiment's folder."""
+
+LENGTHS = "lengths.json"
+
+TASK_SIZES = "task_sizes.json"
+"""In an experiment's folder: how long training samples are, and what tasks ask."""
+
+BASELINE = "baseline"
+"""Name of the untouched base model among what is evaluated."""
+
+RESERVED_NAMES = (
+    BASELINE,
+    *("logs", "benchmarks", "plots", "plots-partial", "tensorboard", "wandb"),
+    *("points.json", "batches.json", "lengths.json", "task_sizes.json", "plan.json", "plan.svg", "experiment.yaml"),
+    *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv", "revisions.json"),
+    *("results.csv", "results.parquet", "replicates.csv", "samples.parquet", "answer.json", "report.html"),
+    *("results-partial.csv", "results-partial.parquet", "replicates-partial.csv", "samples-partial.parquet"),
+    *("answer-partial.json", "report-partial.html"),
+)
+"""What lies in `results/<experiment>/` and is no trained point."""
+
+TABLE = "results.csv"

@@ -15,8 +15,7 @@ model too. It is a temporary output, or lies in the job's own temporary folder, 
 rule evaluate:
     input:
         unpack(get_evaluated_model),
-        tasks=get_task_files(),
-        script=f"{SCRIPTS}/evaluate.py",
+        tasks=SWEEP.task_files,
     output:
         **get_evaluation_outputs(),
     log:
@@ -24,30 +23,29 @@ rule evaluate:
     benchmark:
         "<benchmarks>/evaluate/{point}.tsv"
     wildcard_constraints:
-        point=match_points(lambda point: EVALUATED.get(point) in ("A", "base")),
+        point=SWEEP.match_points(lambda point: EVALUATED.get(point) in ("A", "base")),
     # Before further trainings: a point that is finished can be looked at.
     priority: 10
     conda:
-        f"../../envs/{EVALUATION_STAGE}.yaml"
+        f"../../envs/{SWEEP.evaluation_stage}.yaml"
     threads: 4
     resources:
-        mem_mb=evaluate_mem_mb,
-        runtime=evaluate_runtime,
-        gpu=EVALUATION_GPUS,
+        mem_mb=request("evaluate", "mem_mb"),
+        runtime=request("evaluate", "runtime"),
+        gpu=SWEEP.evaluation_gpus,
     params:
         spec=get_evaluation,
         point=get_point_folder,
         probes=f"{RESULTS}/.probes",
     shell:
-        f"{RUN} {EVALUATION_STAGE} {{input.script:q}} --spec {{params.spec:q}} --point {{params.point:q}}"
+        f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}}"
         " --probes {params.probes:q} > {log:q} 2>&1"
 
 
 rule evaluate_merged:
     input:
         adapter=get_adapter_files("{point}"),
-        tasks=get_task_files(),
-        script=f"{SCRIPTS}/evaluate.py",
+        tasks=SWEEP.task_files,
     output:
         **get_evaluation_outputs(),
         **get_merged_output(),
@@ -56,23 +54,23 @@ rule evaluate_merged:
     benchmark:
         "<benchmarks>/evaluate_merged/{point}.tsv"
     wildcard_constraints:
-        point=match_points(lambda point: EVALUATED.get(point) == "B1"),
+        point=SWEEP.match_points(lambda point: EVALUATED.get(point) == "B1"),
     priority: 10
     conda:
         "../../envs/eval.yaml"
     threads: 4
     resources:
-        mem_mb=evaluate_merged_mem_mb,
-        runtime=evaluate_merged_runtime,
-        disk_mb=model_disk_mb,
-        gpu=EVALUATION_GPUS,
+        mem_mb=request("evaluate_merged", "mem_mb"),
+        runtime=request("evaluate_merged", "runtime"),
+        disk_mb=request("evaluate_merged", "disk_mb"),
+        gpu=SWEEP.evaluation_gpus,
         merged_models=1,
     params:
         spec=get_evaluation,
         point=get_point_folder,
         probes=f"{RESULTS}/.probes",
     shell:
-        f"{RUN} eval {{input.script:q}} --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
+        f"{RUN} eval -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
         f" --merge-in {MERGE_IN} --threads {{threads}} > {{log:q}} 2>&1"
 
 
@@ -84,8 +82,7 @@ rule evaluate_adapters:
     input:
         # Whether a point is to be evaluated is decided by `publish`; here a file's age says nothing.
         adapters=ancient(get_batch_adapters),
-        tasks=ancient(get_task_files()),
-        script=ancient(f"{SCRIPTS}/evaluate_adapters.py"),
+        tasks=ancient(SWEEP.task_files),
     output:
         batch=temp("<results>/.batches/{batch}"),
     log:
@@ -94,37 +91,36 @@ rule evaluate_adapters:
         "<benchmarks>/evaluate_adapters/{batch}.tsv"
     priority: 10
     conda:
-        f"../../envs/{EVALUATION_STAGE}.yaml"
+        f"../../envs/{SWEEP.evaluation_stage}.yaml"
     threads: 4
     resources:
-        mem_mb=evaluate_mem_mb,
-        runtime=evaluate_adapters_runtime,
-        gpu=EVALUATION_GPUS,
+        mem_mb=request("evaluate_adapters", "mem_mb"),
+        runtime=request("evaluate_adapters", "runtime"),
+        gpu=SWEEP.evaluation_gpus,
     params:
-        spec=get_batch_evaluation,
+        spec=get_evaluation,
         points=get_batch_folders,
     shell:
-        f"{RUN} {EVALUATION_STAGE} {{input.script:q}} --spec {{params.spec:q}} --points {{params.points:q}}"
+        f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate_adapters --spec {{params.spec:q}} --points {{params.points:q}}"
         " --output {output.batch:q} > {log:q} 2>&1"
 
 
 rule publish:
     input:
         adapter=get_adapter_files("{point}"),
-        tasks=get_task_files(),
+        tasks=SWEEP.task_files,
         batch=ancient(get_batch),
-        script=f"{SCRIPTS}/publish.py",
     output:
         **get_evaluation_outputs(),
     log:
         "<logs>/publish/{point}.log",
     wildcard_constraints:
-        point=match_points(lambda point: EVALUATED.get(point) == "B2"),
-    priority: 10
+        point=SWEEP.match_points(lambda point: EVALUATED.get(point) == "B2"),
+    priority: 20
     conda:
         "../../envs/driver.yaml"
     params:
         spec=get_evaluation,
         point=get_point_folder,
     shell:
-        f"{RUN} driver {{input.script:q}} --spec {{params.spec:q}} --point {{params.point:q}} > {{log:q}} 2>&1"
+        f"{RUN} driver -m lorasweep job publish --spec {{params.spec:q}} --point {{params.point:q}} > {{log:q}} 2>&1"

@@ -8,7 +8,6 @@ A model that is merged for its evaluation only (mode B1) is made within that job
 rule merge:
     input:
         adapter=get_adapter_files("{point}"),
-        script=f"{SCRIPTS}/merge.py",
     output:
         model=directory("<results>/{point}/hf_model"),
     log:
@@ -19,13 +18,13 @@ rule merge:
         "../../envs/eval.yaml"
     threads: 2
     resources:
-        mem_mb=merge_mem_mb,
-        runtime=merge_runtime,
-        disk_mb=model_disk_mb,
+        mem_mb=request("merge", "mem_mb"),
+        runtime=request("merge", "runtime"),
+        disk_mb=request("merge", "disk_mb"),
     params:
         adapter=get_adapter_folder,
-        base=BASE_MODEL,
+        base=SWEEP.base_model,
         dtype=EXPERIMENT.model.dtype,
     shell:
-        f"{RUN} eval {{input.script:q}} --base {{params.base:q}} --adapter {{params.adapter:q}} --output {{output.model:q}}"
+        f"{RUN} eval -m lorasweep job merge --base {{params.base:q}} --adapter {{params.adapter:q}} --output {{output.model:q}}"
         " --dtype {params.dtype:q} --threads {threads} --verify > {log:q} 2>&1"

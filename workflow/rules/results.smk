@@ -16,11 +16,12 @@ localrules:
 rule cleanup:
     input:
         unpack(get_kept_files),
-        script=f"{SCRIPTS}/cleanup.py",
     output:
         manifest="<results>/{point}/manifest.json",
     log:
         "<logs>/cleanup/{point}.log",
+    # Before anything else: a point that is finished counts at once, also when the run is stopped.
+    priority: 20
     conda:
         "../../envs/driver.yaml"
     params:
@@ -29,14 +30,13 @@ rule cleanup:
         benchmarks=get_benchmarks_folder,
         tasks=get_task_names,
     shell:
-        f"{RUN} driver {{input.script:q}} --point {{params.point:q}} --benchmarks {{params.benchmarks:q}}"
+        f"{RUN} driver -m lorasweep job cleanup --point {{params.point:q}} --benchmarks {{params.benchmarks:q}}"
         " --settings {params.settings:q} --tasks {params.tasks:q} > {log:q} 2>&1"
 
 
 rule read_samples:
     input:
         manifests=get_manifests(),
-        script=f"{SCRIPTS}/read_samples.py",
     output:
         samples="<results>/samples.parquet",
     log:
@@ -45,9 +45,9 @@ rule read_samples:
         "../../envs/eval.yaml"
     params:
         results=get_results_folder,
-        baselines=list(BASELINES),
+        baselines=list(SWEEP.baselines),
     shell:
-        f"{RUN} eval {{input.script:q}} --results {{params.results:q}} --baselines {{params.baselines:q}}"
+        f"{RUN} eval -m lorasweep job read_samples --results {{params.results:q}} --baselines {{params.baselines:q}}"
         " --output {output.samples:q} > {log:q} 2>&1"
 
 
@@ -55,7 +55,6 @@ rule collect:
     input:
         manifests=get_manifests(),
         samples="<results>/samples.parquet",
-        script=f"{SCRIPTS}/collect.py",
     output:
         table="<results>/results.csv",
         parquet="<results>/results.parquet",
@@ -67,12 +66,12 @@ rule collect:
         "../../envs/driver.yaml"
     params:
         results=get_results_folder,
-        variables=VARIABLES,
-        tasks=get_deciding_tasks(),
+        variables=SWEEP.variables,
+        tasks=SWEEP.deciding_tasks,
         report=EXPERIMENT.report.model_dump_json(),
-        baselines=list(BASELINES),
+        baselines=list(SWEEP.baselines),
     shell:
-        f"{RUN} driver {{input.script:q}} --results {{params.results:q}} --samples {{input.samples:q}}"
+        f"{RUN} driver -m lorasweep job collect --results {{params.results:q}} --samples {{input.samples:q}}"
         " --variables {params.variables:q} --tasks {params.tasks:q} --report {params.report:q}"
         " --baselines {params.baselines:q} --output {output.table:q} > {log:q} 2>&1"
 
@@ -83,8 +82,6 @@ rule report:
         parquet="<results>/results.parquet",
         replicates="<results>/replicates.csv",
         answer="<results>/answer.json",
-        script=f"{SCRIPTS}/report.py",
-        template=os.path.relpath(ROOT / "workflow/report/report.html.jinja"),
     output:
         page="<results>/report.html",
         plots=directory("<results>/plots"),
@@ -93,9 +90,9 @@ rule report:
     conda:
         "../../envs/driver.yaml"
     params:
-        pipeline=get_pipeline(),
+        pipeline=SWEEP.pipeline,
         # What it shows of the experiment stands in a file that a run writes as it begins.
-        experiment=digest_experiment(),
+        experiment=SWEEP.digest,
     shell:
-        f"{RUN} driver {{input.script:q}} --table {{input.table:q}} --pipeline {{params.pipeline:q}}"
+        f"{RUN} driver -m lorasweep job report --table {{input.table:q}} --pipeline {{params.pipeline:q}}"
         " --output {output.page:q} --plots {output.plots:q} > {log:q} 2>&1"

@@ -20,7 +20,6 @@ for epochs in KEPT_EPOCHS:
             recipe="<results>/{point}/recipe.yaml",
             data=ancient(EXPERIMENT.data.train or []),
             validation=ancient(EXPERIMENT.data.validation or []),
-            script=f"{SCRIPTS}/train.py",
         output:
             adapter=get_adapter_files("{point}"),
             earlier=get_checkpoint_files(epochs),
@@ -29,15 +28,15 @@ for epochs in KEPT_EPOCHS:
         benchmark:
             "<benchmarks>/train/{point}.tsv"
         wildcard_constraints:
-            point=match_points(lambda point: TRAINED.get(point) == epochs),
+            point=SWEEP.match_points(lambda point: TRAINED.get(point) == epochs),
         conda:
-            f"../../envs/{TRAINER.STAGE}.yaml"
+            f"../../envs/{SWEEP.trainer.STAGE}.yaml"
         threads: get_train_threads
         resources:
             **get_orphan_dependency(),
-            mem_mb=train_mem_mb,
-            runtime=train_runtime,
-            disk_mb=train_disk_mb,
+            mem_mb=request("train", "mem_mb"),
+            runtime=request("train", "runtime"),
+            disk_mb=request("train", "disk_mb"),
             gpu=get_train_gpus,
             # All of its GPUs: SLURM may give them on several otherwise.
             nodes=1,
@@ -48,7 +47,7 @@ for epochs in KEPT_EPOCHS:
             adapter=get_adapter_folder,
         shell:
             # The shell becomes the training, so that a signal to a job reaches what can save its state.
-            f"exec {RUN} {TRAINER.STAGE} {{input.script:q}} --trainer {shlex.quote(EXPERIMENT.trainer)}"
+            f"exec {RUN} {SWEEP.trainer.STAGE} -m lorasweep job train --trainer {shlex.quote(EXPERIMENT.trainer)}"
             " --recipe {input.recipe:q} --adapter {params.adapter:q}"
             " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
             " --epochs {resources.epochs:q} > {log:q} 2>&1"
@@ -58,21 +57,20 @@ for epochs in KEPT_EPOCHS:
 
 rule adopt:
     input:
-        source=get_taken_adapter,
-        script=f"{SCRIPTS}/adopt.py",
+        source=get_given_adapter,
     output:
         adapter=get_adapter_files("{point}"),
     log:
         "<logs>/adopt/{point}.log",
     wildcard_constraints:
-        point=match_points(lambda point: point in POINTS and bool(POINTS[point].adapter)),
+        point=SWEEP.match_points(lambda point: point in POINTS and bool(POINTS[point].adapter)),
     conda:
         "../../envs/eval.yaml"
     params:
-        source=get_taken_folder,
+        source=get_given_folder,
         adapter=get_adapter_folder,
-        base=BASE_MODEL,
+        base=SWEEP.base_model,
         fingerprint=get_base_fingerprint,
     shell:
-        f"{RUN} eval {{input.script:q}} --source {{params.source:q}} --adapter {{params.adapter:q}} --base {{params.base:q}}"
+        f"{RUN} eval -m lorasweep job adopt --source {{params.source:q}} --adapter {{params.adapter:q}} --base {{params.base:q}}"
         " > {log:q} 2>&1"

@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from lorasweep.errors import InputError, nearest
+from lorasweep.util.errors import InputError, JobError, nearest
 
 if TYPE_CHECKING:  # what reads the experiment file is not in every environment that can train
-    from lorasweep.checkpoint import Checkpoint
-    from lorasweep.experiment import Controls, Data, Model
+    from lorasweep.checkpoints.checkpoint import Checkpoint
+    from lorasweep.experiment.sections import Controls, Data, Model
 
 DEFAULT_TRAINER = "torchtune"
 
@@ -94,7 +94,7 @@ class Trainer(Protocol):
         """
 
 
-class TrainingError(RuntimeError):
+class TrainingError(JobError):
     """A training that did not give an adapter."""
 
 
@@ -116,7 +116,7 @@ def get_trainer(name: str) -> Trainer:
     Raises:
         InputError: there is no such module, it cannot be imported here, or it is no trainer.
     """
-    is_own = (Path(__file__).parent / f"{name}.py").is_file()
+    is_own = (Path(__file__).parent / name / "__init__.py").is_file()
     path = f"{__name__}.{name}" if is_own else name
     accepted = f"accepted: {DEFAULT_TRAINER}, or the dotted path of a module with what {__name__}.Trainer says"
     try:

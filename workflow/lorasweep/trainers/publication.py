@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoint import Checkpoint
-from lorasweep.digest import digest_file
+from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, TRAINING_LOG
 from lorasweep.trainers import Diverged, TrainingError
 from lorasweep.trainers.training_log import Row, cut_log
-from lorasweep.versions import get_versions
+from lorasweep.util.digest import digest_file
+from lorasweep.util.versions import get_versions
 
 
 def check_weights(weights: Path) -> None:

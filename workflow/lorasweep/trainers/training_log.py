@@ -7,7 +7,7 @@ import csv
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from lorasweep.files import write_aside
+from lorasweep.util.files import write_aside
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,545 @@
+"""Points: identity by value, names that last, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasweep.experiment.loading import load_experiment
+from lorasweep.experiment.points import Point, format_value, get_baselines, get_points, record_points
+from lorasweep.util.errors import InputError
+
+
+def expand(registry: Path = Path("none.json"), **sections: Any) -> dict[str, Point]:
+    config = {"experiment": {"name": "x"}, "model": {"path": "m"}, "data": {"train": "t"}} | sections
+    return get_points(load_experiment(config, "my.yaml"), "my.yaml", registry)
+
+
+def run(registry: Path, **sections: Any) -> dict[str, Point]:
+    points = expand(registry, **sections)
+    record_points(points, registry)
+    return points
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    return tmp_path / "points.json"
+
+
+def test_every_combination_is_a_point_named_by_its_values() -> None:
+    points = expand(variables={"lora_rank": [8, 16], "lr": ["1e-4", 0.05]})
+    assert list(points) == [
+        "lora_rank=8,lr=1e-4",
+        "lora_rank=8,lr=0.05",
+        "lora_rank=16,lr=1e-4",
+        "lora_rank=16,lr=0.05",
+    ]
+    assert points["lora_rank=8,lr=1e-4"].controls.lr == 1e-4
+
+
+def test_order_of_variables_and_values_names_nothing_anew() -> None:
+    one = expand(variables={"lora_rank": [8, 16], "lr": [1e-4, 3e-4]})
+    other = expand(variables={"lr": [3e-4, 1e-4], "lora_rank": [16, 8]})
+    assert {n: p.settings for n, p in one.items()} == {n: p.settings for n, p in other.items()}
+
+
+def test_lists_and_truth_values_stand_in_names() -> None:
+    points = expand(variables={"lora_attn_modules": [["q_proj", "v_proj"]], "apply_lora_to_mlp": [True, False]})
+    assert "apply_lora_to_mlp=true,lora_attn_modules=q_proj+v_proj" in points
+
+
+@given(st.floats(min_value=1e-12, max_value=1e12))
+def test_a_number_in_a_name_is_read_back_exactly(number: float) -> None:
+    assert float(format_value(number)) == number
+
+
+def test_distinct_numbers_have_distinct_names() -> None:
+    assert format_value(1e-4) == "1e-4" != format_value(1.0001e-4)
+
+
+class TestNamesLast:
+    def test_a_control_that_becomes_a_variable_renames_no_point(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8, 16]}, controls={"lr": 1e-4})
+        assert list(run(registry, variables={"lora_rank": [8, 16], "lr": [1e-4]})) == ["lora_rank=8", "lora_rank=16"]
+
+    def test_values_added_later_name_only_their_own_points(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-4})
+        run(registry, variables={"lora_rank": [8], "lr": [1e-4]})
+        points = run(registry, variables={"lora_rank": [8], "lr": [1e-3, 1e-4]})
+        assert {name: point.controls.lr for name, point in points.items()} == {
+            "lora_rank=8": 1e-4,
+            "lora_rank=8,lr=1e-3": 1e-3,
+        }
+
+    def test_a_default_that_becomes_a_variable_renames_no_point(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8]})
+        assert list(expand(registry, variables={"lora_rank": [8], "seed": [0]})) == ["lora_rank=8"]
+
+    def test_a_variable_that_becomes_a_control_renames_no_point(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8], "lr": [1e-4, 1e-3]})
+        assert list(expand(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-3})) == ["lora_rank=8,lr=1e-3"]
+
+    def test_an_edited_control_changes_points_and_renames_none(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-4})
+        assert list(expand(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-3})) == ["lora_rank=8"]
+
+    def test_a_name_never_speaks_of_a_value_that_its_point_no_longer_has(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8], "lr": [1e-4]})
+        run(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-4})
+        assert list(expand(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-3})) == ["lora_rank=8"]
+
+    def test_names_are_the_same_without_the_record_in_a_sweep_that_only_grew(self, registry: Path) -> None:
+        run(registry, variables={"lora_rank": [8], "lr": [1e-4]})
+        grown = {"lora_rank": [4, 8], "lr": [1e-4, 1e-3]}
+        assert list(expand(registry, variables=grown)) == list(expand(variables=grown))
+
+    def test_a_run_lends_its_name_to_no_point_of_the_grid(self, registry: Path) -> None:
+        run(registry, runs=[{"name": "small", "lora_rank": 4}])
+        assert list(expand(registry, variables={"lora_rank": [4]})) == ["lora_rank=4"]
+
+    def test_a_record_that_is_not_ours_is_named(self, registry: Path) -> None:
+        for text in ("{", "[1]"):
+            registry.write_text(text)
+            with pytest.raises(InputError, match=r"points\.json: not the record"):
+                expand(registry, variables={"lora_rank": [4]})
+
+
+def test_exclude_leaves_out_what_has_all_of_its_values() -> None:
+    points = expand(
+        variables={"lora_rank": [8, 16], "lr": [1e-4, 1e-3]},
+        exclude=[{"lora_rank": 16, "lr": "1e-3"}],
+    )
+    assert "lora_rank=16,lr=1e-3" not in points
+    assert len(points) == 3
+
+
+def draw(points: int = 20, seed: int = 0, **space: Any) -> dict[str, Any]:
+    space = space or {"lr": {"log_uniform": ["1e-5", 1e-3]}, "lora_rank": [8, 16, 32]}
+    return {"sample": {"points": points, "seed": seed, "space": space}}
+
+
+GRID: dict[str, Any] = {"variables": {"lora_rank": [8, 64], "lr": [1e-4, 1e-3]}}
+ALL = {"lora_rank=8,lr=1e-4", "lora_rank=8,lr=1e-3", "lora_rank=64,lr=1e-4", "lora_rank=64,lr=1e-3"}
+
+
+@pytest.mark.parametrize(
+    ("condition", "left_out"),
+    [
+        ("lora_rank > 32 and lr >= 1e-3", {"lora_rank=64,lr=1e-3"}),
+        ("lora_rank > 32 or lr >= 1E-3", ALL - {"lora_rank=8,lr=1e-4"}),
+        ("not (lora_rank == 8)", {"lora_rank=64,lr=1e-4", "lora_rank=64,lr=1e-3"}),
+        ("8 <= lora_rank < 64 and lr == 0.001", {"lora_rank=8,lr=1e-3"}),
+        ("lora_rank in [8, 16] and lr not in [1e-3]", {"lora_rank=8,lr=1e-4"}),
+        ("lora_rank * lr > batch_size * 0.03", {"lora_rank=64,lr=1e-3"}),
+        ("lora_rank - 60 > 0 and -lr < -5e-4", {"lora_rank=64,lr=1e-3"}),
+        ("lora_alpha == null and packed == false and lora_rank == 8", {"lora_rank=8,lr=1e-4", "lora_rank=8,lr=1e-3"}),
+        (
+            "(lora_alpha != null and lora_alpha > 1) or lora_rank == 64",
+            {"lora_rank=64,lr=1e-4", "lora_rank=64,lr=1e-3"},
+        ),
+        (
+            "model_format == 'adapter' and 'q_proj' in lora_attn_modules and lr < 5e-4 and lora_rank < 9",
+            {"lora_rank=8,lr=1e-4"},
+        ),
+    ],
+)
+def test_exclude_leaves_out_what_a_condition_is_true_of(condition: str, left_out: set[str]) -> None:
+    assert ALL - expand(**GRID, exclude=[condition]).keys() == left_out
+
+
+def test_conditions_and_values_stand_side_by_side_and_leave_out_of_draws_too() -> None:
+    assert len(expand(**GRID, exclude=["lora_rank > 8 and lr > 5e-4", {"lora_rank": 8, "lr": 1e-4}])) == 2
+    points = expand(**draw(40), exclude=["lr > 1e-4 and lora_rank >= 16", "lr > 1"])
+    assert points == {
+        name: point
+        for name, point in expand(**draw(40)).items()
+        if not (point.controls.lr > 1e-4 and point.controls.lora_rank >= 16)
+    }
+
+
+def test_zipped_variables_vary_together_and_are_crossed_with_the_others() -> None:
+    variables = {"lora_rank": [8, 16, 16], "lr": [1e-4, 1e-3], "lora_alpha": [16, 16, 32]}
+    points = expand(variables=variables, zip=[["lora_alpha", "lora_rank"]])
+    assert list(points) == [
+        "lora_alpha=16,lora_rank=8,lr=1e-4",
+        "lora_alpha=16,lora_rank=8,lr=1e-3",
+        "lora_alpha=16,lora_rank=16,lr=1e-4",
+        "lora_alpha=16,lora_rank=16,lr=1e-3",
+        "lora_alpha=32,lora_rank=16,lr=1e-4",
+        "lora_alpha=32,lora_rank=16,lr=1e-3",
+    ]
+    assert points["lora_alpha=32,lora_rank=16,lr=1e-4"].controls.lora_alpha == 32
+    grid = expand(variables={"lora_rank": [8, 16], "lora_alpha": [16, 32], "lr": [1e-4, 1e-3]})
+    assert set(points) <= set(grid)
+
+
+def test_what_is_zipped_and_its_order_name_nothing_anew(registry: Path) -> None:
+    variables = {"lora_rank": [8, 16], "lora_alpha": [16, 32]}
+    before = run(registry, variables=variables, zip=[["lora_rank", "lora_alpha"]])
+    assert before.items() <= expand(registry, variables=variables).items()
+    backwards = {key: values[::-1] for key, values in reversed(variables.items())}
+    after = expand(registry, variables=backwards, zip=[["lora_alpha", "lora_rank"]])
+    assert {n: p.settings for n, p in before.items()} == {n: p.settings for n, p in after.items()}
+
+
+def test_runs_stand_beside_the_grid_with_names_values_and_overrides_of_their_own() -> None:
+    points = expand(
+        variables={"lora_rank": [8]},
+        controls={"_override": {"optimizer": {"fused": True}}},
+        runs=[{"name": "wide", "lora_rank": 64, "lr": "1e-5", "_override": {"optimizer": {"betas": [0.9, 0.95]}}}],
+    )
+    assert list(points) == ["lora_rank=8", "wide"]
+    assert points["wide"].controls.lr == 1e-5
+    assert points["wide"].controls.override == {"optimizer": {"fused": True, "betas": [0.9, 0.95]}}
+
+
+def test_a_run_is_asked_in_its_own_way_and_others_as_the_data_says(registry: Path) -> None:
+    data = {"train": "t", "system_prompt": "Be brief.", "prompt": "Say {input}"}
+    runs = [{"name": "own", "prompt": "Tell {input}"}, {"name": "bare", "prompt": "", "system_prompt": None}]
+    points = run(registry, data=data, variables={"lora_rank": [8]}, runs=runs)
+    asked = {name: (point.data.system_prompt, point.data.prompt) for name, point in points.items()}
+    assert asked == {
+        "lora_rank=8": ("Be brief.", "Say {input}"),
+        "own": ("Be brief.", "Tell {input}"),
+        "bare": (None, None),
+    }
+    assert points["own"].settings["prompt"] == "Tell {input}"
+    assert not points["bare"].settings.keys() & {"prompt", "system_prompt"}
+
+
+def test_a_system_prompt_that_becomes_a_variable_renames_no_point(registry: Path) -> None:
+    run(registry, variables={"lora_rank": [8]}, data={"train": "t", "system_prompt": "Short."})
+    points = run(registry, variables={"lora_rank": [8], "system_prompt": ["Short.", "Long.", None]})
+    assert list(points) == ["lora_rank=8", "lora_rank=8,system_prompt=Long.", "lora_rank=8,system_prompt=null"]
+
+
+def test_prompts_stand_in_names_by_how_they_begin_and_a_digest() -> None:
+    prompts = ["Say: {input}", "Say: {input}!", None]
+    points = expand(data={"train": "t"}, variables={"prompt": prompts, "seed": [0, 1]})
+    assert len(points) == 6
+    assert {point.data.prompt for point in points.values()} == set(prompts)
+    names = [name for name in points if name.endswith(",seed=0")]
+    assert [name.rpartition("-")[0] for name in names] == ["prompt=Say_input", "prompt=Say_input", ""]
+    assert names[2] == "prompt=null,seed=0"
+
+
+def test_modes_can_be_varied() -> None:
+    points = expand(
+        variables={"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
+        exclude=[{"model_format": "hf", "merge_adapters": False}],
+    )
+    assert sorted(point.mode for point in points.values()) == ["A", "B1", "B2"]
+
+
+class TestSample:
+    def test_as_many_points_are_drawn_as_are_asked_for_and_lie_in_the_space(self) -> None:
+        points = expand(**draw(300))
+        assert len(points) == 300
+        assert {point.controls.lora_rank for point in points.values()} == {8, 16, 32}
+        rates = [point.controls.lr for point in points.values()]
+        assert all(1e-5 <= rate <= 1e-3 for rate in rates)
+        assert 100 < sum(rate < 1e-4 for rate in rates) < 200
+        assert all(rate == float(f"{rate:.3g}") for rate in rates)
+
+    def test_the_draws_of_a_seed_are_what_they_were(self) -> None:
+        assert list(expand(**draw(3))) == [
+            "lora_rank=8,lr=5.01e-4",
+            "lora_rank=16,lr=2.11e-5",
+            "lora_rank=32,lr=3.32e-5",
+        ]
+
+    def test_a_larger_number_begins_with_the_smaller(self) -> None:
+        assert list(expand(**draw(50)))[:20] == list(expand(**draw(20)))
+
+    def test_another_seed_draws_other_points(self) -> None:
+        assert len(expand(**draw(seed=1)).keys() & expand(**draw(seed=2)).keys()) < 5
+
+    def test_the_order_of_keys_is_of_no_matter_and_a_range_only_of_its_own_key(self) -> None:
+        space = draw()["sample"]["space"]
+        assert list(expand(**draw(**dict(reversed(space.items()))))) == list(expand(**draw()))
+        wider = expand(**draw(**space | {"lr": {"log_uniform": [1e-6, 1e-2]}}))
+        ranks = [[point.controls.lora_rank for point in points.values()] for points in (wider, expand(**draw()))]
+        assert ranks[0] == ranks[1]
+
+    def test_no_point_is_drawn_twice_and_small_spaces_are_drawn_whole(self) -> None:
+        points = expand(**draw(6, lora_rank=[8, 16], epochs=[1, 2, 3]))
+        assert len(points) == 6
+
+    def test_whole_numbers_are_drawn_up_to_both_bounds(self) -> None:
+        space = {"epochs": {"int_uniform": [1, 3]}, "lora_rank": {"int_log_uniform": [1, 4]}}
+        points = expand(**draw(12, **space))
+        assert {(p.controls.epochs, p.controls.lora_rank) for p in points.values()} == {
+            (epochs, rank) for epochs in (1, 2, 3) for rank in (1, 2, 3, 4)
+        }
+
+    def test_numbers_are_drawn_between_bounds(self) -> None:
+        dropouts = [
+            point.controls.lora_dropout for point in expand(**draw(40, lora_dropout={"uniform": [0, 0.2]})).values()
+        ]
+        assert min(dropouts) >= 0
+        assert max(dropouts) <= 0.2
+        assert len(set(dropouts)) == 40
+
+    def test_draws_are_crossed_with_variables_and_left_out_by_exclude(self) -> None:
+        points = expand(variables={"seed": [0, 1]}, **draw(5))
+        assert len(points) == 10
+        assert set(points) == {f"{name},seed={seed}" for name in expand(**draw(5)) for seed in (0, 1)}
+        kept = expand(variables={"seed": [0, 1]}, exclude=[{"lora_rank": 8, "seed": 0}], **draw(5))
+        assert points.keys() - kept.keys() == {name for name in points if "rank=8,lr" in name and "seed=0" in name}
+        assert len(expand(exclude=[{"lora_rank": 64}], **draw(5))) == 5
+
+    def test_drawn_points_keep_their_names(self, registry: Path) -> None:
+        before = run(registry, **draw(5))
+        assert list(expand(registry, **draw(9)))[:5] == list(before)
+        rates = {"lr": [point.controls.lr for point in before.values()]}
+        fixed = expand(registry, variables=rates | {"lora_rank": [8, 16, 32]})
+        assert before.keys() <= fixed.keys()
+
+
+RANKS = {"lora_rank": [8, 16], "lora_alpha": [16, 32], "lr": [1e-4]}
+
+BAD: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, ["nothing to run"]),
+    ({"variables": {"lora_rnk": [8]}}, ["variables.lora_rnk", "did you mean 'lora_rank'"]),
+    ({"variables": {"lora_rank": [0]}}, ["variables.lora_rank.0", "0", "greater than or equal to 1"]),
+    ({"variables": {"lora_rank": ["8"]}}, ["variables.lora_rank.0", "'8'", "integer"]),
+    ({"variables": {"lr": [1e-3, "1e-3"]}}, ["variables.lr", "0.001", "listed twice"]),
+    ({"variables": {"lora_rank": [8]}, "exclude": [{"lora_rank": 9}]}, ["exclude.0.lora_rank", "9", "[8]"]),
+    ({"variables": {"lora_rank": [8]}, "exclude": [{"lr": 1e-3}]}, ["exclude.0.lr", "lora_rank"]),
+    ({"variables": RANKS, "zip": [["lora_rank", "lora_alpa"]]}, ["zip.0", "'lora_alpa'", "did you mean 'lora_alpha'"]),
+    ({"variables": RANKS, "zip": [["lora_rank", "lr"]]}, ["zip.0", "lora_rank has 2, lr has 1 values", "equally many"]),
+    *(
+        ({**GRID, "exclude": [condition]}, ["my.yaml: exclude.0", *said])
+        for condition, said in (
+            ("lora_rank > 64", ["leaves nothing out"]),
+            ("lora_rnk > 32", ["unknown key 'lora_rnk'", "did you mean 'lora_rank'"]),
+            ("lora_rank = 8", ["invalid syntax", "comparisons (< <= > >= == !="]),
+            ("lora_rank > 8 && lr > 1", ["invalid syntax", "joined by and, or"]),
+            ("lora_rank", ["it is 8, neither true nor false"]),
+            ("lora_rank and lr", ["'lora_rank' is 8, neither true nor false"]),
+            ("lora_alpha > 8", ["not supported between", "lora_alpha: None"]),
+            ("lora_rank > '8'", ["not supported between"]),
+            ("lora_rank / 0 > 1", ["division by zero"]),
+            ("lora_rank in 8", ["lora_rank: 8"]),
+            ("'a' * 1000 == 'a'", ["'a' is no number"]),
+            ("lora_rank ** 99 ** 99 > 1", ["'lora_rank ** 99 ** 99' is none of what is accepted"]),
+            ("__import__('os').system('true') == 0", ["unknown key '__import__'"]),
+            ("lora_rank.bit_length() > 1", ["'lora_rank.bit_length()' is none"]),
+            ("lora_attn_modules[0] == 'q_proj'", ["'lora_attn_modules[0]' is none"]),
+            ("[r for r in [lora_rank]] == [8]", ["unknown key 'r'"]),
+            ("(lambda: 1) == 1", ["'lambda: 1' is none"]),
+            ("f'{lr}' == 'x'", ["is none of what is accepted"]),
+            ("(lr := 1) > 0", ["is none of what is accepted"]),
+            ("lr > 1j", ["'1j' is none"]),
+            ("lr > 1\0", ["null bytes"]),
+            ("(" * 400 + "lr" + ")" * 400 + " > 1", ["too many nested parentheses"]),
+            ("lr > 1 " * 200, ["1400 characters", "1000 at most"]),
+            ("", ["at least 1 character"]),
+        )
+    ),
+    (draw(lora_rnk=[8]), ["sample.space.lora_rnk", "did you mean 'lora_rank'"]),
+    (draw(1, lora_rank=[8] * 99 + ["8"]), ["sample.space.lora_rank.99", "'8'", "integer"]),
+    (draw(lora_rank={"uniform": [4, 64]}), ["sample.space.lora_rank", "a valid integer"]),
+    (draw(lora_dropout={"uniform": [0.5, 1.5]}), ["sample.space.lora_dropout", "less than 1"]),
+    (draw(lr={"log_uniform": [0, 1]}), ["sample.space.lr.log_uniform.0", "0", "greater than 0"]),
+    (draw(lr={"log_uniform": [1e-3, 1e-5]}), ["sample.space.lr", "the smaller first"]),
+    (draw(lr={"log_uniform": [1e-3]}), ["sample.space.lr.log_uniform", "at least 2 items"]),
+    (draw(lr={"loguniform": [1e-5, 1e-3]}), ["sample.space.lr.loguniform", "did you mean 'log_uniform'"]),
+    (draw(lr={}), ["sample.space.lr", "one of choices, uniform"]),
+    (draw(7, lora_rank=[8, 16], epochs=[1, 2, 3]), ["sample.points: 7", "found 6 points", "larger space"]),
+    ({"variables": {"lr": [1e-4]}, **draw()}, ["sample.space.lr", "'variables' too"]),
+    ({"exclude": [{"seed": 1}], **draw()}, ["exclude.0.seed", "keys of variables: lr, lora_rank"]),
+    ({"variables": RANKS, "zip": [["lora_rank"]]}, ["zip.0", "at least 2 items"]),
+    ({"variables": RANKS, "zip": [["lora_rank", "lora_rank"]]}, ["zip.0", "'lora_rank' is in 'zip' already"]),
+    (
+        {"variables": RANKS, "zip": [["lora_rank", "lora_alpha"], ["lr", "lora_rank"]]},
+        ["zip.1", "'lora_rank' is in 'zip' already"],
+    ),
+    (
+        {"variables": {"lora_rank": [8, 8], "lora_alpha": [16, 16]}, "zip": [["lora_rank", "lora_alpha"]]},
+        ["variables.lora_rank+lora_alpha", "8, 16", "listed twice"],
+    ),
+    (
+        {"variables": RANKS, "zip": [["lora_rank", "lora_alpha"]], "exclude": [{"lora_rank": 8, "lora_alpha": 32}]},
+        ["exclude.0", "leaves nothing out", "together"],
+    ),
+    ({"variables": {"lora_rank": [8]}, "runs": [{"name": "again", "lora_rank": 8}]}, ["lora_rank=8", "again", "same"]),
+    ({"variables": {"model_format": ["hf"], "merge_adapters": [True, False]}}, ["same", "no effect", "exclude"]),
+    ({"runs": [{"name": "a", "lora_rank": 4}, {"name": "a", "lora_rank": 8}]}, ["two points are called 'a'"]),
+    ({"runs": [{"lora_rank": 4}]}, ["runs.0.name", "None"]),
+    ({"runs": [{"name": "baseline"}]}, ["baseline"]),
+    ({"runs": [{"name": "results.csv"}]}, ["results.csv"]),
+    ({"runs": [{"name": "a", "_override": 5}]}, ["runs.0._override", "5", "a mapping"]),
+    ({"runs": [{"name": "a", "prompt": "Say {word}"}]}, ["runs.0.prompt", "'Say {word}'", "text with {input}"]),
+    ({"runs": [{"name": n, "prompt": p} for n, p in (("a", ""), ("b", "{input}"))]}, ["'a' and 'b' are the same"]),
+]
+
+
+@pytest.mark.parametrize(("sections", "said"), BAD, ids=[str(sections) for sections, _ in BAD])
+def test_bad_points_are_refused(sections: dict[str, Any], said: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        expand(**sections)
+    for part in ["my.yaml", *said]:
+        assert part in str(error.value)
+
+
+UNSAFE = ["a/b", "..", "a..b", "a b", "a'b", 'a"b', "a;b", "$(touch x)", "`x`", "{point}", "a\nb", "", "-n", "é", "a*b"]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_run_name_that_is_unsafe_in_paths_or_shells_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"runs\.0\.name"):
+        expand(runs=[{"name": name, "lora_rank": 4}])
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> str:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    return str(tmp_path)
+
+
+def test_a_run_with_an_adapter_has_no_settings_of_a_training(adapter: str) -> None:
+    point = expand(runs=[{"name": "theirs", "adapter": adapter, "merge_adapters": False}])["theirs"]
+    assert point.adapter == adapter
+    assert point.mode == "B2"
+    assert point.settings == {"adapter": adapter, "model_format": "adapter", "merge_adapters": False}
+    assert expand(runs=[{"name": "asked", "adapter": adapter, "prompt": "Say {input}"}])["asked"].data.prompt
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ({"lr": 1e-3}, r"runs\.0\.lr: says how to train"),
+        ({"_override": {"a": 1}}, r"runs\.0\._override: says how to train"),
+        ({"adapter": 3}, r"runs\.0\.adapter: 3 is not accepted; accepted: the path of a directory"),
+        ({"adapter": "no/such"}, r"runs\.0\.adapter: no adapter_config\.json in 'no/such'"),
+        ({"adapter": "a*b"}, r"runs\.0\.adapter: 'a\*b' is not accepted"),
+    ],
+)
+def test_what_is_no_adapter_or_is_to_train_one_is_refused(adapter: str, run: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        expand(runs=[{"name": "theirs", "adapter": adapter, **run}])
+
+
+def test_the_same_adapter_in_the_same_mode_is_one_point(adapter: str) -> None:
+    with pytest.raises(InputError, match="'a' and 'b' are the same"):
+        expand(runs=[{"name": "a", "adapter": adapter}, {"name": "b", "adapter": adapter}])
+    assert (
+        len(expand(runs=[{"name": n, "adapter": adapter, "merge_adapters": m} for n, m in (("a", True), ("b", False))]))
+        == 2
+    )
+
+
+def read_baselines(**evaluation: Any) -> dict[str, str]:
+    config = {"experiment": {"name": "x"}, "model": {"path": "m"}, "evaluation": evaluation}
+    return get_baselines(load_experiment(config, "my.yaml"), ["lora_rank=8"], "my.yaml")
+
+
+def test_any_number_of_models_can_be_evaluated_as_they_are() -> None:
+    others = [{"name": "larger", "model": "models/larger/"}, {"name": "theirs", "model": "t"}]
+    assert read_baselines() == {"baseline": "m"}
+    assert read_baselines(baselines=others) == {"baseline": "m", "larger": "models/larger", "theirs": "t"}
+    assert read_baselines(baselines=others, baseline=False, base_model="b") == {
+        "larger": "models/larger",
+        "theirs": "t",
+    }
+    assert read_baselines(baselines=others, enabled=False) == {}
+
+
+@pytest.mark.parametrize("name", ["lora_rank=8", "baseline", "results.csv", "a", "n" * 200])
+def test_a_baseline_has_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(InputError, match=r"evaluation\.baselines\.1\.name: .* is not accepted"):
+        read_baselines(baselines=[{"name": "a", "model": "m"}, {"name": name, "model": "m"}])
+
+
+def test_baselines_alone_are_something_to_run() -> None:
+    evaluation = {"baselines": [{"name": "theirs", "model": "m"}]}
+    assert expand(evaluation=evaluation) == {}
+    with pytest.raises(InputError, match="nothing to run"):
+        expand(evaluation={**evaluation, "enabled": False})
+
+
+THREE_EPOCHS: dict[str, Any] = {"variables": {"lora_rank": [4, 8]}, "controls": {"epochs": 3}}
+
+
+class TestEpochs:
+    def expand(self, epochs: Any, **sections: Any) -> dict[str, Point]:
+        return expand(**{**THREE_EPOCHS, "evaluation": {"epochs": epochs}, **sections})
+
+    def test_each_epoch_that_is_wanted_is_a_point_after_the_one_that_is_trained(self) -> None:
+        points = self.expand("all")
+        assert list(points)[:3] == ["lora_rank=4", "lora_rank=4,epoch=1", "lora_rank=4,epoch=2"]
+        assert [(p.trained_by, p.epoch, p.is_trained) for p in list(points.values())[:3]] == [
+            (None, None, True),
+            ("lora_rank=4", 1, False),
+            ("lora_rank=4", 2, False),
+        ]
+
+    def test_the_last_epoch_is_the_point_as_ever(self) -> None:
+        assert self.expand("last") == self.expand([3]) == expand(**THREE_EPOCHS)
+
+    def test_a_last_epoch_that_is_not_listed_is_not_evaluated(self) -> None:
+        assert {name: point.is_evaluated for name, point in self.expand([2]).items()} == {
+            "lora_rank=4": False,
+            "lora_rank=4,epoch=2": True,
+            "lora_rank=8": False,
+            "lora_rank=8,epoch=2": True,
+        }
+
+    def test_a_training_of_fewer_epochs_keeps_those_that_it_has(self) -> None:
+        points = self.expand([1, 3], variables={"epochs": [1, 3]})
+        assert list(points) == ["epochs=1", "epochs=3", "epochs=3,epoch=1"]
+        assert all(point.is_evaluated for point in points.values())
+
+    def test_an_epoch_is_named_by_what_its_training_is_called_already(self, registry: Path) -> None:
+        run(registry, **THREE_EPOCHS, evaluation={"epochs": "all"})
+        sections = {"variables": {"seed": [0]}, "controls": {"epochs": 3, "lora_rank": 8}}
+        points = expand(registry, **sections, evaluation={"epochs": [1]})
+        assert list(points) == ["lora_rank=8", "lora_rank=8,epoch=1"]
+
+    @pytest.mark.parametrize(
+        ("epochs", "message"),
+        [
+            (
+                [1, 4],
+                "evaluation.epochs: 4 is not accepted: no point is trained for so many epochs; accepted: last, all",
+            ),
+            ([0], "evaluation.epochs"),
+            ([], "evaluation.epochs"),
+            ([1, 1], r"evaluation\.epochs: \[1, 1\] is not accepted; accepted: 'last', 'all', or a list of distinct"),
+            ("first", "evaluation.epochs"),
+            (True, "evaluation.epochs"),
+            (3, "^my.yaml: evaluation.epochs: 3 is not accepted; accepted: 'last', 'all', or a list .*$"),
+        ],
+    )
+    def test_what_no_training_has_is_refused(self, epochs: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            self.expand(epochs)
+
+    def test_a_training_of_which_no_epoch_would_be_evaluated_is_refused(self) -> None:
+        with pytest.raises(
+            InputError, match=r"evaluation\.epochs: \[3, 4\] has no epoch of 'epochs=2', which is trained for 2"
+        ):
+            self.expand([4, 3], variables={"epochs": [2, 4]})
+
+    def test_an_override_of_epochs_is_refused_beside_it(self) -> None:
+        with pytest.raises(InputError, match=r"controls\._override\.epochs: 5 is not accepted"):
+            self.expand("all", controls={"epochs": 3, "_override": {"epochs": 5}})
+
+    def test_a_run_with_the_name_of_an_epoch_is_refused(self) -> None:
+        with pytest.raises(InputError, match="two points are called 'a,epoch=1'"):
+            self.expand("all", runs=[{"name": "a", "seed": 1}, {"name": "a,epoch=1", "seed": 2}])
+
+
+def test_one_gpu_is_said_in_no_setting_unless_it_varies(registry: Path) -> None:
+    before = run(registry, variables={"lora_rank": [8]})
+    assert "gpus" not in before["lora_rank=8"].settings
+    points = run(registry, variables={"lora_rank": [8], "gpus": [1, 2]})
+    # The point with one is the one that there was.
+    assert list(points) == ["lora_rank=8", "gpus=2,lora_rank=8"]
+    assert [point.settings["gpus"] for point in points.values()] == [1, 2]
+    with pytest.raises(InputError, match="'lora_rank=8' and 'again' are the same"):
+        expand(variables={"lora_rank": [8]}, runs=[{"name": "again", "lora_rank": 8, "gpus": 1}])

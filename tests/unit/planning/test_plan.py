@@ -1,0 +1,329 @@
+"""The plan: sizes against known figures, jobs against each other, times against hand-made sums."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.checkpoints.shapes import read_shape
+from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size
+from lorasweep.experiment.devices import DEVICES, check_device
+from lorasweep.experiment.points import get_points
+from lorasweep.experiment.sections import Controls, Experiment
+from lorasweep.planning.costs import START_SECONDS, Costs, Lengths, TaskSize
+from lorasweep.planning.forecast import Forecast
+from lorasweep.planning.planner import Planner
+from lorasweep.planning.timeline import PlannedJob, simulate
+from lorasweep.util.errors import InputError
+
+LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8}
+SHAPES: dict[str, tuple[dict[str, Any], int]] = {
+    # From the model cards: parameters of the checkpoints as they are published.
+    "Llama-3.1-8B": (
+        LLAMA | {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096, "intermediate_size": 14336},
+        8_030_261_248,
+    ),
+    "Llama-3.1-70B": (
+        LLAMA | {"num_hidden_layers": 80, "num_attention_heads": 64, "hidden_size": 8192, "intermediate_size": 28672},
+        70_553_706_496,
+    ),
+    "Llama-3.2-1B": (
+        LLAMA
+        | {"num_hidden_layers": 16, "num_attention_heads": 32, "hidden_size": 2048, "intermediate_size": 8192}
+        | {"tie_word_embeddings": True, "head_dim": 64},
+        1_235_814_400,
+    ),
+    "Qwen2.5-7B": (
+        {"model_type": "qwen2", "vocab_size": 152064, "num_key_value_heads": 4, "num_hidden_layers": 28}
+        | {"num_attention_heads": 28, "hidden_size": 3584, "intermediate_size": 18944},
+        7_615_616_512,
+    ),
+    "Qwen2.5-0.5B": (
+        {"model_type": "qwen2", "vocab_size": 151936, "num_key_value_heads": 2, "num_hidden_layers": 24}
+        | {"num_attention_heads": 14, "hidden_size": 896, "intermediate_size": 4864, "tie_word_embeddings": True},
+        494_032_768,
+    ),
+}
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "output_proj"]
+ADAPTERS: list[tuple[dict[str, Any], list[float]]] = [
+    # MB of the values of a bf16 adapter of Llama-3.1-8B at ranks 8, 16, 32 and 64 (design of the checkpoint options).
+    ({"lora_attn_modules": ["q_proj", "v_proj"]}, [6.8, 13.6, 27.3, 54.5]),
+    ({"lora_attn_modules": ["q_proj", "v_proj", "output_proj"]}, [11.0, 22.0, 44.0, 88.1]),
+    ({"lora_attn_modules": ATTENTION}, [13.6, 27.3, 54.5, 109.1]),
+    ({"lora_attn_modules": ATTENTION, "apply_lora_to_mlp": True}, [41.9, 83.9, 167.8, 335.5]),
+]
+
+
+def make_base(folder: Path, name: str = "Llama-3.1-8B") -> Checkpoint:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(SHAPES[name][0]))
+    return read_shape(folder)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_follow_from_the_configuration_alone(tmp_path: Path, name: str) -> None:
+    base = make_base(tmp_path, name)
+    assert base.num_parameters == SHAPES[name][1]
+    # The header is what is left beside the values.
+    assert 0 < get_model_size(base, "bf16") - 2 * base.num_parameters < 200_000
+
+
+@pytest.mark.parametrize(("keys", "sizes"), ADAPTERS)
+def test_adapters_have_the_sizes_that_are_known(tmp_path: Path, keys: dict[str, Any], sizes: list[float]) -> None:
+    base = make_base(tmp_path)
+    for rank, size in zip((8, 16, 32, 64), sizes, strict=True):
+        found = get_adapter_size(base, Controls(lora_rank=rank, **keys), "bf16") / 1e6
+        assert found == pytest.approx(size, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"), [({"model_type": "mamba"}, "mamba"), ({"model_type": "llama"}, "no vocab_size"), (None, "read")]
+)
+def test_a_configuration_that_says_too_little_is_refused(tmp_path: Path, config: Any, said: str) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=said):
+        read_shape(tmp_path)
+
+
+def make_planner(
+    tmp_path: Path, parallel: int = 1, factors: Mapping[str, float] | None = None, **sections: Any
+) -> Planner:
+    plain = {
+        "experiment": {"name": "e"},
+        "variables": {"lora_rank": [8, 16, 32, 64]},
+        "model": {"path": str(tmp_path)},
+        "data": {"train": "none"},
+        "evaluation": {"tasks": ["pkg/t"], "max_tokens": 64, **sections.pop("evaluation", {})},
+        **sections,
+    }
+    experiment = Experiment.model_validate(plain)
+    points = get_points(experiment, "e.yaml", tmp_path / "points.json")
+    tasks = {"t": TaskSize(100, 200)}
+    costs = Costs(experiment, make_base(tmp_path), Lengths(1000, (400.0, 600.0), True), tasks, factors or {})
+    return Planner(experiment, points, costs.base, costs, parallel)
+
+
+def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
+    planner = make_planner(tmp_path, evaluation={"adapters_per_job": 3})
+    shared = {"configure": 4, "train": 4, "cleanup": 5, "read_samples": 1, "collect": 1, "report": 1}
+    unevaluated = make_planner(tmp_path, evaluation={"enabled": False, "tasks": [], "merge_adapters": False})
+    assert unevaluated.plan_all("B2").jobs == shared | {"cleanup": 4}
+    assert planner.plan_all("A").jobs == shared | {"merge": 4, "evaluate": 5}
+    assert planner.plan_all("B1").jobs == shared | {"evaluate_merged": 4, "evaluate": 1}
+    assert planner.plan_all("B2").jobs == shared | {"evaluate_adapters": 2, "publish": 4, "evaluate": 1}
+    assert planner.plan_all().jobs == planner.plan_all("B1").jobs
+
+
+def test_other_models_are_planned_by_their_own_size(tmp_path: Path) -> None:
+    planner = make_planner(tmp_path)
+    large = make_base(tmp_path / "large", "Llama-3.1-70B")
+    planner = replace(planner, other_baselines={"large": large, "same": planner.base})
+    plan = planner.plan_all("B1")
+    assert plan.jobs["evaluate"] == 3
+    assert plan.jobs["cleanup"] == 7
+    rows = {row.name: row for row in planner.plan_points([])}
+    assert list(rows)[:3] == ["baseline", "large", "same"]
+    assert {rows[name].mode for name in ("baseline", "large", "same")} == {"base"}
+    assert rows["large"].seconds["evaluate"] > 5 * rows["baseline"].seconds["evaluate"]
+    assert rows["same"].seconds == rows["baseline"].seconds
+    assert rows["large"].mem_mb == plan.mem_mb > rows["same"].mem_mb
+    assert planner.plan_rest({("evaluate", "large")}, {}).seconds == rows["large"].seconds
+
+
+def test_a_tasks_own_options_are_planned(tmp_path: Path) -> None:
+    def plan(counted: bool, **options: int) -> float:
+        planner = make_planner(tmp_path, evaluation={"tasks": [{"task": "pkg/t", "limit": 100, **options}]})
+        size = TaskSize(100 * options.get("epochs", 1), 256, options.get("max_tokens"))
+        costs = replace(planner.costs, tasks={"t": size} if counted else {})
+        return replace(planner, costs=costs).plan_all("B1").seconds["evaluate_merged"]
+
+    for counted in (True, False):
+        assert plan(counted, epochs=3) > plan(counted) > plan(counted, max_tokens=8)
+        assert plan(counted, max_tokens=64) == plan(counted)
+
+
+def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: Path) -> None:
+    planner = make_planner(tmp_path, parallel=4)
+    full = get_model_size(planner.base, "bf16")
+    plans = {mode: planner.plan_all(mode) for mode in ("A", "B1", "B2")}
+    assert plans["A"].kept_bytes - plans["B2"].kept_bytes == pytest.approx(4 * full, rel=0.001)
+    assert plans["B1"].kept_bytes == plans["B2"].kept_bytes
+    assert full <= plans["B1"].temporary_bytes <= 4.2 * full
+    assert plans["B2"].temporary_bytes < full / 10
+    bounded = make_planner(tmp_path, parallel=4, evaluation={"max_merged_models": 1}).plan_all("B1")
+    assert full < bounded.temporary_bytes < 1.1 * full
+    assert plans["B1"].written_bytes > 4 * full > plans["B2"].written_bytes
+
+
+def test_models_merged_in_a_temporary_folder_do_not_count_among_the_results(tmp_path: Path) -> None:
+    there, here = (
+        make_planner(tmp_path, parallel=4, evaluation={"merged_models_in": where}).plan_all("B1")
+        for where in ("tmpdir", "results")
+    )
+    assert there.temporary_bytes < here.temporary_bytes / 10
+    assert there.written_bytes == here.written_bytes
+
+
+@pytest.mark.parametrize("mode", ["A", "B1", "B2"])
+def test_what_points_keep_is_what_the_sweep_keeps_with_adapters_that_are_given_too(tmp_path: Path, mode: str) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "adapter_config.json").touch()
+    (given / "adapter_model.safetensors").write_bytes(b"x" * 100_000)
+    keys = {"A": {"model_format": "hf"}, "B1": {"merge_adapters": True}, "B2": {"merge_adapters": False}}[mode]
+    planner = make_planner(tmp_path, evaluation=keys, runs=[{"name": "theirs", "adapter": str(given)}])
+    points = planner.plan_points([])
+    whole = planner.plan_all()
+    assert whole.jobs["adopt"] == 1
+    assert whole.kept_bytes == pytest.approx(sum(point.kept_bytes for point in points), abs=8_001)
+    assert whole.tokens == sum(point.tokens for point in points)
+    wanted = {("adopt", "theirs")}
+    assert planner.plan_rest(wanted, {}).kept_bytes == 108_000
+
+
+def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**15))
+    planner = make_planner(tmp_path, evaluation={"model_format": "hf"}, plan={"storage_limit_gb": 0.1})
+    results = tmp_path / "results/e"
+    wanted = {("train", name) for name in planner.points}
+    forecast = Forecast(planner.experiment, results, planner, {}, [], wanted, {}, "")
+    assert forecast.explain_shortage() is not None
+    for name in planner.points:
+        (results / name / "adapter").mkdir(parents=True)
+        with (results / name / "adapter/weights").open("wb") as file:
+            file.truncate(60_000_000)
+    roomy = planner.experiment.model_copy(
+        update={"plan": planner.experiment.plan.model_copy(update={"storage_limit_gb": 0.7})}
+    )
+    assert Forecast(roomy, results, planner, {}, [], wanted, {}, "").explain_shortage() is None
+
+
+def test_what_is_to_do_is_planned_apart(tmp_path: Path) -> None:
+    planner = make_planner(tmp_path)
+    name = "lora_rank=16"
+    wanted = {
+        ("train", name),
+        ("evaluate_merged", name),
+        ("cleanup", name),
+        ("read_samples", ""),
+        ("collect", ""),
+        ("report", ""),
+    }
+    rest, whole = planner.plan_rest(wanted, {}), planner.plan_all()
+    assert rest.jobs == {"train": 1, "evaluate_merged": 1, "cleanup": 1, "read_samples": 1, "collect": 1, "report": 1}
+    assert rest.kept_bytes < whole.kept_bytes / 2
+    assert rest.seconds["train"] == pytest.approx(whole.seconds["train"] / 4, rel=0.01)
+    assert {point.name for point in planner.plan_points({name}) if point.is_done} == {name}
+    assert planner.plan_rest([], {}).wall_seconds == 0
+
+
+def test_steps_and_tokens_are_those_of_whole_batches(tmp_path: Path) -> None:
+    costs = make_planner(tmp_path).costs
+    controls = Controls(batch_size=8, gradient_accumulation_steps=4, epochs=2)
+    training = costs.get_training(controls)
+    assert training.steps == 2 * (1000 // 8 // 4)
+    assert training.tokens == training.steps * 32 * 500
+    cut = costs.get_training(controls.model_copy(update={"max_seq_len": 500}))
+    assert cut.tokens == training.steps * 32 * 450
+    packed = costs.get_training(Controls(batch_size=1, packed=True, max_seq_len=1000))
+    assert packed.steps == 500
+    assert packed.tokens == 500_000
+
+
+def test_a_trainings_time_is_its_operations_by_what_the_device_does(tmp_path: Path) -> None:
+    planner = make_planner(tmp_path, plan={"device": "h100", "efficiency": 0.5})
+    point = planner.points["lora_rank=8"]
+    tokens = planner.costs.get_training(point.controls).tokens
+    # 4 P a token is nearly all of it: the embedding is looked up, attention and LoRA are small.
+    least = 4 * (planner.base.num_parameters - 128256 * 4096) * tokens / (0.5 * DEVICES["h100"].bf16_flops)
+    seconds = planner.costs.model("train", [point]) - START_SECONDS - 2 * planner.base.num_parameters / 1e9
+    assert least < seconds < 1.1 * least
+
+
+def test_earlier_jobs_correct_the_model(tmp_path: Path) -> None:
+    plain, learnt = make_planner(tmp_path), make_planner(tmp_path, factors={"train": 3.0})
+    point = plain.points["lora_rank=8"]
+    assert learnt.costs.estimate("train", [point]) == 3 * plain.costs.estimate("train", [point])
+    assert learnt.costs.model("train", [point]) == plain.costs.model("train", [point])
+
+
+def test_a_device_of_ones_own_is_taken_and_an_unknown_one_refused(tmp_path: Path) -> None:
+    mine = {"bf16_flops": 1e15, "fp32_flops": 1e14, "bandwidth": 4e12}
+    own = make_planner(tmp_path, plan={"device": "mine", "devices": {"mine": mine}})
+    assert own.costs.device.bf16_flops == 1e15
+    check_device(own.experiment, "e.yaml")
+    with pytest.raises(InputError, match=r"e\.yaml: plan\.device: 'h10' is not known .did you mean 'h100'"):
+        check_device(make_planner(tmp_path, plan={"device": "h10"}).experiment, "e.yaml")
+
+
+def test_where_there_is_no_room_it_is_said_which_bound_or_mode_would_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**15))
+    planner = make_planner(tmp_path, parallel=4, plan={"storage_limit_gb": 20.0})
+    wanted = {(rule, name) for name in planner.points for rule in ("train", "evaluate_merged")}
+    forecast = Forecast(planner.experiment, tmp_path / "results/e", planner, {}, [], wanted, {}, "")
+    said = forecast.explain_shortage()
+    assert said is not None
+    assert "this run needs 64." in said
+    assert "20.00 GB are free by plan.storage_limit_gb: 20" in said
+    assert "evaluation.max_merged_models: 1 (17." in said
+    assert "mode B2 (model_format: adapter, merge_adapters: false) (1." in said
+    enough = make_planner(tmp_path, parallel=1, plan={"storage_limit_gb": 20.0})
+    forecast = Forecast(enough.experiment, tmp_path / "results/e", enough, {}, [], wanted, {}, "")
+    assert forecast.explain_shortage() is None
+
+
+def job(seconds: float, *after: int, **changes: Any) -> PlannedJob:
+    return PlannedJob(changes.pop("rule", "train"), ("p",), seconds, after, **changes)
+
+
+def test_jobs_wait_for_places_for_each_other_and_for_the_bound() -> None:
+    trainings = [job(10), job(10), job(10), job(10)]
+    assert simulate(trainings, 1, None).seconds == 40
+    assert simulate(trainings, 3, None).seconds == 20
+    assert simulate([job(10), job(5, 0, rule="evaluate")], 4, None).seconds == 15
+    merged = [job(10, rule="evaluate_merged", temporary=100, merged_models=1) for _ in range(4)]
+    free, bounded = simulate(merged, 4, None), simulate(merged, 4, 2)
+    assert (free.seconds, free.peak_temporary) == (10, 400)
+    assert (bounded.seconds, bounded.peak_temporary) == (20, 200)
+
+
+def test_bytes_are_there_when_they_should_be() -> None:
+    line = simulate([job(10, kept=5, temporary=7, leaves=3), job(1, 0, rule="evaluate", kept=1, frees=3)], 1, None)
+    assert line.kept == 6
+    assert line.peak_temporary == 7
+    assert (10.0, 5, 3) in line.moments
+    assert line.moments[-1] == (11.0, 6, 0)
+
+
+def test_gpus_share_a_training_and_each_of_them_is_paid(tmp_path: Path) -> None:
+    one, four = (make_planner(tmp_path, controls={"batch_size": 2, "gpus": gpus}) for gpus in (1, 4))
+    point, shared = one.points["lora_rank=8"], four.points["lora_rank=8"]
+    # 1000 samples: 500 steps of 2, or 125 of 4 times 2.
+    assert (one.costs.get_training(point.controls).steps, four.costs.get_training(shared.controls).steps) == (500, 125)
+    assert one.costs.get_training(point.controls).tokens == four.costs.get_training(shared.controls).tokens
+    load = one.costs.model("train", [])
+    assert four.costs.model("train", [shared]) - load == pytest.approx((one.costs.model("train", [point]) - load) / 4)
+    plan = four.plan_all("B1")
+    alone = ("evaluate", "evaluate_merged")
+    assert plan.gpu_hours == pytest.approx(
+        (4 * plan.seconds["train"] + sum(plan.seconds[rule] for rule in alone)) / 3600
+    )
+    assert plan.as_json()["gpu_hours"]["train"] == pytest.approx(4 * plan.seconds["train"] / 3600)
+    [row] = [row for row in four.plan_points([]) if row.name == "lora_rank=8"]
+    assert row.gpu_hours == pytest.approx((4 * row.seconds["train"] + row.seconds["evaluate_merged"]) / 3600)
+    assert row.mem_mb == 4 * next(row for row in one.plan_points([]) if row.name == "lora_rank=8").mem_mb
+
+
+def test_samples_that_no_gpu_has_too_few_of_are_seen_twice(tmp_path: Path) -> None:
+    planner = make_planner(tmp_path, controls={"batch_size": 1, "gpus": 3})
+    # 1000 samples are 334 for each of three.
+    assert planner.costs.get_training(planner.points["lora_rank=8"].controls).steps == 334

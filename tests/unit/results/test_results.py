@@ -1,0 +1,422 @@
+"""Tables, the answer, plots and the report say what the scores say, and no more."""
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lorasweep.layout import BASELINE
+from lorasweep.results.answer import Answer, choose_metric, find_answer
+from lorasweep.results.inference import PAIRED_WILSON, STUDENT_OF_SEEDS, UNPAIRED, WILSON
+from lorasweep.results.plots import MOST_DOTS, MOST_MOMENTS, draw_losses, draw_metric, draw_storage
+from lorasweep.results.replicates import aggregate
+from lorasweep.results.report import make_report
+from lorasweep.results.table import SampleScores, is_metric, make_table
+from lorasweep.stages import get_stages
+from lorasweep.util.errors import InputError
+from made_results import METRIC, TASK, collect, make_point, make_results
+
+RANKS = {"lora_rank": [4, 8, 16]}
+RISING = {4: 0.4, 8: 0.6, 16: 0.95}
+
+
+def by_rank(chances: Mapping[int, float]) -> Any:
+    return lambda settings: chances[settings["lora_rank"]]
+
+
+def tabulate(results: Path, variables: Sequence[str], samples: pd.DataFrame | None) -> pd.DataFrame:
+    names = [name for name, entry in json.loads((results / "points.json").read_text()).items() if entry["current"]]
+    base = [BASELINE] if (results / BASELINE).is_dir() else []
+    return make_table(results, [*base, *names], variables, SampleScores(samples), 0.95)
+
+
+def answer(results: Path, variables: Sequence[str], samples: pd.DataFrame, **changes: Any) -> Answer:
+    table = tabulate(results, variables, samples)
+    scores = SampleScores(samples)
+    settings = aggregate(table, variables, scores, 0.95)
+    asked = {"task": TASK, "metric": METRIC, "higher_is_better": True, "confidence": 0.95} | changes
+    return find_answer(table, settings, scores, **asked)
+
+
+def test_a_row_says_how_sure_it_is_and_how_far_over_the_base(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    table = tabulate(tmp_path, ["lora_rank"], samples).set_index("point")
+    row, base = table.loc["lora_rank=16"], table.loc[BASELINE]
+    own = samples[samples["point"] == "lora_rank=16"].set_index("sample")["value"]
+    other = samples[samples["point"] == BASELINE].set_index("sample")["value"]
+    assert row[METRIC] == own.mean()
+    assert row[f"{METRIC}:low"] < row[METRIC] < row[f"{METRIC}:high"]
+    assert row[f"{METRIC}:interval"] == base[f"{METRIC}:interval"] == WILSON
+    assert row[f"{METRIC}:delta"] == pytest.approx(own.mean() - other.mean())
+    assert row[f"{METRIC}:delta_interval"] == PAIRED_WILSON
+    assert row[f"{METRIC}:pairs"] == 40
+    assert row[f"{METRIC}:p"] <= row[f"{METRIC}:p_adjusted"] < 0.05
+    assert pd.isna(base[f"{METRIC}:delta"])
+    assert row["final_train_loss"] == pytest.approx(3 / np.sqrt(20))
+    assert list(table.columns[:7]) == ["setting", "lora_rank", "epoch", "seed", "mode", "task", "samples"]
+
+
+def edit_manifest(point: Path, **changes: Any) -> None:
+    file = point / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_model_as_it_is_and_a_given_adapter_have_no_value_of_a_control(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    edit_manifest(tmp_path / "lora_rank=4", settings={"adapter": "elsewhere", "model_format": "adapter"})
+    table = tabulate(tmp_path, ["gpus", "lora_rank"], samples).set_index("point")
+    assert table.loc[[BASELINE, "lora_rank=4"], ["gpus", "lora_rank"]].isna().all(axis=None)
+    assert list(table.loc[["lora_rank=8", "lora_rank=16"], "lora_rank"]) == [8, 16]
+    # A control that came later than the manifest has its default.
+    assert list(table.loc[["lora_rank=8", "lora_rank=16"], "gpus"]) == [1, 1]
+
+
+def test_a_point_that_is_not_evaluated_beside_others_has_a_row_and_no_part_in_the_answer(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    edit_manifest(tmp_path / "lora_rank=8", evaluation={})
+    samples = samples[samples["point"] != "lora_rank=8"]
+    row = tabulate(tmp_path, ["lora_rank"], samples).set_index("point").loc["lora_rank=8"]
+    assert pd.isna(row["task"])
+    assert row["steps"] == 20
+    found = answer(tmp_path, ["lora_rank"], samples)
+    assert found.best == "lora_rank=16"
+    assert found.p_values is not None
+    assert set(found.p_values) == {"lora_rank=4"}
+    samples.to_parquet(tmp_path / "samples.parquet", index=False)
+    assert "lora_rank=8" in report(tmp_path, ["lora_rank"])
+
+
+def test_the_loss_of_a_training_is_drawn_once_though_its_epochs_have_rows_of_their_own(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": [4, 8], "epoch": [1, 2]}, lambda settings: 0.5)
+    for rank in (4, 8):
+        name = f"epoch=1,lora_rank={rank}"
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        settings = {**manifest["settings"], "trained_by": f"epoch=2,lora_rank={rank}"}
+        edit_manifest(tmp_path / name, settings=settings, training={**manifest["training"], "steps": 10})
+        edit_manifest(tmp_path / f"epoch=2,lora_rank={rank}", training={**manifest["training"], "epochs": 2})
+    samples.to_parquet(tmp_path / "samples.parquet", index=False)
+    page = report(tmp_path, ["lora_rank", "epoch"])
+    assert "Training loss of each step." in page
+    drawn = (tmp_path / "plots/loss.svg").read_text()
+    assert "lora_rank" in drawn
+    assert "epoch=1" not in drawn
+
+
+def test_points_of_other_samples_are_no_gain_where_the_interval_covers_none(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank({4: 0.3, 8: 0.3, 16: 0.3}))
+    moved = samples["point"] == BASELINE
+    samples.loc[moved, "sample"] = "other " + samples.loc[moved, "sample"]
+    assert "no difference beyond the noise" in answer(tmp_path, ["lora_rank"], samples).sentence
+
+
+def test_a_metric_of_all_samples_is_compared_by_seeds(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": [4, 16], "seed": [0, 1, 2]}, lambda settings: 0.5)
+    for file in tmp_path.glob("*/manifest.json"):
+        manifest = json.loads(file.read_text())
+        settings = manifest["settings"]
+        f1 = 0.2 if not settings else 0.3 + settings["lora_rank"] / 32 + settings["seed"] / 1000
+        manifest["evaluation"]["tasks"][TASK]["scores"] = {"f1/all": f1}
+        file.write_text(json.dumps(manifest))
+    found = answer(tmp_path, ["lora_rank", "seed"], samples, metric="f1/all")
+    assert found.is_winner
+    assert "above the base model" in found.sentence
+
+
+def test_points_that_share_no_samples_are_not_paired(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    moved = samples["point"] == BASELINE
+    samples.loc[moved, "sample"] = "other " + samples.loc[moved, "sample"]
+    row = tabulate(tmp_path, ["lora_rank"], samples).set_index("point").loc["lora_rank=16"]
+    assert row[f"{METRIC}:pairs"] == 0
+    assert row[f"{METRIC}:delta_interval"] == UNPAIRED
+    assert f"{METRIC}:p" not in row
+
+
+def test_a_metric_that_is_no_mean_of_samples_has_no_interval(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    for file in tmp_path.glob("*/manifest.json"):
+        manifest = json.loads(file.read_text())
+        manifest["evaluation"]["tasks"][TASK]["scores"] = {METRIC: 7.5}
+        file.write_text(json.dumps(manifest))
+    table = tabulate(tmp_path, ["lora_rank"], samples)
+    assert table[f"{METRIC}:low"].isna().all()
+    assert table.set_index("point")[f"{METRIC}:delta"].dropna().eq(0).all()
+
+
+def test_epochs_of_a_sample_are_one_score(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    twice = pd.concat([samples, samples.assign(epoch=2)])
+    once, again = (tabulate(tmp_path, ["lora_rank"], frame) for frame in (samples, twice))
+    pd.testing.assert_frame_equal(once, again)
+
+
+def test_without_samples_the_table_has_numbers_alone(tmp_path: Path) -> None:
+    make_results(tmp_path, RANKS, by_rank(RISING))
+    table = tabulate(tmp_path, ["lora_rank"], None)
+    assert table[METRIC].notna().all()
+    assert table[f"{METRIC}:low"].isna().all()
+
+
+def test_a_clear_winner_is_named(tmp_path: Path) -> None:
+    found = answer(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank(RISING), samples=60))
+    assert found.is_winner
+    assert found.best == "lora_rank=16"
+    assert "better than each of the 2 other settings (p" in found.sentence
+    assert re.search(r"It is 0\.\d+ above the base model \(\+0\.\d+ to \+0\.\d+\), p < 0\.001", found.sentence)
+    assert any("trained once" in caveat for caveat in found.caveats)
+
+
+def test_no_winner_is_declared_inside_the_noise(tmp_path: Path) -> None:
+    found = answer(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank({4: 0.4, 8: 0.8, 16: 0.84})))
+    assert not found.is_winner
+    assert found.p_values is not None
+    tied = "lora_rank=8" if found.best == "lora_rank=16" else "lora_rank=16"
+    assert found.p_values[tied] > 0.05 > found.p_values["lora_rank=4"]
+    assert f"not beyond the noise of 1 of 2 others: {tied}" in found.sentence
+
+
+def test_of_settings_that_are_all_alike_one_seldom_wins(tmp_path: Path) -> None:
+    ranks = {"lora_rank": list(range(1, 9))}
+    wins, gains, worse = [], [], []
+    for seed in range(25):
+        results = tmp_path / str(seed)
+        results.mkdir()
+        samples = make_results(results, ranks, lambda settings: 0.5, samples=30, base_chance=0.5, steps=0, seed=seed)
+        found = answer(results, ["lora_rank"], samples)
+        wins.append(found.is_winner)
+        gains.append("no difference beyond the noise" not in found.sentence)
+        worse.append(any(p_value <= 0.05 for p_value in (found.p_values or {}).values()))
+    assert sum(wins) <= 1
+    assert sum(worse) <= 3
+    assert sum(gains) <= 4
+
+
+def test_a_best_setting_that_is_worse_than_the_base_is_called_so(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank({4: 0.1, 8: 0.15, 16: 0.2}), base_chance=0.9)
+    assert "below the base model" in answer(tmp_path, ["lora_rank"], samples).sentence
+    assert "It is worse than the base model." in answer(tmp_path, ["lora_rank"], samples).sentence
+
+
+def test_less_can_be_better(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    assert answer(tmp_path, ["lora_rank"], samples, higher_is_better=False).best == "lora_rank=4"
+
+
+def test_an_experiment_that_was_not_evaluated_has_no_best(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    found = answer(tmp_path, ["lora_rank"], samples, task=None, metric=None)
+    assert (found.best, found.is_winner) == (None, False)
+    assert "not evaluated" in found.sentence
+
+
+def test_a_metric_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    table = tabulate(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank(RISING)))
+    assert choose_metric(table, [TASK], None, "a.yaml") == METRIC
+    with pytest.raises(InputError, match=r"a\.yaml: report\.metric: 'f1' .* accepted: match/accuracy"):
+        choose_metric(table, [TASK], "f1", "a.yaml")
+
+
+def test_replicates_are_a_setting_with_an_interval_over_seeds_and_samples(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 16], "seed": [0, 1, 2]}
+    samples = make_results(tmp_path, variables, lambda s: {4: 0.5, 16: 0.9}[s["lora_rank"]] + 0.03 * s["seed"])
+    table = tabulate(tmp_path, list(variables), samples)
+    settings = aggregate(table, list(variables), SampleScores(samples), 0.95).set_index("setting")
+    assert set(settings.index) == {BASELINE, "lora_rank=4", "lora_rank=16"}
+    row = settings.loc["lora_rank=4"]
+    means = table[table["setting"] == "lora_rank=4"][METRIC].astype(float)
+    assert row["seeds"] == 3
+    assert row[METRIC] == pytest.approx(means.mean())
+    half = 4.3027 * means.std() / 3**0.5
+    assert row[f"{METRIC}:low"] <= means.mean() - half + 1e-4
+    assert row[f"{METRIC}:high"] >= means.mean() + half - 1e-4
+    assert STUDENT_OF_SEEDS in row[f"{METRIC}:interval"]
+    found = answer(tmp_path, list(variables), samples)
+    assert "3 seeds" in found.sentence
+    assert not any("trained once" in caveat for caveat in found.caveats)
+
+
+def test_seeds_that_scatter_leave_no_winner_that_samples_alone_would_name(tmp_path: Path) -> None:
+    chances = {(4, 0): 0.2, (4, 1): 0.9, (16, 0): 0.5, (16, 1): 1.0}
+    variables = {"lora_rank": [4, 16], "seed": [0, 1]}
+    samples = make_results(tmp_path, variables, lambda s: chances[s["lora_rank"], s["seed"]], samples=200)
+    assert not answer(tmp_path, list(variables), samples).is_winner
+    alone = samples[~samples["point"].str.contains("seed=1")]
+    record = json.loads((tmp_path / "points.json").read_text())
+    (tmp_path / "points.json").write_text(json.dumps({k: v for k, v in record.items() if "seed=1" not in k}))
+    assert answer(tmp_path, list(variables), alone).is_winner
+
+
+def test_a_run_that_is_called_like_a_setting_is_none_of_its_replicates(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": [4, 16], "seed": [0, 1]}, lambda settings: 0.5)
+    run = make_point(tmp_path, "lora_rank=4", {"lora_rank": 4, "seed": 0, "lr": 1.0}, np.ones(40), 5)
+    samples = pd.concat([samples, pd.DataFrame(run, columns=samples.columns)])
+    record = json.loads((tmp_path / "points.json").read_text())
+    (tmp_path / "points.json").write_text(json.dumps({**record, "lora_rank=4": {"current": True}}))
+    table = tabulate(tmp_path, ["lora_rank", "seed"], samples).groupby("setting")["point"].apply(set)
+    assert {"lora_rank=4"} in table.tolist()
+    assert {"lora_rank=4,seed=0", "lora_rank=4,seed=1"} in table.tolist()
+
+
+def test_many_and_long_trainings_are_drawn_within_bounds(tmp_path: Path) -> None:
+    points = [f"p{index}" for index in range(120)]
+    steps = pd.DataFrame({"step": range(1, 1001), "loss": np.linspace(3, 1, 1000), "validation_loss": None})
+    table = pd.DataFrame({"point": points, "mode": "B1", "lora_rank": range(120)})
+    plot = draw_losses(pd.concat([steps.assign(point=point) for point in points]), table, ["lora_rank"])
+    assert plot is not None
+    [data] = plot.spec["datasets"].values()
+    assert 10_000 < len(data) <= MOST_DOTS
+    assert "means of 4 steps" in plot.caption
+    times = pd.date_range("2026-01-01", periods=9000, freq="s").astype(str)
+    temporary = np.zeros(9000)
+    temporary[4321] = 7e9
+    storage = draw_storage(pd.DataFrame({"time": times, "kept_bytes": 1e9, "temporary_bytes": temporary}))
+    assert storage is not None
+    [data] = storage.spec["datasets"].values()
+    assert len(data) <= 2 * MOST_MOMENTS
+    assert max(row["size"] for row in data) == 7
+
+
+def test_the_list_has_the_best_of_many_settings(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": list(range(1, 61))}, lambda s: s["lora_rank"] / 61, steps=0)
+    table = tabulate(tmp_path, ["lora_rank"], samples)
+    settings = aggregate(table, ["lora_rank"], SampleScores(samples), 0.95)
+    for higher_is_better in (True, False):
+        listed = draw_metric(settings, table, ["lora_rank"], TASK, METRIC, higher_is_better)[-1]
+        drawn = [row["value"] for rows in listed.spec["datasets"].values() for row in rows if len(rows) > 1]
+        values = settings[settings["mode"] != "base"][METRIC]
+        assert (max(drawn) if higher_is_better else min(drawn)) == (values.max() if higher_is_better else values.min())
+
+
+def test_only_metrics_are_metrics() -> None:
+    columns = ["match/accuracy", "match/stderr", "match/accuracy:low", "a:b/mean", "point", "data_sha256"]
+    assert [column for column in columns if is_metric(column)] == ["match/accuracy", "a:b/mean"]
+
+
+SPACE = {"lora_rank": [4, 8], "lr": [1e-4, 1e-3], "packed": [True, False], "epochs": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("count", "marks"),
+    [
+        (0, {"rule", "point"}),
+        (1, {"line", "rule", "point"}),
+        (2, {"rect", "text"}),
+        (3, {"line", "rule"}),
+        (4, {"line", "text"}),
+    ],
+)
+def test_the_number_of_variables_chooses_the_plot(tmp_path: Path, count: int, marks: set[str]) -> None:
+    variables = dict(list(SPACE.items())[:count]) or {"lora_rank": [4]}
+    samples = make_results(tmp_path, variables, lambda settings: 0.7)
+    table = tabulate(tmp_path, list(variables), samples)
+    settings = aggregate(table, list(variables), SampleScores(samples), 0.95)
+    first, *rest = draw_metric(settings, table, list(variables), TASK, METRIC)
+    text = json.dumps(first.spec)
+    assert marks <= set(re.findall(r'"mark": {"type": "(\w+)"', text))
+    assert ("facet" in first.spec) == (count == 3)
+    assert len(rest) == (1 if count else 0)
+    # Every value that was measured is in what is drawn.
+    drawn = {round(value, 6) for value in map(float, re.findall(r'"value": ([\d.]+)', text))}
+    assert {round(value, 6) for value in table[table["point"] != BASELINE][METRIC].astype(float)} <= drawn
+
+
+def test_stages_are_those_of_the_modes() -> None:
+    points = {"a": "A", "b": "B1", "c": "B2", "given": "B2", BASELINE: "base"}
+    stages = {stage.rule: stage for stage in get_stages(points, points, {"a": None, "b": None, "c": None})}
+    assert {rule: stage.jobs for rule, stage in stages.items()} == {
+        "configure": 3,
+        "train": 3,
+        "adopt": 1,
+        "merge": 1,
+        "evaluate": 2,
+        "evaluate_merged": 1,
+        "evaluate_adapters": None,
+        "publish": 2,
+        "cleanup": 5,
+        "read_samples": 1,
+        "collect": 1,
+        "report": 1,
+    }
+    assert stages["evaluate_adapters"].after == ("train", "adopt")
+    assert stages["cleanup"].after == ("evaluate", "evaluate_merged", "publish")
+
+
+STAGE: dict[str, Any] = {"rule": "train", "jobs": 3, "after": []}
+
+
+class Links(HTMLParser):
+    """The targets of links, and everything that a page would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if tag == "a" and name == "href":
+                self.links.append(str(value))
+            elif name in ("src", "href"):
+                self.loaded.append(str(value))
+
+
+def report(results: Path, variables: Sequence[str]) -> str:
+    collect(results, variables)
+    make_report(
+        results / "results.csv",
+        [STAGE, {"rule": "cleanup", "jobs": 4, "after": ["train"]}],
+        results / "report.html",
+        results / "plots",
+    )
+    return (results / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_report_has_the_answer_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    results = tmp_path / "ranks"
+    results.mkdir()
+    make_results(results, RANKS, by_rank(RISING))
+    log = results / "logs/train/lora_rank=32.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("a line\n<b>CUDA out of memory</b>\n")
+    failure = {"rule": "train", "point": "lora_rank=32", "reason": "the GPU's memory <was> not enough", "log": str(log)}
+    (results / "failures.json").write_text(json.dumps([failure]))
+    assert "the GPU&#39;s memory" not in report(results, ["lora_rank"])  # all are done: that was an earlier run
+    for file in ("results.csv", "results.parquet", "replicates.csv", "answer.json"):
+        stem, _, kind = file.partition(".")
+        shutil.copy(results / file, results / f"{stem}-partial.{kind}")
+    make_report(results / "results-partial.csv", [STAGE], results / "report-partial.html", results / "plots-partial")
+    page = (results / "report-partial.html").read_text()
+    sentence = json.loads((results / "answer.json").read_text())["sentence"]
+    assert html.escape(sentence) in page
+    assert "the GPU&#39;s memory &lt;was&gt; not enough" in page
+    assert "&lt;b&gt;CUDA out of memory&lt;/b&gt;" in page
+    assert "<td>variables</td><td>{lora_rank: [4, 8, 16]}</td>" in page
+    links = Links(page)
+    assert links.loaded == ["data:,"]
+    assert all((results / link).exists() for link in links.links), links.links
+    assert sorted(file.name for file in (results / "plots").iterdir()) == [
+        *("letters-by-lora_rank-dark.svg", "letters-by-lora_rank.svg", "letters-settings-dark.svg"),
+        *("letters-settings.svg", "loss-dark.svg", "loss.svg", "storage-dark.svg", "storage.svg"),
+    ]
+    table = pd.read_parquet(results / "results.parquet")
+    same = pd.read_csv(results / "results.csv")
+    assert list(same.columns) == list(table.columns)
+    assert same[f"{METRIC}:low"].tolist() == pytest.approx(table[f"{METRIC}:low"].tolist())
+
+
+def test_an_experiment_cannot_put_markup_into_its_report(tmp_path: Path) -> None:
+    results = tmp_path / "ranks"
+    results.mkdir()
+    make_results(results, RANKS, by_rank(RISING))
+    experiment = results / "experiment.yaml"
+    experiment.write_text(experiment.read_text().replace("Which setting", "</script><script>alert(1)</script>Which"))
+    assert "<script>alert(1)" not in report(results, ["lora_rank"])

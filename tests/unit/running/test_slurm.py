@@ -1,0 +1,194 @@
+"""What the workflow adds to the SLURM executor plugin, whose query is stood in for; SLURM itself is in tests/slurm."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import snakemake_executor_plugin_slurm as plugin
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
+from snakemake_executor_plugin_slurm_jobstep import get_gpu_setting, get_node_setting
+
+from lorasweep.running import orphans, slurm_plugin
+from lorasweep.util import slurm
+
+WORKFLOW = str(Path(__file__).parents[3] / "workflow")
+
+
+def query(monkeypatch: pytest.MonkeyPatch, answers: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    async def answer(command: str, logger: object) -> tuple[Any, Any]:
+        return answers.pop(0)
+
+    monkeypatch.setattr(plugin, "query_job_status", answer)
+    monkeypatch.setattr(slurm_plugin, "SECONDS_BETWEEN_QUERIES", 0)
+    slurm_plugin.mend_status_queries()
+    return asyncio.run(plugin.query_job_status("sacct", None))
+
+
+def test_a_cancelled_job_has_the_state_that_the_plugin_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"1": "CANCELLED by 1000", "2": "RUNNING", "3": "COMPLETED"}
+    states, seconds = query(monkeypatch, [(said, 0.1)])
+    assert states == {"1": "CANCELLED", "2": "RUNNING", "3": "COMPLETED"}
+    assert seconds == 0.1
+
+
+@pytest.mark.parametrize("lost", ["PREEMPTED", "NODE_FAIL"])
+def test_a_job_that_was_lost_and_is_not_queued_again_has_ended(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    said = [lost, "PENDING", lost, lost]
+    answers: list[tuple[Any, Any]] = [({"1": state}, 0.1) for state in said]
+    monkeypatch.setattr(slurm_plugin, "SECONDS_TO_QUEUE_AGAIN", -1)
+    assert query(monkeypatch, answers)[0] == {"1": "CANCELLED"}
+    monkeypatch.setattr(slurm_plugin, "SECONDS_TO_QUEUE_AGAIN", 60)
+    assert [asyncio.run(plugin.query_job_status("squeue", None))[0]["1"] for _ in range(3)] == said[1:]
+
+
+def test_a_query_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, _ = query(monkeypatch, [(None, None), (None, None), ({"1": "RUNNING"}, 0.1)])
+    assert states == {"1": "RUNNING"}
+
+
+def test_a_query_without_jobs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert query(monkeypatch, [({}, 0.1)]) == ({}, 0.1)
+
+
+def test_orphans_are_read_from_names_states_and_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "7|lorasweep_a|RUNNING|rule_train_wildcards_lora_rank=8,lr=1e-4",
+        "8|lorasweep_a|PENDING|rule_train_wildcards_lora_rank=16",
+        "9|lorasweep_a|RUNNING|rule_evaluate_merged_wildcards_x",
+    ]
+    monkeypatch.setattr(orphans, "ask", lambda *command: lines)
+    found = orphans.find_orphans(["lorasweep_a"])
+    assert [(o.job, o.rule, o.point, o.is_awaited) for o in found] == [
+        ("7", "train", "lora_rank=8,lr=1e-4", True),
+        ("8", "train", "lora_rank=16", False),
+        ("9", "evaluate_merged", "x", False),
+    ]
+
+
+def test_without_an_earlier_run_slurm_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orphans, "ask", lambda *command: pytest.fail("asked"))
+    assert orphans.find_orphans([]) == []
+
+
+def test_a_slurm_that_does_not_answer_stops_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*command: str) -> list[str]:
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(orphans, "ask", fail)
+    assert orphans.find_orphans(["lorasweep_a"]) == []
+    assert "is not known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("shown", "commands"),
+    [
+        (["JobState=RUNNING", "PreemptTime=2026-01-01T00:00:00"], 2),
+        (["JobState=RUNNING", "PreemptTime=None"], 1),
+        (["JobState=RUNNING"], 1),
+    ],
+)
+def test_a_job_that_has_to_give_way_is_queued_again(
+    monkeypatch: pytest.MonkeyPatch, shown: list[str], commands: int
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def ask(*command: str, timeout: float) -> list[str]:
+        asked.append(command)
+        return shown
+
+    monkeypatch.setattr(slurm, "ask", ask)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert slurm.requeue_if_preempted() == ""
+    assert not asked
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert ("is queued again" in slurm.requeue_if_preempted()) == (commands == 2)
+    assert asked == [("scontrol", "show", "job", "7"), ("scontrol", "requeue", "7")][:commands]
+
+
+class TestMemoryKill:
+    def ask(self, monkeypatch: pytest.MonkeyPatch, **answers: list[str]) -> None:
+        def answer(*command: str) -> list[str]:
+            if command[0] not in answers:
+                raise FileNotFoundError(command[0])
+            return answers[command[0]]
+
+        monkeypatch.setattr(slurm, "ask", answer)
+
+    def test_accounting_says_so_of_a_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ask(monkeypatch, sacct=["FAILED", "FAILED", "OUT_OF_MEMORY"])
+        assert slurm.find_memory_kill("7") == "SLURM job 7: OUT_OF_MEMORY, says sacct"
+
+    def test_without_accounting_the_controller_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ask(monkeypatch, scontrol=["JobId=7", "   JobState=OUT_OF_MEMORY Reason=OutOfMemory"])
+        assert slurm.find_memory_kill("7") == "SLURM job 7: OUT_OF_MEMORY, says scontrol"
+
+    def test_its_log_says_so(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.chdir(tmp_path)
+        self.ask(monkeypatch, sacct=["FAILED"])
+        assert slurm.find_memory_kill("7") == ""
+        log = slurm.SLURM_LOGS / "rule_train/point/7.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
+        assert slurm.find_memory_kill("7") == f"SLURM job 7: {log.read_text().strip()}"
+
+    @pytest.mark.parametrize("state", ["TIMEOUT", "NODE_FAIL", "PREEMPTED", "CANCELLED by 0", "FAILED"])
+    def test_what_ended_otherwise_is_not_taken_for_it(self, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+        self.ask(monkeypatch, sacct=[state, state], scontrol=[f"JobState={state}"])
+        assert slurm.find_memory_kill("7") == ""
+
+
+def test_names_with_commas_reach_a_job_whole() -> None:
+    """What one process writes for another, and that reads: both ends are Snakemake's own."""
+    code = """
+import asyncio
+import snakemake.cli
+from snakemake.dag import DAG
+from snakemake.target_jobs import TargetSpec, parse_target_jobs_cli_args
+from snakemake_interface_executor_plugins.executors import real
+made = []
+async def new_job(dag, rule, targetfile=None, format_wildcards=None, wildcards_dict=None):
+    made.append(wildcards_dict)
+DAG.new_job = new_job
+from lorasweep.running.slurm_plugin import mend_target_names
+mend_target_names()
+name = {"point": "lora_rank=8,lr=1e-4,a"}
+[spec] = parse_target_jobs_cli_args(real.encode_target_jobs_cli_args([TargetSpec("train", name)]))
+asyncio.run(DAG.new_job(None, spec.rulename, wildcards_dict=spec.wildcards_dict))
+assert made == [name], made
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": WORKFLOW}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_training_on_several_gpus_is_one_task_on_one_node() -> None:
+    """The plugin's own words for what the rule asks; the processes are started within the task."""
+    resources = SimpleNamespace(gpu=2, nodes=1, mem_mb=1000, runtime=10)
+    resources.get = lambda key, default=None: getattr(resources, key, default)
+    job = SimpleNamespace(resources=resources, threads=8, is_group=lambda: False)
+    said = dict.fromkeys(("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir"), "")
+    submitted = get_submit_command(job, said) + set_gres_string(job)
+    assert " --nodes=1" in submitted
+    assert submitted.endswith(" --gpus=2")
+    assert " --cpus-per-task=8" in submitted
+    assert "--ntasks" not in submitted
+    assert (get_gpu_setting(job), get_node_setting(job)) == ("--gpus=2", "--nodes=1")
+
+
+def test_what_a_person_has_slurms_programs_show_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = ("SQUEUE_FORMAT2", "SQUEUE_PARTITION", "SACCT_FORMAT", "SCANCEL_INTERACTIVE", "SINFO_FORMAT")
+    kept = ("SBATCH_QOS", "SLURM_CONF", "SLURM_JOB_ID")
+    for name in (*theirs, *kept):
+        monkeypatch.setenv(name, "1")
+    slurm.forget_settings()
+    assert not [name for name in theirs if name in os.environ]
+    assert [name for name in kept if name in os.environ] == [*kept]

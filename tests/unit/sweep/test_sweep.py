@@ -1,0 +1,125 @@
+"""The sweep as an object: which points, files, texts and requests follow from an experiment."""
+
+import json
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+import pytest
+
+from lorasweep.sweep.batches import record_batches
+from lorasweep.sweep.sweep import MISSING_MODEL_AMOUNT, Sweep
+from lorasweep.util.errors import InputError
+from plain_checkpoint import write_checkpoint
+
+MODES = [
+    {"name": "full", "model_format": "hf"},
+    {"name": "merged", "merge_adapters": True},
+    {"name": "direct", "merge_adapters": False},
+]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep]:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "model")
+    samples = [{"input": f"after {a}", "output": b} for a, b in pairwise(ascii_lowercase)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    (tmp_path / "tasks.py").write_text("@task\ndef letters():\n    pass\n")
+
+    def load(is_job: bool = False, shared_gpus: int | None = None, **sections: Any) -> Sweep:
+        config = {
+            "experiment": {"name": "mine"},
+            "model": {"path": "model", "device": "cpu"},
+            "data": {"train": "train.jsonl"},
+            **sections,
+        }
+        config["evaluation"] = {"tasks": ["tasks.py@letters"], **sections.get("evaluation", {})}
+        return Sweep.load(config, "mine.yaml", is_job=is_job, shared_gpus=shared_gpus)
+
+    return load
+
+
+def test_each_mode_keeps_its_files(load: Callable[..., Sweep]) -> None:
+    sweep = load(runs=MODES)
+    kept = {point: set(sweep.get_kept_files(point)) for point in sweep.folders}
+    adapter = {"recipe", "adapter", "logs", "metrics"}
+    assert kept == {
+        "full": {*adapter, "model"},
+        "merged": adapter,
+        "direct": adapter,
+        "baseline": {"logs", "metrics"},
+    }
+    assert sweep.evaluated == {"full": "A", "merged": "B1", "direct": "B2", "baseline": "base"}
+
+
+@pytest.mark.parametrize("wanted", [set(), {"merged"}, {"full", "merged", "direct"}, {"baseline", "full"}])
+def test_a_pattern_of_names_matches_those_that_are_wanted(load: Callable[..., Sweep], wanted: set[str]) -> None:
+    sweep = load(runs=MODES)
+    pattern = sweep.match_points(wanted.__contains__)
+    # As Snakemake applies it: a name is followed by more of the path.
+    matched = {
+        name for name in sweep.folders if re.match(rf"(?P<point>{pattern})/manifest.json$", f"{name}/manifest.json")
+    }
+    assert matched == wanted
+
+
+def test_what_a_point_is_not_is_no_part_of_its_settings(load: Callable[..., Sweep]) -> None:
+    sweep = load(variables={"lora_rank": [4]}, evaluation={"baselines": [{"name": "theirs", "model": "model"}]})
+    trained, base, other = (json.loads(sweep.get_settings(name)) for name in ("lora_rank=4", "baseline", "theirs"))
+    assert trained["mode"] == "B1"
+    assert trained["lora_rank"] == 4
+    assert base == {"device": "cpu", "dtype": "bf16", "mode": "base"}
+    assert other == {**base, "model": "model"}
+
+
+def test_requests_grow_with_each_attempt_and_are_for_the_model_that_is_evaluated(load: Callable[..., Sweep]) -> None:
+    sweep = load(runs=MODES, evaluation={"baselines": [{"name": "large", "model": "large"}]})
+    write_checkpoint(Path("large"), hidden_size=4096, intermediate_size=8192)
+    assert sweep.request("train", "mem_mb", "full", 2) == 2 * sweep.request("train", "mem_mb", "full")
+    assert sweep.request("evaluate", "mem_mb", "large") > sweep.request("evaluate", "mem_mb", "baseline")
+
+
+def test_without_the_model_a_dry_run_has_a_sweep(load: Callable[..., Sweep]) -> None:
+    sweep = load(runs=MODES, model={"path": "none", "device": "cpu"})
+    sweep.check(asks_inspect=False)
+    assert "no such directory: 'none'" in str(sweep.missing_model)
+    assert sweep.make_recipe("full") == sweep.missing_model
+    assert sweep.request("train", "mem_mb", "full") == MISSING_MODEL_AMOUNT
+    assert list(sweep.batches.values()) == [["direct"]]
+
+
+def test_a_job_has_the_batches_of_its_run(load: Callable[..., Sweep]) -> None:
+    points = {"variables": {"seed": list(range(5))}, "evaluation": {"merge_adapters": False, "adapters_per_job": 2}}
+    planned = load(**points)
+    assert [len(batch) for batch in planned.batches.values()] == [2, 2, 1]
+    record_batches({"other": ["seed=0", "seed=4", "gone"]}, planned.results / "batches.json")
+    job = load(is_job=True, **points)
+    assert job.batches == {"other": ["seed=0", "seed=4"]}
+    assert job.batch_of == {"seed=0": "other", "seed=4": "other"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shared", "message"),
+    [
+        (2, 1, "controls.gpus: 2 is not accepted with --resources gpu=1"),
+        (1, 2, "--resources gpu=2: jobs on one machine"),
+    ],
+)
+def test_gpus_that_jobs_would_share_are_refused(
+    load: Callable[..., Sweep], gpus: int, shared: int, message: str
+) -> None:
+    on_gpus = {"controls": {"gpus": gpus}, "model": {"path": "model"}, "variables": {"seed": [1]}}
+    with pytest.raises(InputError, match=re.escape(message)):
+        load(shared_gpus=shared, **on_gpus).check(asks_inspect=False)
+
+
+def test_a_training_on_a_shared_machine_has_all_of_its_gpus(load: Callable[..., Sweep]) -> None:
+    sections = {"runs": [{"name": "one"}, {"name": "two", "gpus": 2}], "model": {"path": "model"}}
+    cluster, machine = load(**sections), load(shared_gpus=2, **sections)
+    assert [cluster.get_train_gpus(point) for point in ("one", "two")] == [1, 2]
+    assert [machine.get_train_gpus(point) for point in ("one", "two")] == [2, 2]
+    assert (cluster.evaluation_gpus, machine.evaluation_gpus) == (1, 2)

@@ -1,0 +1,256 @@
+"""torchtune's recipe: derived from the checkpoint, overridden last, and refused where it would train another thing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.experiment.sections import Controls, Data, Model
+from lorasweep.trainers import TrainingSpec
+from lorasweep.trainers.torchtune.recipe import declared_adapter_only, dump_recipe, recipe
+from lorasweep.util.errors import InputError
+from plain_checkpoint import LLAMA3_ROPE, write_checkpoint
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model", shards=2)
+
+
+def make(
+    model: Path,
+    override: dict[str, Any] | None = None,
+    swept: tuple[str, ...] = (),
+    data: Data = Data(train="train.jsonl"),  # noqa: B008
+    **controls: Any,
+) -> dict[str, Any]:
+    spec = TrainingSpec(
+        checkpoint=read_checkpoint(model),
+        controls=Controls(_override=override or {}, **controls),
+        swept=swept,
+        model=Model(path=str(model), device="cpu"),
+        data=data,
+        output_dir="results/x/point",
+    )
+    return dict(yaml.safe_load(recipe(spec)))
+
+
+def test_controls_stand_where_torchtune_reads_them(model: Path) -> None:
+    made = make(model, lora_rank=16, lr=1e-4, epochs=3, batch_size=4, seed=7, max_seq_len=512, num_warmup_steps=5)
+    assert (made["model"]["lora_rank"], made["model"]["lora_alpha"]) == (16, 32)
+    assert (made["optimizer"]["lr"], made["epochs"], made["batch_size"], made["seed"]) == (1e-4, 3, 4, 7)
+    assert made["tokenizer"]["max_seq_len"] == 512
+    assert made["lr_scheduler"]["num_warmup_steps"] == 5
+    assert made["save_adapter_weights_only"] is True
+    assert made["checkpointer"]["checkpoint_files"] == ["model-00000.safetensors", "model-00001.safetensors"]
+
+
+def test_the_same_settings_give_the_same_text(model: Path) -> None:
+    assert make(model, lr=1e-4) == make(model, lr=0.0001)
+
+
+def test_plain_text_and_the_first_samples_are_what_torchtune_is_told(model: Path) -> None:
+    assert make(model)["dataset"]["split"] == "train"
+    assert make(model, data=Data(train="t", max_samples=5))["dataset"]["split"] == "train[:5]"
+    assert make(model, data=Data(train="t", format="completion", text_column="body"))["dataset"] == {
+        "_component_": "torchtune.datasets.text_completion_dataset",
+        "column": "body",
+        "source": "json",
+        "data_files": "t",
+        "split": "train",
+        "packed": False,
+    }
+
+
+def test_a_prompt_stands_in_the_recipe_where_there_is_one(model: Path) -> None:
+    assert make(model, data=Data(train="t", prompt="Say {input}"))["tokenizer"]["prompt_template"] == "Say {input}"
+    assert "prompt_template" not in make(model, data=Data(train="t", prompt="{input}"))["tokenizer"]
+
+
+class TestOverride:
+    def test_it_is_merged_last_and_interpolated_by_recipe_and_controls(self, model: Path) -> None:
+        override = {"optimizer": {"weight_decay": 0.5, "eps": "${optimizer.lr}"}, "log_every_n_steps": "${lora_rank}"}
+        made = make(model, override, lr=1e-3, lora_rank=4)
+        assert made["optimizer"]["weight_decay"] == 0.5
+        assert made["optimizer"]["eps"] == 1e-3
+        assert made["log_every_n_steps"] == 4
+
+    def test_the_order_of_its_keys_makes_no_other_recipe(self, model: Path) -> None:
+        one = {"a": {"x": 1, "y": 2}, "b": 3}
+        other = {"b": 3, "a": {"y": 2, "x": 1}}
+        assert yaml.safe_dump(make(model, one), sort_keys=False) == yaml.safe_dump(make(model, other), sort_keys=False)
+
+    def test_the_founding_documents_examples_are_accepted(self, model: Path) -> None:
+        full = {
+            "checkpointer": {
+                "_component_": "torchtune.training.FullModelHFCheckpointer",
+                "checkpoint_dir": "${output_dir}/checkpoints",
+                "output_dir": "${output_dir}/hf_model",
+            }
+        }
+        adapter = {"checkpointer": {**full["checkpointer"], "output_dir": "${output_dir}/adapter"}}
+        adapter["checkpointer"]["save_adapter_weights_only"] = True
+        assert make(model, full) == make(model, adapter) == make(model)
+
+    def test_what_the_workflow_does_anyway_may_be_said(self, model: Path) -> None:
+        said = {"model": {"use_dora": False}, "resume_from_checkpoint": False, "dtype": "bf16", "device": "cpu"}
+        assert make(model, said) == make(model)
+
+    def test_where_adapters_alone_are_asked_for_is_found_in_both_places(self) -> None:
+        assert declared_adapter_only({}) is None
+        assert declared_adapter_only({"save_adapter_weights_only": False}) is False
+        assert declared_adapter_only({"checkpointer": {"save_adapter_weights_only": True}}) is True
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            (
+                {"checkpointer": {"checkpoint_dir": "elsewhere"}},
+                ["checkpointer.checkpoint_dir", "'elsewhere'", "model"],
+            ),
+            ({"output_dir": "elsewhere"}, ["output_dir", "'elsewhere'", "experiment.name"]),
+            ({"resume_from_checkpoint": True}, ["resume_from_checkpoint", "True"]),
+            ({"tokenizer": {"path": "elsewhere"}}, ["tokenizer.path", "'elsewhere'", "model.path"]),
+            ({"tokenizer": {"prompt_template": "x"}}, ["tokenizer.prompt_template", "data.prompt"]),
+            ({"dataset": {"new_system_prompt": "x"}}, ["dataset.new_system_prompt", "data.system_prompt"]),
+            ({"model": {"use_dora": True}}, ["model.use_dora", "True", "plain LoRA"]),
+            ({"note": "${"}, ["_override"]),
+            ({"dtype": "fp16"}, ["dtype", "'fp16'", "model.dtype"]),
+            ({"lora_rank": 4}, ["_override.lora_rank", "controls.lora_rank", "model.lora_rank"]),
+            ({"optimizer": "adamw"}, ["_override.optimizer", "'adamw'", "a mapping"]),
+            ({"optimizer": {"lr": "${no.such}"}}, ["_override", "no.such"]),
+        ],
+    )
+    def test_what_the_workflow_decides_cannot_be_overridden(
+        self, model: Path, override: dict[str, Any], said: list[str]
+    ) -> None:
+        with pytest.raises(InputError) as error:
+            make(model, override)
+        for part in said:
+            assert part in str(error.value)
+
+    def test_a_variable_cannot_be_overridden_since_every_point_would_be_the_same(self, model: Path) -> None:
+        with pytest.raises(InputError, match="contradicts the variable 'lora_rank'"):
+            make(model, {"model": {"lora_rank": 4}}, swept=("lora_rank",), lora_rank=8)
+
+    @pytest.mark.parametrize("said", ["yes", 1])
+    def test_what_is_neither_true_nor_false_is_refused(self, said: object) -> None:
+        with pytest.raises(InputError, match="accepted: true or false"):
+            declared_adapter_only({"save_adapter_weights_only": said})
+
+    def test_true_and_false_at_once_are_refused(self) -> None:
+        both = {"save_adapter_weights_only": True, "checkpointer": {"save_adapter_weights_only": False}}
+        with pytest.raises(InputError, match="both true and false"):
+            declared_adapter_only(both)
+
+
+BUILDERS = [
+    ({}, {}, "llama3.lora_llama3", "LLAMA3"),
+    ({"rope_scaling": LLAMA3_ROPE}, {}, "llama3_1.lora_llama3_1", "LLAMA3"),
+    ({"rope_scaling": LLAMA3_ROPE, "tie_word_embeddings": True}, {}, "llama3_2.lora_llama3_2", "LLAMA3_2"),
+    ({"tie_word_embeddings": True}, {}, "llama3_2.lora_llama3_2", "LLAMA3_2"),
+    ({"model_type": "mistral", "sliding_window": None}, {}, "mistral.lora_mistral", "MISTRAL"),
+    ({"model_type": "qwen2"}, {"biases": True}, "qwen2.lora_qwen2", "QWEN2"),
+]
+
+
+@pytest.mark.parametrize(("config", "weights", "component", "model_type"), BUILDERS)
+def test_the_builder_follows_from_the_configuration(
+    tmp_path: Path, config: dict[str, Any], weights: dict[str, Any], component: str, model_type: str
+) -> None:
+    made = make(write_checkpoint(tmp_path / "model", **weights, **config))
+    assert made["model"]["_component_"] == f"torchtune.models.{component}"
+    assert made["checkpointer"]["model_type"] == model_type
+
+
+def test_plain_rope_with_tied_embeddings_is_not_scaled_by_the_builders_default(tmp_path: Path) -> None:
+    assert make(write_checkpoint(tmp_path / "model", tie_word_embeddings=True))["model"]["scale_factor"] == 1
+
+
+REFUSED = [
+    ({"model_type": "gemma2"}, {}, "model_type 'gemma2'"),
+    ({"model_type": "phi3"}, {}, "model_type 'phi3'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}, "RoPE of type 'yarn'"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, {}, "RoPE of type 'linear'"),
+    ({"rope_scaling": {**LLAMA3_ROPE, "low_freq_factor": 2.0}}, {}, "RoPE with low_freq_factor 2.0"),
+    ({"quantization_config": {"bits": 4}}, {}, "quantization_config"),
+    ({"rms_norm_eps": None}, {}, "no rms_norm_eps in config.json"),
+    ({"attention_bias": True}, {}, "attention_bias true"),
+    ({"head_dim": 16}, {}, "head_dim 16"),
+    ({"hidden_act": "gelu"}, {}, "hidden_act 'gelu'"),
+    ({}, {"biases": True}, "with biases in attention"),
+    ({"model_type": "qwen2"}, {}, "without biases in attention"),
+    ({"model_type": "mistral", "sliding_window": 4096}, {}, "a sliding window of 4096 tokens"),
+]
+
+
+@pytest.mark.parametrize(("config", "weights", "said"), REFUSED, ids=[said for *_, said in REFUSED])
+def test_a_model_that_no_builder_makes_is_refused_with_those_that_are_known(
+    tmp_path: Path, config: dict[str, Any], weights: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        make(write_checkpoint(tmp_path / "model", **weights, **config))
+    for part in (said, "Llama 2, 3, 3.1 and 3.2", "Qwen2.5", "Mistral", "_override.model"):
+        assert part in str(error.value)
+
+
+def test_an_expert_can_name_the_builder(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", model_type="gemma2")
+    override = {
+        "model": {"_component_": "torchtune.models.gemma2.lora_gemma2_2b"},
+        "checkpointer": {"model_type": "GEMMA2"},
+    }
+    made = make(model, override, lora_rank=4)
+    assert made["model"]["_component_"] == "torchtune.models.gemma2.lora_gemma2_2b"
+    assert made["model"]["lora_rank"] == 4
+    assert made["checkpointer"]["model_type"] == "GEMMA2"
+
+
+def test_an_experts_builder_without_a_model_type_is_refused(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", model_type="gemma2")
+    with pytest.raises(InputError, match=r"checkpointer\.model_type is missing"):
+        make(model, {"model": {"_component_": "torchtune.models.gemma2.lora_gemma2_2b"}})
+
+
+def test_an_adapter_on_a_tied_head_is_refused(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", tie_word_embeddings=True)
+    with pytest.raises(InputError, match="apply_lora_to_output: true is not accepted"):
+        make(model, apply_lora_to_output=True)
+
+
+def test_packing_without_a_length_is_refused(model: Path) -> None:
+    with pytest.raises(InputError, match=r"packed: true is not accepted without max_seq_len"):
+        make(model, packed=True)
+
+
+TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=150) | st.text(
+    "ab :#'\"\\\n\x85-{", max_size=150
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text("abN_", min_size=1), children, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), VALUES, max_size=3))
+def test_a_recipes_text_is_pyyamls_own_whatever_stands_in_it(recipe: dict[str, Any]) -> None:
+    assert dump_recipe(recipe) == yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
+
+
+def test_several_gpus_are_so_many_processes_of_the_distributed_recipe_and_one_is_said_nowhere(model: Path) -> None:
+    assert make(model, gpus=2)["nproc_per_node"] == 2
+    assert "nproc_per_node" not in make(model)
+    # Where it varies one is among its values.
+    assert make(model, gpus=1, swept=("gpus",)) == make(model)
+    assert make(model, gpus=2, swept=("gpus",)) == make(model, gpus=2)
+    with pytest.raises(
+        InputError, match=r"_override\.nproc_per_node: 3 is not accepted: this is said by controls\.gpus"
+    ):
+        make(model, {"nproc_per_node": 3}, gpus=2)

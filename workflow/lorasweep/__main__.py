@@ -1,0 +1,3 @@
+from lorasweep.cli.main import main
+
+main()

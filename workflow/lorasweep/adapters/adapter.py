@@ -1,0 +1,420 @@
+"""PEFT adapter directories: is one whole, does it belong to this base model, what does it change, was all of it used.
+
+An adapter that is silently not applied gives the base model's numbers under the adapter's name. So every merge and
+every evaluation asks here first; and what PEFT can put into an adapter is either understood here or refused by name.
+Names and meaning are those of PEFT's `LoraConfig` and of what its `save_pretrained` writes
+(https://huggingface.co/docs/peft/package_reference/lora).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorasweep.checkpoints.checkpoint import Checkpoint, Tensor, read_header
+from lorasweep.checkpoints.tensors import DTYPES, read_tensor
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
+from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import InputError
+
+_PREFIX = "base_model.model."
+_LORA_NAME = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector)"
+)
+_EMBEDDING = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
+"""Models of transformers whose linear weights are [in, out], all but the head's."""
+
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
+    *("task_type", "lora_dropout", "runtime_config", "megatron_core", "qalora_group_size"),
+    # The flag that PEFT corrects by the module it finds, and ways to begin that leave the base model as it is.
+    *("fan_in_fan_out", "eva_config", "corda_config", "lora_ga_config", "loftq_config"),
+}
+"""Keys of the configuration that say nothing of the merged weights."""
+
+_UNDERSTOOD = {
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_dora"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("init_lora_weights", "ensure_weight_tying"),
+}
+
+_REFUSED = {
+    "alora_invocation_tokens": "it acts only after certain tokens, which no merged weight can do",
+    "arrow_config": "it is routed token by token, which no merged weight can do",
+    "kasa_config": "it changes the base model too",
+    "layer_replication": "it adds layers to the base model",
+    "megatron_config": "its layers are Megatron's",
+    "monteclora_config": "it samples its weights",
+    "target_parameters": "it changes parameters that are no weights of linear layers",
+    "trainable_token_indices": "it changes single rows of the embedding",
+    "use_bdlora": "its matrices are block-diagonal",
+    "use_qalora": "it pools its input",
+    "velora_config": "it carries the state of its training",
+}
+"""Features of PEFT that are not merged, and why."""
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "r": int,
+    "lora_alpha": (int, float),
+    "target_modules": (list, str),
+    "exclude_modules": (list, str),
+    "layers_to_transform": (list, int),
+    "layers_pattern": (list, str),
+    "modules_to_save": list,
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+}
+_NEEDED = ("r", "lora_alpha", "target_modules")
+
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class AdapterError(InputError):
+    """An adapter cannot be applied to its base model, or was not."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What LoRA does to one weight W of the base model: W + scale · (B·A), and with DoRA its norm as well."""
+
+    a: str
+    """Name of A, of shape [r, in]; for an embedding [r, vocabulary]."""
+    b: str
+    """Name of B, of shape [out, r]; for an embedding [width, r]."""
+    scale: float
+    """alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
+    transposed: bool
+    """Whether W is [in, out], as in embeddings and in the layers of GPT-2, rather than [out, in]."""
+    magnitude: str | None = None
+    """Name of DoRA's magnitudes (Liu et al. 2024, arXiv:2402.09353), one for each output."""
+    rounded_first: bool = False
+    """Whether PEFT rounds the update to the weight's precision before it adds it: it does so for embeddings."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter as it lies on disk, and what it does to its base model."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    """By PEFT's name less its prefix: `<module>.lora_A.weight` of shape [r, in], `<module>.lora_B.weight` [out, r]."""
+    updates: dict[str, Update] = field(default_factory=dict)
+    """By the weight of the base model that each changes. A tied head has the name `lm_head.weight` here."""
+    biases: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """By the bias of the base model: the tensor that is added to it, and its scale (`lora_bias`)."""
+    replaced: dict[str, str] = field(default_factory=dict)
+    """By the tensor of the base model: the adapter's that stands in its place (`bias`, `modules_to_save`)."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights file, in hexadecimal."""
+        return digest_file(self.path / ADAPTER_WEIGHTS)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read a tensor by its name in `tensors`, as it is stored."""
+        return read_tensor(self.path, self.tensors[name])
+
+
+def read_adapter(path: Path, base: Checkpoint) -> Adapter:
+    """Read an adapter, and check that it can change this base model.
+
+    Raises:
+        AdapterError: a missing or unreadable file, a feature of PEFT that is not merged, tensors that are not finite,
+            an update that is zero throughout, tensors that its own configuration does not name, an adapter of another
+            base model: by the fingerprint in its record, by names, or by shapes.
+    """
+    config = _read_config(path)
+    try:
+        header = read_header(path / ADAPTER_WEIGHTS)
+    except InputError as error:
+        raise AdapterError(f"{path}: not a readable adapter: {error}") from error
+    trained_on = _read_fingerprint(path / RECORD) or base.fingerprint
+    if trained_on != base.fingerprint:
+        raise AdapterError(
+            f"{path}: the adapter was trained on another base model (fingerprint {trained_on[:12]}) than {base.path} "
+            f"(fingerprint {base.fingerprint[:12]})"
+        )
+    adapter = Adapter(path, config, {name.removeprefix(_PREFIX): tensor for name, tensor in header.items()})
+    if not adapter.tensors:
+        raise AdapterError(f"{path}: the adapter holds no tensor")
+    if len(adapter.tensors) < len(header):
+        raise AdapterError(f"{path}: has tensors twice, with the prefix '{_PREFIX}' and without; accepted: one of them")
+    try:
+        modules = _sort_tensors(adapter, base)
+        for module, parts in modules.items():
+            _add_update(adapter, module, parts, base)
+        _check_targets(adapter, modules.keys(), base)
+    except re.error as error:
+        raise AdapterError(f"{path / ADAPTER_CONFIG}: {error.pattern!r} is no regular expression: {error}") from error
+    _check_values(adapter, base)
+    return adapter
+
+
+def _read_fingerprint(record: Path) -> str | None:
+    """The base model that a trainer's record names, where there is a record."""
+    if not record.is_file():
+        return None
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["base_model_fingerprint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{record}: names no base model ({error!r}); accepted: what the training wrote") from error
+
+
+def check_injected(adapter: Adapter, state: Mapping[str, torch.Tensor], name: str) -> int:
+    """Check that a model holds every tensor of the adapter, bit for bit, and no other LoRA tensor under its name.
+
+    `state` is the state dict of a model into which PEFT put the adapter, and perhaps others, and `name` what PEFT calls
+    it there. Returns the number of tensors.
+
+    Raises:
+        AdapterError: naming the tensors that are missing, unexpected or different.
+    """
+    injected: dict[str, torch.Tensor] = {}
+    part = re.compile(rf"\.(?:(lora_\w+)|modules_to_save)\.{re.escape(name)}(?=\.|$)")
+    for key, tensor in state.items():
+        plain = part.sub(lambda match: f".{match[1]}" if match[1] else "", key.removeprefix(_PREFIX))
+        if plain != key.removeprefix(_PREFIX) or plain in adapter.tensors:
+            injected[plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")] = tensor
+    missing = sorted(adapter.tensors.keys() - injected.keys())
+    unexpected = sorted(injected.keys() - adapter.tensors.keys())
+    different = sorted(name for name in adapter.tensors if name in injected and not _is_same(adapter, name, injected))
+    wrong = {"not applied": missing, "without weights in the adapter": unexpected, "changed on loading": different}
+    said = [f"{len(names)} tensors {what} (first: {names[0]})" for what, names in wrong.items() if names]
+    if said:
+        raise AdapterError(f"{adapter.path}: the adapter was not applied as it is: {'; '.join(said)}")
+    return len(adapter.tensors)
+
+
+def _is_same(adapter: Adapter, name: str, injected: Mapping[str, torch.Tensor]) -> bool:
+    stored, held = adapter.read(name), injected[name].detach().cpu()
+    if ".lora_" in name:
+        return bool(torch.equal(held.to(stored.dtype), stored))
+    return bool(torch.equal(held, stored.to(held.dtype)))  # a replaced tensor takes the model's precision
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
+        if (path / name).is_file():
+            continue
+        several = sorted(file.parent.name for file in path.glob(f"*/{ADAPTER_CONFIG}"))
+        if several:
+            raise AdapterError(f"{path}: holds the adapters {', '.join(several)}; accepted: the folder of one of them")
+        if name == ADAPTER_WEIGHTS and list(path.glob("adapter_model.*")):
+            raise AdapterError(f"{path}: its weights are no safetensors file; accepted: {name}, as PEFT saves it")
+        raise AdapterError(f"{path}: no {name}; accepted: a directory that PEFT saved an adapter to")
+    file = path / ADAPTER_CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path}: not a readable adapter: {ADAPTER_CONFIG}: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else config
+        raise AdapterError(f"{file}: peft_type is {kind!r}; accepted: 'LORA'")
+    for key, value in config.items():
+        if not value or key in _HARMLESS:
+            continue
+        if key in _REFUSED:
+            raise AdapterError(f"{file}: {key} is set to {value!r}, and such an adapter is not merged: {_REFUSED[key]}")
+        if key not in _UNDERSTOOD:
+            raise AdapterError(
+                f"{file}: {key} is set to {value!r}, and what that does to the merged weights is not known here"
+            )
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        raise AdapterError(
+            f"{file}: init_lora_weights is {init!r}, which changed the base model before the training; accepted: the "
+            "adapter converted to plain LoRA (PEFT's save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    for key, types in _TYPES.items():
+        value = config.get(key)
+        if (not value and key in _NEEDED) or (value and not isinstance(value, types)):
+            raise AdapterError(f"{file}: {key} is {value!r}; accepted: what PEFT writes there")
+    return config
+
+
+def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str]]:
+    """Return the names of LoRA's tensors by module and part; put those that replace one of the base's on their list."""
+    modules: dict[str, dict[str, str]] = {}
+    for name, tensor in adapter.tensors.items():
+        match = _LORA_NAME.fullmatch(name)
+        if match:
+            modules.setdefault(match["module"], {})[match["part"]] = name
+            continue
+        target = name.replace(".base_layer.", ".")  # PEFT saves an embedding that it changes along with its update
+        module, _, kind = target.rpartition(".")
+        is_bias = kind == "bias" and adapter.config.get("bias", "none") != "none"
+        if target == name and not is_bias and not _is_kept(adapter.config, module):
+            raise AdapterError(
+                f"{adapter.path}: '{name}' is no LoRA tensor; accepted: <module>.lora_A.weight and lora_B.weight, "
+                "and what bias and modules_to_save name"
+            )
+        _check_shape(adapter, target, tensor.shape, base)
+        adapter.replaced[target] = name
+    for name in [*base.tensors, *(["lm_head.weight"] if base.tied else [])]:
+        if name not in adapter.replaced and _is_kept(adapter.config, name.rpartition(".")[0]):
+            raise AdapterError(
+                f"{adapter.path}: {ADAPTER_CONFIG} names '{name}' in modules_to_save, and there is no such tensor"
+            )
+    return modules
+
+
+def _is_kept(config: Mapping[str, Any], module: str) -> bool:
+    """Whether `modules_to_save` names the end of a module's name, or of that of one which it is a part of."""
+    path = module.split(".")
+    wholes = [".".join(path[: index + 1]) for index in range(len(path))]
+    return any(whole.endswith(suffix) for whole in wholes for suffix in config.get("modules_to_save") or [])
+
+
+def _check_values(adapter: Adapter, base: Checkpoint) -> None:
+    effective = False
+    nonzero: dict[str, bool] = {}
+    for name in adapter.tensors:
+        dtype = adapter.tensors[name].dtype
+        if dtype not in DTYPES:
+            raise AdapterError(f"{adapter.path}: '{name}' is {dtype}; accepted: {', '.join(DTYPES)}")
+        tensor = adapter.read(name)
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{adapter.path}: '{name}' holds values that are not finite")
+        nonzero[name] = bool(tensor.any())
+    for name, any_value in nonzero.items():
+        other = name.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
+        effective |= any_value and name.endswith("lora_B.bias")
+        effective |= any_value and other != name and nonzero.get(other, False)
+    if not effective and not any(_differs(adapter, name, base) for name in adapter.replaced):
+        raise AdapterError(
+            f"{adapter.path}: the adapter is zero: it changes nothing, and would give the base model's numbers"
+        )
+
+
+def _differs(adapter: Adapter, name: str, base: Checkpoint) -> bool:
+    """Whether a tensor that replaces one of the base's is another."""
+    target = base.tensors.get(name) or base.tensors.get(find_embedding(base) or "")
+    if target is None or target.dtype not in DTYPES:
+        return True
+    old = read_tensor(base.path, target)
+    return not torch.equal(adapter.read(adapter.replaced[name]).to(old.dtype), old)
+
+
+def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Checkpoint) -> None:
+    embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
+    a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+    needed = {a, b} | ({"lora_magnitude_vector"} if adapter.config.get("use_dora") else set())
+    allowed = needed | ({"lora_B.bias"} if adapter.config.get("lora_bias") and not embedding else set())
+    if not needed <= parts.keys() <= allowed:
+        raise AdapterError(
+            f"{adapter.path}: '{module}' has {', '.join(sorted(parts))} alone; accepted: lora_A and lora_B"
+            + (" with lora_magnitude_vector, since use_dora is set" if adapter.config.get("use_dora") else "")
+        )
+    shapes = {part: adapter.tensors[name].shape for part, name in parts.items()}
+    if len(shapes[a]) != 2 or len(shapes[b]) != 2 or shapes[b][1] != shapes[a][0]:
+        raise AdapterError(
+            f"{adapter.path}: '{module}' has A of {list(shapes[a])} and B of {list(shapes[b])}; accepted: "
+            "two matrices, [r, in] and [out, r]"
+        )
+    config, rank = adapter.config, shapes[a][0]
+    stated = _match(config.get("rank_pattern"), module, config["r"])
+    if stated != rank:
+        raise AdapterError(f"{adapter.path}: '{module}' has rank {rank}, and {ADAPTER_CONFIG} says {stated}")
+    alpha = _match(config.get("alpha_pattern"), module, config["lora_alpha"])
+    transposed = embedding or (base.config.get("model_type") in _CONV1D_MODELS and module != "lm_head")
+    out, width = shapes[b][0], shapes[a][1]
+    _check_shape(adapter, f"{module}.weight", (width, out) if transposed else (out, width), base)
+    if "lora_magnitude_vector" in parts and shapes["lora_magnitude_vector"] != (out,):
+        raise AdapterError(
+            f"{adapter.path}: '{module}' has {list(shapes['lora_magnitude_vector'])} magnitudes; accepted: [{out}]"
+        )
+    scale = alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank
+    adapter.updates[f"{module}.weight"] = Update(
+        parts[a],
+        parts[b],
+        scale,
+        transposed,
+        parts.get("lora_magnitude_vector"),
+        rounded_first=embedding or config.get("init_lora_weights") == "mica",
+    )
+    if "lora_B.bias" in parts:
+        _check_shape(adapter, f"{module}.bias", shapes["lora_B.bias"], base)
+        adapter.biases[f"{module}.bias"] = (parts["lora_B.bias"], scale)
+
+
+def _check_shape(adapter: Adapter, name: str, shape: tuple[int, ...], base: Checkpoint) -> None:
+    tied_to = find_embedding(base) if name == "lm_head.weight" and base.tied else None
+    target = base.tensors.get(tied_to or name)
+    if target is None:
+        raise AdapterError(
+            f"{adapter.path}: the adapter changes '{name}', which the base model {base.path} does not have: it was "
+            "trained for another model, or its tensors are misnamed"
+        )
+    if target.shape != shape:
+        raise AdapterError(
+            f"{adapter.path}: '{name}' is {list(target.shape)} in the base model {base.path}, and {list(shape)} in the "
+            "adapter: it was trained for another model"
+        )
+
+
+def find_embedding(base: Checkpoint) -> str | None:
+    """Return the name of a checkpoint's embedding matrix, if one tensor alone has such a name."""
+    found = [name for name in base.tensors if name.rpartition(".")[0].rpartition(".")[2] in _EMBEDDING]
+    return found[0] if len(found) == 1 else None
+
+
+def _match(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
+    """Return the value of the first pattern that fits the end of a module's name, as PEFT's `get_pattern_key` does."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return otherwise
+
+
+def _check_targets(adapter: Adapter, modules: Set[str], base: Checkpoint) -> None:
+    """Check that the adapter's tensors and its configuration name the same modules: PEFT applies no others."""
+    weights = [name.removesuffix(".weight") for name, tensor in base.tensors.items() if len(tensor.shape) == 2]
+    weights += ["lm_head"] if base.tied else []
+    targets = {name for name in weights if _is_target(adapter.config, name)}
+    extra, missing = sorted(modules - targets), sorted(targets - modules)
+    if extra:
+        raise AdapterError(
+            f"{adapter.path}: has tensors for '{extra[0]}', which {ADAPTER_CONFIG} does not target: PEFT would "
+            "not apply them"
+        )
+    if missing:
+        raise AdapterError(f"{adapter.path}: {ADAPTER_CONFIG} targets '{missing[0]}', for which there is no tensor")
+
+
+def _is_target(config: Mapping[str, Any], module: str) -> bool:
+    """Whether an adapter's configuration targets a module of the base model, by PEFT's rules."""
+    if config.get("exclude_modules") and _names(config["exclude_modules"], module):
+        return False
+    if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in config.get("modules_to_save") or []):
+        return False
+    targets = config["target_modules"]
+    if isinstance(targets, list) and module in targets:
+        return True  # a full name, whatever the layer
+    if targets == "all-linear":
+        return module.rpartition(".")[2] not in (*_EMBEDDING, "lm_head")
+    if not _names(targets, module):
+        return False
+    layers = config.get("layers_to_transform")
+    if isinstance(targets, str) or layers is None or layers == []:
+        return True
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
+        if match:
+            return int(match["layer"]) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def _names(names: str | list[str], module: str) -> bool:
+    if isinstance(names, str):
+        return bool(re.fullmatch(names, module))
+    return module in names or any(module.endswith(f".{name}") for name in names)

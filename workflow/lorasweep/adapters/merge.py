@@ -1,0 +1,605 @@
+"""Merging a LoRA adapter into its base model: one ordinary Hugging Face checkpoint, written tensor by tensor.
+
+The model is never built. Shards of the base are mapped into memory; of each weight some rows at a time are added to
+their update and written; so a merge takes the memory of a few blocks, whatever the size of the model. The result is bit
+for bit what PEFT's `merge_and_unload` makes of the same base in the same precision on a CPU: W + scale · (B·A) in
+float32, rounded once.
+"""
+
+import fcntl
+import json
+import mmap
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import cycle
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorasweep.adapters.adapter import Adapter, AdapterError, Update, find_embedding, read_adapter
+from lorasweep.checkpoints.checkpoint import GENERATION_CONFIG, INDEX, Checkpoint, Tensor, read_checkpoint, read_header
+from lorasweep.checkpoints.dtypes import PRECISIONS
+from lorasweep.checkpoints.tensors import DTYPES, read_tensor
+from lorasweep.layout import RECORD
+from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import InputError
+from lorasweep.util.versions import get_versions
+
+_BLOCK = 2 * 1024 * 1024
+"""Values that are worked on at once: what they take fits a processor's caches."""
+
+_FICLONE = 0x40049409
+"""The ioctl that makes a file share the blocks of another until one is written to (man 2 ioctl_ficlone)."""
+
+_VERIFIED = 8
+
+_TIED_TO_LM_HEAD = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2")
+"""Models of transformers whose head is `lm_head` where it is the embedding matrix too."""
+
+_COPIED = (GENERATION_CONFIG, "vocab.txt", "preprocessor_config.json", "processor_config.json")
+"""What a model needs beside its weights, configuration and tokenizer."""
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A tensor of the merged model, and what it is made of."""
+
+    name: str
+    dtype: str
+    folder: Path
+    source: Tensor
+    """The base model's tensor, or the one of the adapter that replaces it; it lies in a file of `folder`."""
+    update: Update | None = None
+    bias: tuple[str, float] | None = None
+    replaced: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize if self.dtype in DTYPES else self.source.size
+
+    @property
+    def is_copy(self) -> bool:
+        return self.update is None and self.bias is None and not self.replaced and self.dtype == self.source.dtype
+
+
+@dataclass(frozen=True)
+class _Plan:
+    base: Checkpoint
+    adapter: Adapter
+    shards: dict[str, list[_Planned]]
+    unties: bool
+    """Whether the head, which is the embedding matrix in the base, becomes a tensor of its own."""
+
+    def is_linked(self, shard: str) -> bool:
+        """Whether a shard of the base is one of the merged model's as it lies."""
+        ours = self.shards[shard]
+        return all(t.is_copy for t in ours) and len(ours) == sum(t.shard == shard for t in self.base.tensors.values())
+
+
+def merge(
+    base: Path,
+    adapter: Path,
+    output: Path,
+    dtype: str | None = None,
+    *,
+    temporary: bool = False,
+    threads: int = 1,
+    verify: bool = False,
+    digest: bool = True,
+) -> dict[str, Any]:
+    """Write the base model with the adapter merged into it to `output`; return the record that is left there.
+
+    The directory appears whole or not at all. It has the shards of the base, its configuration, generation
+    configuration, tokenizer and chat template; no adapter file, since transformers would apply the adapter once more on
+    top of the merged weights; and a record of what it was made of, with a sha256 of each file.
+
+    A head that is tied to the embedding matrix becomes a tensor of its own where the adapter changes one of the two,
+    and the configuration says so.
+
+    Args:
+        dtype: `bf16`, `fp16` or `fp32`; each tensor keeps the base's where it is not given.
+        temporary: whether the base outlives the merged model. Shards that the adapter does not touch are then links to
+            the base's, and nothing is forced to the disk. A model that is kept shares no file with its base, which
+            whoever edits one would change in both, but for file systems that copy a shared block once it is written to.
+        threads: shards that are written at once.
+        verify: whether to read the result again: every header, and some tensors against what is computed anew.
+        digest: whether to compute the sha256 of the files.
+
+    Raises:
+        AdapterError: the adapter cannot be applied to this base model.
+        InputError: the base model is not whole or is quantized; the output is the base or the adapter; the result has
+            values that are not finite, or is not what was to be written.
+        OSError: there is not enough room, which is said before the first byte is written; or the system says so.
+    """
+    checkpoint = read_checkpoint(base)
+    output = Path(os.path.abspath(output))
+    _check_output(output, base, adapter)
+    plan = _make_plan(checkpoint, read_adapter(adapter, checkpoint), dtype)
+    _check_room(plan, output, temporary)
+    aside = output.with_name(f".{output.name}.partial")
+    missing = [folder for folder in output.parents if not folder.exists()]
+    with _claim(aside, output):
+        try:
+            record = _write(plan, aside, temporary, threads, digest)
+            if verify:
+                record["verified_tensors"] = verify_merged(plan, aside)
+            (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            # Last, since nothing without a configuration is taken for a model.
+            (aside / "config.json").write_text(_make_config(plan, dtype), encoding="utf-8")
+            _publish(aside, output, temporary)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            for folder in missing:
+                with suppress(OSError):  # somebody else's by now
+                    folder.rmdir()
+            raise
+    return record
+
+
+def _check_output(output: Path, base: Path, adapter: Path) -> None:
+    for source in (base.resolve(), adapter.resolve()):
+        if output.resolve() in (source, *source.parents):
+            raise InputError(f"{output}: is or holds what is to be merged; accepted: another directory")
+    # An adapter has a record too.
+    is_ours = all((output / name).is_file() for name in (RECORD, "config.json"))
+    is_empty = output.is_dir() and not any(output.iterdir())
+    if output.is_symlink() or (output.exists() and not is_ours and not is_empty):
+        raise InputError(
+            f"{output}: is there, and no merged model; accepted: a new directory, or a merged model to replace"
+        )
+
+
+@contextmanager
+def _claim(aside: Path, output: Path) -> Iterator[None]:
+    """Hold the empty folder that the model is made in, so that two merges to one place cannot mix.
+
+    The lock ends with the process, however it ends; where the file system has none, none is held.
+    """
+    aside.mkdir(parents=True, exist_ok=True)
+    handle = os.open(aside, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = aside.stat().st_ino == os.fstat(handle).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            is_free = False
+        except OSError:
+            is_free = True
+        if not is_free:
+            raise InputError(f"{output}: another process merges to it; accepted: one at a time")
+        for left in aside.iterdir():
+            left.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
+    quantized = base.config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise InputError(
+            f"'{base.path}' is quantized ({method}); accepted: its weights as bf16, fp16 or fp32, to which an adapter "
+            "can be added"
+        )
+    changed = {*adapter.updates, *adapter.biases, *adapter.replaced}
+    for name in sorted(changed & base.tensors.keys()):
+        if base.tensors[name].dtype not in PRECISIONS.values():
+            raise InputError(f"'{base.path}' has {name} as {base.tensors[name].dtype}; accepted: F32, F16, BF16")
+    tied_to = find_embedding(base)
+    unties = bool(changed & {"lm_head.weight", tied_to}) and (base.tied or bool(base.config.get("tie_word_embeddings")))
+    # The head's name is known where the adapter has it, or by the model.
+    known = "lm_head.weight" in changed or base.config.get("model_type") in _TIED_TO_LM_HEAD
+    unknown = {name for name, update in adapter.updates.items() if "lora_embedding" in update.a} - {tied_to}
+    if base.tied and (unknown or (unties and not known)):
+        raise AdapterError(
+            f"{adapter.path}: the adapter changes {min(unknown or {str(tied_to)})}, and '{base.path}' has no "
+            f"lm_head.weight: which of its weights are tied is known for {', '.join(_TIED_TO_LM_HEAD)} alone"
+        )
+    if unties and not base.tied:
+        raise AdapterError(
+            f"{adapter.path}: the adapter changes the embedding or the head, and '{base.path}' says "
+            "tie_word_embeddings and has an lm_head.weight as well: which of the two was trained on cannot be known"
+        )
+    if unties and adapter.config.get("ensure_weight_tying"):
+        raise AdapterError(
+            f"{adapter.path / 'adapter_config.json'}: ensure_weight_tying is set for an embedding that is the head of "
+            "the base model, and such an adapter is not merged"
+        )
+    # An embedding that PEFT saved along with its update is the base of both that are tied.
+    sides = ("lm_head.weight", str(tied_to)) if unties else ()
+    saved = [adapter.replaced[name] for name in sides if ".base_layer." in adapter.replaced.get(name, "")]
+    main = _find_main_dtype(base)
+    shards: dict[str, list[_Planned]] = {shard: [] for shard in base.shards}
+    for name, source in base.tensors.items():
+        for made in (name, "lm_head.weight") if unties and name == tied_to else (name,):
+            replacement = adapter.replaced.get(made) or (saved[0] if saved and made in sides else None)
+            planned = _Planned(
+                made,
+                PRECISIONS[dtype] if dtype and source.dtype == main else source.dtype,
+                adapter.path if replacement else base.path,
+                adapter.tensors[replacement] if replacement else source,
+                adapter.updates.get(made),
+                adapter.biases.get(made),
+                replacement is not None,
+            )
+            shards[source.shard].append(planned)
+    return _Plan(base, adapter, shards, unties)
+
+
+def _find_main_dtype(base: Checkpoint) -> str | None:
+    """Return the type of most values: few tensors of another are so on purpose, such as routers in float32."""
+    sizes: dict[str, int] = {}
+    for tensor in base.tensors.values():
+        if tensor.dtype in DTYPES:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + prod(tensor.shape)
+    return max(sizes, key=sizes.__getitem__, default=None)
+
+
+def _check_room(plan: _Plan, output: Path, temporary: bool) -> None:
+    need = sum(
+        tensor.size
+        for shard, tensors in plan.shards.items()
+        if not (temporary and plan.is_linked(shard))
+        for tensor in tensors
+    )
+    folder = output.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise OSError(
+            f"No space left on device: the merged model takes {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free in "
+            f"{folder}"
+        )
+
+
+def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: bool) -> dict[str, Any]:
+    """Write all but the configuration and the record; return the record."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the threads are the shards', and their digests'
+    try:
+        with warnings.catch_warnings(), ThreadPoolExecutor(max(1, threads)) as pool:
+            # What is mapped is only read.
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            parts = [pool.submit(_write_shard, plan, shard, folder, temporary, digest) for shard in plan.shards]
+            try:
+                written = [part.result() for part in parts]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(before)
+    code = [file.name for file in plan.base.path.glob("*.py")] if "auto_map" in plan.base.config else []
+    for name in (*plan.base.tokenizer_files, *_COPIED, *code):
+        if (plan.base.path / name).is_file():
+            shutil.copyfile(plan.base.path / name, folder / name)
+    if (plan.base.path / INDEX).is_file():
+        (folder / INDEX).write_text(_make_index(plan), encoding="utf-8")
+    digests = {shard: part.sha256 for shard, part in zip(plan.shards, written, strict=True)}
+    others = sorted(file for file in folder.iterdir() if file.name not in digests)
+    unchanged = [name for part in written for name in part.unchanged]
+    if unchanged:
+        print(
+            f"{len(unchanged)} of {len(plan.adapter.updates)} weights are as in the base: their updates are smaller "
+            f"than the precision (first: {unchanged[0]})",
+            flush=True,
+        )
+    record: dict[str, Any] = {
+        "base_model": str(plan.base.path),
+        "base_model_fingerprint": plan.base.fingerprint,
+        "adapter_sha256": plan.adapter.sha256,
+        "adapter_tensors": len(plan.adapter.tensors),
+        "merged_weights": len(plan.adapter.updates),
+        "replaced_tensors": len(plan.adapter.replaced),
+        "weights_lost_to_rounding": unchanged,
+        "unties_embedding": plan.unties,
+        "dtype": sorted({tensor.dtype for tensors in plan.shards.values() for tensor in tensors}),
+        "bytes_written": sum(part.bytes for part in written),
+        "bytes_linked": sum(part.linked for part in written),
+        "versions": get_versions("torch", "safetensors"),
+    }
+    if digest:
+        record["sha256"] = digests | {file.name: digest_file(file) for file in others}
+        record["weights_sha256"] = digest_weights(digests)
+    return record
+
+
+def digest_weights(digests: dict[str, str]) -> str:
+    """Return one sha256 for all shards: that of the lines which `sha256sum *.safetensors` prints in their folder."""
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+    return sha256(lines.encode()).hexdigest()
+
+
+@dataclass
+class _Written:
+    bytes: int = 0
+    linked: int = 0
+    sha256: str = ""
+    unchanged: tuple[str, ...] = ()
+
+
+def _write_shard(plan: _Plan, shard: str, folder: Path, temporary: bool, digest: bool) -> _Written:
+    file, source = folder / shard, plan.base.path / shard
+    if plan.is_linked(shard):
+        if temporary:
+            file.symlink_to(source.resolve())
+        if temporary or _reflink(source, file):
+            return _Written(0, source.stat().st_size, digest_file(file) if digest else "")
+    header = _make_header(plan.shards[shard])
+    sha = sha256(header)
+    unchanged: list[str] = []
+    # A block is digested while the next is computed, so there are two of them.
+    values = _Source(plan.adapter)
+    with ThreadPoolExecutor(1) as digester, file.open("xb") as stream:
+        stream.write(header)
+        pending: Future[None] | None = None
+        for tensor in plan.shards[shard]:
+            changed = tensor.update is None
+            for block, moved in values.compute(tensor):
+                changed |= moved
+                content = block.reshape(-1).view(torch.uint8).numpy()
+                stream.write(content.data)
+                if digest:
+                    if pending:
+                        pending.result()
+                    pending = digester.submit(sha.update, content)
+            unchanged += [] if changed else [tensor.name]
+        if pending:
+            pending.result()
+        stream.flush()
+        if not temporary:
+            os.fsync(stream.fileno())
+        size = stream.tell()
+    return _Written(size, 0, sha.hexdigest() if digest else "", tuple(unchanged))
+
+
+class _Source:
+    """Where the values of merged tensors come from: mapped shards of the base, and the adapter."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._maps: dict[Path, mmap.mmap] = {}  # unmapped with the last tensor that looks into it
+        self._buffers: dict[int, torch.Tensor] = {}
+        self._turn = cycle((0, 1))
+
+    def compute(self, tensor: _Planned) -> Iterator[tuple[torch.Tensor, bool]]:
+        """Yield the values of a merged tensor block by block, and whether they differ from the base's.
+
+        A block is valid until the second one after it is asked for.
+        """
+        if not tensor.size:
+            return
+        if tensor.update is not None:
+            yield from self._compute_updated(tensor, tensor.update)
+        elif tensor.bias is not None:
+            name, scale = tensor.bias
+            start = read_tensor(tensor.folder, tensor.source).to(DTYPES[tensor.dtype])
+            start += self._adapter.read(name).float() * scale
+            _check_finite(start, tensor.name)
+            yield start, True
+        else:
+            is_cast = tensor.dtype != tensor.source.dtype
+            # What is not cast is copied as bytes, whatever they mean.
+            source, target = (
+                (DTYPES[tensor.source.dtype], DTYPES[tensor.dtype]) if is_cast else (torch.uint8, torch.uint8)
+            )
+            values, step = tensor.source.size // source.itemsize, _BLOCK if is_cast else 2 * _BLOCK
+            for begin in range(0, values, step):
+                count = min(step, values - begin)
+                block = self._take(count, target)
+                block.copy_(self._map(tensor, source, begin * source.itemsize, count))
+                self._release(tensor, begin * source.itemsize, count * source.itemsize)
+                if is_cast:
+                    _check_finite(block, tensor.name)
+                yield block, True
+
+    def _compute_updated(self, tensor: _Planned, update: Update) -> Iterator[tuple[torch.Tensor, bool]]:
+        a, b = self._adapter.read(update.a).float(), self._adapter.read(update.b).float()
+        magnitude = self._adapter.read(update.magnitude).float() if update.magnitude else None
+        rows, width = tensor.shape
+        source, target = DTYPES[tensor.source.dtype], DTYPES[tensor.dtype]
+        # Blocks of nearly equal height: the sums in a matrix product of a few rows alone may be ordered otherwise.
+        # DoRA's norms go over all rows of a transposed weight.
+        count = 1 if magnitude is not None and update.transposed else ceil(rows / max(1, _BLOCK // width))
+        for index in range(count):
+            begin, end = rows * index // count, rows * (index + 1) // count
+            offset, size = begin * width * source.itemsize, (end - begin) * width * source.itemsize
+            start = self._map(tensor, source, offset, (end - begin) * width).view(end - begin, width).to(target)
+            result = self._take((end - begin) * width, target).view(end - begin, width)
+            delta = (b @ a[:, begin:end]).T if update.transposed else self._multiply(b[begin:end], a)
+            delta *= update.scale
+            if magnitude is not None:
+                _add_with_dora(start, delta, magnitude if update.transposed else magnitude[begin:end], update, result)
+            elif update.rounded_first:
+                torch.add(start, delta.to(target), out=result)
+            else:
+                delta += self._widen(start)
+                result.copy_(delta)
+            _check_finite(result, tensor.name)
+            moved = not torch.equal(result, start)
+            del start
+            self._release(tensor, offset, size)
+            yield result, moved
+
+    def _multiply(self, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        """B·A into a buffer that is used again: fresh memory costs more than the product."""
+        return torch.mm(b, a, out=self._buffer(2, b.shape[0] * a.shape[1], torch.float32).view(b.shape[0], a.shape[1]))
+
+    def _widen(self, values: torch.Tensor) -> torch.Tensor:
+        """The values in float32: to add two precisions at once gives the same, and takes longer."""
+        if values.dtype == torch.float32:
+            return values
+        return self._buffer(3, values.numel(), torch.float32).view(values.shape).copy_(values)
+
+    def _take(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+        return self._buffer(next(self._turn), count, dtype)
+
+    def _buffer(self, key: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+        size = count * dtype.itemsize
+        if key not in self._buffers or self._buffers[key].numel() < size:
+            self._buffers[key] = torch.empty(size, dtype=torch.uint8)
+        return self._buffers[key][:size].view(dtype)
+
+    def _map(self, tensor: _Planned, dtype: torch.dtype, offset: int, count: int) -> torch.Tensor:
+        file = tensor.folder / tensor.source.shard
+        if file not in self._maps:
+            with file.open("rb") as stream:
+                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[file].madvise(mmap.MADV_SEQUENTIAL)
+        return torch.frombuffer(self._maps[file], dtype=dtype, count=count, offset=tensor.source.offset + offset)
+
+    def _release(self, tensor: _Planned, offset: int, size: int) -> None:
+        """Give pages back that are done with; they would count as this process's memory until it ends."""
+        begin = -(-(tensor.source.offset + offset) // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (tensor.source.offset + offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin:
+            self._maps[tensor.folder / tensor.source.shard].madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+def _add_with_dora(
+    start: torch.Tensor, delta: torch.Tensor, magnitude: torch.Tensor, update: Update, result: torch.Tensor
+) -> None:
+    """Write m / ||W + delta|| · (W + delta), the norm taken over the inputs of each output, in PEFT's order of work."""
+    weight = start.T + delta.T if update.transposed else start + delta
+    factor = magnitude / torch.linalg.norm(weight, dim=1)
+    factor = factor.view(1, -1) if update.transposed else factor.view(-1, 1)
+    result.copy_(factor * (start + delta))
+
+
+def _check_finite(values: torch.Tensor, name: str) -> None:
+    # The sum of a block tells at a glance; it may itself be too large for the precision.
+    if not values.sum().isfinite() and not torch.isfinite(values).all():
+        raise InputError(f"{name}: the merged tensor holds values that are not finite in {values.dtype}")
+
+
+def _make_header(tensors: list[_Planned]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.size],
+        }
+        offset += tensor.size
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    return len(content).to_bytes(8, "little") + content
+
+
+def _make_index(plan: _Plan) -> str:
+    tensors = {tensor.name: (shard, tensor) for shard, tensors in plan.shards.items() for tensor in tensors}
+    index = {
+        "metadata": {
+            "total_parameters": sum(prod(tensor.shape) for _, tensor in tensors.values()),
+            "total_size": sum(tensor.size for _, tensor in tensors.values()),
+        },
+        "weight_map": {name: shard for name, (shard, _) in sorted(tensors.items())},
+    }
+    return json.dumps(index, indent=2) + "\n"
+
+
+def _make_config(plan: _Plan, dtype: str | None) -> str:
+    config = dict(plan.base.config)
+    if dtype:
+        name = str(DTYPES[PRECISIONS[dtype]]).removeprefix("torch.")
+        # The older name is what older readers look for.
+        for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
+            config[key] = name
+    if plan.unties or ("lm_head.weight" in plan.base.tensors and "tie_word_embeddings" not in config):
+        config["tie_word_embeddings"] = False  # what a model does that is silent on it differs by its class
+    return json.dumps(config, indent=2) + "\n"
+
+
+def _reflink(source: Path, target: Path) -> bool:
+    """Make a file that shares another's blocks until it is written to; say whether the file system can."""
+    try:
+        with source.open("rb") as original, target.open("xb") as copy:
+            fcntl.ioctl(copy, _FICLONE, original.fileno())
+            os.fsync(copy.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _publish(aside: Path, output: Path, temporary: bool) -> None:
+    if not temporary:
+        for path in (*aside.iterdir(), aside):
+            _sync(path)
+    old = output.with_name(f".{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)  # a removal that is cut short would leave half of it
+    try:
+        aside.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+    if not temporary:
+        _sync(output.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def verify_merged(plan: _Plan, folder: Path) -> int:
+    """Check what was written: every header, and some tensors, computed anew in one piece; return how many.
+
+    Raises:
+        InputError: naming the tensor that is not what it should be.
+    """
+    headers = {shard: read_header(folder / shard) for shard in plan.shards}
+    for shard, planned in plan.shards.items():
+        found = {name: (tensor.dtype, tensor.shape) for name, tensor in headers[shard].items()}
+        expected = {tensor.name: (tensor.dtype, tensor.shape) for tensor in planned}
+        if found != expected:
+            names = sorted({name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)})
+            raise InputError(f"{folder / shard}: '{names[0]}' is not what was to be written")
+    tensors = [(shard, tensor) for shard, planned in plan.shards.items() for tensor in planned]
+    copied = [(shard, tensor) for shard, tensor in tensors if tensor.is_copy and tensor.dtype in DTYPES]
+    changed = [(shard, tensor) for shard, tensor in tensors if not tensor.is_copy]
+    some = [pair for group in (changed, copied) for pair in group[:: ceil(len(group) / _VERIFIED) or 1]]
+    for shard, tensor in some:
+        written = read_tensor(folder, headers[shard][tensor.name])
+        if not torch.equal(written, _recompute(tensor, plan)):
+            raise InputError(f"{folder / shard}: '{tensor.name}' is not what base and adapter make")
+    return len(some)
+
+
+def _recompute(tensor: _Planned, plan: _Plan) -> torch.Tensor:
+    """What `_Source` computes in blocks, in one piece and without its buffers."""
+    start = read_tensor(tensor.folder, tensor.source).to(DTYPES[tensor.dtype])
+    if tensor.bias is not None:
+        return (start + plan.adapter.read(tensor.bias[0]).float() * tensor.bias[1]).to(start.dtype)
+    if tensor.update is None:
+        return start
+    update = tensor.update
+    delta = plan.adapter.read(update.b).float() @ plan.adapter.read(update.a).float()
+    delta = (delta.T if update.transposed else delta) * update.scale
+    if update.magnitude:
+        result = torch.empty_like(start)
+        _add_with_dora(start, delta, plan.adapter.read(update.magnitude).float(), update, result)
+        return result
+    return (start + (delta.to(start.dtype) if update.rounded_first else delta)).to(start.dtype)

@@ -1,0 +1,212 @@
+"""Hugging Face checkpoint directories, read by their headers: no weights are loaded, and no torch is needed.
+
+The format of a safetensors file: 8 bytes with the length of the header (little-endian), the header as JSON
+(`{name: {dtype, shape, data_offsets}}`), and the data (https://github.com/huggingface/safetensors).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lorasweep.checkpoints.dtypes import BITS
+from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import InputError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+GENERATION_CONFIG = "generation_config.json"
+
+SINGLE = "model.safetensors"
+"""The weights of a checkpoint that is not sharded."""
+
+INDEX = "model.safetensors.index.json"
+"""Which shard of a checkpoint holds which tensor."""
+
+_FINGERPRINTED_BYTES = 4096
+_LONGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies, and what it is."""
+
+    shard: str
+    dtype: str
+    """As safetensors writes it: `F32`, `BF16`, ..."""
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint directory that was found whole; it is read once a process, and is equal to itself alone."""
+
+    path: Path
+    config: dict[str, Any]
+    shards: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    tokenizer_files: tuple[str, ...]
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Values in all tensors; tied embeddings count once."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
+    @property
+    def tied(self) -> bool:
+        """Whether the language model head is the embedding matrix."""
+        return "lm_head.weight" not in self.tensors
+
+    @cached_property
+    def has_chat_template(self) -> bool:
+        if "chat_template.jinja" in self.tokenizer_files:
+            return True
+        file = self.path / "tokenizer_config.json"
+        return file.is_file() and bool(_read_json(file).get("chat_template"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A sha256 over config.json, generation_config.json, the tokenizer, and the tensors.
+
+        Of every tensor these are its name, dtype, shape and first 4 KiB.
+
+        Any training moves the first values of some tensor, so that copies of a model that differ have different
+        fingerprints; and a model of 16 GB is read in a moment.
+        """
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name in (*self.tokenizer_files, GENERATION_CONFIG):
+            if (self.path / name).is_file():
+                digest.update(f"\0{name}\0{digest_file(self.path / name)}".encode())
+        by_shard: dict[str, list[str]] = {}
+        for name in sorted(self.tensors):
+            by_shard.setdefault(self.tensors[name].shard, []).append(name)
+        heads: dict[str, bytes] = {}
+        for shard, names in by_shard.items():
+            with (self.path / shard).open("rb") as file:
+                for name in names:
+                    file.seek(self.tensors[name].offset)
+                    heads[name] = file.read(min(_FINGERPRINTED_BYTES, self.tensors[name].size))
+        for name, head in sorted(heads.items()):
+            tensor = self.tensors[name]
+            digest.update(f"\0{name}\0{tensor.dtype}\0{tensor.shape}\0".encode() + head)
+        return digest.hexdigest()
+
+
+@lru_cache
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's configuration and headers; once a process.
+
+    Raises:
+        InputError: naming the directory and what is missing or broken in it.
+    """
+    if not path.is_dir():
+        raise InputError(f"no such directory: '{path}'; accepted: a local Hugging Face checkpoint directory")
+    if not (path / "config.json").is_file():
+        raise InputError(f"'{path}' has no config.json; accepted: a Hugging Face checkpoint directory")
+    config = _read_json(path / "config.json")
+    weight_map = _read_index(path)
+    shards = tuple(sorted(set(weight_map.values()))) if weight_map else (_find_single(path),)
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        header = read_header(path / shard)
+        twice = header.keys() & tensors.keys()
+        if twice:
+            name = min(twice)
+            raise InputError(
+                f"'{path}' has {name} in {tensors[name].shard} and in {shard}; accepted: one of it; fetch the "
+                "checkpoint again"
+            )
+        tensors |= header
+    for name, shard in weight_map.items():
+        if name not in tensors or tensors[name].shard != shard:
+            raise InputError(f"'{path / INDEX}' has {name} in {shard}, which lacks it; fetch the checkpoint again")
+    tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())
+    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & set(tokenizer_files):
+        raise InputError(f"'{path}' has no tokenizer; accepted: a checkpoint with tokenizer.json or tokenizer.model")
+    return Checkpoint(path, config, shards, tensors, tokenizer_files)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Return the shard of each tensor; nothing where there is no index."""
+    index = path / INDEX
+    if not index.is_file():
+        return {}
+    if (path / SINGLE).is_file():
+        raise InputError(
+            f"'{path}' has {SINGLE} and {INDEX}; accepted: one of them, as readers differ in which they read"
+        )
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise InputError(f"'{index}' has no weight_map from tensors to shards; fetch the checkpoint again")
+    missing = sorted(shard for shard in set(weight_map.values()) if not (path / shard).is_file())
+    if missing or not weight_map:
+        what = ", ".join(missing) or "every shard"
+        raise InputError(f"'{path}' lacks {what}, which {index.name} names; fetch the checkpoint again")
+    return weight_map
+
+
+def _find_single(path: Path) -> str:
+    if (path / SINGLE).is_file():
+        return SINGLE
+    if list(path.glob("*.bin")):
+        raise InputError(
+            f"'{path}' has its weights as .bin; accepted: safetensors. Convert them: python -c \"from transformers "
+            f"import AutoModelForCausalLM as M; M.from_pretrained('{path}', dtype='auto').save_pretrained('{path}')\""
+        )
+    raise InputError(f"'{path}' has no weights; accepted: {SINGLE}, or shards and their index")
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """Read what a safetensors file says of its tensors, in the order in which they lie.
+
+    Raises:
+        InputError: the file is no safetensors file, or is cut short, or its tensors overlap or leave holes.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(size - 8, _LONGEST_HEADER):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length
+        tensors: dict[str, Tensor] = {}
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, stop = (8 + length + offset for offset in entry["data_offsets"])
+            tensor = Tensor(file.name, entry["dtype"], tuple(entry["shape"]), begin, stop - begin)
+            if begin != end or tensor.size * 8 != prod(tensor.shape) * BITS[tensor.dtype]:
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, and lies at {entry['data_offsets']}")
+            tensors[name] = tensor
+            end = stop
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"'{file}' is no safetensors file ({error}); fetch it again") from error
+    if end > size:
+        raise InputError(f"'{file}' is cut short: {size} bytes of {end}; fetch it again")
+    return tensors
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"'{file}' is not JSON: {error}; fetch it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"'{file}' is not a JSON object; fetch it again")
+    return content

@@ -1,0 +1,75 @@
+"""The tensors of a model that is not there yet, by its `config.json` alone.
+
+Names and shapes are those of transformers' Llama, Mistral and Qwen2 (`modeling_llama.py`, `modeling_mistral.py`,
+`modeling_qwen2.py`), which is what the trainer knows.
+"""
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lorasweep.checkpoints.checkpoint import SINGLE, TOKENIZER_FILES, Checkpoint, Tensor
+from lorasweep.checkpoints.dtypes import BITS, TORCH_NAMES
+from lorasweep.util.errors import InputError
+
+_BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
+"""Projections with a bias, by `model_type`."""
+
+FAMILIES = ("llama", "mistral", "qwen2")
+
+_NEEDED = ("vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
+
+
+def read_shape(path: Path) -> Checkpoint:
+    """Return what the checkpoint in a directory would hold, read from its `config.json`.
+
+    It stands for a checkpoint where sizes are asked for: it has tensors with their shapes, and no weights.
+
+    Raises:
+        InputError: there is no `config.json`, a key is missing in it, or the family is not known.
+    """
+    file = path / "config.json"
+    try:
+        config = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"'{file}' cannot be read ({error}); accepted: the config.json of a checkpoint") from error
+    family = config.get("model_type")
+    missing = [key for key in _NEEDED if not isinstance(config.get(key), int)]
+    if family not in FAMILIES or missing:
+        what = f"model_type {family!r}" if family not in FAMILIES else f"no {', '.join(missing)}"
+        raise InputError(f"'{file}' has {what}; sizes are known beforehand for {', '.join(FAMILIES)}")
+    dtype = TORCH_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
+    tensors = {
+        name: Tensor(SINGLE, dtype, shape, 0, prod(shape) * BITS[dtype] // 8)
+        for name, shape in _get_shapes(config, str(family)).items()
+    }
+    tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())
+    return Checkpoint(path, config, (SINGLE,), tensors, tokenizer_files)
+
+
+def _get_shapes(config: dict[str, Any], family: str) -> dict[str, tuple[int, ...]]:
+    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    attention, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
+    projections = {
+        "self_attn.q_proj": (attention, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, attention),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        for name, shape in projections.items():
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+            if name.partition(".")[2] in _BIASED.get(family, ()):
+                shapes[f"model.layers.{layer}.{name}.bias"] = shape[:1]
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"model.layers.{layer}.{norm}.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.get("tie_word_embeddings", False):
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    return shapes

@@ -1,0 +1,71 @@
+"""Bytes of what a sweep keeps and writes, known before anything is trained.
+
+Exact for weights: a safetensors file is 8 bytes, a header as JSON that is filled up to a multiple of 8, and the values
+(https://github.com/huggingface/safetensors); names and shapes follow from the base model and the settings.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from math import prod
+
+from lorasweep.checkpoints.checkpoint import GENERATION_CONFIG, SINGLE, Checkpoint
+from lorasweep.checkpoints.dtypes import BYTES, PRECISIONS
+from lorasweep.checkpoints.lora import find_lora_targets
+from lorasweep.experiment.sections import Controls
+
+SMALL_FILES = 8_000
+"""Bytes of a point's recipe, configuration, records and manifest, about."""
+
+LOG_ROW = 45
+"""Bytes of a row of `training_log.csv`, about."""
+
+
+def get_safetensors_size(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
+    """Return the bytes of a safetensors file with tensors in this order, all of `dtype` (`fp32` or `bf16`)."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + prod(shape) * BYTES[dtype]
+        header[name] = {"dtype": PRECISIONS[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + length + -length % 8 + offset
+
+
+def get_adapter_size(base: Checkpoint, controls: Controls, dtype: str) -> int:
+    """Return the bytes of `adapter_model.safetensors`: A is [r, in] and B [out, r] for each weight [out, in]."""
+    weights = find_lora_targets(base, controls)
+    return _get_adapter_size(tuple(weights.items()), controls.lora_rank, dtype)
+
+
+@lru_cache
+def _get_adapter_size(weights: tuple[tuple[str, tuple[int, int]], ...], rank: int, dtype: str) -> int:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (rows, columns) in weights:
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        shapes[f"{module}.lora_A.weight"] = (rank, columns)
+        shapes[f"{module}.lora_B.weight"] = (rows, rank)
+    return get_safetensors_size(dict(sorted(shapes.items())), dtype)
+
+
+def get_model_size(base: Checkpoint, dtype: str) -> int:
+    """Return the bytes of the weights of a full model in `dtype`, in shards like the base's."""
+    shards: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, tensor in base.tensors.items():
+        shards.setdefault(tensor.shard, {})[name] = tensor.shape
+    return sum(get_safetensors_size(shapes, dtype) for shapes in shards.values())
+
+
+def get_tokenizer_size(base: Checkpoint) -> int:
+    """Return the bytes of the tokenizer's files, which lie beside every adapter and every full model."""
+    return sum((base.path / name).stat().st_size for name in base.tokenizer_files)
+
+
+def get_model_folder_size(base: Checkpoint, dtype: str) -> int:
+    """Return the bytes of a full model with configuration, index, tokenizer and record."""
+    index = sum(len(name) + len(tensor.shard) + 10 for name, tensor in base.tensors.items())
+    beside = [base.path / name for name in ("config.json", GENERATION_CONFIG)]
+    small = sum(file.stat().st_size for file in beside if file.is_file())
+    is_sharded = base.shards != (SINGLE,)
+    return get_model_size(base, dtype) + get_tokenizer_size(base) + small + index * is_sharded + 1_000

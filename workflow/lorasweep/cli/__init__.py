@@ -1,0 +1,1 @@
+"""The command `lorasweep`: a module for each of its words."""

@@ -1,0 +1,32 @@
+"""Fetch what an experiment names on the Hugging Face hub, and pin its revisions to commits.
+
+A run fetches nothing: it is refused until what it needs is there.
+"""
+
+import argparse
+
+from lorasweep.cli.experiments import add_experiment, read_config
+from lorasweep.experiment.loading import load_experiment
+from lorasweep.hub import references as hub
+from lorasweep.layout import REVISIONS
+from lorasweep.sweep.sweep import RESULTS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_experiment(parser)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be fetched, and fetch nothing")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    source = str(arguments.experiment)
+    experiment = load_experiment(read_config(arguments.experiment), source)
+    references = hub.find_references(experiment)
+    record = RESULTS / experiment.experiment.name / REVISIONS
+    if not references:
+        print(f"{source} names nothing on the hub.")
+    elif arguments.dry_run:
+        print(hub.describe_missing(references, record, source) or "All of it is here.")
+    else:
+        hub.fetch(references, record, source)
+        revisions = hub.read_revisions(record)
+        print("Fetched:", *sorted({str(hub.pin(reference, revisions).path) for reference in references.values()}))

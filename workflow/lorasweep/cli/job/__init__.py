@@ -1,0 +1,1 @@
+"""What rules run: `lorasweep job WORD`, a module for each word."""

@@ -1,0 +1,16 @@
+"""Take over an adapter that exists: check that it changes the base model, and copy it to its point."""
+
+import argparse
+from pathlib import Path
+
+from lorasweep.adapters.adopt import adopt_adapter
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=Path, required=True, help="PEFT adapter directory")
+    parser.add_argument("--adapter", type=Path, required=True, help="directory to copy it to")
+    parser.add_argument("--base", type=Path, required=True, help="Hugging Face checkpoint directory")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    adopt_adapter(**vars(arguments))

@@ -1,0 +1,19 @@
+"""Check what a point keeps, remove what it need not, and write its manifest."""
+
+import argparse
+import json
+from pathlib import Path
+
+from lorasweep.results.manifest import clean_up
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--point", type=Path, required=True, help="the point's folder of results")
+    parser.add_argument("--benchmarks", type=Path, required=True, help="Snakemake's measurements, by rule and point")
+    parser.add_argument("--settings", type=json.loads, required=True, help="the point's settings and mode, as JSON")
+    parser.add_argument("--tasks", nargs="*", default=[], help="the tasks that the point is evaluated on")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    workflow = Path(__file__).parents[4]
+    clean_up(arguments.point, arguments.settings, arguments.tasks, arguments.benchmarks, workflow)

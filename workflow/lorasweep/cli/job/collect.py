@@ -1,0 +1,47 @@
+"""Make the tables of results, and the answer that they give, from the manifests and the samples' scores."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from lorasweep.experiment.sections import Report
+from lorasweep.layout import EXPERIMENT
+from lorasweep.results.answer import choose_metric, find_answer
+from lorasweep.results.manifest import list_points
+from lorasweep.results.replicates import aggregate
+from lorasweep.results.table import SampleScores, make_table
+from lorasweep.util.files import write_aside
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, required=True, help="the experiment's folder of results")
+    parser.add_argument("--samples", type=Path, help="the samples' scores, as Parquet")
+    parser.add_argument("--variables", nargs="*", default=[], help="the keys that vary: a column each")
+    parser.add_argument("--tasks", nargs="*", default=[], help="the tasks, the one that decides first")
+    parser.add_argument(
+        "--report", type=Report.model_validate_json, required=True, help="the section `report`, as JSON"
+    )
+    parser.add_argument("--baselines", nargs="*", default=[], help="the points that are a base model")
+    parser.add_argument("--points", nargs="*", help="the points to take; by default all of the experiment")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the table of points, as CSV; the others lie beside it"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    report, output = arguments.report, arguments.output
+    points = arguments.points or list_points(arguments.results, arguments.baselines)
+    samples = pd.read_parquet(arguments.samples) if arguments.samples else None
+    scores = SampleScores(samples)
+    table = make_table(arguments.results, points, arguments.variables, scores, report.confidence)
+    settings = aggregate(table, arguments.variables, scores, report.confidence)
+    task = next(iter(arguments.tasks), None)
+    metric = choose_metric(table, arguments.tasks, report.metric, str(arguments.results / EXPERIMENT))
+    answer = find_answer(table, settings, scores, task, metric, report.higher_is_better, report.confidence)
+    table.to_parquet(output.with_suffix(".parquet"), index=False)
+    settings.to_csv(output.with_name(output.name.replace("results", "replicates")), index=False)
+    answer_file = output.with_name(output.name.replace("results", "answer")).with_suffix(".json")
+    write_aside(answer_file, json.dumps(answer.as_plain() | {"variables": arguments.variables}, indent=1) + "\n")
+    table.to_csv(output, index=False)

@@ -1,0 +1,46 @@
+"""Print an experiment's ledger: what it kept and spent, beside its plan. It is renewed every minute of a run."""
+
+import argparse
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lorasweep.cli.experiments import add_results, find_results
+from lorasweep.layout import LEDGER
+from lorasweep.running.ledger import TOTAL, describe_ledger
+from lorasweep.util.errors import InputError
+from lorasweep.util.formats import format_bytes, format_seconds
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_results(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    results = find_results(arguments.experiment)
+    if not (results / LEDGER).is_file():
+        raise InputError(f"{results}: no ledger yet; a run writes it")
+    # Of a point the columns of the total are empty, and of the total the mode.
+    costs = pd.read_csv(results / LEDGER).fillna({"mode": ""}).fillna(0)
+    rows = [dict(zip(costs.columns, row, strict=True)) for row in costs.itertuples(index=False)]
+    table = Table(title=f"{results.name}: the ledger", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("point", "mode", "kept", "planned", "jobs", "planned", "failed", "GPU hours"):
+        is_text = column in ("point", "mode")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point", overflow="fold")
+    for row in rows:
+        table.add_row(
+            str(row["point"]),
+            str(row["mode"]),
+            format_bytes(row["kept_bytes"]),
+            format_bytes(row["planned_kept_bytes"]),
+            format_seconds(row["job_seconds"]),
+            format_seconds(row["planned_job_seconds"]),
+            format_seconds(row["failed_seconds"]) if row["failed_attempts"] else "-",
+            f"{row['gpu_hours']:,.2f}",
+            style="bold" if row["point"] == TOTAL else None,
+        )
+    console = Console()
+    console.print(table)
+    console.print(describe_ledger(rows), highlight=False)

@@ -1,0 +1,28 @@
+"""Say what a run would do, what it would take in bytes and hours, and what the other ways to keep checkpoints would.
+
+It is a dry run of Snakemake, which alone knows what is to do: further arguments are Snakemake's, such as
+`--jobs 20` or `--config evaluation='{merge_adapters: false}'`.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lorasweep.cli.experiments import add_experiment, read_config
+from lorasweep.layout import WANTED_PLAN
+
+ROOT = Path(__file__).parents[3]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_experiment(parser)
+    parser.add_argument("snakemake", nargs=argparse.REMAINDER, help="further arguments, which are Snakemake's")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    read_config(arguments.experiment)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+    command += ["--configfile", str(arguments.experiment), "--dry-run", "--quiet", "rules", *arguments.snakemake]
+    sys.exit(subprocess.run(command, env={**os.environ, WANTED_PLAN: "whole"}).returncode)

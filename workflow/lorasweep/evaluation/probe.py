@@ -1,0 +1,62 @@
+"""The probe: what a model answers to fixed tokens, to see that an adapter changes it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorasweep.adapters.adapter import Adapter, AdapterError
+from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.checkpoints.dtypes import PRECISIONS
+from lorasweep.checkpoints.tensors import DTYPES
+from lorasweep.util.files import give_default_mode
+
+_LENGTH = 32
+
+
+def probe_logits(model: Any) -> torch.Tensor:
+    """Return the model's logits on 32 fixed tokens, as float32 of shape [32, vocabulary], on the CPU.
+
+    The tokens are spread over the vocabulary by a fixed rule, so that the probe needs no tokenizer.
+    """
+    embedding = model.get_input_embeddings()
+    size = getattr(embedding, "base_layer", embedding).num_embeddings  # LoRA can lie around it
+    tokens = torch.tensor([[(7919 * (i + 1)) % size for i in range(_LENGTH)]], device=model.device)
+    with torch.inference_mode():
+        return model(input_ids=tokens).logits[0].float().cpu()
+
+
+def measure_effect(adapter: Adapter, logits: torch.Tensor, base: torch.Tensor) -> float:
+    """Return the largest distance of a logit from the base's, both of shape [tokens, vocabulary].
+
+    Raises:
+        AdapterError: there is none.
+    """
+    distance = float((logits - base).abs().max())
+    if not distance > 0:
+        raise AdapterError(f"{adapter.path}: the model answers the probe as its base does: the adapter has no effect")
+    return distance
+
+
+def base_logits(base: Checkpoint, dtype: str, device: str, cache: Path) -> torch.Tensor:
+    """Return the base model's probe, from `cache` if some evaluation left it there.
+
+    It is kept by fingerprint, precision and kind of device: a merged model is compared with what the same arithmetic
+    makes of the base, and each base is loaded for it once a sweep.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kind = torch.cuda.get_device_name() if device == "cuda" else device
+    key = hashlib.sha256(f"{base.fingerprint} {dtype} {kind} {torch.__version__}".encode()).hexdigest()[:16]
+    file = cache / f"{key}.safetensors"
+    if not file.is_file():
+        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=DTYPES[PRECISIONS[dtype]], device_map=device)
+        cache.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(f".{hashlib.sha256(str(id(model)).encode()).hexdigest()[:8]}.tmp")
+        save_file({"logits": probe_logits(model)}, aside)
+        give_default_mode(aside)
+        aside.replace(file)
+        del model
+    return load_file(file)["logits"]

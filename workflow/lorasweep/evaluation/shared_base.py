@@ -1,0 +1,144 @@
+"""One base model in memory, and any number of LoRA adapters on it: attached, switched by request, dropped.
+
+The base is loaded once and stays as it is; an adapter costs its own tensors, and gives them back when it is detached.
+Each is checked when it is attached: that the model holds it bit for bit, and that it changes what the model answers.
+"""
+
+import threading
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+
+from lorasweep.adapters.adapter import Adapter, AdapterError, check_injected
+from lorasweep.evaluation.probe import measure_effect, probe_logits
+
+_BASE = "__base__"
+"""PEFT's name for a row of a batch that no adapter changes."""
+
+
+class SharedBase:
+    """A model of transformers that several adapters share.
+
+    All methods can be called from any thread; one runs at a time.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._peft: PeftModel | None = None
+        self._active: str | None = None
+        self._attached: set[str] = set()
+        self._names = (f"adapter_{number}" for number in count())
+        self._lock = threading.RLock()
+        self.logits = probe_logits(model)
+        """What the base answers to the probe: float32 of shape [tokens, vocabulary]."""
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._model.device
+        return device
+
+    @property
+    def attached(self) -> int:
+        """How many adapters are attached now."""
+        return len(self._attached)
+
+    def attach(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
+        """Attach an adapter; return the name it has here, and the proof that it acts.
+
+        The proof has `adapter_sha256` of the weights file, `adapter_tensors`, how many of them the model holds
+        unchanged, and `probe_distance`, the largest distance of a logit from the base's on the probe's tokens.
+
+        Raises:
+            AdapterError: it would change the base that others share; not all of it was taken; it has no effect.
+        """
+        _refuse_changes_of_the_base(adapter)
+        with self._lock:
+            name = next(self._names)
+            try:
+                if self._peft is None:
+                    config = PeftConfig.from_pretrained(str(adapter.path))
+                    config.inference_mode = True
+                    self._peft = PeftModel(self._model, config, adapter_name=name)
+                self._attached.add(name)
+                # In the adapter's own precision where that is the wider one, as PEFT does by default.
+                self._peft.load_adapter(str(adapter.path), name, torch_device=str(self.device))
+                tensors = check_injected(adapter, self._peft.state_dict(), name)
+                distance = measure_effect(adapter, self.probe(name), self.logits)
+            except BaseException:
+                self.detach(name)
+                raise
+        return name, {"adapter_sha256": adapter.sha256, "adapter_tensors": tensors, "probe_distance": distance}
+
+    def detach(self, name: str) -> None:
+        """Drop an adapter and its memory; of one that is not attached, nothing."""
+        with self._lock:
+            self._attached.discard(name)
+            if self._active == name:
+                self._active = None
+            if self._peft is not None and name in self._peft.peft_config:
+                self._peft.delete_adapter(name)
+
+    def probe(self, name: str | None) -> torch.Tensor:
+        """Return the logits on the probe's tokens under an adapter, or the base's."""
+        with self._lock:
+            self._activate(name)
+            return probe_logits(self._model)
+
+    def generate(self, names: Sequence[str | None], **inputs: Any) -> Any:
+        """Generate as transformers' `generate` does, the rows of the batch each under its adapter, or as the base.
+
+        `inputs` are those of `generate`, with `input_ids` of shape [rows, tokens].
+
+        Raises:
+            ValueError: there are not as many names as rows, or an adapter is not attached.
+        """
+        if len(names) != len(inputs["input_ids"]):
+            raise ValueError(f"{len(names)} adapters for {len(inputs['input_ids'])} rows")
+        with self._lock:
+            if unknown := {name for name in names if name} - self._attached:
+                raise ValueError(f"not attached: {', '.join(sorted(unknown))}")
+            if len(set(names)) == 1:
+                self._activate(names[0])
+                return self._model.generate(**inputs)
+            self._activate(next(name for name in names if name))  # which one is of no matter; that layers are on is
+            assert self._peft is not None
+            try:
+                return self._peft.generate(**inputs, adapter_names=[name or _BASE for name in names])
+            except BaseException:
+                _remove_hooks(self._peft)
+                raise
+
+    def _activate(self, name: str | None) -> None:
+        if self._peft is None or not self._attached:
+            return
+        if name is None:
+            self._peft.base_model.disable_adapter_layers()
+        elif name != self._active:
+            self._peft.base_model.enable_adapter_layers()
+            self._peft.set_adapter(name, inference_mode=True)
+        self._active = name
+
+
+def _remove_hooks(model: torch.nn.Module) -> None:
+    """Remove what PEFT leaves on its layers when a mixed batch fails: it would decide for later batches."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if "adapter_names" in getattr(hook, "keywords", {}):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def can_share_batches(adapter: Adapter) -> bool:
+    """Whether rows under this adapter can be in one batch with rows under others: PEFT does it for plain LoRA only."""
+    return not adapter.config.get("use_dora") and not adapter.config.get("lora_bias")
+
+
+def _refuse_changes_of_the_base(adapter: Adapter) -> None:
+    if adapter.replaced:
+        raise AdapterError(
+            f"{adapter.path}: it replaces '{next(iter(adapter.replaced))}' in the base model (bias, modules_to_save), "
+            "which other adapters share; accepted: merge_adapters: true"
+        )

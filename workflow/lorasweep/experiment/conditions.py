@@ -1,0 +1,131 @@
+"""Conditions on a point's settings, written as text: `lora_rank > 32 and lr >= 1e-3`.
+
+Parsed by Python's own parser, and evaluated here: nothing but what `ACCEPTED` says is ever run.
+"""
+
+import ast
+import operator
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from lorasweep.util.errors import InputError, nearest
+
+ACCEPTED = "comparisons (< <= > >= == != in, not in) of keys, numbers, quoted text, lists, true, false and null, "
+ACCEPTED += "joined by and, or, not and parentheses; numbers can be added, subtracted, multiplied and divided"
+
+LONGEST = 1000
+"""Characters of a condition."""
+
+_WORDS = {"true": True, "false": False, "null": None}
+"""As YAML writes them."""
+
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+class Condition:
+    """A condition on settings, checked when it is made."""
+
+    def __init__(self, text: str, known: Collection[str], where: str) -> None:
+        """Read a condition; `known` are the keys that it may speak of, `where` names it in messages.
+
+        Raises:
+            InputError: text that is no condition, or an unknown key.
+        """
+        self._text = text
+        self._where = where
+        if len(text) > LONGEST:
+            raise InputError(f"{where}: {len(text)} characters are not accepted; accepted: {LONGEST} at most")
+        try:
+            self._tree = ast.parse(text.strip(), mode="eval").body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise self._refuse(getattr(error, "msg", str(error))) from error
+        self.keys = {node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)} - _WORDS.keys()
+        for key in sorted(self.keys - set(known)):
+            raise InputError(f"{where}: unknown key '{key}'{nearest(key, known)}; accepted: {', '.join(known)}")
+        self._check(self._tree)
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether the condition is true of settings by key.
+
+        Raises:
+            InputError: values that cannot be compared or reckoned with, or something that is neither true nor false.
+        """
+        try:
+            found = self._evaluate(self._tree, settings)
+        except (TypeError, ZeroDivisionError, OverflowError) as error:
+            values = ", ".join(f"{key}: {settings[key]!r}" for key in sorted(self.keys))
+            raise self._refuse(f"{error} (with {values})") from error
+        if not isinstance(found, bool):
+            raise self._refuse(f"it is {found!r}, neither true nor false")
+        return found
+
+    def _refuse(self, why: str) -> InputError:
+        return InputError(f"{self._where}: {self._text!r} is not accepted: {why}; accepted: {ACCEPTED}")
+
+    def _check(self, tree: ast.AST) -> None:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant):
+                is_known = isinstance(node.value, bool | int | float | str | None)
+            elif isinstance(node, ast.Compare):
+                is_known = all(type(comparison) in _COMPARISONS for comparison in node.ops)
+            elif isinstance(node, ast.BinOp):
+                is_known = type(node.op) in _ARITHMETIC
+            elif isinstance(node, ast.UnaryOp):
+                is_known = isinstance(node.op, ast.Not | ast.USub)
+            else:
+                is_known = not isinstance(node, ast.expr) or isinstance(node, ast.BoolOp | ast.Name | ast.List)
+            if not is_known:
+                raise self._refuse(f"{ast.unparse(node)!r} is none of what is accepted")
+
+    def _evaluate(self, node: ast.expr, settings: Mapping[str, Any]) -> Any:
+        match node:
+            case ast.Constant():
+                return node.value
+            case ast.Name():
+                return _WORDS[node.id] if node.id in _WORDS else settings[node.id]
+            case ast.List():
+                return [self._evaluate(item, settings) for item in node.elts]
+            case ast.BoolOp():
+                wanted = isinstance(node.op, ast.Or)
+                # As in Python: what decides it ends it, so that `lora_alpha != null and lora_alpha > 16` is safe.
+                return wanted if any(self._is_true(v, settings) == wanted for v in node.values) else not wanted
+            case ast.UnaryOp(op=ast.Not()):
+                return not self._is_true(node.operand, settings)
+            case ast.UnaryOp():
+                return -_number(self._evaluate(node.operand, settings))
+            case ast.BinOp():
+                left, right = (_number(self._evaluate(side, settings)) for side in (node.left, node.right))
+                return _ARITHMETIC[type(node.op)](left, right)
+            case ast.Compare():
+                sides = [self._evaluate(side, settings) for side in (node.left, *node.comparators)]
+                pairs = zip(node.ops, sides, sides[1:], strict=False)
+                return all(_COMPARISONS[type(comparison)](left, right) for comparison, left, right in pairs)
+        raise AssertionError(node)
+
+    def _is_true(self, node: ast.expr, settings: Mapping[str, Any]) -> bool:
+        found = self._evaluate(node, settings)
+        if not isinstance(found, bool):
+            raise TypeError(f"{ast.unparse(node)!r} is {found!r}, neither true nor false")
+        return found
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value

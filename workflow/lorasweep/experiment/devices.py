@@ -1,0 +1,32 @@
+"""The devices that a plan knows, and what each does at its best."""
+
+from lorasweep.experiment.sections import Device, Experiment
+from lorasweep.util.errors import InputError, nearest
+
+DEVICES = {
+    "a40": Device(bf16_flops=150e12, fp32_flops=37e12, bandwidth=0.70e12),
+    "a100": Device(bf16_flops=312e12, fp32_flops=19.5e12, bandwidth=2.0e12),
+    "l40s": Device(bf16_flops=362e12, fp32_flops=92e12, bandwidth=0.86e12),
+    "h100": Device(bf16_flops=989e12, fp32_flops=67e12, bandwidth=3.35e12),
+    "h200": Device(bf16_flops=989e12, fp32_flops=67e12, bandwidth=4.8e12),
+    "b200": Device(bf16_flops=2250e12, fp32_flops=75e12, bandwidth=8.0e12),
+    "rtx4090": Device(bf16_flops=165e12, fp32_flops=83e12, bandwidth=1.0e12),
+    "cpu": Device(bf16_flops=0.1e12, fp32_flops=0.2e12, bandwidth=20e9),
+}
+"""Dense peaks by the makers' data sheets (SXM where there are several); `cpu`: two cores of a server."""
+
+DEFAULT_DEVICES = {"cuda": "a100", "cpu": "cpu"}
+
+
+def check_device(experiment: Experiment, source: str) -> None:
+    """Check that the plan's device is known.
+
+    Raises:
+        InputError: it is in no table.
+    """
+    device, known = experiment.plan.device, {**DEVICES, **experiment.plan.devices}
+    if device and device not in known:
+        raise InputError(
+            f"{source}: plan.device: {device!r} is not known{nearest(device, known)}; accepted: {', '.join(known)}, or "
+            "one that plan.devices describes"
+        )

@@ -1,0 +1,382 @@
+"""The points of a sweep: which settings each has, and what it is called.
+
+A point is what its settings are, never where it stands in the file. Its name is made of the values that vary
+(`lora_rank=8,lr=1e-4`) and then kept: `results/<experiment>/points.json` records the settings each name was
+given to, so that turning a control into a variable, or a variable into a control, renames no point that exists.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from lorasweep.experiment.grid import make_combinations
+from lorasweep.experiment.loading import parse_section, parse_setting
+from lorasweep.experiment.sections import (
+    CHECKPOINT_KEYS,
+    NAME_PATTERN,
+    NAME_RULE,
+    PROMPT_KEYS,
+    Controls,
+    Data,
+    Experiment,
+)
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASELINE, RESERVED_NAMES, get_checkpoint_name
+from lorasweep.util.errors import InputError
+from lorasweep.util.files import write_aside
+
+_VALUE = r"[A-Za-z0-9._+-]+"
+"""What a value may look like that stands in a name."""
+
+_ABRIDGED = 20
+"""Characters of a prompt that stand in a name."""
+
+LONGEST_NAME = 150
+"""Characters; a file name may have 255, and the rest is left to suffixes."""
+
+_DEFAULTS = Controls()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training and its evaluation, a checkpoint of an earlier epoch of it, or an adapter that exists."""
+
+    name: str
+    swept: tuple[str, ...]
+    """The keys that this point has from `variables`, from `sample` or from its run."""
+    controls: Controls
+    model_format: str
+    merge_adapters: bool
+    is_run: bool = False
+    """Whether it stands under `runs`, which names it."""
+    adapter: str | None = None
+    """The path of an adapter that exists; `controls` mean nothing then."""
+    data: Data = field(default_factory=Data)
+    """The experiment's, with the prompts of this point."""
+    trained_by: str | None = None
+    """The point whose training makes the adapter, where this is a checkpoint of an earlier `epoch` of it."""
+    epoch: int | None = None
+    is_evaluated: bool = True
+    """Whether `evaluation.epochs` names its epoch."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has a training of its own."""
+        return not self.adapter and not self.trained_by
+
+    @property
+    def mode(self) -> Literal["A", "B1", "B2"]:
+        """`A` (full model), `B1` (adapter, merged for the evaluation) or `B2` (adapter, direct)."""
+        return "A" if self.model_format == "hf" else "B1" if self.merge_adapters else "B2"
+
+    def _get_controls(self) -> dict[str, Any]:
+        """The controls; of those that are left out at their default, such as came later, the ones that vary."""
+        varied = {key: getattr(self.controls, key) for key in self.swept if key in Controls.model_fields}
+        return self.controls.model_dump(by_alias=True) | varied
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting of the point, as plain values: the controls and the override, or the adapter that it is given,
+        prompts if it has any, how the checkpoint is kept, and of which training's earlier epoch it is one."""
+        return {
+            **({"adapter": self.adapter} if self.adapter else self._get_controls()),
+            **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
+            "model_format": self.model_format,
+            "merge_adapters": self.merge_adapters,
+            **({"trained_by": self.trained_by, "epoch": self.epoch} if self.trained_by else {}),
+        }
+
+
+def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str, Point]:
+    """Return the points of an experiment by name, in the order of the file; after each, its earlier epochs.
+
+    `registry` is the experiment's `points.json`, which need not exist yet.
+
+    Raises:
+        InputError: what `make_combinations` refuses, a value that cannot stand in a file name, a run without a usable
+            name, two points that are the same, an epoch that no point has.
+    """
+    grid = [_make_point(experiment, values) for values in make_combinations(experiment, source)]
+    names = _NamesOnRecord(_read_registry(registry))
+    named = [replace(point, name=names.recall(point) or _make_name(point, source)) for point in grid]
+    named += [_parse_run(experiment, index, run, source) for index, run in enumerate(experiment.runs)]
+    if not named and not (experiment.evaluation.enabled and experiment.evaluation.baselines):
+        raise InputError(
+            f"{source}: nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' give no point"
+        )
+    named = [checkpoint for point in named for checkpoint in _get_checkpoints(experiment, point)]
+    _check_epochs(experiment, named, source)
+    _refuse_duplicates(named, source)
+    return {point.name: point for point in named}
+
+
+def get_baselines(experiment: Experiment, points: Collection[str], source: str) -> dict[str, str]:
+    """Return the models that are evaluated as they are, and not trained: names, which are folders, and paths.
+
+    Raises:
+        InputError: a name that a point or another baseline has, or that every experiment has already.
+    """
+    evaluation = experiment.evaluation
+    if not evaluation.enabled:
+        return {}
+    baselines = {BASELINE: evaluation.base_model or experiment.model.path} if evaluation.baseline else {}
+    for index, baseline in enumerate(evaluation.baselines):
+        if baseline.name in (*RESERVED_NAMES, *points, *baselines) or len(baseline.name) > LONGEST_NAME:
+            raise InputError(
+                f"{source}: evaluation.baselines.{index}.name: {baseline.name!r} is not accepted; accepted: a name of "
+                f"at most {LONGEST_NAME} characters that no point, no other baseline and no file of the results has"
+            )
+        baselines[baseline.name] = os.path.normpath(baseline.model)
+    return baselines
+
+
+def record_points(points: Mapping[str, Point], registry: Path) -> None:
+    """Write down which settings each name stands for, and which points are of the sweep as it is now.
+
+    Names of points that left the experiment stay on record. The swept keys of a name are those it was made of, so
+    that a name never speaks of a value that it no longer has.
+    """
+    known = _read_registry(registry)
+    record = {name: entry | {"current": False} for name, entry in known.items()}
+    for point in points.values():
+        record[point.name] = {
+            "swept": known.get(point.name, {}).get("swept", sorted(point.swept)),
+            "settings": point.settings,
+            "mode": point.mode,
+            "is_run": point.is_run,
+            "current": True,
+        }
+    if record != known or not registry.is_file():
+        registry.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(registry, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def get_setting(settings: Mapping[str, Any], key: str) -> Any:
+    """Return a setting of a point that was trained; of a control that is left out, as one that came later, its default.
+
+    A model as it is and an adapter that was given have no controls.
+    """
+    return settings.get(key, getattr(_DEFAULTS, key, None) if "lora_rank" in settings else None)
+
+
+def format_value(value: Any) -> str:
+    """Write a value as it stands in a name: numbers as short as they can be, lists joined by `+`."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float):
+        plain = format(Decimal(repr(value)).normalize(), "f")
+        digits, _, exponent = format(Decimal(repr(value)).normalize(), "e").partition("e")
+        scientific = f"{digits}e{int(exponent)}"
+        return min(plain, scientific, key=len)
+    if isinstance(value, list):
+        return "+".join(format_value(item) for item in value)
+    return str(value)
+
+
+def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
+    """Return the point, which has the last epoch, and its checkpoints of earlier ones that are wanted."""
+    if not point.is_trained:
+        return [point]
+    last, wanted = point.controls.epochs, experiment.evaluation.epochs
+    epochs = [last] if wanted == "last" else list(range(1, last + 1)) if wanted == "all" else wanted
+    earlier = [
+        replace(point, name=get_checkpoint_name(point.name, epoch), trained_by=point.name, epoch=epoch)
+        for epoch in epochs
+        if epoch < last
+    ]
+    return [replace(point, is_evaluated=last in epochs), *earlier]
+
+
+def _check_epochs(experiment: Experiment, points: Sequence[Point], source: str) -> None:
+    wanted = experiment.evaluation.epochs
+    trained = [point for point in points if point.is_trained]
+    for point in trained if wanted != "last" else ():
+        if "epochs" in point.controls.override:
+            raise InputError(
+                f"{source}: controls._override.epochs: {point.controls.override['epochs']!r} is not accepted beside "
+                "evaluation.epochs; accepted: controls.epochs"
+            )
+    if not isinstance(wanted, list):
+        return
+    for point in trained:
+        if wanted[0] > point.controls.epochs:
+            raise InputError(
+                f"{source}: evaluation.epochs: {wanted} has no epoch of '{point.name}', which is trained for "
+                f"{point.controls.epochs}; accepted: last, all, or numbers of which each point has one"
+            )
+    most = max((point.controls.epochs for point in trained), default=0)
+    if trained and wanted[-1] > most:
+        raise InputError(
+            f"{source}: evaluation.epochs: {wanted[-1]} is not accepted: no point is trained for so many epochs; "
+            f"accepted: last, all, or numbers from 1 to {most}"
+        )
+
+
+def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], source: str) -> Point:
+    where = f"runs.{index}"
+    values = dict(run)
+    name = values.pop("name", None)
+    if not isinstance(name, str) or not _is_name(name):
+        raise InputError(f"{source}: {where}.name: {name!r} is not accepted; accepted: a name of {NAME_RULE}")
+    override = values.pop("_override", {})
+    if not isinstance(override, dict):
+        raise InputError(f"{source}: {where}._override: {override!r} is not accepted; accepted: a mapping")
+    adapter = values.pop("adapter", None)
+    if adapter is not None:
+        _check_adapter(adapter, [*values, *(["_override"] if override else [])], where, source)
+        adapter = os.path.normpath(adapter)
+    parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in values.items()}
+    point = replace(_make_point(experiment, parsed), adapter=adapter)
+    if override:
+        merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
+        controls = parse_section(Controls, {**point.controls.model_dump(by_alias=True), "_override": merged}, source)
+        point = replace(point, controls=controls)
+    return replace(point, name=name, is_run=True)
+
+
+def _check_adapter(adapter: Any, others: Sequence[str], where: str, source: str) -> None:
+    """Check what can be seen without reading tensors; its weights are checked when it is taken over."""
+    accepted_keys = (*PROMPT_KEYS, *CHECKPOINT_KEYS)
+    trained = [key for key in others if key not in accepted_keys]
+    if trained:
+        raise InputError(
+            f"{source}: {where}.{trained[0]}: says how to train, and the adapter exists; accepted beside 'adapter': "
+            f"name, {', '.join(accepted_keys)}"
+        )
+    accepted = f"the path of a directory with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
+    if not isinstance(adapter, str) or set(adapter) & set("*?[]{}\n"):
+        raise InputError(f"{source}: {where}.adapter: {adapter!r} is not accepted; accepted: {accepted}")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not Path(adapter, name).is_file():
+            raise InputError(f"{source}: {where}.adapter: no {name} in {adapter!r}; accepted: {accepted}")
+
+
+def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
+    controls = experiment.controls.model_copy(update={k: v for k, v in values.items() if k in Controls.model_fields})
+    return Point(
+        name="",
+        swept=tuple(values),
+        controls=controls,
+        model_format=values.get("model_format", experiment.evaluation.model_format),
+        merge_adapters=values.get("merge_adapters", experiment.evaluation.merge_adapters),
+        data=experiment.data.model_copy(update={k: v for k, v in values.items() if k in PROMPT_KEYS}),
+    )
+
+
+def _make_name(point: Point, source: str) -> str:
+    settings = point.settings
+    parts = []
+    for key in point.swept:
+        text = format_value(settings.get(key))
+        if key in PROMPT_KEYS and not (re.fullmatch(_VALUE, text) and len(text) <= _ABRIDGED):
+            text = _abridge(text)
+        if not re.fullmatch(_VALUE, text) or ".." in text:
+            raise InputError(
+                f"{source}: variables.{key}: {settings.get(key)!r} cannot stand in a file name; accepted: letters, "
+                "digits and . _ + - only, or a run of its own under 'runs' with a name of its own"
+            )
+        parts.append(f"{key}={text}")
+    name = ",".join(sorted(parts))
+    if len(name) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name[: LONGEST_NAME - 9]}-{digest}"
+    return name
+
+
+def _abridge(text: str) -> str:
+    """Return what stands for a text in a name: how it begins, and a digest of all of it."""
+    begin = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:_ABRIDGED].rstrip("_")
+    return f"{begin}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".lstrip("-")
+
+
+class _NamesOnRecord:
+    """The names that points had in earlier runs, found by the points' values in the time of one look-up."""
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self._known = known
+        self._by_swept: dict[tuple[str, ...], list[str]] = {}
+        for name, record in known.items():
+            if not record["is_run"] and "trained_by" not in record["settings"]:
+                self._by_swept.setdefault(tuple(record["swept"]), []).append(name)
+        self._by_values: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, list[str]]] = {}
+
+    def recall(self, point: Point) -> str | None:
+        """Return the name under which this point was run before, if it was.
+
+        A recorded point is this one if they agree in every key that either of them sweeps: what neither sweeps are
+        controls, and editing a control changes a point without making it another. Of several, the closest is taken.
+        """
+        settings = json.loads(json.dumps(point.settings))
+
+        def agreement(name: str) -> tuple[int, int, bool]:
+            then = self._known[name]["settings"]
+            same = sum(then.get(key) == value for key, value in settings.items())
+            return same, len(self._known[name]["swept"]), sorted(point.swept) == self._known[name]["swept"]
+
+        matches = []
+        for swept in self._by_swept:
+            keys = tuple(sorted({*point.swept, *swept}))
+            matches += self._index(swept, keys).get(_key(settings, keys), [])
+        return max(matches, key=agreement, default=None)
+
+    def _index(self, swept: tuple[str, ...], keys: tuple[str, ...]) -> dict[str, list[str]]:
+        """Return the names that were made of the keys `swept`, by their values of `keys`."""
+        if (swept, keys) not in self._by_values:
+            index: dict[str, list[str]] = {}
+            for name in self._by_swept[swept]:
+                index.setdefault(_key(self._known[name]["settings"], keys), []).append(name)
+            self._by_values[swept, keys] = index
+        return self._by_values[swept, keys]
+
+
+def _key(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return json.dumps([_as_number(get_setting(settings, key)) for key in keys])
+
+
+def _as_number(value: Any) -> Any:
+    """1 and 1.0 are one value, and are written in two ways; true is neither."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _read_registry(registry: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(registry.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{registry}: not the record of point names that lorasweep writes ({error}); restore it, or remove it: "
+            "then points are named anew"
+        ) from error
+
+
+def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
+    names: set[str] = set()
+    seen: dict[str, str] = {}
+    for point in points:
+        if point.name in RESERVED_NAMES:
+            raise InputError(
+                f"{source}: '{point.name}' is a name that every experiment has already; accepted: another name"
+            )
+        if point.name in names:
+            raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
+        names.add(point.name)
+        settings = dict(point.controls) | point.settings | ({"merge_adapters": None} if point.mode == "A" else {})
+        key = json.dumps(settings, sort_keys=True)
+        if key in seen:
+            hint = "; merge_adapters has no effect where model_format is hf" if point.mode == "A" else ""
+            raise InputError(
+                f"{source}: the points '{seen[key]}' and '{point.name}' are the same{hint}; remove or exclude one"
+            )
+        seen[key] = point.name
+
+
+def _is_name(name: str) -> bool:
+    return bool(re.fullmatch(NAME_PATTERN, name)) and ".." not in name and len(name) <= LONGEST_NAME

@@ -1,0 +1,77 @@
+"""Points drawn at random from a space of values, so that a larger number of them begins with a smaller.
+
+The draw of a key is a function of the seed, the key and the number of the draw alone. Its randomness is
+`random.Random(text).random()`, the one sequence that Python promises to keep for a seed.
+"""
+
+import math
+from random import Random
+from typing import Any
+
+from lorasweep.experiment.loading import parse_setting
+from lorasweep.experiment.sections import Dimension, Sample
+from lorasweep.util.errors import InputError
+
+DIGITS = 3
+"""Significant digits of a number that is not whole: it stands in the point's name."""
+
+_DRAWS_PER_POINT = 1000
+"""So often is drawn for a point that is not there yet, before the space is taken to have no more."""
+
+
+def draw_points(sample: Sample, source: str) -> list[dict[str, Any]]:
+    """Return distinct points, by key, in the order in which they are drawn.
+
+    Raises:
+        InputError: an unknown key, a value that its key does not take, a space with fewer points.
+    """
+    space = {key: _parse_choices(key, dimension, source) for key, dimension in sample.space.items()}
+    points: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    draw = 0
+    while len(points) < sample.points:
+        if draw == _DRAWS_PER_POINT * (len(points) + 1):
+            raise InputError(
+                f"{source}: sample.points: {sample.points} is not accepted: {draw} draws found {len(points)} points in "
+                "sample.space; accepted: as many as that, or a larger space"
+            )
+        point = {
+            key: parse_setting(key, _draw(dimension, sample.seed, key, draw), source, f"sample.space.{key}")
+            for key, dimension in space.items()
+        }
+        draw += 1
+        name = repr(sorted(point.items()))
+        if name not in seen:
+            seen.add(name)
+            points.append(point)
+    return points
+
+
+def _parse_choices(key: str, dimension: Dimension, source: str) -> Dimension:
+    """Check every choice, drawn or not."""
+    if dimension.choices is None:
+        return dimension
+    choices = [parse_setting(key, c, source, f"sample.space.{key}.{i}") for i, c in enumerate(dimension.choices)]
+    return dimension.model_copy(update={"choices": choices})
+
+
+def _draw(dimension: Dimension, seed: int, key: str, number: int) -> Any:
+    share = Random(f"{seed}/{key}/{number}").random()
+    if dimension.choices is not None:
+        return dimension.choices[int(share * len(dimension.choices))]
+    if bounds := dimension.int_uniform:
+        return bounds[0] + int(share * (bounds[1] + 1 - bounds[0]))
+    if bounds := dimension.int_log_uniform:
+        return min(int(_between_logs(bounds[0], bounds[1] + 1, share)), bounds[1])
+    if dimension.log_uniform:
+        low, high = dimension.log_uniform
+        value = _between_logs(low, high, share)
+    else:
+        assert dimension.uniform is not None
+        low, high = dimension.uniform
+        value = low + share * (high - low)
+    return min(max(float(f"{value:.{DIGITS}g}"), low), high)
+
+
+def _between_logs(low: float, high: float, share: float) -> float:
+    return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))

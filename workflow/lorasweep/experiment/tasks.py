@@ -1,0 +1,161 @@
+"""Inspect tasks as the experiment names them, checked without importing Inspect or running any of their code."""
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasweep.experiment.sections import NAME_PATTERN, NAME_RULE, Task
+from lorasweep.util.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task of the experiment with the name of its log."""
+
+    name: str
+    spec: Task
+    file: Path | None
+    """The file that defines it; `None` for a task that an installed package registers."""
+
+    @property
+    def files(self) -> list[str]:
+        """What it is made of: a change in one of these evaluates anew."""
+        own = [reference.partition("@")[0] for _, reference in self._references if _is_in_file(reference)]
+        return [*([str(self.file)] if self.file else []), *own, *self.spec.files]
+
+    @property
+    def registered(self) -> list[tuple[str, str]]:
+        """What of it an installed package registers: pairs of what it is to Inspect, and its name."""
+        task = [] if self.file else [("task", self.spec.task)]
+        return [*task, *(pair for pair in self._references if not _is_in_file(pair[1]))]
+
+    @property
+    def _references(self) -> list[tuple[str, str]]:
+        return [(kind, name) for kind in _REPLACED if (name := getattr(self.spec, kind))]
+
+
+_REPLACED = {"solver": ("solver", "agent"), "scorer": ("scorer",)}
+"""What of a task can be replaced, by key; and Inspect's decorators of such."""
+
+
+def get_tasks(tasks: list[Task], source: str) -> list[TaskEntry]:
+    """Check the tasks and give each its name.
+
+    Raises:
+        InputError: a missing file, a file without that task, solver or scorer, an argument that one does not take,
+            two tasks of one name.
+    """
+    entries: list[TaskEntry] = []
+    for index, spec in enumerate(tasks):
+        where = f"{source}: evaluation.tasks.{index}"
+        for kind, decorators in _REPLACED.items():
+            _check_replaced(kind, decorators, spec, where)
+        if not _is_in_file(spec.task):
+            entries.append(_named(spec, spec.task.rpartition("/")[2], None, where))
+            continue
+        function = _check_function(spec.task, ("task",), spec.args, where, f"{where}.args")
+        path = Path(spec.task.partition("@")[0])
+        for index_of_file, name in enumerate(spec.files):
+            if not Path(name).is_file():
+                raise InputError(f"{where}.files.{index_of_file}: no such file: {name}")
+        entries.append(_named(spec, function, path, where))
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{source}: evaluation.tasks: two tasks are called '{name}'; give one of them a 'name'")
+    return entries
+
+
+def _named(spec: Task, default: str, file: Path | None, where: str) -> TaskEntry:
+    name = spec.name or default
+    if not re.fullmatch(NAME_PATTERN, name) or ".." in name:
+        raise InputError(
+            f"{where}: {spec.task!r} is not accepted; accepted: file.py@task, or a registered name; "
+            f"its 'name' must be of {NAME_RULE}"
+        )
+    return TaskEntry(name, spec, file)
+
+
+def _is_in_file(reference: str) -> bool:
+    return "@" in reference or reference.endswith(".py")
+
+
+def _check_replaced(kind: str, decorators: tuple[str, ...], spec: Task, where: str) -> None:
+    reference, args = getattr(spec, kind), getattr(spec, f"{kind}_args")
+    if reference and _is_in_file(reference):
+        _check_function(reference, decorators, args, f"{where}.{kind}", f"{where}.{kind}_args")
+    elif args and not reference:
+        raise InputError(f"{where}.{kind}_args: {args!r} is not accepted without '{kind}'; accepted: both, or none")
+
+
+def _check_function(
+    reference: str, decorators: tuple[str, ...], args: Mapping[str, Any], where: str, where_args: str
+) -> str:
+    """Check that a file has the function that `file.py@function` names, and that it takes the arguments; return it."""
+    file, _, function = reference.partition("@")
+    kind = decorators[0]
+    defined = _read_functions(Path(file), decorators, where)
+    if not function and len(defined) == 1:
+        function = next(iter(defined))
+    if function not in defined:
+        wanted = f"no {kind} '{function}'" if function else f"no single {kind}"
+        raise InputError(
+            f"{where}: {reference!r} is not accepted: {file} has {wanted}{nearest(function, defined)}; accepted: "
+            + (", ".join(f"{file}@{name}" for name in defined) or f"a file with a function under @{kind}")
+        )
+    _check_arguments(defined[function], reference, args, where_args)
+    return function
+
+
+def _check_arguments(parameters: ast.arguments, reference: str, args: Mapping[str, Any], where: str) -> None:
+    named = [*parameters.posonlyargs, *parameters.args]
+    required = {parameter.arg for parameter in named[: len(named) - len(parameters.defaults)]}
+    required |= {p.arg for p, default in zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True) if not default}
+    known = [parameter.arg for parameter in (*named, *parameters.kwonlyargs)]
+    for argument in args:
+        if argument not in known and not parameters.kwarg:
+            raise InputError(
+                f"{where}: '{argument}' is no argument of {reference}{nearest(argument, known)}; "
+                f"accepted: {', '.join(known) or 'none'}"
+            )
+    if missing := sorted(required - args.keys()):
+        raise InputError(f"{where}: {reference} needs {', '.join(missing)}, for which there is no default")
+
+
+def _read_functions(path: Path, decorators: tuple[str, ...], where: str) -> dict[str, ast.arguments]:
+    """Return the parameters of the functions under such decorators, by the names under which Inspect knows them."""
+    if not path.is_file():
+        raise InputError(
+            f"{where}: no such file: {path}; accepted: file.py@{decorators[0]}, relative to the working directory"
+        )
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise InputError(f"{path}:{error.lineno}: not Python: {error.msg}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not Python: {error}") from error
+    functions = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            for decorator in node.decorator_list:
+                if _get_decorator(decorator) in decorators:
+                    functions[_given_name(decorator) or node.name] = node.args
+    return functions
+
+
+def _given_name(decorator: ast.expr) -> str | None:
+    """The name in `@task(name="...")`."""
+    for keyword in decorator.keywords if isinstance(decorator, ast.Call) else ():
+        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant):
+            return str(keyword.value.value)
+    return None
+
+
+def _get_decorator(decorator: ast.expr) -> str | None:
+    function = decorator.func if isinstance(decorator, ast.Call) else decorator
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else None

@@ -1,0 +1,131 @@
+"""Training and validation data: is the file there, and is it what the experiment says."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from lorasweep.experiment.sections import Data
+from lorasweep.util.errors import InputError, nearest
+
+
+def check_data(data: Data, source: str, key: Literal["train", "validation"] = "train") -> int:
+    """Read every sample of the training or the validation data, and return how many are trained on, or validated.
+
+    Accepted are JSON lines (one object a line) and one JSON array of objects. Of more than `max_samples` only so many
+    count, as only so many are trained on.
+
+    Raises:
+        InputError: a missing or empty file, text that is not JSON, a sample without its columns; with the line number.
+    """
+    where = f"{source}: data.{key}"
+    file = getattr(data, key)
+    if file is None:
+        raise InputError(
+            f"{where}: is missing, and there are points to train; accepted: a file of samples, or 'adapter' for each "
+            "of 'runs', and no 'variables'"
+        )
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"{where}: no such file: {path}; accepted: a file of JSON lines, or of one JSON array")
+    count = 0
+    for line, sample in _read_samples(path):
+        _check_sample(sample, data, f"{path}:{line}")
+        count += 1
+    if count == 0:
+        raise InputError(f"{where}: {path} holds no sample; accepted: at least one JSON object")
+    return min(count, data.max_samples or count) if key == "train" else count
+
+
+def _read_samples(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield each sample with the number of the line on which it starts, counted from 1."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            start = next((line for line in file if line.strip()), "").lstrip()
+            file.seek(0)
+            if start.startswith("["):
+                yield from _read_array(path, file.read())
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    try:
+                        yield number, json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise InputError(
+                            f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); accepted: one JSON object "
+                            "a line, or one JSON array"
+                        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _read_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    decoder = json.JSONDecoder()
+
+    def skip(position: int) -> int:
+        while position < len(text) and text[position].isspace():
+            position += 1
+        return position
+
+    position = skip(skip(0) + 1)
+    line, counted = 1, 0
+    try:
+        while text[position : position + 1] != "]":
+            line, counted = line + text.count("\n", counted, position), position
+            sample, position = decoder.raw_decode(text, position)
+            yield line, sample
+            position = skip(position)
+            if text[position : position + 1] == ",":
+                position = skip(position + 1)
+            elif text[position : position + 1] != "]":
+                raise json.JSONDecodeError("expecting ',' or ']'", text, position)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from error
+
+
+def _check_sample(sample: Any, data: Data, where: str) -> None:
+    if not isinstance(sample, dict):
+        raise InputError(f"{where}: {str(sample)[:60]!r} is not accepted; accepted: a JSON object")
+    if data.format == "instruct":
+        for key in ("input_column", "output_column"):
+            column = getattr(data, key)
+            if column not in sample:
+                raise InputError(
+                    f"{where}: no column '{column}' (data.{key}){nearest(column, sample)}; it has: {', '.join(sample)}"
+                )
+            if not isinstance(sample[column], str) or not sample[column]:
+                raise InputError(f"{where}: {column}: {sample[column]!r} is not accepted; accepted: text")
+        return
+    if data.format == "completion":
+        text = sample.get(data.text_column)
+        if not isinstance(text, str) or not text:
+            raise InputError(
+                f"{where}: no text in the column '{data.text_column}' (data.text_column)"
+                f"{nearest(data.text_column, sample)}; it has: {', '.join(sample)}"
+            )
+        return
+    messages = sample.get(data.messages_column)
+    if not isinstance(messages, list) or not messages:
+        raise InputError(
+            f"{where}: no list of messages in the column '{data.messages_column}' (data.messages_column)"
+            f"{nearest(data.messages_column, sample)}; it has: {', '.join(sample)}"
+        )
+    for index, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
+            raise InputError(
+                f"{where}: {data.messages_column}.{index}: {str(message)[:60]} is not accepted; accepted: an object "
+                "with 'role' (system, user or assistant) and 'content' (text)"
+            )
+    roles = [message["role"] for message in messages]
+    if roles[0] == "system" and data.system_prompt is not None:
+        raise InputError(
+            f"{where}: {data.messages_column}.0: a system message is not accepted beside data.system_prompt, which "
+            "training would put in its place; accepted: one of the two"
+        )
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise InputError(
+            f"{where}: {data.messages_column}: the roles {', '.join(roles)} are not accepted; accepted: a system "
+            "message or none, then user and assistant in turn, an assistant last"
+        )

@@ -1,0 +1,1 @@
+"""What the experiment names on the Hugging Face hub."""

@@ -1,0 +1,127 @@
+"""What of the data and the tasks is counted once, for the plan: tokens by the trainer, samples by Inspect.
+
+Both need an environment that Snakemake's process lacks, and seconds: so `lorasweep plan` counts, the figures stay in
+the experiment's folder, and a dry run takes them from there.
+"""
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lorasweep.experiment.sections import Data
+from lorasweep.experiment.tasks import TaskEntry
+from lorasweep.layout import LENGTHS, TASK_SIZES
+from lorasweep.planning.costs import BYTES_PER_TOKEN, TEMPLATE_TOKENS, Lengths, TaskSize
+from lorasweep.trainers import DEFAULT_TRAINER
+from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import InputError
+from lorasweep.util.files import write_aside
+
+MOST_SAMPLES = 1000
+"""Training samples whose tokens are counted, evenly taken."""
+
+
+def guess_lengths(data: Data, samples: int) -> Lengths:
+    """Return the mean length of training samples by the size of their file."""
+    size = 0
+    if data.train and samples:
+        size = Path(data.train).stat().st_size
+        if data.max_samples:
+            with Path(data.train).open("rb") as file:
+                size = sum(map(len, islice(file, samples)))
+    return Lengths(samples, (size / BYTES_PER_TOKEN / max(1, samples),), are_counted=False)
+
+
+def read_lengths(
+    results: Path, data: Data, fingerprint: str, samples: int, trainer: str = DEFAULT_TRAINER
+) -> Lengths | None:
+    """Return the lengths that a trainer counted of this data for this base model; nothing where it did not."""
+    content = _read(results / LENGTHS)
+    if not samples or content.get("key") != _get_lengths_key(data, fingerprint, trainer):
+        return None
+    return Lengths(samples, tuple(content["lengths"]), are_counted=True)
+
+
+def count_lengths(
+    results: Path, data: Data, fingerprint: str, recipe: str, command: Sequence[str], trainer: str = DEFAULT_TRAINER
+) -> None:
+    """Have the trainer count the tokens of samples, by any recipe that reads them.
+
+    `command` starts `lorasweep job measure_lengths` in the trainer's environment.
+
+    Raises:
+        InputError: it did not end well.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(recipe)
+        file.flush()
+        lengths = _run([*command, "--recipe", file.name, "--most", str(MOST_SAMPLES), "--trainer", trainer])
+    _write(results / LENGTHS, {"key": _get_lengths_key(data, fingerprint, trainer), "lengths": lengths})
+
+
+def read_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path]) -> dict[str, TaskSize]:
+    """Return what tasks ask of a model, as it was counted; nothing where it was not, or a task has changed.
+
+    `files` are those that the tasks are made of.
+    """
+    content = _read(results / TASK_SIZES)
+    if content.get("key") != _get_task_key(tasks, files):
+        return {}
+    return {
+        entry.name: TaskSize(
+            content["tasks"][entry.name]["samples"],
+            TEMPLATE_TOKENS + content["tasks"][entry.name]["prompt_bytes"] / BYTES_PER_TOKEN,
+            entry.spec.max_tokens,
+        )
+        for entry in tasks
+    }
+
+
+def count_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path], command: Sequence[str]) -> None:
+    """Have Inspect count the samples of tasks; `command` starts `lorasweep job measure_tasks` where it is installed.
+
+    Raises:
+        InputError: it did not end well.
+    """
+    asked = [{"name": entry.name, **_get_asked(entry)} for entry in tasks]
+    sizes = _run([*command, "--tasks", json.dumps(asked)])
+    _write(results / TASK_SIZES, {"key": _get_task_key(tasks, files), "tasks": sizes})
+
+
+def _run(command: Sequence[str]) -> Any:
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise InputError(f"{command[5]} did not end well: {said[-1] if said else 'it said nothing'}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
+    said = data.model_dump_json(exclude={"train", "validation"})
+    others = [trainer] if trainer != DEFAULT_TRAINER else []
+    return [digest_file(Path(str(data.train))), said, fingerprint, *others]
+
+
+def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path]) -> list[Any]:
+    return [[_get_asked(entry) for entry in tasks], [digest_file(file) for file in files]]
+
+
+def _get_asked(entry: TaskEntry) -> dict[str, Any]:
+    """What decides how many answers a task asks for, and how long its prompts are."""
+    return entry.spec.model_dump(mode="json", include={"task", "args", "limit", "epochs"})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(file, json.dumps(content) + "\n")

@@ -1,0 +1,221 @@
+"""The plan of one run: made of the experiment, the jobs that Snakemake found to do, and what earlier runs left."""
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from rich.console import Console
+
+from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.checkpoints.sizes import get_model_folder_size
+from lorasweep.experiment.points import Point
+from lorasweep.experiment.sections import Experiment
+from lorasweep.experiment.tasks import TaskEntry
+from lorasweep.layout import BASELINE, JOB_RECORDS, MANIFEST, PICTURE, PLAN
+from lorasweep.planning.costs import BYTES_PER_TOKEN, TASK_SAMPLES, Costs
+from lorasweep.planning.counting import guess_lengths, read_lengths, read_task_sizes
+from lorasweep.planning.disk_space import explain_shortage, find_room
+from lorasweep.planning.history import Experience, JobRecord, get_last_error, learn, read_records
+from lorasweep.planning.planner import GPU_RULES, MODES, Planner, PointPlan, SweepPlan
+from lorasweep.planning.timeline import PlannedJob
+from lorasweep.planning.view import RULES, describe_error, describe_shortly, describe_times, draw_storage, show_plan
+from lorasweep.util.files import get_size, write_aside
+from lorasweep.util.formats import format_bytes
+
+BATCH_RULE = "evaluate_adapters"
+
+EVALUATIONS_READ = 50
+"""Finished evaluations that are looked at for the size of logs."""
+
+WHOLE = "whole"
+
+RECORDED_RULES = (*GPU_RULES, "merge")
+"""Whose jobs take time that is planned and written down."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan with all that it was made of."""
+
+    experiment: Experiment
+    results: Path
+    planner: Planner
+    experience: Mapping[str, Experience]
+    records: Sequence[JobRecord]
+    wanted: Collection[tuple[str, str]]
+    """The jobs that are to do: pairs of a rule and the name of a point or of a batch."""
+    batches: Mapping[str, Sequence[str]]
+    fingerprint: str
+    """Of the base model; nothing where only its configuration is there."""
+
+    @cached_property
+    def unfinished(self) -> set[str]:
+        """The points with a job to do."""
+        return {member for rule, name in self.wanted for member in self.get_members(rule, name)}
+
+    @cached_property
+    def rest(self) -> SweepPlan:
+        """What is to do."""
+        return self.planner.plan_rest(self.wanted, self.batches)
+
+    @cached_property
+    def jobs(self) -> dict[tuple[str, str], PlannedJob]:
+        """What of it takes time."""
+        return self.planner.list_rest(self.wanted, self.batches)
+
+    @cached_property
+    def whole(self) -> dict[str, SweepPlan]:
+        """The whole sweep, as it is configured and in each mode."""
+        return {WHOLE: self.planner.plan_all(), **{mode: self.planner.plan_all(mode) for mode in MODES}}
+
+    @cached_property
+    def points(self) -> list[PointPlan]:
+        """Every point's figures; done is one that has its manifest, and no job to do."""
+        names = {*self.planner.baselines, *self.planner.points} - self.unfinished
+        return self.planner.plan_points({name for name in names if (self.results / name / MANIFEST).is_file()})
+
+    def _get_checkpoints(self, name: str) -> list[str]:
+        return [other for other, point in self.planner.points.items() if point.trained_by == name]
+
+    def get_members(self, rule: str, name: str) -> Sequence[str]:
+        """Return the points of a job."""
+        return self.batches.get(name, ()) if rule == BATCH_RULE else ([name] if name else ())
+
+    def describe_shortly(self) -> str:
+        """Return what a dry run says."""
+        done = sum(point.is_done for point in self.points)
+        guessed = [rule for rule in RULES if rule in self.rest.seconds and not self.planner.costs.is_counted(rule)]
+        return describe_shortly(self.rest, self.whole, done, len(self.points), self.planner.parallel, guessed)
+
+    def show(self, console: Console) -> None:
+        """Print everything."""
+        show_plan(console, self.results.name, self.rest, self.whole, self.points, self._notes)
+
+    @cached_property
+    def _notes(self) -> list[str]:
+        costs = self.planner.costs
+        rules = [rule for rule in self.whole[WHOLE].seconds if self.whole[WHOLE].seconds[rule]]
+        how = "counted" if costs.data.are_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
+        asks = "counted" if costs.tasks else f"guessed ({TASK_SAMPLES} a task without a limit)"
+        return [
+            describe_times(self.experience, rules, costs.device_name)
+            + " "
+            + describe_error(get_last_error(self.records)),
+            f"Jobs at a time: {self.planner.parallel}. Training tokens are {how}, evaluated samples {asks}."
+            + self._note_gpus,
+            *self._note_tmpdir,
+        ]
+
+    @property
+    def _note_gpus(self) -> str:
+        trained = [name for name, point in self.planner.points.items() if point.is_trained]
+        if most := max((self.planner.get_gpus("train", name) for name in trained), default=0):
+            several = f" but for trainings of up to {most}, which share their work" if most > 1 else ""
+            return f" Every job of training or evaluation has one GPU{several}."
+        return ""
+
+    @property
+    def _note_tmpdir(self) -> list[str]:
+        if self.experiment.evaluation.merged_models_in != "tmpdir" or not self.whole["B1"].jobs.get("evaluate_merged"):
+            return []
+        size = get_model_folder_size(self.planner.base, self.experiment.model.dtype)
+        return [
+            f"Each job of evaluate_merged has {format_bytes(size)} in its node's TMPDIR, which is not counted above."
+        ]
+
+    def write(self) -> list[Path]:
+        """Write the plan and its picture; return the files."""
+        content = {
+            "experiment": self.results.name,
+            "device": self.planner.costs.device_name,
+            "parallel_jobs": self.planner.parallel,
+            "tokens_are_counted": self.planner.costs.data.are_counted,
+            "times_from": {rule: asdict(found) for rule, found in self.experience.items()},
+            "last_run_took_of_its_plan": get_last_error(self.records),
+            "to_do": self.rest.as_json(),
+            **{name: plan.as_json() for name, plan in self.whole.items()},
+            "points": [asdict(point) for point in self.points],
+        }
+        self.results.mkdir(parents=True, exist_ok=True)
+        write_aside(self.results / PLAN, json.dumps(content, indent=1) + "\n")
+        draw_storage(self.whole, self.results / PICTURE)
+        return [self.results / PLAN, self.results / PICTURE]
+
+    def explain_shortage(self) -> str | None:
+        """Return what to say where there is no room for what is to do."""
+        need = self.rest.kept_bytes + self.rest.temporary_bytes
+        rooms = find_room(self.results, self.experiment.plan.storage_limit_gb)
+        if not explain_shortage(rooms, need, self.planner.parallel, {}):
+            return None
+        # What a job is about to replace is removed before it begins.
+        need -= sum(
+            get_size(self.results / point / folder)
+            for rule, folder in (("train", "adapter"), ("adopt", "adapter"), ("merge", "hf_model"))
+            for wanted, name in self.wanted
+            if wanted == rule
+            for point in (name, *(self._get_checkpoints(name) if rule == "train" else ()))
+        )
+        others: dict[str, int] = {}
+        if any(rule == "evaluate_merged" for rule, _ in self.wanted):
+            evaluation = self.experiment.evaluation.model_copy(update={"max_merged_models": 1})
+            bounded = replace(self.planner, experiment=self.experiment.model_copy(update={"evaluation": evaluation}))
+            plan = bounded.plan_rest(self.wanted, self.batches)
+            others["evaluation.max_merged_models: 1"] = plan.kept_bytes + plan.temporary_bytes
+        names = {"B1": "merge_adapters: true", "B2": "merge_adapters: false"}
+        for mode, setting in names.items():
+            plan = self.whole[mode]
+            if plan.kept_bytes + plan.temporary_bytes < need:
+                others[f"mode {mode} (model_format: adapter, {setting})"] = plan.kept_bytes + plan.temporary_bytes
+        return explain_shortage(rooms, need, self.planner.parallel, others)
+
+
+def make_forecast(
+    experiment: Experiment,
+    points: Mapping[str, Point],
+    base: Checkpoint,
+    results: Path,
+    wanted: Collection[tuple[str, str]],
+    batches: Mapping[str, Sequence[str]],
+    fingerprint: str,
+    parallel: int,
+    samples: int,
+    tasks: Sequence[TaskEntry],
+    task_files: Sequence[Path],
+    other_baselines: Mapping[str, Checkpoint],
+) -> Forecast:
+    """Make the plan of a run.
+
+    `results` is the experiment's folder, beside those of others, from which it is learnt how long jobs take. `samples`
+    is the number of training samples, `fingerprint` that of the base model, or nothing where its weights are not there,
+    `task_files` are what the tasks are made of, and `other_baselines` are models beside the base model that are
+    evaluated as they are.
+    """
+    records = read_records(results / JOB_RECORDS)
+    others = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
+    everyone = [*(record for file in others for record in read_records(file)), *records]
+    lengths = read_lengths(results, experiment.data, fingerprint, samples, experiment.trainer)
+    costs = Costs(
+        experiment,
+        base,
+        lengths or guess_lengths(experiment.data, samples),
+        read_task_sizes(results, tasks, task_files),
+    )
+    experience = learn(everyone, costs.device_name, fingerprint)
+    costs = replace(costs, factors={rule: found.factor for rule, found in experience.items()})
+    log_bytes = _get_log_bytes(results, [BASELINE, *other_baselines, *points], tasks)
+    planner = Planner(experiment, points, base, costs, parallel, log_bytes, other_baselines)
+    return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
+
+
+def _get_log_bytes(results: Path, points: Iterable[str], tasks: Sequence[TaskEntry]) -> int | None:
+    """Return the size of a point's logs, as some finished evaluations have them."""
+    sizes = []
+    for point in points:
+        logs = [results / point / "eval" / f"{task.name}.eval" for task in tasks]
+        if logs and all(log.is_file() for log in logs):
+            sizes.append(sum(log.stat().st_size for log in logs))
+        if len(sizes) == EVALUATIONS_READ:
+            break
+    return round(sum(sizes) / len(sizes)) if sizes else None

@@ -1,0 +1,373 @@
+"""The plan of a sweep: bytes, hours and jobs, in the mode that is configured and in the others beside it.
+
+Bytes of weights are exact (lorasweep.sizes); times are those of a model that earlier runs correct (lorasweep.costs).
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.checkpoints.sizes import (
+    LOG_ROW,
+    SMALL_FILES,
+    get_adapter_size,
+    get_model_folder_size,
+    get_tokenizer_size,
+)
+from lorasweep.experiment.points import Point
+from lorasweep.experiment.sections import Experiment
+from lorasweep.layout import ADAPTER_WEIGHTS, BASELINE
+from lorasweep.planning.costs import TASK_SAMPLES, Costs
+from lorasweep.planning.timeline import PlannedJob, Timeline, simulate
+from lorasweep.sweep import resources
+
+MODES = ("A", "B1", "B2")
+
+GPU_RULES = ("train", "evaluate", "evaluate_merged", "evaluate_adapters")
+"""Whose jobs have a GPU, where the experiment has any."""
+
+LOG_BYTES = 8_000
+"""Of an evaluation's log, beside its samples."""
+
+SAMPLE_BYTES = 600
+"""Of a sample in a log, which is compressed, where no earlier evaluation tells."""
+
+
+@dataclass(frozen=True)
+class PointPlan:
+    """What one point takes, done or not."""
+
+    name: str
+    mode: str
+    is_done: bool
+    steps: int
+    tokens: int
+    kept_bytes: int
+    kept_bytes_by_mode: Mapping[str, int]
+    temporary_bytes: int
+    """The most that one of its jobs has."""
+    written_bytes: int
+    seconds: Mapping[str, float]
+    """By rule, as if no job was of several points."""
+    gpu_hours: float
+    mem_mb: int
+    """The largest memory that one of its jobs asks for at its first attempt."""
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a set of jobs takes."""
+
+    kept_bytes: int
+    temporary_bytes: int
+    """The peak."""
+    written_bytes: int
+    jobs: Mapping[str, int]
+    """By rule."""
+    seconds: Mapping[str, float]
+    """By rule, of all jobs together."""
+    gpu_seconds: Mapping[str, float]
+    """By rule: of each job, times its GPUs."""
+    steps: int
+    tokens: int
+    """Of all trainings."""
+    wall_seconds: float
+    mem_mb: int
+    timeline: Timeline = field(repr=False)
+
+    @property
+    def hours(self) -> float:
+        return sum(self.seconds.values()) / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(self.gpu_seconds.values()) / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kept_bytes": self.kept_bytes,
+            "temporary_bytes": self.temporary_bytes,
+            "written_bytes": self.written_bytes,
+            "jobs": dict(self.jobs),
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "job_hours": {rule: seconds / 3600 for rule, seconds in self.seconds.items()},
+            "gpu_hours": {rule: seconds / 3600 for rule, seconds in self.gpu_seconds.items()},
+            "wall_hours": self.wall_seconds / 3600,
+            "mem_mb": self.mem_mb,
+        }
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Everything that a plan is made of."""
+
+    experiment: Experiment
+    points: Mapping[str, Point]
+    base: Checkpoint
+    costs: Costs
+    parallel: int
+    """Jobs at a time."""
+    log_bytes: int | None = None
+    """Of a point's logs, as evaluated points have them."""
+    other_baselines: Mapping[str, Checkpoint] = field(default_factory=dict)
+    """Models beside the base model that are evaluated as they are."""
+
+    @cached_property
+    def _evaluation(self) -> bool:
+        return self.experiment.evaluation.enabled
+
+    def get_gpus(self, rule: str, name: str) -> int:
+        """Return the GPUs of a job, of the point or one of the points of that name."""
+        if self.experiment.model.device != "cuda" or rule not in GPU_RULES:
+            return 0
+        point = self.points.get(name)
+        return point.controls.gpus if rule == "train" and point else 1
+
+    @cached_property
+    def _tokenizer(self) -> int:
+        return get_tokenizer_size(self.base)
+
+    @cached_property
+    def _model(self) -> int:
+        return get_model_folder_size(self.base, self.experiment.model.dtype)
+
+    @cached_property
+    def _logs(self) -> int:
+        if not self._evaluation:
+            return 0
+        if self.log_bytes is not None:
+            return self.log_bytes
+        tasks = self.experiment.evaluation.tasks
+        sizes = [size.samples for size in self.costs.tasks.values()] or [
+            (task.limit or TASK_SAMPLES) * (task.epochs or 1) for task in tasks
+        ]
+        return sum(sizes) * SAMPLE_BYTES + LOG_BYTES * len(tasks)
+
+    @cached_property
+    def _kept_epochs(self) -> Counter[str]:
+        """Of how many epochs each training keeps the adapter."""
+        return Counter(point.trained_by or name for name, point in self.points.items() if not point.adapter)
+
+    def _is_evaluated(self, point: Point) -> bool:
+        return self._evaluation and point.is_evaluated
+
+    def get_adapter_bytes(self, point: Point) -> int:
+        """Return the bytes of a point's weights file; of one that is given, those that it has."""
+        if point.adapter:
+            return Path(point.adapter, ADAPTER_WEIGHTS).stat().st_size
+        return get_adapter_size(self.base, point.controls, self.experiment.model.dtype)
+
+    def get_kept_bytes(self, point: Point | None, mode: str) -> int:
+        """Return what a point keeps in a mode; of a baseline, which is none, its logs."""
+        if point is None:
+            return self._logs + SMALL_FILES
+        adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
+        logs = self._logs if self._is_evaluated(point) else 0
+        return adapter + (self._model if mode == "A" else 0) + logs + self._get_small_bytes(point)
+
+    def _get_own_copies(self, point: Point) -> int:
+        """The bytes of the adapters that a point's training keeps, in one copy."""
+        one = self.get_adapter_bytes(point) + self._tokenizer if point.is_trained else 0
+        return one * self._kept_epochs[point.name]
+
+    def _get_small_bytes(self, point: Point) -> int:
+        return SMALL_FILES + (0 if point.adapter else LOG_ROW * self.costs.get_training(point.controls).steps)
+
+    def plan_all(self, mode: str | None = None) -> SweepPlan:
+        """Plan the whole sweep as if nothing was done: in one mode, or each point in its own."""
+        modes = {name: mode or point.mode for name, point in self.points.items()}
+        direct = [name for name in modes if modes[name] == "B2" and self._is_evaluated(self.points[name])]
+        batches = []
+        if direct:
+            size = resources.get_adapters_per_job(self.base, self.experiment.model, self.experiment.evaluation)
+            batches = [direct[start : start + size] for start in range(0, len(direct), size)]
+        jobs = self._make_jobs(modes, batches)
+        counts = {
+            "configure": sum(point.is_trained for point in self.points.values()),
+            "publish": len(direct),
+            "cleanup": len(modes) + len(self.baselines),
+            **dict.fromkeys(("read_samples", "collect", "report"), 1),
+        }
+        return self._sum_up(jobs, {**Counter(job.rule for job in jobs), **counts})
+
+    def plan_rest(self, wanted: Collection[tuple[str, str]], batches: Mapping[str, Sequence[str]]) -> SweepPlan:
+        """Plan the jobs that are wanted: pairs of a rule and the name of a point or of a batch."""
+        return self._sum_up(list(self.list_rest(wanted, batches).values()), Counter(rule for rule, _ in wanted))
+
+    def list_rest(
+        self, wanted: Collection[tuple[str, str]], batches: Mapping[str, Sequence[str]]
+    ) -> dict[tuple[str, str], PlannedJob]:
+        """Return those of the wanted jobs that take time, each after those that it waits for."""
+        modes = {name: point.mode for name, point in self.points.items()}
+        named = {tuple(members): name for name, members in batches.items()}
+        jobs = self._make_jobs(modes, list(batches.values()))
+        kept: dict[tuple[str, str], PlannedJob] = {}
+        moved: dict[int, int] = {}
+        left: dict[str, int] = {}  # by trainings that are wanted, until an evaluation frees it
+        for index, job in enumerate(jobs):
+            name = named[job.points] if job.rule == "evaluate_adapters" else job.points[0]
+            if (job.rule, name) not in wanted:
+                continue
+            moved[index] = len(kept)
+            if job.leaves:
+                left[job.points[0]] = job.leaves
+            frees = sum(left.pop(point, 0) for point in job.points) if job.frees else 0
+            after = tuple(moved[i] for i in job.after if i in moved)
+            kept[job.rule, name] = replace(job, after=after, frees=frees)
+        return kept
+
+    def plan_points(self, done: Collection[str]) -> list[PointPlan]:
+        """Return every point's own figures."""
+        temporary: dict[str, int] = {}
+        written: dict[str, int] = {}
+        own_batches = [[name] for name, p in self.points.items() if p.mode == "B2" and self._is_evaluated(p)]
+        for job in self._make_jobs({name: point.mode for name, point in self.points.items()}, own_batches):
+            temporary[job.points[0]] = max(temporary.get(job.points[0], 0), job.temporary)
+            written[job.points[0]] = written.get(job.points[0], 0) + job.written
+        rows = []
+        for name, point in self._named(self.points):
+            mode = point.mode if point else "base"
+            training = self.costs.get_training(point.controls) if point and point.is_trained else None
+            costs = self.get_costs(name)
+            seconds = {rule: costs.estimate(rule, [point]) for rule in self._get_rules(point, mode)}
+            rows.append(
+                PointPlan(
+                    name=name,
+                    mode=mode,
+                    is_done=name in done,
+                    steps=training.steps if training else 0,
+                    tokens=training.tokens if training else 0,
+                    kept_bytes=self.get_kept_bytes(point, mode),
+                    kept_bytes_by_mode={other: self.get_kept_bytes(point, other) for other in MODES if point},
+                    temporary_bytes=temporary.get(name, 0),
+                    written_bytes=written.get(name, 0),
+                    seconds=seconds,
+                    gpu_hours=sum(self.get_gpus(rule, name) * taken for rule, taken in seconds.items()) / 3600,
+                    mem_mb=max((self._get_memory(rule, name) for rule in seconds), default=0),
+                )
+            )
+        return rows
+
+    @cached_property
+    def baselines(self) -> list[str]:
+        """The names of the models that are evaluated as they are."""
+        if not self._evaluation:
+            return []
+        return [*([BASELINE] if self.experiment.evaluation.baseline else []), *self.other_baselines]
+
+    @cached_property
+    def _other_costs(self) -> dict[str, Costs]:
+        return {name: replace(self.costs, base=base) for name, base in self.other_baselines.items()}
+
+    def get_costs(self, name: str) -> Costs:
+        """Return the costs of a point's jobs, or of a baseline's, which has a model of its own."""
+        return self._other_costs.get(name, self.costs)
+
+    def _named(self, points: Iterable[str]) -> list[tuple[str, Point | None]]:
+        return [(name, self.points.get(name)) for name in (*self.baselines, *points)]
+
+    def _get_rules(self, point: Point | None, mode: str) -> list[str]:
+        rules = ["train"] if point and point.is_trained else []
+        rules += ["merge"] if mode == "A" else []
+        evaluate = {"A": "evaluate", "base": "evaluate", "B1": "evaluate_merged", "B2": "evaluate_adapters"}[mode]
+        return [*rules, *([evaluate] if (self._is_evaluated(point) if point else self._evaluation) else [])]
+
+    def _get_memory(self, rule: str, name: str) -> int:
+        base, model, point = self.get_costs(name).base, self.experiment.model, self.points.get(name)
+        if rule == "train" and point:
+            return resources.train_mem_mb(base, point.controls, model)
+        merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
+        return {"adopt": 0, "merge": merge, "evaluate_merged": max(merge, evaluate)}.get(rule, evaluate)
+
+    def _make_jobs(self, modes: Mapping[str, str], batches: Sequence[Sequence[str]]) -> list[PlannedJob]:
+        """All jobs that take time; each after those that it waits for."""
+        jobs: list[PlannedJob] = []
+        trained: dict[str, int] = {}
+
+        def add(rule: str, names: Sequence[str], **changes: Any) -> int:
+            points = [self.points.get(name) for name in names]
+            seconds = self.get_costs(names[0]).estimate(rule, points)
+            jobs.append(PlannedJob(rule, tuple(names), seconds, **changes))
+            return len(jobs) - 1
+
+        for name in self.baselines:
+            add("evaluate", [name], kept=self._logs)
+        for name, mode in modes.items():
+            point = self.points[name]
+            before: tuple[int, ...] = ()
+            # The training's own copies stay until the point is cleaned up.
+            own = self._get_own_copies(point)
+            if point.adapter:
+                trained[name] = add("adopt", [name], kept=self.get_adapter_bytes(point) + SMALL_FILES)
+            elif point.trained_by:
+                trained[name] = trained[point.trained_by]
+            else:
+                state = 2 * point.controls.epochs * (self.get_adapter_bytes(point) + self._tokenizer)
+                state += resources.SAVED_STATES * self.get_adapter_bytes(point)
+                trained[name] = add(
+                    "train",
+                    [name],
+                    kept=own + self._kept_epochs[name] * self._get_small_bytes(point),
+                    temporary=own + state,
+                    leaves=own * self._is_evaluated(point),
+                )
+            before = (trained[name],)
+            if mode == "A":
+                before = (add("merge", [name], after=before, kept=self._model),)
+            if mode == "B2" or not self._is_evaluated(point):
+                continue
+            is_merged = mode == "B1"
+            is_here = self.experiment.evaluation.merged_models_in == "results"
+            add(
+                "evaluate_merged" if is_merged else "evaluate",
+                [name],
+                after=before,
+                kept=self._logs,
+                temporary=self._model * (is_merged and is_here),
+                elsewhere=self._model * (is_merged and not is_here),
+                frees=own,
+                merged_models=int(is_merged),
+            )
+        for batch in batches if self._evaluation else ():
+            add(
+                "evaluate_adapters",
+                batch,
+                after=tuple(trained[name] for name in batch if name in trained),
+                kept=self._logs * len(batch),
+                frees=sum(self._get_own_copies(self.points[name]) for name in batch),
+            )
+        return jobs
+
+    def _sum_up(self, jobs: Sequence[PlannedJob], counts: Mapping[str, int]) -> SweepPlan:
+        line = simulate(jobs, self.parallel, self.experiment.evaluation.max_merged_models)
+        seconds: dict[str, float] = {}
+        gpu_seconds: dict[str, float] = {}
+        written, memory, steps, tokens = 0, 0, 0, 0
+        for job in jobs:
+            seconds[job.rule] = seconds.get(job.rule, 0.0) + job.seconds
+            if job.rule in GPU_RULES:
+                taken = self.get_gpus(job.rule, job.points[0]) * job.seconds
+                gpu_seconds[job.rule] = gpu_seconds.get(job.rule, 0.0) + taken
+            written += job.written
+            if job.rule == "train":
+                training = self.costs.get_training(self.points[job.points[0]].controls)
+                steps, tokens = steps + training.steps, tokens + training.tokens
+            memory = max(memory, self._get_memory(job.rule, job.points[0]))
+        return SweepPlan(
+            kept_bytes=line.kept,
+            temporary_bytes=line.peak_temporary,
+            written_bytes=written,
+            jobs={rule: number for rule, number in counts.items() if number},
+            seconds=seconds,
+            steps=steps,
+            tokens=tokens,
+            gpu_seconds=gpu_seconds,
+            wall_seconds=line.seconds,
+            mem_mb=memory,
+            timeline=line,
+        )

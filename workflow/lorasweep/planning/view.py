@@ -1,0 +1,167 @@
+"""A plan as people read it: tables that fit a terminal, a line for a dry run, a picture of storage over time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from lorasweep.planning.planner import MODES, PointPlan, SweepPlan
+from lorasweep.util.formats import GB, format_bytes, format_count, format_seconds
+from lorasweep.util.vega import SERIES, Plot, finish
+
+LONGEST = 20
+"""Points that are listed one by one."""
+
+RULES = (
+    *("configure", "adopt", "train", "merge", "evaluate", "evaluate_merged", "evaluate_adapters", "publish"),
+    *("cleanup", "read_samples", "collect", "report"),
+)
+"""In the order in which a point goes through them."""
+
+
+def describe_times(factors: Mapping[str, Any], rules: Sequence[str], device: str) -> str:
+    """Say which times are the model's, and which are corrected by earlier jobs."""
+    learnt = [f"{rule} (x{factors[rule].factor:.2f}, {factors[rule].jobs} jobs)" for rule in rules if rule in factors]
+    modelled = [rule for rule in rules if rule not in factors]
+    parts = [f"corrected by earlier jobs: {', '.join(learnt)}"] if learnt else []
+    parts += [f"by the model alone: {', '.join(modelled)}"] if modelled else []
+    return f"Times on {device}, {'; '.join(parts)}."
+
+
+def describe_error(error: float | None) -> str:
+    """Say how far off the last run's plan was."""
+    if error is None:
+        return "No earlier run to compare with."
+    return f"The last run's jobs took {error:.2f} of what its plan said."
+
+
+def describe_shortly(
+    rest: SweepPlan, whole: Mapping[str, SweepPlan], done: int, points: int, parallel: int, guessed: Sequence[str]
+) -> str:
+    """Return the plan in some lines, for a dry run; `guessed` are the rules whose times nothing was counted for."""
+    gpu = f", {rest.gpu_hours:,.1f} GPU hours" if rest.gpu_hours else ""
+    wall = format_seconds(rest.wall_seconds)
+    others = ", ".join(
+        f"{mode} {format_bytes(plan.kept_bytes)}"
+        + (f" + {format_bytes(plan.temporary_bytes)} at the peak" if mode == "B1" else "")
+        for mode, plan in whole.items()
+        if mode in MODES
+    )
+    return "\n".join(
+        [
+            f"Plan: {done} of {points} points done. To do: {format_bytes(rest.kept_bytes)} kept, "
+            f"{format_bytes(rest.temporary_bytes)} temporary at the peak, {format_bytes(rest.written_bytes)} written,",
+            f"  {format_seconds(rest.hours * 3600)} of jobs{gpu}; {wall} at {parallel} a time.",
+            f"  The whole sweep keeps: {others}.",
+            "  Times of " + f"{', '.join(guessed)} are guessed; what they depend on is counted by: lorasweep plan"
+            if guessed
+            else "  More: lorasweep plan",
+        ]
+    )
+
+
+def show_plan(
+    console: Console,
+    title: str,
+    rest: SweepPlan,
+    whole: Mapping[str, SweepPlan],
+    points: Sequence[PointPlan],
+    notes: Sequence[str],
+) -> None:
+    """Print the points, and what is to do beside the whole sweep as configured and in each mode."""
+    console.print(_make_point_table(points, f"{title}: points"))
+    table = Table(title=f"{title}: the sweep")
+    table.add_column("")
+    columns: dict[str, SweepPlan] = {"to do": rest, **whole}
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    plans = list(columns.values())
+    table.add_row("kept", *(format_bytes(plan.kept_bytes) for plan in plans))
+    table.add_row("temporary, at the peak", *(format_bytes(plan.temporary_bytes) for plan in plans))
+    table.add_row("written", *(format_bytes(plan.written_bytes) for plan in plans))
+    table.add_row("training steps", *(f"{plan.steps:,}" for plan in plans))
+    table.add_row("training tokens", *(format_count(plan.tokens) for plan in plans))
+    for rule in (rule for rule in RULES if any(rule in plan.jobs for plan in plans)):
+        times = [f", {format_seconds(plan.seconds[rule])}" if plan.seconds.get(rule) else "" for plan in plans]
+        table.add_row(rule, *(f"{plan.jobs.get(rule, '-')}{time}" for plan, time in zip(plans, times, strict=True)))
+    table.add_row("all jobs", *(format_seconds(plan.hours * 3600) for plan in plans))
+    if any(plan.gpu_hours for plan in plans):
+        table.add_row("GPU hours", *(f"{plan.gpu_hours:,.2f}" for plan in plans))
+    table.add_row("wall time", *(format_seconds(plan.wall_seconds) for plan in plans))
+    table.add_row("largest memory", *(format_bytes(plan.mem_mb * 1e6) for plan in plans))
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=False)
+
+
+def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
+    modes = {point.mode for point in points} - {"base"}
+    title += f", mode {min(modes)}" if len(modes) == 1 else ""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    mode = ["mode"] if len(modes) > 1 else []
+    for column in ("point", *mode, "", "steps", "tokens", "kept", "temp.", "written", "train", "eval"):
+        is_text = column in ("point", "mode", "")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point", overflow="fold")
+    for point in points[:LONGEST]:
+        train = point.seconds.get("train", 0) + point.seconds.get("merge", 0)
+        evaluate = sum(seconds for rule, seconds in point.seconds.items() if rule.startswith("evaluate"))
+        table.add_row(
+            point.name,
+            *([point.mode] if mode else []),
+            "done" if point.is_done else "to do",
+            f"{point.steps:,}",
+            format_count(point.tokens),
+            format_bytes(point.kept_bytes),
+            format_bytes(point.temporary_bytes),
+            format_bytes(point.written_bytes),
+            format_seconds(train) if train else "-",
+            format_seconds(evaluate) if evaluate else "-",
+        )
+    if len(points) > LONGEST:
+        table.add_row(f"... {len(points) - LONGEST} more, in plan.json")
+    return table
+
+
+def draw_storage(whole: Mapping[str, SweepPlan], file: Path) -> None:
+    """Draw what lies on disk over time, kept and temporary together, in each mode."""
+    # With pandas, which a dry run does not need.
+    from lorasweep.planning.view import draw_planned_storage
+    from lorasweep.util.vega import write_picture
+
+    curves = {
+        f"{mode}: {format_bytes(whole[mode].kept_bytes)} kept": [
+            (seconds / 3600, kept / GB, (kept + temporary) / GB)
+            for seconds, kept, temporary in _thin(whole[mode].timeline.moments)
+        ]
+        for mode in MODES
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_picture(draw_planned_storage(curves), file)
+
+
+def _thin(moments: Sequence[tuple[float, int, int]], most: int = 2000) -> list[tuple[float, int, int]]:
+    """Leave out moments of a long line that a picture cannot show, never a peak: of each stretch the highest stays."""
+    size = -(-len(moments) // most)
+    stretches = [moments[start : start + size] for start in range(0, len(moments), size)]
+    return [max(stretch, key=lambda moment: moment[1] + moment[2]) for stretch in stretches] + list(moments[-1:])
+
+
+def draw_planned_storage(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> Plot:
+    """Draw what will lie on disk: by the name of a curve the hours, GB kept, and GB in all."""
+    data = pd.DataFrame(
+        [(name, *moment) for name, curve in curves.items() for moment in curve],
+        columns=["mode", "hours", "kept", "all"],
+    )
+    # A logarithm has no place for nothing.
+    data["all"] = data["all"].clip(lower=data.loc[data["all"] > 0, "all"].min())
+    x = alt.X("hours:Q", title="hours from the start")
+    colour = alt.Color("mode:N", title=None, sort=list(curves), scale=alt.Scale(range=list(SERIES)))
+    line = alt.Chart(data).mark_line(interpolate="step-after", strokeWidth=1.5)
+    size = alt.Y("all:Q", title="on disk, GB", scale=alt.Scale(type="log", nice=False))
+    drawn = line.encode(x=x, y=size, color=colour, strokeDash=alt.StrokeDash("mode:N", title=None, sort=list(curves)))
+    return finish("plan", "Storage over time", "What each mode has on disk, kept and temporary.", drawn)

@@ -1,0 +1,1 @@
+"""What stays: manifests, tables, the answer, the report, and whether files are what these say."""

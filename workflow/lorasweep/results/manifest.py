@@ -1,0 +1,166 @@
+"""The manifest of a point: what stays of it, and how it came to be."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, METRICS, RECORD, STATE
+from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import InputError
+from lorasweep.util.files import write_aside
+from lorasweep.util.versions import get_git_revision
+
+_STAGES = {
+    "A": ("train", "merge", "evaluate"),
+    "B1": ("train", "evaluate_merged"),
+    "B2": ("train", "evaluate_adapters"),
+    "base": ("evaluate",),
+}
+"""The rules whose time a point of each mode takes."""
+
+
+def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks: Path, workflow: Path) -> None:
+    """Check that what must stay of a point is whole, remove what need not, and write its manifest.
+
+    `settings` are the point's, with `mode`, `dtype` and `device`; `tasks` those that it is evaluated on; `benchmarks`
+    holds Snakemake's measurements by rule and point; `workflow` is the checkout that ran. Logs of tasks that left the
+    experiment stay where they are, and are not in the manifest; a full model of a point that left mode A is removed.
+
+    Raises:
+        InputError: a file that must stay is missing, empty, or not what its record says.
+    """
+    mode = settings["mode"]
+    is_trained = mode != "base" and not {"adapter", "trained_by"} & settings.keys()
+    kept = [point / "recipe.yaml"] if is_trained else []
+    kept += _files(point / "adapter") if mode != "base" else []
+    kept += _files(point / "hf_model") if mode == "A" else []
+    kept += [point / "eval" / name for name in (*(f"{task}.eval" for task in tasks), METRICS)] if tasks else []
+    digests = _recorded_digests(point / "hf_model") if mode == "A" else {}
+    for file in kept:
+        if not file.is_file() or file.stat().st_size == 0:
+            raise InputError(f"{file}: is missing or empty; remove it and run again")
+    left_over = ("merged", ".hf_model.partial", ".hf_model.old")
+    for unneeded in (STATE, *left_over, *(() if mode == "A" else ("hf_model",))):
+        shutil.rmtree(point / unneeded, ignore_errors=True)
+    if is_trained and (difference := describe_adapter_difference(point / "adapter", settings)):
+        raise InputError(f"{difference}; remove {point / 'adapter'} and run again")
+    files: list[dict[str, Any]] = [
+        {
+            "path": str(file.relative_to(point)),
+            "bytes": file.stat().st_size,
+            "sha256": digests.get(file) or digest_file(file),
+        }
+        for file in kept
+    ]
+    metrics = _read_json(point / "eval" / METRICS) if tasks else {}
+    adapter = point / "adapter" / ADAPTER_WEIGHTS
+    adapter_sha256 = None if mode == "base" else digest_file(adapter)
+    evaluated = (metrics.get("proof") or {}).get("adapter_sha256")
+    if evaluated and evaluated != adapter_sha256:
+        raise InputError(
+            f"{point}: the evaluation is of the adapter {evaluated[:12]}, and the one that lies in adapter/ is "
+            f"{str(adapter_sha256)[:12]}; remove {point / 'eval'} and run again"
+        )
+    merged_sha256 = (metrics.get("proof") or {}).get("merged_weights_sha256")
+    if mode == "A":
+        merged_sha256 = _read_json(point / "hf_model" / RECORD).get("weights_sha256")
+    manifest = {
+        "point": point.name,
+        "mode": mode,
+        "dtype": settings["dtype"],
+        "device": settings["device"],
+        "settings": {key: value for key, value in settings.items() if key not in ("mode", "dtype", "device")},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_revision": get_git_revision(workflow),
+        "adapter_sha256": adapter_sha256,
+        "merged_weights_sha256": merged_sha256,
+        "training": _read_json(point / "adapter" / RECORD) if mode != "base" else {},
+        "evaluation": metrics,
+        "seconds": {
+            # A job that evaluates several points is measured as one; what of it was this point's, it says itself.
+            stage: metrics["seconds"]
+            if stage == "evaluate_adapters"
+            else _seconds(benchmarks / stage / f"{point.name}.tsv")
+            for stage in _STAGES[mode]
+            if (tasks or not stage.startswith("evaluate")) and (is_trained or stage != "train")
+        },
+        "bytes": sum(entry["bytes"] for entry in files),
+        "files": files,
+    }
+    write_aside(point / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def describe_adapter_difference(adapter: Path, settings: Mapping[str, Any]) -> str | None:
+    """Say in what an adapter's configuration (PEFT's `LoraConfig`) differs from the settings of its training.
+
+    What `controls._override.model` says of a model is taken to hold: then nothing is compared.
+    """
+    if "model" in settings.get("_override", {}):
+        return None
+    config = _read_json(adapter / ADAPTER_CONFIG)
+    rank, alpha, targets = settings["lora_rank"], settings["lora_alpha"], set(settings["lora_attn_modules"])
+    targets |= {"gate_proj", "up_proj", "down_proj"} if settings["apply_lora_to_mlp"] else set()
+    targets |= {"lm_head"} if settings["apply_lora_to_output"] else set()
+    expected = {
+        "r": rank,
+        "lora_alpha": 2 * rank if alpha is None else alpha,
+        "target_modules": sorted("o_proj" if name == "output_proj" else name for name in targets),
+    }
+    modules = config.get("target_modules")
+    found = {
+        "r": config.get("r"),
+        "lora_alpha": config.get("lora_alpha"),
+        # Modules may be named by their paths.
+        "target_modules": sorted({name.split(".")[-1] for name in modules}) if isinstance(modules, list) else modules,
+    }
+    for key, value in expected.items():
+        if found[key] != value:
+            return f"{adapter / ADAPTER_CONFIG}: {key} is {found[key]!r}, and the point's settings say {value!r}"
+    return None
+
+
+def list_points(results: Path, baselines: Iterable[str]) -> list[str]:
+    """Return the points of an experiment as it was run last, the baselines first."""
+    record = _read_json(results / "points.json")
+    return [*baselines, *(name for name, entry in record.items() if entry["current"])]
+
+
+def find_logs(results: Path, points: Iterable[str]) -> list[Path]:
+    """Return the Inspect logs that the manifests of points name."""
+    manifests = {point: _read_json(results / point / MANIFEST) for point in points}
+    return [
+        results / point / "eval" / f"{task}.eval"
+        for point, manifest in manifests.items()
+        for task in manifest["evaluation"].get("tasks", {})
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder, less Snakemake's own marks."""
+    return sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".snakemake"))
+
+
+def _recorded_digests(model: Path) -> dict[Path, str]:
+    """The digests that the merge left beside a full model, after a check that it has all of their files."""
+    recorded = _read_json(model / RECORD).get("sha256", {})
+    for name in recorded:
+        if not (model / name).is_file():
+            raise InputError(f"{model}: {name} is missing; remove the folder and run again")
+    return {model / name: sha256 for name, sha256 in recorded.items()}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _seconds(benchmark: Path) -> float | None:
+    """Wall time in seconds from a Snakemake benchmark file; none where the rule did not run."""
+    if not benchmark.is_file():
+        return None
+    with benchmark.open(newline="", encoding="utf-8") as file:
+        row = next(csv.DictReader(file, delimiter="\t"), None)
+    return float(row["s"]) if row else None

@@ -1,0 +1,278 @@
+"""The table of results: one row a point and task, made of the manifests and of the samples' scores.
+
+A metric is a column `<score>/<metric>`; what is said of it has that name and, after a colon, one of `FACTS`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lorasweep.experiment.points import format_value, get_setting
+from lorasweep.layout import BASELINE, MANIFEST
+from lorasweep.results.inference import (
+    Interval,
+    adjust_p_values,
+    get_mean_interval,
+    get_paired_interval,
+    get_paired_p_value,
+    get_unpaired_interval,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FACTS = (
+    "low",
+    "high",
+    "interval",
+    "delta",
+    "delta_low",
+    "delta_high",
+    "delta_interval",
+    "pairs",
+    "p",
+    "p_adjusted",
+)
+"""Of a metric: its interval and by which method; how much it is over the baseline, that interval and method; the
+samples that both have; the p-value of no difference, and that corrected for the number of points."""
+
+_PROOF = ("adapter_sha256", "base_model_fingerprint", "merged_weights_sha256", "probe_distance")
+_TRAINING = (
+    "final_train_loss",
+    "final_validation_loss",
+    "steps",
+    "tokens",
+    "batch_size_used",
+    "data_sha256",
+    "recipe_sha256",
+)
+_NO_MEANS = ("std", "var", "stderr", "min", "max")
+"""Ends of the names of metrics that are no mean of samples' scores, even where they equal it."""
+
+_ON_GPU = ("train", "evaluate", "evaluate_merged", "evaluate_adapters")
+
+
+class SampleScores:
+    """The scores of samples, each the mean over the sample's epochs, by point, task and score.
+
+    Args:
+        samples: with the columns of `lorasweep.results.samples`; without it there are no scores.
+    """
+
+    def __init__(self, samples: pd.DataFrame | None) -> None:
+        self._scores: dict[tuple[str, str, str], pd.Series[float]] = {}
+        if samples is not None and len(samples):
+            for (point, task, score), rows in samples.groupby(["point", "task", "score"]):
+                self._scores[str(point), str(task), str(score)] = rows.groupby("sample")["value"].mean()
+
+    def get(self, point: str, task: str, metric: str, reported: Any) -> "pd.Series[float] | None":
+        """Return the scores by sample that the metric is the mean of; none where it is no such mean."""
+        scores = self._scores.get((point, task, metric.rpartition("/")[0]))
+        if (
+            scores is None
+            or metric.endswith(_NO_MEANS)
+            or pd.isna(reported)
+            or abs(scores.mean() - reported) > 1e-6 * max(1.0, abs(reported))
+        ):
+            return None
+        return scores
+
+
+def is_metric(column: str) -> bool:
+    """Whether a column is a metric, and neither a standard error nor what is said of one."""
+    return "/" in column and not column.endswith("stderr") and column.rpartition(":")[2] not in FACTS
+
+
+def describe_interval(metric: str, prefix: str, interval: Interval | None) -> dict[str, Any]:
+    """Return the columns of an interval: of the metric itself, or with the prefix `delta_` of its difference."""
+    return {
+        f"{metric}:{prefix}low": interval and interval.low,
+        f"{metric}:{prefix}high": interval and interval.high,
+        f"{metric}:{prefix}interval": interval and interval.method,
+    }
+
+
+def make_table(
+    results: Path,
+    points: Sequence[str],
+    variables: Sequence[str],
+    scores: SampleScores,
+    confidence: float,
+) -> pd.DataFrame:
+    """Return the rows of the given points; docs/results.md says what each column is.
+
+    Where `scores` has none of a point, there are no intervals of it and no comparisons.
+    """
+    rows = [row for point in points for row in _make_rows(results, point, variables)]
+    for row in rows:
+        for metric in filter(is_metric, list(row)):
+            own = scores.get(row["point"], row["task"], metric, row[metric])
+            interval = None if own is None else get_mean_interval(own.to_numpy(), confidence)
+            row |= describe_interval(metric, "", interval)
+    base = {row["task"]: row for row in rows if row["point"] == BASELINE}
+    for row in rows:
+        if row["task"] in base and row["mode"] != "base":
+            for metric in filter(is_metric, list(row)):
+                _compare(row, base[row["task"]], metric, scores, confidence)
+    _adjust(rows)
+    _name_settings(rows)
+    # Whole numbers stay whole beside the baseline, which has none.
+    table = pd.DataFrame(rows).convert_dtypes()
+    metrics = sorted(column for column in table.columns if "/" in column)
+    first = dict.fromkeys(["point", "setting", *variables, "epoch", "seed", "mode", "task", "samples", *metrics])
+    table = table[[*first, *(column for column in table.columns if column not in first)]]
+    # The baseline first, then by value: numbers by size, which text would not be.
+    order = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
+    return table.iloc[order].drop(columns="_settings").reset_index(drop=True)
+
+
+def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
+    """Print what a reader wants first: the points, the metrics with their intervals, and what each point keeps."""
+    from rich.table import Table
+
+    metrics = [column for column in table.columns if is_metric(column)]
+    facts = ["point", "mode", "task", "samples"]
+    if table["task"].nunique() == 1:
+        facts.remove("task")
+        title = f"{title}: {table['task'].iloc[0]}"
+    shown = Table(title=title)
+    for column in [*facts, *metrics, "kept"]:
+        shown.add_column(column, justify="left" if column in ("point", "mode", "task") else "right", no_wrap=True)
+    for _, row in table.iterrows():
+        cells = ["" if pd.isna(row[fact]) else format_value(row[fact]) for fact in facts]
+        cells += [format_metric(row, metric) for metric in metrics]
+        shown.add_row(*cells, f"{row['bytes'] / 1e6:,.1f} MB")
+    console.print(shown)
+
+
+def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str:
+    """Return a metric with its interval, or with its standard error where there is none."""
+    value, low, high = (row.get(column) for column in (metric, f"{metric}:low", f"{metric}:high"))
+    if value is None or pd.isna(value):
+        return ""
+    if low is not None and not pd.isna(low):
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    error = row.get(f"{metric.rpartition('/')[0]}/stderr")
+    return f"{value:.3f}" + ("" if error is None or pd.isna(error) else f" ± {error:.3f}")
+
+
+def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
+    manifest = json.loads((results / point / MANIFEST).read_text(encoding="utf-8"))
+    evaluation, training, settings = manifest["evaluation"], manifest["training"], manifest["settings"]
+    seconds = manifest["seconds"]
+    # Checkpoints of trainings that differ in their seed alone are one setting too.
+    alike = {key: value for key, value in settings.items() if key not in ("seed", "trained_by")}
+    shared = {
+        "point": point,
+        "_settings": json.dumps([alike, manifest["mode"]], sort_keys=True),
+        **{key: _plain(get_setting(settings, key)) for key in variables},
+        "epoch": training.get("epochs"),
+        "seed": settings.get("seed"),
+        "mode": manifest["mode"],
+    }
+    proof = {key: (evaluation.get("proof") or {}).get(key) for key in _PROOF}
+    gpus = {"train": settings.get("gpus", 1)}
+    on_gpu = sum((value or 0) * gpus.get(stage, 1) for stage, value in seconds.items() if stage in _ON_GPU)
+    rest = {
+        **{key: training.get(key) for key in _TRAINING},
+        **proof,
+        "adapter_sha256": manifest["adapter_sha256"],
+        "merged_weights_sha256": manifest.get("merged_weights_sha256"),
+        "evaluation_sha256": evaluation.get("evaluation_sha256"),
+        **{f"{stage}_seconds": value for stage, value in seconds.items()},
+        "gpu_hours": on_gpu / 3600 if manifest["device"] == "cuda" else 0.0,
+        "bytes": manifest["bytes"],
+        "git_revision": manifest["git_revision"],
+        "versions": _join_versions(manifest),
+        "adapter": str(results / point / "adapter") if manifest["adapter_sha256"] else None,
+        "recipe": str(results / settings.get("trained_by", point) / "recipe.yaml")
+        if "recipe_sha256" in training
+        else None,
+    }
+    scored = evaluation.get("tasks") or {None: {"scores": {}, "samples": None}}
+    return [
+        {
+            **shared,
+            "task": task,
+            "samples": found["samples"],
+            **found["scores"],
+            **rest,
+            "log": str(results / point / "eval" / f"{task}.eval") if task else None,
+        }
+        for task, found in scored.items()
+    ]
+
+
+def _compare(
+    row: dict[str, Any], base: Mapping[str, Any], metric: str, scores: SampleScores, confidence: float
+) -> None:
+    """Add how much a metric is over the baseline's: by pairs of the samples that both have, where there are some."""
+    if row[metric] is None or base.get(metric) is None:
+        return
+    own, other = (scores.get(r["point"], r["task"], metric, r[metric]) for r in (row, base))
+    row[f"{metric}:delta"] = row[metric] - base[metric]
+    both = [] if own is None or other is None else sorted(own.index.intersection(other.index))
+    if own is not None and other is not None and len(both) == len(own) == len(other):
+        row[f"{metric}:pairs"] = len(both)
+        paired = own[both].to_numpy(), other[both].to_numpy()
+        interval = get_paired_interval(*paired, confidence)
+        row[f"{metric}:p"] = get_paired_p_value(*paired)
+    else:
+        row[f"{metric}:pairs"] = 0
+        interval = get_unpaired_interval(row[metric], _read(row, metric), base[metric], _read(base, metric))
+    row |= describe_interval(metric, "delta_", interval)
+
+
+def _read(row: Mapping[str, Any], metric: str) -> Interval | None:
+    low = row.get(f"{metric}:low")
+    return None if low is None else Interval(low, row[f"{metric}:high"], row[f"{metric}:interval"])
+
+
+def _adjust(rows: Sequence[dict[str, Any]]) -> None:
+    """Correct p-values for the number of points that are compared with the baseline on a task."""
+    families: dict[tuple[Any, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        for column in row:
+            if column.endswith(":p"):
+                families.setdefault((row["task"], column), []).append(row)
+    for (_, column), members in families.items():
+        for row, adjusted in zip(members, adjust_p_values([row[column] for row in members]), strict=True):
+            row[f"{column}_adjusted"] = adjusted
+
+
+def _name_settings(rows: Sequence[dict[str, Any]]) -> None:
+    """Add `setting`: what points have in common that differ in their seed alone."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row["_settings"], []).append(row["point"])
+    names: dict[str, str] = {}
+    taken = {row["point"] for row in rows}
+    for settings, points in groups.items():
+        name = points[0]
+        if len(set(points)) > 1:
+            name = re.sub(r"(^|,)seed=[^,]+", "", name).strip(",") or "any seed"
+        names[settings] = points[0] if name in taken - set(points) else name
+        taken.add(names[settings])
+    for row in rows:
+        row["setting"] = names[row["_settings"]]
+
+
+def _join_versions(manifest: Mapping[str, Any]) -> str:
+    made_with = {**manifest["training"].get("versions", {}), **manifest["evaluation"].get("versions", {})}
+    return " ".join(f"{package}={version}" for package, version in sorted(made_with.items()))
+
+
+def _plain(value: Any) -> Any:
+    return format_value(value) if isinstance(value, list) else value
+
+
+def _order(row: Mapping[str, Any], variables: Sequence[str]) -> tuple[Any, ...]:
+    def rank(value: Any) -> tuple[int, float, str]:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and not pd.isna(value)
+        return (0, float(value), "") if is_number else (1, 0.0, str(value))
+
+    return (row["mode"] != "base", *(rank(row[key]) for key in variables), str(row["point"]), str(row["task"]))

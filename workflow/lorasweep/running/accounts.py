@@ -1,0 +1,244 @@
+"""Keeps a run's accounts while it goes on: attempts of jobs, samples of the disk, the ledger, the status."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from lorasweep.checkpoints.sizes import get_model_folder_size
+from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, STORAGE
+from lorasweep.planning.forecast import RECORDED_RULES, WHOLE, Forecast
+from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
+from lorasweep.running.events import Attempt, FailureRecorder, JobWatcher, Running, measure_temporary
+from lorasweep.running.ledger import (
+    RunRecord,
+    describe_ledger,
+    make_ledger,
+    read_kept_bytes,
+    read_runs,
+    record_run,
+    write_ledger,
+)
+from lorasweep.running.progress import StepWatch, TimeLeft, count_stages, estimate_left
+from lorasweep.running.status import (
+    BADLY,
+    INTERRUPTED,
+    MOST_LISTED,
+    STATUS,
+    TRAINING_LOG,
+    WELL,
+    FailureStatus,
+    JobStatus,
+    RunStatus,
+    read_step,
+    write_status,
+)
+from lorasweep.running.storage_log import StorageLog, take_sample
+from lorasweep.util.slurm import read_elapsed
+
+SAMPLE_SECONDS = 5.0
+"""Between two looks at the disk, at least."""
+
+LOOKING_SHARE = 0.05
+"""Most of the time that is spent looking: on a slow file system the looks are fewer."""
+
+UPDATE_SECONDS = 60.0
+"""Between two updates of the ledger, at least."""
+
+
+class Accounts:
+    """The accounts of one run; `start` and `stop` are called once."""
+
+    def __init__(self, forecast: Forecast, watcher: JobWatcher, failures: FailureRecorder) -> None:
+        self._forecast = forecast
+        self._watcher = watcher
+        self._failures = failures
+        self._began = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started = time.monotonic()
+        self._written = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._storage = StorageLog(forecast.results / STORAGE)
+        self._kept: dict[str, int] = {}
+        self._looked_at = 0
+        self._steps = StepWatch()
+        self._trouble: OSError | None = None
+        self.peak_temporary_bytes = 0
+
+    def start(self) -> None:
+        """Begin to look at the disk."""
+        self._thread.start()
+
+    def stop(self, is_well: bool) -> str:
+        """Write all down; return the ledger in short, or why it could not be written."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._watcher.end_all()
+        said = self._update()
+        self._look(SAMPLE_SECONDS, WELL if is_well else BADLY if self._failures.failures else INTERRUPTED)
+        if self._trouble:
+            said += f"\n{STATUS} or {STORAGE} could not be written at times: {self._trouble}"
+        return said
+
+    def _run(self) -> None:
+        done = [point.name for point in self._forecast.points if point.is_done]
+        self._kept = {name: read_kept_bytes(self._forecast.results / name) for name in done}
+        updated = time.monotonic()
+        wait = SAMPLE_SECONDS
+        while True:
+            began = time.monotonic()
+            self._look(wait)
+            wait = max(SAMPLE_SECONDS, (time.monotonic() - began) / LOOKING_SHARE)
+            if self._ended.wait(wait):
+                return
+            if time.monotonic() - updated > UPDATE_SECONDS:
+                self._update()
+                updated = time.monotonic()
+
+    def _look(self, interval: float, outcome: str = "") -> None:
+        """Look at the disk and at the jobs, and write down what is there."""
+        temporary = measure_temporary(self._forecast.results, self._forecast.unfinished)
+        self.peak_temporary_bytes = max(self.peak_temporary_bytes, temporary)
+        for attempt in self._watcher.attempts[self._looked_at :]:
+            self._looked_at += 1
+            if attempt.rule == "cleanup" and attempt.state == DONE:
+                self._kept[attempt.name] = read_kept_bytes(self._forecast.results / attempt.name)
+        try:
+            self._storage.add(take_sample(sum(self._kept.values()), temporary), is_last=bool(outcome))
+            write_status(self._make_status(temporary, interval, outcome), self._forecast.results / STATUS)
+        except OSError as error:  # a full disk must not end the accounts of the run
+            self._trouble = error
+
+    def _make_status(self, temporary: int, interval: float, outcome: str) -> RunStatus:
+        forecast = self._forecast
+        # What runs is asked for first: what ends meanwhile is then seen as done, and not as lost.
+        running = self._watcher.list_running()
+        attempts = list(self._watcher.attempts)
+        again = {(job.rule, job.name) for job in running}
+        failures = [f for f in self._failures.failures if (f.rule, f.point) not in again]
+        left = estimate_left(forecast, attempts, running, dict(self._look_at_trainings(running)))
+        return RunStatus(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            began=self._began,
+            updated=datetime.now(UTC).isoformat(timespec="seconds"),
+            interval_seconds=round(interval, 1),
+            outcome=outcome,
+            points=count_stages(forecast, attempts, running, {failure.point for failure in failures}),
+            jobs=len(forecast.wanted),
+            jobs_done=len({(a.rule, a.name) for a in attempts if a.state == DONE} & set(forecast.wanted)),
+            running=[self._describe(job, left) for job in running[:MOST_LISTED]],
+            running_jobs=len(running),
+            failures=[
+                FailureStatus(rule=f.rule, point=f.point, reason=f.reason, log=str(f.log))
+                for f in failures[-MOST_LISTED:]
+            ],
+            failed_jobs=len(failures),
+            kept_bytes=sum(self._kept.values()),
+            planned_kept_bytes=sum(point.kept_bytes for point in forecast.points),
+            temporary_bytes=temporary,
+            peak_temporary_bytes=self.peak_temporary_bytes,
+            seconds_left=None if outcome or left.seconds is None else round(left.seconds, 1),
+            planned_wall_seconds=round(forecast.rest.wall_seconds, 1),
+            error=None if left.error is None else round(left.error, 3),
+        )
+
+    def _look_at_trainings(self, running: Iterable[Running]) -> Iterator[tuple[str, float]]:
+        for job in running:
+            steps = self._get_steps(job)
+            step = read_step(self._forecast.results / job.name / TRAINING_LOG) if steps else None
+            if steps and step:
+                left = self._steps.estimate_left(job.name, step.step, steps, time.monotonic())
+                if left is not None:
+                    yield job.name, left
+
+    def _get_steps(self, job: Running) -> int | None:
+        planner = self._forecast.planner
+        point = planner.points.get(job.name) if job.rule == "train" else None
+        return planner.costs.get_training(point.controls).steps if point else None
+
+    def _describe(self, job: Running, left: TimeLeft) -> JobStatus:
+        return JobStatus(
+            rule=job.rule,
+            name=job.name,
+            points=len(self._forecast.get_members(job.rule, job.name)),
+            since=(datetime.now(UTC) - timedelta(seconds=job.seconds)).isoformat(timespec="seconds"),
+            slurm_job=job.slurm_job,
+            steps=self._get_steps(job),
+            seconds_left=left.jobs.get((job.rule, job.name)),
+        )
+
+    def _update(self) -> str:
+        try:
+            return self._write()
+        except OSError as error:  # a full disk must not hide how the run went
+            return f"The ledger could not be written: {error}"
+
+    def _write(self) -> str:
+        forecast = self._forecast
+        attempts = self._watcher.attempts[self._written :]
+        seconds = read_elapsed(attempt.slurm_job for attempt in attempts if attempt.slurm_job)
+        append_records(make_records(forecast, self._began, attempts, seconds), Path(forecast.results, JOB_RECORDS))
+        self._written += len(attempts)
+        return settle(
+            forecast,
+            RunRecord(
+                began=self._began,
+                wall_seconds=round(time.monotonic() - self._started, 3),
+                peak_temporary_bytes=self.peak_temporary_bytes,
+                planned_wall_seconds=round(forecast.rest.wall_seconds, 3),
+                planned_temporary_bytes=forecast.rest.temporary_bytes,
+            ),
+        )
+
+
+def make_records(
+    forecast: Forecast, run: str, attempts: Iterable[Attempt], slurm_seconds: Mapping[str, float]
+) -> list[JobRecord]:
+    """Return what is to be remembered of the attempts of a run's jobs; rules that take no time are left out."""
+    planner, records = forecast.planner, []
+    for attempt in attempts:
+        members = forecast.get_members(attempt.rule, attempt.name)
+        # A point that fails within a batch fails as its `publish`.
+        is_kept = attempt.rule in RECORDED_RULES or (attempt.rule == "publish" and attempt.state != DONE)
+        if not is_kept or not members:
+            continue
+        points = [planner.points.get(member) for member in members]
+        costs = planner.get_costs(members[0])
+        other = planner.other_baselines.get(members[0])
+        known = slurm_seconds.get(attempt.slurm_job or "")
+        is_planned = attempt.rule in RECORDED_RULES
+        # By a guess nothing is learnt.
+        is_modelled = is_planned and costs.is_counted(attempt.rule)
+        records.append(
+            JobRecord(
+                run=run,
+                rule=attempt.rule,
+                name=attempt.name,
+                members=";".join(members),
+                state=attempt.state,
+                seconds=round(attempt.seconds if known is None else known, 3),
+                is_queued=attempt.slurm_job is not None and known is None,
+                gpus=planner.get_gpus(attempt.rule, members[0]),
+                planned_seconds=round(costs.estimate(attempt.rule, points), 3) if is_planned else 0,
+                modelled_seconds=round(costs.model(attempt.rule, points), 3) if is_modelled else 0,
+                device=costs.device_name,
+                base=other.fingerprint if other else forecast.fingerprint,
+            )
+        )
+    return records
+
+
+def settle(forecast: Forecast, run: RunRecord) -> str:
+    """Write down a run as it stands, and the ledger; return what the ledger says in short."""
+    results = forecast.results
+    record_run(run, results / RUNS)
+    full = get_model_folder_size(forecast.planner.base, forecast.experiment.model.dtype)
+    records, runs = read_records(results / JOB_RECORDS), read_runs(results / RUNS)
+    rows = make_ledger(results, forecast.points, records, runs, full, forecast.whole[WHOLE])
+    write_ledger(rows, results / LEDGER)
+    return describe_ledger(rows)

@@ -1,0 +1,160 @@
+"""The ledger of a sweep: what it kept, wrote at its peak and spent, beside what its plan said."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from lorasweep.layout import MANIFEST
+from lorasweep.planning.history import DONE, JobRecord
+from lorasweep.planning.planner import PointPlan, SweepPlan
+from lorasweep.util.files import write_aside
+from lorasweep.util.formats import format_bytes, format_seconds
+
+TOTAL = "total"
+"""The last row's `point`."""
+
+
+class RunRecord(BaseModel, frozen=True):
+    """What a run took, and what its plan said when it began."""
+
+    began: str
+    wall_seconds: float
+    peak_temporary_bytes: int
+    """The largest of the samples."""
+    planned_wall_seconds: float
+    planned_temporary_bytes: int
+
+
+def record_run(run: RunRecord, file: Path) -> None:
+    """Add a run to the experiment's record, in place of what stands there of the same run."""
+    runs = [*(other for other in read_runs(file) if other.began != run.began), run]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(file, json.dumps([entry.model_dump() for entry in runs], indent=1) + "\n")
+
+
+def read_runs(file: Path) -> list[RunRecord]:
+    """Return the runs on record, the oldest first."""
+    try:
+        return [RunRecord.model_validate(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    except (FileNotFoundError, ValueError, TypeError, ValidationError):
+        return []
+
+
+def make_ledger(
+    results: Path,
+    points: Sequence[PointPlan],
+    records: Sequence[JobRecord],
+    runs: Sequence[RunRecord],
+    full_model_bytes: int,
+    whole: SweepPlan,
+) -> list[dict[str, Any]]:
+    """Return a row for each point, and the total.
+
+    Columns: `point`, `mode`, `is_done`, bytes kept and those of a full model, `attempts` of jobs and those that failed,
+    seconds of jobs and of failed ones, `gpu_hours`, and what of all this was planned. The total has the sampled peak of
+    temporary bytes and the wall time of all runs too. The seconds of a job of several points are shared equally.
+    """
+    spent: dict[str, dict[str, float]] = {}
+    for record in records:
+        members = record.members.split(";")
+        for member in members:
+            row = spent.setdefault(member, dict.fromkeys(_SPENT, 0.0))
+            has_failed = record.state != DONE
+            share = record.seconds / len(members)
+            row["attempts"] += 1
+            row["failed_attempts"] += has_failed
+            row["job_seconds"] += share
+            row["failed_seconds"] += share * has_failed
+            row["gpu_hours"] += record.gpus * share / 3600
+            row["planned_job_seconds"] += 0 if has_failed else record.planned_seconds / len(members)
+            row["planned_gpu_hours"] += 0 if has_failed else record.gpus * record.planned_seconds / len(members) / 3600
+    rows = []
+    for point in points:
+        manifest = _read_manifest(results / point.name / MANIFEST)
+        rows.append(
+            {
+                "point": point.name,
+                "mode": point.mode,
+                "is_done": bool(manifest) and (point.is_done or manifest["finished"] >= runs[-1].began),
+                "kept_bytes": manifest.get("bytes", 0),
+                "planned_kept_bytes": point.kept_bytes,
+                "full_model_bytes": 0 if point.mode == "base" else full_model_bytes,
+                **{key: _round(value) for key, value in spent.get(point.name, dict.fromkeys(_SPENT, 0.0)).items()},
+            }
+        )
+    summed = ("kept_bytes", "planned_kept_bytes", "full_model_bytes", *_SPENT)
+    total = {"point": TOTAL, "mode": "", "is_done": all(row["is_done"] for row in rows)}
+    total |= {key: _round(sum(row[key] for row in rows)) for key in summed}
+    # A job of several points is one attempt.
+    total |= {"attempts": len(records), "failed_attempts": sum(record.state != DONE for record in records)}
+    total |= {
+        "peak_temporary_bytes": max((run.peak_temporary_bytes for run in runs), default=0),
+        "planned_temporary_bytes": whole.temporary_bytes,
+        "wall_seconds": _round(sum(run.wall_seconds for run in runs)),
+        "planned_wall_seconds": _round(whole.wall_seconds),
+    }
+    return [*rows, total]
+
+
+def write_ledger(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Write the rows as CSV."""
+    aside = file.with_name(f".{file.name}.tmp")
+    with aside.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[-1]), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    aside.replace(file)
+
+
+def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what of the ledger stands at the end of a run."""
+    total = rows[-1]
+    done = [row for row in rows[:-1] if row["is_done"]]
+    kept = sum(row["kept_bytes"] for row in done)
+    planned = sum(row["planned_kept_bytes"] for row in done)
+    full = sum(row["full_model_bytes"] for row in done)
+    spent, expected = format_seconds(total["job_seconds"]), format_seconds(total["planned_job_seconds"])
+    wall, expected_wall = format_seconds(total["wall_seconds"]), format_seconds(total["planned_wall_seconds"])
+    lines = [
+        f"Kept: {format_bytes(kept)} by {len(done)} points (planned {format_bytes(planned)})"
+        + (f"; as full models {format_bytes(full)}, {full / kept:,.1f} times as much" if kept and full > kept else "")
+        + ".",
+        f"Temporary, at the peak: {format_bytes(total['peak_temporary_bytes'])} seen (planned "
+        f"{format_bytes(total['planned_temporary_bytes'])}).",
+        f"Jobs: {spent} (planned {expected}), of which {total['failed_attempts']:.0f} failed attempts "
+        + format_seconds(total["failed_seconds"])
+        + (f"; {total['gpu_hours']:,.2f} GPU hours" if total["gpu_hours"] else "")
+        + f". Wall time {wall} (planned {expected_wall}).",
+    ]
+    return "\n".join(lines)
+
+
+def read_kept_bytes(point: Path) -> int:
+    """Return the bytes of what a point keeps, by its manifest; none where it has none."""
+    return int(_read_manifest(point / MANIFEST).get("bytes", 0))
+
+
+_SPENT = (
+    "attempts",
+    "failed_attempts",
+    "job_seconds",
+    "failed_seconds",
+    "gpu_hours",
+    "planned_job_seconds",
+    "planned_gpu_hours",
+)
+
+
+def _round(value: float) -> float:
+    return round(value, 3)
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -1,0 +1,52 @@
+"""Tables and a report of the points that are done, where those of all have to wait for the rest."""
+
+import shutil
+import subprocess
+from collections.abc import Collection
+from pathlib import Path
+
+from lorasweep.layout import MANIFEST
+from lorasweep.sweep.sweep import Sweep
+
+_FILES = ("samples.parquet", "results.csv", "results.parquet", "replicates.csv", "answer.json", "report.html")
+_PLOTS = "plots-partial"
+
+
+def write_partial_results(sweep: Sweep, unfinished: Collection[str], root: Path, *, reads_samples: bool) -> str:
+    """Write them beside the whole ones' places; return what to say of it, or nothing where no point is done.
+
+    `reads_samples`: whether the environment that reads logs is there; without it there are no intervals.
+    """
+    results = sweep.results
+    done = [
+        point
+        for point in dict.fromkeys([*sweep.baselines, *sweep.points])
+        if point not in unfinished and (results / point / MANIFEST).is_file()
+    ]
+    if not done:
+        return ""
+    samples, table = f"{results}/samples-partial.parquet", f"{results}/results-partial.csv"
+    run, job = str(root / "scripts/run"), ["-m", "lorasweep", "job"]
+    of_these = ["--results", results, "--points", *done]
+    collected = ["--variables", *sweep.variables, "--tasks", *sweep.deciding_tasks, "--output", table]
+    collected += ["--report", sweep.experiment.report.model_dump_json()]
+    page = ["--output", f"{results}/report-partial.html", "--plots", f"{results}/{_PLOTS}"]
+    steps: list[list[object]] = [
+        ["driver", *job, "collect", *of_these, *collected],
+        ["driver", *job, "report", "--table", table, "--pipeline", sweep.pipeline, *page],
+    ]
+    if reads_samples:
+        steps[0] += ["--samples", samples]
+        steps.insert(0, ["eval", *job, "read_samples", *of_these, "--output", samples])
+    for step in steps:
+        made = subprocess.run([run, *map(str, step)], capture_output=True, encoding="utf-8", errors="replace")
+        if made.returncode:
+            return f"No report of what is done: {made.stderr.strip().rpartition(chr(10))[2]}"
+    return f"What is done: {table} and {results}/report-partial.html"
+
+
+def drop_partial_results(results: Path) -> None:
+    """Remove what earlier runs left of them."""
+    shutil.rmtree(results / _PLOTS, ignore_errors=True)
+    for name in _FILES:
+        (results / name.replace(".", "-partial.")).unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""How far a run has come: its points by stage, and how long it still takes by its plan and by what it took so far."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lorasweep.planning.forecast import Forecast
+from lorasweep.planning.history import DONE
+from lorasweep.planning.timeline import simulate
+from lorasweep.running.events import Attempt, Running
+
+WAITING, TRAINING, TRAINED, EVALUATING, DONE_STAGE, FAILED_STAGE = STAGES = (
+    *("waiting", "training", "trained", "evaluating", "done", "failed"),
+)
+"""Of a point. Evaluating is from the merge to the end of the clean-up; trained is one that waits for it."""
+
+_TRAINING_RULES = ("train", "adopt")
+
+
+def count_stages(
+    forecast: Forecast, attempts: Iterable[Attempt], running: Iterable[Running], failed: Collection[str]
+) -> dict[str, int]:
+    """Return how many points are in each stage; `failed` are those with a job that failed."""
+    ended = {(attempt.rule, attempt.name) for attempt in attempts if attempt.state == DONE}
+    after = [job for job in ended if job[0] not in ("configure", "collect", *_TRAINING_RULES)]
+    evaluated = {member for rule, name in after for member in forecast.get_members(rule, name)}
+    points = forecast.planner.points
+    trained_by = {name: point.trained_by for name, point in points.items() if point.trained_by}
+    busy: dict[str, str] = {}
+    for job in running:
+        if job.rule != "configure":
+            stage = TRAINING if job.rule in _TRAINING_RULES else EVALUATING
+            busy |= dict.fromkeys(forecast.get_members(job.rule, job.name), stage)
+    for checkpoint, training in trained_by.items():
+        if busy.get(training) == TRAINING:
+            busy.setdefault(checkpoint, TRAINING)
+
+    untrained = {point.name for point in forecast.points if point.mode == "base"}
+
+    def find_stage(name: str, was_done: bool) -> str:
+        if name in busy:
+            return busy[name]
+        if name in failed or trained_by.get(name) in failed:
+            return FAILED_STAGE
+        if was_done or ("cleanup", name) in ended:
+            return DONE_STAGE
+        if name in evaluated:
+            return EVALUATING
+        is_to_end = name not in untrained and ("cleanup", name) in forecast.wanted
+        training = trained_by.get(name, name)
+        trainings = [(rule, training) for rule in _TRAINING_RULES if (rule, training) in forecast.wanted]
+        return TRAINED if is_to_end and ended.issuperset(trainings) else WAITING
+
+    counts = dict.fromkeys(STAGES, 0)
+    for point in forecast.points:
+        counts[find_stage(point.name, point.is_done)] += 1
+    return counts
+
+
+class StepWatch:
+    """How long trainings still take by their own pace, which knows nothing of queues and of loading."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[float, int]] = {}
+
+    def estimate_left(self, point: str, step: int, steps: int, now: float) -> float | None:
+        """Return the seconds until the last step; none at the first look. `now` is in seconds of any clock."""
+        began, first = self._first.setdefault(point, (now, step))
+        if step < first:  # trained anew
+            self._first[point] = (now, step)
+        return (steps - step) * (now - began) / (step - first) if step > first else None
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """How long a run still takes."""
+
+    seconds: float | None
+    """None where all that is left runs already, for longer than planned."""
+    error: float | None
+    """How many times longer than planned its jobs took so far; none where none was done."""
+    jobs: Mapping[tuple[str, str], float]
+    """Seconds of what runs, by rule and name, where they are known."""
+
+
+def estimate_left(
+    forecast: Forecast, attempts: Sequence[Attempt], running: Sequence[Running], trainings: Mapping[str, float]
+) -> TimeLeft:
+    """Simulate what is left of the plan, each rule's times as many times longer as they were in this run so far.
+
+    `trainings` are the seconds that some of those that run still take, by point. A rule of which no job is done takes
+    the factor of all. A job that takes longer than planned counts before its end.
+    """
+    plan = forecast.jobs
+    took: dict[str, float] = {}
+    planned: dict[str, float] = {}
+
+    def count(rule: str, name: str, seconds: float) -> None:
+        took[rule] = took.get(rule, 0.0) + seconds
+        planned[rule] = planned.get(rule, 0.0) + plan[rule, name].seconds
+
+    done = [attempt for attempt in attempts if attempt.state == DONE and (attempt.rule, attempt.name) in plan]
+    elapsed = {(job.rule, job.name): job.seconds for job in running if (job.rule, job.name) in plan}
+    known = {key: trainings[key[1]] for key in elapsed if key[0] == "train" and key[1] in trainings}
+    for attempt in done:
+        count(attempt.rule, attempt.name, attempt.seconds)
+    for key, seconds in elapsed.items():
+        if key in known or seconds > plan[key].seconds:
+            count(*key, seconds + known.get(key, 0.0))
+    error = sum(took.values()) / sum(planned.values()) if sum(planned.values()) else None
+    factors = {rule: took[rule] / planned[rule] for rule in took if planned[rule]}
+    rest = {key: job.seconds * factors.get(job.rule, error or 1.0) for key, job in plan.items()}
+    rest |= {key: max(0.0, rest[key] - seconds) for key, seconds in elapsed.items()}
+    rest |= known | dict.fromkeys(((attempt.rule, attempt.name) for attempt in done), 0.0)
+    jobs = [replace(job, seconds=rest[key]) for key, job in plan.items()]
+    line = simulate(jobs, forecast.planner.parallel, forecast.experiment.evaluation.max_merged_models)
+    left = {key: rest[key] for key in elapsed if rest[key] or key in known}
+    return TimeLeft(line.seconds if line.seconds or len(left) == len(elapsed) else None, error, left)

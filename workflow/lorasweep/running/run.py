@@ -1,0 +1,333 @@
+"""The run of a sweep: what happens before its first job and after its last, and what is heard in between.
+
+Snakemake tells it by way of `run.smk`; a command that only looks makes a `Run` too, which then leaves nothing.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.experiment.loading import write_experiment
+from lorasweep.experiment.points import record_points
+from lorasweep.hub import references as hub
+from lorasweep.layout import BASELINE, BATCHES, EXPERIMENT, FAILURE_RECORD, HOLDER, POINTS, REVISIONS, WANTED_PLAN
+from lorasweep.planning import counting as measuring
+from lorasweep.planning.forecast import Forecast, make_forecast
+from lorasweep.running.accounts import Accounts
+from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
+from lorasweep.running.events import FailureRecorder, JobWatcher
+from lorasweep.running.orphans import Orphan, find_orphans
+from lorasweep.running.partial_results import drop_partial_results, write_partial_results
+from lorasweep.running.summary import summarise, write_failures
+from lorasweep.sweep.batches import record_batches
+from lorasweep.sweep.sweep import Sweep
+from lorasweep.util.errors import InputError, ending_with_a_message
+from lorasweep.util.slurm import cancel_jobs
+
+MOST_PARALLEL = 1000
+"""Jobs at a time of a scheduler that is given no bound."""
+
+JOB = ("-m", "lorasweep", "job")
+"""What Python is to run, before the word of a job."""
+
+THREADS = 4
+"""Threads of a job that trains or evaluates, for the plan."""
+
+LOCKS = Path(".snakemake/locks")
+"""Where Snakemake keeps its locks, in the working directory."""
+
+LOGGER = logging.getLogger("snakemake.logging")
+"""Snakemake's own, so that what is said here stands in its log."""
+
+Jobs = Collection[tuple[str, str]]
+"""Jobs that are to do: pairs of a rule and the name of a point or of a batch, if it has one."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """How much runs at a time."""
+
+    cores: int | None
+    nodes: int | None
+    """Jobs that a scheduler is given at a time; None on one machine."""
+    gpus: int | None
+    """GPUs of all jobs together, where they are bounded."""
+
+
+class Run:
+    """A call of Snakemake on a sweep."""
+
+    def __init__(
+        self, sweep: Sweep, command: str, root: Path, sources: Path, *, uses_conda: bool, ignores_shortage: bool
+    ) -> None:
+        """`command` is the call as it is repeated to the reader; `root` is the clone.
+
+        `sources` is the folder of Snakemake's copies of the rules, which is of this call alone.
+        `ignores_shortage`: whether it runs although there is no room for it by the plan.
+        """
+        self._sweep = sweep
+        self._command = command
+        self._root = root
+        self._sources = sources.absolute()
+        self._uses_conda = uses_conda
+        self._ignores_shortage = ignores_shortage
+        self._directory = Path.cwd()
+        self._holder = self._sweep.results / HOLDER
+        self._failures = FailureRecorder(self._sweep.results / "logs")
+        self._jobs = JobWatcher()
+        self._orphans: list[Orphan] = []
+        self._slurm_run: str | None = None
+        self._leaves_name = False
+        self._accounts: Accounts | None = None
+
+    def listen(
+        self, logger: logging.Logger, is_dry_run: Callable[[], bool], look: Callable[[], tuple[Jobs, Places]]
+    ) -> None:
+        """Listen to Snakemake's messages, and say who else runs the sweep.
+
+        `look` returns what is to do, once that is known.
+        """
+        hub.forget_token()
+        logger.addHandler(self._failures)
+        logger.addHandler(self._jobs)
+        logger.addHandler(_Ending(self, is_dry_run, look))
+        logger.addFilter(_says_something)
+        holder = read_holder(self._holder)
+        if holder and not holder.is_gone:
+            logger.warning(
+                f"'{self._sweep.results}' is being run by {holder}. A dry run goes on; a run has to wait until that "
+                "one ends. Should its machine be gone: the same command with --unlock first."
+            )
+        elif holder:
+            if remove_locks(LOCKS, str(self._sweep.results)):
+                logger.warning(
+                    f"A run of '{self._sweep.results}' by {holder} ended before it was done; its lock is removed."
+                )
+            self._orphans = find_orphans(holder.slurm_runs)
+        if self._sweep.missing_model:
+            logger.warning(f"{self._sweep.missing_model}\nA dry run goes on without it; a run stops here.")
+
+    @property
+    def awaited_jobs(self) -> dict[str, str]:
+        """The SLURM jobs that train points for an earlier run: the scheduler lets a new training wait for them."""
+        return {orphan.point: orphan.job for orphan in self._orphans if orphan.is_awaited}
+
+    def begin(self, wanted: Jobs, places: Places, slurm_run: str | None, *, is_touch: bool) -> None:
+        """Do what a run does before its first job. Ends the process with a message where it cannot be.
+
+        `slurm_run` is the name by which SLURM knows the jobs of this run, if they go there.
+        """
+        sweep, results = self._sweep, self._sweep.results
+        with ending_with_a_message():
+            if sweep.missing_model:
+                raise InputError(sweep.missing_model)
+            self._check_environments()
+            takes_time = any(rule.startswith(("train", "evaluate")) for rule, _ in wanted)
+            if sweep.experiment.plan.count and takes_time and not is_touch:
+                count_tokens_and_samples(sweep, self._root)
+            forecast = forecast_run(sweep, wanted, places)
+            assert forecast
+            if shortage := forecast.explain_shortage():
+                if not self._ignores_shortage:
+                    raise InputError(shortage)
+                LOGGER.warning(shortage)
+            self._settle_orphans()
+            self._slurm_run = slurm_run
+            awaited = {orphan.run for orphan in self._orphans if orphan.is_awaited}
+            hold(self._holder, sorted(awaited | ({slurm_run} if slurm_run else set())))
+            record_points(sweep.points, results / POINTS)
+            write_experiment(
+                hub.with_commits(sweep.as_written, hub.read_revisions(results / REVISIONS)), results / EXPERIMENT
+            )
+            if sweep.batches:
+                record_batches(dict(sweep.batches), results / BATCHES)
+            LOGGER.info(forecast.describe_shortly())
+            if not is_touch:
+                self._accounts = Accounts(forecast, self._jobs, self._failures)
+                self._accounts.start()
+
+    def conclude(self, unfinished: Collection[str], *, is_well: bool) -> None:
+        """Leave what a run leaves at its end, and say how it went.
+
+        `unfinished` are the points with a job that was to do and was not done.
+        """
+        sweep, results = self._sweep, self._sweep.results
+        # What runs on is found by the next run, by the name that this one left.
+        is_over = is_well or self._cancel_forgotten_jobs()
+        for leftover in (*results.glob("*/.*.partial"), results / ".batches"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        summary = summarise(results, sweep.folders, unfinished, self._failures.failures, self._command)
+        try:
+            if is_well:
+                (results / FAILURE_RECORD).unlink(missing_ok=True)
+                drop_partial_results(results)
+            elif self._failures.failures:
+                write_failures(self._failures.failures, results / FAILURE_RECORD)
+        except OSError as error:  # a full disk must not hide how the run went
+            summary += f"\n{FAILURE_RECORD} could not be written: {error}"
+        if self._accounts:
+            summary += f"\n{self._accounts.stop(is_well)}"
+        # Last, since who looks on takes a run that nobody holds for one that ended.
+        self._leaves_name = not is_over
+        self.end()
+        LOGGER.log(logging.INFO if is_well else logging.ERROR, summary)
+        if not is_well:
+            said = write_partial_results(sweep, unfinished, self._root, reads_samples=not self._uses_conda)
+            if said:
+                LOGGER.error(said)
+
+    def show_plan(self, wanted: Jobs, places: Places) -> None:
+        """Print the plan at the end of a dry run: in short, or all of it where `lorasweep plan` asks."""
+        sweep = self._sweep
+        is_whole = os.environ.get(WANTED_PLAN) == "whole"
+        with contextlib.chdir(self._directory):
+            if is_whole:
+                count_tokens_and_samples(sweep, self._root)
+            forecast = forecast_run(sweep, wanted, places)
+            if forecast is None:
+                print(f"No plan without {sweep.base_model}/config.json, which alone is enough for one.")
+                return
+            if is_whole:
+                from rich.console import Console
+
+                forecast.show(Console())
+                print("Written:", *forecast.write())
+            else:
+                print(forecast.describe_shortly())
+            if shortage := forecast.explain_shortage():
+                print(f"A run would be refused: {shortage}")
+
+    def end(self) -> None:
+        """Take this process's name away, unless jobs run on that the next run has to find by it."""
+        shutil.rmtree(self._sources, ignore_errors=True)
+        if self._leaves_name:
+            return
+        with contextlib.chdir(self._directory):
+            release(self._holder)
+
+    def give_up(self) -> None:
+        """Note that whoever ran the sweep is gone: a person says so, by `--unlock`."""
+        give_up(self._holder)
+
+    def _check_environments(self) -> None:
+        for stage in () if self._uses_conda else {self._sweep.trainer.STAGE, "eval", self._sweep.evaluation_stage}:
+            if not (self._root / ".venv" / stage / "installed").exists():
+                raise InputError(
+                    f".venv/{stage}: the environment is missing; run 'make install"
+                    f"{'-vllm' if stage == 'vllm' else ''}', or use '--sdm conda'"
+                )
+
+    def _settle_orphans(self) -> None:
+        """Let no job of a run that died write the same files as a job of this one."""
+        for orphan in self._orphans:
+            fate = "is cancelled"
+            if orphan.is_awaited:
+                fate = "still runs: the same training waits for its end, and takes over what it made"
+            LOGGER.warning(f"SLURM job {orphan.job} of an earlier run ({orphan.rule} of {orphan.point}) {fate}.")
+        if left := cancel_jobs(orphan.job for orphan in self._orphans if not orphan.is_awaited):
+            raise InputError(
+                f"SLURM jobs of an earlier run do not end: scancel {' '.join(sorted(left))}, and run again"
+            )
+
+    def _cancel_forgotten_jobs(self) -> bool:
+        """Cancel what still runs at the end; return whether nothing does.
+
+        At Ctrl-C Snakemake cancels the jobs on its list, and that is empty while it asks how they are.
+        """
+        jobs = [job.job for job in find_orphans([self._slurm_run] if self._slurm_run else [])]
+        try:
+            return not (jobs and cancel_jobs(jobs))
+        except (OSError, subprocess.SubprocessError) as error:
+            LOGGER.error(f"SLURM jobs {' '.join(jobs)} run on, and could not be cancelled: {error}")
+            return False
+
+
+class _Ending(logging.Handler):
+    """Snakemake closes its handlers last: then a dry run's plan is shown, and this process holds the sweep no more."""
+
+    def __init__(self, run: Run, is_dry_run: Callable[[], bool], look: Callable[[], tuple[Jobs, Places]]) -> None:
+        super().__init__()
+        self._run, self._is_dry_run, self._look = run, is_dry_run, look
+        self._is_planned = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = record.getMessage() if record.msg else ""
+        if str(getattr(record, "event", "")) == "run_info" or said.startswith("Nothing to be done"):
+            self._is_planned = True
+        elif said == "Unlocked working directory.":
+            self._run.give_up()
+
+    def close(self) -> None:
+        super().close()
+        with ending_with_a_message():
+            if self._is_planned and self._is_dry_run():
+                self._run.show_plan(*self._look())
+            self._run.end()
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    # Batches are computed in every run, so Snakemake's warning about their missing metadata is noise.
+    return not str(record.msg).endswith("missing metadata: evaluate_adapters")
+
+
+def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
+    """Make the plan of a run; None where nothing is known of the base model."""
+    if sweep.base is None:
+        return None
+    others = {name: read_checkpoint(Path(model)) for name, model in sweep.baselines.items() if name != BASELINE}
+    return make_forecast(
+        sweep.experiment,
+        sweep.points,
+        sweep.base,
+        sweep.results,
+        wanted,
+        sweep.batches,
+        "" if sweep.missing_model else sweep.base.fingerprint,
+        count_parallel_jobs(sweep, places),
+        sweep.samples if sweep.trained else 0,
+        sweep.tasks,
+        list(map(Path, sweep.task_files)),
+        others,
+    )
+
+
+def count_parallel_jobs(sweep: Sweep, places: Places) -> int:
+    """Return how many jobs run at a time: as many as there are cores for, or as a scheduler is given."""
+    if sweep.experiment.plan.parallel_jobs:
+        return sweep.experiment.plan.parallel_jobs
+    cores = places.cores or 1
+    most = [places.nodes or cores // min(cores, THREADS), MOST_PARALLEL]
+    if sweep.gpus and places.gpus is not None:
+        # As if all jobs had as many as the training that has most.
+        most.append(places.gpus // sweep.most_gpus)
+    return max(1, min(most))
+
+
+def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
+    """Have the trainer count tokens, and Inspect the samples of tasks, unless that was done."""
+    experiment, results, files = sweep.experiment, sweep.results, list(map(Path, sweep.task_files))
+    run = str(root / "scripts/run")
+    try:
+        counted = (results, experiment.data, sweep.base_fingerprint)
+        if (
+            not sweep.missing_model
+            and sweep.trained
+            and not measuring.read_lengths(*counted, sweep.samples, experiment.trainer)
+        ):
+            recipe = sweep.make_recipe(next(iter(sweep.trained)))
+            command = [run, sweep.trainer.STAGE, *JOB, "measure_lengths"]
+            measuring.count_lengths(*counted, recipe, command, experiment.trainer)
+    except InputError as error:
+        print(f"Tokens are guessed: {error}")
+    try:
+        if sweep.evaluated and not measuring.read_task_sizes(results, sweep.tasks, files):
+            command = [run, sweep.evaluation_stage, *JOB, "measure_tasks"]
+            measuring.count_task_sizes(results, sweep.tasks, files, command)
+    except InputError as error:
+        print(f"Samples are guessed: {error}")

@@ -1,0 +1,90 @@
+"""What is changed of Snakemake and of its SLURM plugin while they run: all of it is here."""
+
+import asyncio
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lorasweep.util.slurm import LOGGER
+
+_COMMA = "/"
+"""Stands for a comma in a name."""
+
+SECONDS_BETWEEN_QUERIES = 30
+
+SECONDS_TO_QUEUE_AGAIN = 60
+
+
+def mend_status_queries() -> None:
+    """Let the executor plugin (2.8.0) see every job's end.
+
+    It compares states with `CANCELLED`, and `sacct` says `CANCELLED by 1000`: such a job counts as running for ever. So
+    does one that had to give way, or whose node died, where it is not queued again (`PreemptMode=CANCEL`): it counts
+    here as cancelled a minute later. And it forgets all jobs when a query fails five times within a second, as it does
+    while the accounting database is away; so a query is repeated here until it is answered.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    query = plugin.query_job_status
+    since: dict[str, float] = {}
+
+    def mend(job: str, state: str) -> str:
+        if state not in ("PREEMPTED", "NODE_FAIL"):
+            since.pop(job, None)
+        elif time.monotonic() - since.setdefault(job, time.monotonic()) > SECONDS_TO_QUEUE_AGAIN:
+            LOGGER.warning(f"SLURM job {job} has ended ({state}), and is not queued again.")
+            return "CANCELLED"
+        return state.partition(" ")[0]
+
+    async def query_job_status(command: str, logger: object) -> tuple[dict[str, str], float]:
+        while True:
+            states, seconds = await query(command, logger)
+            if states is not None:
+                return {job: mend(job, state) for job, state in states.items()}, seconds
+            LOGGER.warning(f"SLURM does not say how the jobs are; asking again in {SECONDS_BETWEEN_QUERIES} s.")
+            await asyncio.sleep(SECONDS_BETWEEN_QUERIES)
+
+    plugin.query_job_status = query_job_status
+
+
+def mend_python_path() -> None:
+    """Let jobs on SLURM start where the environment's path has a blank: Snakemake (9.27.1) writes it as it is."""
+    import snakemake_executor_plugin_slurm_jobstep as jobstep
+    from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+
+    for executor in (RemoteExecutor, jobstep.Executor):
+        plain = executor.get_python_executable
+
+        def get_python_executable(self: Any, plain: Any = plain) -> str:
+            return shlex.quote(plain(self))
+
+        executor.get_python_executable = get_python_executable
+
+
+def mend_target_names() -> None:
+    """Let a job on SLURM be of a point whose name has a comma, as those of points of several variables have.
+
+    A job's own Snakemake is told its wildcards as a list with commas, which it splits at every comma (9.27.1). So they
+    are told with another sign, which no name has, and read so: both in the process that submits and in the job's.
+    """
+    from snakemake.dag import DAG
+    from snakemake_interface_executor_plugins.executors import real
+
+    encode, new_job = real.encode_target_jobs_cli_args, DAG.new_job
+
+    def encode_target_jobs_cli_args(specs: Iterable[Any]) -> list[str]:
+        told = [spec._replace(wildcards_dict=_replace(spec.wildcards_dict, ",", _COMMA)) for spec in specs]
+        return list(encode(told))
+
+    async def new_job_of_target(dag: Any, rule: Any, *arguments: Any, **named: Any) -> Any:
+        if named.get("wildcards_dict"):
+            named["wildcards_dict"] = _replace(named["wildcards_dict"], _COMMA, ",")
+        return await new_job(dag, rule, *arguments, **named)
+
+    real.encode_target_jobs_cli_args = encode_target_jobs_cli_args
+    DAG.new_job = new_job_of_target
+
+
+def _replace(wildcards: Mapping[str, str], old: str, new: str) -> dict[str, str]:
+    return {name: str(value).replace(old, new) for name, value in wildcards.items()}

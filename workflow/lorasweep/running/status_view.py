@@ -1,0 +1,190 @@
+"""The status of a run as people read it: a view that fits a terminal and may stay open, or the same once as text."""
+
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from lorasweep.layout import HOLDER, MANIFEST
+from lorasweep.running.controller import Holder, read_holder
+from lorasweep.running.status import (
+    BADLY,
+    INTERRUPTED,
+    STATUS,
+    TRAINING_LOG,
+    WELL,
+    JobStatus,
+    RunStatus,
+    get_age,
+    is_current,
+    read_status,
+    read_step,
+)
+from lorasweep.util.formats import format_bytes, format_seconds
+
+REFRESH_SECONDS = 2.0
+
+PATIENCE = 4
+"""Updates of a run that may be missing before it is said that it is not heard of."""
+
+_SMALLEST_HEIGHT = 24
+_LINES_BESIDE_JOBS = 13
+_FAILURES_SHOWN = 5
+
+_ENDS = {
+    WELL: "all that it was to do is done",
+    BADLY: "it had failures",
+    INTERRUPTED: "it was interrupted before it was done",
+}
+
+
+def watch(results: Path, console: Console) -> None:
+    """Show the status of an experiment's run: in a terminal until the run ends, or Ctrl-C; elsewhere once."""
+    if not console.is_terminal or not is_going_on(results):
+        console.print(render(results, None))
+        return
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        try:
+            while True:
+                goes_on = is_going_on(results)
+                live.update(render(results, max(console.height, _SMALLEST_HEIGHT)), refresh=True)
+                if not goes_on:
+                    return
+                time.sleep(REFRESH_SECONDS)
+        except KeyboardInterrupt:
+            return
+
+
+def is_going_on(results: Path) -> bool:
+    """Whether a process runs the experiment, as far as can be seen from here."""
+    holder = read_holder(results / HOLDER)
+    return holder is not None and not holder.is_gone
+
+
+def render(results: Path, height: int | None) -> RenderableType:
+    """Return the view; with a height, of as many jobs and failures as fit, and else of all that are listed."""
+    # In this order, since a run leaves its last status before it lets go.
+    holder = read_holder(results / HOLDER)
+    status = read_status(results / STATUS)
+    if status is None or (holder and not is_current(status, holder)):
+        return Text("\n".join(_describe_without_status(results, holder)))
+    goes_on = holder is not None and not holder.is_gone
+    parts: list[RenderableType] = [Text(_describe_run(results.name, status, holder), style="bold")]
+    parts.append(Text(_describe_stages(status)))
+    if goes_on and status.running:
+        parts.append(_make_jobs(results, status, height))
+    parts += [Text(line) for line in _describe_failures(status, height)]
+    parts += [Text(line) for line in _describe_rest(status, goes_on)]
+    return Group(*parts)
+
+
+def _describe_without_status(results: Path, holder: Holder | None) -> Iterator[str]:
+    if holder and holder.is_gone:
+        yield f"{results.name}: no run is going on. {holder} ended before it said anything."
+    elif holder:
+        yield f"{results.name}: is being run by {holder}, which has not said more yet."
+    else:
+        yield f"{results.name}: no run is going on, and none has left a status."
+    yield f"Points with a manifest in {results}: {sum(1 for _ in results.glob(f'*/{MANIFEST}'))}."
+
+
+def _describe_run(name: str, status: RunStatus, holder: Holder | None) -> str:
+    jobs = f"{status.jobs_done} of {status.jobs} jobs done"
+    last = _format_time(status.updated)
+    if status.outcome:
+        return f"{name}: no run is going on. The last ended at {last}, {_ENDS[status.outcome]}: {jobs}."
+    if holder is None or holder.is_gone:
+        return (
+            f"{name}: no run is going on. The last ended without a word, and was last heard of at {last}: {jobs}. The "
+            "same command again goes on."
+        )
+    said = f"{name}: running since {_format_time(status.began)}, {jobs}; by {holder.user} on {holder.host}."
+    if (age := get_age(status.updated)) > PATIENCE * status.interval_seconds:
+        said += f" Not heard of for {format_seconds(age)}: it is stopped, or its machine is gone (docs/slurm.md)."
+    return said
+
+
+def _describe_stages(status: RunStatus) -> str:
+    total = sum(status.points.values())
+    return f"Points: {total}. " + ", ".join(f"{stage} {number}" for stage, number in status.points.items()) + "."
+
+
+def _make_jobs(results: Path, status: RunStatus, height: int | None) -> Table:
+    shown = status.running
+    if height is not None:
+        failures = 2 * min(len(status.failures), _FAILURES_SHOWN)
+        shown = shown[: max(3, height - _LINES_BESIDE_JOBS - failures)]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("running", "point", "since", "for", "step", "loss", "left"):
+        is_text = column in ("running", "point", "since")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point", overflow="fold")
+    for job in shown:
+        table.add_row(*_describe_job(results, job))
+    if hidden := status.running_jobs - len(shown):
+        table.add_row(f"... {hidden} more")
+    return table
+
+
+def _describe_job(results: Path, job: JobStatus) -> list[str]:
+    name = f"{job.name} ({job.points} points)" if job.points > 1 else job.name
+    age = get_age(job.since)
+    cells = [job.rule, name, _format_time(job.since), format_seconds(age)]
+    if _is_queued(results, job):
+        return [*cells, "queued", "", ""]
+    step = read_step(results / job.name / TRAINING_LOG) if job.rule == "train" else None
+    said = ["", ""]
+    if step:
+        said = [f"{step.step} of {job.steps}" if job.steps else str(step.step), f"{step.loss:.4g}"]
+    left = "" if job.seconds_left is None else format_seconds(job.seconds_left)
+    return [*cells, *said, left]
+
+
+def _is_queued(results: Path, job: JobStatus) -> bool:
+    """Whether a job that a scheduler has did not begin yet: it begins with its log."""
+    if job.slurm_job is None:
+        return False
+    try:
+        began = (results / "logs" / job.rule / f"{job.name}.log").stat().st_mtime
+    except OSError:
+        return True
+    return began < datetime.fromisoformat(job.since).timestamp()
+
+
+def _describe_failures(status: RunStatus, height: int | None) -> Iterator[str]:
+    shown = status.failures if height is None else status.failures[-_FAILURES_SHOWN:]
+    if hidden := status.failed_jobs - len(shown):
+        yield f"failed: {hidden} more before these; all in failures.json once the run has ended"
+    for failure in shown:
+        where = f"{failure.rule} of {failure.point}" if failure.point else failure.rule
+        yield f"failed: {where}: {failure.reason}"
+        yield f"  its log: {failure.log}"
+
+
+def _describe_rest(status: RunStatus, goes_on: bool) -> Iterator[str]:
+    yield (
+        f"On disk: {format_bytes(status.kept_bytes)} kept of {format_bytes(status.planned_kept_bytes)} planned; "
+        f"{format_bytes(status.temporary_bytes)} temporary, {format_bytes(status.peak_temporary_bytes)} at the peak of "
+        "this run."
+    )
+    if not goes_on:
+        return
+    by = "the plan; no job is done yet to compare with"
+    if status.error is not None:
+        by = f"the plan, of which its jobs took {status.error:.2f} so far"
+    if status.seconds_left is None:
+        yield f"Time left: not known by {by}."
+    else:
+        yield f"Time left: about {format_seconds(status.seconds_left)}, by {by}."
+
+
+def _format_time(time_said: str) -> str:
+    """Write a time in the reader's time zone, with its day where that is not today."""
+    local = datetime.fromisoformat(time_said).astimezone()
+    is_today = local.date() == datetime.now().astimezone().date()
+    return local.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M")

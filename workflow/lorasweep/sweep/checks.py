@@ -1,0 +1,257 @@
+"""What an experiment needs from outside its file, checked before any job is planned."""
+
+import subprocess
+from collections.abc import Iterable, Sequence
+from math import ceil
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
+from lorasweep.experiment.points import Point
+from lorasweep.experiment.sections import Controls, Data, Experiment
+from lorasweep.experiment.tasks import TaskEntry
+from lorasweep.experiment.training_data import check_data
+from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
+from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import InputError
+
+
+def check_inputs(
+    experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], results: Path, source: str
+) -> None:
+    """Check the data, the base model, and that the sections of the experiment agree with each other.
+
+    `results` is the experiment's folder.
+
+    A base model that is not there is left to `find_missing_model`: a dry run bears with it.
+
+    Raises:
+        InputError: naming the file, the key, the value, and what is accepted.
+    """
+    evaluation = experiment.evaluation
+    if evaluation.enabled and not tasks:
+        raise InputError(
+            f"{source}: evaluation.tasks: [] is not accepted; accepted: at least one Inspect task, or enabled: false"
+        )
+    names = [task.name for task in tasks]
+    if experiment.report.task and experiment.report.task not in names:
+        raise InputError(
+            f"{source}: report.task: {experiment.report.task!r} is not accepted; accepted: "
+            f"{', '.join(names) or 'null, where no task is evaluated'}"
+        )
+    points = list(points)
+    _check_prompts(experiment.data, "", source)
+    for point in points:
+        _check_prompts(point.data, f" (point '{point.name}')", source)
+    _check_backend(experiment, points, source)
+    for point in points:
+        # Its own adapter would be deleted before it is copied; another's of this experiment may not be there yet.
+        if point.adapter and Path(point.adapter).resolve().is_relative_to(results.resolve()):
+            raise InputError(
+                f"{source}: runs: adapter: {point.adapter!r} (run '{point.name}') is of this experiment; accepted: one "
+                f"that lies outside of {results}"
+            )
+    for index, baseline in enumerate(evaluation.baselines if evaluation.enabled else ()):
+        where = f"evaluation.baselines.{index}.model"
+        if Path(baseline.model).resolve().is_relative_to(results.resolve()):
+            raise InputError(
+                f"{source}: {where}: {baseline.model!r} ('{baseline.name}') is of this experiment; accepted: one that "
+                f"lies outside of {results}"
+            )
+        _read(baseline.model, source, where)
+    trained = [point for point in points if point.is_trained]
+    if trained:
+        # Of prompts the data only has to bear with a system prompt, whichever.
+        data = next((point.data for point in trained if point.data.system_prompt), experiment.data)
+        samples = check_data(data, source)
+        if data.validation:
+            check_data(data, source, "validation")
+        for point in trained:
+            _check_weights_key(experiment, point, source)
+            _check_batch(point, samples, source)
+    if find_missing_model(experiment, source):
+        return
+    checkpoint = _read(experiment.model.path, source, "model.path")
+    if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
+        raise InputError(
+            f"{source}: model.path: the tokenizer in {experiment.model.path!r} has no chat template, which "
+            "data.format: chat needs; accepted: a checkpoint with one, or data.format: instruct"
+        )
+    base_model = evaluation.base_model
+    if base_model and _read(base_model, source, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
+        raise InputError(
+            f"{source}: evaluation.base_model: {base_model!r} holds another model than model.path "
+            f"({experiment.model.path!r}); accepted: the model that the adapters are trained on"
+        )
+
+
+def find_trainer(experiment: Experiment, source: str) -> Trainer:
+    """Return the experiment's trainer.
+
+    Raises:
+        InputError: there is none of that name, or it lacks what a trainer has.
+    """
+    try:
+        return get_trainer(experiment.trainer)
+    except InputError as error:
+        raise InputError(f"{source}: trainer: {error}") from error
+
+
+def find_missing_model(experiment: Experiment, source: str) -> str | None:
+    """Return what to say about a base model that is not there, or nothing."""
+    named = {"model.path": experiment.model.path, "evaluation.base_model": experiment.evaluation.base_model}
+    for key, value in named.items():
+        if value and not Path(value).is_dir():
+            return (
+                f"{source}: {key}: no such directory: {value!r}; accepted: a local Hugging Face checkpoint directory, "
+                "or hf://org/name on the hub"
+            )
+        if value and has_configuration_alone(Path(value)):
+            return (
+                f"{source}: {key}: {value!r} has a config.json and no weights, enough for a plan; accepted for a run: "
+                "a local Hugging Face checkpoint directory"
+            )
+    return None
+
+
+def has_configuration_alone(path: Path) -> bool:
+    """Whether a checkpoint directory has its configuration, and perhaps a tokenizer, but no weights at all."""
+    weights = (INDEX, "*.safetensors", "*.bin", "*.gguf")
+    return (path / "config.json").is_file() and not any(any(path.glob(pattern)) for pattern in weights)
+
+
+def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: str) -> str:
+    """Return the text of a point's `recipe.yaml`; the head names the training and validation data by digest, and so the
+    module of any trainer but the default one.
+
+    So a change in the data, or in the module, changes the recipe, whatever the file's size and time.
+
+    Raises:
+        InputError: the trainer cannot train this model with these settings.
+    """
+    spec = TrainingSpec(
+        checkpoint=_read(experiment.model.path, source, "model.path"),
+        controls=point.controls,
+        swept=tuple(key for key in point.swept if key in Controls.model_fields),
+        model=experiment.model,
+        data=point.data,
+        output_dir=output_dir,
+    )
+    trainer = find_trainer(experiment, source)
+    try:
+        recipe = trainer.recipe(spec)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    named = {"training": experiment.data.train, "validation": experiment.data.validation}
+    digests = [f"# {what} data sha256: {digest_file(Path(file))}\n" for what, file in named.items() if file]
+    if experiment.trainer != DEFAULT_TRAINER:
+        module = Path(str(cast(ModuleType, trainer).__file__))
+        digests.append(f"# trainer: {experiment.trainer} sha256: {digest_file(module)}\n")
+    return "".join(digests) + recipe
+
+
+def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], source: str) -> None:
+    """Check that every task, solver and scorer which is in no file is registered in the environment that evaluates.
+
+    `python` is the command that starts that environment's Python.
+
+    Raises:
+        InputError: naming what Inspect does not know there, or why it could not be asked.
+    """
+    names = [f"{kind}:{name}" for entry in tasks for kind, name in entry.registered]
+    if not names:
+        return
+    program = (
+        "import sys, inspect_ai.scorer, inspect_ai.solver; "
+        "from inspect_ai._util.entrypoints import ensure_entry_points; "
+        "from inspect_ai._util.registry import registry_lookup as find; ensure_entry_points(); "
+        "pairs = [word.split(':', 1) for word in sys.argv[1:]]; kinds = {'solver': ('solver', 'agent')}; "
+        "print(*[n for k, n in pairs if not any(find(kind, n) for kind in kinds.get(k, (k,)))], sep='\\n')"
+    )
+    found = subprocess.run(
+        [*python, "-c", program, *names],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if found.returncode:
+        raise InputError(
+            f"{source}: evaluation.tasks: whether {', '.join(names)} is registered could not be seen in the "
+            f"environment that evaluates (is it installed? 'make install'): {found.stderr.strip()[-300:]}"
+        )
+    if found.stdout.split():
+        raise InputError(
+            f"{source}: evaluation.tasks: no installed package registers {', '.join(found.stdout.split())}; accepted: "
+            "file.py@task, or what a package registers that is installed in the environment that evaluates "
+            "(.venv/eval/bin/pip install ...)"
+        )
+
+
+def _read(path: str, source: str, key: str) -> Checkpoint:
+    try:
+        return read_checkpoint(Path(path))
+    except InputError as error:
+        raise InputError(f"{source}: {key}: {error}") from error
+
+
+def _check_prompts(data: Data, where: str, source: str) -> None:
+    """A system prompt goes with messages, a template with the one input of a sample."""
+    if data.format == "completion" and data.system_prompt:
+        raise InputError(
+            f"{source}: data.system_prompt: {data.system_prompt!r}{where} does not go with data.format: completion, "
+            "which is plain text; accepted: none, or another format"
+        )
+    if data.format != "instruct" and data.prompt:
+        raise InputError(
+            f"{source}: data.prompt: {data.prompt!r}{where} does not go with data.format: {data.format}, whose samples "
+            "have no input column; accepted: none, or data.format: instruct; for a task: its own 'prompt'"
+        )
+
+
+def _check_backend(experiment: Experiment, points: Iterable[Point], source: str) -> None:
+    if experiment.evaluation.backend == "hf" or not experiment.evaluation.enabled:
+        return
+    other = next((point for point in points if point.mode != "B2"), None)
+    if other:
+        raise InputError(
+            f"{source}: evaluation.backend: 'vllm' does not go with mode {other.mode} (point '{other.name}'): vLLM "
+            "applies adapters itself; accepted: model_format: adapter with merge_adapters: false, or backend: hf"
+        )
+    if experiment.data.format == "completion":
+        raise InputError(
+            f"{source}: evaluation.backend: 'vllm' does not go with data.format: completion, whose prompts have no "
+            "template; accepted: hf"
+        )
+    if experiment.model.device != "cuda":
+        raise InputError(
+            f"{source}: evaluation.backend: 'vllm' needs model.device: cuda, and that is "
+            f"{experiment.model.device!r}; accepted there: hf"
+        )
+
+
+def _check_batch(point: Point, samples: int, source: str) -> None:
+    """Packed samples are fewer than the file's, by how much is not known yet."""
+    controls = point.controls
+    batches = ceil(samples / controls.gpus) // controls.batch_size
+    if controls.packed or batches >= controls.gradient_accumulation_steps:
+        return
+    gpus = f" on {controls.gpus} gpus" if controls.gpus > 1 else ""
+    raise InputError(
+        f"{source}: batch_size: {controls.batch_size} with gradient_accumulation_steps: "
+        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') makes no step of {samples} samples: "
+        f"batches that are not full are left out; accepted: a product of {'the three' if gpus else 'the two'} of at "
+        "most the number of samples"
+    )
+
+
+def _check_weights_key(experiment: Experiment, point: Point, source: str) -> None:
+    declared = find_trainer(experiment, source).declared_adapter_only(point.controls.override)
+    if declared is not None and declared != (point.model_format == "adapter"):
+        accepted = "hf" if not declared else "adapter"
+        raise InputError(
+            f"{source}: model_format: {point.model_format!r} (point '{point.name}') does not go with "
+            f"save_adapter_weights_only: {declared} under controls._override; accepted: model_format: {accepted}, or "
+            "no save_adapter_weights_only"
+        )

@@ -1,0 +1,427 @@
+"""The sweep as one object: what an experiment, its model and its results folder say of points, jobs and files.
+
+No Snakemake here. The rules, the plan, the run and the commands ask it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from lorasweep.checkpoints.shapes import read_shape
+from lorasweep.evaluation.spec import EvaluationSpec, Mode, make_evaluation_spec
+from lorasweep.evaluation.state import is_evaluated
+from lorasweep.experiment.devices import check_device
+from lorasweep.experiment.loading import load_experiment, read_given_values
+from lorasweep.experiment.points import Point, get_baselines, get_points
+from lorasweep.experiment.sections import NAME_PATTERN, Data, Experiment
+from lorasweep.experiment.tasks import TaskEntry, get_tasks
+from lorasweep.experiment.training_data import check_data
+from lorasweep.hub.references import check_fetched, read_revisions, with_local_paths
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASELINE, BATCHES, METRICS, POINTS, RECORD, REVISIONS
+from lorasweep.stages import get_stages
+from lorasweep.sweep import resources
+from lorasweep.sweep.batches import assign_batches, read_batches
+from lorasweep.sweep.checks import (
+    check_inputs,
+    check_registered_tasks,
+    find_missing_model,
+    find_trainer,
+    has_configuration_alone,
+    make_recipe,
+)
+from lorasweep.trainers import Trainer
+from lorasweep.util.errors import InputError
+
+ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
+"""The files of an adapter that rules declare; its tokenizer lies beside them."""
+
+RESULTS = Path("results")
+"""In the working directory: a folder for each experiment."""
+
+MISSING_MODEL_AMOUNT = 1000
+"""What a job asks for in a dry run without the base model, of whatever it asks for."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """An experiment and what follows from it. Made by `load`; what takes long is found when it is asked for."""
+
+    experiment: Experiment
+    """With local paths in place of references to the hub."""
+    as_written: Experiment
+    """As the file has it."""
+    source: str
+    """What messages call the experiment file."""
+    points: Mapping[str, Point]
+    """What is trained, or given as an adapter, by name."""
+    baselines: Mapping[str, str]
+    """What is evaluated as it is: paths of models, by name."""
+    tasks: Sequence[TaskEntry]
+    trainer: Trainer
+    is_job: bool = False
+    """Whether this process runs a job of a sweep that another process planned."""
+    shared_gpus: int | None = None
+    """GPUs that all jobs on one machine share (`--resources gpu=N`); None where each job is given its own."""
+    _recipes: dict[str, str] = field(default_factory=dict, repr=False)
+    _specs: dict[Any, EvaluationSpec] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        config: Mapping[str, Any],
+        source: str,
+        *,
+        given: Mapping[str, Any] | None = None,
+        is_job: bool = False,
+        shared_gpus: int | None = None,
+    ) -> "Sweep":
+        """Read a sweep from the configuration of an experiment; `given` is what of it stands on the command line.
+
+        Raises:
+            InputError: what is wrong in the file, or in a task file or a record that it leads to.
+        """
+        as_written = load_experiment(read_given_values(config, given or {}), source)
+        results = RESULTS / as_written.experiment.name
+        trainer = find_trainer(as_written, source)
+        tasks = get_tasks(as_written.evaluation.tasks, source)
+        revisions = read_revisions(results / REVISIONS)
+        check_fetched(as_written, revisions, source)
+        experiment = with_local_paths(as_written, revisions)
+        points = get_points(experiment, source, results / POINTS)
+        baselines = get_baselines(experiment, points, source)
+        return cls(experiment, as_written, source, points, baselines, tasks, trainer, is_job, shared_gpus)
+
+    def check(self, *, asks_inspect: bool) -> None:
+        """Check all that a run needs from outside the experiment file; a missing base model is `missing_model`.
+
+        `asks_inspect`: whether the environment that evaluates is there, and can be asked for registered tasks.
+
+        Raises:
+            InputError: naming the file, the key, the value and what would be accepted.
+        """
+        check_device(self.experiment, self.source)
+        self._check_gpus()
+        check_inputs(self.experiment, self.points.values(), self.tasks, self.results, self.source)
+        if asks_inspect:
+            run = Path(__file__).parents[3] / "scripts/run"
+            check_registered_tasks(self.tasks, [str(run), self.evaluation_stage], self.source)
+        for point in () if self.missing_model else self.trained:
+            self.make_recipe(point)
+
+    def _check_gpus(self) -> None:
+        if not self.gpus or self.shared_gpus is None:
+            return
+        if self.most_gpus > self.shared_gpus:
+            raise InputError(
+                f"{self.source}: controls.gpus: {self.most_gpus} is not accepted with --resources "
+                f"gpu={self.shared_gpus}; accepted: at most as many"
+            )
+        if self.most_gpus < self.shared_gpus:
+            raise InputError(
+                f"--resources gpu={self.shared_gpus}: jobs on one machine take its first GPUs, and more than one at a "
+                f"time would share them; accepted: gpu={self.most_gpus}, or a run for each GPU with its own "
+                "CUDA_VISIBLE_DEVICES and directory"
+            )
+
+    # The experiment's folder and its model.
+
+    @property
+    def results(self) -> Path:
+        """The experiment's folder, relative to the working directory."""
+        return RESULTS / self.experiment.experiment.name
+
+    @property
+    def base_model(self) -> str:
+        """The path of the model that adapters are evaluated on."""
+        return self.experiment.evaluation.base_model or self.experiment.model.path
+
+    @cached_property
+    def missing_model(self) -> str | None:
+        """What to say of a base model that is not there; None where it is."""
+        return find_missing_model(self.experiment, self.source)
+
+    @cached_property
+    def base(self) -> Checkpoint | None:
+        """The base model; what its configuration says where its weights are missing; None without either."""
+        path = Path(self.base_model)
+        if not self.missing_model:
+            return read_checkpoint(path)
+        return read_shape(path) if has_configuration_alone(path) else None
+
+    @property
+    def base_fingerprint(self) -> str:
+        """The base model's fingerprint, or what to say of one that is not there."""
+        return self.missing_model or read_checkpoint(Path(self.base_model)).fingerprint
+
+    @cached_property
+    def samples(self) -> int:
+        """The number of training samples."""
+        return check_data(self.experiment.data, self.source)
+
+    # What is trained and evaluated.
+
+    @cached_property
+    def trained(self) -> Mapping[str, tuple[int, ...]]:
+        """The points that have a training, and the earlier epochs whose adapters it keeps beside the last."""
+        epochs: dict[str, tuple[int, ...]] = {point.name: () for point in self.points.values() if point.is_trained}
+        for point in self.points.values():
+            if point.trained_by and point.epoch:
+                epochs[point.trained_by] += (point.epoch,)
+        return epochs
+
+    @cached_property
+    def evaluated(self) -> Mapping[str, Mode]:
+        """What is evaluated, each with its mode; baselines have `base`."""
+        if not self.experiment.evaluation.enabled:
+            return {}
+        modes: dict[str, Mode] = {point.name: point.mode for point in self.points.values() if point.is_evaluated}
+        modes.update(dict.fromkeys(self.baselines, "base"))
+        return modes
+
+    @cached_property
+    def folders(self) -> Sequence[str]:
+        """Everything that has a folder of its own in the results: points and baselines."""
+        return tuple(dict.fromkeys([*self.points, *self.evaluated]))
+
+    @cached_property
+    def variables(self) -> Sequence[str]:
+        """The keys that vary."""
+        swept = sorted({key for point in self.points.values() for key in point.swept})
+        return [*swept, *(["epoch"] if any(self.trained.values()) else [])]
+
+    @property
+    def deciding_tasks(self) -> Sequence[str]:
+        """The tasks' names as the experiment lists them, the one that decides first."""
+        names = [task.name for task in self.tasks] if self.experiment.evaluation.enabled else []
+        return sorted(names, key=lambda name: name != self.experiment.report.task)
+
+    @cached_property
+    def task_files(self) -> Sequence[str]:
+        """The files that the tasks are made of: a change in one of these evaluates anew."""
+        return sorted({file for entry in self.tasks for file in entry.files})
+
+    @property
+    def evaluation_stage(self) -> str:
+        """The environment of what generates answers."""
+        return "vllm" if self.experiment.evaluation.backend == "vllm" else "eval"
+
+    @property
+    def pipeline(self) -> str:
+        """The rules with their jobs, as JSON."""
+        modes = {**{point.name: point.mode for point in self.points.values()}, **self.evaluated}
+        checkpoints = [point.name for point in self.points.values() if point.trained_by]
+        return json.dumps([asdict(stage) for stage in get_stages(modes, self.evaluated, self.trained, checkpoints)])
+
+    @property
+    def digest(self) -> str:
+        """The digest of what the report shows of the experiment, in whatever order its file has it."""
+
+        def sort(value: Any) -> Any:
+            if isinstance(value, dict):
+                return sorted((key, sort(part)) for key, part in value.items())
+            return sorted(map(sort, value), key=json.dumps) if isinstance(value, list) else value
+
+        shown = self.experiment.model_dump(by_alias=True, exclude={"plan", "training"})
+        return hashlib.sha256(json.dumps(sort(shown)).encode()).hexdigest()
+
+    def match_points(self, is_wanted: Callable[[str], bool]) -> str:
+        """Return a regular expression of the names that are wanted, of all that have a folder."""
+        chosen = [name for name in self.folders if is_wanted(name)]
+        others = [name for name in self.folders if not is_wanted(name)]
+        # The shorter list makes the shorter pattern.
+        few = "|".join(map(re.escape, sorted(chosen if len(chosen) <= len(others) else others)))
+        return few or "(?!)" if len(chosen) <= len(others) else f"(?!(?:{few})/){NAME_PATTERN}"
+
+    # Files of a point, with `<results>` as the rules have it.
+
+    def get_adapter_files(self, point: str) -> list[str]:
+        """The files of a point's adapter."""
+        return [f"<results>/{point}/adapter/{name}" for name in ADAPTER_FILES]
+
+    def get_given_adapter(self, point: str) -> list[str]:
+        """The files of the adapter that a point is given."""
+        return [f"{self.points[point].adapter}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)]
+
+    def get_model_files(self, point: str) -> dict[str, Any]:
+        """What an evaluation reads of a point; of a model as it is no file is declared."""
+        if point in self.baselines:
+            return {}
+        model = {"model": f"<results>/{point}/hf_model"} if self.points[point].mode == "A" else {}
+        return {"adapter": self.get_adapter_files(point), **model}
+
+    def get_kept_files(self, point: str) -> dict[str, list[str]]:
+        """What a point keeps, less its manifest; by kind."""
+        kept = {}
+        if point in self.points:
+            if point in self.trained:
+                kept["recipe"] = [f"<results>/{point}/recipe.yaml"]
+            kept["adapter"] = self.get_adapter_files(point)
+            if self.points[point].mode == "A":
+                kept["model"] = [f"<results>/{point}/hf_model"]
+        if point in self.evaluated:
+            kept["logs"] = [f"<results>/{point}/eval/{task.name}.eval" for task in self.tasks]
+            kept["metrics"] = [f"<results>/{point}/eval/{METRICS}"]
+        return kept
+
+    # Texts that rules have as parameters: a change in one of these reruns the job.
+
+    def make_recipe(self, point: str) -> str:
+        """Return the text of a point's recipe; without the base model, what is missing.
+
+        Raises:
+            InputError: the trainer cannot train this model with these settings.
+        """
+        if self.missing_model:
+            return self.missing_model
+        if point not in self._recipes:
+            folder = str(self.results / point)
+            self._recipes[point] = make_recipe(self.experiment, self.points[point], folder, self.source)
+        return self._recipes[point]
+
+    def get_evaluation_spec(self, point: str) -> EvaluationSpec:
+        """Return what a point's evaluation depends on beside the weights."""
+        data = self.points[point].data if point in self.points else self.experiment.data
+        return self._get_spec(self.evaluated[point], self.baselines.get(point, self.base_model), data)
+
+    def _get_spec(self, mode: Mode, model: str, data: Data) -> EvaluationSpec:
+        key = (mode, model, data.model_dump_json())
+        if key not in self._specs:
+            is_base = model == self.base_model
+            fingerprint = self.base_fingerprint if is_base else read_checkpoint(Path(model)).fingerprint
+            files = map(Path, self.task_files)
+            self._specs[key] = make_evaluation_spec(self.experiment, self.tasks, files, mode, fingerprint, model, data)
+        return self._specs[key]
+
+    def get_settings(self, point: str) -> str:
+        """Return the settings that a point's manifest carries, as JSON."""
+        if point in self.points:
+            settings = {"mode": self.points[point].mode, **self.points[point].settings}
+        else:
+            settings = {"mode": "base", **({} if point == BASELINE else {"model": self.baselines[point]})}
+        made_on = {"dtype": self.experiment.model.dtype, "device": self.experiment.model.device}
+        return json.dumps({**made_on, **settings}, sort_keys=True)
+
+    def get_task_names(self, point: str) -> list[str]:
+        """Return the tasks that a point is evaluated on."""
+        return sorted(task.name for task in self.tasks) if point in self.evaluated else []
+
+    # Batches: the points that one job evaluates on one loaded base (mode B2).
+
+    @cached_property
+    def batches(self) -> Mapping[str, list[str]]:
+        """The points of each batch, by its name; a job has those of the run that it belongs to."""
+        record = self.results / BATCHES
+        if self.is_job:
+            known = read_batches(record).items()
+            return {batch: here for batch, points in known if (here := [p for p in points if p in self.evaluated])}
+        direct = [point for point, mode in self.evaluated.items() if mode == "B2"]
+        if not direct:
+            return {}
+        size = self.experiment.evaluation.adapters_per_job
+        if size == "auto":
+            sections = (self.experiment.model, self.experiment.evaluation)
+            size = resources.get_adapters_per_job(self.base, *sections) if self.base else len(direct)
+        trained = {point for point in direct if self._is_trained(point)}
+        done = {point for point in trained if not self.missing_model and self._is_evaluated(point)}
+        batches: dict[str, list[str]] = {}
+        # One job evaluates in one way: points that are asked otherwise have batches of their own.
+        for data in dict.fromkeys(self.points[point].data for point in direct):
+            alike = [point for point in direct if self.points[point].data == data]
+            for batch, points in assign_batches(alike, done, trained, size, record).items():
+                batches.setdefault(batch, []).extend(points)
+        return batches
+
+    @cached_property
+    def batch_of(self) -> Mapping[str, str]:
+        """The batch of each point that has one."""
+        return {point: batch for batch, points in self.batches.items() for point in points}
+
+    def _is_evaluated(self, point: str) -> bool:
+        return is_evaluated(self.get_evaluation_spec(point), self.results / point)
+
+    def _is_trained(self, point: str) -> bool:
+        """Whether a point's adapter is there, and of the recipe that it has now."""
+        if not all((self.results / point / "adapter" / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)):
+            return False
+        if self.points[point].adapter:
+            return True
+        training = self.points[point].trained_by or point
+        recipe = self.results / training / "recipe.yaml"
+        if self.missing_model:
+            return True
+        return recipe.is_file() and recipe.read_text(encoding="utf-8") == self.make_recipe(training)
+
+    # What jobs ask for.
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a job that trains or evaluates with one process."""
+        return 1 if self.experiment.model.device == "cuda" else 0
+
+    @cached_property
+    def most_gpus(self) -> int:
+        """The most GPUs that one training has, were it on GPUs."""
+        return max((self.points[point].controls.gpus for point in self.trained), default=1)
+
+    @property
+    def evaluation_gpus(self) -> int:
+        """GPUs of an evaluation; where all jobs share those of one machine, a job at a time has them all."""
+        return self.gpus * (1 if self.shared_gpus is None else self.most_gpus)
+
+    def get_train_gpus(self, point: str) -> int:
+        """GPUs of a point's training."""
+        return self.evaluation_gpus if self.shared_gpus is not None else self.gpus * self.points[point].controls.gpus
+
+    def get_train_threads(self, point: str) -> int:
+        """Threads of a point's training: four for each process."""
+        return 4 * self.points[point].controls.gpus
+
+    def request(self, rule: str, resource: str, name: str, attempt: int = 1) -> int:
+        """Return how much a job asks for at an attempt: `mem_mb` and `disk_mb` in MB, `runtime` in minutes.
+
+        `name` is that of the job's point or batch.
+        """
+        if self.missing_model:
+            return MISSING_MODEL_AMOUNT
+        base = read_checkpoint(Path(self.baselines.get(name, self.base_model)))
+        return attempt * _REQUESTS[rule, resource](self, name, base)
+
+
+_Request = Callable[[Sweep, str, Checkpoint], int]
+
+_REQUESTS: Mapping[tuple[str, str], _Request] = {
+    ("train", "mem_mb"): lambda s, point, base: resources.train_mem_mb(
+        base, s.points[point].controls, s.experiment.model
+    ),
+    ("train", "runtime"): lambda s, point, base: resources.train_runtime(
+        base, s.points[point].controls, s.experiment.model, s.samples
+    ),
+    ("train", "disk_mb"): lambda s, point, base: resources.train_disk_mb(
+        base, s.points[point].controls, s.experiment.model, kept=1 + len(s.trained[point])
+    ),
+    ("merge", "mem_mb"): lambda s, point, base: resources.merge_mem_mb(base),
+    ("merge", "runtime"): lambda s, point, base: resources.merge_runtime(base, s.experiment.model),
+    ("merge", "disk_mb"): lambda s, point, base: resources.model_disk_mb(base, s.experiment.model),
+    ("evaluate", "mem_mb"): lambda s, point, base: resources.evaluate_mem_mb(base, s.experiment.model),
+    ("evaluate", "runtime"): lambda s, point, base: resources.evaluate_runtime(
+        base, s.experiment.model, s.experiment.evaluation
+    ),
+    ("evaluate_merged", "mem_mb"): lambda s, point, base: max(
+        resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, s.experiment.model)
+    ),
+    ("evaluate_merged", "runtime"): lambda s, point, base: (
+        resources.merge_runtime(base, s.experiment.model)
+        + resources.evaluate_runtime(base, s.experiment.model, s.experiment.evaluation)
+    ),
+    ("evaluate_merged", "disk_mb"): lambda s, point, base: resources.model_disk_mb(base, s.experiment.model),
+    ("evaluate_adapters", "mem_mb"): lambda s, batch, base: resources.evaluate_mem_mb(base, s.experiment.model),
+    ("evaluate_adapters", "runtime"): lambda s, batch, base: resources.evaluate_runtime(
+        base, s.experiment.model, s.experiment.evaluation, adapters=len(s.batches[batch])
+    ),
+}

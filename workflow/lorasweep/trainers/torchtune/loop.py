@@ -1,0 +1,451 @@
+"""torchtune's recipes as this workflow runs them: the same trainings bit for bit, with a log, a validation loss, an
+early end where the loss is not finite, and states from which an interrupted training goes on.
+
+The classes are the wheel's own. Everything hangs on what they call once a step: the metric logger, which in several
+processes is the first one's alone, and there the profiler.
+"""
+
+import importlib.util
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torchtune
+from omegaconf import DictConfig
+from torch import distributed
+from torch.distributed.tensor import distribute_tensor
+from torchtune import config as components
+from torchtune import training, utils
+from torchtune.modules.peft import get_adapter_params
+
+from lorasweep.trainers import Diverged, Stopped
+from lorasweep.trainers.torchtune.saved_states import SavedStates, get_random_state, set_random_state
+from lorasweep.trainers.training_log import Row, TrainingLog
+
+
+def _load_recipe(name: str) -> Any:
+    """The wheel's `recipes` is no package that can be imported: its file is loaded."""
+    file = Path(torchtune.__file__).parents[1] / "recipes" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"lorasweep_{name}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_SingleDevice = _load_recipe("lora_finetune_single_device").LoRAFinetuneRecipeSingleDevice
+_DISTRIBUTED = _load_recipe("lora_finetune_distributed")
+_Distributed = _DISTRIBUTED.LoRAFinetuneRecipeDistributed
+_Added: Any = object
+
+
+class _Reporting(_Added):  # type: ignore[misc]
+    """What is added to a recipe of the wheel's: it reports each step to `log` and to metric loggers of torchtune's.
+
+    Args:
+        cfg: the recipe's configuration.
+        log: where the log is written.
+        loggers: are told what stands in the log.
+        saved: where states are saved.
+        state: one of them, after which the training goes on.
+        save_minutes: between one state and the next.
+        halvings: how often the batch size of `cfg` was halved, and the accumulation doubled.
+    """
+
+    _metric_logger: Any
+    _validation: Any
+    _dataloader: Any
+    _is_rank_zero = True
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        log: Path,
+        loggers: Iterable[Any],
+        saved: SavedStates,
+        state: Mapping[str, Any] | None,
+        save_minutes: float,
+        halvings: int = 0,
+    ) -> None:
+        super().__init__(cfg)
+        self._log_every_n_steps = 1
+        self._log_file = log
+        self._loggers = list(loggers)
+        self._saved, self._state, self._save_minutes = saved, state, save_minutes
+        self._halvings = halvings
+        self.must_stop = False
+        self._tokens: Any = 0
+        self._seconds_before = 0.0
+        self.peak_memory_bytes: int | None = None
+
+    def setup(self, cfg: DictConfig) -> None:
+        super().setup(cfg)
+        if self._is_rank_zero:
+            self._own_logger, self._metric_logger = self._metric_logger, self
+            self._log = TrainingLog(self._log_file, self._state["log"] if self._state else "")
+        self._validation = (
+            components.instantiate(cfg.dataset_val, self._tokenizer) if cfg.get("dataset_val") is not None else None
+        )
+        self._batch_size = cfg.batch_size
+        self._is_packed = getattr(self._dataloader.dataset, "packed", hasattr(self._dataloader.dataset, "packs"))
+        self._collate = components._utils._get_component_from_path(
+            cfg.get("collate_fn", "torchtune.data.padded_collate_sft")
+        )
+        self._optimizer.register_step_pre_hook(self._before_step)
+        self._most: int | None = None
+        if self._halvings:
+            # Batches of the same samples as before: a half batch more would move those of all later steps.
+            self._most = len(self._dataloader) // 2**self._halvings * 2**self._halvings
+            self._dataloader = _Epochs(self._dataloader, self._most)
+        if self._state:
+            self._go_on(self._state)
+
+    def train(self) -> None:
+        self._start = self._last_save = time.perf_counter()
+        super().train()
+
+    def cleanup(self) -> None:
+        if self._is_rank_zero:
+            self._log.close()
+            for logger in (self._own_logger, *self._loggers):
+                logger.close()
+
+    def _count_tokens(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Count the tokens of a batch [b, s] up to each row's padding, which is what nothing follows."""
+        is_text = batch["labels"] != self._loss_fn.ignore_index
+        if not self._is_packed:  # which pads with a token of its own
+            is_text = is_text | (batch["tokens"] != self._tokenizer.pad_id)
+        positions = torch.arange(1, is_text.shape[1] + 1, device=is_text.device)
+        return (is_text * positions).amax(1).sum()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._lr = float(optimizer.param_groups[0]["lr"])
+        if self._device.type == "cuda":  # before torchtune sets the peak back
+            peak = torch.cuda.max_memory_allocated(self._device)
+            self.peak_memory_bytes = max(peak, self.peak_memory_bytes or 0)
+
+    def _report(self, loss: float, tokens: int, is_due: bool, must_stop: bool) -> None:
+        """Report the step that was made; `is_due` is to save its state."""
+        step = self.global_step
+        _check_finite(loss, "loss", step)
+        validation_loss = None
+        if self._validation is not None and step % self._steps_per_epoch == 0:
+            validation_loss = _check_finite(self._validate(), "validation loss", step)
+        row = Row(
+            step=step,
+            epoch=(step - 1) // self._steps_per_epoch + 1,
+            loss=loss,
+            lr=self._lr,
+            tokens=tokens,
+            seconds=self._seconds_before + time.perf_counter() - self._start,
+            validation_loss=validation_loss,
+        )
+        if self._is_rank_zero:
+            self._tell(self._log.add(row))
+        # Gradients and sums of the step are spent: what is saved here is all that there is.
+        if must_stop or is_due:
+            self._save()
+        if must_stop:
+            raise Stopped(f"told to stop (SIGTERM); step {step} is saved, and the next run goes on from there")
+
+    def _tell(self, row: Row) -> None:
+        for logger in self._loggers:
+            logger.log_dict(row.get_metrics(), row.step)
+
+    def _is_due(self) -> bool:
+        return time.perf_counter() - self._last_save >= 60 * self._save_minutes
+
+    def _save(self) -> None:
+        trained = self._gather_state()
+        if self._is_rank_zero:
+            content = {
+                "step": self.global_step,
+                **trained,
+                "lr_scheduler": self._lr_scheduler.state_dict(),
+                "tokens": self._log.rows[-1].tokens,
+                "seconds": self._log.rows[-1].seconds,
+                "peak_memory_bytes": self.peak_memory_bytes,
+                "log": self._log.text,
+            }
+            self._saved.save(self.global_step, content)
+        self._last_save = time.perf_counter()
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        """Be as after the step at which the state was saved."""
+        random = self._take_state(state)
+        self._lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.global_step = state["step"]
+        self.epochs_run, steps = divmod(self.global_step - 1, self._steps_per_epoch)
+        accumulated = self._gradient_accumulation_steps
+        # What torchtune breaks off at, counting from where an epoch begins; without it, the batches that there are.
+        most = self.max_steps_per_epoch * accumulated if self.max_steps_per_epoch else self._most
+        loader = getattr(self._dataloader, "loader", self._dataloader)
+        begin = (steps + 1) * accumulated
+        self._dataloader = _Epochs(loader, most, begin, lambda: set_random_state(random))
+        self._seconds_before = state["seconds"]
+        self.peak_memory_bytes = state["peak_memory_bytes"]
+        if self._is_rank_zero:
+            self._tokens = state["tokens"]
+            for row in self._log.rows:
+                self._tell(row)
+            print(f"Going on after step {self.global_step}, which an earlier attempt saved.", flush=True)
+
+    def _validate(self) -> float:
+        """Return the mean loss of an answer's token over the validation data; no random number is drawn for it."""
+        total, count = self._sum_validation(range(0, len(self._validation), self._batch_size))
+        return total / count
+
+    def _sum_validation(self, starts: Iterable[int]) -> tuple[float, int]:
+        """Return the sum of the losses of answers' tokens, and their number, over batches of the validation data."""
+        total, count = 0.0, 0
+        self._model.eval()
+        with torch.no_grad():
+            for start in starts:
+                end = min(start + self._batch_size, len(self._validation))
+                batch = self._collate(
+                    [self._validation[index] for index in range(start, end)],
+                    padding_idx=self._tokenizer.pad_id,
+                    ignore_idx=self._loss_fn.ignore_index,
+                )
+                utils.batch_to_device(batch, self._device)
+                # The first token of a sample is not predicted.
+                learnt = int((batch["labels"][:, 1:] != self._loss_fn.ignore_index).sum())
+                total += float(_SingleDevice._loss_step(self, batch)) * learnt
+                count += learnt
+        self._model.train()
+        return total, count
+
+
+class Recipe(_Reporting, _SingleDevice):  # type: ignore[valid-type, misc]
+    """The wheel's recipe for one device."""
+
+    def _loss_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self._tokens = self._tokens + self._count_tokens(batch)
+        return super()._loss_step(batch)
+
+    def log_dict(self, payload: Mapping[str, Any], step: int) -> None:
+        """Report a step; the recipe takes this object for its metric logger, and calls this after each update."""
+        self._own_logger.log_dict(payload, step)
+        self._report(float(payload["loss"]), int(self._tokens), self._is_due(), self.must_stop)
+
+    def _gather_state(self) -> dict[str, Any]:
+        return {
+            "adapter": {name: parameter.detach() for name, parameter in self.adapter_params.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "random": get_random_state(),
+        }
+
+    def _take_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Take what `_gather_state` returned, and return the state of the random numbers."""
+        with torch.no_grad():
+            for name, parameter in self.adapter_params.items():
+                parameter.copy_(state["adapter"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        return dict(state["random"])
+
+
+class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, misc]
+    """The wheel's recipe for several processes, each with a device and a share of each tensor (FSDP).
+
+    All of them agree at each step on what to do next: what one of them alone does not, the others would wait for.
+    """
+
+    def setup(self, cfg: DictConfig) -> None:
+        super().setup(cfg)
+        self._profiler: Any = _Profiler(self._profiler, self._after_step)
+        if not isinstance(self._dataloader, _Epochs):
+            self._dataloader = _Epochs(self._dataloader, None)
+        self._dataloader.on_batch = self._add_tokens
+        self._loss = 0.0
+
+    def log_dict(self, payload: Mapping[str, Any], step: int) -> None:
+        """Note a step; the first process alone is told of it here, by the recipe."""
+        self._own_logger.log_dict(payload, step)
+        self._loss = float(payload["loss"])
+
+    def _add_tokens(self, batch: Mapping[str, torch.Tensor]) -> None:
+        self._tokens += int(self._count_tokens(batch))
+
+    def _after_step(self) -> None:
+        is_due = self._is_rank_zero and self._is_due()
+        said = [self._loss, self._tokens, float(is_due), float(self.must_stop)]
+        loss, tokens, due, stop = self._add_up(said)
+        self._report(loss, int(tokens), due > 0, stop > 0)
+
+    def _add_up(self, values: Iterable[float]) -> list[float]:
+        """Return the sums over all processes."""
+        # As many digits as a number of tokens may have.
+        sums = torch.tensor(list(values), dtype=torch.float64, device=self._device)
+        distributed.all_reduce(sums)
+        return list(sums.tolist())
+
+    def _save(self) -> None:
+        super()._save()
+        distributed.barrier()  # else a process that ends would have the others ended while the first one writes
+
+    def _gather_state(self) -> dict[str, Any]:
+        """Return whole tensors, to the first process, and the random numbers of each."""
+        adapter = {name: p.detach().full_tensor().cpu() for name, p in get_adapter_params(self._model).items()}
+        random: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(random, get_random_state())
+        optimizer = training.get_full_optimizer_state_dict(
+            self._model, self._optimizer, self._is_rank_zero, device=self._device
+        )
+        return {"adapter": adapter, "optimizer": optimizer, "random": random}
+
+    def _take_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Take this process's share of what `_gather_state` returned; return the state of its random numbers."""
+        with torch.no_grad():
+            for name, parameter in get_adapter_params(self._model).items():
+                whole = state["adapter"][name].to(self._device)
+                parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))
+        training.load_from_full_optimizer_state_dict(
+            self._model, self._optimizer, state["optimizer"], device=self._device
+        )
+        return dict(state["random"][self.rank])
+
+    def _validate(self) -> float:
+        """Return the same, each process over batches of its own: as many for each, since they compute together."""
+        size, whole = self._batch_size * self.world_size, len(self._validation)
+        starts = range(0, whole, size)
+        own = [start + self.rank * self._batch_size for start in starts]
+        total, count = self._sum_validation(start for start in own if start < whole)
+        if len(own) > sum(start < whole for start in own):
+            self._sum_validation([0])
+        total, all_of_them = self._add_up([total, count])
+        return total / all_of_them
+
+
+class _Profiler:
+    """The recipe's profiler, and something to do after each step."""
+
+    def __init__(self, profiler: Any, after_step: Callable[[], None]) -> None:
+        self._profiler, self._after_step = profiler, after_step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._profiler, name)
+
+    def step(self) -> None:
+        self._profiler.step()
+        self._after_step()
+
+
+class _Epochs:
+    """A data loader of at most so many batches a pass, the first of which may begin later."""
+
+    def __init__(
+        self, loader: Any, most: int | None, begin: int = 0, on_begin: Callable[[], None] = lambda: None
+    ) -> None:
+        self.loader, self._most, self._begin, self._on_begin = loader, most, begin, on_begin
+        self.on_batch: Callable[[Any], None] = lambda batch: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        begin, self._begin = self._begin, 0
+        if begin and begin != self._most:  # else the sampler would keep it for the next pass
+            self.loader.sampler.load_state_dict({"yielded": begin * self.loader.batch_size})
+        batches = iter(self.loader)
+        if begin:
+            self._on_begin()  # a pass begins with a draw of a random number
+        for batch in islice(batches, None if self._most is None else self._most - begin):
+            self.on_batch(batch)
+            yield batch
+
+
+def run(
+    cfg: DictConfig,
+    log: Path,
+    loggers: Iterable[Any],
+    saved: SavedStates,
+    state: Mapping[str, Any] | None,
+    save_minutes: float,
+    halvings: int = 0,
+) -> int | None:
+    """Run a recipe to its end, from its beginning or from a saved state; return the device's peak memory in bytes.
+
+    In a group of processes each of them runs it. At SIGTERM, which SLURM sends before it ends a job, the state is saved
+    after the step that is being made.
+
+    Raises:
+        Diverged: a loss is not finite.
+        Stopped: the training was told to stop.
+    """
+    recipe_class = DistributedRecipe if distributed.is_initialized() else Recipe
+    if distributed.is_initialized() and cfg.device == "cpu":
+        _leave_out_gpus()
+    recipe: Any = recipe_class(cfg, log, loggers, saved, state, save_minutes, halvings)
+    recipe.setup(cfg)
+
+    def stop(*_: Any) -> None:
+        recipe.must_stop = True
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        recipe.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        recipe.cleanup()
+    peak: int | None = recipe.peak_memory_bytes
+    return peak
+
+
+def _leave_out_gpus() -> None:
+    """Let the wheel's recipe for several processes run on a CPU: what it asks of a GPU's memory has no answer there."""
+    nothing = {name: lambda *_, **__: None for name in ("cleanup_before_training", "log_memory_stats")}
+    nothing["get_memory_stats"] = lambda *_, **__: None
+    _DISTRIBUTED.training = SimpleNamespace(**{**vars(training), **nothing})
+
+
+def make_loggers(names: Iterable[str], point: Path, aside: Path, settings: Mapping[str, Any]) -> list[Any]:
+    """Return torchtune's loggers by name; of a point's folder `EXPERIMENT/POINT` they write to `EXPERIMENT/NAME/POINT`.
+
+    What lies there already is removed. W&B is offline unless its own variables say otherwise, and has its caches in
+    `aside`, and not in the home.
+    """
+    folders = {name: point.parent / name / point.name for name in ("tensorboard", "wandb")}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+    loggers: list[Any] = []
+    if "tensorboard" in names:
+        from torchtune.training.metric_logging import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(str(folders["tensorboard"]), organize_logs=False))
+    if "wandb" in names:
+        from torchtune.training.metric_logging import WandBLogger
+
+        folder = folders["wandb"].resolve()
+        folder.mkdir(parents=True)
+        for name, value in _get_wandb_defaults(folder, aside.resolve() / "wandb").items():
+            os.environ.setdefault(name, value)
+        loggers.append(
+            WandBLogger(project=point.parent.name, name=point.name, log_dir=str(folder), config=dict(settings))
+        )
+    return loggers
+
+
+def _get_wandb_defaults(folder: Path, aside: Path) -> dict[str, str]:
+    return {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(folder),
+        "WANDB_CONSOLE": "off",
+        "WANDB_DISABLE_CODE": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        **{f"WANDB_{kind}_DIR": str(aside) for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")},
+    }
+
+
+def _check_finite(loss: float, what: str, step: int) -> float:
+    if not math.isfinite(loss):
+        raise Diverged(f"the training diverged: the {what} of step {step} is {loss}; a smaller lr may help")
+    return loss

@@ -1,0 +1,314 @@
+"""A point's settings as a recipe of torchtune's: complete, and checked against what the experiment says."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.experiment.sections import Controls, Data
+from lorasweep.layout import STATE
+from lorasweep.trainers import TrainingSpec
+from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
+from lorasweep.util.errors import InputError
+
+PROCESSES = "nproc_per_node"
+"""The recipe's key for `controls.gpus`, where that is more than one; `tune run` calls it so."""
+
+# Where each control stands in the recipe.
+_PLACES = {
+    **{key: f"model.{key}" for key in ("lora_rank", "lora_alpha", "lora_dropout", "lora_attn_modules")},
+    **{key: f"model.{key}" for key in ("apply_lora_to_mlp", "apply_lora_to_output")},
+    **{key: f"optimizer.{key}" for key in ("lr", "weight_decay")},
+    "num_warmup_steps": "lr_scheduler.num_warmup_steps",
+    "max_seq_len": "tokenizer.max_seq_len",
+    "gpus": PROCESSES,
+    "packed": "dataset.packed",
+}
+
+# What the workflow itself decides, and where the experiment file says it.
+_OWNED = {
+    "output_dir": "experiment.name",
+    PROCESSES: "controls.gpus",
+    "resume_from_checkpoint": "nothing: a training that was interrupted goes on from a state of our own",
+    "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
+    "checkpointer.checkpoint_dir": "model.path",
+    "checkpointer.checkpoint_files": "model.path",
+    "checkpointer.output_dir": "experiment.name",
+    "checkpointer.adapter_checkpoint": "nothing: every point starts at the base model",
+    "checkpointer.recipe_checkpoint": "nothing: every point starts at the base model",
+    "tokenizer._component_": "model.path",
+    "tokenizer.path": "model.path",
+    "tokenizer.prompt_template": "data.prompt",
+    "dataset.new_system_prompt": "data.system_prompt",
+    "metric_logger.log_dir": "experiment.name",
+    "model.use_dora": "nothing: adapters are plain LoRA",
+    "model.quantize_base": "nothing: the base model is trained on as it is",
+    "dataset.source": "data.train",
+    "dataset.data_files": "data.train",
+    "dataset_val.new_system_prompt": "data.system_prompt",
+    "dataset_val.source": "data.validation",
+    "dataset_val.data_files": "data.validation",
+    "dtype": "model.dtype",
+    "device": "model.device",
+}
+
+# Values that say what the workflow does in its own way: the full model and the adapter have folders of their own.
+_SAID_ANYWAY = {
+    "checkpointer.checkpoint_dir": ("${output_dir}/checkpoints",),
+    "checkpointer.output_dir": ("${output_dir}", "${output_dir}/hf_model", "${output_dir}/adapter"),
+    "resume_from_checkpoint": (False,),
+    "model.use_dora": (False,),
+    "model.quantize_base": (False,),
+}
+
+_ADAPTER_ONLY = "save_adapter_weights_only"
+
+
+def recipe(spec: TrainingSpec) -> str:
+    """Return the recipe as YAML, in the order of torchtune's own, every interpolation resolved.
+
+    Raises:
+        InputError: torchtune cannot train this model with these settings, or the override contradicts them.
+    """
+    override = _strip_override(spec)
+    model, model_type = _get_model(spec, override)
+    made = _make_recipe(spec, model, model_type)
+    merged = _merge(spec, made, override)
+    if merged["dataset"].get("packed") and not merged["tokenizer"].get("max_seq_len"):
+        raise InputError("controls.packed: true is not accepted without max_seq_len; accepted: a number of tokens")
+    name = "lora_finetune_single_device"
+    if spec.controls.gpus > 1:
+        name = f"--{PROCESSES} {spec.controls.gpus} lora_finetune_distributed"
+    head = (
+        f"# tune run {name} --config {spec.output_dir}/recipe.yaml\n"
+        f"# base model fingerprint: {spec.checkpoint.fingerprint}\n"
+    )
+    return head + dump_recipe(merged)
+
+
+def dump_recipe(recipe: Mapping[str, Any]) -> str:
+    """Return a recipe as PyYAML's own dumper writes it: a recipe that reads otherwise is trained anew.
+
+    libyaml's is ten times as fast, and differs for a line separator and for characters over U+FFFF, which it escapes.
+    """
+    style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 120}
+    text = str(yaml.dump(dict(recipe), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), **style))
+    return str(yaml.safe_dump(dict(recipe), **style)) if re.search(r"\\[UN]", text) else text
+
+
+def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
+    """Return what an override says on `save_adapter_weights_only`, which is often put under `checkpointer`.
+
+    Raises:
+        InputError: it is neither true nor false, or said twice and differently.
+    """
+    checkpointer = override.get("checkpointer")
+    places = {
+        "_override": override,
+        "_override.checkpointer": checkpointer if isinstance(checkpointer, Mapping) else {},
+    }
+    said: dict[str, Any] = {place: keys[_ADAPTER_ONLY] for place, keys in places.items() if _ADAPTER_ONLY in keys}
+    for place, value in said.items():
+        if not isinstance(value, bool):
+            raise InputError(f"controls.{place}.{_ADAPTER_ONLY}: {value!r} is not accepted; accepted: true or false")
+    if len(set(said.values())) > 1:
+        raise InputError(f"controls._override: {_ADAPTER_ONLY} is both true and false; accepted: one of them")
+    return next(iter(said.values()), None)
+
+
+def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> dict[str, Any]:
+    controls = spec.controls
+    state = f"{spec.output_dir}/{STATE}/train"
+    return {
+        "output_dir": state,
+        **({PROCESSES: controls.gpus} if controls.gpus > 1 else {}),
+        "model": model,
+        "tokenizer": {
+            "_component_": "lorasweep.trainers.torchtune.tokenizer.ChatTokenizer",
+            "path": str(spec.checkpoint.path),
+            "max_seq_len": controls.max_seq_len,
+            **({"prompt_template": spec.data.prompt} if spec.data.prompt else {}),
+        },
+        "checkpointer": {
+            "_component_": "torchtune.training.FullModelHFCheckpointer",
+            "checkpoint_dir": str(spec.checkpoint.path),
+            "checkpoint_files": list(spec.checkpoint.shards),
+            "recipe_checkpoint": None,
+            "output_dir": state,
+            "model_type": model_type,
+        },
+        "resume_from_checkpoint": False,
+        _ADAPTER_ONLY: True,
+        "dataset": _make_dataset(spec.data, spec.data.train, _get_split(spec.data), packed=controls.packed),
+        **_make_validation(spec.data),
+        "seed": controls.seed,
+        "shuffle": True,
+        "batch_size": controls.batch_size,
+        "optimizer": {
+            "_component_": "torch.optim.AdamW",
+            "fused": True,
+            "weight_decay": controls.weight_decay,
+            "lr": controls.lr,
+        },
+        "lr_scheduler": {
+            "_component_": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup",
+            "num_warmup_steps": controls.num_warmup_steps,
+        },
+        "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
+        "epochs": controls.epochs,
+        "max_steps_per_epoch": controls.max_steps_per_epoch,
+        "gradient_accumulation_steps": controls.gradient_accumulation_steps,
+        "clip_grad_norm": controls.clip_grad_norm,
+        "compile": controls.compile,
+        "metric_logger": {
+            "_component_": "torchtune.training.metric_logging.DiskLogger",
+            "log_dir": f"{state}/logs",
+        },
+        "log_every_n_steps": 1,
+        "log_peak_memory_stats": True,
+        "device": spec.model.device,
+        "dtype": spec.model.dtype,
+        "enable_activation_checkpointing": controls.enable_activation_checkpointing,
+        "enable_activation_offloading": False,
+        "profiler": {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False},
+    }
+
+
+def _make_validation(data: Data) -> dict[str, Any]:
+    """The section that torchtune's recipes with a validation of their own have; this one reads over it."""
+    return {"dataset_val": _make_dataset(data, data.validation, "train", packed=False)} if data.validation else {}
+
+
+def _get_split(data: Data) -> str:
+    return f"train[:{data.max_samples}]" if data.max_samples else "train"
+
+
+def _make_dataset(data: Data, file: str | None, split: str, packed: bool) -> dict[str, Any]:
+    if data.format == "completion":
+        return {
+            "_component_": "torchtune.datasets.text_completion_dataset",
+            "column": data.text_column,
+            "source": "json",
+            "data_files": file,
+            "split": split,
+            "packed": packed,
+        }
+    shared = {
+        "source": "json",
+        "data_files": file,
+        "split": split,
+        "new_system_prompt": data.system_prompt,
+        "train_on_input": data.train_on_input,
+        "packed": packed,
+    }
+    if data.format == "instruct":
+        columns = {"input": data.input_column, "output": data.output_column}
+        return {"_component_": "torchtune.datasets.instruct_dataset", "column_map": columns, **shared}
+    return {
+        "_component_": "torchtune.datasets.chat_dataset",
+        "conversation_column": data.messages_column,
+        "conversation_style": "openai",
+        **shared,
+    }
+
+
+def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
+    """Return the override less what the workflow does anyway.
+
+    Raises:
+        InputError: it sets what the workflow decides, or a control that torchtune knows by another path.
+    """
+    try:
+        override: Any = _sort_keys(OmegaConf.to_container(OmegaConf.create(spec.controls.override)))
+    except OmegaConfBaseException as error:
+        raise InputError(f"controls._override: {str(error).splitlines()[0]}") from error
+    said_by_spec = {
+        "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
+        "checkpointer.checkpoint_dir": str(spec.checkpoint.path),
+        "dtype": spec.model.dtype,
+        "device": spec.model.device,
+    }
+    mappings = ("model", "tokenizer", "checkpointer", "dataset", "dataset_val", "optimizer", "lr_scheduler")
+    for section in (*mappings, "metric_logger"):
+        if section in override and not isinstance(override[section], dict):
+            raise InputError(
+                f"controls._override.{section}: {override[section]!r} is not accepted; accepted: a mapping, merged "
+                f"into the recipe's '{section}'"
+            )
+    override.pop(_ADAPTER_ONLY, None)
+    override.get("checkpointer", {}).pop(_ADAPTER_ONLY, None)
+    for path, key in _OWNED.items():
+        *sections, last = path.split(".")
+        keys = override.get(sections[0], {}) if sections else override
+        if last not in keys:
+            continue
+        value = keys.pop(last)
+        if value not in (*_SAID_ANYWAY.get(path, ()), said_by_spec.get(path)):
+            raise InputError(f"controls._override.{path}: {value!r} is not accepted: this is said by {key}")
+    for key, path in _PLACES.items():
+        if key in override:
+            raise InputError(
+                f"controls._override.{key}: torchtune's recipe has no such key; accepted: controls.{key}, or "
+                f"controls._override.{path}"
+            )
+    return dict(override)
+
+
+def _sort_keys(value: Any) -> Any:
+    """Mappings in the order of their keys: in which order a person wrote them makes no other recipe."""
+    if isinstance(value, dict):
+        return {key: _sort_keys(value[key]) for key in sorted(value, key=str)}
+    return [_sort_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def _get_model(spec: TrainingSpec, override: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the model section and the checkpointer's model type; of an expert's builder, its LoRA arguments alone."""
+    model_type = override.get("checkpointer", {}).get("model_type")
+    if "_component_" not in override.get("model", {}):
+        derived, derived_type = get_model(spec.checkpoint, spec.controls)
+        return derived, model_type or derived_type
+    model = {"_component_": override["model"]["_component_"], **get_lora_arguments(spec.controls)}
+    return model, model_type or _get_model_type(spec.checkpoint, spec.controls)
+
+
+def _get_model_type(checkpoint: Checkpoint, controls: Controls) -> str:
+    try:
+        return get_model(checkpoint, controls)[1]
+    except InputError as error:
+        raise InputError(
+            f"controls._override.checkpointer.model_type is missing; accepted: a name of torchtune.training.ModelType, "
+            f"which says how weights are converted; {error}"
+        ) from error
+
+
+def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Merge the override last, and resolve `${...}` by the recipe's keys and the controls'."""
+    plain = {"gpus": spec.controls.gpus, **spec.controls.model_dump(exclude={"override"})}
+    known = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
+    merged: Any = made
+    if override:
+        try:
+            merged = OmegaConf.to_container(OmegaConf.merge(known, made, override), resolve=True)
+        except OmegaConfBaseException as error:
+            raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
+    merged = {key: value for key, value in merged.items() if key not in known}
+    for key in spec.swept:
+        path = _PLACES.get(key, key)
+        value, swept = _select(merged, path), _select(made, path)
+        if value != swept:
+            raise InputError(
+                f"controls._override.{path}: {value!r} contradicts the variable '{key}', which is {swept!r} here; "
+                f"accepted: {path} left out, or ${{{key}}}"
+            )
+    return dict(merged)
+
+
+def _select(recipe: dict[str, Any], path: str) -> Any:
+    value: Any = recipe
+    for key in path.split("."):
+        value = value.get(key)
+    return value

@@ -1,0 +1,81 @@
+"""Plots: their look, and how they are written as SVG. Altair describes them, and vl-convert draws them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+"""Okabe and Ito's colours, the first ones apart in grey too."""
+
+WIDTH, HEIGHT = 560, 300
+"""Of a picture file, in pixels."""
+
+_INK = {"light": "#1f2328", "dark": "#e6e6e6"}
+
+_FAINT = {"light": "#d8dee4", "dark": "#3d444d"}
+
+_PAPER = {"light": "#ffffff", "dark": "#0d1117"}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot, and what is said below it."""
+
+    name: str
+    title: str
+    caption: str
+    spec: Mapping[str, Any]
+    """Vega-Lite."""
+
+
+def get_theme(theme: str, is_transparent: bool = False) -> dict[str, Any]:
+    """Return the Vega-Lite configuration of the theme `light` or `dark`."""
+    ink, faint = _INK[theme], _FAINT[theme]
+    axis = {"labelColor": ink, "titleColor": ink, "gridColor": faint, "domainColor": ink, "tickColor": ink}
+    return {
+        "background": "transparent" if is_transparent else _PAPER[theme],
+        "font": "system-ui, Helvetica, Arial, sans-serif",
+        "view": {"stroke": faint},
+        "axis": axis | {"gridOpacity": 0.6, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
+        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontWeight": "normal"},
+        "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontWeight": "normal"},
+        "title": {"color": ink},
+        "range": {
+            "category": list(SERIES),
+            "heatmap": {"scheme": "viridis"},
+            "ramp": {"scheme": "viridis"},
+            "ordinal": {"scheme": "viridis"},
+        },
+        "text": {"color": ink},
+        "rule": {"color": ink},
+    }
+
+
+def write_picture(plot: Plot, file: Path, theme: str = "light") -> None:
+    """Write a plot as SVG."""
+    import vl_convert
+
+    file.write_text(vl_convert.vegalite_to_svg(dict(plot.spec), config=get_theme(theme)), encoding="utf-8")
+
+
+def write_pictures(plots: Sequence[Plot], folder: Path) -> None:
+    """Write each plot as `<name>.svg` and, for dark pages, `<name>-dark.svg`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for plot in plots:
+        for theme, suffix in (("light", ""), ("dark", "-dark")):
+            write_picture(plot, folder / f"{plot.name}{suffix}.svg", theme)
+
+
+def finish(name: str, title: str, caption: str, chart: Any) -> Plot:
+    if isinstance(chart, alt.LayerChart) and chart.width is alt.Undefined:
+        chart = chart.properties(width=WIDTH)
+    if isinstance(chart, alt.LayerChart | alt.Chart) and chart.height is alt.Undefined:
+        chart = chart.properties(height=HEIGHT)
+    if isinstance(chart, alt.Chart):
+        chart = chart.properties(width=WIDTH)
+    spec = chart.to_dict()
+    del spec["config"]
+    return Plot(name, title, caption.strip(), spec)
