@@ -19,8 +19,6 @@ from lorasweep.util.digest import digest_file
 
 STAGE = "eval"
 
-_RANK = 2
-
 
 def recipe(spec):
     controls = spec.controls.model_dump(exclude={"override"})
@@ -48,29 +46,32 @@ def train(recipe, adapter, metric_loggers=(), save_minutes=0, earlier=None):
     log.close()
     while os.path.exists(os.environ.get("HOLD_TRAINING", "")):
         time.sleep(0.2)
-    _make_adapter(base, config["seed"], made)
+    _make_adapter(base, config, made)
     facts = {"trainer": "quick_trainer", "dtype": config["dtype"], "peak_memory_bytes": None}
     facts["data_sha256"] = digest_file(Path(config["data"]))
     complete(made, base, recipe, state / "training_log.csv", config["epochs"], (), facts)
     publish(made, adapter)
 
 
-def _make_adapter(base, seed, made):
-    """Write the weights and the configuration of a random adapter of two modules."""
+def _make_adapter(base, config, made):
+    """Write the weights and the configuration of a random adapter, as the settings say that it is."""
     import numpy
     from safetensors import safe_open
     from safetensors.numpy import save_file
 
-    random = numpy.random.default_rng(seed)
+    random = numpy.random.default_rng(config["seed"])
+    rank, alpha = config["lora_rank"], config["lora_alpha"] or 2 * config["lora_rank"]
+    modules = ["o_proj" if name == "output_proj" else name for name in config["lora_attn_modules"]]
+    modules += ["gate_proj", "up_proj", "down_proj"] if config["apply_lora_to_mlp"] else []
     tensors = {}
     with safe_open(base.path / "model.safetensors", "np") as weights:
         for name in weights.keys():  # noqa: SIM118
-            if name.endswith(("q_proj.weight", "v_proj.weight")):
+            if name.endswith(tuple(f"{module}.weight" for module in modules)):
                 rows, columns = weights.get_slice(name).get_shape()
                 module = f"base_model.model.{name.removesuffix('.weight')}"
-                tensors[f"{module}.lora_A.weight"] = random.normal(size=(_RANK, columns)).astype("float32")
-                tensors[f"{module}.lora_B.weight"] = random.normal(size=(rows, _RANK)).astype("float32")
+                tensors[f"{module}.lora_A.weight"] = random.normal(size=(rank, columns)).astype("float32")
+                tensors[f"{module}.lora_B.weight"] = random.normal(size=(rows, rank)).astype("float32")
     save_file(tensors, made / "adapter_model.safetensors", {"format": "pt"})
-    modules = {"target_modules": ["q_proj", "v_proj"], "r": _RANK, "lora_alpha": 2 * _RANK}
-    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base.path), **modules}
+    settings = {"target_modules": modules, "r": rank, "lora_alpha": alpha}
+    said = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base.path), **settings}
     (made / "adapter_config.json").write_text(json.dumps(said))
