@@ -4,7 +4,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from lorasweep.util.errors import ending_with_a_message
+from lorasweep.util.errors import call_to_the_end
 
 WORDS = {
     "plan": "say what a run would do and take, and what the other ways to keep checkpoints would",
@@ -52,5 +52,5 @@ def main() -> None:
         prog=f"{program} {word}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    with ending_with_a_message(f"{word}: " if known is JOBS else ""):
-        module.run(parser.parse_args(arguments[1:]))
+    given = parser.parse_args(arguments[1:])
+    call_to_the_end(lambda: module.run(given), f"{word}: " if known is JOBS else "")

@@ -1,8 +1,9 @@
 """What a user's input can cause, and how it is told: one message, and the end of the process."""
 
+import gc
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import NoReturn
@@ -24,23 +25,44 @@ FAULT = "The lines above are a fault of lorasweep, not of your input. Please rep
 
 def end(message: str) -> NoReturn:
     """End the process with a message for the user."""
-    print(message, file=sys.stderr)
-    sys.exit(1)
+    sys.exit(message)
 
 
 @contextmanager
-def ending_with_a_message(prefix: str = "") -> Iterator[None]:
+def ending_with_a_message() -> Iterator[None]:
     """End the process with a message alone, where the user or the machine is at fault; with a traceback, where we are.
 
     Snakemake prints what is raised below a Snakefile with a place in the code and its frames.
     """
     try:
         yield
-    except (InputError, JobError, OSError) as error:  # the last: no permission, no room, no such file
-        end(f"{prefix}{error}")
-    except Exception:
-        traceback.print_exc()
-        end(FAULT)
+    except Exception as error:
+        end(_explain(error))
+
+
+def call_to_the_end(function: Callable[[], None], prefix: str = "") -> None:
+    """Call a function, and end the process as `ending_with_a_message` does if it fails; `prefix` names the job.
+
+    The message is the last line: what the function left, such as a progress bar, is gone by then.
+    """
+    try:
+        function()
+        return
+    except Exception as error:
+        message = prefix * (not _is_ours(error)) + _explain(error)
+    gc.collect()
+    end(message)
+
+
+def _is_ours(error: Exception) -> bool:
+    return not isinstance(error, InputError | JobError | OSError)  # the last: no permission, no room, no such file
+
+
+def _explain(error: Exception) -> str:
+    if not _is_ours(error):
+        return str(error)
+    traceback.print_exception(error)
+    return FAULT
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
