@@ -49,7 +49,9 @@ def call_to_the_end(function: Callable[[], None], prefix: str = "") -> None:
         function()
         return
     except Exception as error:
-        message = prefix * (not _is_ours(error)) + _explain(error)
+        if prefix and _is_ours(error):
+            raise  # a job runs tasks and trainers of others: whose fault it is, its traceback shows
+        message = prefix + _explain(error)
     gc.collect()
     end(message)
 
