@@ -56,21 +56,22 @@ def main():
     python, directory = find_python(), arguments.directory
     installed = directory / "bin/python"
     uv = find_uv(python)
+    settings = read_pip_settings(python) if uv else {}
     if not arguments.add:
         print(f"Installing {' '.join(packages[1:])} into {directory} ({'uv' if uv else 'pip'}) ...", flush=True)
         (directory / "installed").unlink(missing_ok=True)
         shutil.rmtree(directory, ignore_errors=True)
         if uv:
-            run([uv, "venv", "--quiet", "--python", python, directory], make_uv_environment(python))
+            run([uv, "venv", "--quiet", "--python", python, directory], make_uv_environment(settings))
             # For people who add a package of their own.
             packages.append("pip")
         else:
             run([python, "-m", "venv", directory])
     if uv:
-        command = [uv, "pip", "install", "--quiet", "--python", installed, *packages, *list_uv_options(python)]
+        command = [uv, "pip", "install", "--quiet", "--python", installed, *packages, *list_uv_options(settings)]
         # Without bytecode a start takes three times as long. Python writes that of what it imports, unless told not to.
         command += ["--compile-bytecode"] if os.environ.get("PYTHONDONTWRITEBYTECODE") else []
-        run(command, make_uv_environment(python))
+        run(command, make_uv_environment(settings))
     else:
         command = [installed, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
         run(command, make_pip_environment())
@@ -160,9 +161,8 @@ def read_pip_settings(python):
     return settings
 
 
-def list_uv_options(python):
+def list_uv_options(settings):
     """Return the options that have uv install what pip would install by its settings."""
-    settings = read_pip_settings(python)
     # pip chooses the best of what all indexes have, uv else takes what the first has.
     options = ["--index-strategy", "unsafe-best-match"]
     for name, option in UV_OPTIONS.items():
@@ -173,11 +173,10 @@ def list_uv_options(python):
     return options
 
 
-def make_uv_environment(python):
+def make_uv_environment(settings):
     """Return the variables that uv is given; those that are set for uv itself stay."""
     # In the clone, as all that is installed: homes have quotas.
     environment = {"UV_CACHE_DIR": str(CACHE), "UV_PYTHON_DOWNLOADS": "never"}
-    settings = read_pip_settings(python)
     environment |= {variable: settings[name] for name, variable in UV_VARIABLES.items() if name in settings}
     return {**environment, **os.environ, **LOCALE}
 

@@ -41,7 +41,7 @@ def test_uv_is_told_what_pip_is_told(make_venv: ModuleType, pip_is_told: Path, m
         "[global]\nindex-url = https://index.example/simple\nextra-index-url = https://one.example\n  https://two.example\n"
         "find-links = /wheels\ncert = /ca.pem\nno-index = false\n[install]\nconstraint = /limits.txt\n"
     )
-    options = pair(make_venv.list_uv_options(sys.executable))
+    options = pair(make_venv.list_uv_options(make_venv.read_pip_settings(sys.executable)))
     assert {
         ("--default-index", "https://index.example/simple"),
         ("--index", "https://one.example"),
@@ -50,21 +50,23 @@ def test_uv_is_told_what_pip_is_told(make_venv: ModuleType, pip_is_told: Path, m
         ("--constraints", "/limits.txt"),
         ("--index-strategy", "unsafe-best-match"),
     } <= options
-    assert make_venv.make_uv_environment(sys.executable)["SSL_CERT_FILE"] == "/ca.pem"
+    assert make_venv.make_uv_environment(make_venv.read_pip_settings(sys.executable))["SSL_CERT_FILE"] == "/ca.pem"
     # A variable takes the place of what the file says.
     monkeypatch.setenv("PIP_FIND_LINKS", "/more /others")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    options = pair(make_venv.list_uv_options(sys.executable))
+    options = pair(make_venv.list_uv_options(make_venv.read_pip_settings(sys.executable)))
     assert {value for option, value in options if option == "--find-links"} == {"/more", "/others"}
-    assert "--no-index" in make_venv.list_uv_options(sys.executable)
+    assert "--no-index" in make_venv.list_uv_options(make_venv.read_pip_settings(sys.executable))
 
 
 def test_the_cache_lies_in_the_clone_unless_uv_is_told_otherwise(
     make_venv: ModuleType, pip_is_told: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert make_venv.make_uv_environment(sys.executable)["UV_CACHE_DIR"] == str(ROOT / ".venv/uv-cache")
+    assert make_venv.make_uv_environment(make_venv.read_pip_settings(sys.executable))["UV_CACHE_DIR"] == str(
+        ROOT / ".venv/uv-cache"
+    )
     monkeypatch.setenv("UV_CACHE_DIR", "/elsewhere")
-    assert make_venv.make_uv_environment(sys.executable)["UV_CACHE_DIR"] == "/elsewhere"
+    assert make_venv.make_uv_environment(make_venv.read_pip_settings(sys.executable))["UV_CACHE_DIR"] == "/elsewhere"
 
 
 def test_the_package_is_found_by_a_path_without_the_clones(make_venv: ModuleType, tmp_path: Path) -> None:
