@@ -67,6 +67,28 @@ class SlurmSweep(Sweep):
         self.runs.append(run)
         return run
 
+    def wait(self, run: subprocess.Popen[str]) -> int:
+        """Wait for a run's end, and return its exit status; one that does not end tells where it stands."""
+        try:
+            return run.wait(timeout=SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGUSR1)
+            time.sleep(2)
+            jobs = self.list_jobs("all")
+            raise AssertionError(f"the run goes on; SLURM has {jobs}; it said: {self.said[-8000:]}") from None
+
+    def wait_for(self, what: str, condition: Callable[[], Any]) -> Any:
+        """Wait until a condition gives something, which it does while a run goes on, and return it."""
+
+        def find() -> Any:
+            ended = all(run.poll() is not None for run in self.runs)
+            found = condition()
+            if ended and not found:
+                raise AssertionError(f"the run has ended without {what}; it said: {self.said[-8000:]}")
+            return found
+
+        return wait_for(what, find)
+
     def end(self) -> None:
         """End what still runs of it, as after a test that failed."""
         for run in self.runs:

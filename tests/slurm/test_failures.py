@@ -15,7 +15,7 @@ import pytest
 from cluster import Cluster
 from lorasweep.planning.history import read_records
 from monkey import find_program
-from slurm_sweep import SECONDS_TO_END, SlurmSweep, end_time_now, get_node, wait_for
+from slurm_sweep import SlurmSweep, end_time_now, get_node, wait_for
 from sweep import SUMMED_UP, Sweep
 
 TRAINING_ONLY = {"enabled": False, "baseline": False}
@@ -66,13 +66,13 @@ def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable
             job for job, said in sweep.list_jobs().items() if said.startswith("rule_evaluate_adapters_wildcards_slow")
         }
 
-    [first] = wait_for("the slow evaluation", find_slow)
+    [first] = sweep.wait_for("the slow evaluation", find_slow)
     assert get_time_limit(first) == "1:40:00"
     end_time_now(first)
-    [second] = wait_for("its retry", lambda: find_slow() - {first})
+    [second] = sweep.wait_for("its retry", lambda: find_slow() - {first})
     assert get_time_limit(second) == "3:20:00"
     sweep.hold.unlink()
-    assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
+    assert sweep.wait(run) == 0, sweep.said[-4000:]
     said = sweep.said
     # Killed inside srun, a job over its memory counts as failed; so does one that ends itself once told of its limit.
     assert len(re.findall(r"SLURM status is: '(?:TIMEOUT|FAILED)'", said)) >= 2
@@ -101,11 +101,13 @@ def test_a_batch_is_one_job_and_what_it_had_finished_outlives_it(make: Callable[
     del sweep.environment["HOLD_TRAINING"]
     sweep.environment["HELD_EVALUATION_OF"] = f"seed=1:{sweep.hold}"
     run = sweep.start("--retries", "0")
-    wait_for("the first point's result", lambda: (sweep.results / "seed=0/state/eval/done/metrics.json").is_file())
+    sweep.wait_for(
+        "the first point's result", lambda: (sweep.results / "seed=0/state/eval/done/metrics.json").is_file()
+    )
     [(job, comment)] = sweep.list_jobs("PENDING,RUNNING").items()
     assert comment.startswith("rule_evaluate_adapters_wildcards_seed=0+2-")
     subprocess.run(["scancel", job], check=True)
-    assert run.wait(timeout=SECONDS_TO_END) == 1
+    assert sweep.wait(run) == 1
     assert "batch: 0 of 3 points done, 0 failed, 3 not finished" in sweep.said
     finished = (sweep.results / "seed=0/state/eval/done/letters.eval").read_bytes()
     del sweep.environment["HELD_EVALUATION_OF"]
@@ -123,10 +125,10 @@ def test_a_cancelled_job_is_noticed_whether_it_ran_or_waited(
     sweep.hold.touch()
     # A node's whole memory each: four run, and one waits.
     run = sweep.start("--retries", "0", *APART, "--set-resources", "train:mem_mb=16000")
-    running = wait_for("four jobs to run", lambda: len(jobs := sweep.list_jobs()) == 4 and jobs)
-    [waiting] = wait_for("one job to wait", lambda: sweep.list_jobs("PENDING"))
+    running = sweep.wait_for("four jobs to run", lambda: len(jobs := sweep.list_jobs()) == 4 and jobs)
+    [waiting] = sweep.wait_for("one job to wait", lambda: sweep.list_jobs("PENDING"))
     subprocess.run(["scancel", waiting, *running], check=True)
-    assert run.wait(timeout=SECONDS_TO_END) == 1
+    assert sweep.wait(run) == 1
     assert sweep.said.count("it was cancelled") == 5
     assert "0 of 5 points done, 5 failed" in sweep.said
     assert sweep.plan()["train"] == 5
@@ -140,12 +142,12 @@ def test_the_job_of_a_node_that_dies_runs_again_elsewhere(
     sweep.edit(evaluation=TRAINING_ONLY)
     sweep.hold.touch()
     run = sweep.start("--retries", "1", *APART)
-    [job] = wait_for("the job to run", sweep.list_jobs)
+    [job] = sweep.wait_for("the job to run", sweep.list_jobs)
     node = get_node(job)
     own_cluster.kill_node(node)
     try:
         sweep.hold.unlink()
-        assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
+        assert sweep.wait(run) == 0, sweep.said[-4000:]
         assert "1 of 1 points done" in sweep.said
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
         assert "Restarts=1" in shown
@@ -172,14 +174,14 @@ def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSw
     sweep.hold.touch()
     asked = slow_down_squeue(sweep) if number == signal.SIGINT else None
     run = sweep.start("--retries", "0", "--jobs", "1")
-    wait_for("a training", lambda: list(sweep.results.glob("*/state/train/training_log.csv")))
+    sweep.wait_for("a training", lambda: list(sweep.results.glob("*/state/train/training_log.csv")))
     if asked:  # it comes while Snakemake asks how the jobs are
-        wait_for("no question", lambda: not asked.exists())
-        wait_for("a question", asked.exists)
+        sweep.wait_for("no question", lambda: not asked.exists())
+        sweep.wait_for("a question", asked.exists)
     run.send_signal(number)
     if number == signal.SIGTERM:
         sweep.hold.unlink()
-    assert run.wait(timeout=SECONDS_TO_END) != 0
+    assert sweep.wait(run) != 0
     wait_for("the jobs to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"))
     finished = len(list(sweep.results.glob("*/adapter/adapter_model.safetensors")))
     # Ctrl-C cancels what runs; SIGTERM lets it finish, and starts no more.
@@ -194,20 +196,20 @@ class TestControllerKilled:
         sweep = make("killed", trainer="torchtune", runs=[{"name": "point"}])
         sweep.edit(evaluation=TRAINING_ONLY)
         run = sweep.start("--retries", "0")
-        [orphan] = wait_for("the job to run", sweep.list_jobs)
+        [orphan] = sweep.wait_for("the job to run", sweep.list_jobs)
         # It stands still until the next run has seen it.
-        program = wait_for("its program", lambda: find_program(orphan))
+        program = sweep.wait_for("its program", lambda: find_program(orphan))
         program.send_signal(signal.SIGSTOP)
         run.kill()
         run.wait()
         assert orphan in sweep.list_jobs()
         again = sweep.start("--retries", "0")
-        wait_for("what it says", lambda: "still runs: the same training waits for its end" in sweep.said)
+        sweep.wait_for("what it says", lambda: "still runs: the same training waits for its end" in sweep.said)
         assert "ended before it was done; its lock is removed" in sweep.said
         assert f"SLURM job {orphan} of an earlier run" in sweep.said
-        wait_for("the job that waits", lambda: sweep.list_jobs("PENDING"))
+        sweep.wait_for("the job that waits", lambda: sweep.list_jobs("PENDING"))
         program.send_signal(signal.SIGCONT)
-        assert again.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
+        assert sweep.wait(again) == 0, sweep.said[-4000:]
         assert sweep.plan() == {}
         log = (sweep.results / "logs/train/point.log").read_text()
         assert "This recipe was trained by an earlier run" in log
@@ -219,11 +221,13 @@ class TestControllerKilled:
         del sweep.environment["HOLD_TRAINING"]
         sweep.environment["HELD_EVALUATION_OF"] = f"point:{sweep.hold}"
         run = sweep.start("--retries", "0")
-        [orphan] = wait_for(
+        [orphan] = sweep.wait_for(
             "the evaluation to run",
             lambda: [job for job, comment in sweep.list_jobs().items() if "evaluate_merged" in comment],
         )
-        wait_for("the merged model", lambda: list(sweep.results.glob("*/merged/lorasweep-*/model/lorasweep.json")))
+        sweep.wait_for(
+            "the merged model", lambda: list(sweep.results.glob("*/merged/lorasweep-*/model/lorasweep.json"))
+        )
         run.kill()
         run.wait()
         del sweep.environment["HELD_EVALUATION_OF"]
@@ -238,13 +242,13 @@ def test_a_second_shell_is_told_who_runs_the_sweep(make: Callable[..., SlurmSwee
     sweep.edit(evaluation=TRAINING_ONLY)
     sweep.hold.touch()
     run = sweep.start("--retries", "0")
-    wait_for("the job to run", sweep.list_jobs)
+    sweep.wait_for("the job to run", sweep.list_jobs)
     second = sweep.snakemake("--retries", "0")
     assert second.returncode != 0
     assert f"is being run by {getpass.getuser()}" in second.stderr
     assert f"(process {run.pid}, since" in second.stderr
     sweep.hold.unlink()
-    assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
+    assert sweep.wait(run) == 0, sweep.said[-4000:]
     assert sweep.plan() == {}
 
 
@@ -298,7 +302,7 @@ def test_a_rebooted_controller_needs_the_same_command_alone(make: Callable[..., 
     sweep.edit(evaluation=TRAINING_ONLY)
     sweep.hold.touch()
     run = sweep.start("--retries", "0")
-    wait_for("the job to run", sweep.list_jobs)
+    sweep.wait_for("the job to run", sweep.list_jobs)
     run.kill()
     run.wait()
     subprocess.run(["scancel", *sweep.list_jobs()], check=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from sampling import sample_merged_models
-from slurm_sweep import SECONDS_TO_END, SlurmSweep, wait_for
+from slurm_sweep import SlurmSweep
 from sweep import SUMMED_UP
 
 BOUND = 2
@@ -29,12 +29,14 @@ def test_the_bound_holds_while_evaluations_fail_and_adapters_stay(make: Callable
     sweep.environment |= disturbances
     with sample_merged_models(sweep.results) as samples:
         run = sweep.start("--retries", "0")
-        wait_for("the merged model", lambda: list(sweep.results.glob("seed=3/merged/lorasweep-*/model/lorasweep.json")))
+        sweep.wait_for(
+            "the merged model", lambda: list(sweep.results.glob("seed=3/merged/lorasweep-*/model/lorasweep.json"))
+        )
         [slow] = [
             job for job, comment in sweep.list_jobs().items() if comment.endswith("evaluate_merged_wildcards_seed=3")
         ]
         subprocess.run(["scancel", slow], check=True)
-        assert run.wait(timeout=SECONDS_TO_END) == 1
+        assert sweep.wait(run) == 1
     assert f"bounded: {points - 2} of {points} points done, 2 failed" in sweep.said
     assert samples.peak == BOUND
     assert not list(sweep.results.glob("*/merged"))

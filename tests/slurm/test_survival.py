@@ -14,7 +14,7 @@ import pytest
 from cluster import Cluster
 from lorasweep.trainers.training_log import read_log
 from monkey import find_program
-from slurm_sweep import SECONDS_TO_END, SlurmSweep, end_time_now, get_node, wait_for
+from slurm_sweep import SlurmSweep, end_time_now, get_node, wait_for
 from sweep import Sweep, make_sweep
 
 POINT = "lora_rank=4,seed=1"  # a name with a comma
@@ -31,7 +31,7 @@ def get_weights(sweep: Sweep) -> bytes:
 def wait_for_steps(sweep: SlurmSweep, more_than: int = 0) -> str:
     """Wait until some steps more than so many are trained, and return the job that trains them."""
     log = sweep.results / POINT / "state/train/training_log.csv"
-    wait_for("some steps", lambda: log.exists() and len(read_log(log)) > more_than + 5)
+    sweep.wait_for("some steps", lambda: log.exists() and len(read_log(log)) > more_than + 5)
     [job] = sweep.list_jobs()
     return job
 
@@ -75,10 +75,10 @@ def test_a_training_that_has_to_give_way_is_queued_again_by_slurm_and_goes_on(
         shown = subprocess.run(show, capture_output=True, text=True).stdout
         return "PreemptTime=2" in shown or "Restarts=1" in shown
 
-    wait_for("its preemption", is_preempted)
+    sweep.wait_for("its preemption", is_preempted)
     with suppress(psutil.NoSuchProcess):
         program.send_signal(signal.SIGCONT)
-    assert run.wait(timeout=SECONDS_TO_END) == 0, sweep.said[-4000:]
+    assert sweep.wait(run) == 0, sweep.said[-4000:]
     shown = subprocess.run(show, capture_output=True, text=True).stdout
     assert re.search(r"Restarts=1\b", shown)
     assert sweep.said.count("has been submitted with SLURM jobid") == 1
@@ -98,7 +98,7 @@ def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, u
             subprocess.run(["scancel", job], check=True)
         else:
             end_time_now(job)
-        assert run.wait(timeout=SECONDS_TO_END) == 1
+        assert sweep.wait(run) == 1
         assert ("ended it at its time limit" if how == "time limit" else "it was cancelled") in sweep.said
         said = wait_for("its last word", lambda: re.search(r"\(SIGTERM\); step (\d+) is saved", log.read_text()))
         trained = int(said[1])
