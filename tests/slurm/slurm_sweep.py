@@ -13,6 +13,8 @@ from sweep import ROOT, Sweep
 
 SITE_PARTITION = os.environ.get("LORASWEEP_SLURM_PARTITION")
 
+TEXT: Any = {"capture_output": True, "text": True, "check": True}
+
 SECONDS_TO_END = 1200
 """For what ends by itself: a machine that does much else, as in `make test`, is slow."""
 
@@ -74,8 +76,9 @@ class SlurmSweep(Sweep):
         except subprocess.TimeoutExpired:
             run.send_signal(signal.SIGUSR1)
             time.sleep(2)
-            jobs = self.list_jobs("all")
-            raise AssertionError(f"the run goes on; SLURM has {jobs}; it said: {self.said[-8000:]}") from None
+            jobs, processes = self.list_jobs("all"), subprocess.run(["ps", "-eo", "pid,ppid,stat,wchan,args"], **TEXT)
+            own = "\n".join(line for line in processes.stdout.splitlines() if str(self.directory) in line)
+            raise AssertionError(f"the run goes on; {jobs=}; processes: {own}; it said: {self.said[-8000:]}") from None
 
     def wait_for(self, what: str, condition: Callable[[], Any]) -> Any:
         """Wait until a condition gives something, which it does while a run goes on, and return it."""
