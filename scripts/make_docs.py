@@ -93,7 +93,7 @@ sample:
 Keys that can vary, or be set by a run: KEYS.
 A run can also have an `_override` of its own, merged over that of `controls`.
 
-A point is called after the values that vary (`lora_rank=8,lr=1e-4`), wherever they stand in the file. Values that
+A point is called after the values that vary (`lora_rank=8__lr=1e-4`), wherever they stand in the file. Values that
 cannot stand in a file name (paths, say) are for `runs`, which have names of their own.
 """
 

@@ -93,9 +93,9 @@ TRAINED_POINTS = 4
 """Points of the sweep `trained` of the end-to-end tests."""
 
 POINTS = {
-    "A": "merge_adapters=true,model_format=hf",
-    "B1": "merge_adapters=true,model_format=adapter",
-    "B2": "merge_adapters=false,model_format=adapter",
+    "A": "merge_adapters=true__model_format=hf",
+    "B1": "merge_adapters=true__model_format=adapter",
+    "B2": "merge_adapters=false__model_format=adapter",
 }
 
 

@@ -16,7 +16,7 @@ EPOCHS = (1, 2)
 
 
 def get_name(mode: str, epoch: int) -> str:
-    return POINTS[mode] if epoch == EPOCHS[-1] else f"{POINTS[mode]},epoch={epoch}"
+    return POINTS[mode] if epoch == EPOCHS[-1] else f"{POINTS[mode]}__epoch={epoch}"
 
 
 @pytest.fixture(
@@ -156,8 +156,8 @@ def test_where_epochs_vary_settings_of_train_are_meant_for_the_trainings_of_all(
 @pytest.mark.long
 def test_where_epochs_vary_each_training_keeps_what_it_has(varied: Sweep) -> None:
     varied.run()
-    names = {"epochs=1", "epochs=2", "epochs=2,epoch=1", "epochs=3,epoch=1", "epochs=3,epoch=2"}
+    names = {"epochs=1", "epochs=2", "epochs=2__epoch=1", "epochs=3__epoch=1", "epochs=3__epoch=2"}
     scored = pd.read_csv(varied.results / "results.csv").dropna(subset="task").set_index("point")
     assert set(scored.index) == names
-    assert scored.loc["epochs=3,epoch=2", "epoch"] == 2
+    assert scored.loc["epochs=3__epoch=2", "epoch"] == 2
     assert varied.plan() == {}

@@ -61,7 +61,7 @@ class Training:
 
     def get_adapter(self, epoch: int) -> Path:
         """Where the adapter of an earlier epoch is published."""
-        return self.folder.with_name(f"{self.folder.name},epoch={epoch}") / "adapter"
+        return self.folder.with_name(f"{self.folder.name}__epoch={epoch}") / "adapter"
 
     def train(self) -> subprocess.CompletedProcess[str]:
         return self.run("train", "--adapter", self.adapter, "--epochs", "1,last")

@@ -17,7 +17,7 @@ from monkey import find_program
 from slurm_sweep import SlurmSweep, end_time_now, get_node, wait_for
 from sweep import Sweep, make_sweep
 
-POINT = "lora_rank=4,seed=1"  # a name with a comma
+POINT = "lora_rank=4__seed=1"  # a name with a comma
 SECTIONS = {"variables": {"lora_rank": [4], "seed": [1]}}
 CONTROLS = {"epochs": 60, "lora_dropout": 0.1}
 TRAINING_ONLY = {"enabled": False, "baseline": False}

@@ -29,7 +29,7 @@ def get_stage(rule: str) -> str:
 
 def get_checkpoint_name(point: str, epoch: int) -> str:
     """Return what a point is called as it was after an earlier epoch of its training; its folder lies beside it."""
-    return f"{point},epoch={epoch}"
+    return f"{point}__epoch={epoch}"
 
 
 FAILURE_RECORD = "failures.json"

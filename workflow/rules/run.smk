@@ -8,9 +8,8 @@ from snakemake.io import IOFile
 from lorasweep.layout import get_stage
 from lorasweep.running.run import Places, Run
 from lorasweep.util.slurm import forget_settings
-from lorasweep.running.slurm_plugin import mend_python_path, mend_status_queries, mend_target_names
+from lorasweep.running.slurm_plugin import mend_python_path, mend_status_queries
 
-mend_target_names()
 mend_python_path()
 
 if workflow.is_main_process:

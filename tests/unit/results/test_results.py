@@ -97,11 +97,11 @@ def test_a_point_that_is_not_evaluated_beside_others_has_a_row_and_no_part_in_th
 def test_the_loss_of_a_training_is_drawn_once_though_its_epochs_have_rows_of_their_own(tmp_path: Path) -> None:
     samples = make_results(tmp_path, {"lora_rank": [4, 8], "epoch": [1, 2]}, lambda settings: 0.5)
     for rank in (4, 8):
-        name = f"epoch=1,lora_rank={rank}"
+        name = f"epoch=1__lora_rank={rank}"
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
-        settings = {**manifest["settings"], "trained_by": f"epoch=2,lora_rank={rank}"}
+        settings = {**manifest["settings"], "trained_by": f"epoch=2__lora_rank={rank}"}
         edit_manifest(tmp_path / name, settings=settings, training={**manifest["training"], "steps": 10})
-        edit_manifest(tmp_path / f"epoch=2,lora_rank={rank}", training={**manifest["training"], "epochs": 2})
+        edit_manifest(tmp_path / f"epoch=2__lora_rank={rank}", training={**manifest["training"], "epochs": 2})
     samples.to_parquet(tmp_path / "samples.parquet", index=False)
     page = report(tmp_path, ["lora_rank", "epoch"])
     assert "Training loss of each step." in page
@@ -262,7 +262,7 @@ def test_a_run_that_is_called_like_a_setting_is_none_of_its_replicates(tmp_path:
     (tmp_path / "points.json").write_text(json.dumps({**record, "lora_rank=4": {"current": True}}))
     table = tabulate(tmp_path, ["lora_rank", "seed"], samples).groupby("setting")["point"].apply(set)
     assert {"lora_rank=4"} in table.tolist()
-    assert {"lora_rank=4,seed=0", "lora_rank=4,seed=1"} in table.tolist()
+    assert {"lora_rank=4__seed=0", "lora_rank=4__seed=1"} in table.tolist()
 
 
 def test_many_and_long_trainings_are_drawn_within_bounds(tmp_path: Path) -> None:

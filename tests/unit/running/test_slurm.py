@@ -58,14 +58,14 @@ def test_a_query_without_jobs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_orphans_are_read_from_names_states_and_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
-        "7|lorasweep_a|RUNNING|rule_train_wildcards_lora_rank=8,lr=1e-4",
+        "7|lorasweep_a|RUNNING|rule_train_wildcards_lora_rank=8__lr=1e-4",
         "8|lorasweep_a|PENDING|rule_train_wildcards_lora_rank=16",
         "9|lorasweep_a|RUNNING|rule_evaluate_merged_wildcards_x",
     ]
     monkeypatch.setattr(orphans, "ask", lambda *command: lines)
     found = orphans.find_orphans(["lorasweep_a"])
     assert [(o.job, o.rule, o.point, o.is_awaited) for o in found] == [
-        ("7", "train", "lora_rank=8,lr=1e-4", True),
+        ("7", "train", "lora_rank=8__lr=1e-4", True),
         ("8", "train", "lora_rank=16", False),
         ("9", "evaluate_merged", "x", False),
     ]
@@ -159,7 +159,7 @@ async def new_job(dag, rule, targetfile=None, format_wildcards=None, wildcards_d
 DAG.new_job = new_job
 from lorasweep.running.slurm_plugin import mend_target_names
 mend_target_names()
-name = {"point": "lora_rank=8,lr=1e-4,a"}
+name = {"point": "lora_rank=8__lr=1e-4,a"}
 [spec] = parse_target_jobs_cli_args(real.encode_target_jobs_cli_args([TargetSpec("train", name)]))
 asyncio.run(DAG.new_job(None, spec.rulename, wildcards_dict=spec.wildcards_dict))
 assert made == [name], made

@@ -105,7 +105,7 @@ def test_a_run_whose_plan_is_used_up_does_not_say_that_it_is_at_its_end(results:
 
 
 def test_nothing_is_cut_on_a_narrow_screen(results: Path) -> None:
-    begin(results, running=[make_job(name="lora_attn_modules=q_proj+v_proj,lora_rank=8,lr=1e-4")])
+    begin(results, running=[make_job(name="lora_attn_modules=q_proj+v_proj__lora_rank=8__lr=1e-4")])
     said = show(results, width=60)
     assert max(map(len, said.splitlines())) <= 60
     assert "…" not in said

@@ -1,7 +1,7 @@
 """The points of a sweep: which settings each has, and what it is called.
 
 A point is what its settings are, never where it stands in the file. Its name is made of the values that vary
-(`lora_rank=8,lr=1e-4`) and then kept: `results/<experiment>/points.json` records the settings each name was
+(`lora_rank=8__lr=1e-4`) and then kept: `results/<experiment>/points.json` records the settings each name was
 given to, so that turning a control into a variable, or a variable into a control, renames no point that exists.
 """
 
@@ -13,20 +13,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from lorasweep.experiment.grid import make_combinations
+from lorasweep.experiment.grid import check_mode, make_combinations
 from lorasweep.experiment.loading import parse_section, parse_setting
 from lorasweep.experiment.sections import (
     CHECKPOINT_KEYS,
+    MODE_KEY,
     NAME_PATTERN,
     NAME_RULE,
     PROMPT_KEYS,
     Controls,
     Data,
     Experiment,
+    Mode,
+    get_mode,
 )
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASELINE, RESERVED_NAMES, get_checkpoint_name
 from lorasweep.util.errors import InputError
@@ -41,6 +44,12 @@ _ABRIDGED = 20
 LONGEST_NAME = 150
 """Characters; a file name may have 255, and the rest is left to suffixes."""
 
+SEPARATOR = "__"
+"""Between the parts of a name."""
+
+SCIENTIFIC_KEYS = ("lr", "weight_decay")
+"""Keys whose values are written as `1e-2` in names; those of the others are written as `0.01`."""
+
 _DEFAULTS = Controls()
 
 
@@ -50,10 +59,9 @@ class Point:
 
     name: str
     swept: tuple[str, ...]
-    """The keys that this point has from `variables`, from `sample` or from its run."""
+    """The keys that this point has from `variables`, from `sample` or from its run; `mode` for those that it is of."""
     controls: Controls
-    model_format: str
-    merge_adapters: bool
+    mode: Mode
     is_run: bool = False
     """Whether it stands under `runs`, which names it."""
     adapter: str | None = None
@@ -71,11 +79,6 @@ class Point:
         """Whether it has a training of its own."""
         return not self.adapter and not self.trained_by
 
-    @property
-    def mode(self) -> Literal["A", "B1", "B2"]:
-        """`A` (full model), `B1` (adapter, merged for the evaluation) or `B2` (adapter, direct)."""
-        return "A" if self.model_format == "hf" else "B1" if self.merge_adapters else "B2"
-
     def _get_controls(self) -> dict[str, Any]:
         """The controls; of those that are left out at their default, such as came later, the ones that vary."""
         varied = {key: getattr(self.controls, key) for key in self.swept if key in Controls.model_fields}
@@ -88,8 +91,7 @@ class Point:
         return {
             **({"adapter": self.adapter} if self.adapter else self._get_controls()),
             **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
-            "model_format": self.model_format,
-            "merge_adapters": self.merge_adapters,
+            MODE_KEY: self.mode,
             **({"trained_by": self.trained_by, "epoch": self.epoch} if self.trained_by else {}),
         }
 
@@ -149,7 +151,6 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
         record[point.name] = {
             "swept": known.get(point.name, {}).get("swept", sorted(point.swept)),
             "settings": point.settings,
-            "mode": point.mode,
             "is_run": point.is_run,
             "current": True,
         }
@@ -166,17 +167,21 @@ def get_setting(settings: Mapping[str, Any], key: str) -> Any:
     return settings.get(key, getattr(_DEFAULTS, key, None) if "lora_rank" in settings else None)
 
 
-def format_value(value: Any) -> str:
-    """Write a value as it stands in a name: numbers as short as they can be, lists joined by `+`."""
+def format_value(value: Any, key: str | None = None) -> str:
+    """Write the value of a key as it stands in a name: each number in one way, lists joined by `+`.
+
+    Without a key a number is written as short as it can be.
+    """
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    if isinstance(value, float):
-        plain = format(Decimal(repr(value)).normalize(), "f")
-        digits, _, exponent = format(Decimal(repr(value)).normalize(), "e").partition("e")
-        scientific = f"{digits}e{int(exponent)}"
-        return min(plain, scientific, key=len)
     if isinstance(value, list):
-        return "+".join(format_value(item) for item in value)
+        return "+".join(format_value(item, key) for item in value)
+    if isinstance(value, (int, float)):
+        number = Decimal(repr(value)).normalize()
+        plain = format(number, "f")
+        digits, _, exponent = format(number, "e").partition("e")
+        scientific = f"{digits}e{int(exponent)}" if number else plain
+        return min(plain, scientific, key=len) if key is None else scientific if key in SCIENTIFIC_KEYS else plain
     return str(value)
 
 
@@ -233,6 +238,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], sourc
         _check_adapter(adapter, [*values, *(["_override"] if override else [])], where, source)
         adapter = os.path.normpath(adapter)
     parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in values.items()}
+    check_mode(parsed, f"{source}: {where}")
     point = replace(_make_point(experiment, parsed), adapter=adapter)
     if override:
         merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
@@ -243,7 +249,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], sourc
 
 def _check_adapter(adapter: Any, others: Sequence[str], where: str, source: str) -> None:
     """Check what can be seen without reading tensors; its weights are checked when it is taken over."""
-    accepted_keys = (*PROMPT_KEYS, *CHECKPOINT_KEYS)
+    accepted_keys = (*PROMPT_KEYS, *CHECKPOINT_KEYS, MODE_KEY)
     trained = [key for key in others if key not in accepted_keys]
     if trained:
         raise InputError(
@@ -260,12 +266,12 @@ def _check_adapter(adapter: Any, others: Sequence[str], where: str, source: str)
 
 def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
     controls = experiment.controls.model_copy(update={k: v for k, v in values.items() if k in Controls.model_fields})
+    kept = [values.get(key, getattr(experiment.evaluation, key)) for key in CHECKPOINT_KEYS]
     return Point(
         name="",
-        swept=tuple(values),
+        swept=tuple(dict.fromkeys(MODE_KEY if key in CHECKPOINT_KEYS else key for key in values)),
         controls=controls,
-        model_format=values.get("model_format", experiment.evaluation.model_format),
-        merge_adapters=values.get("merge_adapters", experiment.evaluation.merge_adapters),
+        mode=values.get(MODE_KEY) or get_mode(*kept),
         data=experiment.data.model_copy(update={k: v for k, v in values.items() if k in PROMPT_KEYS}),
     )
 
@@ -274,7 +280,7 @@ def _make_name(point: Point, source: str) -> str:
     settings = point.settings
     parts = []
     for key in point.swept:
-        text = format_value(settings.get(key))
+        text = format_value(settings.get(key), key)
         if key in PROMPT_KEYS and not (re.fullmatch(_VALUE, text) and len(text) <= _ABRIDGED):
             text = _abridge(text)
         if not re.fullmatch(_VALUE, text) or ".." in text:
@@ -283,7 +289,7 @@ def _make_name(point: Point, source: str) -> str:
                 "digits and . _ + - only, or a run of its own under 'runs' with a name of its own"
             )
         parts.append(f"{key}={text}")
-    name = ",".join(sorted(parts))
+    name = SEPARATOR.join(sorted(parts))
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         name = f"{name[: LONGEST_NAME - 9]}-{digest}"
@@ -368,7 +374,7 @@ def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
         if point.name in names:
             raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
         names.add(point.name)
-        settings = dict(point.controls) | point.settings | ({"merge_adapters": None} if point.mode == "A" else {})
+        settings = dict(point.controls) | point.settings
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
             hint = "; merge_adapters has no effect where model_format is hf" if point.mode == "A" else ""

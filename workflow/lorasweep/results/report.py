@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorasweep.experiment.points import format_value
+from lorasweep.experiment.sections import MODE_KEY
 from lorasweep.experiment.sections import Experiment
 from lorasweep.layout import BASELINE, EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
@@ -157,7 +158,10 @@ def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) ->
     from itables import options, to_html_datatable
     from itables.javascript import generate_init_offline_itables_html
 
-    columns = [_Column(key, key) for key in variables] + [_Column("task", "task"), _Column("samples", "samples")]
+    columns = [_Column(key, key) for key in variables if key != MODE_KEY] + [
+        _Column("task", "task"),
+        _Column("samples", "samples"),
+    ]
     for metric in filter(is_metric, table.columns):
         columns += [
             _Column(metric, metric, 3),

@@ -301,7 +301,7 @@ class Sweep:
     def get_settings(self, point: str) -> str:
         """Return the settings that a point's manifest carries, as JSON."""
         if point in self.points:
-            settings = {"mode": self.points[point].mode, **self.points[point].settings}
+            settings = self.points[point].settings
         else:
             settings = {"mode": "base", **({} if point == BASELINE else {"model": self.baselines[point]})}
         made_on = {"dtype": self.experiment.model.dtype, "device": self.experiment.model.device}
