@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +56,25 @@ def test_a_query_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_query_without_jobs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert query(monkeypatch, [({}, 0.1)]) == ({}, 0.1)
+
+
+def test_a_run_that_is_told_to_end_while_it_chooses_jobs_ends() -> None:
+    lock, told = threading.Lock(), threading.Event()
+
+    class Scheduler:
+        def exit_gracefully(self, *arguments: object) -> None:
+            with lock:
+                told.set()
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        slurm_plugin.mend_end_by_signal(Scheduler())
+        with lock:  # as Snakemake holds its own while it chooses
+            signal.raise_signal(signal.SIGTERM)
+            assert not told.is_set()
+        assert told.wait(timeout=600)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_orphans_are_read_from_names_states_and_comments(monkeypatch: pytest.MonkeyPatch) -> None:
