@@ -84,19 +84,12 @@ def note(what):
 SUMMED_UP = {"read_samples": 1, "collect": 1, "report": 1}
 """The jobs that follow any point's clean-up."""
 
-MODES = {
-    "variables": {"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
-    "exclude": [{"model_format": "hf", "merge_adapters": False}],
-}
+MODES = {"variables": {"mode": ["A", "B1", "B2"]}}
 
 TRAINED_POINTS = 4
 """Points of the sweep `trained` of the end-to-end tests."""
 
-POINTS = {
-    "A": "merge_adapters=true__model_format=hf",
-    "B1": "merge_adapters=true__model_format=adapter",
-    "B2": "merge_adapters=false__model_format=adapter",
-}
+POINTS = {mode: f"mode={mode}" for mode in ("A", "B1", "B2")}
 
 
 @dataclass

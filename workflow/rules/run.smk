@@ -8,7 +8,7 @@ from snakemake.io import IOFile
 from lorasweep.layout import get_stage
 from lorasweep.running.run import Places, Run
 from lorasweep.util.slurm import forget_settings
-from lorasweep.running.slurm_plugin import mend_python_path, mend_status_queries
+from lorasweep.running.slurm_plugin import mend_end_by_signal, mend_python_path, mend_status_queries
 
 mend_python_path()
 
@@ -65,6 +65,7 @@ def conclude(is_well):
 
 onstart:
     THIS_RUN.begin(get_wanted_jobs(), get_places(), get_slurm_run(), is_touch=workflow.touch)
+    mend_end_by_signal(workflow.scheduler)
     # Else Snakemake does not say when a job has ended, under --quiet progress.
     workflow.scheduler.print_progress = True
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,9 +33,9 @@ def test_every_combination_is_a_point_named_by_its_values() -> None:
     points = expand(variables={"lora_rank": [8, 16], "lr": ["1e-4", 0.05]})
     assert list(points) == [
         "lora_rank=8__lr=1e-4",
-        "lora_rank=8__lr=0.05",
+        "lora_rank=8__lr=5e-2",
         "lora_rank=16__lr=1e-4",
-        "lora_rank=16__lr=0.05",
+        "lora_rank=16__lr=5e-2",
     ]
     assert points["lora_rank=8__lr=1e-4"].controls.lr == 1e-4
 
@@ -50,9 +51,36 @@ def test_lists_and_truth_values_stand_in_names() -> None:
     assert "apply_lora_to_mlp=true__lora_attn_modules=q_proj+v_proj" in points
 
 
+@pytest.mark.parametrize("key", [None, "lr", "lora_alpha"])
 @given(st.floats(min_value=1e-12, max_value=1e12))
-def test_a_number_in_a_name_is_read_back_exactly(number: float) -> None:
-    assert float(format_value(number)) == number
+def test_a_number_in_a_name_is_read_back_exactly(key: str | None, number: float) -> None:
+    assert float(format_value(number, key)) == number
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "written"),
+    [
+        ("lr", 0.01, "1e-2"),
+        ("lr", 0.00025, "2.5e-4"),
+        ("lr", 1.0, "1e0"),
+        ("weight_decay", 0.1, "1e-1"),
+        ("weight_decay", 0.0, "0"),
+        ("lora_dropout", 0.05, "0.05"),
+        ("lora_alpha", 16.0, "16"),
+        ("lora_alpha", 16, "16"),
+        ("max_samples", 100_000, "100000"),
+    ],
+)
+def test_a_number_is_written_one_way_by_its_key(key: str, value: float, written: str) -> None:
+    assert format_value(value, key) == written
+
+
+def test_a_number_is_one_point_however_the_file_writes_it() -> None:
+    written = [["0.01"], ["1e-2"], [0.01], ["1.0E-02"]]
+    spelt = [yaml.safe_load(f"lr: [{value}]") for [value] in written]
+    assert {name for variables in spelt for name in expand(variables=variables)} == {"lr=1e-2"}
+    with pytest.raises(InputError, match="listed twice"):
+        expand(variables={"lr": [0.01, "1e-2"]})
 
 
 def test_distinct_numbers_have_distinct_names() -> None:
@@ -220,7 +248,7 @@ def test_prompts_stand_in_names_by_how_they_begin_and_a_digest() -> None:
     points = expand(data={"train": "t"}, variables={"prompt": prompts, "seed": [0, 1]})
     assert len(points) == 6
     assert {point.data.prompt for point in points.values()} == set(prompts)
-    names = [name for name in points if name.endswith(",seed=0")]
+    names = [name for name in points if name.endswith("__seed=0")]
     assert [name.rpartition("-")[0] for name in names] == ["prompt=Say_input", "prompt=Say_input", ""]
     assert names[2] == "prompt=null__seed=0"
 
@@ -230,7 +258,32 @@ def test_modes_can_be_varied() -> None:
         variables={"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
         exclude=[{"model_format": "hf", "merge_adapters": False}],
     )
-    assert sorted(point.mode for point in points.values()) == ["A", "B1", "B2"]
+    assert [point.mode for point in points.values()] == ["A", "B1", "B2"]
+    assert list(points) == ["mode=A", "mode=B1", "mode=B2"]
+    in_short = expand(variables={"mode": ["A", "B1", "B2"]})
+    assert in_short == points
+    assert list(expand(variables={"merge_adapters": [True, False], "seed": [0]})) == [
+        "mode=B1__seed=0",
+        "mode=B2__seed=0",
+    ]
+    assert expand(runs=[{"name": "full", "mode": "A"}])["full"].mode == "A"
+
+
+def test_what_is_excluded_may_speak_of_the_mode_in_either_way() -> None:
+    modes = {"mode": ["A", "B1", "B2"], "lora_rank": [4, 8]}
+    for left_out in ({"mode": "A", "lora_rank": 8}, "mode == 'A' and lora_rank == 8"):
+        assert "lora_rank=8__mode=A" not in expand(variables=modes, exclude=[left_out])
+    keys = {"model_format": ["hf", "adapter"], "lora_rank": [4, 8]}
+    assert "lora_rank=8__mode=A" not in expand(variables=keys, exclude=["mode == 'A' and lora_rank == 8"])
+
+
+def test_the_mode_beside_what_it_stands_for_is_refused() -> None:
+    with pytest.raises(InputError, match=r"variables\.mode: stands for model_format too"):
+        expand(variables={"mode": ["A"], "model_format": ["hf"]})
+    with pytest.raises(InputError, match=r"runs\.0\.mode: stands for merge_adapters too"):
+        expand(runs=[{"name": "both", "mode": "A", "merge_adapters": True}])
+    with pytest.raises(InputError, match=r"variables\.mode\.0: 'C' is not accepted; accepted: 'A', 'B1' or 'B2'"):
+        expand(variables={"mode": ["C"]})
 
 
 class TestSample:
@@ -285,7 +338,7 @@ class TestSample:
     def test_draws_are_crossed_with_variables_and_left_out_by_exclude(self) -> None:
         points = expand(variables={"seed": [0, 1]}, **draw(5))
         assert len(points) == 10
-        assert set(points) == {f"{name},seed={seed}" for name in expand(**draw(5)) for seed in (0, 1)}
+        assert set(points) == {f"{name}__seed={seed}" for name in expand(**draw(5)) for seed in (0, 1)}
         kept = expand(variables={"seed": [0, 1]}, exclude=[{"lora_rank": 8, "seed": 0}], **draw(5))
         assert points.keys() - kept.keys() == {name for name in points if "rank=8,lr" in name and "seed=0" in name}
         assert len(expand(exclude=[{"lora_rank": 64}], **draw(5))) == 5
@@ -405,7 +458,7 @@ def test_a_run_with_an_adapter_has_no_settings_of_a_training(adapter: str) -> No
     point = expand(runs=[{"name": "theirs", "adapter": adapter, "merge_adapters": False}])["theirs"]
     assert point.adapter == adapter
     assert point.mode == "B2"
-    assert point.settings == {"adapter": adapter, "model_format": "adapter", "merge_adapters": False}
+    assert point.settings == {"adapter": adapter, "mode": "B2"}
     assert expand(runs=[{"name": "asked", "adapter": adapter, "prompt": "Say {input}"}])["asked"].data.prompt
 
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import os
+import signal
 import subprocess
-import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,25 @@ def test_a_query_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_query_without_jobs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert query(monkeypatch, [({}, 0.1)]) == ({}, 0.1)
+
+
+def test_a_run_that_is_told_to_end_while_it_chooses_jobs_ends() -> None:
+    lock, told = threading.Lock(), threading.Event()
+
+    class Scheduler:
+        def exit_gracefully(self, *arguments: object) -> None:
+            with lock:
+                told.set()
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        slurm_plugin.mend_end_by_signal(Scheduler())
+        with lock:  # as Snakemake holds its own while it chooses
+            signal.raise_signal(signal.SIGTERM)
+            assert not told.is_set()
+        assert told.wait(timeout=600)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_orphans_are_read_from_names_states_and_comments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,31 +163,6 @@ class TestMemoryKill:
     def test_what_ended_otherwise_is_not_taken_for_it(self, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
         self.ask(monkeypatch, sacct=[state, state], scontrol=[f"JobState={state}"])
         assert slurm.find_memory_kill("7") == ""
-
-
-def test_names_with_commas_reach_a_job_whole() -> None:
-    """What one process writes for another, and that reads: both ends are Snakemake's own."""
-    code = """
-import asyncio
-import snakemake.cli
-from snakemake.dag import DAG
-from snakemake.target_jobs import TargetSpec, parse_target_jobs_cli_args
-from snakemake_interface_executor_plugins.executors import real
-made = []
-async def new_job(dag, rule, targetfile=None, format_wildcards=None, wildcards_dict=None):
-    made.append(wildcards_dict)
-DAG.new_job = new_job
-from lorasweep.running.slurm_plugin import mend_target_names
-mend_target_names()
-name = {"point": "lora_rank=8__lr=1e-4,a"}
-[spec] = parse_target_jobs_cli_args(real.encode_target_jobs_cli_args([TargetSpec("train", name)]))
-asyncio.run(DAG.new_job(None, spec.rulename, wildcards_dict=spec.wildcards_dict))
-assert made == [name], made
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": WORKFLOW}
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_training_on_several_gpus_is_one_task_on_one_node() -> None:

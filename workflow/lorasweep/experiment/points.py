@@ -371,9 +371,6 @@ def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
             raise InputError(
                 f"{source}: '{point.name}' is a name that every experiment has already; accepted: another name"
             )
-        if point.name in names:
-            raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
-        names.add(point.name)
         settings = dict(point.controls) | point.settings
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
@@ -382,6 +379,9 @@ def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
                 f"{source}: the points '{seen[key]}' and '{point.name}' are the same{hint}; remove or exclude one"
             )
         seen[key] = point.name
+        if point.name in names:
+            raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
+        names.add(point.name)
 
 
 def _is_name(name: str) -> bool:

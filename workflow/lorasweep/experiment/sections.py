@@ -403,8 +403,8 @@ class Experiment(Section):
     experiment: About
     """What the experiment is called, and what it asks."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """What varies: values of `controls`, of `data.system_prompt` or `data.prompt`, and how a checkpoint is kept (`mode`,
-    or `model_format` and `merge_adapters`); every combination is a point."""
+    """What varies: values of `controls`, of `data.system_prompt` or `data.prompt`, and `mode`, how a checkpoint is kept
+    (A, B1 or B2; or `model_format` and `merge_adapters`); every combination is a point."""
     zip: list[Annotated[list[str], Field(min_length=2)]] = []
     """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
     sample: Sample | None = None

@@ -20,8 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorasweep.experiment.points import format_value
-from lorasweep.experiment.sections import MODE_KEY
-from lorasweep.experiment.sections import Experiment
+from lorasweep.experiment.sections import MODE_KEY, Experiment
 from lorasweep.layout import BASELINE, EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
 from lorasweep.results.table import is_metric

@@ -4,7 +4,6 @@ A metric is a column `<score>/<metric>`; what is said of it has that name and, a
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

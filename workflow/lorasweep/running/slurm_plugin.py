@@ -2,8 +2,10 @@
 
 import asyncio
 import shlex
+import signal
+import threading
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from lorasweep.util.slurm import LOGGER
 
@@ -42,6 +44,26 @@ def mend_status_queries() -> None:
             await asyncio.sleep(SECONDS_BETWEEN_QUERIES)
 
     plugin.query_job_status = query_job_status
+
+
+class Scheduler(Protocol):
+    """What of Snakemake's scheduler is called here."""
+
+    def exit_gracefully(self, *arguments: object) -> None:
+        """Let the jobs that run finish, and start no more."""
+
+
+def mend_end_by_signal(scheduler: Scheduler) -> None:
+    """Let a run that gets SIGTERM end, also while it chooses its next jobs.
+
+    Snakemake (9.27.1) takes its scheduler's lock in the handler of the signal, and waits for itself for ever where it
+    holds that lock already, as it does while it chooses. A thread of its own can wait. No issue is known upstream.
+    """
+
+    def end(*_: object) -> None:
+        threading.Thread(target=scheduler.exit_gracefully).start()
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def mend_python_path() -> None:
