@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lorasweep.util.digest import digest_file
-from sweep import MODES, POINTS, RUN, SUMMED_UP, Sweep, run_stage
+from sweep import POINTS, RUN, SUMMED_UP, Sweep, run_stage
 
 EPOCHS = (1, 2)
 
@@ -28,9 +28,7 @@ def modes(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def evaluated(make: Callable[..., Sweep], modes: tuple[str, ...]) -> Sweep:
-    sweep = make("epochs", **MODES)
-    if "A" not in modes:
-        sweep.edit(exclude=[{"model_format": "hf"}])
+    sweep = make("epochs", variables={"mode": list(modes)})
     task = {"task": "tasks.py@letters", "limit": 3}
     evaluation = {"epochs": "all", "baseline": False, "tasks": [task]}
     sweep.edit(controls={"epochs": EPOCHS[-1]}, evaluation=evaluation)

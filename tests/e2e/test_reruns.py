@@ -115,16 +115,18 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
         edit(evaluation={"baselines": [{"name": "again", "model": "model"}]}),
         {"evaluate": 1, "cleanup": 1, **SUMMED_UP},
     ),
-    "variables zipped": (
+    "the modes said at length": (
         edit(
             variables={"model_format": ["hf", "adapter", "adapter"], "merge_adapters": [True, True, False]},
             zip=[["model_format", "merge_adapters"]],
-            exclude=[],
         ),
         {"report": 1},  # which shows the file
     ),
     "what is left out said as a condition": (
-        edit(exclude=["model_format == 'hf' and not merge_adapters"]),
+        edit(
+            variables={"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
+            exclude=["model_format == 'hf' and not merge_adapters"],
+        ),
         {"report": 1},
     ),
     "the task file edited": (append("tasks.py", "\n# another scorer\n"), ALL_EVALUATIONS),
@@ -152,7 +154,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     "a manifest deleted": (delete(f"{POINTS['A']}/manifest.json"), {"cleanup": 1, **SUMMED_UP}),
     "the table deleted": (delete("results.csv"), {"collect": 1, "report": 1}),
     "a point left out": (
-        edit(exclude=[*MODES["exclude"], {"model_format": "adapter", "merge_adapters": False}]),
+        edit(variables={"mode": ["A", "B1"]}),
         SUMMED_UP,
     ),
     "evaluation turned off": (edit(evaluation={"enabled": False}), {"cleanup": 3, **SUMMED_UP}),
@@ -191,8 +193,7 @@ def test_a_finished_sweep_has_nothing_to_do_on_slurm(sweep: Sweep) -> None:
 
 
 def test_a_changed_mode_makes_the_models_it_needs_and_trains_nothing(sweep: Sweep) -> None:
-    sweep.edit(variables={"model_format": ["hf"], "merge_adapters": [True, False]}, runs=[])
-    sweep.edit(exclude=[{"merge_adapters": False}])
+    sweep.edit(variables={"model_format": ["hf"]})
     assert "train" not in sweep.plan()
 
 

@@ -35,7 +35,7 @@ def test_zipped_variables_are_planned_together(make: Callable[..., Sweep]) -> No
     sweep.run("configure_all")
     named = {file.parent.name: yaml.safe_load(file.read_text()) for file in sweep.results.glob("*/recipe.yaml")}
     assert {(name, recipe["model"]["lora_alpha"]) for name, recipe in named.items()} == {
-        (f"lora_alpha={2 * rank},lora_rank={rank},seed={seed}", 2 * rank) for rank in (4, 8) for seed in (0, 1)
+        (f"lora_alpha={2 * rank}__lora_rank={rank}__seed={seed}", 2 * rank) for rank in (4, 8) for seed in (0, 1)
     }
 
 
