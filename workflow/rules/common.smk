@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 try:
     from lorasweep.util.errors import ending_with_a_message
     from lorasweep.experiment.sections import NAME_PATTERN
-    from lorasweep.layout import METRICS, get_checkpoint_name
+    from lorasweep.layout import METRICS, TRAININGS
     from lorasweep.sweep.sweep import Sweep
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -46,12 +46,7 @@ with ending_with_a_message():
 EXPERIMENT = SWEEP.experiment
 RESULTS = str(SWEEP.results)
 POINTS = SWEEP.points
-TRAINED = SWEEP.trained
 EVALUATED = SWEEP.evaluated
-
-# The rules that train, by the earlier epochs that they keep: outputs are declared by rule. One alone is called `train`.
-KEPT_EPOCHS = sorted(set(TRAINED.values()), key=len) or [()]
-TRAINING_RULES = {epochs: f"train_{len(epochs)}" if epochs != KEPT_EPOCHS[0] else "train" for epochs in KEPT_EPOCHS}
 
 # Relative to the working directory, so that a clone that was moved reruns nothing.
 RUN = shlex.quote(os.path.relpath(ROOT / "scripts/run"))
@@ -77,6 +72,7 @@ pathvars:
 wildcard_constraints:
     point=NAME_PATTERN,
     batch=NAME_PATTERN,
+    training=NAME_PATTERN,
 
 
 def get_results(wildcards):
@@ -94,9 +90,37 @@ def get_adapter_files(point):
     return SWEEP.get_adapter_files(point)
 
 
-def get_checkpoint_files(epochs):
-    """The files of the adapters of a training's earlier epochs."""
-    return [file for epoch in epochs for file in get_adapter_files(get_checkpoint_name("{point}", epoch))]
+def get_taken_recipe(wildcards):
+    return f"<results>/{TRAININGS}/{POINTS[wildcards.point].training}/recipe.yaml"
+
+
+def get_taken_files(wildcards):
+    """The adapter of the training that a point is of; those of earlier epochs are there when it is."""
+    return SWEEP.get_trained_files(POINTS[wildcards.point].training)
+
+
+def get_taken_folder(wildcards):
+    return SWEEP.get_taken_folder(wildcards.point)
+
+
+def get_training_state(wildcards):
+    return f"{RESULTS}/{TRAININGS}/{POINTS[wildcards.point].training}/state"
+
+
+def get_training_adapter(wildcards):
+    return f"{RESULTS}/{TRAININGS}/{wildcards.training}/adapter"
+
+
+def get_epochs(wildcards):
+    """The epochs whose adapters a training keeps."""
+    return ",".join([*map(str, SWEEP.get_kept_epochs(wildcards.training)), "last"])
+
+
+def get_cleanup_options(wildcards):
+    """Whether the training's time, and the adapter's bytes, are counted for this point or for another."""
+    point = POINTS.get(wildcards.point)
+    options = ["--training", point.training] if point and point.is_trained else []
+    return [*options, *(["--shares-adapter-of", point.shares_adapter_of] if point and point.shares_adapter_of else [])]
 
 
 def get_given_adapter(wildcards):
@@ -145,8 +169,7 @@ def get_adapter_folder(wildcards):
 
 
 def get_recipe(wildcards):
-    with ending_with_a_message():
-        return SWEEP.make_recipe(wildcards.point)
+    return SWEEP.get_recipe(wildcards.training)
 
 
 def get_base_fingerprint(wildcards):
@@ -181,11 +204,11 @@ def get_batch_folders(wildcards):
 
 
 def get_train_gpus(wildcards):
-    return SWEEP.get_train_gpus(wildcards.point)
+    return SWEEP.get_train_gpus(wildcards.training)
 
 
 def get_train_threads(wildcards):
-    return SWEEP.get_train_threads(wildcards.point)
+    return SWEEP.get_train_threads(wildcards.training)
 
 
 def request(rule, resource):
@@ -195,13 +218,3 @@ def request(rule, resource):
         return SWEEP.request(rule, resource, wildcards[0], attempt)
 
     return get_amount
-
-
-def set_as_for_train(trains):
-    """Take what is set for `train`, by a profile or on the command line, for another rule that trains too."""
-    given = workflow.resource_settings
-    resources = workflow.get_rule(trains).resources
-    for name in ("train", trains):
-        resources.update(given._parsed_overwrite_resources.get(name, {}))
-    if trains not in given._parsed_overwrite_threads and (threads := given._parsed_overwrite_threads.get("train")):
-        resources["_cores"] = threads

@@ -29,9 +29,11 @@ rule cleanup:
         point=get_point_folder,
         benchmarks=get_benchmarks_folder,
         tasks=get_task_names,
+        options=get_cleanup_options,
     shell:
         f"{RUN} driver -m lorasweep job cleanup --point {{params.point:q}} --benchmarks {{params.benchmarks:q}}"
-        " --settings {params.settings:q} --tasks {params.tasks:q} > {log:q} 2>&1"
+        " --settings {params.settings:q} --tasks {params.tasks:q} {params.options:q}"
+        " > {log:q} 2>&1"
 
 
 rule read_samples:

@@ -68,16 +68,21 @@ class Point:
     """The path of an adapter that exists; `controls` mean nothing then."""
     data: Data = field(default_factory=Data)
     """The experiment's, with the prompts of this point."""
+    training: str | None = None
+    """The name of the training that makes the adapter; see lorasweep.sweep.trainings."""
     trained_by: str | None = None
-    """The point whose training makes the adapter, where this is a checkpoint of an earlier `epoch` of it."""
+    """The point for which that training is counted, where it is another."""
+    shares_adapter_of: str | None = None
+    """The point for which the adapter's bytes are counted, where it is another."""
     epoch: int | None = None
+    """Where this is the checkpoint of an earlier epoch than the training's last."""
     is_evaluated: bool = True
     """Whether `evaluation.epochs` names its epoch."""
 
     @property
     def is_trained(self) -> bool:
         """Whether it has a training of its own."""
-        return not self.adapter and not self.trained_by
+        return not self.adapter and not self.trained_by and self.epoch is None
 
     def _get_controls(self) -> dict[str, Any]:
         """The controls; of those that are left out at their default, such as came later, the ones that vary."""
@@ -87,12 +92,12 @@ class Point:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting of the point, as plain values: the controls and the override, or the adapter that it is given,
-        prompts if it has any, how the checkpoint is kept, and of which training's earlier epoch it is one."""
+        prompts if it has any, how the checkpoint is kept, and of which earlier epoch it is."""
         return {
             **({"adapter": self.adapter} if self.adapter else self._get_controls()),
             **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
             MODE_KEY: self.mode,
-            **({"trained_by": self.trained_by, "epoch": self.epoch} if self.trained_by else {}),
+            **({"epoch": self.epoch} if self.epoch else {}),
         }
 
 
@@ -152,11 +157,17 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
             "swept": known.get(point.name, {}).get("swept", sorted(point.swept)),
             "settings": point.settings,
             "is_run": point.is_run,
+            "training": point.training,
             "current": True,
         }
     if record != known or not registry.is_file():
         registry.parent.mkdir(parents=True, exist_ok=True)
         write_aside(registry, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def read_trainings(registry: Path) -> dict[str, str]:
+    """Return the names of the trainings that points on record have."""
+    return {name: entry["training"] for name, entry in _read_registry(registry).items() if entry.get("training")}
 
 
 def get_setting(settings: Mapping[str, Any], key: str) -> Any:
@@ -187,21 +198,19 @@ def format_value(value: Any, key: str | None = None) -> str:
 
 def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
     """Return the point, which has the last epoch, and its checkpoints of earlier ones that are wanted."""
-    if not point.is_trained:
+    if point.adapter:
         return [point]
     last, wanted = point.controls.epochs, experiment.evaluation.epochs
     epochs = [last] if wanted == "last" else list(range(1, last + 1)) if wanted == "all" else wanted
     earlier = [
-        replace(point, name=get_checkpoint_name(point.name, epoch), trained_by=point.name, epoch=epoch)
-        for epoch in epochs
-        if epoch < last
+        replace(point, name=get_checkpoint_name(point.name, epoch), epoch=epoch) for epoch in epochs if epoch < last
     ]
     return [replace(point, is_evaluated=last in epochs), *earlier]
 
 
 def _check_epochs(experiment: Experiment, points: Sequence[Point], source: str) -> None:
     wanted = experiment.evaluation.epochs
-    trained = [point for point in points if point.is_trained]
+    trained = [point for point in points if not point.adapter and not point.epoch]
     for point in trained if wanted != "last" else ():
         if "epochs" in point.controls.override:
             raise InputError(
@@ -309,7 +318,7 @@ class _NamesOnRecord:
         self._known = known
         self._by_swept: dict[tuple[str, ...], list[str]] = {}
         for name, record in known.items():
-            if not record["is_run"] and "trained_by" not in record["settings"]:
+            if not record["is_run"] and "epoch" not in record["settings"]:
                 self._by_swept.setdefault(tuple(record["swept"]), []).append(name)
         self._by_values: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, list[str]]] = {}
 

@@ -119,7 +119,7 @@ def _draw(
         if metric:
             drawn += draw_metric(settings, table, variables, task, metric, higher_is_better)
     # What an earlier epoch has of a training's log is the beginning of the last one's.
-    trained = table.dropna(subset="recipe").sort_values("steps").drop_duplicates("recipe", keep="last")
+    trained = table.dropna(subset="recipe").sort_values("steps").drop_duplicates("recipe_sha256", keep="last")
     losses = draw_losses(_read_losses(results, sorted(trained["point"], key=order.index)), trained, variables)
     storage = results / STORAGE
     stored = draw_storage(pd.read_csv(storage)) if storage.is_file() else None

@@ -165,8 +165,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     evaluation, training = manifest["evaluation"], manifest["training"]
     settings = manifest["settings"] | {MODE_KEY: manifest["mode"]}
     seconds = manifest["seconds"]
-    # Checkpoints of trainings that differ in their seed alone are one setting too.
-    alike = {key: value for key, value in settings.items() if key not in ("seed", "trained_by")}
+    alike = {key: value for key, value in settings.items() if key != "seed"}
     shared = {
         "point": point,
         "_settings": json.dumps(alike, sort_keys=True),
@@ -190,9 +189,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
         "git_revision": manifest["git_revision"],
         "versions": _join_versions(manifest),
         "adapter": str(results / point / "adapter") if manifest["adapter_sha256"] else None,
-        "recipe": str(results / settings.get("trained_by", point) / "recipe.yaml")
-        if "recipe_sha256" in training
-        else None,
+        "recipe": str(results / point / "recipe.yaml") if "recipe_sha256" in training else None,
     }
     scored = evaluation.get("tasks") or {None: {"scores": {}, "samples": None}}
     return [

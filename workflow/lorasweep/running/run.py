@@ -79,8 +79,8 @@ class Run:
         self._ignores_shortage = ignores_shortage
         self._directory = Path.cwd()
         self._holder = self._sweep.results / HOLDER
-        self._failures = FailureRecorder(self._sweep.results / "logs")
-        self._jobs = JobWatcher()
+        self._failures = FailureRecorder(self._sweep.results / "logs", sweep.trainings)
+        self._jobs = JobWatcher(sweep.trainings)
         self._orphans: list[Orphan] = []
         self._slurm_run: str | None = None
         self._leaves_name = False
@@ -115,8 +115,8 @@ class Run:
 
     @property
     def awaited_jobs(self) -> dict[str, str]:
-        """The SLURM jobs that train points for an earlier run: the scheduler lets a new training wait for them."""
-        return {orphan.point: orphan.job for orphan in self._orphans if orphan.is_awaited}
+        """The SLURM jobs of an earlier run that train, by training: the same training waits for their end."""
+        return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
 
     def begin(self, wanted: Jobs, places: Places, slurm_run: str | None, *, is_touch: bool) -> None:
         """Do what a run does before its first job. Ends the process with a message where it cannot be.
@@ -229,7 +229,7 @@ class Run:
             fate = "is cancelled"
             if orphan.is_awaited:
                 fate = "still runs: the same training waits for its end, and takes over what it made"
-            LOGGER.warning(f"SLURM job {orphan.job} of an earlier run ({orphan.rule} of {orphan.point}) {fate}.")
+            LOGGER.warning(f"SLURM job {orphan.job} of an earlier run ({orphan.rule} of {orphan.name}) {fate}.")
         if left := cancel_jobs(orphan.job for orphan in self._orphans if not orphan.is_awaited):
             raise InputError(
                 f"SLURM jobs of an earlier run do not end: scancel {' '.join(sorted(left))}, and run again"
@@ -320,7 +320,7 @@ def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
             and sweep.trained
             and not measuring.read_lengths(*counted, sweep.samples, experiment.trainer)
         ):
-            recipe = sweep.make_recipe(next(iter(sweep.trained)))
+            recipe = sweep.get_recipe(next(iter(sweep.trainings)))
             command = [run, sweep.trainer.STAGE, *JOB, "measure_lengths"]
             measuring.count_lengths(*counted, recipe, command, experiment.trainer)
     except InputError as error:
