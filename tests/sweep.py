@@ -106,6 +106,15 @@ class Sweep:
     def results(self) -> Path:
         return self.directory / "results" / self.config["experiment"]["name"]
 
+    def find_training(self, label: str) -> Path:
+        """The folder of the newest training of a name, less the digest."""
+        found = self.results.glob(f"trainings/{label}-*/recipe.yaml")
+        return max(found, key=lambda recipe: recipe.stat().st_mtime_ns).parent
+
+    def find_training_log(self, label: str) -> Path:
+        """The log of the job of that training."""
+        return self.results / f"logs/train/{self.find_training(label).name}.log"
+
     def write(self) -> None:
         (self.directory / "sweep.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,9 @@ def evaluated(make: Callable[..., Sweep], modes: tuple[str, ...]) -> Sweep:
     evaluation = {"epochs": "all", "baseline": False, "tasks": [task]}
     sweep.edit(controls={"epochs": EPOCHS[-1]}, evaluation=evaluation)
     assert sweep.plan() == {
-        "configure": len(modes),
-        "train": len(modes),
+        "configure": 1,
+        "train": 1,
+        "take": 2 * len(modes),
         **({"merge": 2, "evaluate": 2} if "A" in modes else {}),
         "evaluate_merged": 2,
         "evaluate_adapters": 1,
@@ -67,7 +69,7 @@ def test_each_epoch_has_a_row_with_its_own_adapter_and_how_far_it_was_trained(
         assert list(rows["steps"]) == [5, 10]
         assert rows["tokens"].is_monotonic_increasing
         assert rows["adapter_sha256"].nunique() == rows["probe_distance"].nunique() == 2
-        assert rows["recipe"].nunique() == 1
+        assert len({digest_file(evaluated.directory / recipe) for recipe in rows["recipe"]}) == 1
         for name, row in rows.iterrows():
             log = pd.read_csv(evaluated.results / str(name) / "adapter/training_log.csv")
             assert (log["step"].max(), log["epoch"].max()) == (row["steps"], row["epoch"])
@@ -92,7 +94,9 @@ def test_the_last_epoch_is_what_a_training_without_checkpoints_gives(evaluated: 
     adapter = tmp_path / "again/adapter"
     recipe = tmp_path / "again/recipe.yaml"
     recipe.parent.mkdir()
-    recipe.write_text((point / "recipe.yaml").read_text().replace(f"results/epochs/{point.name}", str(recipe.parent)))
+    [training] = (evaluated.results / "trainings").iterdir()
+    text = (point / "recipe.yaml").read_text()
+    recipe.write_text(text.replace(f"results/epochs/trainings/{training.name}", str(recipe.parent)))
     command = [RUN, "train", "-m", "lorasweep", "job", "train", "--recipe", recipe, "--adapter", adapter]
     subprocess.run(command, cwd=evaluated.directory, check=True)
     weights = "adapter_model.safetensors"
@@ -111,7 +115,7 @@ def test_results_are_what_their_manifests_say(evaluated: Sweep) -> None:
     evaluated.call("verify")
 
 
-def test_fewer_epochs_and_the_same_again_rerun_nothing_but_the_tables_and_a_lost_one_trains_anew(
+def test_fewer_epochs_and_the_same_again_rerun_nothing_but_the_tables_and_a_lost_one_is_taken_again(
     sweep: Sweep, modes: tuple[str, ...]
 ) -> None:
     sweep.edit(evaluation={"epochs": "last"})
@@ -121,7 +125,9 @@ def test_fewer_epochs_and_the_same_again_rerun_nothing_but_the_tables_and_a_lost
     sweep.edit(evaluation={"epochs": "all"})
     assert sweep.plan() == {}
     (sweep.results / get_name("B1", 1) / "adapter/adapter_model.safetensors").unlink()
-    assert sweep.plan() == {"train": 1, "evaluate_merged": 2, "cleanup": 2, **SUMMED_UP}
+    assert sweep.plan() == {"take": 1, "evaluate_merged": 1, "cleanup": 1, **SUMMED_UP}
+    shutil.rmtree(next(sweep.results.glob("trainings/*/epoch=1")))
+    assert sweep.plan()["train"] == 1
 
 
 def test_a_last_epoch_that_is_not_listed_is_kept_and_not_evaluated(sweep: Sweep, modes: tuple[str, ...]) -> None:
@@ -146,7 +152,7 @@ def varied(make: Callable[..., Sweep]) -> Sweep:
 
 def test_where_epochs_vary_settings_of_train_are_meant_for_the_trainings_of_all(varied: Sweep) -> None:
     plan = varied.plan()
-    assert [plan[rule] for rule in ("train", "train_1", "train_2", "evaluate_adapters", "publish")] == [1, 1, 1, 1, 5]
+    assert [plan[rule] for rule in ("train", "take", "evaluate_adapters", "publish")] == [3, 6, 1, 5]
     said = varied.run("--dry-run", "--set-resources", "train:runtime=77")
     assert len(re.findall(r"resources: .*runtime=77", said)) == 3
 

@@ -99,8 +99,7 @@ def test_the_loss_of_a_training_is_drawn_once_though_its_epochs_have_rows_of_the
     for rank in (4, 8):
         name = f"epoch=1__lora_rank={rank}"
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
-        settings = {**manifest["settings"], "trained_by": f"epoch=2__lora_rank={rank}"}
-        edit_manifest(tmp_path / name, settings=settings, training={**manifest["training"], "steps": 10})
+        edit_manifest(tmp_path / name, training={**manifest["training"], "steps": 10})
         edit_manifest(tmp_path / f"epoch=2__lora_rank={rank}", training={**manifest["training"], "epochs": 2})
     samples.to_parquet(tmp_path / "samples.parquet", index=False)
     page = report(tmp_path, ["lora_rank", "epoch"])
@@ -330,10 +329,11 @@ def test_the_number_of_variables_chooses_the_plot(tmp_path: Path, count: int, ma
 
 def test_stages_are_those_of_the_modes() -> None:
     points = {"a": "A", "b": "B1", "c": "B2", "given": "B2", BASELINE: "base"}
-    stages = {stage.rule: stage for stage in get_stages(points, points, {"a": None, "b": None, "c": None})}
+    stages = {stage.rule: stage for stage in get_stages(points, points, ["a", "c"], ["a", "b", "c"])}
     assert {rule: stage.jobs for rule, stage in stages.items()} == {
-        "configure": 3,
-        "train": 3,
+        "configure": 2,
+        "train": 2,
+        "take": 3,
         "adopt": 1,
         "merge": 1,
         "evaluate": 2,

@@ -87,7 +87,8 @@ def test_without_the_model_a_dry_run_has_a_sweep(load: Callable[..., Sweep]) -> 
     sweep = load(runs=MODES, model={"path": "none", "device": "cpu"})
     sweep.check(asks_inspect=False)
     assert "no such directory: 'none'" in str(sweep.missing_model)
-    assert sweep.make_recipe("full") == sweep.missing_model
+    [training] = sweep.trainings
+    assert sweep.get_recipe(training) == sweep.missing_model
     assert sweep.request("train", "mem_mb", "full") == MISSING_MODEL_AMOUNT
     assert list(sweep.batches.values()) == [["direct"]]
 
@@ -120,6 +121,6 @@ def test_gpus_that_jobs_would_share_are_refused(
 def test_a_training_on_a_shared_machine_has_all_of_its_gpus(load: Callable[..., Sweep]) -> None:
     sections = {"runs": [{"name": "one"}, {"name": "two", "gpus": 2}], "model": {"path": "model"}}
     cluster, machine = load(**sections), load(shared_gpus=2, **sections)
-    assert [cluster.get_train_gpus(point) for point in ("one", "two")] == [1, 2]
-    assert [machine.get_train_gpus(point) for point in ("one", "two")] == [2, 2]
+    assert [cluster.get_train_gpus(training) for training in cluster.trainings] == [1, 2]
+    assert [machine.get_train_gpus(training) for training in machine.trainings] == [2, 2]
     assert (cluster.evaluation_gpus, machine.evaluation_gpus) == (1, 2)
