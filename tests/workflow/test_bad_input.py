@@ -74,11 +74,11 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "no chat template": (without_chat_template, ["model.path", "no chat template", "data.format: instruct"]),
     "hf and adapters alone": (
         edit(controls=adapter_only(True), evaluation={"model_format": "hf"}),
-        ["model_format", "'hf'", "save_adapter_weights_only: True"],
+        ["mode A", "model_format: adapter", "save_adapter_weights_only: True"],
     ),
     "adapter and full models": (
         edit(controls=adapter_only(False)),
-        ["model_format", "'adapter'", "save_adapter_weights_only: False"],
+        ["mode B1", "model_format: hf", "save_adapter_weights_only: False"],
     ),
     "no data": (remove("train.jsonl"), ["data.train", "no such file: train.jsonl"]),
     "empty data": (write("train.jsonl", ""), ["data.train", "holds no sample"]),

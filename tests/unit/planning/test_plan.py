@@ -192,15 +192,15 @@ def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**15))
     planner = make_planner(tmp_path, evaluation={"model_format": "hf"}, plan={"storage_limit_gb": 0.1})
     results = tmp_path / "results/e"
-    wanted = {("train", name) for name in planner.points}
+    wanted = {("merge", name) for name in planner.points}
     forecast = Forecast(planner.experiment, results, planner, {}, [], wanted, {}, "")
     assert forecast.explain_shortage() is not None
     for name in planner.points:
-        (results / name / "adapter").mkdir(parents=True)
-        with (results / name / "adapter/weights").open("wb") as file:
-            file.truncate(60_000_000)
+        (results / name / "hf_model").mkdir(parents=True)
+        with (results / name / "hf_model/weights").open("wb") as file:
+            file.truncate(16_000_000_000)
     roomy = planner.experiment.model_copy(
-        update={"plan": planner.experiment.plan.model_copy(update={"storage_limit_gb": 0.7})}
+        update={"plan": planner.experiment.plan.model_copy(update={"storage_limit_gb": 70.0})}
     )
     assert Forecast(roomy, results, planner, {}, [], wanted, {}, "").explain_shortage() is None
 

@@ -84,7 +84,7 @@ def test_orphans_are_read_from_names_states_and_comments(monkeypatch: pytest.Mon
     ]
     monkeypatch.setattr(orphans, "ask", lambda *command: lines)
     found = orphans.find_orphans(["lorasweep_a"])
-    assert [(o.job, o.rule, o.point, o.is_awaited) for o in found] == [
+    assert [(o.job, o.rule, o.name, o.is_awaited) for o in found] == [
         ("7", "train", "lora_rank=8__lr=1e-4", True),
         ("8", "train", "lora_rank=16", False),
         ("9", "evaluate_merged", "x", False),

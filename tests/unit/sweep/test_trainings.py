@@ -7,7 +7,7 @@ import pytest
 
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import Controls, Mode
-from lorasweep.sweep.trainings import is_trained, recall_trainings, share_trainings
+from lorasweep.sweep.trainings import drop_unused, is_trained, recall_trainings, share_trainings
 
 
 def make_point(name: str, mode: Mode = "B1", rank: int = 8, epoch: int | None = None, is_run: bool = False) -> Point:
@@ -102,6 +102,17 @@ def test_it_is_done_when_all_of_its_adapters_are_whole(tmp_path: Path, missing: 
     assert is_trained(tmp_path, [1])
     (tmp_path / missing).unlink()
     assert not is_trained(tmp_path, [1])
+
+
+def test_what_no_point_has_of_a_training_that_left_is_removed(tmp_path: Path) -> None:
+    for name in ("now-0123456789", "taken-0123456780", "left-0123456781-00ff", "theirs"):
+        leave(tmp_path / "trainings" / name)
+        (tmp_path / "trainings" / name / "state/train").mkdir(parents=True)
+    (tmp_path / "point").hardlink_to(tmp_path / "trainings/taken-0123456780/adapter/adapter_model.safetensors")
+    drop_unused(tmp_path / "trainings", ["now-0123456789"])
+    left = {folder.name: (folder / "state").exists() for folder in (tmp_path / "trainings").iterdir()}
+    assert left == {"now-0123456789": True, "taken-0123456780": False, "theirs": True}
+    drop_unused(tmp_path / "none", [])
 
 
 def test_a_job_has_the_trainings_of_its_run(tmp_path: Path) -> None:

@@ -16,7 +16,17 @@ from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.loading import write_experiment
 from lorasweep.experiment.points import record_points
 from lorasweep.hub import references as hub
-from lorasweep.layout import BASELINE, BATCHES, EXPERIMENT, FAILURE_RECORD, HOLDER, POINTS, REVISIONS, WANTED_PLAN
+from lorasweep.layout import (
+    BASELINE,
+    BATCHES,
+    EXPERIMENT,
+    FAILURE_RECORD,
+    HOLDER,
+    POINTS,
+    REVISIONS,
+    TRAININGS,
+    WANTED_PLAN,
+)
 from lorasweep.planning import counting as measuring
 from lorasweep.planning.forecast import Forecast, make_forecast
 from lorasweep.running.accounts import Accounts
@@ -27,6 +37,7 @@ from lorasweep.running.partial_results import drop_partial_results, write_partia
 from lorasweep.running.summary import summarise, write_failures
 from lorasweep.sweep.batches import record_batches
 from lorasweep.sweep.sweep import Sweep
+from lorasweep.sweep.trainings import drop_unused
 from lorasweep.util.errors import InputError, ending_with_a_message
 from lorasweep.util.slurm import cancel_jobs
 
@@ -162,6 +173,7 @@ class Run:
         is_over = is_well or self._cancel_forgotten_jobs()
         for leftover in (*results.glob("*/.*.partial"), results / ".batches"):
             shutil.rmtree(leftover, ignore_errors=True)
+        drop_unused(results / TRAININGS, sweep.trainings)
         summary = summarise(results, sweep.folders, unfinished, self._failures.failures, self._command)
         try:
             if is_well:

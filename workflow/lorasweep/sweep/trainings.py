@@ -7,13 +7,14 @@ so what lies in it is of that recipe for ever: another recipe has another folder
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lorasweep.experiment.points import SEPARATOR, Point
 from lorasweep.experiment.sections import MODE_KEY
-from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, TRAININGS, get_epoch_folder
+from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, STATE, TRAININGS, get_epoch_folder
 
 _DIGITS = 10
 """Of a digest in a name: 10,000 trainings have two alike once in 20,000 times."""
@@ -70,6 +71,18 @@ def is_trained(folder: Path, epochs: Iterable[int] = ()) -> bool:
     """Whether a training's folder has the adapter of its last epoch, and those of earlier ones."""
     adapters = [folder / "adapter", *(folder / get_epoch_folder(epoch) for epoch in epochs)]
     return all((adapter / name).is_file() for adapter in adapters for name in (ADAPTER_WEIGHTS, RECORD))
+
+
+def drop_unused(trainings: Path, current: Collection[str]) -> None:
+    """Remove what no point has of trainings that left the experiment: their states, and adapters without a link.
+
+    `trainings` is the folder of all, and `current` are the names of those that stay.
+    """
+    for folder in trainings.iterdir() if trainings.is_dir() else ():
+        if folder.name not in current and _NAME.fullmatch(folder.name):
+            shutil.rmtree(folder / STATE, ignore_errors=True)
+            if all(file.stat().st_nlink == 1 for file in folder.rglob(ADAPTER_WEIGHTS)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _list_folders(trainings: Path) -> dict[str, list[Path]]:
