@@ -7,7 +7,7 @@ import pytest
 
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import Controls, Mode
-from lorasweep.sweep.trainings import drop_unused, is_trained, recall_trainings, share_trainings
+from lorasweep.sweep.trainings import drop_unused, is_trained, share_trainings
 
 
 def make_point(name: str, mode: Mode = "B1", rank: int = 8, epoch: int | None = None, is_run: bool = False) -> Point:
@@ -113,11 +113,3 @@ def test_what_no_point_has_of_a_training_that_left_is_removed(tmp_path: Path) ->
     left = {folder.name: (folder / "state").exists() for folder in (tmp_path / "trainings").iterdir()}
     assert left == {"now-0123456789": True, "taken-0123456780": False, "theirs": True}
     drop_unused(tmp_path / "none", [])
-
-
-def test_a_job_has_the_trainings_of_its_run(tmp_path: Path) -> None:
-    points = share(tmp_path, *THREE)
-    record = {name: str(point.training) for name, point in points.items()}
-    recalled = recall_trainings({point.name: point for point in THREE}, record)
-    for name, point in points.items():
-        assert (recalled[name].training, recalled[name].trained_by) == (point.training, point.trained_by)

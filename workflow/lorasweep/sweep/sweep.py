@@ -6,7 +6,7 @@ No Snakemake here. The rules, the plan, the run and the commands ask it.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from lorasweep.evaluation.spec import EvaluationSpec, Mode, make_evaluation_spec
 from lorasweep.evaluation.state import is_evaluated
 from lorasweep.experiment.devices import check_device
 from lorasweep.experiment.loading import load_experiment, read_given_values
-from lorasweep.experiment.points import Point, get_baselines, get_points, read_trainings
+from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
 from lorasweep.experiment.sections import NAME_PATTERN, Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
 from lorasweep.experiment.training_data import check_data
@@ -46,7 +46,7 @@ from lorasweep.sweep.checks import (
     has_configuration_alone,
     make_recipe,
 )
-from lorasweep.sweep.trainings import is_trained, recall_trainings, share_trainings
+from lorasweep.sweep.trainings import is_trained, share_trainings
 from lorasweep.trainers import Trainer
 from lorasweep.util.errors import InputError
 
@@ -93,10 +93,13 @@ class Sweep:
         source: str,
         *,
         given: Mapping[str, Any] | None = None,
-        is_job: bool = False,
+        job: Collection[str] | None = None,
         shared_gpus: int | None = None,
     ) -> "Sweep":
         """Read a sweep from the configuration of an experiment; `given` is what of it stands on the command line.
+
+        `job` are the names of the point, the training or the batch of a job, whose process reads of the sweep no more
+        than what the job needs. Without it all is read.
 
         Raises:
             InputError: what is wrong in the file, or in a task file or a record that it leads to.
@@ -108,8 +111,14 @@ class Sweep:
         revisions = read_revisions(results / REVISIONS)
         check_fetched(as_written, revisions, source)
         experiment = with_local_paths(as_written, revisions)
-        points = get_points(experiment, source, results / POINTS)
+        if job is None:
+            points = get_points(experiment, source, results / POINTS)
+        else:
+            batches = read_batches(results / BATCHES)
+            names = [name for word in job for name in batches.get(word, [word])]
+            points = recall_points(names, experiment, results / POINTS)
         baselines = get_baselines(experiment, points, source)
+        is_job = job is not None
         return cls(experiment, as_written, source, points, baselines, tasks, trainer, is_job, shared_gpus)
 
     def check(self, *, asks_inspect: bool) -> None:
@@ -190,7 +199,7 @@ class Sweep:
             InputError: the trainer cannot train one of them.
         """
         if self.is_job:
-            return recall_trainings(self.named_points, read_trainings(self.results / POINTS))
+            return self.named_points
         return share_trainings(self.named_points, self.make_recipe, self.results)
 
     @cached_property

@@ -51,22 +51,6 @@ def share_trainings(points: Mapping[str, Point], get_recipe: Callable[[Point], s
     return shared
 
 
-def recall_trainings(points: Mapping[str, Point], trainings: Mapping[str, str]) -> dict[str, Point]:
-    """Return the points as the process that started this job has them: `trainings` are the names on its record."""
-    owners: dict[str, str] = {}
-    for point in points.values():
-        if point.epoch is None and point.name in trainings:
-            owners.setdefault(trainings[point.name], point.name)
-    return {
-        name: replace(
-            point,
-            training=trainings.get(name),
-            trained_by=owner if (owner := owners.get(trainings.get(name, ""))) != name else None,
-        )
-        for name, point in points.items()
-    }
-
-
 def is_trained(folder: Path, epochs: Iterable[int] = ()) -> bool:
     """Whether a training's folder has the adapter of its last epoch, and those of earlier ones."""
     adapters = [folder / "adapter", *(folder / get_epoch_folder(epoch) for epoch in epochs)]
