@@ -68,6 +68,8 @@ def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable
 
     [first] = sweep.wait_for("the slow evaluation", find_slow)
     assert get_time_limit(first) == "1:40:00"
+    # Before its program runs, SLURM refuses to start that, and the job has failed by itself.
+    sweep.wait_for("its program", lambda: find_program(first))
     end_time_now(first)
     [second] = sweep.wait_for("its retry", lambda: find_slow() - {first})
     assert get_time_limit(second) == "3:20:00"
