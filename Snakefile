@@ -36,4 +36,4 @@ rule all:
 
 rule configure_all:
     input:
-        expand("<results>/trainings/{training}/recipe.yaml", training=SWEEP.trainings),
+        get_recipes,

@@ -30,19 +30,12 @@ USES_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_m
 # To run although there is no room by the plan.
 FORCES_PLAN = str(config.pop("force_plan", False)).lower() == "true"
 
-
-def get_target_names():
-    """The names in the wildcards of the job that this process is to run."""
-    return [name for job in workflow.dag_settings.target_jobs for name in (job.wildcards_dict or {}).values()]
-
-
 with ending_with_a_message():
     SWEEP = Sweep.load(
         config,
         ", ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles)),
         given=workflow.config_settings.config,
-        # A job of a cluster has a process of its own, which needs its own part of the sweep alone.
-        job=None if workflow.is_main_process else get_target_names(),
+        is_job=not workflow.is_main_process,
         # On a cluster each job has GPUs of its own; on one machine jobs share those of --resources gpu=N.
         shared_gpus=None if workflow.nodes else workflow.global_resources.get("gpu").value,
     )
@@ -85,10 +78,14 @@ wildcard_constraints:
 def get_results(wildcards):
     """What must lie there in the end: the report, the table, and what each point keeps."""
     kept = [path for point in SWEEP.folders for paths in SWEEP.get_kept_files(point).values() for path in paths]
-    return ["<results>/report.html", "<results>/results.csv", *get_manifests(), *kept]
+    return ["<results>/report.html", "<results>/results.csv", *get_manifests(wildcards), *kept]
 
 
-def get_manifests():
+def get_recipes(wildcards):
+    return [f"<results>/{TRAININGS}/{training}/recipe.yaml" for training in SWEEP.trainings]
+
+
+def get_manifests(wildcards):
     return [f"<results>/{point}/manifest.json" for point in sorted(SWEEP.folders)]
 
 

@@ -38,7 +38,7 @@ rule cleanup:
 
 rule read_samples:
     input:
-        manifests=get_manifests(),
+        manifests=get_manifests,
     output:
         samples="<results>/samples.parquet",
     log:
@@ -55,7 +55,7 @@ rule read_samples:
 
 rule collect:
     input:
-        manifests=get_manifests(),
+        manifests=get_manifests,
         samples="<results>/samples.parquet",
     output:
         table="<results>/results.csv",

@@ -6,7 +6,7 @@ No Snakemake here. The rules, the plan, the run and the commands ask it.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -93,13 +93,10 @@ class Sweep:
         source: str,
         *,
         given: Mapping[str, Any] | None = None,
-        job: Collection[str] | None = None,
+        is_job: bool = False,
         shared_gpus: int | None = None,
     ) -> "Sweep":
         """Read a sweep from the configuration of an experiment; `given` is what of it stands on the command line.
-
-        `job` are the names of the point, the training or the batch of a job, whose process reads of the sweep no more
-        than what the job needs. Without it all is read.
 
         Raises:
             InputError: what is wrong in the file, or in a task file or a record that it leads to.
@@ -111,14 +108,9 @@ class Sweep:
         revisions = read_revisions(results / REVISIONS)
         check_fetched(as_written, revisions, source)
         experiment = with_local_paths(as_written, revisions)
-        if job is None:
-            points = get_points(experiment, source, results / POINTS)
-        else:
-            batches = read_batches(results / BATCHES)
-            names = [name for word in job for name in batches.get(word, [word])]
-            points = recall_points(names, experiment, results / POINTS)
+        registry = results / POINTS
+        points = recall_points(experiment, registry) if is_job else get_points(experiment, source, registry)
         baselines = get_baselines(experiment, points, source)
-        is_job = job is not None
         return cls(experiment, as_written, source, points, baselines, tasks, trainer, is_job, shared_gpus)
 
     def check(self, *, asks_inspect: bool) -> None:
