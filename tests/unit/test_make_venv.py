@@ -3,11 +3,13 @@
 import importlib.util
 import os
 import sys
+from email import message_from_string
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,3 +79,12 @@ def test_the_package_is_found_by_a_path_without_the_clones(make_venv: ModuleType
     for _ in range(2):
         make_venv.name_relatively(tmp_path / "ä blank/.venv/driver")
         assert file.read_text(encoding="ascii") == "../../../../../workflow"
+
+
+@pytest.mark.parametrize("python", ["3.11.2", "3.12.3", "3.13.5"], ids=["Debian 12", "Ubuntu 24.04", "Debian 13"])
+@pytest.mark.parametrize("stage", ["driver", "train", "eval"])
+def test_every_pinned_package_is_for_the_pythons_of_the_systems_that_the_readme_names(stage: str, python: str) -> None:
+    found = list((ROOT / f".venv/{stage}").glob("lib/python3.*/site-packages/*.dist-info/METADATA"))
+    assert len(found) > 50
+    asked = {file.parent.name: message_from_string(file.read_text("utf-8"))["Requires-Python"] for file in found}
+    assert not {name: asks for name, asks in asked.items() if asks and not SpecifierSet(asks).contains(python)}
