@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 try:
     from lorasweep.util.errors import ending_with_a_message
     from lorasweep.experiment.sections import NAME_PATTERN
-    from lorasweep.layout import METRICS, TRAININGS
+    from lorasweep.layout import METRICS
     from lorasweep.sweep.sweep import Sweep
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -75,6 +75,16 @@ wildcard_constraints:
     training=NAME_PATTERN,
 
 
+def of(function):
+    """Return a function of the name that a rule's wildcards hold (a point's, a training's or a batch's) as one of them."""
+    return lambda wildcards: function(wildcards[0])
+
+
+def request(rule, resource):
+    """Return the function that says how much of a resource a job of a rule asks for, at each attempt."""
+    return lambda wildcards, attempt: SWEEP.request(rule, resource, wildcards[0], attempt)
+
+
 def get_results(wildcards):
     """What must lie there in the end: the report, the table, and what each point keeps."""
     kept = [path for point in SWEEP.folders for paths in SWEEP.get_kept_files(point).values() for path in paths]
@@ -82,66 +92,11 @@ def get_results(wildcards):
 
 
 def get_recipes(wildcards):
-    return [f"<results>/{TRAININGS}/{training}/recipe.yaml" for training in SWEEP.trainings]
+    return [f"<results>/trainings/{training}/recipe.yaml" for training in SWEEP.trainings]
 
 
 def get_manifests(wildcards):
     return [f"<results>/{point}/manifest.json" for point in sorted(SWEEP.folders)]
-
-
-def get_adapter_files(point):
-    """The files of an adapter that are declared; its tokenizer lies beside them."""
-    return SWEEP.get_adapter_files(point)
-
-
-def get_taken_recipe(wildcards):
-    return f"<results>/{TRAININGS}/{POINTS[wildcards.point].training}/recipe.yaml"
-
-
-def get_taken_files(wildcards):
-    """The adapter of the training that a point is of; those of earlier epochs are there when it is."""
-    return SWEEP.get_trained_files(POINTS[wildcards.point].training)
-
-
-def get_taken_folder(wildcards):
-    return SWEEP.get_taken_folder(wildcards.point)
-
-
-def get_training_state(wildcards):
-    return f"{RESULTS}/{TRAININGS}/{POINTS[wildcards.point].training}/state"
-
-
-def get_training_adapter(wildcards):
-    return f"{RESULTS}/{TRAININGS}/{wildcards.training}/adapter"
-
-
-def get_epochs(wildcards):
-    """The epochs whose adapters a training keeps."""
-    return ",".join([*map(str, SWEEP.get_kept_epochs(wildcards.training)), "last"])
-
-
-def get_cleanup_options(wildcards):
-    """Whether the training's time, and the adapter's bytes, are counted for this point or for another."""
-    point = POINTS.get(wildcards.point)
-    options = ["--training", point.training] if point and point.is_trained else []
-    return [*options, *(["--shares-adapter-of", point.shares_adapter_of] if point and point.shares_adapter_of else [])]
-
-
-def get_given_adapter(wildcards):
-    """The files of the adapter that a point is given."""
-    return SWEEP.get_given_adapter(wildcards.point)
-
-
-def get_given_folder(wildcards):
-    return POINTS[wildcards.point].adapter
-
-
-def get_kept_files(wildcards):
-    return SWEEP.get_kept_files(wildcards.point)
-
-
-def get_evaluated_model(wildcards):
-    return SWEEP.get_model_files(wildcards.point)
 
 
 def get_evaluation_outputs():
@@ -156,26 +111,6 @@ def get_merged_output():
     return {} if MERGES_IN_TMPDIR else {"merged": temp(directory("<results>/{point}/merged"))}
 
 
-def get_results_folder(wildcards):
-    return RESULTS
-
-
-def get_benchmarks_folder(wildcards):
-    return f"{RESULTS}/benchmarks"
-
-
-def get_point_folder(wildcards):
-    return f"{RESULTS}/{wildcards.point}"
-
-
-def get_adapter_folder(wildcards):
-    return f"{RESULTS}/{wildcards.point}/adapter"
-
-
-def get_recipe(wildcards):
-    return SWEEP.get_recipe(wildcards.training)
-
-
 def get_base_fingerprint(wildcards):
     return SWEEP.base_fingerprint
 
@@ -184,41 +119,3 @@ def get_evaluation(wildcards):
     """What the evaluation of a point, or of every point of a batch, depends on beside the weights, as JSON."""
     point = SWEEP.batches[wildcards.batch][0] if "batch" in wildcards.keys() else wildcards.point
     return SWEEP.get_evaluation_spec(point).model_dump_json()
-
-
-def get_settings(wildcards):
-    return SWEEP.get_settings(wildcards.point)
-
-
-def get_task_names(wildcards):
-    return SWEEP.get_task_names(wildcards.point)
-
-
-def get_batch(wildcards):
-    """That the batch of a point was evaluated; how, is seen in the point's state."""
-    return f"<results>/.batches/{SWEEP.batch_of[wildcards.point]}"
-
-
-def get_batch_adapters(wildcards):
-    return [file for point in SWEEP.batches[wildcards.batch] for file in get_adapter_files(point)]
-
-
-def get_batch_folders(wildcards):
-    return [f"{RESULTS}/{point}" for point in SWEEP.batches[wildcards.batch]]
-
-
-def get_train_gpus(wildcards):
-    return SWEEP.get_train_gpus(wildcards.training)
-
-
-def get_train_threads(wildcards):
-    return SWEEP.get_train_threads(wildcards.training)
-
-
-def request(rule, resource):
-    """Return the function that says how much of a resource a job of a rule asks for, at each attempt."""
-
-    def get_amount(wildcards, attempt):
-        return SWEEP.request(rule, resource, wildcards[0], attempt)
-
-    return get_amount

@@ -17,6 +17,6 @@ rule configure:
     conda:
         "../../envs/driver.yaml"
     params:
-        recipe=get_recipe,
+        recipe=of(SWEEP.get_recipe),
     shell:
         "printf '%s' {params.recipe:q} > {output.recipe:q} 2> {log:q}"

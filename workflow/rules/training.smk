@@ -28,20 +28,20 @@ rule train:
         "<benchmarks>/train/{training}.tsv"
     conda:
         f"../../envs/{SWEEP.trainer.STAGE}.yaml"
-    threads: get_train_threads
+    threads: of(SWEEP.get_train_threads)
     resources:
         **get_orphan_dependency(),
         mem_mb=request("train", "mem_mb"),
         runtime=request("train", "runtime"),
         disk_mb=request("train", "disk_mb"),
-        gpu=get_train_gpus,
+        gpu=of(SWEEP.get_train_gpus),
         # All of its GPUs: SLURM may give them on several otherwise.
         nodes=1,
         metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
         save_minutes=EXPERIMENT.training.save_minutes,
-        epochs=get_epochs,
+        epochs=of(SWEEP.get_epochs),
     params:
-        adapter=get_training_adapter,
+        adapter=f"{RESULTS}/trainings/{{training}}/adapter",
     shell:
         # The shell becomes the training, so that a signal to a job reaches what can save its state.
         f"exec {RUN} {SWEEP.trainer.STAGE} -m lorasweep job train --trainer {shlex.quote(EXPERIMENT.trainer)}"
@@ -52,11 +52,10 @@ rule train:
 
 rule take:
     input:
-        recipe=get_taken_recipe,
-        adapter=get_taken_files,
+        unpack(of(SWEEP.get_taken_files)),
     output:
         recipe="<results>/{point}/recipe.yaml",
-        adapter=get_adapter_files("{point}"),
+        adapter=SWEEP.get_adapter_files("{point}"),
     log:
         "<logs>/take/{point}.log",
     wildcard_constraints:
@@ -66,9 +65,9 @@ rule take:
     conda:
         "../../envs/driver.yaml"
     params:
-        source=get_taken_folder,
-        adapter=get_adapter_folder,
-        state=get_training_state,
+        source=of(SWEEP.get_taken_folder),
+        adapter=f"{RESULTS}/{{point}}/adapter",
+        state=of(SWEEP.get_training_state),
     shell:
         # Links where the file system has any, and copies else.
         "( rm -rf {params.adapter:q} && mkdir {params.adapter:q} && for how in --link --force; do"
@@ -78,9 +77,9 @@ rule take:
 
 rule adopt:
     input:
-        source=get_given_adapter,
+        source=of(SWEEP.get_given_adapter),
     output:
-        adapter=get_adapter_files("{point}"),
+        adapter=SWEEP.get_adapter_files("{point}"),
     log:
         "<logs>/adopt/{point}.log",
     wildcard_constraints:
@@ -88,8 +87,8 @@ rule adopt:
     conda:
         "../../envs/eval.yaml"
     params:
-        source=get_given_folder,
-        adapter=get_adapter_folder,
+        source=of(lambda point: POINTS[point].adapter),
+        adapter=f"{RESULTS}/{{point}}/adapter",
         base=SWEEP.base_model,
         fingerprint=get_base_fingerprint,
     shell:

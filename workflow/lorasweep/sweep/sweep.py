@@ -32,6 +32,7 @@ from lorasweep.layout import (
     POINTS,
     RECORD,
     REVISIONS,
+    STATE,
     TRAININGS,
     get_epoch_folder,
 )
@@ -281,11 +282,21 @@ class Sweep:
         """The files of the adapter of a training's last epoch; those of earlier ones are there when these are."""
         return [f"<results>/{TRAININGS}/{training}/adapter/{name}" for name in ADAPTER_FILES]
 
+    def get_taken_files(self, point: str) -> dict[str, Any]:
+        """What a point takes of its training, as far as that declares it."""
+        training = str(self.points[point].training)
+        recipe = f"<results>/{TRAININGS}/{training}/recipe.yaml"
+        return {"recipe": recipe, "adapter": self.get_trained_files(training)}
+
     def get_taken_folder(self, point: str) -> str:
         """The folder of the adapter that a point takes from its training."""
         epoch = self.points[point].epoch
         folder = get_epoch_folder(epoch) if epoch else "adapter"
         return f"{self.results}/{TRAININGS}/{self.points[point].training}/{folder}"
+
+    def get_training_state(self, point: str) -> str:
+        """The folder of what a point's training needs only while it runs."""
+        return f"{self.results}/{TRAININGS}/{self.points[point].training}/{STATE}"
 
     def get_given_adapter(self, point: str) -> list[str]:
         """The files of the adapter that a point is given."""
@@ -361,6 +372,14 @@ class Sweep:
         """Return the tasks that a point is evaluated on."""
         return sorted(task.name for task in self.tasks) if point in self.evaluated else []
 
+    def get_counting_options(self, name: str) -> list[str]:
+        """What tells the clean-up whether a training's time, and an adapter's bytes, are counted for this point."""
+        point = self.points.get(name)
+        options = ["--training", str(point.training)] if point and point.is_trained else []
+        if point and point.shares_adapter_of:
+            options += ["--shares-adapter-of", point.shares_adapter_of]
+        return options
+
     # Batches: the points that one job evaluates on one loaded base (mode B2).
 
     @cached_property
@@ -391,6 +410,18 @@ class Sweep:
     def batch_of(self) -> Mapping[str, str]:
         """The batch of each point that has one."""
         return {point: batch for batch, points in self.batches.items() for point in points}
+
+    def get_batch_file(self, point: str) -> str:
+        """What says that the batch of a point was evaluated; how, is seen in the point's state."""
+        return f"<results>/.batches/{self.batch_of[point]}"
+
+    def get_batch_adapters(self, batch: str) -> list[str]:
+        """The files of the adapters of a batch's points."""
+        return [file for point in self.batches[batch] for file in self.get_adapter_files(point)]
+
+    def get_batch_folders(self, batch: str) -> list[str]:
+        """The folders of a batch's points."""
+        return [str(self.results / point) for point in self.batches[batch]]
 
     def _is_evaluated(self, point: str) -> bool:
         return is_evaluated(self.get_evaluation_spec(point), self.results / point)
@@ -431,6 +462,10 @@ class Sweep:
     def get_kept_epochs(self, training: str) -> tuple[int, ...]:
         """The earlier epochs whose adapters a training keeps beside that of its last."""
         return self.trained[self.trainings[training]]
+
+    def get_epochs(self, training: str) -> str:
+        """The epochs whose adapters a training keeps, joined by commas; the last is `last`."""
+        return ",".join([*map(str, self.get_kept_epochs(training)), "last"])
 
     def request(self, rule: str, resource: str, name: str, attempt: int = 1) -> int:
         """Return how much a job asks for at an attempt: `mem_mb` and `disk_mb` in MB, `runtime` in minutes.
