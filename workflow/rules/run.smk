@@ -14,10 +14,8 @@ mend_python_path()
 if workflow.is_main_process:
     forget_settings()
     mend_status_queries()
-    # The words of the command are repeated to the reader, and not looked at.
-    COMMAND = shlex.join(["snakemake", *sys.argv[1:]])
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
-    THIS_RUN = Run(SWEEP, COMMAND, ROOT, SOURCES, uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN)
+    THIS_RUN = Run(SWEEP, ROOT, SOURCES, uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN)
     THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
 
 

@@ -6,8 +6,10 @@ Snakemake tells it by way of `run.smk`; a command that only looks makes a `Run` 
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,16 +76,15 @@ class Places:
 class Run:
     """A call of Snakemake on a sweep."""
 
-    def __init__(
-        self, sweep: Sweep, command: str, root: Path, sources: Path, *, uses_conda: bool, ignores_shortage: bool
-    ) -> None:
-        """`command` is the call as it is repeated to the reader; `root` is the clone.
+    def __init__(self, sweep: Sweep, root: Path, sources: Path, *, uses_conda: bool, ignores_shortage: bool) -> None:
+        """`root` is the clone.
 
         `sources` is the folder of Snakemake's copies of the rules, which is of this call alone.
         `ignores_shortage`: whether it runs although there is no room for it by the plan.
         """
         self._sweep = sweep
-        self._command = command
+        # Repeated to the reader, and not looked at.
+        self._command = shlex.join(["snakemake", *sys.argv[1:]])
         self._root = root
         self._sources = sources.absolute()
         self._uses_conda = uses_conda
