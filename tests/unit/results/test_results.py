@@ -345,7 +345,7 @@ def test_stages_are_those_of_the_modes() -> None:
         "collect": 1,
         "report": 1,
     }
-    assert stages["evaluate_adapters"].after == ("train", "adopt")
+    assert stages["evaluate_adapters"].after == ("take", "adopt")
     assert stages["cleanup"].after == ("evaluate", "evaluate_merged", "publish")
 
 

@@ -42,6 +42,10 @@ def test_points_that_are_kept_otherwise_share_a_training_that_counts_for_the_fir
     assert [point.is_trained for point in points.values()] == [True, False, False, True]
 
 
+def test_for_whom_it_counts_does_not_depend_on_the_order_of_the_file(tmp_path: Path) -> None:
+    assert share(tmp_path, *reversed(THREE)) == share(tmp_path, *THREE)
+
+
 def test_it_is_called_by_what_its_points_have_in_common_and_by_its_recipe(tmp_path: Path) -> None:
     names = {point.training.rpartition("-")[0] for point in share(tmp_path, *THREE).values() if point.training}
     assert names == {"lora_rank=8"}
@@ -108,7 +112,9 @@ def test_what_no_point_has_of_a_training_that_left_is_removed(tmp_path: Path) ->
     for name in ("now-0123456789", "taken-0123456780", "left-0123456781-00ff", "theirs"):
         leave(tmp_path / "trainings" / name)
         (tmp_path / "trainings" / name / "state/train").mkdir(parents=True)
-    (tmp_path / "point").hardlink_to(tmp_path / "trainings/taken-0123456780/adapter/adapter_model.safetensors")
+        (tmp_path / "trainings" / name / "recipe.yaml").write_text(name)
+    (tmp_path / "point").mkdir()
+    (tmp_path / "point/recipe.yaml").write_text("taken-0123456780")
     drop_unused(tmp_path / "trainings", ["now-0123456789"])
     left = {folder.name: (folder / "state").exists() for folder in (tmp_path / "trainings").iterdir()}
     assert left == {"now-0123456789": True, "taken-0123456780": False, "theirs": True}

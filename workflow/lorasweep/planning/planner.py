@@ -297,7 +297,8 @@ class Planner:
 
         for name in self.baselines:
             add("evaluate", [name], kept=self._logs)
-        for name, mode in modes.items():
+        # Those first for which a training is counted, and that others wait for.
+        for name, mode in sorted(modes.items(), key=lambda item: bool(self.points[item[0]].trained_by)):
             point = self.points[name]
             before: tuple[int, ...] = ()
             if point.adapter:

@@ -15,6 +15,7 @@ from pathlib import Path
 from lorasweep.experiment.points import SEPARATOR, Point
 from lorasweep.experiment.sections import MODE_KEY
 from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, STATE, TRAININGS, get_epoch_folder
+from lorasweep.util.digest import digest_file
 
 _DIGITS = 10
 """Of a digest in a name: 10,000 trainings have two alike once in 20,000 times."""
@@ -36,6 +37,8 @@ def share_trainings(points: Mapping[str, Point], get_recipe: Callable[[Point], s
     folders = _list_folders(results / TRAININGS)
     shared = dict(points)
     for digest, members in groups.items():
+        # The order of the file is of no matter.
+        members.sort(key=lambda point: point.name)
         owner = next(point for point in members if point.epoch is None)
         epochs = sorted({point.epoch for point in members if point.epoch is not None})
         name = _find_name(folders.get(digest, ()), digest, epochs) or _make_name(owner, digest, epochs)
@@ -58,15 +61,19 @@ def is_trained(folder: Path, epochs: Iterable[int] = ()) -> bool:
 
 
 def drop_unused(trainings: Path, current: Collection[str]) -> None:
-    """Remove what no point has of trainings that left the experiment: their states, and adapters without a link.
+    """Remove what no point has of trainings that left the experiment: their states, and adapters that none took.
 
     `trainings` is the folder of all, and `current` are the names of those that stay.
     """
-    for folder in trainings.iterdir() if trainings.is_dir() else ():
-        if folder.name not in current and _NAME.fullmatch(folder.name):
-            shutil.rmtree(folder / STATE, ignore_errors=True)
-            if all(file.stat().st_nlink == 1 for file in folder.rglob(ADAPTER_WEIGHTS)):
-                shutil.rmtree(folder, ignore_errors=True)
+    left = list(trainings.iterdir()) if trainings.is_dir() else []
+    left = [folder for folder in left if folder.name not in current and _NAME.fullmatch(folder.name)]
+    # Of a folder that was copied, links are no more.
+    taken = {digest_file(recipe) for recipe in trainings.parent.glob("*/recipe.yaml")} if left else set()
+    for folder in left:
+        recipe = folder / "recipe.yaml"
+        shutil.rmtree(folder / STATE, ignore_errors=True)
+        if not recipe.is_file() or digest_file(recipe) not in taken:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _list_folders(trainings: Path) -> dict[str, list[Path]]:
