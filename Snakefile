@@ -1,6 +1,6 @@
 """lorasweep: sweeps of LoRA fine-tuning, from one experiment file to one table.
 
-configure → train → [merge | export] → evaluate → cleanup → collect
+configure → train → take → [merge | export] → evaluate → cleanup → collect
 """
 
 from snakemake.utils import min_version
@@ -36,4 +36,4 @@ rule all:
 
 rule configure_all:
     input:
-        expand("<results>/{point}/recipe.yaml", point=TRAINED),
+        get_recipes,

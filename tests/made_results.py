@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from lorasweep.experiment.points import format_value
+from lorasweep.experiment.points import SEPARATOR, format_value
 from lorasweep.layout import BASELINE
 from sweep import ROOT
 
@@ -39,7 +39,7 @@ def make_results(
     points = [dict(zip(variables, values, strict=True)) for values in product(*variables.values())]
     record, rows = {}, []
     for settings in points:
-        name = ",".join(sorted(f"{key}={format_value(value)}" for key, value in settings.items()))
+        name = SEPARATOR.join(sorted(f"{key}={format_value(value, key)}" for key, value in settings.items()))
         record[name] = {"current": True, "settings": settings, "swept": sorted(variables), "is_run": False}
         scores = (hardness + draw.normal(0, 0.1, samples) < chances(settings)).astype(float)
         rows += make_point(results, name, settings, scores, steps)

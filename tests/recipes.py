@@ -31,16 +31,16 @@ def write_recipe(
     dtype: str = "fp32",
     **controls: Any,
 ) -> Path:
-    """Write the recipe of a point of a sweep in a directory."""
+    """Write the recipe of a training of a sweep in a directory."""
     spec = TrainingSpec(
         checkpoint=read_checkpoint(model),
         controls=Controls(**{**CONTROLS, **controls}),
         swept=(),
         model=Model(path=str(model), device=device, dtype=dtype),
         data=Data(**{"train": str(write_samples(directory / "train.jsonl", ascii_lowercase)), **(data or {})}),
-        output_dir=str(directory / "sweep" / point),
+        output_dir=str(directory / "sweep/trainings" / point),
     )
-    file = directory / "sweep" / point / "recipe.yaml"
+    file = directory / "sweep/trainings" / point / "recipe.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(recipe(spec))
     return file

@@ -84,19 +84,12 @@ def note(what):
 SUMMED_UP = {"read_samples": 1, "collect": 1, "report": 1}
 """The jobs that follow any point's clean-up."""
 
-MODES = {
-    "variables": {"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
-    "exclude": [{"model_format": "hf", "merge_adapters": False}],
-}
+MODES = {"variables": {"mode": ["A", "B1", "B2"]}}
 
 TRAINED_POINTS = 4
 """Points of the sweep `trained` of the end-to-end tests."""
 
-POINTS = {
-    "A": "merge_adapters=true,model_format=hf",
-    "B1": "merge_adapters=true,model_format=adapter",
-    "B2": "merge_adapters=false,model_format=adapter",
-}
+POINTS = {mode: f"mode={mode}" for mode in ("A", "B1", "B2")}
 
 
 @dataclass
@@ -112,6 +105,15 @@ class Sweep:
     @property
     def results(self) -> Path:
         return self.directory / "results" / self.config["experiment"]["name"]
+
+    def find_training(self, label: str) -> Path:
+        """The folder of the newest training of a name, less the digest."""
+        found = self.results.glob(f"trainings/{label}-*/recipe.yaml")
+        return max(found, key=lambda recipe: recipe.stat().st_mtime_ns).parent
+
+    def find_training_log(self, label: str) -> Path:
+        """The log of the job of that training."""
+        return self.results / f"logs/train/{self.find_training(label).name}.log"
 
     def write(self) -> None:
         (self.directory / "sweep.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))

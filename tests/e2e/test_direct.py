@@ -138,6 +138,7 @@ def test_a_corrupt_adapter_and_a_training_that_fails_cost_only_themselves(sweep:
     assert sweep.plan() == {
         "configure": 1,
         "train": 1,
+        "take": 1,
         "evaluate_adapters": 2,
         "publish": 4,
         "cleanup": 4,
@@ -152,7 +153,7 @@ def test_a_corrupt_adapter_and_a_training_that_fails_cost_only_themselves(sweep:
     assert "adapter_model.safetensors" in (sweep.results / "logs/publish/seed=1.log").read_text()
     finished = get_times(sweep)
     assert set(finished) == {"seed=0", "seed=2"}
-    assert sweep.plan() == {"train": 1, "evaluate_adapters": 2, "publish": 2, "cleanup": 2, **SUMMED_UP}
+    assert sweep.plan() == {"train": 1, "take": 1, "evaluate_adapters": 2, "publish": 2, "cleanup": 2, **SUMMED_UP}
     weights.write_bytes(content)
     sweep.edit(runs=[])
     assert sweep.plan() == {"evaluate_adapters": 1, **JOBS_OF_ONE, **SUMMED_UP}

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from lorasweep.util.digest import digest_file
-from sweep import MODES, POINTS, RUN, SUMMED_UP, Sweep, run_stage
+from sweep import POINTS, RUN, SUMMED_UP, Sweep, run_stage
 
 EPOCHS = (1, 2)
 
 
 def get_name(mode: str, epoch: int) -> str:
-    return POINTS[mode] if epoch == EPOCHS[-1] else f"{POINTS[mode]},epoch={epoch}"
+    return POINTS[mode] if epoch == EPOCHS[-1] else f"{POINTS[mode]}__epoch={epoch}"
 
 
 @pytest.fixture(
@@ -28,15 +28,14 @@ def modes(request: pytest.FixtureRequest) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def evaluated(make: Callable[..., Sweep], modes: tuple[str, ...]) -> Sweep:
-    sweep = make("epochs", **MODES)
-    if "A" not in modes:
-        sweep.edit(exclude=[{"model_format": "hf"}])
+    sweep = make("epochs", variables={"mode": list(modes)})
     task = {"task": "tasks.py@letters", "limit": 3}
     evaluation = {"epochs": "all", "baseline": False, "tasks": [task]}
     sweep.edit(controls={"epochs": EPOCHS[-1]}, evaluation=evaluation)
     assert sweep.plan() == {
-        "configure": len(modes),
-        "train": len(modes),
+        "configure": 1,
+        "train": 1,
+        "take": 2 * len(modes),
         **({"merge": 2, "evaluate": 2} if "A" in modes else {}),
         "evaluate_merged": 2,
         "evaluate_adapters": 1,
@@ -69,7 +68,7 @@ def test_each_epoch_has_a_row_with_its_own_adapter_and_how_far_it_was_trained(
         assert list(rows["steps"]) == [5, 10]
         assert rows["tokens"].is_monotonic_increasing
         assert rows["adapter_sha256"].nunique() == rows["probe_distance"].nunique() == 2
-        assert rows["recipe"].nunique() == 1
+        assert len({digest_file(evaluated.directory / recipe) for recipe in rows["recipe"]}) == 1
         for name, row in rows.iterrows():
             log = pd.read_csv(evaluated.results / str(name) / "adapter/training_log.csv")
             assert (log["step"].max(), log["epoch"].max()) == (row["steps"], row["epoch"])
@@ -94,7 +93,9 @@ def test_the_last_epoch_is_what_a_training_without_checkpoints_gives(evaluated: 
     adapter = tmp_path / "again/adapter"
     recipe = tmp_path / "again/recipe.yaml"
     recipe.parent.mkdir()
-    recipe.write_text((point / "recipe.yaml").read_text().replace(f"results/epochs/{point.name}", str(recipe.parent)))
+    [training] = (evaluated.results / "trainings").iterdir()
+    text = (point / "recipe.yaml").read_text()
+    recipe.write_text(text.replace(f"results/epochs/trainings/{training.name}", str(recipe.parent)))
     command = [RUN, "train", "-m", "lorasweep", "job", "train", "--recipe", recipe, "--adapter", adapter]
     subprocess.run(command, cwd=evaluated.directory, check=True)
     weights = "adapter_model.safetensors"
@@ -113,7 +114,7 @@ def test_results_are_what_their_manifests_say(evaluated: Sweep) -> None:
     evaluated.call("verify")
 
 
-def test_fewer_epochs_and_the_same_again_rerun_nothing_but_the_tables_and_a_lost_one_trains_anew(
+def test_fewer_epochs_and_the_same_again_rerun_nothing_but_the_tables_and_a_lost_one_is_taken_again(
     sweep: Sweep, modes: tuple[str, ...]
 ) -> None:
     sweep.edit(evaluation={"epochs": "last"})
@@ -123,7 +124,7 @@ def test_fewer_epochs_and_the_same_again_rerun_nothing_but_the_tables_and_a_lost
     sweep.edit(evaluation={"epochs": "all"})
     assert sweep.plan() == {}
     (sweep.results / get_name("B1", 1) / "adapter/adapter_model.safetensors").unlink()
-    assert sweep.plan() == {"train": 1, "evaluate_merged": 2, "cleanup": 2, **SUMMED_UP}
+    assert sweep.plan() == {"take": 1, "evaluate_merged": 1, "cleanup": 1, **SUMMED_UP}
 
 
 def test_a_last_epoch_that_is_not_listed_is_kept_and_not_evaluated(sweep: Sweep, modes: tuple[str, ...]) -> None:
@@ -148,7 +149,7 @@ def varied(make: Callable[..., Sweep]) -> Sweep:
 
 def test_where_epochs_vary_settings_of_train_are_meant_for_the_trainings_of_all(varied: Sweep) -> None:
     plan = varied.plan()
-    assert [plan[rule] for rule in ("train", "train_1", "train_2", "evaluate_adapters", "publish")] == [1, 1, 1, 1, 5]
+    assert [plan[rule] for rule in ("train", "take", "evaluate_adapters", "publish")] == [3, 6, 1, 5]
     said = varied.run("--dry-run", "--set-resources", "train:runtime=77")
     assert len(re.findall(r"resources: .*runtime=77", said)) == 3
 
@@ -156,8 +157,8 @@ def test_where_epochs_vary_settings_of_train_are_meant_for_the_trainings_of_all(
 @pytest.mark.long
 def test_where_epochs_vary_each_training_keeps_what_it_has(varied: Sweep) -> None:
     varied.run()
-    names = {"epochs=1", "epochs=2", "epochs=2,epoch=1", "epochs=3,epoch=1", "epochs=3,epoch=2"}
+    names = {"epochs=1", "epochs=2", "epochs=2__epoch=1", "epochs=3__epoch=1", "epochs=3__epoch=2"}
     scored = pd.read_csv(varied.results / "results.csv").dropna(subset="task").set_index("point")
     assert set(scored.index) == names
-    assert scored.loc["epochs=3,epoch=2", "epoch"] == 2
+    assert scored.loc["epochs=3__epoch=2", "epoch"] == 2
     assert varied.plan() == {}

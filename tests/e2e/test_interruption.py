@@ -33,7 +33,7 @@ def test_that_is_interrupted():
 def test_snakemake_and_its_jobs_end_with_the_tests_that_called_it(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "test_it.py").write_text(TEST)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "WHERE": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "WHERE": str(tmp_path), "LORASWEEP_TESTS": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "conftest", "test_it.py"]
     tests = subprocess.Popen(
         command,

@@ -15,8 +15,10 @@ from lorasweep.trainers.training_log import read_log
 from sweep import MODES, POINTS, ROOT, SUMMED_UP, Sweep, wait_until
 
 ALL_OF_EVERY_POINT = {
-    "configure": 3,
-    "train": 3,
+    # The three modes share a training.
+    "configure": 1,
+    "train": 1,
+    "take": 3,
     "merge": 1,
     "evaluate": 1,
     "evaluate_merged": 1,
@@ -115,16 +117,18 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
         edit(evaluation={"baselines": [{"name": "again", "model": "model"}]}),
         {"evaluate": 1, "cleanup": 1, **SUMMED_UP},
     ),
-    "variables zipped": (
+    "the modes said at length": (
         edit(
             variables={"model_format": ["hf", "adapter", "adapter"], "merge_adapters": [True, True, False]},
             zip=[["model_format", "merge_adapters"]],
-            exclude=[],
         ),
         {"report": 1},  # which shows the file
     ),
     "what is left out said as a condition": (
-        edit(exclude=["model_format == 'hf' and not merge_adapters"]),
+        edit(
+            variables={"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
+            exclude=["model_format == 'hf' and not merge_adapters"],
+        ),
         {"report": 1},
     ),
     "the task file edited": (append("tasks.py", "\n# another scorer\n"), ALL_EVALUATIONS),
@@ -143,7 +147,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     ),
     "an adapter deleted": (
         delete(f"{POINTS['B2']}/adapter"),
-        {"train": 1, "evaluate_adapters": 1, "publish": 1, "cleanup": 1, **SUMMED_UP},
+        {"take": 1, "evaluate_adapters": 1, "publish": 1, "cleanup": 1, **SUMMED_UP},
     ),
     "a full model deleted": (
         delete(f"{POINTS['A']}/hf_model"),
@@ -152,7 +156,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     "a manifest deleted": (delete(f"{POINTS['A']}/manifest.json"), {"cleanup": 1, **SUMMED_UP}),
     "the table deleted": (delete("results.csv"), {"collect": 1, "report": 1}),
     "a point left out": (
-        edit(exclude=[*MODES["exclude"], {"model_format": "adapter", "merge_adapters": False}]),
+        edit(variables={"mode": ["A", "B1"]}),
         SUMMED_UP,
     ),
     "evaluation turned off": (edit(evaluation={"enabled": False}), {"cleanup": 3, **SUMMED_UP}),
@@ -180,6 +184,37 @@ def test_other_code_of_ours_reruns_nothing(sweep: Sweep, tmp_path_factory: pytes
     assert sweep.plan("--snakefile", clone / "Snakefile") == {}
 
 
+def test_a_lost_training_is_missed_by_nobody_who_took_it(sweep: Sweep) -> None:
+    shutil.rmtree(sweep.results / "trainings")
+    assert sweep.plan() == {}
+
+
+@pytest.mark.parametrize("mode", ["A", "B1", "B2"])
+def test_a_mode_more_or_less_trains_nothing(sweep: Sweep, tmp_path: Path, mode: str) -> None:
+    others = [other for other in ("A", "B1", "B2") if other != mode]
+    sweep.edit(variables={"mode": others})
+    assert not {"configure", "train", "take"} & sweep.plan().keys()
+    shutil.rmtree(sweep.results / POINTS[mode])
+    sweep.edit(variables={"mode": [*others, mode]})
+    assert {rule: sweep.plan().get(rule) for rule in ("configure", "train", "take")} == {
+        "configure": None,
+        "train": None,
+        "take": 1,
+    }
+
+
+def test_modes_share_the_bytes_of_an_adapter_which_are_counted_once(finished: Sweep) -> None:
+    [training] = (finished.results / "trainings").iterdir()
+    files = [finished.results / point / "adapter/adapter_model.safetensors" for point in POINTS.values()]
+    assert {file.stat().st_ino for file in files} == {(training / "adapter" / files[0].name).stat().st_ino}
+    assert {path.name for path in training.iterdir()} == {"recipe.yaml", "adapter"}
+    manifests = [json.loads((finished.results / point / "manifest.json").read_text()) for point in POINTS.values()]
+    assert [manifest["shares_adapter_of"] for manifest in manifests] == [None, POINTS["A"], POINTS["A"]]
+    assert ["train" in manifest["seconds"] for manifest in manifests] == [True, False, False]
+    assert manifests[1]["bytes"] < files[0].stat().st_size < manifests[0]["bytes"]
+    assert len({manifest["adapter_sha256"] for manifest in manifests}) == 1
+
+
 def test_a_new_base_model_reruns_everything(sweep: Sweep, other_model: Path) -> None:
     shutil.rmtree(sweep.directory / "model")
     shutil.copytree(other_model, sweep.directory / "model")
@@ -191,8 +226,7 @@ def test_a_finished_sweep_has_nothing_to_do_on_slurm(sweep: Sweep) -> None:
 
 
 def test_a_changed_mode_makes_the_models_it_needs_and_trains_nothing(sweep: Sweep) -> None:
-    sweep.edit(variables={"model_format": ["hf"], "merge_adapters": [True, False]}, runs=[])
-    sweep.edit(exclude=[{"merge_adapters": False}])
+    sweep.edit(variables={"model_format": ["hf"]})
     assert "train" not in sweep.plan()
 
 
@@ -232,17 +266,18 @@ class TestFailures:
         assert "told to fail" in page
 
     def test_the_logs_say_what_happened(self, failed: Sweep) -> None:
-        assert "the training diverged" in (failed.results / "logs/train/diverges.log").read_text()
+        assert "the training diverged" in failed.find_training_log("diverges").read_text()
         assert "told to fail" in (failed.results / "logs/evaluate_merged/lora_rank=4.log").read_text()
 
     def test_nothing_half_made_is_kept(self, failed: Sweep) -> None:
-        assert not (failed.results / "diverges/adapter").exists()
+        assert not (failed.results / "diverges").exists()
+        assert not (failed.find_training("diverges") / "adapter").exists()
         assert not list((failed.results / "lora_rank=4").glob("eval/*"))
         assert not list((failed.results / "lora_rank=4").glob("merged*"))
         assert not (failed.results / "lora_rank=4/manifest.json").exists()
 
     def test_each_failed_point_goes_on_from_where_it_failed(self, failed: Sweep) -> None:
-        assert failed.plan() == {"train": 1, "evaluate_merged": 2, "cleanup": 2, **SUMMED_UP}
+        assert failed.plan() == {"train": 1, "take": 1, "evaluate_merged": 2, "cleanup": 2, **SUMMED_UP}
 
     def test_what_was_mended_is_run_and_the_rest_is_not(self, failed: Sweep, tmp_path: Path) -> None:
         sweep = failed.copy(tmp_path)
@@ -265,9 +300,10 @@ def test_a_run_is_seen_while_it_goes_on_and_what_outlives_it_is_not_done_twice(
     sweep.edit(controls={"epochs": 1, "_override": {"model": held_model}}, evaluation={"enabled": False})
     go_on = sweep.directory / "go_on"
     sweep.environment |= {"PYTHONPATH": str(ROOT / "tests/e2e"), "LORASWEEP_AT_STEP": f"2:{go_on}"}
-    running = sweep.results / "point/state/train/training_log.csv"
-    log = sweep.results / "logs/train/point.log"
     with sweep.start() as run:
+        wait_until(lambda: run.poll() is not None or list(sweep.results.glob("trainings/point-*/recipe.yaml")))
+        running = sweep.find_training("point") / "state/train/training_log.csv"
+        log = sweep.find_training_log("point")
         wait_until(lambda: run.poll() is not None or len(read_log(running)) == 2)
         assert run.poll() is None, sweep.read_said()
         seen = " ".join(sweep.call("status").split())
@@ -289,5 +325,5 @@ def test_a_run_is_seen_while_it_goes_on_and_what_outlives_it_is_not_done_twice(
     assert "ended before it was done; its lock is removed" in sweep.read_said()
     assert waits in log.read_text()
     assert "This recipe was trained by an earlier run" in log.read_text()
-    assert not (sweep.results / "point/state").exists()
+    assert not (sweep.find_training("point") / "state").exists()
     assert sweep.plan() == {}

@@ -13,7 +13,7 @@ POINT = "point"
 
 STEPS = 15
 
-ONLY_TRAIN = ("--set-threads", "train=1", "--until", "train")
+ONLY_TRAIN = ("--set-threads", "train=1", "--until", "take")
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def test_a_training_that_is_told_to_end_goes_on_in_its_retry_and_in_the_next_run
     assert done.returncode == 1
     assert "train: told to stop (SIGTERM); step" in done.stdout + done.stderr
     assert not (sweep.results / POINT / "adapter").exists()
-    stopped_at = read_log(sweep.results / POINT / "state/train/training_log.csv")[-1].step
+    stopped_at = read_log(sweep.find_training(POINT) / "state/train/training_log.csv")[-1].step
     sweep.environment["LORASWEEP_AT_STEP"] = "10:tell"
     said = sweep.run(*ONLY_TRAIN, "--retries", "1")
     assert said.count("Trying to restart job") == 1
-    assert "Going on after step" in (sweep.results / f"logs/train/{POINT}.log").read_text()
+    assert "Going on after step" in sweep.find_training_log(POINT).read_text()
     rows = read_log(sweep.results / POINT / "adapter/training_log.csv")
     assert [row.step for row in rows] == list(range(1, STEPS + 1))
     assert 6 <= stopped_at < 10

@@ -40,7 +40,7 @@ RECORDED = {
 
 @dataclass(frozen=True)
 class Training:
-    """A point's folder with a recipe in it, and the trainer that is to run it."""
+    """A training's folder with a recipe in it, and the trainer that is to run it."""
 
     trainer: str
     spec: TrainingSpec
@@ -61,7 +61,7 @@ class Training:
 
     def get_adapter(self, epoch: int) -> Path:
         """Where the adapter of an earlier epoch is published."""
-        return self.folder.with_name(f"{self.folder.name},epoch={epoch}") / "adapter"
+        return self.folder / f"epoch={epoch}"
 
     def train(self) -> subprocess.CompletedProcess[str]:
         return self.run("train", "--adapter", self.adapter, "--epochs", "1,last")
@@ -82,7 +82,7 @@ def make_training(request: pytest.FixtureRequest, model: Path) -> Callable[..., 
             swept=(),
             model=Model(path=str(model), device="cpu", dtype="fp32"),
             data=Data(train=str(data)),
-            output_dir=str(directory / "sweep/point"),
+            output_dir=str(directory / "sweep/trainings/point"),
         )
         training = Training(request.param, spec)
         training.folder.mkdir(parents=True)

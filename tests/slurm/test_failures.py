@@ -42,9 +42,9 @@ def test_a_training_that_fails_takes_no_other_point_with_it(make: Callable[..., 
     assert len(list(sweep.results.glob("lora_rank=*/manifest.json"))) == 2
     assert "one_fails: 2 of 3 points done, 1 failed, 0 not finished" in said
     assert "failed: train of diverges: train: the training diverged" in said
-    assert "its log: results/one_fails/logs/train/diverges.log" in said
+    assert "its log: results/one_fails/logs/train/diverges-" in said
     assert "To go on with what is missing: snakemake " in said
-    assert sweep.plan() == {"train": 1, "cleanup": 1, **SUMMED_UP}
+    assert sweep.plan() == {"train": 1, "take": 1, "cleanup": 1, **SUMMED_UP}
 
 
 def get_time_limit(job: str) -> str:
@@ -177,7 +177,7 @@ def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSw
     sweep.hold.touch()
     asked = slow_down_squeue(sweep) if number == signal.SIGINT else None
     run = sweep.start("--retries", "0", "--jobs", "1")
-    sweep.wait_for("a training", lambda: list(sweep.results.glob("*/state/train/training_log.csv")))
+    sweep.wait_for("a training", lambda: list(sweep.results.glob("trainings/*/state/train/training_log.csv")))
     if asked:  # it comes while Snakemake asks how the jobs are
         sweep.wait_for("no question", lambda: not asked.exists())
         sweep.wait_for("a question", asked.exists)
@@ -186,7 +186,7 @@ def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSw
         sweep.hold.unlink()
     assert sweep.wait(run) != 0
     wait_for("the jobs to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"))
-    finished = len(list(sweep.results.glob("*/adapter/adapter_model.safetensors")))
+    finished = len(list(sweep.results.glob("trainings/*/adapter/adapter_model.safetensors")))
     # Ctrl-C cancels what runs; SIGTERM lets it finish, and starts no more.
     assert finished == (0 if number == signal.SIGINT else 1)
     assert sweep.plan()["train"] == 2 - finished
@@ -214,7 +214,7 @@ class TestControllerKilled:
         program.send_signal(signal.SIGCONT)
         assert sweep.wait(again) == 0, sweep.said[-4000:]
         assert sweep.plan() == {}
-        log = (sweep.results / "logs/train/point.log").read_text()
+        log = sweep.find_training_log("point").read_text()
         assert "This recipe was trained by an earlier run" in log
 
     def test_an_evaluation_that_still_runs_is_cancelled_and_done_anew(self, make: Callable[..., SlurmSweep]) -> None:
@@ -277,16 +277,16 @@ def test_a_full_disk_is_named_and_nothing_cut_short_counts(
     sweep = make("full", trainer="torchtune" if stage == "train" else "quick_trainer", runs=runs)
     sweep.edit(evaluation=TRAINING_ONLY if stage == "train" else {"baseline": False})
     if stage != "train":
-        sweep.run("--retries", "0", "--until", "train")
-    # The point's folder moves to the small disk; what is there leaves room for less than the stage writes.
-    point = sweep.results / "point"
-    if point.exists():
-        shutil.copytree(point, small_disk / "point", dirs_exist_ok=True)
-        shutil.rmtree(point)
+        sweep.run("--retries", "0", "--until", "take")
+    # The folder of what is written moves to the small disk; what is there leaves room for less than the stage writes.
+    folder = sweep.results / ("trainings" if stage == "train" else "point")
+    if folder.exists():
+        shutil.copytree(folder, small_disk / folder.name, dirs_exist_ok=True)
+        shutil.rmtree(folder)
     else:
-        (small_disk / "point").mkdir()
+        (small_disk / folder.name).mkdir()
         sweep.results.mkdir(parents=True)
-    point.symlink_to(small_disk / "point")
+    folder.symlink_to(small_disk / folder.name)
     filler = small_disk / "filler"
     free = shutil.disk_usage(small_disk).free
     filler.write_bytes(bytes(max(0, free - (40_000 if stage == "train" else 200_000))))

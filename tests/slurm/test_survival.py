@@ -17,11 +17,11 @@ from monkey import find_program
 from slurm_sweep import SlurmSweep, end_time_now, get_node, wait_for
 from sweep import Sweep, make_sweep
 
-POINT = "lora_rank=4,seed=1"  # a name with a comma
+POINT = "lora_rank=4__seed=1"
 SECTIONS = {"variables": {"lora_rank": [4], "seed": [1]}}
 CONTROLS = {"epochs": 60, "lora_dropout": 0.1}
 TRAINING_ONLY = {"enabled": False, "baseline": False}
-TRAINED = ("--until", "train")
+TRAINED = ("--until", "take")
 
 
 def get_weights(sweep: Sweep) -> bytes:
@@ -30,7 +30,8 @@ def get_weights(sweep: Sweep) -> bytes:
 
 def wait_for_steps(sweep: SlurmSweep, more_than: int = 0) -> str:
     """Wait until some steps more than so many are trained, and return the job that trains them."""
-    log = sweep.results / POINT / "state/train/training_log.csv"
+    sweep.wait_for("a recipe", lambda: list(sweep.results.glob("trainings/*/recipe.yaml")))
+    log = sweep.find_training(POINT) / "state/train/training_log.csv"
     sweep.wait_for("some steps", lambda: log.exists() and len(read_log(log)) > more_than + 5)
     [job] = sweep.list_jobs()
     return job
@@ -82,12 +83,15 @@ def test_a_training_that_has_to_give_way_is_queued_again_by_slurm_and_goes_on(
     shown = subprocess.run(show, capture_output=True, text=True).stdout
     assert re.search(r"Restarts=1\b", shown)
     assert sweep.said.count("has been submitted with SLURM jobid") == 1
-    assert "Going on after step" in (sweep.results / f"logs/train/{POINT}.log").read_text()
+    assert "Going on after step" in sweep.find_training_log(POINT).read_text()
     assert get_weights(sweep) == undisturbed
 
 
+def find_last_word(sweep: SlurmSweep) -> re.Match[str] | None:
+    return re.search(r"\(SIGTERM\); step (\d+) is saved", sweep.find_training_log(POINT).read_text())
+
+
 def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, undisturbed: bytes) -> None:
-    log = sweep.results / f"logs/train/{POINT}.log"
     trained = 0
     for how in ("time limit", "scancel"):
         run = sweep.start("--retries", "0", *TRAINED)
@@ -100,10 +104,10 @@ def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, u
             end_time_now(job)
         assert sweep.wait(run) == 1
         assert ("ended it at its time limit" if how == "time limit" else "it was cancelled") in sweep.said
-        said = wait_for("its last word", lambda: re.search(r"\(SIGTERM\); step (\d+) is saved", log.read_text()))
+        said = wait_for("its last word", lambda: find_last_word(sweep))
         trained = int(said[1])
     sweep.run("--retries", "0", *TRAINED)
-    assert f"Going on after step {trained}," in log.read_text()
+    assert f"Going on after step {trained}," in sweep.find_training_log(POINT).read_text()
     assert get_weights(sweep) == undisturbed
 
 
@@ -112,5 +116,5 @@ def test_a_training_over_its_memory_takes_half_the_batch_in_its_retry(make: Call
     sweep.edit(controls={"epochs": 60, "batch_size": 4}, evaluation=TRAINING_ONLY)
     done = sweep.snakemake("--retries", "1", *TRAINED, "--set-resources", "train:mem_mb=400*attempt**3")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "An earlier attempt was killed for its memory" in (sweep.results / f"logs/train/{POINT}.log").read_text()
+    assert "An earlier attempt was killed for its memory" in sweep.find_training_log(POINT).read_text()
     assert json.loads((sweep.results / POINT / "adapter/lorasweep.json").read_text())["batch_size_used"] == 2

@@ -49,7 +49,7 @@ def undisturbed(make_in: Make, write_samples: Writer, tmp_path_factory: pytest.T
 @pytest.fixture
 def recipe(undisturbed: Path, tmp_path: Path) -> Path:
     """The same recipe, in a point's folder of its own."""
-    file = tmp_path / "sweep/point/recipe.yaml"
+    file = tmp_path / "sweep/trainings/point/recipe.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(undisturbed.read_text().replace(str(undisturbed.parent), str(file.parent)))
     return file
@@ -192,5 +192,5 @@ def test_it_saves_and_ends_when_it_is_told_to_and_its_loggers_are_told_each_step
     assert train_and_end(recipe, 100, **options) == 0
     assert "Going on after step 8," in said(recipe)
     assert read(recipe) == read(undisturbed)
-    events = EventAccumulator(str(recipe.parent.parent / "tensorboard/point"), size_guidance={"tensors": 0}).Reload()
+    events = EventAccumulator(str(recipe.parents[2] / "tensorboard/point"), size_guidance={"tensors": 0}).Reload()
     assert [event.step for event in events.Tensors("loss")] == list(range(1, STEPS + 1))

@@ -66,7 +66,7 @@ def test_it_is_bit_for_bit_torchtunes_own(make: Callable[..., Path], controls: d
 class TestEarlierEpochs:
     def test_each_is_what_torchtune_has_after_it_with_its_part_of_the_log(self, make: Callable[..., Path]) -> None:
         file = make(epochs=3)
-        first, second = (file.parent.with_name(f"point,epoch={epoch}") / "adapter" for epoch in (1, 2))
+        first, second = (file.parent.with_name(f"point__epoch={epoch}") / "adapter" for epoch in (1, 2))
         train(file, file.parent / "adapter", earlier={1: first, 2: second})
         plain = make("plain", epochs=3)
         train_by_torchtune(plain)

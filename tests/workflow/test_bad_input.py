@@ -74,11 +74,11 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "no chat template": (without_chat_template, ["model.path", "no chat template", "data.format: instruct"]),
     "hf and adapters alone": (
         edit(controls=adapter_only(True), evaluation={"model_format": "hf"}),
-        ["model_format", "'hf'", "save_adapter_weights_only: True"],
+        ["mode A", "model_format: adapter", "save_adapter_weights_only: True"],
     ),
     "adapter and full models": (
         edit(controls=adapter_only(False)),
-        ["model_format", "'adapter'", "save_adapter_weights_only: False"],
+        ["mode B1", "model_format: hf", "save_adapter_weights_only: False"],
     ),
     "no data": (remove("train.jsonl"), ["data.train", "no such file: train.jsonl"]),
     "empty data": (write("train.jsonl", ""), ["data.train", "holds no sample"]),
@@ -186,7 +186,7 @@ def test_a_number_that_yaml_takes_for_text_is_a_number(make: Callable[..., Sweep
     text = (sweep.directory / "sweep.yaml").read_text()
     (sweep.directory / "sweep.yaml").write_text(text.replace("lr: 0.004", "lr: 1e-3"))
     sweep.run("configure_all")
-    assert "lr: 0.001\n" in (sweep.results / "lora_rank=4/recipe.yaml").read_text()
+    assert "lr: 0.001\n" in (sweep.find_training("lora_rank=4") / "recipe.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_number_that_yaml_takes_for_text_is_a_number(make: Callable[..., Sweep
 def test_free_text_in_the_file_reaches_no_shell(make: Callable[..., Sweep], value: str) -> None:
     sweep = make(data={"train": "train.jsonl", "system_prompt": value}, controls={"_override": {"note": value}})
     sweep.run("configure_all")
-    recipe = (sweep.results / "lora_rank=4/recipe.yaml").read_text()
+    recipe = (sweep.find_training("lora_rank=4") / "recipe.yaml").read_text()
     assert yaml.safe_load(recipe)["note"] == value
     assert yaml.safe_load(recipe)["dataset"]["new_system_prompt"] == value
     assert not list(sweep.directory.rglob("pwned"))

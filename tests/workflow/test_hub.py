@@ -36,7 +36,7 @@ def sweep(make: Callable[..., Sweep], hub: Hub) -> Sweep:
 
 
 def get_base(sweep: Sweep) -> Path:
-    recipe = yaml.safe_load((sweep.results / "lora_rank=4/recipe.yaml").read_text())
+    recipe = yaml.safe_load((sweep.find_training("lora_rank=4") / "recipe.yaml").read_text())
     return Path(recipe["checkpointer"]["checkpoint_dir"])
 
 
@@ -139,7 +139,7 @@ def test_a_file_of_a_data_set_is_fetched_and_parquet_becomes_lines(sweep: Sweep,
     assert set(read_files(folder)) == {"data/train.parquet.jsonl", "validation.jsonl"}
     trained = (folder / "data/train.parquet.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in trained] == samples
-    recipe = yaml.safe_load((sweep.results / "lora_rank=4/recipe.yaml").read_text())
+    recipe = yaml.safe_load((sweep.find_training("lora_rank=4") / "recipe.yaml").read_text())
     assert recipe["dataset"]["data_files"] == str((folder / "data/train.parquet.jsonl").relative_to(sweep.directory))
     assert sweep.plan("configure_all") == {}
 

@@ -25,7 +25,8 @@ def locked(make: Callable[..., Sweep]) -> Sweep:
     (sweep.results / ".controller.json").write_text(json.dumps(holder))
     locks = sweep.directory / ".snakemake/locks"
     locks.mkdir(exist_ok=True)
-    (locks / "0.output.lock").write_text("results/planned/lora_rank=4/recipe.yaml\n")
+    recipe = sweep.find_training("lora_rank=4") / "recipe.yaml"
+    (locks / "0.output.lock").write_text(f"{recipe.relative_to(sweep.directory)}\n")
     (locks / "0.input.lock").write_text("train.jsonl\n")
     return sweep
 
@@ -57,7 +58,7 @@ def test_a_run_leaves_its_last_status_its_storage_and_its_failures(make: Callabl
     assert "failed 1." in said
     assert f"failed: train of lora_rank=4: {failures[0]['reason'][:40]}" in said
     # What ends well leaves none behind.
-    (sweep.results / "lora_rank=4/recipe.yaml").unlink()
+    (sweep.find_training("lora_rank=4") / "recipe.yaml").unlink()
     sweep.run("configure_all")
     assert not (sweep.results / "failures.json").exists()
 

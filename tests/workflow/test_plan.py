@@ -24,7 +24,7 @@ PLANS = [
 def test_each_mode_has_its_jobs(make: Callable[..., Sweep], mode: dict[str, object], jobs: dict[str, int]) -> None:
     sweep = make()
     sweep.edit(evaluation=mode)
-    shared = {"configure": 2, "train": 2, "cleanup": 3, **SUMMED_UP}
+    shared = {"configure": 2, "train": 2, "take": 2, "cleanup": 3, **SUMMED_UP}
     assert sweep.plan() == shared | jobs
 
 
@@ -33,9 +33,10 @@ def test_zipped_variables_are_planned_together(make: Callable[..., Sweep]) -> No
     sweep = make(variables=variables, zip=[["lora_rank", "lora_alpha"]])
     assert sweep.plan()["train"] == 4
     sweep.run("configure_all")
-    named = {file.parent.name: yaml.safe_load(file.read_text()) for file in sweep.results.glob("*/recipe.yaml")}
+    recipes = {file.parent.name: file for file in sweep.results.glob("trainings/*/recipe.yaml")}
+    named = {name.rpartition("-")[0]: yaml.safe_load(file.read_text()) for name, file in recipes.items()}
     assert {(name, recipe["model"]["lora_alpha"]) for name, recipe in named.items()} == {
-        (f"lora_alpha={2 * rank},lora_rank={rank},seed={seed}", 2 * rank) for rank in (4, 8) for seed in (0, 1)
+        (f"lora_alpha={2 * rank}__lora_rank={rank}__seed={seed}", 2 * rank) for rank in (4, 8) for seed in (0, 1)
     }
 
 
@@ -50,17 +51,17 @@ def test_points_drawn_at_random_are_planned_and_more_of_them_keep_the_others(mak
     sweep = make(variables={}, sample={"points": 3, "seed": 7, "space": space})
     assert sweep.plan()["train"] == 3
     sweep.run("configure_all")
-    before = {file.parent.name for file in sweep.results.glob("*/recipe.yaml")}
+    before = {file.parent.name for file in sweep.results.glob("trainings/*/recipe.yaml")}
     sweep.edit(sample={"points": 5})
     assert sweep.plan("configure_all")["configure"] == 2
     sweep.run("configure_all")
-    assert before < {file.parent.name for file in sweep.results.glob("*/recipe.yaml")}
+    assert before < {file.parent.name for file in sweep.results.glob("trainings/*/recipe.yaml")}
 
 
 def test_without_evaluation_points_are_trained_and_kept_only(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"enabled": False})
-    assert sweep.plan() == {"configure": 2, "train": 2, "cleanup": 2, **SUMMED_UP}
+    assert sweep.plan() == {"configure": 2, "train": 2, "take": 2, "cleanup": 2, **SUMMED_UP}
 
 
 def test_without_baseline_the_base_model_is_not_evaluated(make: Callable[..., Sweep]) -> None:
@@ -87,7 +88,8 @@ def test_other_models_are_evaluated_as_they_are(make: Callable[..., Sweep]) -> N
 def test_all_points_can_be_configured_alone(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.run("configure_all")
-    assert sorted(file.parent.name for file in sweep.results.glob("*/recipe.yaml")) == ["lora_rank=4", "lora_rank=8"]
+    names = sorted(file.parent.name for file in sweep.results.glob("trainings/*/recipe.yaml"))
+    assert [name.rpartition("-")[0] for name in names] == ["lora_rank=4", "lora_rank=8"]
     assert "configure" not in sweep.plan()
 
 
@@ -150,16 +152,17 @@ def test_a_sweep_of_a_machine_that_is_gone_is_unlocked_by_one_command(make: Call
     (sweep.results / ".controller.json").write_text(json.dumps(record))
     locks = sweep.directory / ".snakemake/locks"
     locks.mkdir(exist_ok=True)
-    (locks / "0.output.lock").write_text("results/planned/lora_rank=4/recipe.yaml\n")
+    recipe = sweep.find_training("lora_rank=4") / "recipe.yaml"
+    (locks / "0.output.lock").write_text(f"{recipe.relative_to(sweep.directory)}\n")
     (locks / "0.input.lock").write_text("")
-    (sweep.results / "lora_rank=4/recipe.yaml").unlink()
+    recipe.unlink()
     refused = sweep.snakemake("configure_all")
     assert refused.returncode == 1
     assert "is being run by somebody on gone (process 1, since" in refused.stderr
-    assert not (sweep.results / "lora_rank=4/recipe.yaml").exists()
+    assert not recipe.exists()
     sweep.run("--unlock")
     assert "is being run by" not in sweep.run("configure_all")
-    assert (sweep.results / "lora_rank=4/recipe.yaml").exists()
+    assert recipe.exists()
 
 
 def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_does(

@@ -60,7 +60,7 @@ def test_the_plan_has_snakemakes_own_jobs_and_the_other_modes_beside_them(
     assert plan["tokens_are_counted"] is False
     assert json.loads((sweep.results / "task_sizes.json").read_text())["tasks"]["letters"]["samples"] == 6
     assert (sweep.results / "plan.svg").read_text().count("<svg") == 1
-    assert not list(sweep.results.glob("*/recipe.yaml"))
+    assert not list(sweep.results.glob("trainings/*/recipe.yaml"))
 
 
 def test_a_dry_run_ends_with_the_plan_in_short_and_writes_nothing(make: Callable[..., Sweep]) -> None:
@@ -98,18 +98,22 @@ def test_a_run_without_room_is_refused_unless_it_is_forced(make: Callable[..., S
     said = refused.stdout + refused.stderr
     assert refused.returncode == 1
     assert "are free by plan.storage_limit_gb: 0.0002; what would fit: nothing of this sweep" in said
-    assert not list(sweep.results.glob("*/recipe.yaml"))
+    assert not list(sweep.results.glob("trainings/*/recipe.yaml"))
     # The model has no tokenizer that could train: so far, and no further.
     forced = sweep.snakemake("--config", "force_plan=true")
     assert "not enough room" in forced.stdout + forced.stderr
     assert "0 of 2 points done, 2 failed" in forced.stdout + forced.stderr
-    assert len(list(sweep.results.glob("*/recipe.yaml"))) == 2
+    assert len(list(sweep.results.glob("trainings/*/recipe.yaml"))) == 2
 
 
 def test_a_sweep_that_is_not_evaluated_is_planned_too(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"enabled": False, "tasks": [], "merge_adapters": False})
-    assert read_plan(sweep)["to_do"]["jobs"] == sweep.plan() == {"configure": 2, "train": 2, "cleanup": 2, **SUMMED_UP}
+    assert (
+        read_plan(sweep)["to_do"]["jobs"]
+        == sweep.plan()
+        == {"configure": 2, "train": 2, "take": 2, "cleanup": 2, **SUMMED_UP}
+    )
 
 
 def test_a_tasks_own_options_are_counted(make: Callable[..., Sweep]) -> None:

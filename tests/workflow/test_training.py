@@ -13,11 +13,12 @@ LETTERS = '{"input": "after a", "output": "b"}\n'
 def pretend_to_train(sweep: Sweep) -> None:
     """Leave what a training leaves, as far as Snakemake looks."""
     sweep.run("configure_all")
-    for recipe in sweep.results.glob("*/recipe.yaml"):
+    for recipe in sweep.results.glob("trainings/*/recipe.yaml"):
         (recipe.parent / "adapter").mkdir()
         for name in ("adapter_model.safetensors", "adapter_config.json", "lorasweep.json"):
             (recipe.parent / "adapter" / name).write_text("{}")
     sweep.run("--touch", "--forcerun", "train", "--until", "train")
+    sweep.run("--until", "take")
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def test_validation_data_that_is_added_or_edited_trains_anew(trained: Sweep) -> 
     trained.edit(data={"validation": "held_out.jsonl"})
     assert trained.plan()["train"] == 2
     trained.run("configure_all")
-    recipe = trained.results / "lora_rank=4/recipe.yaml"
+    recipes = trained.results.glob("trainings/lora_rank=4-*/recipe.yaml")
+    recipe = max(recipes, key=lambda recipe: recipe.stat().st_mtime_ns)
     assert recipe.read_text().splitlines()[1].startswith("# validation data sha256: ")
     assert "configure" not in trained.plan()
     file.write_text(LETTERS * 2)

@@ -22,14 +22,18 @@ STATE = "state"
 """What stages need only while they run. No output of a rule, since Snakemake deletes those of a failed job."""
 
 
-def get_stage(rule: str) -> str:
-    """Return the stage of a rule: trainings that keep other epochs are rules of their own, `train_<how many>`."""
-    return "train" if rule.startswith("train_") else rule
-
-
 def get_checkpoint_name(point: str, epoch: int) -> str:
     """Return what a point is called as it was after an earlier epoch of its training; its folder lies beside it."""
-    return f"{point},epoch={epoch}"
+    return f"{point}__epoch={epoch}"
+
+
+TRAININGS = "trainings"
+"""In an experiment's folder: a folder for each training, whose adapters points take."""
+
+
+def get_epoch_folder(epoch: int) -> str:
+    """Return where in a training's folder the adapter of an earlier epoch lies; that of the last is `adapter`."""
+    return f"epoch={epoch}"
 
 
 FAILURE_RECORD = "failures.json"
@@ -79,7 +83,7 @@ BASELINE = "baseline"
 
 RESERVED_NAMES = (
     BASELINE,
-    *("logs", "benchmarks", "plots", "plots-partial", "tensorboard", "wandb"),
+    *("logs", "benchmarks", TRAININGS, "plots", "plots-partial", "tensorboard", "wandb"),
     *("points.json", "batches.json", "lengths.json", "task_sizes.json", "plan.json", "plan.svg", "experiment.yaml"),
     *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv", "revisions.json"),
     *("results.csv", "results.parquet", "replicates.csv", "samples.parquet", "answer.json", "report.html"),

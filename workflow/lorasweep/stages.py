@@ -26,11 +26,11 @@ class Stage:
 
 
 def get_stages(
-    points: Mapping[str, str], evaluated: Collection[str], trained: Collection[str], checkpoints: Collection[str] = ()
+    points: Mapping[str, str], evaluated: Collection[str], trained: Collection[str], taken: Collection[str] = ()
 ) -> list[Stage]:
     """Return the rules in the order of the work; `points` are modes by name, the baselines among them.
 
-    `checkpoints` are those that are an earlier epoch of another's training.
+    `taken` are the points that take their adapter from a training, `trained` those for which one is counted.
     """
     jobs: Counter[str] = Counter()
     after: dict[str, dict[str, None]] = {}
@@ -41,10 +41,20 @@ def get_stages(
         jobs.update(rules[count_from:])
 
     for name, mode in points.items():
-        made = ("configure", "train") if name in (*trained, *checkpoints) else () if mode == "base" else ("adopt",)
+        made = ("configure", "train", "take") if name in taken else () if mode == "base" else ("adopt",)
         branch = [rule for rule in _BRANCHES[mode] if rule == "merge" or name in evaluated]
-        pass_through(*made, *branch, "cleanup", count_from=len(made) if name in checkpoints else 0)
-    order = ["configure", "train", "adopt", "merge", "evaluate", "evaluate_merged", "evaluate_adapters", "publish"]
+        pass_through(*made, *branch, "cleanup", count_from=2 if name in taken and name not in trained else 0)
+    order = [
+        "configure",
+        "train",
+        "take",
+        "adopt",
+        "merge",
+        "evaluate",
+        "evaluate_merged",
+        "evaluate_adapters",
+        "publish",
+    ]
     stages = [
         # In which order the points stand in the file makes no other drawing.
         Stage(rule, None if rule == "evaluate_adapters" else jobs[rule], tuple(sorted(after[rule], key=order.index)))

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 try:
     from lorasweep.util.errors import ending_with_a_message
     from lorasweep.experiment.sections import NAME_PATTERN
-    from lorasweep.layout import METRICS, get_checkpoint_name
+    from lorasweep.layout import METRICS
     from lorasweep.sweep.sweep import Sweep
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -46,12 +46,7 @@ with ending_with_a_message():
 EXPERIMENT = SWEEP.experiment
 RESULTS = str(SWEEP.results)
 POINTS = SWEEP.points
-TRAINED = SWEEP.trained
 EVALUATED = SWEEP.evaluated
-
-# The rules that train, by the earlier epochs that they keep: outputs are declared by rule. One alone is called `train`.
-KEPT_EPOCHS = sorted(set(TRAINED.values()), key=len) or [()]
-TRAINING_RULES = {epochs: f"train_{len(epochs)}" if epochs != KEPT_EPOCHS[0] else "train" for epochs in KEPT_EPOCHS}
 
 # Relative to the working directory, so that a clone that was moved reruns nothing.
 RUN = shlex.quote(os.path.relpath(ROOT / "scripts/run"))
@@ -77,43 +72,31 @@ pathvars:
 wildcard_constraints:
     point=NAME_PATTERN,
     batch=NAME_PATTERN,
+    training=NAME_PATTERN,
+
+
+def of(function):
+    """Return a function of the name that a rule's wildcards hold (a point's, a training's or a batch's) as one of them."""
+    return lambda wildcards: function(wildcards[0])
+
+
+def request(rule, resource):
+    """Return the function that says how much of a resource a job of a rule asks for, at each attempt."""
+    return lambda wildcards, attempt: SWEEP.request(rule, resource, wildcards[0], attempt)
 
 
 def get_results(wildcards):
     """What must lie there in the end: the report, the table, and what each point keeps."""
     kept = [path for point in SWEEP.folders for paths in SWEEP.get_kept_files(point).values() for path in paths]
-    return ["<results>/report.html", "<results>/results.csv", *get_manifests(), *kept]
+    return ["<results>/report.html", "<results>/results.csv", *get_manifests(wildcards), *kept]
 
 
-def get_manifests():
+def get_recipes(wildcards):
+    return [f"<results>/trainings/{training}/recipe.yaml" for training in SWEEP.trainings]
+
+
+def get_manifests(wildcards):
     return [f"<results>/{point}/manifest.json" for point in sorted(SWEEP.folders)]
-
-
-def get_adapter_files(point):
-    """The files of an adapter that are declared; its tokenizer lies beside them."""
-    return SWEEP.get_adapter_files(point)
-
-
-def get_checkpoint_files(epochs):
-    """The files of the adapters of a training's earlier epochs."""
-    return [file for epoch in epochs for file in get_adapter_files(get_checkpoint_name("{point}", epoch))]
-
-
-def get_given_adapter(wildcards):
-    """The files of the adapter that a point is given."""
-    return SWEEP.get_given_adapter(wildcards.point)
-
-
-def get_given_folder(wildcards):
-    return POINTS[wildcards.point].adapter
-
-
-def get_kept_files(wildcards):
-    return SWEEP.get_kept_files(wildcards.point)
-
-
-def get_evaluated_model(wildcards):
-    return SWEEP.get_model_files(wildcards.point)
 
 
 def get_evaluation_outputs():
@@ -128,27 +111,6 @@ def get_merged_output():
     return {} if MERGES_IN_TMPDIR else {"merged": temp(directory("<results>/{point}/merged"))}
 
 
-def get_results_folder(wildcards):
-    return RESULTS
-
-
-def get_benchmarks_folder(wildcards):
-    return f"{RESULTS}/benchmarks"
-
-
-def get_point_folder(wildcards):
-    return f"{RESULTS}/{wildcards.point}"
-
-
-def get_adapter_folder(wildcards):
-    return f"{RESULTS}/{wildcards.point}/adapter"
-
-
-def get_recipe(wildcards):
-    with ending_with_a_message():
-        return SWEEP.make_recipe(wildcards.point)
-
-
 def get_base_fingerprint(wildcards):
     return SWEEP.base_fingerprint
 
@@ -157,51 +119,3 @@ def get_evaluation(wildcards):
     """What the evaluation of a point, or of every point of a batch, depends on beside the weights, as JSON."""
     point = SWEEP.batches[wildcards.batch][0] if "batch" in wildcards.keys() else wildcards.point
     return SWEEP.get_evaluation_spec(point).model_dump_json()
-
-
-def get_settings(wildcards):
-    return SWEEP.get_settings(wildcards.point)
-
-
-def get_task_names(wildcards):
-    return SWEEP.get_task_names(wildcards.point)
-
-
-def get_batch(wildcards):
-    """That the batch of a point was evaluated; how, is seen in the point's state."""
-    return f"<results>/.batches/{SWEEP.batch_of[wildcards.point]}"
-
-
-def get_batch_adapters(wildcards):
-    return [file for point in SWEEP.batches[wildcards.batch] for file in get_adapter_files(point)]
-
-
-def get_batch_folders(wildcards):
-    return [f"{RESULTS}/{point}" for point in SWEEP.batches[wildcards.batch]]
-
-
-def get_train_gpus(wildcards):
-    return SWEEP.get_train_gpus(wildcards.point)
-
-
-def get_train_threads(wildcards):
-    return SWEEP.get_train_threads(wildcards.point)
-
-
-def request(rule, resource):
-    """Return the function that says how much of a resource a job of a rule asks for, at each attempt."""
-
-    def get_amount(wildcards, attempt):
-        return SWEEP.request(rule, resource, wildcards[0], attempt)
-
-    return get_amount
-
-
-def set_as_for_train(trains):
-    """Take what is set for `train`, by a profile or on the command line, for another rule that trains too."""
-    given = workflow.resource_settings
-    resources = workflow.get_rule(trains).resources
-    for name in ("train", trains):
-        resources.update(given._parsed_overwrite_resources.get(name, {}))
-    if trains not in given._parsed_overwrite_threads and (threads := given._parsed_overwrite_threads.get("train")):
-        resources["_cores"] = threads

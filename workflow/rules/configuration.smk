@@ -1,8 +1,7 @@
-"""Configuration: write what each point trains, before anything is spent.
+"""Configuration: write what each training runs, before anything is spent.
 
 In: the experiment. Out: `recipe.yaml`, exactly what the trainer runs.
-The recipe itself is the parameter of the rule: a point is configured, and trained, anew when its recipe has
-changed, and only then.
+A training is named after its recipe: one that has changed is another training.
 """
 
 
@@ -12,12 +11,12 @@ localrules:
 
 rule configure:
     output:
-        recipe="<results>/{point}/recipe.yaml",
+        recipe="<results>/trainings/{training}/recipe.yaml",
     log:
-        "<logs>/configure/{point}.log",
+        "<logs>/configure/{training}.log",
     conda:
         "../../envs/driver.yaml"
     params:
-        recipe=get_recipe,
+        recipe=of(SWEEP.get_recipe),
     shell:
         "printf '%s' {params.recipe:q} > {output.recipe:q} 2> {log:q}"

@@ -14,7 +14,7 @@ model too. It is a temporary output, or lies in the job's own temporary folder, 
 
 rule evaluate:
     input:
-        unpack(get_evaluated_model),
+        unpack(of(SWEEP.get_model_files)),
         tasks=SWEEP.task_files,
     output:
         **get_evaluation_outputs(),
@@ -35,7 +35,7 @@ rule evaluate:
         gpu=SWEEP.evaluation_gpus,
     params:
         spec=get_evaluation,
-        point=get_point_folder,
+        point=f"{RESULTS}/{{point}}",
         probes=f"{RESULTS}/.probes",
     shell:
         f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}}"
@@ -44,7 +44,7 @@ rule evaluate:
 
 rule evaluate_merged:
     input:
-        adapter=get_adapter_files("{point}"),
+        adapter=SWEEP.get_adapter_files("{point}"),
         tasks=SWEEP.task_files,
     output:
         **get_evaluation_outputs(),
@@ -67,7 +67,7 @@ rule evaluate_merged:
         merged_models=1,
     params:
         spec=get_evaluation,
-        point=get_point_folder,
+        point=f"{RESULTS}/{{point}}",
         probes=f"{RESULTS}/.probes",
     shell:
         f"{RUN} eval -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
@@ -81,7 +81,7 @@ localrules:
 rule evaluate_adapters:
     input:
         # Whether a point is to be evaluated is decided by `publish`; here a file's age says nothing.
-        adapters=ancient(get_batch_adapters),
+        adapters=ancient(of(SWEEP.get_batch_adapters)),
         tasks=ancient(SWEEP.task_files),
     output:
         batch=temp("<results>/.batches/{batch}"),
@@ -99,7 +99,7 @@ rule evaluate_adapters:
         gpu=SWEEP.evaluation_gpus,
     params:
         spec=get_evaluation,
-        points=get_batch_folders,
+        points=of(SWEEP.get_batch_folders),
     shell:
         f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate_adapters --spec {{params.spec:q}} --points {{params.points:q}}"
         " --output {output.batch:q} > {log:q} 2>&1"
@@ -107,9 +107,9 @@ rule evaluate_adapters:
 
 rule publish:
     input:
-        adapter=get_adapter_files("{point}"),
+        adapter=SWEEP.get_adapter_files("{point}"),
         tasks=SWEEP.task_files,
-        batch=ancient(get_batch),
+        batch=ancient(of(SWEEP.get_batch_file)),
     output:
         **get_evaluation_outputs(),
     log:
@@ -121,6 +121,6 @@ rule publish:
         "../../envs/driver.yaml"
     params:
         spec=get_evaluation,
-        point=get_point_folder,
+        point=f"{RESULTS}/{{point}}",
     shell:
         f"{RUN} driver -m lorasweep job publish --spec {{params.spec:q}} --point {{params.point:q}} > {{log:q}} 2>&1"

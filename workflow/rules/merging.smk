@@ -7,7 +7,7 @@ A model that is merged for its evaluation only (mode B1) is made within that job
 
 rule merge:
     input:
-        adapter=get_adapter_files("{point}"),
+        adapter=SWEEP.get_adapter_files("{point}"),
     output:
         model=directory("<results>/{point}/hf_model"),
     log:
@@ -22,7 +22,7 @@ rule merge:
         runtime=request("merge", "runtime"),
         disk_mb=request("merge", "disk_mb"),
     params:
-        adapter=get_adapter_folder,
+        adapter=f"{RESULTS}/{{point}}/adapter",
         base=SWEEP.base_model,
         dtype=EXPERIMENT.model.dtype,
     shell:

@@ -15,7 +15,7 @@ localrules:
 
 rule cleanup:
     input:
-        unpack(get_kept_files),
+        unpack(of(SWEEP.get_kept_files)),
     output:
         manifest="<results>/{point}/manifest.json",
     log:
@@ -25,18 +25,20 @@ rule cleanup:
     conda:
         "../../envs/driver.yaml"
     params:
-        settings=get_settings,
-        point=get_point_folder,
-        benchmarks=get_benchmarks_folder,
-        tasks=get_task_names,
+        settings=of(SWEEP.get_settings),
+        point=f"{RESULTS}/{{point}}",
+        benchmarks=f"{RESULTS}/benchmarks",
+        tasks=of(SWEEP.get_task_names),
+        options=of(SWEEP.get_counting_options),
     shell:
         f"{RUN} driver -m lorasweep job cleanup --point {{params.point:q}} --benchmarks {{params.benchmarks:q}}"
-        " --settings {params.settings:q} --tasks {params.tasks:q} > {log:q} 2>&1"
+        " --settings {params.settings:q} --tasks {params.tasks:q} {params.options:q}"
+        " > {log:q} 2>&1"
 
 
 rule read_samples:
     input:
-        manifests=get_manifests(),
+        manifests=get_manifests,
     output:
         samples="<results>/samples.parquet",
     log:
@@ -44,7 +46,7 @@ rule read_samples:
     conda:
         "../../envs/eval.yaml"
     params:
-        results=get_results_folder,
+        results=RESULTS,
         baselines=list(SWEEP.baselines),
     shell:
         f"{RUN} eval -m lorasweep job read_samples --results {{params.results:q}} --baselines {{params.baselines:q}}"
@@ -53,7 +55,7 @@ rule read_samples:
 
 rule collect:
     input:
-        manifests=get_manifests(),
+        manifests=get_manifests,
         samples="<results>/samples.parquet",
     output:
         table="<results>/results.csv",
@@ -65,7 +67,7 @@ rule collect:
     conda:
         "../../envs/driver.yaml"
     params:
-        results=get_results_folder,
+        results=RESULTS,
         variables=SWEEP.variables,
         tasks=SWEEP.deciding_tasks,
         report=EXPERIMENT.report.model_dump_json(),

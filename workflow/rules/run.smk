@@ -5,26 +5,17 @@ All of it is `lorasweep.run.Run`; here it is told what Snakemake alone knows.
 
 from snakemake.io import IOFile
 
-from lorasweep.layout import get_stage
 from lorasweep.running.run import Places, Run
 from lorasweep.util.slurm import forget_settings
-from lorasweep.running.slurm_plugin import (
-    mend_end_by_signal,
-    mend_python_path,
-    mend_status_queries,
-    mend_target_names,
-)
+from lorasweep.running.slurm_plugin import mend_end_by_signal, mend_python_path, mend_status_queries
 
-mend_target_names()
 mend_python_path()
 
 if workflow.is_main_process:
     forget_settings()
     mend_status_queries()
-    # The words of the command are repeated to the reader, and not looked at.
-    COMMAND = shlex.join(["snakemake", *sys.argv[1:]])
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
-    THIS_RUN = Run(SWEEP, COMMAND, ROOT, SOURCES, uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN)
+    THIS_RUN = Run(SWEEP, ROOT, SOURCES, uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN)
     THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
 
 
@@ -33,15 +24,18 @@ def get_orphan_dependency():
     jobs = THIS_RUN.awaited_jobs if workflow.is_main_process else {}
 
     def depend(wildcards):
-        return f"--dependency=afterany:{jobs[wildcards.point]}" if wildcards.point in jobs else ""
+        return f"--dependency=afterany:{jobs[wildcards.training]}" if wildcards.training in jobs else ""
 
     return {"slurm_extra": depend} if jobs else {}
 
 
 def get_wanted_jobs():
-    """What is to do: pairs of a rule and the name of a point or of a batch, if it has one."""
+    """What is to do: pairs of a rule and the name of a point or of a batch, if it has one.
+
+    A training stands under the point for which it is counted.
+    """
     return {
-        (get_stage(job.rule.name), str(next(iter(job.wildcards), "")))
+        (job.rule.name, SWEEP.trainings.get(name := str(next(iter(job.wildcards), "")), name))
         for job in workflow.dag.needrun_jobs(exclude_finished=False)
         if job.rule.name not in ("all", "configure_all")
     }
@@ -49,7 +43,8 @@ def get_wanted_jobs():
 
 def get_unfinished():
     """The points of jobs that this run was to do and did not."""
-    return {job.wildcards.point for job in workflow.dag.needrun_jobs() if "point" in job.wildcards.keys()}
+    unfinished = {str(name) for job in workflow.dag.needrun_jobs() for name in job.wildcards}
+    return {name for name in SWEEP.folders if {name, name in POINTS and POINTS[name].training} & unfinished}
 
 
 def get_places():

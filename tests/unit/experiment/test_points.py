@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,12 +32,12 @@ def registry(tmp_path: Path) -> Path:
 def test_every_combination_is_a_point_named_by_its_values() -> None:
     points = expand(variables={"lora_rank": [8, 16], "lr": ["1e-4", 0.05]})
     assert list(points) == [
-        "lora_rank=8,lr=1e-4",
-        "lora_rank=8,lr=0.05",
-        "lora_rank=16,lr=1e-4",
-        "lora_rank=16,lr=0.05",
+        "lora_rank=8__lr=1e-4",
+        "lora_rank=8__lr=5e-2",
+        "lora_rank=16__lr=1e-4",
+        "lora_rank=16__lr=5e-2",
     ]
-    assert points["lora_rank=8,lr=1e-4"].controls.lr == 1e-4
+    assert points["lora_rank=8__lr=1e-4"].controls.lr == 1e-4
 
 
 def test_order_of_variables_and_values_names_nothing_anew() -> None:
@@ -47,12 +48,39 @@ def test_order_of_variables_and_values_names_nothing_anew() -> None:
 
 def test_lists_and_truth_values_stand_in_names() -> None:
     points = expand(variables={"lora_attn_modules": [["q_proj", "v_proj"]], "apply_lora_to_mlp": [True, False]})
-    assert "apply_lora_to_mlp=true,lora_attn_modules=q_proj+v_proj" in points
+    assert "apply_lora_to_mlp=true__lora_attn_modules=q_proj+v_proj" in points
 
 
+@pytest.mark.parametrize("key", [None, "lr", "lora_alpha"])
 @given(st.floats(min_value=1e-12, max_value=1e12))
-def test_a_number_in_a_name_is_read_back_exactly(number: float) -> None:
-    assert float(format_value(number)) == number
+def test_a_number_in_a_name_is_read_back_exactly(key: str | None, number: float) -> None:
+    assert float(format_value(number, key)) == number
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "written"),
+    [
+        ("lr", 0.01, "1e-2"),
+        ("lr", 0.00025, "2.5e-4"),
+        ("lr", 1.0, "1e0"),
+        ("weight_decay", 0.1, "1e-1"),
+        ("weight_decay", 0.0, "0"),
+        ("lora_dropout", 0.05, "0.05"),
+        ("lora_alpha", 16.0, "16"),
+        ("lora_alpha", 16, "16"),
+        ("max_samples", 100_000, "100000"),
+    ],
+)
+def test_a_number_is_written_one_way_by_its_key(key: str, value: float, written: str) -> None:
+    assert format_value(value, key) == written
+
+
+def test_a_number_is_one_point_however_the_file_writes_it() -> None:
+    written = [["0.01"], ["1e-2"], [0.01], ["1.0E-02"]]
+    spelt = [yaml.safe_load(f"lr: [{value}]") for [value] in written]
+    assert {name for variables in spelt for name in expand(variables=variables)} == {"lr=1e-2"}
+    with pytest.raises(InputError, match="listed twice"):
+        expand(variables={"lr": [0.01, "1e-2"]})
 
 
 def test_distinct_numbers_have_distinct_names() -> None:
@@ -70,7 +98,7 @@ class TestNamesLast:
         points = run(registry, variables={"lora_rank": [8], "lr": [1e-3, 1e-4]})
         assert {name: point.controls.lr for name, point in points.items()} == {
             "lora_rank=8": 1e-4,
-            "lora_rank=8,lr=1e-3": 1e-3,
+            "lora_rank=8__lr=1e-3": 1e-3,
         }
 
     def test_a_default_that_becomes_a_variable_renames_no_point(self, registry: Path) -> None:
@@ -79,7 +107,7 @@ class TestNamesLast:
 
     def test_a_variable_that_becomes_a_control_renames_no_point(self, registry: Path) -> None:
         run(registry, variables={"lora_rank": [8], "lr": [1e-4, 1e-3]})
-        assert list(expand(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-3})) == ["lora_rank=8,lr=1e-3"]
+        assert list(expand(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-3})) == ["lora_rank=8__lr=1e-3"]
 
     def test_an_edited_control_changes_points_and_renames_none(self, registry: Path) -> None:
         run(registry, variables={"lora_rank": [8]}, controls={"lr": 1e-4})
@@ -111,7 +139,7 @@ def test_exclude_leaves_out_what_has_all_of_its_values() -> None:
         variables={"lora_rank": [8, 16], "lr": [1e-4, 1e-3]},
         exclude=[{"lora_rank": 16, "lr": "1e-3"}],
     )
-    assert "lora_rank=16,lr=1e-3" not in points
+    assert "lora_rank=16__lr=1e-3" not in points
     assert len(points) == 3
 
 
@@ -121,27 +149,27 @@ def draw(points: int = 20, seed: int = 0, **space: Any) -> dict[str, Any]:
 
 
 GRID: dict[str, Any] = {"variables": {"lora_rank": [8, 64], "lr": [1e-4, 1e-3]}}
-ALL = {"lora_rank=8,lr=1e-4", "lora_rank=8,lr=1e-3", "lora_rank=64,lr=1e-4", "lora_rank=64,lr=1e-3"}
+ALL = {"lora_rank=8__lr=1e-4", "lora_rank=8__lr=1e-3", "lora_rank=64__lr=1e-4", "lora_rank=64__lr=1e-3"}
 
 
 @pytest.mark.parametrize(
     ("condition", "left_out"),
     [
-        ("lora_rank > 32 and lr >= 1e-3", {"lora_rank=64,lr=1e-3"}),
-        ("lora_rank > 32 or lr >= 1E-3", ALL - {"lora_rank=8,lr=1e-4"}),
-        ("not (lora_rank == 8)", {"lora_rank=64,lr=1e-4", "lora_rank=64,lr=1e-3"}),
-        ("8 <= lora_rank < 64 and lr == 0.001", {"lora_rank=8,lr=1e-3"}),
-        ("lora_rank in [8, 16] and lr not in [1e-3]", {"lora_rank=8,lr=1e-4"}),
-        ("lora_rank * lr > batch_size * 0.03", {"lora_rank=64,lr=1e-3"}),
-        ("lora_rank - 60 > 0 and -lr < -5e-4", {"lora_rank=64,lr=1e-3"}),
-        ("lora_alpha == null and packed == false and lora_rank == 8", {"lora_rank=8,lr=1e-4", "lora_rank=8,lr=1e-3"}),
+        ("lora_rank > 32 and lr >= 1e-3", {"lora_rank=64__lr=1e-3"}),
+        ("lora_rank > 32 or lr >= 1E-3", ALL - {"lora_rank=8__lr=1e-4"}),
+        ("not (lora_rank == 8)", {"lora_rank=64__lr=1e-4", "lora_rank=64__lr=1e-3"}),
+        ("8 <= lora_rank < 64 and lr == 0.001", {"lora_rank=8__lr=1e-3"}),
+        ("lora_rank in [8, 16] and lr not in [1e-3]", {"lora_rank=8__lr=1e-4"}),
+        ("lora_rank * lr > batch_size * 0.03", {"lora_rank=64__lr=1e-3"}),
+        ("lora_rank - 60 > 0 and -lr < -5e-4", {"lora_rank=64__lr=1e-3"}),
+        ("lora_alpha == null and packed == false and lora_rank == 8", {"lora_rank=8__lr=1e-4", "lora_rank=8__lr=1e-3"}),
         (
             "(lora_alpha != null and lora_alpha > 1) or lora_rank == 64",
-            {"lora_rank=64,lr=1e-4", "lora_rank=64,lr=1e-3"},
+            {"lora_rank=64__lr=1e-4", "lora_rank=64__lr=1e-3"},
         ),
         (
             "model_format == 'adapter' and 'q_proj' in lora_attn_modules and lr < 5e-4 and lora_rank < 9",
-            {"lora_rank=8,lr=1e-4"},
+            {"lora_rank=8__lr=1e-4"},
         ),
     ],
 )
@@ -163,14 +191,14 @@ def test_zipped_variables_vary_together_and_are_crossed_with_the_others() -> Non
     variables = {"lora_rank": [8, 16, 16], "lr": [1e-4, 1e-3], "lora_alpha": [16, 16, 32]}
     points = expand(variables=variables, zip=[["lora_alpha", "lora_rank"]])
     assert list(points) == [
-        "lora_alpha=16,lora_rank=8,lr=1e-4",
-        "lora_alpha=16,lora_rank=8,lr=1e-3",
-        "lora_alpha=16,lora_rank=16,lr=1e-4",
-        "lora_alpha=16,lora_rank=16,lr=1e-3",
-        "lora_alpha=32,lora_rank=16,lr=1e-4",
-        "lora_alpha=32,lora_rank=16,lr=1e-3",
+        "lora_alpha=16__lora_rank=8__lr=1e-4",
+        "lora_alpha=16__lora_rank=8__lr=1e-3",
+        "lora_alpha=16__lora_rank=16__lr=1e-4",
+        "lora_alpha=16__lora_rank=16__lr=1e-3",
+        "lora_alpha=32__lora_rank=16__lr=1e-4",
+        "lora_alpha=32__lora_rank=16__lr=1e-3",
     ]
-    assert points["lora_alpha=32,lora_rank=16,lr=1e-4"].controls.lora_alpha == 32
+    assert points["lora_alpha=32__lora_rank=16__lr=1e-4"].controls.lora_alpha == 32
     grid = expand(variables={"lora_rank": [8, 16], "lora_alpha": [16, 32], "lr": [1e-4, 1e-3]})
     assert set(points) <= set(grid)
 
@@ -212,7 +240,7 @@ def test_a_run_is_asked_in_its_own_way_and_others_as_the_data_says(registry: Pat
 def test_a_system_prompt_that_becomes_a_variable_renames_no_point(registry: Path) -> None:
     run(registry, variables={"lora_rank": [8]}, data={"train": "t", "system_prompt": "Short."})
     points = run(registry, variables={"lora_rank": [8], "system_prompt": ["Short.", "Long.", None]})
-    assert list(points) == ["lora_rank=8", "lora_rank=8,system_prompt=Long.", "lora_rank=8,system_prompt=null"]
+    assert list(points) == ["lora_rank=8", "lora_rank=8__system_prompt=Long.", "lora_rank=8__system_prompt=null"]
 
 
 def test_prompts_stand_in_names_by_how_they_begin_and_a_digest() -> None:
@@ -220,9 +248,9 @@ def test_prompts_stand_in_names_by_how_they_begin_and_a_digest() -> None:
     points = expand(data={"train": "t"}, variables={"prompt": prompts, "seed": [0, 1]})
     assert len(points) == 6
     assert {point.data.prompt for point in points.values()} == set(prompts)
-    names = [name for name in points if name.endswith(",seed=0")]
+    names = [name for name in points if name.endswith("__seed=0")]
     assert [name.rpartition("-")[0] for name in names] == ["prompt=Say_input", "prompt=Say_input", ""]
-    assert names[2] == "prompt=null,seed=0"
+    assert names[2] == "prompt=null__seed=0"
 
 
 def test_modes_can_be_varied() -> None:
@@ -230,7 +258,32 @@ def test_modes_can_be_varied() -> None:
         variables={"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
         exclude=[{"model_format": "hf", "merge_adapters": False}],
     )
-    assert sorted(point.mode for point in points.values()) == ["A", "B1", "B2"]
+    assert [point.mode for point in points.values()] == ["A", "B1", "B2"]
+    assert list(points) == ["mode=A", "mode=B1", "mode=B2"]
+    in_short = expand(variables={"mode": ["A", "B1", "B2"]})
+    assert in_short == points
+    assert list(expand(variables={"merge_adapters": [True, False], "seed": [0]})) == [
+        "mode=B1__seed=0",
+        "mode=B2__seed=0",
+    ]
+    assert expand(runs=[{"name": "full", "mode": "A"}])["full"].mode == "A"
+
+
+def test_what_is_excluded_may_speak_of_the_mode_in_either_way() -> None:
+    modes = {"mode": ["A", "B1", "B2"], "lora_rank": [4, 8]}
+    for left_out in ({"mode": "A", "lora_rank": 8}, "mode == 'A' and lora_rank == 8"):
+        assert "lora_rank=8__mode=A" not in expand(variables=modes, exclude=[left_out])
+    keys = {"model_format": ["hf", "adapter"], "lora_rank": [4, 8]}
+    assert "lora_rank=8__mode=A" not in expand(variables=keys, exclude=["mode == 'A' and lora_rank == 8"])
+
+
+def test_the_mode_beside_what_it_stands_for_is_refused() -> None:
+    with pytest.raises(InputError, match=r"variables\.mode: stands for model_format too"):
+        expand(variables={"mode": ["A"], "model_format": ["hf"]})
+    with pytest.raises(InputError, match=r"runs\.0\.mode: stands for merge_adapters too"):
+        expand(runs=[{"name": "both", "mode": "A", "merge_adapters": True}])
+    with pytest.raises(InputError, match=r"variables\.mode\.0: 'C' is not accepted; accepted: 'A', 'B1' or 'B2'"):
+        expand(variables={"mode": ["C"]})
 
 
 class TestSample:
@@ -245,9 +298,9 @@ class TestSample:
 
     def test_the_draws_of_a_seed_are_what_they_were(self) -> None:
         assert list(expand(**draw(3))) == [
-            "lora_rank=8,lr=5.01e-4",
-            "lora_rank=16,lr=2.11e-5",
-            "lora_rank=32,lr=3.32e-5",
+            "lora_rank=8__lr=5.01e-4",
+            "lora_rank=16__lr=2.11e-5",
+            "lora_rank=32__lr=3.32e-5",
         ]
 
     def test_a_larger_number_begins_with_the_smaller(self) -> None:
@@ -285,9 +338,9 @@ class TestSample:
     def test_draws_are_crossed_with_variables_and_left_out_by_exclude(self) -> None:
         points = expand(variables={"seed": [0, 1]}, **draw(5))
         assert len(points) == 10
-        assert set(points) == {f"{name},seed={seed}" for name in expand(**draw(5)) for seed in (0, 1)}
+        assert set(points) == {f"{name}__seed={seed}" for name in expand(**draw(5)) for seed in (0, 1)}
         kept = expand(variables={"seed": [0, 1]}, exclude=[{"lora_rank": 8, "seed": 0}], **draw(5))
-        assert points.keys() - kept.keys() == {name for name in points if "rank=8,lr" in name and "seed=0" in name}
+        assert points.keys() - kept.keys() == {name for name in points if "rank=8__lr" in name and "seed=0" in name}
         assert len(expand(exclude=[{"lora_rank": 64}], **draw(5))) == 5
 
     def test_drawn_points_keep_their_names(self, registry: Path) -> None:
@@ -405,7 +458,7 @@ def test_a_run_with_an_adapter_has_no_settings_of_a_training(adapter: str) -> No
     point = expand(runs=[{"name": "theirs", "adapter": adapter, "merge_adapters": False}])["theirs"]
     assert point.adapter == adapter
     assert point.mode == "B2"
-    assert point.settings == {"adapter": adapter, "model_format": "adapter", "merge_adapters": False}
+    assert point.settings == {"adapter": adapter, "mode": "B2"}
     assert expand(runs=[{"name": "asked", "adapter": adapter, "prompt": "Say {input}"}])["asked"].data.prompt
 
 
@@ -471,12 +524,8 @@ class TestEpochs:
 
     def test_each_epoch_that_is_wanted_is_a_point_after_the_one_that_is_trained(self) -> None:
         points = self.expand("all")
-        assert list(points)[:3] == ["lora_rank=4", "lora_rank=4,epoch=1", "lora_rank=4,epoch=2"]
-        assert [(p.trained_by, p.epoch, p.is_trained) for p in list(points.values())[:3]] == [
-            (None, None, True),
-            ("lora_rank=4", 1, False),
-            ("lora_rank=4", 2, False),
-        ]
+        assert list(points)[:3] == ["lora_rank=4", "lora_rank=4__epoch=1", "lora_rank=4__epoch=2"]
+        assert [(p.epoch, p.is_trained) for p in list(points.values())[:3]] == [(None, True), (1, False), (2, False)]
 
     def test_the_last_epoch_is_the_point_as_ever(self) -> None:
         assert self.expand("last") == self.expand([3]) == expand(**THREE_EPOCHS)
@@ -484,21 +533,21 @@ class TestEpochs:
     def test_a_last_epoch_that_is_not_listed_is_not_evaluated(self) -> None:
         assert {name: point.is_evaluated for name, point in self.expand([2]).items()} == {
             "lora_rank=4": False,
-            "lora_rank=4,epoch=2": True,
+            "lora_rank=4__epoch=2": True,
             "lora_rank=8": False,
-            "lora_rank=8,epoch=2": True,
+            "lora_rank=8__epoch=2": True,
         }
 
     def test_a_training_of_fewer_epochs_keeps_those_that_it_has(self) -> None:
         points = self.expand([1, 3], variables={"epochs": [1, 3]})
-        assert list(points) == ["epochs=1", "epochs=3", "epochs=3,epoch=1"]
+        assert list(points) == ["epochs=1", "epochs=3", "epochs=3__epoch=1"]
         assert all(point.is_evaluated for point in points.values())
 
     def test_an_epoch_is_named_by_what_its_training_is_called_already(self, registry: Path) -> None:
         run(registry, **THREE_EPOCHS, evaluation={"epochs": "all"})
         sections = {"variables": {"seed": [0]}, "controls": {"epochs": 3, "lora_rank": 8}}
         points = expand(registry, **sections, evaluation={"epochs": [1]})
-        assert list(points) == ["lora_rank=8", "lora_rank=8,epoch=1"]
+        assert list(points) == ["lora_rank=8", "lora_rank=8__epoch=1"]
 
     @pytest.mark.parametrize(
         ("epochs", "message"),
@@ -530,8 +579,8 @@ class TestEpochs:
             self.expand("all", controls={"epochs": 3, "_override": {"epochs": 5}})
 
     def test_a_run_with_the_name_of_an_epoch_is_refused(self) -> None:
-        with pytest.raises(InputError, match="two points are called 'a,epoch=1'"):
-            self.expand("all", runs=[{"name": "a", "seed": 1}, {"name": "a,epoch=1", "seed": 2}])
+        with pytest.raises(InputError, match="two points are called 'a__epoch=1'"):
+            self.expand("all", runs=[{"name": "a", "seed": 1}, {"name": "a__epoch=1", "seed": 2}])
 
 
 def test_one_gpu_is_said_in_no_setting_unless_it_varies(registry: Path) -> None:
@@ -539,7 +588,7 @@ def test_one_gpu_is_said_in_no_setting_unless_it_varies(registry: Path) -> None:
     assert "gpus" not in before["lora_rank=8"].settings
     points = run(registry, variables={"lora_rank": [8], "gpus": [1, 2]})
     # The point with one is the one that there was.
-    assert list(points) == ["lora_rank=8", "gpus=2,lora_rank=8"]
+    assert list(points) == ["lora_rank=8", "gpus=2__lora_rank=8"]
     assert [point.settings["gpus"] for point in points.values()] == [1, 2]
     with pytest.raises(InputError, match="'lora_rank=8' and 'again' are the same"):
         expand(variables={"lora_rank": [8]}, runs=[{"name": "again", "lora_rank": 8, "gpus": 1}])

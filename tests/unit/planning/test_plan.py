@@ -112,7 +112,7 @@ def make_planner(
 
 def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
     planner = make_planner(tmp_path, evaluation={"adapters_per_job": 3})
-    shared = {"configure": 4, "train": 4, "cleanup": 5, "read_samples": 1, "collect": 1, "report": 1}
+    shared = {"configure": 4, "train": 4, "take": 4, "cleanup": 5, "read_samples": 1, "collect": 1, "report": 1}
     unevaluated = make_planner(tmp_path, evaluation={"enabled": False, "tasks": [], "merge_adapters": False})
     assert unevaluated.plan_all("B2").jobs == shared | {"cleanup": 4}
     assert planner.plan_all("A").jobs == shared | {"merge": 4, "evaluate": 5}
@@ -192,15 +192,15 @@ def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**15))
     planner = make_planner(tmp_path, evaluation={"model_format": "hf"}, plan={"storage_limit_gb": 0.1})
     results = tmp_path / "results/e"
-    wanted = {("train", name) for name in planner.points}
+    wanted = {("merge", name) for name in planner.points}
     forecast = Forecast(planner.experiment, results, planner, {}, [], wanted, {}, "")
     assert forecast.explain_shortage() is not None
     for name in planner.points:
-        (results / name / "adapter").mkdir(parents=True)
-        with (results / name / "adapter/weights").open("wb") as file:
-            file.truncate(60_000_000)
+        (results / name / "hf_model").mkdir(parents=True)
+        with (results / name / "hf_model/weights").open("wb") as file:
+            file.truncate(16_000_000_000)
     roomy = planner.experiment.model_copy(
-        update={"plan": planner.experiment.plan.model_copy(update={"storage_limit_gb": 0.7})}
+        update={"plan": planner.experiment.plan.model_copy(update={"storage_limit_gb": 70.0})}
     )
     assert Forecast(roomy, results, planner, {}, [], wanted, {}, "").explain_shortage() is None
 
@@ -297,10 +297,10 @@ def test_jobs_wait_for_places_for_each_other_and_for_the_bound() -> None:
 
 
 def test_bytes_are_there_when_they_should_be() -> None:
-    line = simulate([job(10, kept=5, temporary=7, leaves=3), job(1, 0, rule="evaluate", kept=1, frees=3)], 1, None)
+    line = simulate([job(10, kept=5, temporary=7), job(1, 0, rule="evaluate", kept=1)], 1, None)
     assert line.kept == 6
     assert line.peak_temporary == 7
-    assert (10.0, 5, 3) in line.moments
+    assert (10.0, 5, 0) in line.moments
     assert line.moments[-1] == (11.0, 6, 0)
 
 

@@ -97,11 +97,10 @@ def test_a_point_that_is_not_evaluated_beside_others_has_a_row_and_no_part_in_th
 def test_the_loss_of_a_training_is_drawn_once_though_its_epochs_have_rows_of_their_own(tmp_path: Path) -> None:
     samples = make_results(tmp_path, {"lora_rank": [4, 8], "epoch": [1, 2]}, lambda settings: 0.5)
     for rank in (4, 8):
-        name = f"epoch=1,lora_rank={rank}"
+        name = f"epoch=1__lora_rank={rank}"
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
-        settings = {**manifest["settings"], "trained_by": f"epoch=2,lora_rank={rank}"}
-        edit_manifest(tmp_path / name, settings=settings, training={**manifest["training"], "steps": 10})
-        edit_manifest(tmp_path / f"epoch=2,lora_rank={rank}", training={**manifest["training"], "epochs": 2})
+        edit_manifest(tmp_path / name, training={**manifest["training"], "steps": 10})
+        edit_manifest(tmp_path / f"epoch=2__lora_rank={rank}", training={**manifest["training"], "epochs": 2})
     samples.to_parquet(tmp_path / "samples.parquet", index=False)
     page = report(tmp_path, ["lora_rank", "epoch"])
     assert "Training loss of each step." in page
@@ -262,7 +261,7 @@ def test_a_run_that_is_called_like_a_setting_is_none_of_its_replicates(tmp_path:
     (tmp_path / "points.json").write_text(json.dumps({**record, "lora_rank=4": {"current": True}}))
     table = tabulate(tmp_path, ["lora_rank", "seed"], samples).groupby("setting")["point"].apply(set)
     assert {"lora_rank=4"} in table.tolist()
-    assert {"lora_rank=4,seed=0", "lora_rank=4,seed=1"} in table.tolist()
+    assert {"lora_rank=4__seed=0", "lora_rank=4__seed=1"} in table.tolist()
 
 
 def test_many_and_long_trainings_are_drawn_within_bounds(tmp_path: Path) -> None:
@@ -330,10 +329,11 @@ def test_the_number_of_variables_chooses_the_plot(tmp_path: Path, count: int, ma
 
 def test_stages_are_those_of_the_modes() -> None:
     points = {"a": "A", "b": "B1", "c": "B2", "given": "B2", BASELINE: "base"}
-    stages = {stage.rule: stage for stage in get_stages(points, points, {"a": None, "b": None, "c": None})}
+    stages = {stage.rule: stage for stage in get_stages(points, points, ["a", "c"], ["a", "b", "c"])}
     assert {rule: stage.jobs for rule, stage in stages.items()} == {
-        "configure": 3,
-        "train": 3,
+        "configure": 2,
+        "train": 2,
+        "take": 3,
         "adopt": 1,
         "merge": 1,
         "evaluate": 2,
@@ -345,7 +345,7 @@ def test_stages_are_those_of_the_modes() -> None:
         "collect": 1,
         "report": 1,
     }
-    assert stages["evaluate_adapters"].after == ("train", "adopt")
+    assert stages["evaluate_adapters"].after == ("take", "adopt")
     assert stages["cleanup"].after == ("evaluate", "evaluate_merged", "publish")
 
 

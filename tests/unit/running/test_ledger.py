@@ -139,8 +139,8 @@ def say(watcher: JobWatcher, text: str | None = None, **extra: Any) -> None:
 
 
 def test_each_attempt_of_a_job_is_seen_with_its_slurm_job() -> None:
-    watcher = JobWatcher()
-    say(watcher, event="job_info", jobid=3, rule_name="train", wildcards={"point": "a"})
+    watcher = JobWatcher({"t-123": "a"})
+    say(watcher, event="job_info", jobid=3, rule_name="train", wildcards={"training": "t-123"})
     for slurm_job, ended in (
         ("17", {"event": "job_error", "jobid": 3}),
         ("18", {"event": "job_finished", "job_id": 3}),
@@ -155,15 +155,15 @@ def test_each_attempt_of_a_job_is_seen_with_its_slurm_job() -> None:
 
 
 def test_temporary_files_are_measured_and_kept_ones_not(tmp_path: Path) -> None:
-    for name, size in {"a/merged/model": 1000, "a/adapter/w": 10_000, "b/state/train/x": 100}.items():
+    for name, size in {"a/merged/model": 1000, "a/adapter/w": 10_000, "trainings/b/state/train/x": 100}.items():
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"x" * size)
-    assert measure_temporary(tmp_path, ["a", "b", "not_begun"]) == 1100
+    assert measure_temporary(tmp_path, ["a", "trainings/b", "not_begun"]) == 1100
 
 
 def test_what_still_runs_at_the_end_was_cancelled() -> None:
-    watcher = JobWatcher()
-    say(watcher, event="job_info", jobid=3, rule_name="train", wildcards={"point": "a"})
+    watcher = JobWatcher({})
+    say(watcher, event="job_info", jobid=3, rule_name="train", wildcards={"training": "a"})
     say(watcher, event="job_started", jobs=[3])
     watcher.end_all()
     assert [(attempt.rule, attempt.state) for attempt in watcher.attempts] == [("train", "cancelled")]

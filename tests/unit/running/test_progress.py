@@ -133,7 +133,7 @@ def test_the_pace_of_a_training_is_that_between_two_looks() -> None:
 
 
 def test_the_accounts_of_a_run_leave_status_and_storage(forecast: Forecast) -> None:
-    accounts = Accounts(forecast, JobWatcher(), FailureRecorder(forecast.results / "logs"))
+    accounts = Accounts(forecast, JobWatcher({}), FailureRecorder(forecast.results / "logs", {}))
     accounts.start()
     accounts.stop(is_well=False)
     status = read_status(forecast.results / "status.json")

@@ -27,6 +27,7 @@ def make_sweep(device: str = "cuda", parallel_jobs: int | None = None, most_gpus
         folders=["a", "b"],
         baselines={},
         points={},
+        trainings={},
     )
     return cast(Sweep, stands_in)
 
@@ -51,7 +52,7 @@ def test_as_many_jobs_run_at_a_time_as_have_a_place(sweep: Sweep, places: Places
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
-    return Run(make_sweep(), "snakemake -n", tmp_path, tmp_path / "sources/7", uses_conda=False, ignores_shortage=False)
+    return Run(make_sweep(), tmp_path, tmp_path / "sources/7", uses_conda=False, ignores_shortage=False)
 
 
 def listen(run: Run, is_dry_run: bool = True) -> tuple[logging.Logger, list[str]]:

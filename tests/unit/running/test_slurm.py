@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,14 +78,14 @@ def test_a_run_that_is_told_to_end_while_it_chooses_jobs_ends() -> None:
 
 def test_orphans_are_read_from_names_states_and_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
-        "7|lorasweep_a|RUNNING|rule_train_wildcards_lora_rank=8,lr=1e-4",
+        "7|lorasweep_a|RUNNING|rule_train_wildcards_lora_rank=8__lr=1e-4",
         "8|lorasweep_a|PENDING|rule_train_wildcards_lora_rank=16",
         "9|lorasweep_a|RUNNING|rule_evaluate_merged_wildcards_x",
     ]
     monkeypatch.setattr(orphans, "ask", lambda *command: lines)
     found = orphans.find_orphans(["lorasweep_a"])
-    assert [(o.job, o.rule, o.point, o.is_awaited) for o in found] == [
-        ("7", "train", "lora_rank=8,lr=1e-4", True),
+    assert [(o.job, o.rule, o.name, o.is_awaited) for o in found] == [
+        ("7", "train", "lora_rank=8__lr=1e-4", True),
         ("8", "train", "lora_rank=16", False),
         ("9", "evaluate_merged", "x", False),
     ]
@@ -164,31 +163,6 @@ class TestMemoryKill:
     def test_what_ended_otherwise_is_not_taken_for_it(self, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
         self.ask(monkeypatch, sacct=[state, state], scontrol=[f"JobState={state}"])
         assert slurm.find_memory_kill("7") == ""
-
-
-def test_names_with_commas_reach_a_job_whole() -> None:
-    """What one process writes for another, and that reads: both ends are Snakemake's own."""
-    code = """
-import asyncio
-import snakemake.cli
-from snakemake.dag import DAG
-from snakemake.target_jobs import TargetSpec, parse_target_jobs_cli_args
-from snakemake_interface_executor_plugins.executors import real
-made = []
-async def new_job(dag, rule, targetfile=None, format_wildcards=None, wildcards_dict=None):
-    made.append(wildcards_dict)
-DAG.new_job = new_job
-from lorasweep.running.slurm_plugin import mend_target_names
-mend_target_names()
-name = {"point": "lora_rank=8,lr=1e-4,a"}
-[spec] = parse_target_jobs_cli_args(real.encode_target_jobs_cli_args([TargetSpec("train", name)]))
-asyncio.run(DAG.new_job(None, spec.rulename, wildcards_dict=spec.wildcards_dict))
-assert made == [name], made
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": WORKFLOW}
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_training_on_several_gpus_is_one_task_on_one_node() -> None:

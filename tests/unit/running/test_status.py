@@ -19,11 +19,14 @@ from lorasweep.running.status import (
     JobStatus,
     RunStatus,
     Step,
+    get_training_log,
     read_status,
     read_step,
     write_status,
 )
 from lorasweep.running.status_view import is_going_on, render, watch
+
+LOG = get_training_log("lora_rank=8-123")
 
 HEADER = "step,epoch,loss,lr,tokens,seconds,validation_loss\n"
 
@@ -33,7 +36,7 @@ def tell(seconds_ago: float) -> str:
 
 
 def make_job(**changes: Any) -> JobStatus:
-    values = {"rule": "train", "name": "lora_rank=8", "points": 1, "since": tell(300), "slurm_job": None}
+    values = {"rule": "train", "name": "lora_rank=8", "log": LOG, "points": 1, "since": tell(300), "slurm_job": None}
     return JobStatus.model_validate(values | {"steps": 40, "seconds_left": 600.0} | changes)
 
 
@@ -83,7 +86,7 @@ def show(results: Path, height: int | None = None, width: int = 100) -> str:
 
 def test_a_run_is_shown_with_its_points_jobs_failures_bytes_and_time(results: Path) -> None:
     begin(results)
-    log = results / "lora_rank=8/state/train/training_log.csv"
+    log = results / LOG
     log.parent.mkdir(parents=True)
     log.write_text(HEADER + "30,2,1.23456,0.001,4000,55.2,\n")
     said = show(results)
@@ -105,7 +108,7 @@ def test_a_run_whose_plan_is_used_up_does_not_say_that_it_is_at_its_end(results:
 
 
 def test_nothing_is_cut_on_a_narrow_screen(results: Path) -> None:
-    begin(results, running=[make_job(name="lora_attn_modules=q_proj+v_proj,lora_rank=8,lr=1e-4")])
+    begin(results, running=[make_job(name="lora_attn_modules=q_proj+v_proj__lora_rank=8__lr=1e-4")])
     said = show(results, width=60)
     assert max(map(len, said.splitlines())) <= 60
     assert "…" not in said

@@ -48,12 +48,12 @@ def test_a_job_killed_for_its_memory_is_found_in_the_schedulers_log(tmp_path: Pa
 
 
 def test_a_failure_that_a_retry_mends_is_forgotten(tmp_path: Path) -> None:
-    recorder = FailureRecorder(tmp_path)
-    log = tmp_path / "train" / "lr=0.1.log"
+    recorder = FailureRecorder(tmp_path, {"lr=1e-1-123": "lr=1e-1"})
+    log = tmp_path / "train" / "lr=1e-1-123.log"
     error = {"event": "job_error", "rule_name": "train", "rule_msg": None, "jobid": 3, "log": [str(log)]}
     recorder.emit(logging.makeLogRecord(error))
     recorder.emit(logging.makeLogRecord({**error, "jobid": 4}))
-    assert [(failure.rule, failure.point) for failure in recorder.failures] == [("train", "lr=0.1")] * 2
+    assert [(failure.rule, failure.point) for failure in recorder.failures] == [("train", "lr=1e-1")] * 2
     recorder.emit(logging.makeLogRecord({"event": "job_finished", "job_id": 3}))
     assert len(recorder.failures) == 1
 

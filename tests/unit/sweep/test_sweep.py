@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lorasweep.experiment.points import record_points
 from lorasweep.sweep.batches import record_batches
 from lorasweep.sweep.sweep import MISSING_MODEL_AMOUNT, Sweep
 from lorasweep.util.errors import InputError
@@ -87,7 +88,8 @@ def test_without_the_model_a_dry_run_has_a_sweep(load: Callable[..., Sweep]) -> 
     sweep = load(runs=MODES, model={"path": "none", "device": "cpu"})
     sweep.check(asks_inspect=False)
     assert "no such directory: 'none'" in str(sweep.missing_model)
-    assert sweep.make_recipe("full") == sweep.missing_model
+    [training] = sweep.trainings
+    assert sweep.get_recipe(training) == sweep.missing_model
     assert sweep.request("train", "mem_mb", "full") == MISSING_MODEL_AMOUNT
     assert list(sweep.batches.values()) == [["direct"]]
 
@@ -96,10 +98,36 @@ def test_a_job_has_the_batches_of_its_run(load: Callable[..., Sweep]) -> None:
     points = {"variables": {"seed": list(range(5))}, "evaluation": {"merge_adapters": False, "adapters_per_job": 2}}
     planned = load(**points)
     assert [len(batch) for batch in planned.batches.values()] == [2, 2, 1]
+    record_points(planned.points, planned.results / "points.json")
     record_batches({"other": ["seed=0", "seed=4", "gone"]}, planned.results / "batches.json")
     job = load(is_job=True, **points)
     assert job.batches == {"other": ["seed=0", "seed=4"]}
     assert job.batch_of == {"seed=0": "other", "seed=4": "other"}
+
+
+def test_a_job_has_the_sweep_as_its_run_has_it(load: Callable[..., Sweep]) -> None:
+    sections: dict[str, Any] = {
+        "variables": {"lora_rank": [4, 8], "mode": ["A", "B2"]},
+        "runs": [{"name": "asked", "prompt": "Say {input}", "_override": {"optimizer": {"fused": False}}}],
+        "controls": {"epochs": 3, "lora_alpha": 7.5, "lora_attn_modules": ["q_proj"]},
+        "evaluation": {"epochs": [1, 3]},
+    }
+    planned = load(**sections)
+    record_points(planned.points, planned.results / "points.json")
+    job = load(is_job=True, **sections)
+    assert job.points.keys() == planned.points.keys()
+    assert job.evaluated == planned.evaluated
+    assert job.trainings.keys() == planned.trainings.keys()
+    for training in planned.trainings:
+        assert job.get_recipe(training) == planned.get_recipe(training)
+        assert job.get_kept_epochs(training) == planned.get_kept_epochs(training) == (1,)
+        assert job.request("train", "mem_mb", training) == planned.request("train", "mem_mb", training)
+    for name, point in planned.points.items():
+        assert job.points[name].settings == point.settings
+        assert job.points[name].is_trained == point.is_trained
+        assert job.get_settings(name) == planned.get_settings(name)
+        assert job.get_evaluation_spec(name) == planned.get_evaluation_spec(name)
+        assert job.get_kept_files(name) == planned.get_kept_files(name)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +148,6 @@ def test_gpus_that_jobs_would_share_are_refused(
 def test_a_training_on_a_shared_machine_has_all_of_its_gpus(load: Callable[..., Sweep]) -> None:
     sections = {"runs": [{"name": "one"}, {"name": "two", "gpus": 2}], "model": {"path": "model"}}
     cluster, machine = load(**sections), load(shared_gpus=2, **sections)
-    assert [cluster.get_train_gpus(point) for point in ("one", "two")] == [1, 2]
-    assert [machine.get_train_gpus(point) for point in ("one", "two")] == [2, 2]
+    assert [cluster.get_train_gpus(training) for training in cluster.trainings] == [1, 2]
+    assert [machine.get_train_gpus(training) for training in machine.trainings] == [2, 2]
     assert (cluster.evaluation_gpus, machine.evaluation_gpus) == (1, 2)

@@ -239,7 +239,7 @@ VALUES = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text("abc", min_size=1), VALUES, max_size=3))
+@given(st.dictionaries(st.text("abc", min_size=1), VALUES, min_size=1, max_size=3))
 def test_a_recipes_text_is_pyyamls_own_whatever_stands_in_it(recipe: dict[str, Any]) -> None:
     assert dump_recipe(recipe) == yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120)
 

@@ -7,7 +7,7 @@ from typing import Any
 from lorasweep.experiment.conditions import Condition
 from lorasweep.experiment.loading import parse_setting
 from lorasweep.experiment.random_points import draw_points
-from lorasweep.experiment.sections import CHECKPOINT_KEYS, PROMPT_KEYS, SETTING_KEYS, Experiment
+from lorasweep.experiment.sections import CHECKPOINT_KEYS, MODE_KEY, PROMPT_KEYS, SETTING_KEYS, Experiment, get_mode
 from lorasweep.util.errors import InputError, nearest
 
 
@@ -29,6 +29,7 @@ def make_combinations(experiment: Experiment, source: str) -> list[dict[str, Any
         if both := sorted(drawn & variables.keys()):
             raise InputError(f"{source}: sample.space.{both[0]}: is in 'variables' too; accepted: one of the two")
         axes.append(draw_points(experiment.sample, source))
+    check_mode({*variables, *drawn}, f"{source}: {'variables' if MODE_KEY in variables else 'sample.space'}")
     combinations = [_merge(parts) for parts in itertools.product(*axes)] if axes else []
     left_out: set[int] = set()
     for index, entry in enumerate(experiment.exclude):
@@ -37,6 +38,16 @@ def make_combinations(experiment: Experiment, source: str) -> list[dict[str, Any
         else:
             left_out |= _find_excluded(entry, f"exclude.{index}", combinations, variables, drawn, source)
     return [combination for index, combination in enumerate(combinations) if index not in left_out]
+
+
+def check_mode(keys: Collection[str], where: str) -> None:
+    """Refuse `mode` beside a key that it stands for; `where` names what has the keys.
+
+    Raises:
+        InputError: naming both.
+    """
+    if MODE_KEY in keys and (both := [key for key in CHECKPOINT_KEYS if key in keys]):
+        raise InputError(f"{where}.{MODE_KEY}: stands for {both[0]} too; accepted: one of the two")
 
 
 def _make_axes(
@@ -116,8 +127,13 @@ def _find_true(
     """Return the indices of the combinations of which a condition is true; what does not vary has its one value."""
     condition = Condition(text, SETTING_KEYS, f"{source}: {where}")
     special = dict.fromkeys(CHECKPOINT_KEYS, experiment.evaluation) | dict.fromkeys(PROMPT_KEYS, experiment.data)
-    fixed = {key: getattr(special.get(key, experiment.controls), key) for key in SETTING_KEYS}
-    found = {index for index, combination in enumerate(combinations) if condition.holds({**fixed, **combination})}
+    fixed = {key: getattr(special.get(key, experiment.controls), key) for key in SETTING_KEYS if key != MODE_KEY}
+
+    def complete(combination: Mapping[str, Any]) -> dict[str, Any]:
+        values = {**fixed, **combination}
+        return values if MODE_KEY in values else values | {MODE_KEY: get_mode(*(values[k] for k in CHECKPOINT_KEYS))}
+
+    found = {index for index, combination in enumerate(combinations) if condition.holds(complete(combination))}
     if not found and not condition.keys & set(drawn):
         raise InputError(f"{source}: {where}: {text!r} leaves nothing out; accepted: what is true of a point")
     return found

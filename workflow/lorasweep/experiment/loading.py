@@ -7,16 +7,18 @@ from typing import Any, TypeVar, get_args
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from lorasweep.experiment.sections import (
     CHECKPOINT_KEYS,
+    MODE_KEY,
     PROMPT_KEYS,
     SETTING_KEYS,
     Controls,
     Data,
     Evaluation,
     Experiment,
+    Mode,
     Section,
 )
 from lorasweep.util.errors import InputError, nearest
@@ -86,6 +88,8 @@ def parse_setting(key: str, value: Any, source: str, where: str) -> Any:
         )
     section: type[Section] = Evaluation if key in CHECKPOINT_KEYS else Data if key in PROMPT_KEYS else Controls
     try:
+        if key == MODE_KEY:
+            return TypeAdapter(Mode).validate_python(value)
         return getattr(section.model_validate({key: value}), key)
     except ValidationError as error:
         raise InputError("\n".join(f"{source}: {where}: {_said(e)}" for e in error.errors())) from error

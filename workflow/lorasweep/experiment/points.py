@@ -1,7 +1,7 @@
 """The points of a sweep: which settings each has, and what it is called.
 
 A point is what its settings are, never where it stands in the file. Its name is made of the values that vary
-(`lora_rank=8,lr=1e-4`) and then kept: `results/<experiment>/points.json` records the settings each name was
+(`lora_rank=8__lr=1e-4`) and then kept: `results/<experiment>/points.json` records the settings each name was
 given to, so that turning a control into a variable, or a variable into a control, renames no point that exists.
 """
 
@@ -13,20 +13,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from lorasweep.experiment.grid import make_combinations
+from lorasweep.experiment.grid import check_mode, make_combinations
 from lorasweep.experiment.loading import parse_section, parse_setting
 from lorasweep.experiment.sections import (
     CHECKPOINT_KEYS,
+    MODE_KEY,
     NAME_PATTERN,
     NAME_RULE,
     PROMPT_KEYS,
     Controls,
     Data,
     Experiment,
+    Mode,
+    get_mode,
 )
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASELINE, RESERVED_NAMES, get_checkpoint_name
 from lorasweep.util.errors import InputError
@@ -41,6 +44,12 @@ _ABRIDGED = 20
 LONGEST_NAME = 150
 """Characters; a file name may have 255, and the rest is left to suffixes."""
 
+SEPARATOR = "__"
+"""Between the parts of a name."""
+
+SCIENTIFIC_KEYS = ("lr", "weight_decay")
+"""Keys whose values are written as `1e-2` in names; those of the others are written as `0.01`."""
+
 _DEFAULTS = Controls()
 
 
@@ -50,31 +59,30 @@ class Point:
 
     name: str
     swept: tuple[str, ...]
-    """The keys that this point has from `variables`, from `sample` or from its run."""
+    """The keys that this point has from `variables`, from `sample` or from its run; `mode` for those that it is of."""
     controls: Controls
-    model_format: str
-    merge_adapters: bool
+    mode: Mode
     is_run: bool = False
     """Whether it stands under `runs`, which names it."""
     adapter: str | None = None
     """The path of an adapter that exists; `controls` mean nothing then."""
     data: Data = field(default_factory=Data)
     """The experiment's, with the prompts of this point."""
+    training: str | None = None
+    """The name of the training that makes the adapter; see lorasweep.sweep.trainings."""
     trained_by: str | None = None
-    """The point whose training makes the adapter, where this is a checkpoint of an earlier `epoch` of it."""
+    """The point for which that training is counted, where it is another."""
+    shares_adapter_of: str | None = None
+    """The point for which the adapter's bytes are counted, where it is another."""
     epoch: int | None = None
+    """Where this is the checkpoint of an earlier epoch than the training's last."""
     is_evaluated: bool = True
     """Whether `evaluation.epochs` names its epoch."""
 
     @property
     def is_trained(self) -> bool:
         """Whether it has a training of its own."""
-        return not self.adapter and not self.trained_by
-
-    @property
-    def mode(self) -> Literal["A", "B1", "B2"]:
-        """`A` (full model), `B1` (adapter, merged for the evaluation) or `B2` (adapter, direct)."""
-        return "A" if self.model_format == "hf" else "B1" if self.merge_adapters else "B2"
+        return not self.adapter and not self.trained_by and self.epoch is None
 
     def _get_controls(self) -> dict[str, Any]:
         """The controls; of those that are left out at their default, such as came later, the ones that vary."""
@@ -84,13 +92,12 @@ class Point:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting of the point, as plain values: the controls and the override, or the adapter that it is given,
-        prompts if it has any, how the checkpoint is kept, and of which training's earlier epoch it is one."""
+        prompts if it has any, how the checkpoint is kept, and of which earlier epoch it is."""
         return {
             **({"adapter": self.adapter} if self.adapter else self._get_controls()),
             **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
-            "model_format": self.model_format,
-            "merge_adapters": self.merge_adapters,
-            **({"trained_by": self.trained_by, "epoch": self.epoch} if self.trained_by else {}),
+            MODE_KEY: self.mode,
+            **({"epoch": self.epoch} if self.epoch else {}),
         }
 
 
@@ -149,13 +156,45 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
         record[point.name] = {
             "swept": known.get(point.name, {}).get("swept", sorted(point.swept)),
             "settings": point.settings,
-            "mode": point.mode,
             "is_run": point.is_run,
+            "is_evaluated": point.is_evaluated,
+            "training": point.training,
             "current": True,
         }
     if record != known or not registry.is_file():
         registry.parent.mkdir(parents=True, exist_ok=True)
         write_aside(registry, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
+    """Return the points as the run has them that wrote the record, for its jobs: that takes a tenth of making them."""
+    entries = {name: entry for name, entry in _read_registry(registry).items() if entry["current"]}
+    owners: dict[str, str] = {}
+    for name, entry in entries.items():
+        if entry["training"] and "epoch" not in entry["settings"]:
+            owners.setdefault(entry["training"], name)
+    keys = {field.alias or key: key for key, field in Controls.model_fields.items()}
+    points = {}
+    for name, entry in entries.items():
+        settings, training = entry["settings"], entry["training"]
+        owner = owners.get(training)
+        prompts = {key: settings.get(key) for key in PROMPT_KEYS}
+        is_asked_alike = all(getattr(experiment.data, key) == value for key, value in prompts.items())
+        points[name] = Point(
+            name=name,
+            swept=tuple(entry["swept"]),
+            # They were checked when they were written.
+            controls=Controls.model_construct(**{keys[key]: value for key, value in settings.items() if key in keys}),
+            mode=settings[MODE_KEY],
+            is_run=entry["is_run"],
+            adapter=settings.get("adapter"),
+            data=experiment.data if is_asked_alike else experiment.data.model_copy(update=prompts),
+            training=training,
+            trained_by=None if owner == name else owner,
+            epoch=settings.get("epoch"),
+            is_evaluated=entry["is_evaluated"],
+        )
+    return points
 
 
 def get_setting(settings: Mapping[str, Any], key: str) -> Any:
@@ -166,37 +205,39 @@ def get_setting(settings: Mapping[str, Any], key: str) -> Any:
     return settings.get(key, getattr(_DEFAULTS, key, None) if "lora_rank" in settings else None)
 
 
-def format_value(value: Any) -> str:
-    """Write a value as it stands in a name: numbers as short as they can be, lists joined by `+`."""
+def format_value(value: Any, key: str | None = None) -> str:
+    """Write the value of a key as it stands in a name: each number in one way, lists joined by `+`.
+
+    Without a key a number is written as short as it can be.
+    """
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    if isinstance(value, float):
-        plain = format(Decimal(repr(value)).normalize(), "f")
-        digits, _, exponent = format(Decimal(repr(value)).normalize(), "e").partition("e")
-        scientific = f"{digits}e{int(exponent)}"
-        return min(plain, scientific, key=len)
     if isinstance(value, list):
-        return "+".join(format_value(item) for item in value)
+        return "+".join(format_value(item, key) for item in value)
+    if isinstance(value, (int, float)):
+        number = Decimal(repr(value)).normalize()
+        plain = format(number, "f")
+        digits, _, exponent = format(number, "e").partition("e")
+        scientific = f"{digits}e{int(exponent)}" if number else plain
+        return min(plain, scientific, key=len) if key is None else scientific if key in SCIENTIFIC_KEYS else plain
     return str(value)
 
 
 def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
     """Return the point, which has the last epoch, and its checkpoints of earlier ones that are wanted."""
-    if not point.is_trained:
+    if point.adapter:
         return [point]
     last, wanted = point.controls.epochs, experiment.evaluation.epochs
     epochs = [last] if wanted == "last" else list(range(1, last + 1)) if wanted == "all" else wanted
     earlier = [
-        replace(point, name=get_checkpoint_name(point.name, epoch), trained_by=point.name, epoch=epoch)
-        for epoch in epochs
-        if epoch < last
+        replace(point, name=get_checkpoint_name(point.name, epoch), epoch=epoch) for epoch in epochs if epoch < last
     ]
     return [replace(point, is_evaluated=last in epochs), *earlier]
 
 
 def _check_epochs(experiment: Experiment, points: Sequence[Point], source: str) -> None:
     wanted = experiment.evaluation.epochs
-    trained = [point for point in points if point.is_trained]
+    trained = [point for point in points if not point.adapter and not point.epoch]
     for point in trained if wanted != "last" else ():
         if "epochs" in point.controls.override:
             raise InputError(
@@ -233,6 +274,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], sourc
         _check_adapter(adapter, [*values, *(["_override"] if override else [])], where, source)
         adapter = os.path.normpath(adapter)
     parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in values.items()}
+    check_mode(parsed, f"{source}: {where}")
     point = replace(_make_point(experiment, parsed), adapter=adapter)
     if override:
         merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
@@ -243,7 +285,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], sourc
 
 def _check_adapter(adapter: Any, others: Sequence[str], where: str, source: str) -> None:
     """Check what can be seen without reading tensors; its weights are checked when it is taken over."""
-    accepted_keys = (*PROMPT_KEYS, *CHECKPOINT_KEYS)
+    accepted_keys = (*PROMPT_KEYS, *CHECKPOINT_KEYS, MODE_KEY)
     trained = [key for key in others if key not in accepted_keys]
     if trained:
         raise InputError(
@@ -260,12 +302,12 @@ def _check_adapter(adapter: Any, others: Sequence[str], where: str, source: str)
 
 def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
     controls = experiment.controls.model_copy(update={k: v for k, v in values.items() if k in Controls.model_fields})
+    kept = [values.get(key, getattr(experiment.evaluation, key)) for key in CHECKPOINT_KEYS]
     return Point(
         name="",
-        swept=tuple(values),
+        swept=tuple(dict.fromkeys(MODE_KEY if key in CHECKPOINT_KEYS else key for key in values)),
         controls=controls,
-        model_format=values.get("model_format", experiment.evaluation.model_format),
-        merge_adapters=values.get("merge_adapters", experiment.evaluation.merge_adapters),
+        mode=values.get(MODE_KEY) or get_mode(*kept),
         data=experiment.data.model_copy(update={k: v for k, v in values.items() if k in PROMPT_KEYS}),
     )
 
@@ -274,7 +316,7 @@ def _make_name(point: Point, source: str) -> str:
     settings = point.settings
     parts = []
     for key in point.swept:
-        text = format_value(settings.get(key))
+        text = format_value(settings.get(key), key)
         if key in PROMPT_KEYS and not (re.fullmatch(_VALUE, text) and len(text) <= _ABRIDGED):
             text = _abridge(text)
         if not re.fullmatch(_VALUE, text) or ".." in text:
@@ -283,7 +325,7 @@ def _make_name(point: Point, source: str) -> str:
                 "digits and . _ + - only, or a run of its own under 'runs' with a name of its own"
             )
         parts.append(f"{key}={text}")
-    name = ",".join(sorted(parts))
+    name = SEPARATOR.join(sorted(parts))
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         name = f"{name[: LONGEST_NAME - 9]}-{digest}"
@@ -303,7 +345,7 @@ class _NamesOnRecord:
         self._known = known
         self._by_swept: dict[tuple[str, ...], list[str]] = {}
         for name, record in known.items():
-            if not record["is_run"] and "trained_by" not in record["settings"]:
+            if not record["is_run"] and "epoch" not in record["settings"]:
                 self._by_swept.setdefault(tuple(record["swept"]), []).append(name)
         self._by_values: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, list[str]]] = {}
 
@@ -365,10 +407,7 @@ def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
             raise InputError(
                 f"{source}: '{point.name}' is a name that every experiment has already; accepted: another name"
             )
-        if point.name in names:
-            raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
-        names.add(point.name)
-        settings = dict(point.controls) | point.settings | ({"merge_adapters": None} if point.mode == "A" else {})
+        settings = dict(point.controls) | point.settings
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
             hint = "; merge_adapters has no effect where model_format is hf" if point.mode == "A" else ""
@@ -376,6 +415,9 @@ def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
                 f"{source}: the points '{seen[key]}' and '{point.name}' are the same{hint}; remove or exclude one"
             )
         seen[key] = point.name
+        if point.name in names:
+            raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
+        names.add(point.name)
 
 
 def _is_name(name: str) -> bool:

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=,-]*"
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"
 """What names of experiments, runs and tasks may look like: they become folder names, file names and job names."""
 
-NAME_RULE = "letters, digits and . _ + = , - only, starting with a letter or a digit, without '..'"
+NAME_RULE = "letters, digits and . _ + = - only, starting with a letter or a digit, without '..'"
 
 _NUMBER_AS_TEXT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
@@ -331,7 +331,7 @@ class Evaluation(Section):
     """With `adapter`: evaluate a temporary merged model (B1), or both in memory (B2, `false`). A variable too."""
     epochs: Annotated[Epochs, Field(exclude_if=lambda value: value == "last")] = "last"
     """After which epochs of its training a point is kept and evaluated: `last`, `all`, or a list, counted from 1. Each
-    but the last has a folder and rows of its own, `<point>,epoch=<epoch>`; more of them later train anew."""
+    but the last has a folder and rows of its own, `<point>__epoch=<epoch>`; more of them later train anew."""
     max_merged_models: PositiveInt | None = None
     """Most merged models (B1) that exist at any moment; `null`: as many as evaluate at once."""
     merged_models_in: Literal["results", "tmpdir"] = "results"
@@ -403,8 +403,8 @@ class Experiment(Section):
     experiment: About
     """What the experiment is called, and what it asks."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """What varies: values of `controls`, of `data.system_prompt` or `data.prompt`, `model_format` or `merge_adapters`;
-    every combination is a point."""
+    """What varies: values of `controls`, of `data.system_prompt` or `data.prompt`, and `mode`, how a checkpoint is kept
+    (A, B1 or B2; or `model_format` and `merge_adapters`); every combination is a point."""
     zip: list[Annotated[list[str], Field(min_length=2)]] = []
     """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
     sample: Sample | None = None
@@ -437,8 +437,25 @@ class Experiment(Section):
 CHECKPOINT_KEYS = ("model_format", "merge_adapters")
 """Keys of `evaluation` that can be variables: they say how a point's checkpoint is kept."""
 
+MODE_KEY = "mode"
+"""Stands for both of `CHECKPOINT_KEYS` among variables and in runs, and for whichever of them varies in names."""
+
+Mode = Literal["A", "B1", "B2"]
+"""How a checkpoint is kept: the full model (`A`), or the adapter, merged for its evaluation (`B1`) or not (`B2`)."""
+
+
+def get_mode(model_format: str, merge_adapters: bool) -> Mode:
+    """Return the mode that the two keys of `evaluation` say."""
+    return "A" if model_format == "hf" else "B1" if merge_adapters else "B2"
+
+
 PROMPT_KEYS = ("system_prompt", "prompt")
 """Keys of `data` that can be variables: they say how a point is asked, in training and evaluation."""
 
-SETTING_KEYS = (*(key for key in Controls.model_fields if key != "override"), *PROMPT_KEYS, *CHECKPOINT_KEYS)
+SETTING_KEYS = (
+    *(key for key in Controls.model_fields if key != "override"),
+    *PROMPT_KEYS,
+    *CHECKPOINT_KEYS,
+    MODE_KEY,
+)
 """Every key that can be a variable, or be set by a run."""

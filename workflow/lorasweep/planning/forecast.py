@@ -76,9 +76,6 @@ class Forecast:
         names = {*self.planner.baselines, *self.planner.points} - self.unfinished
         return self.planner.plan_points({name for name in names if (self.results / name / MANIFEST).is_file()})
 
-    def _get_checkpoints(self, name: str) -> list[str]:
-        return [other for other, point in self.planner.points.items() if point.trained_by == name]
-
     def get_members(self, rule: str, name: str) -> Sequence[str]:
         """Return the points of a job."""
         return self.batches.get(name, ()) if rule == BATCH_RULE else ([name] if name else ())
@@ -152,10 +149,9 @@ class Forecast:
         # What a job is about to replace is removed before it begins.
         need -= sum(
             get_size(self.results / point / folder)
-            for rule, folder in (("train", "adapter"), ("adopt", "adapter"), ("merge", "hf_model"))
-            for wanted, name in self.wanted
+            for rule, folder in (("adopt", "adapter"), ("merge", "hf_model"))
+            for wanted, point in self.wanted
             if wanted == rule
-            for point in (name, *(self._get_checkpoints(name) if rule == "train" else ()))
         )
         others: dict[str, int] = {}
         if any(rule == "evaluate_merged" for rule, _ in self.wanted):

@@ -151,7 +151,8 @@ class Planner:
     @cached_property
     def _kept_epochs(self) -> Counter[str]:
         """Of how many epochs each training keeps the adapter."""
-        return Counter(point.trained_by or name for name, point in self.points.items() if not point.adapter)
+        own = {name: point for name, point in self.points.items() if not point.adapter and not point.shares_adapter_of}
+        return Counter(point.trained_by or name for name, point in own.items())
 
     def _is_evaluated(self, point: Point) -> bool:
         return self._evaluation and point.is_evaluated
@@ -166,17 +167,19 @@ class Planner:
         """Return what a point keeps in a mode; of a baseline, which is none, its logs."""
         if point is None:
             return self._logs + SMALL_FILES
-        adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
+        adapter = self._get_adapter_folder_bytes(point)
         logs = self._logs if self._is_evaluated(point) else 0
         return adapter + (self._model if mode == "A" else 0) + logs + self._get_small_bytes(point)
 
-    def _get_own_copies(self, point: Point) -> int:
-        """The bytes of the adapters that a point's training keeps, in one copy."""
-        one = self.get_adapter_bytes(point) + self._tokenizer if point.is_trained else 0
-        return one * self._kept_epochs[point.name]
+    def _get_adapter_folder_bytes(self, point: Point) -> int:
+        """Of an adapter that several points share, the first has the bytes."""
+        if point.shares_adapter_of:
+            return 0
+        return self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
 
     def _get_small_bytes(self, point: Point) -> int:
-        return SMALL_FILES + (0 if point.adapter else LOG_ROW * self.costs.get_training(point.controls).steps)
+        is_own = not point.adapter and not point.shares_adapter_of
+        return SMALL_FILES + (LOG_ROW * self.costs.get_training(point.controls).steps if is_own else 0)
 
     def plan_all(self, mode: str | None = None) -> SweepPlan:
         """Plan the whole sweep as if nothing was done: in one mode, or each point in its own."""
@@ -189,6 +192,7 @@ class Planner:
         jobs = self._make_jobs(modes, batches)
         counts = {
             "configure": sum(point.is_trained for point in self.points.values()),
+            "take": sum(not point.adapter for point in self.points.values()),
             "publish": len(direct),
             "cleanup": len(modes) + len(self.baselines),
             **dict.fromkeys(("read_samples", "collect", "report"), 1),
@@ -208,17 +212,13 @@ class Planner:
         jobs = self._make_jobs(modes, list(batches.values()))
         kept: dict[tuple[str, str], PlannedJob] = {}
         moved: dict[int, int] = {}
-        left: dict[str, int] = {}  # by trainings that are wanted, until an evaluation frees it
         for index, job in enumerate(jobs):
             name = named[job.points] if job.rule == "evaluate_adapters" else job.points[0]
             if (job.rule, name) not in wanted:
                 continue
             moved[index] = len(kept)
-            if job.leaves:
-                left[job.points[0]] = job.leaves
-            frees = sum(left.pop(point, 0) for point in job.points) if job.frees else 0
             after = tuple(moved[i] for i in job.after if i in moved)
-            kept[job.rule, name] = replace(job, after=after, frees=frees)
+            kept[job.rule, name] = replace(job, after=after)
         return kept
 
     def plan_points(self, done: Collection[str]) -> list[PointPlan]:
@@ -297,11 +297,10 @@ class Planner:
 
         for name in self.baselines:
             add("evaluate", [name], kept=self._logs)
-        for name, mode in modes.items():
+        # Those first for which a training is counted, and that others wait for.
+        for name, mode in sorted(modes.items(), key=lambda item: bool(self.points[item[0]].trained_by)):
             point = self.points[name]
             before: tuple[int, ...] = ()
-            # The training's own copies stay until the point is cleaned up.
-            own = self._get_own_copies(point)
             if point.adapter:
                 trained[name] = add("adopt", [name], kept=self.get_adapter_bytes(point) + SMALL_FILES)
             elif point.trained_by:
@@ -309,13 +308,10 @@ class Planner:
             else:
                 state = 2 * point.controls.epochs * (self.get_adapter_bytes(point) + self._tokenizer)
                 state += resources.SAVED_STATES * self.get_adapter_bytes(point)
-                trained[name] = add(
-                    "train",
-                    [name],
-                    kept=own + self._kept_epochs[name] * self._get_small_bytes(point),
-                    temporary=own + state,
-                    leaves=own * self._is_evaluated(point),
-                )
+                own = self._kept_epochs[name] * (self.get_adapter_bytes(point) + self._tokenizer)
+                small = self._kept_epochs[name] * self._get_small_bytes(point)
+                # The training's own copies go as points take its adapters.
+                trained[name] = add("train", [name], kept=own + small, temporary=own + state)
             before = (trained[name],)
             if mode == "A":
                 before = (add("merge", [name], after=before, kept=self._model),)
@@ -330,7 +326,6 @@ class Planner:
                 kept=self._logs,
                 temporary=self._model * (is_merged and is_here),
                 elsewhere=self._model * (is_merged and not is_here),
-                frees=own,
                 merged_models=int(is_merged),
             )
         for batch in batches if self._evaluation else ():
@@ -339,7 +334,6 @@ class Planner:
                 batch,
                 after=tuple(trained[name] for name in batch if name in trained),
                 kept=self._logs * len(batch),
-                frees=sum(self._get_own_copies(self.points[name]) for name in batch),
             )
         return jobs
 

@@ -25,14 +25,11 @@ class PlannedJob:
     """Bytes that are there while it runs."""
     elsewhere: int = 0
     """Bytes that it has in its node's temporary folder meanwhile."""
-    leaves: int = 0
-    """Bytes that are there after it, until a later job frees them."""
-    frees: int = 0
     merged_models: int = 0
 
     @property
     def written(self) -> int:
-        """Bytes that it writes; what it leaves was there before."""
+        """Bytes that it writes."""
         return self.kept + self.temporary + self.elsewhere
 
 
@@ -85,7 +82,7 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int |
         now, _, index = heapq.heappop(running)
         job = jobs[index]
         free, merged = free + 1, merged + job.merged_models
-        kept, temporary = kept + job.kept, temporary - job.temporary + job.leaves - job.frees
+        kept, temporary = kept + job.kept, temporary - job.temporary
         note()
         if job.merged_models and held_back:
             heapq.heappush(ready, held_back.popleft())

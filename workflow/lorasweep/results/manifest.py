@@ -23,18 +23,28 @@ _STAGES = {
 """The rules whose time a point of each mode takes."""
 
 
-def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks: Path, workflow: Path) -> None:
+def clean_up(
+    point: Path,
+    settings: dict[str, Any],
+    tasks: list[str],
+    benchmarks: Path,
+    workflow: Path,
+    training: str | None = None,
+    shares_adapter_of: str | None = None,
+) -> None:
     """Check that what must stay of a point is whole, remove what need not, and write its manifest.
 
     `settings` are the point's, with `mode`, `dtype` and `device`; `tasks` those that it is evaluated on; `benchmarks`
-    holds Snakemake's measurements by rule and point; `workflow` is the checkout that ran. Logs of tasks that left the
-    experiment stay where they are, and are not in the manifest; a full model of a point that left mode A is removed.
+    holds Snakemake's measurements by rule and point; `workflow` is the checkout that ran. `training` is the name of the
+    training whose time is counted here, and `shares_adapter_of` the point where the adapter's bytes are. Logs of tasks
+    that left the experiment stay where they are, and are not in the manifest; a full model of a point that left mode A
+    is removed.
 
     Raises:
         InputError: a file that must stay is missing, empty, or not what its record says.
     """
     mode = settings["mode"]
-    is_trained = mode != "base" and not {"adapter", "trained_by"} & settings.keys()
+    is_trained = mode != "base" and "adapter" not in settings
     kept = [point / "recipe.yaml"] if is_trained else []
     kept += _files(point / "adapter") if mode != "base" else []
     kept += _files(point / "hf_model") if mode == "A" else []
@@ -84,11 +94,14 @@ def clean_up(point: Path, settings: dict[str, Any], tasks: list[str], benchmarks
             # A job that evaluates several points is measured as one; what of it was this point's, it says itself.
             stage: metrics["seconds"]
             if stage == "evaluate_adapters"
-            else _seconds(benchmarks / stage / f"{point.name}.tsv")
+            else _seconds(benchmarks / stage / f"{training if stage == 'train' else point.name}.tsv")
             for stage in _STAGES[mode]
-            if (tasks or not stage.startswith("evaluate")) and (is_trained or stage != "train")
+            if (tasks or not stage.startswith("evaluate")) and (training or stage != "train")
         },
-        "bytes": sum(entry["bytes"] for entry in files),
+        "shares_adapter_of": shares_adapter_of,
+        "bytes": sum(
+            entry["bytes"] for entry in files if not (shares_adapter_of and entry["path"].startswith("adapter/"))
+        ),
         "files": files,
     }
     write_aside(point / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")

@@ -81,7 +81,7 @@ def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[s
     for point, rows in losses.groupby("point", sort=False):
         size = -(-len(rows) // most)
         thinned = rows.groupby((rows["step"] - 1) // size)[["step", "loss"]].mean()
-        series = format_value(_plain(made[by][point])) if by and pd.notna(made[by][point]) else str(point)
+        series = format_value(_plain(made[by][point]), by) if by and pd.notna(made[by][point]) else str(point)
         frames.append(thinned.assign(point=point, series=series, kind="training"))
         validated = rows.dropna(subset=["validation_loss"])
         if len(validated):
@@ -300,7 +300,7 @@ def _shape(rows: pd.DataFrame, metric: str, **places: str) -> pd.DataFrame:
     for place, key in places.items():
         values = [_plain(value) for value in rows[key]]
         is_scaled = place == "x" and _are_numbers(rows[key]) and len(places) in (1, 3)
-        shaped[place] = values if is_scaled else [format_value(value) for value in values]
+        shaped[place] = values if is_scaled else [format_value(value, key) for value in values]
     return shaped.reset_index(drop=True)
 
 
@@ -309,7 +309,7 @@ def _get_axis(values: "pd.Series[Any]", title: str) -> alt.X:
     numbers = sorted({float(value) for value in values})
     is_log = numbers[0] > 0 and numbers[-1] / numbers[0] >= 8
     scale = alt.Scale(type="log", nice=False, padding=20) if is_log else alt.Scale(zero=False, nice=False, padding=20)
-    labels = {number: format_value(_plain(number)) for number in numbers}
+    labels = {number: format_value(_plain(number), title) for number in numbers}
     return alt.X("x:Q", title=title, scale=scale, axis=alt.Axis(values=numbers, labelExpr=_spell(labels), grid=True))
 
 
@@ -320,7 +320,7 @@ def _spell(labels: Mapping[float, str]) -> str:
 
 
 def _get_order(values: "pd.Series[Any]") -> list[str]:
-    return [format_value(value) for value in sorted({_plain(v) for v in values}, key=_sort_key)]
+    return [format_value(value, str(values.name)) for value in sorted({_plain(v) for v in values}, key=_sort_key)]
 
 
 def _sort_key(value: Any) -> tuple[int, float, str]:

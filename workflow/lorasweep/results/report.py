@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorasweep.experiment.points import format_value
-from lorasweep.experiment.sections import Experiment
+from lorasweep.experiment.sections import MODE_KEY, Experiment
 from lorasweep.layout import BASELINE, EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
 from lorasweep.results.table import is_metric
@@ -119,7 +119,7 @@ def _draw(
         if metric:
             drawn += draw_metric(settings, table, variables, task, metric, higher_is_better)
     # What an earlier epoch has of a training's log is the beginning of the last one's.
-    trained = table.dropna(subset="recipe").sort_values("steps").drop_duplicates("recipe", keep="last")
+    trained = table.dropna(subset="recipe").sort_values("steps").drop_duplicates("recipe_sha256", keep="last")
     losses = draw_losses(_read_losses(results, sorted(trained["point"], key=order.index)), trained, variables)
     storage = results / STORAGE
     stored = draw_storage(pd.read_csv(storage)) if storage.is_file() else None
@@ -157,7 +157,10 @@ def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) ->
     from itables import options, to_html_datatable
     from itables.javascript import generate_init_offline_itables_html
 
-    columns = [_Column(key, key) for key in variables] + [_Column("task", "task"), _Column("samples", "samples")]
+    columns = [_Column(key, key) for key in variables if key != MODE_KEY] + [
+        _Column("task", "task"),
+        _Column("samples", "samples"),
+    ]
     for metric in filter(is_metric, table.columns):
         columns += [
             _Column(metric, metric, 3),

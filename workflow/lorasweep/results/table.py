@@ -4,14 +4,14 @@ A metric is a column `<score>/<metric>`; what is said of it has that name and, a
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lorasweep.experiment.points import format_value, get_setting
+from lorasweep.experiment.points import SEPARATOR, format_value, get_setting
+from lorasweep.experiment.sections import MODE_KEY
 from lorasweep.layout import BASELINE, MANIFEST
 from lorasweep.results.inference import (
     Interval,
@@ -143,7 +143,7 @@ def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
     for column in [*facts, *metrics, "kept"]:
         shown.add_column(column, justify="left" if column in ("point", "mode", "task") else "right", no_wrap=True)
     for _, row in table.iterrows():
-        cells = ["" if pd.isna(row[fact]) else format_value(row[fact]) for fact in facts]
+        cells = ["" if pd.isna(row[fact]) else format_value(row[fact], fact) for fact in facts]
         cells += [format_metric(row, metric) for metric in metrics]
         shown.add_row(*cells, f"{row['bytes'] / 1e6:,.1f} MB")
     console.print(shown)
@@ -162,17 +162,17 @@ def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str
 
 def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
     manifest = json.loads((results / point / MANIFEST).read_text(encoding="utf-8"))
-    evaluation, training, settings = manifest["evaluation"], manifest["training"], manifest["settings"]
+    evaluation, training = manifest["evaluation"], manifest["training"]
+    settings = manifest["settings"] | {MODE_KEY: manifest["mode"]}
     seconds = manifest["seconds"]
-    # Checkpoints of trainings that differ in their seed alone are one setting too.
-    alike = {key: value for key, value in settings.items() if key not in ("seed", "trained_by")}
+    alike = {key: value for key, value in settings.items() if key != "seed"}
     shared = {
         "point": point,
-        "_settings": json.dumps([alike, manifest["mode"]], sort_keys=True),
+        "_settings": json.dumps(alike, sort_keys=True),
         **{key: _plain(get_setting(settings, key)) for key in variables},
         "epoch": training.get("epochs"),
         "seed": settings.get("seed"),
-        "mode": manifest["mode"],
+        "mode": settings[MODE_KEY],
     }
     proof = {key: (evaluation.get("proof") or {}).get(key) for key in _PROOF}
     gpus = {"train": settings.get("gpus", 1)}
@@ -189,9 +189,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
         "git_revision": manifest["git_revision"],
         "versions": _join_versions(manifest),
         "adapter": str(results / point / "adapter") if manifest["adapter_sha256"] else None,
-        "recipe": str(results / settings.get("trained_by", point) / "recipe.yaml")
-        if "recipe_sha256" in training
-        else None,
+        "recipe": str(results / point / "recipe.yaml") if "recipe_sha256" in training else None,
     }
     scored = evaluation.get("tasks") or {None: {"scores": {}, "samples": None}}
     return [
@@ -254,7 +252,7 @@ def _name_settings(rows: Sequence[dict[str, Any]]) -> None:
     for settings, points in groups.items():
         name = points[0]
         if len(set(points)) > 1:
-            name = re.sub(r"(^|,)seed=[^,]+", "", name).strip(",") or "any seed"
+            name = SEPARATOR.join(part for part in name.split(SEPARATOR) if not part.startswith("seed=")) or "any seed"
         names[settings] = points[0] if name in taken - set(points) else name
         taken.add(names[settings])
     for row in rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.layout import MANIFEST, METRICS, RECORD, TABLE
-from lorasweep.results.manifest import describe_adapter_difference, list_points
+from lorasweep.results.manifest import describe_adapter_difference
 from lorasweep.util.digest import digest_file
 
 
@@ -31,7 +31,6 @@ def verify(results: Path) -> tuple[int, list[Mismatch]]:
     files = 0
     mismatches: list[Mismatch] = []
     rows = _read_table(results / TABLE)
-    current = list_points(results, ())
     for path in sorted(results.glob(f"*/{MANIFEST}")):
         point = path.parent
         try:
@@ -47,7 +46,7 @@ def verify(results: Path) -> tuple[int, list[Mismatch]]:
         for file, (sha256, size) in listed.items():
             mismatches += _compare(file, sha256, size)
         mismatches += _find_unlisted(point, listed)
-        mismatches += _compare_records(path, manifest, listed, current)
+        mismatches += _compare_records(path, manifest, listed)
         if evaluated not in (None, kept["adapter_sha256"]):
             mismatches.append(Mismatch(path, f"evaluated is the adapter {evaluated}, kept is {kept['adapter_sha256']}"))
         for row in rows:
@@ -71,9 +70,7 @@ def _get_digests(manifest: dict[str, Any]) -> dict[str, str | None]:
     }
 
 
-def _compare_records(
-    path: Path, manifest: dict[str, Any], listed: Collection[Path], current: Collection[str]
-) -> Iterator[Mismatch]:
+def _compare_records(path: Path, manifest: dict[str, Any], listed: Collection[Path]) -> Iterator[Mismatch]:
     """A manifest repeats two of the files that it lists; and one of them says which recipe made the adapter."""
     point = path.parent
     for file, said in ((point / "adapter" / RECORD, "training"), (point / "eval" / METRICS, "evaluation")):
@@ -89,10 +86,8 @@ def _compare_records(
     if "lora_rank" in settings and (difference := describe_adapter_difference(point / "adapter", settings)):
         yield Mismatch(path, difference)
     recorded = (manifest.get("training") or {}).get("recipe_sha256")
-    # A checkpoint of an earlier epoch has the recipe of the point that was trained.
-    recipe = point.with_name(settings.get("trained_by", point.name)) / "recipe.yaml"
-    is_own = recipe in listed or ("trained_by" in settings and point.name in current)
-    if is_own and recipe.is_file() and (found := digest_file(recipe)) != recorded:
+    recipe = point / "recipe.yaml"
+    if recipe in listed and recipe.is_file() and (found := digest_file(recipe)) != recorded:
         yield Mismatch(recipe, f"has the sha256 {found}, and the adapter was trained by {recorded}")
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasweep.checkpoints.sizes import get_model_folder_size
-from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, STORAGE
+from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, STORAGE, TRAININGS
 from lorasweep.planning.forecast import RECORDED_RULES, WHOLE, Forecast
 from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
 from lorasweep.running.events import Attempt, FailureRecorder, JobWatcher, Running, measure_temporary
@@ -28,11 +28,11 @@ from lorasweep.running.status import (
     INTERRUPTED,
     MOST_LISTED,
     STATUS,
-    TRAINING_LOG,
     WELL,
     FailureStatus,
     JobStatus,
     RunStatus,
+    get_training_log,
     read_step,
     write_status,
 )
@@ -101,7 +101,7 @@ class Accounts:
 
     def _look(self, interval: float, outcome: str = "") -> None:
         """Look at the disk and at the jobs, and write down what is there."""
-        temporary = measure_temporary(self._forecast.results, self._forecast.unfinished)
+        temporary = measure_temporary(self._forecast.results, self._list_unfinished())
         self.peak_temporary_bytes = max(self.peak_temporary_bytes, temporary)
         for attempt in self._watcher.attempts[self._looked_at :]:
             self._looked_at += 1
@@ -112,6 +112,12 @@ class Accounts:
             write_status(self._make_status(temporary, interval, outcome), self._forecast.results / STATUS)
         except OSError as error:  # a full disk must not end the accounts of the run
             self._trouble = error
+
+    def _list_unfinished(self) -> set[str]:
+        """The folders of points, and of their trainings, with a job to do."""
+        points, unfinished = self._forecast.planner.points, self._forecast.unfinished
+        trainings = {points[name].training for name in unfinished if name in points}
+        return unfinished | {f"{TRAININGS}/{training}" for training in trainings if training}
 
     def _make_status(self, temporary: int, interval: float, outcome: str) -> RunStatus:
         forecast = self._forecast
@@ -150,7 +156,7 @@ class Accounts:
     def _look_at_trainings(self, running: Iterable[Running]) -> Iterator[tuple[str, float]]:
         for job in running:
             steps = self._get_steps(job)
-            step = read_step(self._forecast.results / job.name / TRAINING_LOG) if steps else None
+            step = read_step(self._forecast.results / self._get_log(job)) if steps else None
             if steps and step:
                 left = self._steps.estimate_left(job.name, step.step, steps, time.monotonic())
                 if left is not None:
@@ -161,6 +167,10 @@ class Accounts:
         point = planner.points.get(job.name) if job.rule == "train" else None
         return planner.costs.get_training(point.controls).steps if point else None
 
+    def _get_log(self, job: Running) -> str:
+        point = self._forecast.planner.points.get(job.name) if job.rule == "train" else None
+        return get_training_log(point.training) if point and point.training else ""
+
     def _describe(self, job: Running, left: TimeLeft) -> JobStatus:
         return JobStatus(
             rule=job.rule,
@@ -169,6 +179,7 @@ class Accounts:
             since=(datetime.now(UTC) - timedelta(seconds=job.seconds)).isoformat(timespec="seconds"),
             slurm_job=job.slurm_job,
             steps=self._get_steps(job),
+            log=self._get_log(job),
             seconds_left=left.jobs.get((job.rule, job.name)),
         )
 

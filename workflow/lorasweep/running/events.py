@@ -4,17 +4,17 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasweep.layout import STATE, get_stage
+from lorasweep.layout import STATE
 from lorasweep.planning.history import CANCELLED, DONE, FAILED
 from lorasweep.util.files import get_size, read_tail
 from lorasweep.util.slurm import MEMORY_KILL
 
 TEMPORARY = ("merged", ".hf_model.partial", ".adapter.partial", STATE)
-"""What of a point's folder goes away."""
+"""What of the folder of a point or a training goes away."""
 
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
 
@@ -45,8 +45,10 @@ class Running:
 class JobWatcher(logging.Handler):
     """Listens to Snakemake's messages for the starts and ends of jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, trainings: Mapping[str, str]) -> None:
+        """`trainings` gives the points for which trainings are counted, by the trainings' names."""
         super().__init__()
+        self._trainings = trainings
         self._jobs: dict[int, tuple[str, str]] = {}
         self._started: dict[int, float] = {}
         self._submitted: dict[int, str] = {}
@@ -56,8 +58,8 @@ class JobWatcher(logging.Handler):
         event = str(getattr(record, "event", ""))
         said = record.__dict__
         if event == "job_info":
-            name = next(iter((said.get("wildcards") or {}).values()), "")
-            self._jobs[said["jobid"]] = (get_stage(said["rule_name"]), str(name))
+            name = str(next(iter((said.get("wildcards") or {}).values()), ""))
+            self._jobs[said["jobid"]] = (said["rule_name"], self._trainings.get(name, name))
         elif event == "job_started":
             for job in said["jobs"]:
                 self._started[job] = time.monotonic()
@@ -90,16 +92,16 @@ class JobWatcher(logging.Handler):
             self.attempts.append(Attempt(rule, name, state, seconds, self._submitted.pop(job, None)))
 
 
-def measure_temporary(results: Path, points: Iterable[str]) -> int:
-    """Return the bytes of what goes away of some points, some of which need not have begun."""
+def measure_temporary(results: Path, folders: Iterable[str]) -> int:
+    """Return the bytes of what goes away of the folders of points and trainings, some of which need not be there."""
     total = 0
-    for point in points:
-        folder = results / point
+    for name in folders:
+        folder = results / name
         try:
             there = {entry.name for entry in os.scandir(folder)} & set(TEMPORARY)
         except OSError:
             continue
-        total += sum(get_size(folder / name) for name in there)
+        total += sum(get_size(folder / part) for part in there)
     return total
 
 
@@ -131,9 +133,11 @@ class FailureRecorder(logging.Handler):
     Snakemake's own messages scroll by; and of a job that a scheduler killed, they alone say why.
     """
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, trainings: Mapping[str, str]) -> None:
+        """`trainings` gives the points for which trainings are counted, by the trainings' names."""
         super().__init__()
         self._logs = logs
+        self._trainings = trainings
         self._by_job: dict[int, Failure] = {}
 
     @property
@@ -151,8 +155,8 @@ class FailureRecorder(logging.Handler):
             if log:
                 others = [file for file in logs if file != log]
                 reason = find_reason(log, str(said["rule_msg"] or ""), others)
-                rule = get_stage(said["rule_name"])
-                self._by_job[said["jobid"]] = Failure(rule, _point_of(log, self._logs), reason, log)
+                name = _name_of(log, self._logs)
+                self._by_job[said["jobid"]] = Failure(said["rule_name"], self._trainings.get(name, name), reason, log)
 
 
 def find_reason(log: Path, message: str, others: Iterable[Path] = ()) -> str:
@@ -176,6 +180,6 @@ def find_reason(log: Path, message: str, others: Iterable[Path] = ()) -> str:
     return f"SLURM says {state[1]}" if state else "it left no word"
 
 
-def _point_of(log: Path, logs: Path) -> str:
-    """A job of a point logs to `<rule>/<point>.log`, one of the whole sweep to `<rule>.log`."""
+def _name_of(log: Path, logs: Path) -> str:
+    """A job of a point, a training or a batch logs to `<rule>/<name>.log`, one of the whole sweep to `<rule>.log`."""
     return log.name.removesuffix(".log") if log.parent != logs else ""

@@ -4,7 +4,6 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lorasweep.layout import get_stage
 from lorasweep.util.slurm import LOGGER, ask
 
 
@@ -17,7 +16,8 @@ class Orphan:
     run: str
     """The run's id, which is the job's name."""
     rule: str
-    point: str
+    name: str
+    """The point's, the training's or the batch's."""
     is_running: bool
 
     @property
@@ -29,7 +29,7 @@ class Orphan:
 def find_orphans(runs: Iterable[str]) -> list[Orphan]:
     """Return the jobs that still wait or run, of runs that are no more.
 
-    The plugin names a job by its run, and writes `rule_<rule>_wildcards_<point>` into its comment.
+    The plugin names a job by its run, and writes `rule_<rule>_wildcards_<name>` into its comment.
     """
     names = ",".join(runs)
     if not names:
@@ -42,6 +42,6 @@ def find_orphans(runs: Iterable[str]) -> list[Orphan]:
     orphans = []
     for line in lines:
         job, run, state, comment = line.strip().split("|", 3)
-        rule, _, point = comment.removeprefix("rule_").partition("_wildcards_")
-        orphans.append(Orphan(job, run, get_stage(rule), point, is_running=state == "RUNNING"))
+        rule, _, name = comment.removeprefix("rule_").partition("_wildcards_")
+        orphans.append(Orphan(job, run, rule, name, is_running=state == "RUNNING"))
     return orphans

@@ -13,7 +13,7 @@ WAITING, TRAINING, TRAINED, EVALUATING, DONE_STAGE, FAILED_STAGE = STAGES = (
 )
 """Of a point. Evaluating is from the merge to the end of the clean-up; trained is one that waits for it."""
 
-_TRAINING_RULES = ("train", "adopt")
+_TRAINING_RULES = ("train", "take", "adopt")
 
 
 def count_stages(
@@ -46,8 +46,8 @@ def count_stages(
         if name in evaluated:
             return EVALUATING
         is_to_end = name not in untrained and ("cleanup", name) in forecast.wanted
-        training = trained_by.get(name, name)
-        trainings = [(rule, training) for rule in _TRAINING_RULES if (rule, training) in forecast.wanted]
+        own = (("train", trained_by.get(name, name)), ("take", name), ("adopt", name))
+        trainings = [job for job in own if job in forecast.wanted]
         return TRAINED if is_to_end and ended.issuperset(trainings) else WAITING
 
     counts = dict.fromkeys(STAGES, 0)

@@ -6,8 +6,10 @@ Snakemake tells it by way of `run.smk`; a command that only looks makes a `Run` 
 import contextlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,17 @@ from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.loading import write_experiment
 from lorasweep.experiment.points import record_points
 from lorasweep.hub import references as hub
-from lorasweep.layout import BASELINE, BATCHES, EXPERIMENT, FAILURE_RECORD, HOLDER, POINTS, REVISIONS, WANTED_PLAN
+from lorasweep.layout import (
+    BASELINE,
+    BATCHES,
+    EXPERIMENT,
+    FAILURE_RECORD,
+    HOLDER,
+    POINTS,
+    REVISIONS,
+    TRAININGS,
+    WANTED_PLAN,
+)
 from lorasweep.planning import counting as measuring
 from lorasweep.planning.forecast import Forecast, make_forecast
 from lorasweep.running.accounts import Accounts
@@ -27,6 +39,7 @@ from lorasweep.running.partial_results import drop_partial_results, write_partia
 from lorasweep.running.summary import summarise, write_failures
 from lorasweep.sweep.batches import record_batches
 from lorasweep.sweep.sweep import Sweep
+from lorasweep.sweep.trainings import drop_unused
 from lorasweep.util.errors import InputError, ending_with_a_message
 from lorasweep.util.slurm import cancel_jobs
 
@@ -63,24 +76,23 @@ class Places:
 class Run:
     """A call of Snakemake on a sweep."""
 
-    def __init__(
-        self, sweep: Sweep, command: str, root: Path, sources: Path, *, uses_conda: bool, ignores_shortage: bool
-    ) -> None:
-        """`command` is the call as it is repeated to the reader; `root` is the clone.
+    def __init__(self, sweep: Sweep, root: Path, sources: Path, *, uses_conda: bool, ignores_shortage: bool) -> None:
+        """`root` is the clone.
 
         `sources` is the folder of Snakemake's copies of the rules, which is of this call alone.
         `ignores_shortage`: whether it runs although there is no room for it by the plan.
         """
         self._sweep = sweep
-        self._command = command
+        # Repeated to the reader, and not looked at.
+        self._command = shlex.join(["snakemake", *sys.argv[1:]])
         self._root = root
         self._sources = sources.absolute()
         self._uses_conda = uses_conda
         self._ignores_shortage = ignores_shortage
         self._directory = Path.cwd()
         self._holder = self._sweep.results / HOLDER
-        self._failures = FailureRecorder(self._sweep.results / "logs")
-        self._jobs = JobWatcher()
+        self._failures = FailureRecorder(self._sweep.results / "logs", sweep.trainings)
+        self._jobs = JobWatcher(sweep.trainings)
         self._orphans: list[Orphan] = []
         self._slurm_run: str | None = None
         self._leaves_name = False
@@ -115,8 +127,8 @@ class Run:
 
     @property
     def awaited_jobs(self) -> dict[str, str]:
-        """The SLURM jobs that train points for an earlier run: the scheduler lets a new training wait for them."""
-        return {orphan.point: orphan.job for orphan in self._orphans if orphan.is_awaited}
+        """The SLURM jobs of an earlier run that train, by training: the same training waits for their end."""
+        return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
 
     def begin(self, wanted: Jobs, places: Places, slurm_run: str | None, *, is_touch: bool) -> None:
         """Do what a run does before its first job. Ends the process with a message where it cannot be.
@@ -162,6 +174,7 @@ class Run:
         is_over = is_well or self._cancel_forgotten_jobs()
         for leftover in (*results.glob("*/.*.partial"), results / ".batches"):
             shutil.rmtree(leftover, ignore_errors=True)
+        drop_unused(results / TRAININGS, sweep.trainings)
         summary = summarise(results, sweep.folders, unfinished, self._failures.failures, self._command)
         try:
             if is_well:
@@ -229,7 +242,7 @@ class Run:
             fate = "is cancelled"
             if orphan.is_awaited:
                 fate = "still runs: the same training waits for its end, and takes over what it made"
-            LOGGER.warning(f"SLURM job {orphan.job} of an earlier run ({orphan.rule} of {orphan.point}) {fate}.")
+            LOGGER.warning(f"SLURM job {orphan.job} of an earlier run ({orphan.rule} of {orphan.name}) {fate}.")
         if left := cancel_jobs(orphan.job for orphan in self._orphans if not orphan.is_awaited):
             raise InputError(
                 f"SLURM jobs of an earlier run do not end: scancel {' '.join(sorted(left))}, and run again"
@@ -320,7 +333,7 @@ def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
             and sweep.trained
             and not measuring.read_lengths(*counted, sweep.samples, experiment.trainer)
         ):
-            recipe = sweep.make_recipe(next(iter(sweep.trained)))
+            recipe = sweep.get_recipe(next(iter(sweep.trainings)))
             command = [run, sweep.trainer.STAGE, *JOB, "measure_lengths"]
             measuring.count_lengths(*counted, recipe, command, experiment.trainer)
     except InputError as error:

@@ -5,13 +5,9 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from lorasweep.util.slurm import LOGGER
-
-_COMMA = "/"
-"""Stands for a comma in a name."""
 
 SECONDS_BETWEEN_QUERIES = 30
 
@@ -82,31 +78,3 @@ def mend_python_path() -> None:
             return shlex.quote(plain(self))
 
         executor.get_python_executable = get_python_executable
-
-
-def mend_target_names() -> None:
-    """Let a job on SLURM be of a point whose name has a comma, as those of points of several variables have.
-
-    A job's own Snakemake is told its wildcards as a list with commas, which it splits at every comma (9.27.1). So they
-    are told with another sign, which no name has, and read so: both in the process that submits and in the job's.
-    """
-    from snakemake.dag import DAG
-    from snakemake_interface_executor_plugins.executors import real
-
-    encode, new_job = real.encode_target_jobs_cli_args, DAG.new_job
-
-    def encode_target_jobs_cli_args(specs: Iterable[Any]) -> list[str]:
-        told = [spec._replace(wildcards_dict=_replace(spec.wildcards_dict, ",", _COMMA)) for spec in specs]
-        return list(encode(told))
-
-    async def new_job_of_target(dag: Any, rule: Any, *arguments: Any, **named: Any) -> Any:
-        if named.get("wildcards_dict"):
-            named["wildcards_dict"] = _replace(named["wildcards_dict"], _COMMA, ",")
-        return await new_job(dag, rule, *arguments, **named)
-
-    real.encode_target_jobs_cli_args = encode_target_jobs_cli_args
-    DAG.new_job = new_job_of_target
-
-
-def _replace(wildcards: Mapping[str, str], old: str, new: str) -> dict[str, str]:
-    return {name: str(value).replace(old, new) for name, value in wildcards.items()}

@@ -11,16 +11,21 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from lorasweep.layout import STATE
-from lorasweep.layout import TRAINING_LOG as LOG_NAME
+from lorasweep.layout import STATE, TRAINING_LOG, TRAININGS
 from lorasweep.running.controller import Holder
 from lorasweep.util.files import write_aside
 
 STATUS = "status.json"
 """In an experiment's folder."""
 
-TRAINING_LOG = f"{STATE}/train/{LOG_NAME}"
-"""In a point's folder while it is trained: a row for each optimizer step, with `step` and `loss` among its columns."""
+
+def get_training_log(training: str) -> str:
+    """Return where in an experiment's folder a training that runs has its log.
+
+    A row for each optimizer step, with `step` and `loss` among its columns.
+    """
+    return f"{TRAININGS}/{training}/{STATE}/train/{TRAINING_LOG}"
+
 
 MOST_LISTED = 100
 """Running jobs, and failures, that are listed one by one."""
@@ -43,6 +48,8 @@ class JobStatus(BaseModel, frozen=True):
     slurm_job: str | None
     steps: int | None
     """Optimizer steps of a training, all of them."""
+    log: str = ""
+    """Of a training: in the experiment's folder."""
     seconds_left: float | None
     """None where it is not known, as of a job that takes longer than planned."""
 

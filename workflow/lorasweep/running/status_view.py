@@ -17,7 +17,6 @@ from lorasweep.running.status import (
     BADLY,
     INTERRUPTED,
     STATUS,
-    TRAINING_LOG,
     WELL,
     JobStatus,
     RunStatus,
@@ -137,7 +136,7 @@ def _describe_job(results: Path, job: JobStatus) -> list[str]:
     cells = [job.rule, name, _format_time(job.since), format_seconds(age)]
     if _is_queued(results, job):
         return [*cells, "queued", "", ""]
-    step = read_step(results / job.name / TRAINING_LOG) if job.rule == "train" else None
+    step = read_step(results / job.log) if job.rule == "train" else None
     said = ["", ""]
     if step:
         said = [f"{step.step} of {job.steps}" if job.steps else str(step.step), f"{step.loss:.4g}"]

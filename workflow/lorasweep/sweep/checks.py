@@ -248,10 +248,10 @@ def _check_batch(point: Point, samples: int, source: str) -> None:
 
 def _check_weights_key(experiment: Experiment, point: Point, source: str) -> None:
     declared = find_trainer(experiment, source).declared_adapter_only(point.controls.override)
-    if declared is not None and declared != (point.model_format == "adapter"):
+    if declared is not None and declared != (point.mode != "A"):
         accepted = "hf" if not declared else "adapter"
         raise InputError(
-            f"{source}: model_format: {point.model_format!r} (point '{point.name}') does not go with "
+            f"{source}: mode {point.mode} (point '{point.name}') does not go with "
             f"save_adapter_weights_only: {declared} under controls._override; accepted: model_format: {accepted}, or "
             "no save_adapter_weights_only"
         )

@@ -18,12 +18,24 @@ from lorasweep.evaluation.spec import EvaluationSpec, Mode, make_evaluation_spec
 from lorasweep.evaluation.state import is_evaluated
 from lorasweep.experiment.devices import check_device
 from lorasweep.experiment.loading import load_experiment, read_given_values
-from lorasweep.experiment.points import Point, get_baselines, get_points
+from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
 from lorasweep.experiment.sections import NAME_PATTERN, Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import check_fetched, read_revisions, with_local_paths
-from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASELINE, BATCHES, METRICS, POINTS, RECORD, REVISIONS
+from lorasweep.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASELINE,
+    BATCHES,
+    METRICS,
+    POINTS,
+    RECORD,
+    REVISIONS,
+    STATE,
+    TRAININGS,
+    get_epoch_folder,
+)
 from lorasweep.stages import get_stages
 from lorasweep.sweep import resources
 from lorasweep.sweep.batches import assign_batches, read_batches
@@ -35,6 +47,7 @@ from lorasweep.sweep.checks import (
     has_configuration_alone,
     make_recipe,
 )
+from lorasweep.sweep.trainings import is_trained, share_trainings
 from lorasweep.trainers import Trainer
 from lorasweep.util.errors import InputError
 
@@ -43,6 +56,9 @@ ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
 
 RESULTS = Path("results")
 """In the working directory: a folder for each experiment."""
+
+_ANY_TRAINING = "<training>"
+"""Stands in a recipe for the training's name, which is made of the rest of it."""
 
 MISSING_MODEL_AMOUNT = 1000
 """What a job asks for in a dry run without the base model, of whatever it asks for."""
@@ -58,8 +74,8 @@ class Sweep:
     """As the file has it."""
     source: str
     """What messages call the experiment file."""
-    points: Mapping[str, Point]
-    """What is trained, or given as an adapter, by name."""
+    named_points: Mapping[str, Point]
+    """What is trained, or given as an adapter, by name; `points` knows their trainings too."""
     baselines: Mapping[str, str]
     """What is evaluated as it is: paths of models, by name."""
     tasks: Sequence[TaskEntry]
@@ -93,7 +109,8 @@ class Sweep:
         revisions = read_revisions(results / REVISIONS)
         check_fetched(as_written, revisions, source)
         experiment = with_local_paths(as_written, revisions)
-        points = get_points(experiment, source, results / POINTS)
+        registry = results / POINTS
+        points = recall_points(experiment, registry) if is_job else get_points(experiment, source, registry)
         baselines = get_baselines(experiment, points, source)
         return cls(experiment, as_written, source, points, baselines, tasks, trainer, is_job, shared_gpus)
 
@@ -107,12 +124,13 @@ class Sweep:
         """
         check_device(self.experiment, self.source)
         self._check_gpus()
-        check_inputs(self.experiment, self.points.values(), self.tasks, self.results, self.source)
+        check_inputs(self.experiment, self.named_points.values(), self.tasks, self.results, self.source)
         if asks_inspect:
             run = Path(__file__).parents[3] / "scripts/run"
             check_registered_tasks(self.tasks, [str(run), self.evaluation_stage], self.source)
-        for point in () if self.missing_model else self.trained:
-            self.make_recipe(point)
+        for point in self.named_points.values() if not self.missing_model else ():
+            if not point.adapter:
+                self.make_recipe(point)
 
     def _check_gpus(self) -> None:
         if not self.gpus or self.shared_gpus is None:
@@ -167,13 +185,29 @@ class Sweep:
     # What is trained and evaluated.
 
     @cached_property
+    def points(self) -> Mapping[str, Point]:
+        """What is trained, or given as an adapter, by name.
+
+        Raises:
+            InputError: the trainer cannot train one of them.
+        """
+        if self.is_job:
+            return self.named_points
+        return share_trainings(self.named_points, self.make_recipe, self.results)
+
+    @cached_property
     def trained(self) -> Mapping[str, tuple[int, ...]]:
         """The points that have a training, and the earlier epochs whose adapters it keeps beside the last."""
-        epochs: dict[str, tuple[int, ...]] = {point.name: () for point in self.points.values() if point.is_trained}
+        epochs: dict[str, set[int]] = {point.name: set() for point in self.points.values() if point.is_trained}
         for point in self.points.values():
-            if point.trained_by and point.epoch:
-                epochs[point.trained_by] += (point.epoch,)
-        return epochs
+            if point.epoch and point.trained_by:
+                epochs[point.trained_by].add(point.epoch)
+        return {name: tuple(sorted(kept)) for name, kept in epochs.items()}
+
+    @cached_property
+    def trainings(self) -> Mapping[str, str]:
+        """The names of the trainings, and of the points for which they are counted."""
+        return {str(self.points[point].training): point for point in self.trained}
 
     @cached_property
     def evaluated(self) -> Mapping[str, Mode]:
@@ -193,7 +227,7 @@ class Sweep:
     def variables(self) -> Sequence[str]:
         """The keys that vary."""
         swept = sorted({key for point in self.points.values() for key in point.swept})
-        return [*swept, *(["epoch"] if any(self.trained.values()) else [])]
+        return [*swept, *(["epoch"] if any(point.epoch for point in self.points.values()) else [])]
 
     @property
     def deciding_tasks(self) -> Sequence[str]:
@@ -215,8 +249,8 @@ class Sweep:
     def pipeline(self) -> str:
         """The rules with their jobs, as JSON."""
         modes = {**{point.name: point.mode for point in self.points.values()}, **self.evaluated}
-        checkpoints = [point.name for point in self.points.values() if point.trained_by]
-        return json.dumps([asdict(stage) for stage in get_stages(modes, self.evaluated, self.trained, checkpoints)])
+        taken = [point.name for point in self.points.values() if point.training]
+        return json.dumps([asdict(stage) for stage in get_stages(modes, self.evaluated, self.trained, taken)])
 
     @property
     def digest(self) -> str:
@@ -244,6 +278,26 @@ class Sweep:
         """The files of a point's adapter."""
         return [f"<results>/{point}/adapter/{name}" for name in ADAPTER_FILES]
 
+    def get_trained_files(self, training: str) -> list[str]:
+        """The files of the adapter of a training's last epoch; those of earlier ones are there when these are."""
+        return [f"<results>/{TRAININGS}/{training}/adapter/{name}" for name in ADAPTER_FILES]
+
+    def get_taken_files(self, point: str) -> dict[str, Any]:
+        """What a point takes of its training, as far as that declares it."""
+        training = str(self.points[point].training)
+        recipe = f"<results>/{TRAININGS}/{training}/recipe.yaml"
+        return {"recipe": recipe, "adapter": self.get_trained_files(training)}
+
+    def get_taken_folder(self, point: str) -> str:
+        """The folder of the adapter that a point takes from its training."""
+        epoch = self.points[point].epoch
+        folder = get_epoch_folder(epoch) if epoch else "adapter"
+        return f"{self.results}/{TRAININGS}/{self.points[point].training}/{folder}"
+
+    def get_training_state(self, point: str) -> str:
+        """The folder of what a point's training needs only while it runs."""
+        return f"{self.results}/{TRAININGS}/{self.points[point].training}/{STATE}"
+
     def get_given_adapter(self, point: str) -> list[str]:
         """The files of the adapter that a point is given."""
         return [f"{self.points[point].adapter}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)]
@@ -259,7 +313,7 @@ class Sweep:
         """What a point keeps, less its manifest; by kind."""
         kept = {}
         if point in self.points:
-            if point in self.trained:
+            if self.points[point].training:
                 kept["recipe"] = [f"<results>/{point}/recipe.yaml"]
             kept["adapter"] = self.get_adapter_files(point)
             if self.points[point].mode == "A":
@@ -271,18 +325,25 @@ class Sweep:
 
     # Texts that rules have as parameters: a change in one of these reruns the job.
 
-    def make_recipe(self, point: str) -> str:
-        """Return the text of a point's recipe; without the base model, what is missing.
+    def make_recipe(self, point: Point) -> str:
+        """Return what a point is trained by, but for the name of the training; without the base model, its settings.
 
         Raises:
             InputError: the trainer cannot train this model with these settings.
         """
         if self.missing_model:
-            return self.missing_model
-        if point not in self._recipes:
-            folder = str(self.results / point)
-            self._recipes[point] = make_recipe(self.experiment, self.points[point], folder, self.source)
-        return self._recipes[point]
+            return json.dumps([dict(point.controls), point.data.model_dump_json()])
+        key = point.name.removesuffix(f"__epoch={point.epoch}")
+        if key not in self._recipes:
+            folder = f"{RESULTS}/{_ANY_TRAINING}"
+            self._recipes[key] = make_recipe(self.experiment, point, folder, self.source)
+        return self._recipes[key]
+
+    def get_recipe(self, training: str) -> str:
+        """Return the text of a training's recipe; without the base model, what is missing."""
+        text = self.make_recipe(self.points[self.trainings[training]])
+        folder = f"{self.results}/{TRAININGS}/{training}"
+        return self.missing_model or text.replace(f"{RESULTS}/{_ANY_TRAINING}", folder)
 
     def get_evaluation_spec(self, point: str) -> EvaluationSpec:
         """Return what a point's evaluation depends on beside the weights."""
@@ -301,7 +362,7 @@ class Sweep:
     def get_settings(self, point: str) -> str:
         """Return the settings that a point's manifest carries, as JSON."""
         if point in self.points:
-            settings = {"mode": self.points[point].mode, **self.points[point].settings}
+            settings = self.points[point].settings
         else:
             settings = {"mode": "base", **({} if point == BASELINE else {"model": self.baselines[point]})}
         made_on = {"dtype": self.experiment.model.dtype, "device": self.experiment.model.device}
@@ -310,6 +371,14 @@ class Sweep:
     def get_task_names(self, point: str) -> list[str]:
         """Return the tasks that a point is evaluated on."""
         return sorted(task.name for task in self.tasks) if point in self.evaluated else []
+
+    def get_counting_options(self, name: str) -> list[str]:
+        """What tells the clean-up whether a training's time, and an adapter's bytes, are counted for this point."""
+        point = self.points.get(name)
+        options = ["--training", str(point.training)] if point and point.is_trained else []
+        if point and point.shares_adapter_of:
+            options += ["--shares-adapter-of", point.shares_adapter_of]
+        return options
 
     # Batches: the points that one job evaluates on one loaded base (mode B2).
 
@@ -327,7 +396,7 @@ class Sweep:
         if size == "auto":
             sections = (self.experiment.model, self.experiment.evaluation)
             size = resources.get_adapters_per_job(self.base, *sections) if self.base else len(direct)
-        trained = {point for point in direct if self._is_trained(point)}
+        trained = {point for point in direct if self._has_adapter(point)}
         done = {point for point in trained if not self.missing_model and self._is_evaluated(point)}
         batches: dict[str, list[str]] = {}
         # One job evaluates in one way: points that are asked otherwise have batches of their own.
@@ -342,20 +411,27 @@ class Sweep:
         """The batch of each point that has one."""
         return {point: batch for batch, points in self.batches.items() for point in points}
 
+    def get_batch_file(self, point: str) -> str:
+        """What says that the batch of a point was evaluated; how, is seen in the point's state."""
+        return f"<results>/.batches/{self.batch_of[point]}"
+
+    def get_batch_adapters(self, batch: str) -> list[str]:
+        """The files of the adapters of a batch's points."""
+        return [file for point in self.batches[batch] for file in self.get_adapter_files(point)]
+
+    def get_batch_folders(self, batch: str) -> list[str]:
+        """The folders of a batch's points."""
+        return [str(self.results / point) for point in self.batches[batch]]
+
     def _is_evaluated(self, point: str) -> bool:
         return is_evaluated(self.get_evaluation_spec(point), self.results / point)
 
-    def _is_trained(self, point: str) -> bool:
-        """Whether a point's adapter is there, and of the recipe that it has now."""
-        if not all((self.results / point / "adapter" / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)):
-            return False
-        if self.points[point].adapter:
-            return True
-        training = self.points[point].trained_by or point
-        recipe = self.results / training / "recipe.yaml"
-        if self.missing_model:
-            return True
-        return recipe.is_file() and recipe.read_text(encoding="utf-8") == self.make_recipe(training)
+    def _has_adapter(self, point: str) -> bool:
+        """Whether a point's adapter is there, or at hand in the folder of its training."""
+        training = self.points[point].training
+        if training:
+            return is_trained(self.results / TRAININGS / training)
+        return all((self.results / point / "adapter" / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG))
 
     # What jobs ask for.
 
@@ -374,21 +450,31 @@ class Sweep:
         """GPUs of an evaluation; where all jobs share those of one machine, a job at a time has them all."""
         return self.gpus * (1 if self.shared_gpus is None else self.most_gpus)
 
-    def get_train_gpus(self, point: str) -> int:
-        """GPUs of a point's training."""
-        return self.evaluation_gpus if self.shared_gpus is not None else self.gpus * self.points[point].controls.gpus
+    def get_train_gpus(self, training: str) -> int:
+        """GPUs of a training."""
+        own = self.points[self.trainings[training]].controls.gpus
+        return self.evaluation_gpus if self.shared_gpus is not None else self.gpus * own
 
-    def get_train_threads(self, point: str) -> int:
-        """Threads of a point's training: four for each process."""
-        return 4 * self.points[point].controls.gpus
+    def get_train_threads(self, training: str) -> int:
+        """Threads of a training: four for each process."""
+        return 4 * self.points[self.trainings[training]].controls.gpus
+
+    def get_kept_epochs(self, training: str) -> tuple[int, ...]:
+        """The earlier epochs whose adapters a training keeps beside that of its last."""
+        return self.trained[self.trainings[training]]
+
+    def get_epochs(self, training: str) -> str:
+        """The epochs whose adapters a training keeps, joined by commas; the last is `last`."""
+        return ",".join([*map(str, self.get_kept_epochs(training)), "last"])
 
     def request(self, rule: str, resource: str, name: str, attempt: int = 1) -> int:
         """Return how much a job asks for at an attempt: `mem_mb` and `disk_mb` in MB, `runtime` in minutes.
 
-        `name` is that of the job's point or batch.
+        `name` is that of the job's point, training or batch.
         """
         if self.missing_model:
             return MISSING_MODEL_AMOUNT
+        name = self.trainings.get(name, name) if rule == "train" else name
         base = read_checkpoint(Path(self.baselines.get(name, self.base_model)))
         return attempt * _REQUESTS[rule, resource](self, name, base)
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lorasweep.layout import get_checkpoint_name
+from lorasweep.layout import get_epoch_folder
 from lorasweep.trainers import DEFAULT_TRAINER, SAVE_MINUTES, Stopped, get_trainer
 from lorasweep.util.errors import JobError
 from lorasweep.util.process import end_on_sigterm
@@ -20,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    point = arguments.adapter.parent
     earlier = {
-        int(epoch): point.with_name(get_checkpoint_name(point.name, int(epoch))) / arguments.adapter.name
+        int(epoch): arguments.adapter.with_name(get_epoch_folder(int(epoch)))
         for epoch in arguments.epochs.split(",")
         if epoch != "last"
     }

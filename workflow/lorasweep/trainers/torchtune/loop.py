@@ -407,13 +407,15 @@ def _leave_out_gpus() -> None:
     _DISTRIBUTED.training = SimpleNamespace(**{**vars(training), **nothing})
 
 
-def make_loggers(names: Iterable[str], point: Path, aside: Path, settings: Mapping[str, Any]) -> list[Any]:
-    """Return torchtune's loggers by name; of a point's folder `EXPERIMENT/POINT` they write to `EXPERIMENT/NAME/POINT`.
+def make_loggers(names: Iterable[str], training: Path, aside: Path, settings: Mapping[str, Any]) -> list[Any]:
+    """Return torchtune's loggers by name; of a training's folder `EXPERIMENT/trainings/TRAINING` they write to
+    `EXPERIMENT/NAME/TRAINING`.
 
     What lies there already is removed. W&B is offline unless its own variables say otherwise, and has its caches in
     `aside`, and not in the home.
     """
-    folders = {name: point.parent / name / point.name for name in ("tensorboard", "wandb")}
+    experiment = training.parents[1]
+    folders = {name: experiment / name / training.name for name in ("tensorboard", "wandb")}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
     loggers: list[Any] = []
@@ -429,7 +431,7 @@ def make_loggers(names: Iterable[str], point: Path, aside: Path, settings: Mappi
         for name, value in _get_wandb_defaults(folder, aside.resolve() / "wandb").items():
             os.environ.setdefault(name, value)
         loggers.append(
-            WandBLogger(project=point.parent.name, name=point.name, log_dir=str(folder), config=dict(settings))
+            WandBLogger(project=experiment.name, name=training.name, log_dir=str(folder), config=dict(settings))
         )
     return loggers
 

@@ -1,7 +1,9 @@
 """A point's settings as a recipe of torchtune's: complete, and checked against what the experiment says."""
 
+import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -95,9 +97,16 @@ def dump_recipe(recipe: Mapping[str, Any]) -> str:
 
     libyaml's is ten times as fast, and differs for a line separator and for characters over U+FFFF, which it escapes.
     """
+    return "".join(_dump_part(json.dumps([key, value])) for key, value in recipe.items())
+
+
+@lru_cache(maxsize=10_000)
+def _dump_part(pair: str) -> str:
+    """Return a key of a recipe with its value, which are given as JSON: most are those of many recipes."""
+    key, value = json.loads(pair)
     style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 120}
-    text = str(yaml.dump(dict(recipe), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), **style))
-    return str(yaml.safe_dump(dict(recipe), **style)) if re.search(r"\\[UN]", text) else text
+    text = str(yaml.dump({key: value}, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), **style))
+    return str(yaml.safe_dump({key: value}, **style)) if re.search(r"\\[UN]", text) else text
 
 
 def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
