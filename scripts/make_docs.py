@@ -95,8 +95,8 @@ A run can also have an `_override` of its own, merged over that of `controls`.
 
 A point is called after the values that vary (`lora_rank=8__lr=1e-4`), wherever they stand in the file. Each number is
 written in one way: `lr` and `weight_decay` as `1e-2`, all others as `0.01`. How the checkpoint is kept stands there as
-`mode=A`, `mode=B1` or `mode=B2`, and `variables: {mode: [A, B1, B2]}` is short for the two keys that say it. Values that
-cannot stand in a file name (paths, say) are for `runs`, which have names of their own.
+`mode=A`, `mode=B1` or `mode=B2`, and `variables: {mode: [A, B1, B2]}` is short for the two keys that say it. Values
+that cannot stand in a file name (paths, say) are for `runs`, which have names of their own.
 """
 
 

@@ -80,6 +80,11 @@ def of(function):
     return lambda wildcards: function(wildcards[0])
 
 
+def in_results(path="."):
+    """Return a function of a rule's wildcards that gives a path, which may have them, in the experiment's folder."""
+    return lambda wildcards: os.path.normpath(f"{RESULTS}/{path}".format(**dict(wildcards.items())))
+
+
 def request(rule, resource):
     """Return the function that says how much of a resource a job of a rule asks for, at each attempt."""
     return lambda wildcards, attempt: SWEEP.request(rule, resource, wildcards[0], attempt)

@@ -35,7 +35,7 @@ rule evaluate:
         gpu=SWEEP.evaluation_gpus,
     params:
         spec=get_evaluation,
-        point=f"{RESULTS}/{{point}}",
+        point=in_results("{point}"),
         probes=f"{RESULTS}/.probes",
     shell:
         f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}}"
@@ -67,7 +67,7 @@ rule evaluate_merged:
         merged_models=1,
     params:
         spec=get_evaluation,
-        point=f"{RESULTS}/{{point}}",
+        point=in_results("{point}"),
         probes=f"{RESULTS}/.probes",
     shell:
         f"{RUN} eval -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
@@ -121,6 +121,6 @@ rule publish:
         "../../envs/driver.yaml"
     params:
         spec=get_evaluation,
-        point=f"{RESULTS}/{{point}}",
+        point=in_results("{point}"),
     shell:
         f"{RUN} driver -m lorasweep job publish --spec {{params.spec:q}} --point {{params.point:q}} > {{log:q}} 2>&1"

@@ -22,7 +22,7 @@ rule merge:
         runtime=request("merge", "runtime"),
         disk_mb=request("merge", "disk_mb"),
     params:
-        adapter=f"{RESULTS}/{{point}}/adapter",
+        adapter=in_results("{point}/adapter"),
         base=SWEEP.base_model,
         dtype=EXPERIMENT.model.dtype,
     shell:

@@ -26,8 +26,8 @@ rule cleanup:
         "../../envs/driver.yaml"
     params:
         settings=of(SWEEP.get_settings),
-        point=f"{RESULTS}/{{point}}",
-        benchmarks=f"{RESULTS}/benchmarks",
+        point=in_results("{point}"),
+        benchmarks=in_results("benchmarks"),
         tasks=of(SWEEP.get_task_names),
         options=of(SWEEP.get_counting_options),
     shell:
@@ -46,7 +46,7 @@ rule read_samples:
     conda:
         "../../envs/eval.yaml"
     params:
-        results=RESULTS,
+        results=in_results(),
         baselines=list(SWEEP.baselines),
     shell:
         f"{RUN} eval -m lorasweep job read_samples --results {{params.results:q}} --baselines {{params.baselines:q}}"
@@ -67,7 +67,7 @@ rule collect:
     conda:
         "../../envs/driver.yaml"
     params:
-        results=RESULTS,
+        results=in_results(),
         variables=SWEEP.variables,
         tasks=SWEEP.deciding_tasks,
         report=EXPERIMENT.report.model_dump_json(),

@@ -66,7 +66,7 @@ rule take:
         "../../envs/driver.yaml"
     params:
         source=of(SWEEP.get_taken_folder),
-        adapter=f"{RESULTS}/{{point}}/adapter",
+        adapter=in_results("{point}/adapter"),
         state=of(SWEEP.get_training_state),
     shell:
         # Links where the file system has any, and copies else.
@@ -88,7 +88,7 @@ rule adopt:
         "../../envs/eval.yaml"
     params:
         source=of(lambda point: POINTS[point].adapter),
-        adapter=f"{RESULTS}/{{point}}/adapter",
+        adapter=in_results("{point}/adapter"),
         base=SWEEP.base_model,
         fingerprint=get_base_fingerprint,
     shell:
