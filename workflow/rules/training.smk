@@ -5,8 +5,8 @@ transformers load as it lies there. What the trainer needs only while it runs li
 Snakemake deletes the outputs of a failed job. How a training is watched is a resource, and no parameter: a change in
 those reruns nothing.
 
-Points that differ only in how their checkpoint is kept share a training. Each has links to its files, which take no room
-of their own; copies, where the file system has no links.
+Points that differ only in how their checkpoint is kept share a training. The first has a link to its weights, and the
+others have copies: Snakemake gives a job's outputs a new time, which must be no other point's.
 """
 
 
@@ -21,7 +21,8 @@ rule train:
         data=ancient(EXPERIMENT.data.train or []),
         validation=ancient(EXPERIMENT.data.validation or []),
     output:
-        adapter=SWEEP.get_trained_files("{training}"),
+        # Last of all that a training leaves. The weights are no output: a point that has a link to them gives them its time.
+        record=SWEEP.get_trained_file("{training}"),
     log:
         "<logs>/train/{training}.log",
     benchmark:
@@ -66,13 +67,11 @@ rule take:
         "../../envs/driver.yaml"
     params:
         source=of(SWEEP.get_taken_folder),
-        adapter=in_results("{point}/adapter"),
+        point=in_results("{point}"),
         state=of(SWEEP.get_training_state),
     shell:
-        # Links where the file system has any, and copies else.
-        "( rm -rf {params.adapter:q} && mkdir {params.adapter:q} && for how in --link --force; do"
-        " cp $how {params.source:q}/* {params.adapter:q} && cp $how {input.recipe:q} {output.recipe:q} && break; done"
-        " && rm -rf {params.state:q} ) 2> {log:q}"
+        f"{RUN} driver -m lorasweep job take --source {{params.source:q}} --recipe {{input.recipe:q}} --state {{params.state:q}}"
+        " --point {params.point:q} > {log:q} 2>&1"
 
 
 rule adopt:

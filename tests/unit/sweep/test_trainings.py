@@ -33,12 +33,7 @@ def test_points_that_are_kept_otherwise_share_a_training_that_counts_for_the_fir
     points = share(tmp_path, *THREE, make_point("lora_rank=4", rank=4))
     assert len({point.training for point in points.values()}) == 2
     first = THREE[0].name
-    assert [(p.trained_by, p.shares_adapter_of) for p in points.values()] == [
-        (None, None),
-        (first, first),
-        (first, first),
-        (None, None),
-    ]
+    assert [point.trained_by for point in points.values()] == [None, first, first, None]
     assert [point.is_trained for point in points.values()] == [True, False, False, True]
 
 
@@ -72,7 +67,6 @@ def test_fewer_epochs_are_of_the_same_training_and_more_of_another(tmp_path: Pat
     both = share(tmp_path, last, first, second)
     assert len({point.training for point in both.values()}) == 1
     assert [point.trained_by for point in both.values()] == [None, "p", "p"]
-    assert not any(point.shares_adapter_of for point in both.values())
     name = both["p"].training
     leave(tmp_path / "trainings" / str(name), 1, 2)
     assert share(tmp_path, last)["p"].training == share(tmp_path, last, second)["p"].training == name
@@ -87,12 +81,11 @@ def test_one_that_lost_an_epoch_is_trained_in_its_own_folder(tmp_path: Path) -> 
     assert share(tmp_path, *points)["p"].training == name
 
 
-def test_epochs_are_shared_by_modes_each_with_its_own_adapter(tmp_path: Path) -> None:
+def test_earlier_epochs_are_of_the_training_of_all_modes(tmp_path: Path) -> None:
     earlier = [replace(point, name=f"{point.name}__epoch=1", epoch=1) for point in THREE]
     points = share(tmp_path, *THREE, *earlier)
     assert len({point.training for point in points.values()}) == 1
-    assert points[earlier[1].name].shares_adapter_of == earlier[0].name
-    assert points[earlier[1].name].trained_by == THREE[0].name
+    assert {point.trained_by for point in points.values()} == {None, THREE[0].name}
 
 
 def test_an_adapter_that_is_given_has_no_training(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ WORDS = {
 
 JOBS = {
     "train": "train the adapter of a point",
+    "take": "take a training's adapter, as that of a point",
     "adopt": "take over an adapter that exists",
     "merge": "merge an adapter into the base model",
     "evaluate": "evaluate a point, or a model as it is",

@@ -72,8 +72,6 @@ class Point:
     """The name of the training that makes the adapter; see lorasweep.sweep.trainings."""
     trained_by: str | None = None
     """The point for which that training is counted, where it is another."""
-    shares_adapter_of: str | None = None
-    """The point for which the adapter's bytes are counted, where it is another."""
     epoch: int | None = None
     """Where this is the checkpoint of an earlier epoch than the training's last."""
     is_evaluated: bool = True

@@ -149,10 +149,9 @@ class Planner:
         return sum(sizes) * SAMPLE_BYTES + LOG_BYTES * len(tasks)
 
     @cached_property
-    def _kept_epochs(self) -> Counter[str]:
-        """Of how many epochs each training keeps the adapter."""
-        own = {name: point for name, point in self.points.items() if not point.adapter and not point.shares_adapter_of}
-        return Counter(point.trained_by or name for name, point in own.items())
+    def _takers(self) -> Counter[str]:
+        """How many points take an adapter from each training, by the point that it is counted for."""
+        return Counter(point.trained_by or name for name, point in self.points.items() if not point.adapter)
 
     def _is_evaluated(self, point: Point) -> bool:
         return self._evaluation and point.is_evaluated
@@ -167,19 +166,12 @@ class Planner:
         """Return what a point keeps in a mode; of a baseline, which is none, its logs."""
         if point is None:
             return self._logs + SMALL_FILES
-        adapter = self._get_adapter_folder_bytes(point)
+        adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
         logs = self._logs if self._is_evaluated(point) else 0
         return adapter + (self._model if mode == "A" else 0) + logs + self._get_small_bytes(point)
 
-    def _get_adapter_folder_bytes(self, point: Point) -> int:
-        """Of an adapter that several points share, the first has the bytes."""
-        if point.shares_adapter_of:
-            return 0
-        return self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
-
     def _get_small_bytes(self, point: Point) -> int:
-        is_own = not point.adapter and not point.shares_adapter_of
-        return SMALL_FILES + (LOG_ROW * self.costs.get_training(point.controls).steps if is_own else 0)
+        return SMALL_FILES + (0 if point.adapter else LOG_ROW * self.costs.get_training(point.controls).steps)
 
     def plan_all(self, mode: str | None = None) -> SweepPlan:
         """Plan the whole sweep as if nothing was done: in one mode, or each point in its own."""
@@ -308,9 +300,9 @@ class Planner:
             else:
                 state = 2 * point.controls.epochs * (self.get_adapter_bytes(point) + self._tokenizer)
                 state += resources.SAVED_STATES * self.get_adapter_bytes(point)
-                own = self._kept_epochs[name] * (self.get_adapter_bytes(point) + self._tokenizer)
-                small = self._kept_epochs[name] * self._get_small_bytes(point)
-                # The training's own copies go as points take its adapters.
+                own = self._takers[name] * (self.get_adapter_bytes(point) + self._tokenizer)
+                small = self._takers[name] * self._get_small_bytes(point)
+                # Points have the adapters, and so has the training where no link can be made.
                 trained[name] = add("train", [name], kept=own + small, temporary=own + state)
             before = (trained[name],)
             if mode == "A":

@@ -30,15 +30,13 @@ def clean_up(
     benchmarks: Path,
     workflow: Path,
     training: str | None = None,
-    shares_adapter_of: str | None = None,
 ) -> None:
     """Check that what must stay of a point is whole, remove what need not, and write its manifest.
 
     `settings` are the point's, with `mode`, `dtype` and `device`; `tasks` those that it is evaluated on; `benchmarks`
     holds Snakemake's measurements by rule and point; `workflow` is the checkout that ran. `training` is the name of the
-    training whose time is counted here, and `shares_adapter_of` the point where the adapter's bytes are. Logs of tasks
-    that left the experiment stay where they are, and are not in the manifest; a full model of a point that left mode A
-    is removed.
+    training whose time is counted here. Logs of tasks that left the experiment stay where they are, and are not in the
+    manifest; a full model of a point that left mode A is removed.
 
     Raises:
         InputError: a file that must stay is missing, empty, or not what its record says.
@@ -98,10 +96,7 @@ def clean_up(
             for stage in _STAGES[mode]
             if (tasks or not stage.startswith("evaluate")) and (training or stage != "train")
         },
-        "shares_adapter_of": shares_adapter_of,
-        "bytes": sum(
-            entry["bytes"] for entry in files if not (shares_adapter_of and entry["path"].startswith("adapter/"))
-        ),
+        "bytes": sum(entry["bytes"] for entry in files),
         "files": files,
     }
     write_aside(point / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")

@@ -278,15 +278,15 @@ class Sweep:
         """The files of a point's adapter."""
         return [f"<results>/{point}/adapter/{name}" for name in ADAPTER_FILES]
 
-    def get_trained_files(self, training: str) -> list[str]:
-        """The files of the adapter of a training's last epoch; those of earlier ones are there when these are."""
-        return [f"<results>/{TRAININGS}/{training}/adapter/{name}" for name in ADAPTER_FILES]
+    def get_trained_file(self, training: str) -> str:
+        """The record of the adapter of a training's last epoch; what else it leaves is there when this is."""
+        return f"<results>/{TRAININGS}/{training}/adapter/{RECORD}"
 
-    def get_taken_files(self, point: str) -> dict[str, Any]:
+    def get_taken_files(self, point: str) -> dict[str, str]:
         """What a point takes of its training, as far as that declares it."""
         training = str(self.points[point].training)
         recipe = f"<results>/{TRAININGS}/{training}/recipe.yaml"
-        return {"recipe": recipe, "adapter": self.get_trained_files(training)}
+        return {"recipe": recipe, "record": self.get_trained_file(training)}
 
     def get_taken_folder(self, point: str) -> str:
         """The folder of the adapter that a point takes from its training."""
@@ -373,12 +373,9 @@ class Sweep:
         return sorted(task.name for task in self.tasks) if point in self.evaluated else []
 
     def get_counting_options(self, name: str) -> list[str]:
-        """What tells the clean-up whether a training's time, and an adapter's bytes, are counted for this point."""
+        """What tells the clean-up whether a training's time is counted for this point."""
         point = self.points.get(name)
-        options = ["--training", str(point.training)] if point and point.is_trained else []
-        if point and point.shares_adapter_of:
-            options += ["--shares-adapter-of", point.shares_adapter_of]
-        return options
+        return ["--training", str(point.training)] if point and point.is_trained else []
 
     # Batches: the points that one job evaluates on one loaded base (mode B2).
 

@@ -42,15 +42,8 @@ def share_trainings(points: Mapping[str, Point], get_recipe: Callable[[Point], s
         owner = next(point for point in members if point.epoch is None)
         epochs = sorted({point.epoch for point in members if point.epoch is not None})
         name = _find_name(folders.get(digest, ()), digest, epochs) or _make_name(owner, digest, epochs)
-        first: dict[int | None, str] = {}
         for point in members:
-            is_own = first.setdefault(point.epoch, point.name) == point.name
-            shared[point.name] = replace(
-                point,
-                training=name,
-                trained_by=None if point is owner else owner.name,
-                shares_adapter_of=None if is_own else first[point.epoch],
-            )
+            shared[point.name] = replace(point, training=name, trained_by=None if point is owner else owner.name)
     return shared
 
 
@@ -67,7 +60,6 @@ def drop_unused(trainings: Path, current: Collection[str]) -> None:
     """
     left = list(trainings.iterdir()) if trainings.is_dir() else []
     left = [folder for folder in left if folder.name not in current and _NAME.fullmatch(folder.name)]
-    # Of a folder that was copied, links are no more.
     taken = {digest_file(recipe) for recipe in trainings.parent.glob("*/recipe.yaml")} if left else set()
     for folder in left:
         recipe = folder / "recipe.yaml"

@@ -13,7 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", type=json.loads, required=True, help="the point's settings and mode, as JSON")
     parser.add_argument("--tasks", nargs="*", default=[], help="the tasks that the point is evaluated on")
     parser.add_argument("--training", help="the training whose time is counted for the point")
-    parser.add_argument("--shares-adapter-of", help="the point for which the adapter's bytes are counted")
 
 
 def run(arguments: argparse.Namespace) -> None:
