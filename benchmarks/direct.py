@@ -5,7 +5,6 @@
 Runs what the rules run, one after another on this machine: `evaluate_adapters` for all (B2 shared) and for each (B2 one
 by one), and `evaluate_merged` for each (B1). The adapters are random, of rank 8 on all linear layers; the task is the
 demo's. A second model, random and larger, shows the share of the load. Times are of whole processes, imports included.
-At last eight models of one process are asked at once, each so many times, in mixed batches and in batches of their own.
 """
 
 import argparse
@@ -42,20 +41,14 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="SVG file to draw the curves to")
     # What needs the environment that has torch.
     parser.add_argument("--make", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--ask", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.make:
         make_adapters(Path(arguments.make[0]), Path(arguments.make[1]), int(arguments.make[2]))
-        return
-    if arguments.ask:
-        ask_at_once(Path(arguments.ask[0]), arguments.ask[1])
         return
     rows = []
     with tempfile.TemporaryDirectory(dir=ROOT / "benchmarks") as name:
         folder = Path(name)
         rows += measure(folder / "small", arguments.model, arguments.adapters, arguments.samples, arguments.repeats)
-        run_eval(Path(__file__), "--make", folder / "eight", arguments.model, 8)
-        run_eval(Path(__file__), "--ask", folder / "eight", arguments.model, show=True)
         if arguments.larger:
             larger = folder / f"random-{arguments.larger:g}B"
             run_eval(Path(__file__).with_name("random_model.py"), "--output", larger, "--billions", arguments.larger)
@@ -178,44 +171,9 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
-def run_eval(script: Path, *arguments: object, show: bool = False) -> None:
-    output = None if show else subprocess.DEVNULL
-    subprocess.run([RUN, "eval", script, *map(str, arguments)], check=True, stdout=output, stderr=subprocess.DEVNULL)
-
-
-def ask_at_once(adapters: Path, base: str) -> None:
-    """Print how long a number of requests to each of several adapters takes, in mixed batches and in batches apart."""
-    import asyncio
-
-    from inspect_ai.model import GenerateConfig, get_model
-
-    config = GenerateConfig(max_tokens=16, max_connections=32)
-    shared = {"base": base, "device": "cpu", "do_sample": False, "memoize": False, "config": config}
-    models = {
-        mixed: [
-            get_model(f"lorasweep/{path.name}", adapter=str(path), mixed_batches=mixed, **shared)
-            for path in sorted(adapters.iterdir())
-        ]
-        for mixed in (True, False)
-    }
-
-    async def ask(mixed: bool, requests: int) -> float:
-        began = time.monotonic()
-        questions = [f"Write the number {index} in words." for index in range(requests)]
-        await asyncio.gather(*(model.generate(text) for model in models[mixed] for text in questions))
-        return time.monotonic() - began
-
-    for requests in (1, 2, 4, 8, 16, 32):
-        seconds: dict[bool, list[float]] = {True: [], False: []}
-        for _ in range(3):
-            for mixed, found in seconds.items():
-                found.append(asyncio.run(ask(mixed, requests)))
-        together, apart = (statistics.median(seconds[mixed]) for mixed in (True, False))
-        print(
-            f"{len(models[True])} adapters, {requests} requests each: mixed {together:.1f} s, apart {apart:.1f} s, "
-            f"ratio {together / apart:.2f}",
-            flush=True,
-        )
+def run_eval(script: Path, *arguments: object) -> None:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([RUN, "eval", script, *map(str, arguments)], check=True, **quiet)
 
 
 def make_adapters(folder: Path, model: Path, count: int) -> None:

@@ -2,9 +2,9 @@
 
     inspect eval task.py --model lorasweep/NAME -M base=DIR -M adapter=DIR
 
-Models of one process that have the same base and the same other arguments share it: it is loaded once. Whatever the
-provider `hf` does (batches, chat templates, tools, logprobs, stop sequences, sampling) is done by its own code; here
-lies only which adapter generates which request.
+Models of one process that have the same base and the same other arguments share it: it is loaded once. The provider
+`hf` does the rest by its own code: batches, chat templates, tools, logprobs, stop sequences, sampling. A batch has the
+requests to one model.
 """
 
 import json
@@ -19,8 +19,7 @@ from inspect_ai.model._providers.hf import HF_TOKEN, HuggingFaceAPI, set_random_
 
 from lorasweep.adapters.adapter import read_adapter
 from lorasweep.checkpoints.checkpoint import read_checkpoint
-from lorasweep.evaluation.request_batches import join_batch
-from lorasweep.evaluation.shared_base import SharedBase, can_share_batches
+from lorasweep.evaluation.shared_base import SharedBase
 
 
 class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
@@ -33,9 +32,6 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         config: Inspect's configuration of generation.
         base: The base model, a Hugging Face checkpoint directory.
         adapter: A PEFT LoRA adapter directory; none: the base as it is.
-        mixed_batches: Whether requests to several adapters that wait at the same time are generated in one batch, each
-            row under its adapter: faster where each adapter has few requests. Adapters with DoRA or `lora_bias` have
-            batches of their own in any case.
         **model_args: Those of the provider `hf`: `device`, `dtype`, `do_sample`, `chat_template` and so on.
 
     Raises:
@@ -44,7 +40,10 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
     """
 
     proof: dict[str, Any]
-    """What says that the adapter acts (SharedBase.attach); none for the base. It is in the metadata of each output."""
+    """What says that the adapter acts (SharedBase.attach); empty for the base. It is in the metadata of each output."""
+
+    adapter_name: str | None
+    """What the shared base calls the adapter; None for the base."""
 
     def __init__(
         self,
@@ -55,7 +54,6 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         *,
         base: str,
         adapter: str | None = None,
-        mixed_batches: bool = True,
         **model_args: Any,
     ) -> None:
         checkpoint = read_checkpoint(Path(base))
@@ -64,18 +62,13 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         self.__dict__.update(vars(loaded.api))
         ModelAPI.__init__(self, model_name, base_url, api_key, [HF_TOKEN], config)
         self.base = loaded.base
-        self.tokenizer = loaded.tokenizer
-        self._name: str | None = None
-        self.proof = {}
-        if read:
-            self._name, self.proof = self.base.attach(read)
+        self.adapter_name, self.proof = self.base.attach(read) if read else (None, {})
         if config.seed is not None:  # at last: PEFT draws numbers when an adapter is attached
             set_random_seeds(config.seed)
-        can_mix = mixed_batches and (read is None or can_share_batches(read))
         # Inspect batches by the identity of what it calls the model.
-        self.model = loaded.rows if can_mix else _Rows(loaded.base, loaded.tokenizer)
+        self.model = _Adapted(self.base, self.adapter_name)
         # Also when nobody closes it. This holds the base, and so the base lasts as long as a model that needs it.
-        self._detach = weakref.finalize(self, _detach, loaded, self._name)
+        self._detach = weakref.finalize(self, _detach, loaded, self.adapter_name)
 
     def close(self) -> None:
         """Drop the adapter; and the base, if no other model has it."""
@@ -83,70 +76,26 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         del self.base
         super().close()
 
-    def hf_chat(self, messages: Any, tools: Any) -> str:
-        """Return the prompt as `hf` makes it, with the adapter that is to answer it."""
-        return _Prompt(super().hf_chat(messages, tools), self._name)
-
     async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
         """Generate as `hf` does; the output's metadata says which adapter made it."""
-        async with join_batch(self.model, config.max_connections or self.max_connections()) as size:
-            batched = config.model_copy(update={"max_connections": size})
-            output = await super().generate(input, tools, tool_choice, batched)
+        output = await super().generate(input, tools, tool_choice, config)
         output.metadata = {**(output.metadata or {}), **self.proof}
         return output
 
 
-class _Prompt(str):
-    """A prompt that knows which adapter is to answer it."""
+class _Adapted:
+    """What stands where `hf` has its model: the base with one adapter, or none."""
 
-    __slots__ = ("adapter",)
-    adapter: str | None
-
-    def __new__(cls, text: str, adapter: str | None) -> "_Prompt":
-        prompt = super().__new__(cls, text)
-        prompt.adapter = adapter
-        return prompt
-
-
-class _Tokenizer:
-    """A tokenizer that remembers which adapters the prompts of a batch are for, until that batch is generated."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._batch = threading.local()
-
-    def __call__(self, texts: Any, **options: Any) -> Any:
-        self._batch.adapters = []
-        if isinstance(texts, list) and all(isinstance(text, _Prompt) for text in texts):
-            self._batch.adapters = [text.adapter for text in texts]
-        return self._tokenizer(texts, **options)
-
-    @property
-    def adapters(self) -> list[str | None]:
-        """Of the batch that was tokenized last by this thread; none for other texts than prompts."""
-        adapters: list[str | None] = self._batch.adapters
-        return adapters
-
-    def __len__(self) -> int:
-        return len(self._tokenizer)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-
-class _Rows:
-    """What stands where `hf` has its model: it generates each row of a batch under the adapter of its prompt."""
-
-    def __init__(self, base: SharedBase, tokenizer: _Tokenizer) -> None:
+    def __init__(self, base: SharedBase, name: str | None) -> None:
         self._base = base
-        self._tokenizer = tokenizer
+        self._name = name
 
     @property
     def device(self) -> torch.device:
         return self._base.device
 
     def generate(self, **inputs: Any) -> Any:
-        return self._base.generate(self._tokenizer.adapters, **inputs)
+        return self._base.generate(self._name, **inputs)
 
 
 class _Loaded:
@@ -155,8 +104,6 @@ class _Loaded:
     def __init__(self, api: HuggingFaceAPI) -> None:
         self.api = api
         self.base = SharedBase(api.model)
-        self.tokenizer = _Tokenizer(api.tokenizer)
-        self.rows = _Rows(self.base, self.tokenizer)
 
 
 _LOADED: "weakref.WeakValueDictionary[str, _Loaded]" = weakref.WeakValueDictionary()

@@ -23,6 +23,9 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
         "temperature": task.temperature,
         "system_message": task.system_prompt,
     }
+    # The provider `hf` waits 2 s whether further requests fill a batch: with no more samples than one holds, none do.
+    if task.limit and (samples := task.limit * (task.epochs or 1)) < spec.max_connections:
+        options["max_connections"] = samples
     if spec.backend == "hf":
         temperature = spec.temperature if task.temperature is None else task.temperature
         # What samples says so to the provider, and has a temperature; what does not has none.

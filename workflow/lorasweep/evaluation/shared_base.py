@@ -1,11 +1,10 @@
-"""One base model in memory, and any number of LoRA adapters on it: attached, switched by request, dropped.
+"""One base model in memory, and any number of LoRA adapters on it: attached, switched by batch, dropped.
 
 The base is loaded once and stays as it is; an adapter costs its own tensors, and gives them back when it is detached.
 Each is checked when it is attached: that the model holds it bit for bit, and that it changes what the model answers.
 """
 
 import threading
-from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -14,9 +13,6 @@ from peft import PeftConfig, PeftModel
 
 from lorasweep.adapters.adapter import Adapter, AdapterError, check_injected
 from lorasweep.evaluation.probe import measure_effect, probe_logits
-
-_BASE = "__base__"
-"""PEFT's name for a row of a batch that no adapter changes."""
 
 
 class SharedBase:
@@ -87,29 +83,19 @@ class SharedBase:
             self._activate(name)
             return probe_logits(self._model)
 
-    def generate(self, names: Sequence[str | None], **inputs: Any) -> Any:
-        """Generate as transformers' `generate` does, the rows of the batch each under its adapter, or as the base.
+    def generate(self, name: str | None, **inputs: Any) -> Any:
+        """Generate as transformers' `generate` does, under an adapter, or as the base.
 
         `inputs` are those of `generate`, with `input_ids` of shape [rows, tokens].
 
         Raises:
-            ValueError: there are not as many names as rows, or an adapter is not attached.
+            ValueError: the adapter is not attached.
         """
-        if len(names) != len(inputs["input_ids"]):
-            raise ValueError(f"{len(names)} adapters for {len(inputs['input_ids'])} rows")
         with self._lock:
-            if unknown := {name for name in names if name} - self._attached:
-                raise ValueError(f"not attached: {', '.join(sorted(unknown))}")
-            if len(set(names)) == 1:
-                self._activate(names[0])
-                return self._model.generate(**inputs)
-            self._activate(next(name for name in names if name))  # which one is of no matter; that layers are on is
-            assert self._peft is not None
-            try:
-                return self._peft.generate(**inputs, adapter_names=[name or _BASE for name in names])
-            except BaseException:
-                _remove_hooks(self._peft)
-                raise
+            if name and name not in self._attached:
+                raise ValueError(f"not attached: {name}")
+            self._activate(name)
+            return self._model.generate(**inputs)
 
     def _activate(self, name: str | None) -> None:
         if self._peft is None or not self._attached:
@@ -120,20 +106,6 @@ class SharedBase:
             self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(name, inference_mode=True)
         self._active = name
-
-
-def _remove_hooks(model: torch.nn.Module) -> None:
-    """Remove what PEFT leaves on its layers when a mixed batch fails: it would decide for later batches."""
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if "adapter_names" in getattr(hook, "keywords", {}):
-                del module._forward_pre_hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-
-
-def can_share_batches(adapter: Adapter) -> bool:
-    """Whether rows under this adapter can be in one batch with rows under others: PEFT does it for plain LoRA only."""
-    return not adapter.config.get("use_dora") and not adapter.config.get("lora_bias")
 
 
 def _refuse_changes_of_the_base(adapter: Adapter) -> None:
