@@ -92,7 +92,7 @@ def run_chains(sweep: Sweep) -> tuple[float, list[float]]:
     sweep.run("configure_all")
     experiment = load_experiment(sweep.config, "sweep.yaml")
     os.chdir(sweep.directory)
-    tasks = get_tasks(experiment.evaluation.tasks, "sweep.yaml")
+    tasks = get_tasks(experiment.evaluation.tasks)
     files = [entry.file for entry in tasks if entry.file]
     fingerprint = read_checkpoint(Path("model")).fingerprint
     spec = make_evaluation_spec(experiment, tasks, files, "B1", fingerprint).model_dump_json()

@@ -41,9 +41,7 @@ def test_what_points_keep_is_planned_within_a_hundredth_but_for_small_records(
     for name in [*POINTS.values(), "baseline"]:
         kept = json.loads((finished.results / name / "manifest.json").read_text())["bytes"]
         assert planned[name] == pytest.approx(kept, rel=0.01, abs=10_000)
-    # The three modes share an adapter.
-    shared = sum(get_size(finished.results / POINTS[mode] / "adapter") for mode in ("B1", "B2"))
-    whole = sum(get_size(finished.results / name) for name in planned) - shared
+    whole = sum(get_size(finished.results / name) for name in planned)
     assert plan["whole"]["kept_bytes"] == pytest.approx(whole, rel=0.01, abs=10_000 * len(planned))
 
 

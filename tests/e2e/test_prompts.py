@@ -77,9 +77,9 @@ def make_case(directory: Path, model: Path, case: str) -> Case:
     sweep.config["data"]["train"] = str(directory / "train.jsonl")
     sweep.edit(runs=[{"name": "point", **RUNS.get(case, {})}], data=data, controls={"batch_size": 1})
     experiment = load_experiment(sweep.config, "sweep.yaml")
-    point = get_points(experiment, "sweep.yaml", sweep.results / "points.json")["point"]
+    point = get_points(experiment, sweep.results / "points.json")["point"]
     recipe = directory / "recipe.yaml"
-    recipe.write_text(make_recipe(experiment, point, str(directory / "point"), "sweep.yaml"))
+    recipe.write_text(make_recipe(experiment, point, str(directory / "point")))
     task = TaskSpec(name="prompts", task="none", args={}, limit=None)
     spec = make_evaluation_spec(experiment, [], [], "base", "", data=point.data)
     spec = spec.model_copy(update={"max_connections": 1})

@@ -120,7 +120,7 @@ def widen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 SPOILT = [
     (zero, "the adapter is zero"),
     (misname, "does not have"),
-    (half, "accepted: lora_A and lora_B"),
+    (half, "Expected: lora_A and lora_B"),
     (poison, "not finite"),
     (widen, "trained for another model"),
 ]

@@ -71,7 +71,7 @@ def test_a_base_without_a_chat_template_is_prompted_as_by_hf(spec: EvaluationSpe
     ("feature", "value"), [("use_dora", True), ("bias", "all"), ("modules_to_save", ["lm_head"]), ("lora_bias", True)]
 )
 def test_what_vllm_would_not_apply_is_refused_by_name(tmp_path: Path, feature: str, value: Any) -> None:
-    with pytest.raises(AdapterError, match=f"{feature} is not applied by vLLM; accepted: backend: hf"):
+    with pytest.raises(AdapterError, match=f"{feature} is not applied by vLLM. Expected: backend: hf"):
         refuse_unserved(make_adapter(tmp_path, 8, **{feature: value}))
 
 

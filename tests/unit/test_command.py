@@ -47,9 +47,9 @@ def test_the_answer_and_the_table_are_shown_by_the_file_or_by_the_folder(tmp_pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "my.yaml: no such file; accepted: an experiment's file"),
+        (None, "my.yaml: no such file. Expected: an experiment's file"),
         ("a: [1\n", "my.yaml:2: not YAML: "),
-        ("- a\n", "my.yaml: not an experiment; accepted: YAML with the keys of config/README.md"),
+        ("- a\n", "my.yaml: not an experiment. Expected: YAML with the keys of config/README.md"),
         ("experiment: {name: x}\n", "my.yaml: the key 'model' is missing"),
         (
             "experiment: {name: x}\nmodel: {path: y}\n",

@@ -53,5 +53,5 @@ def test_a_plan_and_a_mistake_read_alike_wherever_the_clone_lies(
     refused = call(sweep, link, **variables)
     assert refused.returncode == 1
     told = [line for line in refused.stderr.splitlines() if not line.startswith(("Using workflow", "host:"))]
-    expected = "sweep.yaml: controls.lora_rank: 0 is not accepted; accepted: greater than or equal to 1"
+    expected = "sweep.yaml: controls.lora_rank: 0 is invalid. Expected: greater than or equal to 1"
     assert told == [f"{sweep.directory / expected}"]

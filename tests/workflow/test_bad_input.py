@@ -101,7 +101,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     ),
     "no such registered solver": (
         edit(evaluation={"tasks": [{"task": "tasks.py@letters", "solver": "no_such", "scorer": "match"}]}),
-        ["evaluation.tasks", "registers no_such; accepted"],
+        ["evaluation.tasks", "registers no_such. Expected"],
     ),
     "a batch of more than there is": (edit(controls={"batch_size": 30}), ["batch_size: 30", "25 samples"]),
     "a batch of more than there is for each": (
@@ -136,11 +136,11 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(evaluation={"baselines": [{"name": "other", "model": "results/planned/lora_rank=4/hf_model"}]}),
         ["evaluation.baselines.0.model", "is of this experiment", "outside of results/"],
     ),
-    "no such task to report on": (edit(report={"task": "leters"}), ["report.task", "'leters'", "accepted: letters"]),
+    "no such task to report on": (edit(report={"task": "leters"}), ["report.task", "'leters'", "Expected: letters"]),
     "too many adapters a job": (edit(evaluation={"adapters_per_job": 1000}), ["adapters_per_job", "1000", "200"]),
     "no such trainer": (
         edit(trainer="torchtun"),
-        ["sweep.yaml: trainer: 'torchtun' is not known (did you mean 'torchtune'?); accepted: torchtune, or the"],
+        ["sweep.yaml: trainer: 'torchtun' is not known (did you mean 'torchtune'?). Expected: torchtune, or the"],
     ),
     "a trainer that is none": (
         edit(trainer="lorasweep.trainers.training_log"),

@@ -180,7 +180,7 @@ BAD: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "no such file": (
         {"data": {"train": "hf://datasets/org/letters/tain.jsonl"}},
         "",
-        ["data.train", "no such file; accepted: train.jsonl"],
+        ["data.train", "no such file. Expected: train.jsonl"],
     ),
     "no such baseline": (
         {"evaluation": {"baselines": [{"name": "other", "model": "hf://org/none"}]}},

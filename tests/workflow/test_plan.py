@@ -188,6 +188,6 @@ def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_
     refused = sweep.snakemake("--cores", "8", "--resources", "gpu=1", "--dry-run")
     assert refused.returncode == 1
     assert (
-        "controls.gpus: 2 is not accepted with --resources gpu=1; accepted: at most as many"
+        "controls.gpus: 2 is invalid with --resources gpu=1. Expected: at most as many"
         in refused.stdout + refused.stderr
     )

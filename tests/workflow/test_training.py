@@ -58,7 +58,7 @@ def test_validation_data_that_is_added_or_edited_trains_anew(trained: Sweep) -> 
     [
         ({"data": {"validation": "none.jsonl"}}, "data.validation: no such file: none.jsonl"),
         ({"data": {"validation": "bad.jsonl"}}, "bad.jsonl:1: no column 'output' (data.output_column)"),
-        ({"training": {"metric_loggers": ["tensorbord"]}}, "training.metric_loggers.0: 'tensorbord' is not accepted"),
+        ({"training": {"metric_loggers": ["tensorbord"]}}, "training.metric_loggers.0: 'tensorbord' is invalid"),
         ({"runs": [{"name": "wandb"}]}, "wandb"),
     ],
 )

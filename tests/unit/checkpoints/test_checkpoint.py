@@ -51,7 +51,7 @@ def test_what_decides_prompts_and_answers_is_in_the_fingerprint(tmp_path: Path, 
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no such directory: '.*none'; accepted: a local Hugging Face checkpoint"):
+    with pytest.raises(InputError, match=r"no such directory: '.*none'. Expected: a local Hugging Face checkpoint"):
         read_checkpoint(tmp_path / "none")
 
 
@@ -112,8 +112,8 @@ BROKEN = [
     (change_shape, "model-00000.safetensors", r"is no safetensors file .* is F32 \[8, 9\], and lies at"),
     (change_place, "model-00000.safetensors", "is no safetensors file"),
     (change_name, "model-00001.safetensors", "in model-00001.safetensors, which lacks it"),
-    (add_single, "model-00000.safetensors", "accepted: one of them, as readers differ"),
-    (repeat_shard, "model-00000.safetensors", "in again.safetensors and in model-00000.safetensors; accepted: one"),
+    (add_single, "model-00000.safetensors", "Expected: one of them, as readers differ"),
+    (repeat_shard, "model-00000.safetensors", "in again.safetensors and in model-00000.safetensors. Expected: one"),
     (remove, "config.json", "has no config.json"),
     (remove, "tokenizer.json", "has no tokenizer"),
     (remove, "model-00001.safetensors", "lacks model-00001.safetensors"),
@@ -123,7 +123,7 @@ BROKEN = [
     (scribble, "model.safetensors.index.json", "is not JSON"),
     (empty_index, "model.safetensors.index.json", "lacks every shard"),
     (broken_index, "model.safetensors.index.json", "has no weight_map"),
-    (keep_bin_only, "pytorch_model.bin", "accepted: safetensors. Convert them"),
+    (keep_bin_only, "pytorch_model.bin", "Expected: safetensors. Convert them"),
 ]
 
 
@@ -138,5 +138,5 @@ def test_a_broken_checkpoint_is_refused_by_what_is_wrong_with_it(whole: Path, sp
 def test_a_directory_without_weights_is_refused(whole: Path) -> None:
     for file in whole.glob("*.safetensors*"):
         file.unlink()
-    with pytest.raises(InputError, match=r"has no weights; accepted: model\.safetensors"):
+    with pytest.raises(InputError, match=r"has no weights. Expected: model\.safetensors"):
         read_checkpoint(whole)

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.points import Point, format_value, get_baselines, get_points, record_points
-from lorasweep.util.errors import InputError
+from lorasweep.util.errors import InputError, naming_file
 
 
 def expand(registry: Path = Path("none.json"), **sections: Any) -> dict[str, Point]:
     config = {"experiment": {"name": "x"}, "model": {"path": "m"}, "data": {"train": "t"}} | sections
-    return get_points(load_experiment(config, "my.yaml"), "my.yaml", registry)
+    with naming_file("my.yaml"):
+        return get_points(load_experiment(config, "my.yaml"), registry)
 
 
 def run(registry: Path, **sections: Any) -> dict[str, Point]:
@@ -282,7 +283,7 @@ def test_the_mode_beside_what_it_stands_for_is_refused() -> None:
         expand(variables={"mode": ["A"], "model_format": ["hf"]})
     with pytest.raises(InputError, match=r"runs\.0\.mode: stands for merge_adapters too"):
         expand(runs=[{"name": "both", "mode": "A", "merge_adapters": True}])
-    with pytest.raises(InputError, match=r"variables\.mode\.0: 'C' is not accepted; accepted: 'A', 'B1' or 'B2'"):
+    with pytest.raises(InputError, match=r"variables\.mode\.0: 'C' is invalid. Expected: 'A', 'B1' or 'B2'"):
         expand(variables={"mode": ["C"]})
 
 
@@ -377,14 +378,14 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
             ("lora_rank / 0 > 1", ["division by zero"]),
             ("lora_rank in 8", ["lora_rank: 8"]),
             ("'a' * 1000 == 'a'", ["'a' is no number"]),
-            ("lora_rank ** 99 ** 99 > 1", ["'lora_rank ** 99 ** 99' is none of what is accepted"]),
+            ("lora_rank ** 99 ** 99 > 1", ["'lora_rank ** 99 ** 99' is none of what is expected"]),
             ("__import__('os').system('true') == 0", ["unknown key '__import__'"]),
             ("lora_rank.bit_length() > 1", ["'lora_rank.bit_length()' is none"]),
             ("lora_attn_modules[0] == 'q_proj'", ["'lora_attn_modules[0]' is none"]),
             ("[r for r in [lora_rank]] == [8]", ["unknown key 'r'"]),
             ("(lambda: 1) == 1", ["'lambda: 1' is none"]),
-            ("f'{lr}' == 'x'", ["is none of what is accepted"]),
-            ("(lr := 1) > 0", ["is none of what is accepted"]),
+            ("f'{lr}' == 'x'", ["is none of what is expected"]),
+            ("(lr := 1) > 0", ["is none of what is expected"]),
             ("lr > 1j", ["'1j' is none"]),
             ("lr > 1\0", ["null bytes"]),
             ("(" * 400 + "lr" + ")" * 400 + " > 1", ["too many nested parentheses"]),
@@ -467,9 +468,9 @@ def test_a_run_with_an_adapter_has_no_settings_of_a_training(adapter: str) -> No
     [
         ({"lr": 1e-3}, r"runs\.0\.lr: says how to train"),
         ({"_override": {"a": 1}}, r"runs\.0\._override: says how to train"),
-        ({"adapter": 3}, r"runs\.0\.adapter: 3 is not accepted; accepted: the path of a directory"),
+        ({"adapter": 3}, r"runs\.0\.adapter: 3 is invalid. Expected: the path of a directory"),
         ({"adapter": "no/such"}, r"runs\.0\.adapter: no adapter_config\.json in 'no/such'"),
-        ({"adapter": "a*b"}, r"runs\.0\.adapter: 'a\*b' is not accepted"),
+        ({"adapter": "a*b"}, r"runs\.0\.adapter: 'a\*b' is invalid"),
     ],
 )
 def test_what_is_no_adapter_or_is_to_train_one_is_refused(adapter: str, run: dict[str, Any], said: str) -> None:
@@ -488,7 +489,7 @@ def test_the_same_adapter_in_the_same_mode_is_one_point(adapter: str) -> None:
 
 def read_baselines(**evaluation: Any) -> dict[str, str]:
     config = {"experiment": {"name": "x"}, "model": {"path": "m"}, "evaluation": evaluation}
-    return get_baselines(load_experiment(config, "my.yaml"), ["lora_rank=8"], "my.yaml")
+    return get_baselines(load_experiment(config, "my.yaml"), ["lora_rank=8"])
 
 
 def test_any_number_of_models_can_be_evaluated_as_they_are() -> None:
@@ -504,7 +505,7 @@ def test_any_number_of_models_can_be_evaluated_as_they_are() -> None:
 
 @pytest.mark.parametrize("name", ["lora_rank=8", "baseline", "results.csv", "a", "n" * 200])
 def test_a_baseline_has_a_name_of_its_own(name: str) -> None:
-    with pytest.raises(InputError, match=r"evaluation\.baselines\.1\.name: .* is not accepted"):
+    with pytest.raises(InputError, match=r"evaluation\.baselines\.1\.name: .* is invalid"):
         read_baselines(baselines=[{"name": "a", "model": "m"}, {"name": name, "model": "m"}])
 
 
@@ -554,14 +555,14 @@ class TestEpochs:
         [
             (
                 [1, 4],
-                "evaluation.epochs: 4 is not accepted: no point is trained for so many epochs; accepted: last, all",
+                "evaluation.epochs: 4 is invalid: no point is trained for so many epochs. Expected: last, all",
             ),
             ([0], "evaluation.epochs"),
             ([], "evaluation.epochs"),
-            ([1, 1], r"evaluation\.epochs: \[1, 1\] is not accepted; accepted: 'last', 'all', or a list of distinct"),
+            ([1, 1], r"evaluation\.epochs: \[1, 1\] is invalid. Expected: 'last', 'all', or a list of distinct"),
             ("first", "evaluation.epochs"),
             (True, "evaluation.epochs"),
-            (3, "^my.yaml: evaluation.epochs: 3 is not accepted; accepted: 'last', 'all', or a list .*$"),
+            (3, "^my.yaml: evaluation.epochs: 3 is invalid. Expected: 'last', 'all', or a list .*$"),
         ],
     )
     def test_what_no_training_has_is_refused(self, epochs: Any, message: str) -> None:
@@ -575,7 +576,7 @@ class TestEpochs:
             self.expand([4, 3], variables={"epochs": [2, 4]})
 
     def test_an_override_of_epochs_is_refused_beside_it(self) -> None:
-        with pytest.raises(InputError, match=r"controls\._override\.epochs: 5 is not accepted"):
+        with pytest.raises(InputError, match=r"controls\._override\.epochs: 5 is invalid"):
             self.expand("all", controls={"epochs": 3, "_override": {"epochs": 5}})
 
     def test_a_run_with_the_name_of_an_epoch_is_refused(self) -> None:

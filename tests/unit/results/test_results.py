@@ -218,9 +218,9 @@ def test_an_experiment_that_was_not_evaluated_has_no_best(tmp_path: Path) -> Non
 
 def test_a_metric_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     table = tabulate(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank(RISING)))
-    assert choose_metric(table, [TASK], None, "a.yaml") == METRIC
-    with pytest.raises(InputError, match=r"a\.yaml: report\.metric: 'f1' .* accepted: match/accuracy"):
-        choose_metric(table, [TASK], "f1", "a.yaml")
+    assert choose_metric(table, [TASK], None) == METRIC
+    with pytest.raises(InputError, match=r"report\.metric: 'f1' .* Expected: match/accuracy"):
+        choose_metric(table, [TASK], "f1")
 
 
 def test_replicates_are_a_setting_with_an_interval_over_seeds_and_samples(tmp_path: Path) -> None:

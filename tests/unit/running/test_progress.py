@@ -34,7 +34,7 @@ def forecast(tmp_path: Path) -> Forecast:
         "evaluation": {"tasks": ["tasks.py@t"], "merge_adapters": False},
     }
     experiment = load_experiment(config, "e.yaml")
-    points = get_points(experiment, "e.yaml", tmp_path / "points.json")
+    points = get_points(experiment, tmp_path / "points.json")
     base = read_shape(tmp_path / "model")
     planner = Planner(experiment, points, base, Costs(experiment, base, Lengths(100, (10.0,), True)), parallel=1)
     batches = {BATCH: POINTS[:2], "lora_rank=8": POINTS[2:]}

@@ -133,8 +133,8 @@ def test_a_job_has_the_sweep_as_its_run_has_it(load: Callable[..., Sweep]) -> No
 @pytest.mark.parametrize(
     ("gpus", "shared", "message"),
     [
-        (2, 1, "controls.gpus: 2 is not accepted with --resources gpu=1"),
-        (1, 2, "--resources gpu=2: jobs on one machine"),
+        (2, 1, "controls.gpus: 2 is invalid with --resources gpu=1"),
+        (1, 2, "--resources: gpu=2: jobs on one machine"),
     ],
 )
 def test_gpus_that_jobs_would_share_are_refused(

@@ -147,7 +147,7 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
     if not adapter.tensors:
         raise AdapterError(f"{path}: the adapter holds no tensor")
     if len(adapter.tensors) < len(header):
-        raise AdapterError(f"{path}: has tensors twice, with the prefix '{_PREFIX}' and without; accepted: one of them")
+        raise AdapterError(f"{path}: has tensors twice, with the prefix '{_PREFIX}' and without", "one of them")
     try:
         modules = _sort_tensors(adapter, base)
         for module, parts in modules.items():
@@ -166,7 +166,7 @@ def _read_fingerprint(record: Path) -> str | None:
     try:
         return str(json.loads(record.read_text(encoding="utf-8"))["base_model_fingerprint"])
     except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{record}: names no base model ({error!r}); accepted: what the training wrote") from error
+        raise AdapterError(f"{record}: names no base model ({error!r})", "what the training wrote") from error
 
 
 def check_injected(adapter: Adapter, state: Mapping[str, torch.Tensor], name: str) -> int:
@@ -207,10 +207,10 @@ def _read_config(path: Path) -> dict[str, Any]:
             continue
         several = sorted(file.parent.name for file in path.glob(f"*/{ADAPTER_CONFIG}"))
         if several:
-            raise AdapterError(f"{path}: holds the adapters {', '.join(several)}; accepted: the folder of one of them")
+            raise AdapterError(f"{path}: holds the adapters {', '.join(several)}", "the folder of one of them")
         if name == ADAPTER_WEIGHTS and list(path.glob("adapter_model.*")):
-            raise AdapterError(f"{path}: its weights are no safetensors file; accepted: {name}, as PEFT saves it")
-        raise AdapterError(f"{path}: no {name}; accepted: a directory that PEFT saved an adapter to")
+            raise AdapterError(f"{path}: its weights are no safetensors file", f"{name}, as PEFT saves it")
+        raise AdapterError(f"{path}: no {name}", "a directory that PEFT saved an adapter to")
     file = path / ADAPTER_CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -218,7 +218,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: not a readable adapter: {ADAPTER_CONFIG}: {error}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise AdapterError(f"{file}: peft_type is {kind!r}; accepted: 'LORA'")
+        raise AdapterError(f"{file}: peft_type is {kind!r}", "'LORA'")
     for key, value in config.items():
         if not value or key in _HARMLESS:
             continue
@@ -231,13 +231,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         raise AdapterError(
-            f"{file}: init_lora_weights is {init!r}, which changed the base model before the training; accepted: the "
-            "adapter converted to plain LoRA (PEFT's save_pretrained with path_initial_model_for_weight_conversion)"
+            f"{file}: init_lora_weights is {init!r}, which changed the base model before the training",
+            "the adapter converted to plain LoRA (PEFT's save_pretrained with "
+            "path_initial_model_for_weight_conversion)",
         )
     for key, types in _TYPES.items():
         value = config.get(key)
         if (not value and key in _NEEDED) or (value and not isinstance(value, types)):
-            raise AdapterError(f"{file}: {key} is {value!r}; accepted: what PEFT writes there")
+            raise AdapterError(f"{file}: {key} is {value!r}", "what PEFT writes there")
     return config
 
 
@@ -254,8 +255,8 @@ def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str
         is_bias = kind == "bias" and adapter.config.get("bias", "none") != "none"
         if target == name and not is_bias and not _is_kept(adapter.config, module):
             raise AdapterError(
-                f"{adapter.path}: '{name}' is no LoRA tensor; accepted: <module>.lora_A.weight and lora_B.weight, "
-                "and what bias and modules_to_save name"
+                f"{adapter.path}: '{name}' is no LoRA tensor",
+                "<module>.lora_A.weight and lora_B.weight, and what bias and modules_to_save name",
             )
         _check_shape(adapter, target, tensor.shape, base)
         adapter.replaced[target] = name
@@ -280,7 +281,7 @@ def _check_values(adapter: Adapter, base: Checkpoint) -> None:
     for name in adapter.tensors:
         dtype = adapter.tensors[name].dtype
         if dtype not in DTYPES:
-            raise AdapterError(f"{adapter.path}: '{name}' is {dtype}; accepted: {', '.join(DTYPES)}")
+            raise AdapterError(f"{adapter.path}: '{name}' is {dtype}", f"{', '.join(DTYPES)}")
         tensor = adapter.read(name)
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{adapter.path}: '{name}' holds values that are not finite")
@@ -310,15 +311,15 @@ def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Chec
     needed = {a, b} | ({"lora_magnitude_vector"} if adapter.config.get("use_dora") else set())
     allowed = needed | ({"lora_B.bias"} if adapter.config.get("lora_bias") and not embedding else set())
     if not needed <= parts.keys() <= allowed:
+        dora = " with lora_magnitude_vector, since use_dora is set" if adapter.config.get("use_dora") else ""
         raise AdapterError(
-            f"{adapter.path}: '{module}' has {', '.join(sorted(parts))} alone; accepted: lora_A and lora_B"
-            + (" with lora_magnitude_vector, since use_dora is set" if adapter.config.get("use_dora") else "")
+            f"{adapter.path}: '{module}' has {', '.join(sorted(parts))} alone", f"lora_A and lora_B{dora}"
         )
     shapes = {part: adapter.tensors[name].shape for part, name in parts.items()}
     if len(shapes[a]) != 2 or len(shapes[b]) != 2 or shapes[b][1] != shapes[a][0]:
         raise AdapterError(
-            f"{adapter.path}: '{module}' has A of {list(shapes[a])} and B of {list(shapes[b])}; accepted: "
-            "two matrices, [r, in] and [out, r]"
+            f"{adapter.path}: '{module}' has A of {list(shapes[a])} and B of {list(shapes[b])}",
+            "two matrices, [r, in] and [out, r]",
         )
     config, rank = adapter.config, shapes[a][0]
     stated = _match(config.get("rank_pattern"), module, config["r"])
@@ -330,7 +331,7 @@ def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Chec
     _check_shape(adapter, f"{module}.weight", (width, out) if transposed else (out, width), base)
     if "lora_magnitude_vector" in parts and shapes["lora_magnitude_vector"] != (out,):
         raise AdapterError(
-            f"{adapter.path}: '{module}' has {list(shapes['lora_magnitude_vector'])} magnitudes; accepted: [{out}]"
+            f"{adapter.path}: '{module}' has {list(shapes['lora_magnitude_vector'])} magnitudes", f"[{out}]"
         )
     scale = alpha / sqrt(rank) if config.get("use_rslora") else alpha / rank
     adapter.updates[f"{module}.weight"] = Update(

@@ -8,7 +8,7 @@ from lorasweep.adapters.adapter import AdapterError, read_adapter
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
 from lorasweep.util.digest import digest_file
-from lorasweep.util.files import write_aside
+from lorasweep.util.files import write_record
 
 
 def adopt_adapter(source: Path, adapter: Path, base: Path) -> None:
@@ -27,11 +27,11 @@ def adopt_adapter(source: Path, adapter: Path, base: Path) -> None:
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         shutil.copyfile(source / name, adapter / name)
     if (copied := digest_file(adapter / ADAPTER_WEIGHTS)) != taken.sha256:
-        raise AdapterError(f"{source}: has changed while it was copied ({taken.sha256[:12]}, then {copied[:12]})")
+        raise AdapterError(f"has changed while it was copied ({taken.sha256[:12]}, then {copied[:12]})")
     record = json.loads((source / RECORD).read_text(encoding="utf-8")) if (source / RECORD).is_file() else {}
     record |= {
         "adopted_from": str(source.resolve()),
         "adopted_sha256": taken.sha256,
         "base_model_fingerprint": checkpoint.fingerprint,
     }
-    write_aside(adapter / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_record(adapter / RECORD, record)

@@ -31,6 +31,7 @@ from lorasweep.checkpoints.tensors import DTYPES, read_tensor
 from lorasweep.layout import RECORD
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
+from lorasweep.util.files import write_record
 from lorasweep.util.versions import get_versions
 
 _BLOCK = 2 * 1024 * 1024
@@ -136,7 +137,7 @@ def merge(
             record = _write(plan, aside, temporary, threads, digest)
             if verify:
                 record["verified_tensors"] = verify_merged(plan, aside)
-            (aside / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            write_record(aside / RECORD, record)
             # Last, since nothing without a configuration is taken for a model.
             (aside / "config.json").write_text(_make_config(plan, dtype), encoding="utf-8")
             _publish(aside, output, temporary)
@@ -152,14 +153,12 @@ def merge(
 def _check_output(output: Path, base: Path, adapter: Path) -> None:
     for source in (base.resolve(), adapter.resolve()):
         if output.resolve() in (source, *source.parents):
-            raise InputError(f"{output}: is or holds what is to be merged; accepted: another directory")
+            raise InputError(f"{output}: is or holds what is to be merged", "another directory")
     # An adapter has a record too.
     is_ours = all((output / name).is_file() for name in (RECORD, "config.json"))
     is_empty = output.is_dir() and not any(output.iterdir())
     if output.is_symlink() or (output.exists() and not is_ours and not is_empty):
-        raise InputError(
-            f"{output}: is there, and no merged model; accepted: a new directory, or a merged model to replace"
-        )
+        raise InputError(f"{output}: is there, and no merged model", "a new directory, or a merged model to replace")
 
 
 @contextmanager
@@ -179,7 +178,7 @@ def _claim(aside: Path, output: Path) -> Iterator[None]:
         except OSError:
             is_free = True
         if not is_free:
-            raise InputError(f"{output}: another process merges to it; accepted: one at a time")
+            raise InputError(f"{output}: another process merges to it", "one at a time")
         for left in aside.iterdir():
             left.unlink()
         yield
@@ -192,13 +191,13 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise InputError(
-            f"'{base.path}' is quantized ({method}); accepted: its weights as bf16, fp16 or fp32, to which an adapter "
-            "can be added"
+            f"'{base.path}' is quantized ({method})",
+            "its weights as bf16, fp16 or fp32, to which an adapter can be added",
         )
     changed = {*adapter.updates, *adapter.biases, *adapter.replaced}
     for name in sorted(changed & base.tensors.keys()):
         if base.tensors[name].dtype not in PRECISIONS.values():
-            raise InputError(f"'{base.path}' has {name} as {base.tensors[name].dtype}; accepted: F32, F16, BF16")
+            raise InputError(f"'{base.path}' has {name} as {base.tensors[name].dtype}", "F32, F16, BF16")
     tied_to = find_embedding(base)
     unties = bool(changed & {"lm_head.weight", tied_to}) and (base.tied or bool(base.config.get("tie_word_embeddings")))
     # The head's name is known where the adapter has it, or by the model.

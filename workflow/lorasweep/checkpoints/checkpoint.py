@@ -116,9 +116,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         InputError: naming the directory and what is missing or broken in it.
     """
     if not path.is_dir():
-        raise InputError(f"no such directory: '{path}'; accepted: a local Hugging Face checkpoint directory")
+        raise InputError(f"no such directory: '{path}'", "a local Hugging Face checkpoint directory")
     if not (path / "config.json").is_file():
-        raise InputError(f"'{path}' has no config.json; accepted: a Hugging Face checkpoint directory")
+        raise InputError(f"'{path}' has no config.json", "a Hugging Face checkpoint directory")
     config = _read_json(path / "config.json")
     weight_map = _read_index(path)
     shards = tuple(sorted(set(weight_map.values()))) if weight_map else (_find_single(path),)
@@ -129,8 +129,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if twice:
             name = min(twice)
             raise InputError(
-                f"'{path}' has {name} in {tensors[name].shard} and in {shard}; accepted: one of it; fetch the "
-                "checkpoint again"
+                f"'{path}' has {name} in {tensors[name].shard} and in {shard}", "one of it; fetch the checkpoint again"
             )
         tensors |= header
     for name, shard in weight_map.items():
@@ -138,7 +137,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise InputError(f"'{path / INDEX}' has {name} in {shard}, which lacks it; fetch the checkpoint again")
     tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())
     if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & set(tokenizer_files):
-        raise InputError(f"'{path}' has no tokenizer; accepted: a checkpoint with tokenizer.json or tokenizer.model")
+        raise InputError(f"'{path}' has no tokenizer", "a checkpoint with tokenizer.json or tokenizer.model")
     return Checkpoint(path, config, shards, tensors, tokenizer_files)
 
 
@@ -148,9 +147,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not index.is_file():
         return {}
     if (path / SINGLE).is_file():
-        raise InputError(
-            f"'{path}' has {SINGLE} and {INDEX}; accepted: one of them, as readers differ in which they read"
-        )
+        raise InputError(f"'{path}' has {SINGLE} and {INDEX}", "one of them, as readers differ in which they read")
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f"'{index}' has no weight_map from tensors to shards; fetch the checkpoint again")
@@ -166,10 +163,11 @@ def _find_single(path: Path) -> str:
         return SINGLE
     if list(path.glob("*.bin")):
         raise InputError(
-            f"'{path}' has its weights as .bin; accepted: safetensors. Convert them: python -c \"from transformers "
-            f"import AutoModelForCausalLM as M; M.from_pretrained('{path}', dtype='auto').save_pretrained('{path}')\""
+            f"'{path}' has its weights as .bin",
+            'safetensors. Convert them: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{path}', dtype='auto').save_pretrained('{path}')\"",
         )
-    raise InputError(f"'{path}' has no weights; accepted: {SINGLE}, or shards and their index")
+    raise InputError(f"'{path}' has no weights", f"{SINGLE}, or shards and their index")
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

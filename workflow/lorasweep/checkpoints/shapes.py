@@ -33,7 +33,7 @@ def read_shape(path: Path) -> Checkpoint:
     try:
         config = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"'{file}' cannot be read ({error}); accepted: the config.json of a checkpoint") from error
+        raise InputError(f"'{file}' cannot be read ({error})", "the config.json of a checkpoint") from error
     family = config.get("model_type")
     missing = [key for key in _NEEDED if not isinstance(config.get(key), int)]
     if family not in FAMILIES or missing:

@@ -10,6 +10,7 @@ from lorasweep.experiment.loading import load_experiment
 from lorasweep.hub import references as hub
 from lorasweep.layout import REVISIONS
 from lorasweep.sweep.sweep import RESULTS
+from lorasweep.util.errors import naming_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,10 @@ def run(arguments: argparse.Namespace) -> None:
     if not references:
         print(f"{source} names nothing on the hub.")
     elif arguments.dry_run:
-        print(hub.describe_missing(references, record, source) or "All of it is here.")
+        with naming_file(source):
+            print(hub.describe_missing(references, record) or "All of it is here.")
     else:
-        hub.fetch(references, record, source)
+        with naming_file(source):
+            hub.fetch(references, record)
         revisions = hub.read_revisions(record)
         print("Fetched:", *sorted({str(hub.pin(reference, revisions).path) for reference in references.values()}))

@@ -39,7 +39,7 @@ def read_config(file: Path) -> dict[str, Any]:
         InputError: there is no such file, or it is not YAML.
     """
     if not file.is_file():
-        raise InputError(f"{file}: no such file; accepted: an experiment's file, such as {DEFAULT}")
+        raise InputError(f"{file}: no such file", f"an experiment's file, such as {DEFAULT}")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -47,7 +47,7 @@ def read_config(file: Path) -> dict[str, Any]:
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{file}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file}: not an experiment; accepted: YAML with the keys of config/README.md")
+        raise InputError(f"{file}: not an experiment", "YAML with the keys of config/README.md")
     return content
 
 

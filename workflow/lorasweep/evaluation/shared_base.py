@@ -111,6 +111,7 @@ class SharedBase:
 def _refuse_changes_of_the_base(adapter: Adapter) -> None:
     if adapter.replaced:
         raise AdapterError(
-            f"{adapter.path}: it replaces '{next(iter(adapter.replaced))}' in the base model (bias, modules_to_save), "
-            "which other adapters share; accepted: merge_adapters: true"
+            f"{adapter.path}: it replaces '{next(iter(adapter.replaced))}' in the base model (bias, "
+            "modules_to_save), which other adapters share",
+            "merge_adapters: true",
         )

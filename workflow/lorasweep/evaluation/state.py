@@ -9,7 +9,6 @@ It lies in `state/eval/` of its point, which is no output of a rule: Snakemake d
     error.txt   why it failed
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, STATE
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
-from lorasweep.util.files import write_aside
+from lorasweep.util.files import find_record, write_record
 
 
 def is_evaluated(spec: EvaluationSpec, point: Path) -> bool:
@@ -53,10 +52,10 @@ class EvaluationState:
     def begin(self, versions: Mapping[str, str]) -> None:
         """Make ready to run: keep what an attempt at the same evaluation with the same versions left, and no other."""
         key = {**self._key, "versions": dict(versions)}
-        if _read_json(self._folder / "key.json") != key:
+        if find_record(self._folder / "key.json") != key:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
-            _write_json(key, self._folder / "key.json")
+            write_record(self._folder / "key.json", key)
         (self._folder / "error.txt").unlink(missing_ok=True)
 
     def finish(self, logs: Mapping[str, Path], metrics: Mapping[str, Any]) -> None:
@@ -65,7 +64,7 @@ class EvaluationState:
         done.mkdir(exist_ok=True)
         for task, log in logs.items():
             log.replace(done / f"{task}.eval")
-        _write_json({**metrics, **self._key}, done / METRICS)
+        write_record(done / METRICS, {**metrics, **self._key})
         for folder in ("logs", "data"):
             shutil.rmtree(self._folder / folder, ignore_errors=True)
 
@@ -110,7 +109,7 @@ def _get_names(spec: EvaluationSpec) -> list[str]:
 
 
 def _holds_result(folder: Path, names: list[str], key: Mapping[str, Any]) -> bool:
-    metrics = _read_json(folder / METRICS)
+    metrics = find_record(folder / METRICS)
     is_this = {part: metrics.get(part) for part in key} == key
     return bool(metrics) and is_this and all((folder / name).is_file() for name in names)
 
@@ -127,14 +126,3 @@ def _link(names: list[str], source: Path, target: Path) -> None:
             shutil.copyfile(source / name, aside)
         os.utime(aside)
         aside.replace(target / name)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):  # torn by a full disk: as if it were not there
-        return {}
-
-
-def _write_json(content: Mapping[str, Any], file: Path) -> None:
-    write_aside(file, json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -75,7 +75,7 @@ def make_served_model(
     if adapter:
         name += f":{adapter.path.resolve()}"
     if name.count(":") > bool(adapter):
-        raise InputError(f"{name}: vLLM's names have ':' between base and adapter; accepted: paths without it")
+        raise InputError(f"{name}: vLLM's names have ':' between base and adapter", "paths without it")
     return get_model(
         name,
         memoize=False,
@@ -120,7 +120,7 @@ def refuse_unserved(adapter: Adapter) -> None:
     }
     for feature, is_there in unserved.items():
         if is_there:
-            raise AdapterError(f"{adapter.path}: {feature} is not applied by vLLM; accepted: backend: hf")
+            raise AdapterError(f"{adapter.path}: {feature} is not applied by vLLM", "backend: hf")
 
 
 def measure_distance(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> float:

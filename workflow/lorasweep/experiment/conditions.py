@@ -1,6 +1,6 @@
 """Conditions on a point's settings, written as text: `lora_rank > 32 and lr >= 1e-3`.
 
-Parsed by Python's own parser, and evaluated here: nothing but what `ACCEPTED` says is ever run.
+Parsed by Python's own parser, and evaluated here: nothing but what `EXPECTED` says is ever run.
 """
 
 import ast
@@ -10,8 +10,8 @@ from typing import Any
 
 from lorasweep.util.errors import InputError, nearest
 
-ACCEPTED = "comparisons (< <= > >= == != in, not in) of keys, numbers, quoted text, lists, true, false and null, "
-ACCEPTED += "joined by and, or, not and parentheses; numbers can be added, subtracted, multiplied and divided"
+EXPECTED = "comparisons (< <= > >= == != in, not in) of keys, numbers, quoted text, lists, true, false and null, "
+EXPECTED += "joined by and, or, not and parentheses; numbers can be added, subtracted, multiplied and divided"
 
 LONGEST = 1000
 """Characters of a condition."""
@@ -50,14 +50,14 @@ class Condition:
         self._text = text
         self._where = where
         if len(text) > LONGEST:
-            raise InputError(f"{where}: {len(text)} characters are not accepted; accepted: {LONGEST} at most")
+            raise InputError(f"{where}: {len(text)} characters are invalid", f"{LONGEST} at most")
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise self._refuse(getattr(error, "msg", str(error))) from error
         self.keys = {node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)} - _WORDS.keys()
         for key in sorted(self.keys - set(known)):
-            raise InputError(f"{where}: unknown key '{key}'{nearest(key, known)}; accepted: {', '.join(known)}")
+            raise InputError(f"{where}: unknown key '{key}'{nearest(key, known)}", f"{', '.join(known)}")
         self._check(self._tree)
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
@@ -76,7 +76,7 @@ class Condition:
         return found
 
     def _refuse(self, why: str) -> InputError:
-        return InputError(f"{self._where}: {self._text!r} is not accepted: {why}; accepted: {ACCEPTED}")
+        return InputError(f"{self._where}: {self._text!r} is invalid: {why}", f"{EXPECTED}")
 
     def _check(self, tree: ast.AST) -> None:
         for node in ast.walk(tree):
@@ -91,7 +91,7 @@ class Condition:
             else:
                 is_known = not isinstance(node, ast.expr) or isinstance(node, ast.BoolOp | ast.Name | ast.List)
             if not is_known:
-                raise self._refuse(f"{ast.unparse(node)!r} is none of what is accepted")
+                raise self._refuse(f"{ast.unparse(node)!r} is none of what is expected")
 
     def _evaluate(self, node: ast.expr, settings: Mapping[str, Any]) -> Any:
         match node:

@@ -18,7 +18,7 @@ DEVICES = {
 DEFAULT_DEVICES = {"cuda": "a100", "cpu": "cpu"}
 
 
-def check_device(experiment: Experiment, source: str) -> None:
+def check_device(experiment: Experiment) -> None:
     """Check that the plan's device is known.
 
     Raises:
@@ -27,6 +27,6 @@ def check_device(experiment: Experiment, source: str) -> None:
     device, known = experiment.plan.device, {**DEVICES, **experiment.plan.devices}
     if device and device not in known:
         raise InputError(
-            f"{source}: plan.device: {device!r} is not known{nearest(device, known)}; accepted: {', '.join(known)}, or "
-            "one that plan.devices describes"
+            f"plan.device: {device!r} is not known{nearest(device, known)}",
+            f"{', '.join(known)}, or one that plan.devices describes",
         )

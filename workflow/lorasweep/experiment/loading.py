@@ -21,7 +21,7 @@ from lorasweep.experiment.sections import (
     Mode,
     Section,
 )
-from lorasweep.util.errors import InputError, nearest
+from lorasweep.util.errors import InputError, naming_file, nearest
 from lorasweep.util.files import write_aside
 
 _Section = TypeVar("_Section", bound=Section)
@@ -39,9 +39,7 @@ def read_given_values(config: Any, given: Any) -> Any:
     try:
         return yaml.safe_load(given) if isinstance(given, str) else config
     except yaml.YAMLError as error:
-        raise InputError(
-            f"--config: {given!r} is not accepted: {str(error).splitlines()[0]}; accepted: YAML"
-        ) from error
+        raise InputError(f"{given!r} is invalid: {str(error).splitlines()[0]}", "YAML", file="--config") from error
 
 
 def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
@@ -53,6 +51,11 @@ def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
     Raises:
         InputError: with one line for each thing that is wrong.
     """
+    with naming_file(source):
+        return _parse_experiment(config)
+
+
+def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
     plain = dict(config)
     override: dict[str, Any] = {}
     if isinstance(plain.get("controls"), Mapping):
@@ -62,10 +65,10 @@ def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
     try:
         resolved: Any = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
     except OmegaConfBaseException as error:
-        raise InputError(f"{source}: {str(error).splitlines()[0]} (key: {error.full_key})") from error
+        raise InputError(f"{str(error).splitlines()[0]} (key: {error.full_key})") from error
     if override:
         resolved["controls"] |= override
-    return parse_section(Experiment, resolved, source)
+    return parse_section(Experiment, resolved)
 
 
 def write_experiment(experiment: Experiment, file: Path) -> None:
@@ -76,47 +79,47 @@ def write_experiment(experiment: Experiment, file: Path) -> None:
     )
 
 
-def parse_setting(key: str, value: Any, source: str, where: str) -> Any:
+def parse_setting(key: str, value: Any, where: str) -> Any:
     """Check one value of a variable or a run, and return it as the type that the key has in its section.
 
     Raises:
         InputError: unknown key (with the nearest known one), or a value that the key does not take.
     """
     if key not in SETTING_KEYS:
-        raise InputError(
-            f"{source}: {where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}; accepted: {', '.join(SETTING_KEYS)}"
-        )
+        raise InputError(f"{where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}", f"{', '.join(SETTING_KEYS)}")
     section: type[Section] = Evaluation if key in CHECKPOINT_KEYS else Data if key in PROMPT_KEYS else Controls
     try:
         if key == MODE_KEY:
             return TypeAdapter(Mode).validate_python(value)
         return getattr(section.model_validate({key: value}), key)
     except ValidationError as error:
-        raise InputError("\n".join(f"{source}: {where}: {_said(e)}" for e in error.errors())) from error
+        raise InputError.join(_refuse(where, item) for item in error.errors()) from error
 
 
-def parse_section(section: type[_Section], values: Any, source: str) -> _Section:
-    """Validate `values`, with errors that name the file, the key, the value and what is accepted."""
+def parse_section(section: type[_Section], values: Any) -> _Section:
+    """Validate `values`, with errors that name the key, the value and what is expected."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        lines = []
+        problems = []
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
                 known = _known_keys(section, item["loc"][:-1])
-                word = str(item["loc"][-1])
-                lines.append(f"{source}: unknown key '{key}'{nearest(word, known)}; accepted: {', '.join(known)}")
+                problems.append(
+                    InputError(f"unknown key '{key}'{nearest(str(item['loc'][-1]), known)}", ", ".join(known))
+                )
             elif item["type"] == "missing":
-                lines.append(f"{source}: the key '{key}' is missing")
+                problems.append(InputError(f"the key '{key}' is missing"))
             else:
-                lines.append(f"{source}: {key}: {_said(item)}")
-        raise InputError("\n".join(lines)) from error
+                problems.append(_refuse(key, item))
+        raise InputError.join(problems) from error
 
 
-def _said(error: Any) -> str:
+def _refuse(key: str, error: Any) -> InputError:
+    """Return what pydantic says of a value in our words."""
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{error['input']!r} is not accepted; accepted: {expected}"
+    return InputError(f"{key}: {error['input']!r} is invalid", expected)
 
 
 def _known_keys(section: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

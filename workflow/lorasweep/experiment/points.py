@@ -33,7 +33,7 @@ from lorasweep.experiment.sections import (
 )
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASELINE, RESERVED_NAMES, get_checkpoint_name
 from lorasweep.util.errors import InputError
-from lorasweep.util.files import write_aside
+from lorasweep.util.files import read_record, write_record
 
 _VALUE = r"[A-Za-z0-9._+-]+"
 """What a value may look like that stands in a name."""
@@ -99,7 +99,7 @@ class Point:
         }
 
 
-def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str, Point]:
+def get_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
     """Return the points of an experiment by name, in the order of the file; after each, its earlier epochs.
 
     `registry` is the experiment's `points.json`, which need not exist yet.
@@ -108,21 +108,19 @@ def get_points(experiment: Experiment, source: str, registry: Path) -> dict[str,
         InputError: what `make_combinations` refuses, a value that cannot stand in a file name, a run without a usable
             name, two points that are the same, an epoch that no point has.
     """
-    grid = [_make_point(experiment, values) for values in make_combinations(experiment, source)]
-    names = _NamesOnRecord(_read_registry(registry))
-    named = [replace(point, name=names.recall(point) or _make_name(point, source)) for point in grid]
-    named += [_parse_run(experiment, index, run, source) for index, run in enumerate(experiment.runs)]
+    grid = [_make_point(experiment, values) for values in make_combinations(experiment)]
+    names = _NamesOnRecord(read_record(registry, dict))
+    named = [replace(point, name=names.recall(point) or _make_name(point)) for point in grid]
+    named += [_parse_run(experiment, index, run) for index, run in enumerate(experiment.runs)]
     if not named and not (experiment.evaluation.enabled and experiment.evaluation.baselines):
-        raise InputError(
-            f"{source}: nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' give no point"
-        )
+        raise InputError("nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' give no point")
     named = [checkpoint for point in named for checkpoint in _get_checkpoints(experiment, point)]
-    _check_epochs(experiment, named, source)
-    _refuse_duplicates(named, source)
+    _check_epochs(experiment, named)
+    _refuse_duplicates(named)
     return {point.name: point for point in named}
 
 
-def get_baselines(experiment: Experiment, points: Collection[str], source: str) -> dict[str, str]:
+def get_baselines(experiment: Experiment, points: Collection[str]) -> dict[str, str]:
     """Return the models that are evaluated as they are, and not trained: names, which are folders, and paths.
 
     Raises:
@@ -135,8 +133,9 @@ def get_baselines(experiment: Experiment, points: Collection[str], source: str) 
     for index, baseline in enumerate(evaluation.baselines):
         if baseline.name in (*RESERVED_NAMES, *points, *baselines) or len(baseline.name) > LONGEST_NAME:
             raise InputError(
-                f"{source}: evaluation.baselines.{index}.name: {baseline.name!r} is not accepted; accepted: a name of "
-                f"at most {LONGEST_NAME} characters that no point, no other baseline and no file of the results has"
+                f"evaluation.baselines.{index}.name: {baseline.name!r} is invalid",
+                f"a name of at most {LONGEST_NAME} characters that no point, no other baseline and no file of "
+                "the results has",
             )
         baselines[baseline.name] = os.path.normpath(baseline.model)
     return baselines
@@ -148,7 +147,7 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
     Names of points that left the experiment stay on record. The swept keys of a name are those it was made of, so
     that a name never speaks of a value that it no longer has.
     """
-    known = _read_registry(registry)
+    known = read_record(registry, dict)
     record = {name: entry | {"current": False} for name, entry in known.items()}
     for point in points.values():
         record[point.name] = {
@@ -160,13 +159,12 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
             "current": True,
         }
     if record != known or not registry.is_file():
-        registry.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(registry, json.dumps(record, indent=1, sort_keys=True) + "\n")
+        write_record(registry, record)
 
 
 def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
     """Return the points as the run has them that wrote the record, for its jobs: that takes a tenth of making them."""
-    entries = {name: entry for name, entry in _read_registry(registry).items() if entry["current"]}
+    entries = {name: entry for name, entry in read_record(registry, dict).items() if entry["current"]}
     owners: dict[str, str] = {}
     for name, entry in entries.items():
         if entry["training"] and "epoch" not in entry["settings"]:
@@ -233,69 +231,70 @@ def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
     return [replace(point, is_evaluated=last in epochs), *earlier]
 
 
-def _check_epochs(experiment: Experiment, points: Sequence[Point], source: str) -> None:
+def _check_epochs(experiment: Experiment, points: Sequence[Point]) -> None:
     wanted = experiment.evaluation.epochs
     trained = [point for point in points if not point.adapter and not point.epoch]
     for point in trained if wanted != "last" else ():
         if "epochs" in point.controls.override:
             raise InputError(
-                f"{source}: controls._override.epochs: {point.controls.override['epochs']!r} is not accepted beside "
-                "evaluation.epochs; accepted: controls.epochs"
+                f"controls._override.epochs: {point.controls.override['epochs']!r} is invalid beside evaluation.epochs",
+                "controls.epochs",
             )
     if not isinstance(wanted, list):
         return
     for point in trained:
         if wanted[0] > point.controls.epochs:
             raise InputError(
-                f"{source}: evaluation.epochs: {wanted} has no epoch of '{point.name}', which is trained for "
-                f"{point.controls.epochs}; accepted: last, all, or numbers of which each point has one"
+                f"evaluation.epochs: {wanted} has no epoch of '{point.name}', which is trained for "
+                f"{point.controls.epochs}",
+                "last, all, or numbers of which each point has one",
             )
     most = max((point.controls.epochs for point in trained), default=0)
     if trained and wanted[-1] > most:
         raise InputError(
-            f"{source}: evaluation.epochs: {wanted[-1]} is not accepted: no point is trained for so many epochs; "
-            f"accepted: last, all, or numbers from 1 to {most}"
+            f"evaluation.epochs: {wanted[-1]} is invalid: no point is trained for so many epochs",
+            f"last, all, or numbers from 1 to {most}",
         )
 
 
-def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any], source: str) -> Point:
+def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Point:
     where = f"runs.{index}"
     values = dict(run)
     name = values.pop("name", None)
     if not isinstance(name, str) or not _is_name(name):
-        raise InputError(f"{source}: {where}.name: {name!r} is not accepted; accepted: a name of {NAME_RULE}")
+        raise InputError(f"{where}.name: {name!r} is invalid", f"a name of {NAME_RULE}")
     override = values.pop("_override", {})
     if not isinstance(override, dict):
-        raise InputError(f"{source}: {where}._override: {override!r} is not accepted; accepted: a mapping")
+        raise InputError(f"{where}._override: {override!r} is invalid", "a mapping")
     adapter = values.pop("adapter", None)
     if adapter is not None:
-        _check_adapter(adapter, [*values, *(["_override"] if override else [])], where, source)
+        _check_adapter(adapter, [*values, *(["_override"] if override else [])], where)
         adapter = os.path.normpath(adapter)
-    parsed = {key: parse_setting(key, value, source, f"{where}.{key}") for key, value in values.items()}
-    check_mode(parsed, f"{source}: {where}")
+    parsed = {key: parse_setting(key, value, f"{where}.{key}") for key, value in values.items()}
+    check_mode(parsed, where)
     point = replace(_make_point(experiment, parsed), adapter=adapter)
     if override:
         merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
-        controls = parse_section(Controls, {**point.controls.model_dump(by_alias=True), "_override": merged}, source)
+        controls = parse_section(Controls, {**point.controls.model_dump(by_alias=True), "_override": merged})
         point = replace(point, controls=controls)
     return replace(point, name=name, is_run=True)
 
 
-def _check_adapter(adapter: Any, others: Sequence[str], where: str, source: str) -> None:
+def _check_adapter(adapter: Any, others: Sequence[str], where: str) -> None:
     """Check what can be seen without reading tensors; its weights are checked when it is taken over."""
-    accepted_keys = (*PROMPT_KEYS, *CHECKPOINT_KEYS, MODE_KEY)
-    trained = [key for key in others if key not in accepted_keys]
+    allowed = (*PROMPT_KEYS, *CHECKPOINT_KEYS, MODE_KEY)
+    trained = [key for key in others if key not in allowed]
     if trained:
         raise InputError(
-            f"{source}: {where}.{trained[0]}: says how to train, and the adapter exists; accepted beside 'adapter': "
-            f"name, {', '.join(accepted_keys)}"
+            f"{where}.{trained[0]}: says how to train, and the adapter exists",
+            f"beside 'adapter' only name, {', '.join(allowed)}",
         )
-    accepted = f"the path of a directory with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
+    expected = f"the path of a directory with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
     if not isinstance(adapter, str) or set(adapter) & set("*?[]{}\n"):
-        raise InputError(f"{source}: {where}.adapter: {adapter!r} is not accepted; accepted: {accepted}")
+        raise InputError(f"{where}.adapter: {adapter!r} is invalid", expected)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not Path(adapter, name).is_file():
-            raise InputError(f"{source}: {where}.adapter: no {name} in {adapter!r}; accepted: {accepted}")
+            raise InputError(f"{where}.adapter: no {name} in {adapter!r}", expected)
 
 
 def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
@@ -310,7 +309,7 @@ def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
     )
 
 
-def _make_name(point: Point, source: str) -> str:
+def _make_name(point: Point) -> str:
     settings = point.settings
     parts = []
     for key in point.swept:
@@ -319,8 +318,8 @@ def _make_name(point: Point, source: str) -> str:
             text = _abridge(text)
         if not re.fullmatch(_VALUE, text) or ".." in text:
             raise InputError(
-                f"{source}: variables.{key}: {settings.get(key)!r} cannot stand in a file name; accepted: letters, "
-                "digits and . _ + - only, or a run of its own under 'runs' with a name of its own"
+                f"variables.{key}: {settings.get(key)!r} cannot stand in a file name",
+                "letters, digits and . _ + - only, or a run of its own under 'runs' with a name of its own",
             )
         parts.append(f"{key}={text}")
     name = SEPARATOR.join(sorted(parts))
@@ -385,36 +384,20 @@ def _as_number(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _read_registry(registry: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(registry.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{registry}: not the record of point names that lorasweep writes ({error}); restore it, or remove it: "
-            "then points are named anew"
-        ) from error
-
-
-def _refuse_duplicates(points: Sequence[Point], source: str) -> None:
+def _refuse_duplicates(points: Sequence[Point]) -> None:
     names: set[str] = set()
     seen: dict[str, str] = {}
     for point in points:
         if point.name in RESERVED_NAMES:
-            raise InputError(
-                f"{source}: '{point.name}' is a name that every experiment has already; accepted: another name"
-            )
+            raise InputError(f"'{point.name}' is a name that every experiment has already", "another name")
         settings = dict(point.controls) | point.settings
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
             hint = "; merge_adapters has no effect where model_format is hf" if point.mode == "A" else ""
-            raise InputError(
-                f"{source}: the points '{seen[key]}' and '{point.name}' are the same{hint}; remove or exclude one"
-            )
+            raise InputError(f"the points '{seen[key]}' and '{point.name}' are the same{hint}; remove or exclude one")
         seen[key] = point.name
         if point.name in names:
-            raise InputError(f"{source}: two points are called '{point.name}'; accepted: distinct names")
+            raise InputError(f"two points are called '{point.name}'", "distinct names")
         names.add(point.name)
 
 

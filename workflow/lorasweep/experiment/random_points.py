@@ -19,24 +19,24 @@ _DRAWS_PER_POINT = 1000
 """So often is drawn for a point that is not there yet, before the space is taken to have no more."""
 
 
-def draw_points(sample: Sample, source: str) -> list[dict[str, Any]]:
+def draw_points(sample: Sample) -> list[dict[str, Any]]:
     """Return distinct points, by key, in the order in which they are drawn.
 
     Raises:
         InputError: an unknown key, a value that its key does not take, a space with fewer points.
     """
-    space = {key: _parse_choices(key, dimension, source) for key, dimension in sample.space.items()}
+    space = {key: _parse_choices(key, dimension) for key, dimension in sample.space.items()}
     points: list[dict[str, Any]] = []
     seen: set[str] = set()
     draw = 0
     while len(points) < sample.points:
         if draw == _DRAWS_PER_POINT * (len(points) + 1):
             raise InputError(
-                f"{source}: sample.points: {sample.points} is not accepted: {draw} draws found {len(points)} points in "
-                "sample.space; accepted: as many as that, or a larger space"
+                f"sample.points: {sample.points} is invalid: {draw} draws found {len(points)} points in sample.space",
+                "as many as that, or a larger space",
             )
         point = {
-            key: parse_setting(key, _draw(dimension, sample.seed, key, draw), source, f"sample.space.{key}")
+            key: parse_setting(key, _draw(dimension, sample.seed, key, draw), f"sample.space.{key}")
             for key, dimension in space.items()
         }
         draw += 1
@@ -47,11 +47,11 @@ def draw_points(sample: Sample, source: str) -> list[dict[str, Any]]:
     return points
 
 
-def _parse_choices(key: str, dimension: Dimension, source: str) -> Dimension:
+def _parse_choices(key: str, dimension: Dimension) -> Dimension:
     """Check every choice, drawn or not."""
     if dimension.choices is None:
         return dimension
-    choices = [parse_setting(key, c, source, f"sample.space.{key}.{i}") for i, c in enumerate(dimension.choices)]
+    choices = [parse_setting(key, c, f"sample.space.{key}.{i}") for i, c in enumerate(dimension.choices)]
     return dimension.model_copy(update={"choices": choices})
 
 

@@ -61,15 +61,15 @@ def _data_path(value: str) -> str:
 
 def _prompt(value: str) -> str:
     """A template with `{input}`, as `str.format` reads it; none where it is the input alone."""
-    accepted = "text with {input}, where the sample's input stands; other braces are doubled, {{ and }}"
+    expected = "text with {input}, where the sample's input stands; other braces are doubled, {{ and }}"
     if value in ("", "{input}"):
         return ""
     try:
         fields = [part[1:] for part in Formatter().parse(value) if part[1] is not None]
     except ValueError as error:
-        raise ValueError(f"{accepted} ({error})") from error
+        raise ValueError(f"{expected} ({error})") from error
     if set(fields) != {("input", "", None)}:
-        raise ValueError(accepted)
+        raise ValueError(expected)
     return value
 
 

@@ -41,7 +41,7 @@ _REPLACED = {"solver": ("solver", "agent"), "scorer": ("scorer",)}
 """What of a task can be replaced, by key; and Inspect's decorators of such."""
 
 
-def get_tasks(tasks: list[Task], source: str) -> list[TaskEntry]:
+def get_tasks(tasks: list[Task]) -> list[TaskEntry]:
     """Check the tasks and give each its name.
 
     Raises:
@@ -50,7 +50,7 @@ def get_tasks(tasks: list[Task], source: str) -> list[TaskEntry]:
     """
     entries: list[TaskEntry] = []
     for index, spec in enumerate(tasks):
-        where = f"{source}: evaluation.tasks.{index}"
+        where = f"evaluation.tasks.{index}"
         for kind, decorators in _REPLACED.items():
             _check_replaced(kind, decorators, spec, where)
         if not _is_in_file(spec.task):
@@ -65,7 +65,7 @@ def get_tasks(tasks: list[Task], source: str) -> list[TaskEntry]:
     names = [entry.name for entry in entries]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{source}: evaluation.tasks: two tasks are called '{name}'; give one of them a 'name'")
+            raise InputError(f"evaluation.tasks: two tasks are called '{name}'; give one of them a 'name'")
     return entries
 
 
@@ -73,8 +73,8 @@ def _named(spec: Task, default: str, file: Path | None, where: str) -> TaskEntry
     name = spec.name or default
     if not re.fullmatch(NAME_PATTERN, name) or ".." in name:
         raise InputError(
-            f"{where}: {spec.task!r} is not accepted; accepted: file.py@task, or a registered name; "
-            f"its 'name' must be of {NAME_RULE}"
+            f"{where}: {spec.task!r} is invalid",
+            f"file.py@task, or a registered name; its 'name' must be of {NAME_RULE}",
         )
     return TaskEntry(name, spec, file)
 
@@ -88,7 +88,7 @@ def _check_replaced(kind: str, decorators: tuple[str, ...], spec: Task, where: s
     if reference and _is_in_file(reference):
         _check_function(reference, decorators, args, f"{where}.{kind}", f"{where}.{kind}_args")
     elif args and not reference:
-        raise InputError(f"{where}.{kind}_args: {args!r} is not accepted without '{kind}'; accepted: both, or none")
+        raise InputError(f"{where}.{kind}_args: {args!r} is invalid without '{kind}'", "both, or none")
 
 
 def _check_function(
@@ -103,8 +103,8 @@ def _check_function(
     if function not in defined:
         wanted = f"no {kind} '{function}'" if function else f"no single {kind}"
         raise InputError(
-            f"{where}: {reference!r} is not accepted: {file} has {wanted}{nearest(function, defined)}; accepted: "
-            + (", ".join(f"{file}@{name}" for name in defined) or f"a file with a function under @{kind}")
+            f"{where}: {reference!r} is invalid: {file} has {wanted}{nearest(function, defined)}",
+            ", ".join(f"{file}@{name}" for name in defined) or f"a file with a function under @{kind}",
         )
     _check_arguments(defined[function], reference, args, where_args)
     return function
@@ -118,8 +118,8 @@ def _check_arguments(parameters: ast.arguments, reference: str, args: Mapping[st
     for argument in args:
         if argument not in known and not parameters.kwarg:
             raise InputError(
-                f"{where}: '{argument}' is no argument of {reference}{nearest(argument, known)}; "
-                f"accepted: {', '.join(known) or 'none'}"
+                f"{where}: '{argument}' is no argument of {reference}{nearest(argument, known)}",
+                f"{', '.join(known) or 'none'}",
             )
     if missing := sorted(required - args.keys()):
         raise InputError(f"{where}: {reference} needs {', '.join(missing)}, for which there is no default")
@@ -129,14 +129,14 @@ def _read_functions(path: Path, decorators: tuple[str, ...], where: str) -> dict
     """Return the parameters of the functions under such decorators, by the names under which Inspect knows them."""
     if not path.is_file():
         raise InputError(
-            f"{where}: no such file: {path}; accepted: file.py@{decorators[0]}, relative to the working directory"
+            f"{where}: no such file: {path}", f"file.py@{decorators[0]}, relative to the working directory"
         )
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
-        raise InputError(f"{path}:{error.lineno}: not Python: {error.msg}") from error
+        raise InputError(f"not Python: {error.msg}", file=f"{path}:{error.lineno}") from error
     except ValueError as error:
-        raise InputError(f"{path}: not Python: {error}") from error
+        raise InputError(f"not Python: {error}", file=path) from error
     functions = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):

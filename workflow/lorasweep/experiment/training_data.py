@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorasweep.experiment.sections import Data
-from lorasweep.util.errors import InputError, nearest
+from lorasweep.util.errors import InputError, naming_file, nearest
 
 
-def check_data(data: Data, source: str, key: Literal["train", "validation"] = "train") -> int:
+def check_data(data: Data, key: Literal["train", "validation"] = "train") -> int:
     """Read every sample of the training or the validation data, and return how many are trained on, or validated.
 
     Accepted are JSON lines (one object a line) and one JSON array of objects. Of more than `max_samples` only so many
@@ -18,22 +18,23 @@ def check_data(data: Data, source: str, key: Literal["train", "validation"] = "t
     Raises:
         InputError: a missing or empty file, text that is not JSON, a sample without its columns; with the line number.
     """
-    where = f"{source}: data.{key}"
+    where = f"data.{key}"
     file = getattr(data, key)
     if file is None:
         raise InputError(
-            f"{where}: is missing, and there are points to train; accepted: a file of samples, or 'adapter' for each "
-            "of 'runs', and no 'variables'"
+            f"{where}: is missing, and there are points to train",
+            "a file of samples, or 'adapter' for each of 'runs', and no 'variables'",
         )
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"{where}: no such file: {path}; accepted: a file of JSON lines, or of one JSON array")
+        raise InputError(f"{where}: no such file: {path}", "a file of JSON lines, or of one JSON array")
     count = 0
     for line, sample in _read_samples(path):
-        _check_sample(sample, data, f"{path}:{line}")
+        with naming_file(f"{path}:{line}"):
+            _check_sample(sample, data)
         count += 1
     if count == 0:
-        raise InputError(f"{where}: {path} holds no sample; accepted: at least one JSON object")
+        raise InputError(f"{where}: {path} holds no sample", "at least one JSON object")
     return min(count, data.max_samples or count) if key == "train" else count
 
 
@@ -52,11 +53,12 @@ def _read_samples(path: Path) -> Iterator[tuple[int, Any]]:
                         yield number, json.loads(line)
                     except json.JSONDecodeError as error:
                         raise InputError(
-                            f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); accepted: one JSON object "
-                            "a line, or one JSON array"
+                            f"not JSON ({error.msg}, column {error.colno})",
+                            "one JSON object a line, or one JSON array",
+                            file=f"{path}:{number}",
                         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not text in UTF-8 ({error.reason} at byte {error.start})") from error
+        raise InputError(f"not text in UTF-8 ({error.reason} at byte {error.start})", file=path) from error
 
 
 def _read_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
@@ -80,52 +82,53 @@ def _read_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             elif text[position : position + 1] != "]":
                 raise json.JSONDecodeError("expecting ',' or ']'", text, position)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from error
+        raise InputError(f"not JSON ({error.msg}, column {error.colno})", file=f"{path}:{error.lineno}") from error
 
 
-def _check_sample(sample: Any, data: Data, where: str) -> None:
+def _check_sample(sample: Any, data: Data) -> None:
     if not isinstance(sample, dict):
-        raise InputError(f"{where}: {str(sample)[:60]!r} is not accepted; accepted: a JSON object")
+        raise InputError(f"{str(sample)[:60]!r} is invalid", "a JSON object")
     if data.format == "instruct":
         for key in ("input_column", "output_column"):
             column = getattr(data, key)
             if column not in sample:
                 raise InputError(
-                    f"{where}: no column '{column}' (data.{key}){nearest(column, sample)}; it has: {', '.join(sample)}"
+                    f"no column '{column}' (data.{key}){nearest(column, sample)}; it has: {', '.join(sample)}"
                 )
             if not isinstance(sample[column], str) or not sample[column]:
-                raise InputError(f"{where}: {column}: {sample[column]!r} is not accepted; accepted: text")
+                raise InputError(f"{column}: {sample[column]!r} is invalid", "text")
         return
     if data.format == "completion":
         text = sample.get(data.text_column)
         if not isinstance(text, str) or not text:
             raise InputError(
-                f"{where}: no text in the column '{data.text_column}' (data.text_column)"
+                f"no text in the column '{data.text_column}' (data.text_column)"
                 f"{nearest(data.text_column, sample)}; it has: {', '.join(sample)}"
             )
         return
     messages = sample.get(data.messages_column)
     if not isinstance(messages, list) or not messages:
         raise InputError(
-            f"{where}: no list of messages in the column '{data.messages_column}' (data.messages_column)"
+            f"no list of messages in the column '{data.messages_column}' (data.messages_column)"
             f"{nearest(data.messages_column, sample)}; it has: {', '.join(sample)}"
         )
     for index, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
             raise InputError(
-                f"{where}: {data.messages_column}.{index}: {str(message)[:60]} is not accepted; accepted: an object "
-                "with 'role' (system, user or assistant) and 'content' (text)"
+                f"{data.messages_column}.{index}: {str(message)[:60]} is invalid",
+                "an object with 'role' (system, user or assistant) and 'content' (text)",
             )
     roles = [message["role"] for message in messages]
     if roles[0] == "system" and data.system_prompt is not None:
         raise InputError(
-            f"{where}: {data.messages_column}.0: a system message is not accepted beside data.system_prompt, which "
-            "training would put in its place; accepted: one of the two"
+            f"{data.messages_column}.0: a system message is invalid beside data.system_prompt, "
+            "which training would put in its place",
+            "one of the two",
         )
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
         raise InputError(
-            f"{where}: {data.messages_column}: the roles {', '.join(roles)} are not accepted; accepted: a system "
-            "message or none, then user and assistant in turn, an assistant last"
+            f"{data.messages_column}: the roles {', '.join(roles)} are invalid",
+            "a system message or none, then user and assistant in turn, an assistant last",
         )

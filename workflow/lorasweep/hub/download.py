@@ -74,13 +74,11 @@ def _choose(reference: Reference, names: Collection[str]) -> list[str]:
     if reference.file is not None:
         if reference.file not in names:
             alike = sorted(name for name in names if re.search(r"\.(jsonl|json|parquet)$", name))
-            raise InputError(
-                f"no such file; accepted: {', '.join(alike[:10]) or 'none: it has no .jsonl, .json, .parquet'}"
-            )
+            raise InputError("no such file", f"{', '.join(alike[:10]) or 'none: it has no .jsonl, .json, .parquet'}")
         return [reference.file]
     weights = [SINGLE] if SINGLE in names else sorted(name for name in names if re.fullmatch(_SHARD, name))
     if "config.json" not in names or not weights:
-        raise InputError(f"it has no {SINGLE} or shards of it beside a config.json; accepted: a model in safetensors")
+        raise InputError(f"it has no {SINGLE} or shards of it beside a config.json", "a model in safetensors")
     index = [INDEX] if weights != [SINGLE] else []
     wanted = ["config.json", GENERATION_CONFIG, *TOKENIZER_FILES, *index]
     return [*(name for name in wanted if name in names), *weights]
@@ -140,9 +138,10 @@ def _explain(error: Exception, reference: Reference) -> str:
     if isinstance(error, errors.GatedRepoError):
         return _explain_gate()
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"no such {reference.kind} on the hub, or a private one ({state}); accepted: org/name as there; {_HINT}"
+        problem = f"no such {reference.kind} on the hub, or a private one ({state})"
+        return str(InputError(problem, f"org/name as there; {_HINT}"))
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"no such revision '{reference.revision}'; accepted: a branch, a tag or a commit of it"
+        return str(InputError(f"no such revision '{reference.revision}'", "a branch, a tag or a commit of it"))
     if status in (401, 403):
         return f"the hub refuses it with {status}, and {state}; {_HINT}"
     said = str(error).strip().splitlines() or [type(error).__name__]

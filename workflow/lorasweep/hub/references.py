@@ -21,7 +21,7 @@ from typing import Any
 
 from lorasweep.experiment.sections import DATA_REFERENCE, MODEL_REFERENCE, Experiment
 from lorasweep.util.errors import InputError
-from lorasweep.util.files import write_aside
+from lorasweep.util.files import read_record, write_record
 
 DOWNLOADS = Path("downloads")
 """In the working directory, for all experiments in it."""
@@ -99,12 +99,7 @@ def read_revisions(record: Path) -> dict[str, str]:
     Raises:
         InputError: the file is not what lorasweep writes.
     """
-    try:
-        return {str(key): str(commit) for key, commit in json.loads(record.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{record}: not the record that lorasweep writes ({error}); remove it") from error
+    return read_record(record, str)
 
 
 def check_fetched(experiment: Experiment, revisions: Mapping[str, str], source: str) -> None:
@@ -116,7 +111,7 @@ def check_fetched(experiment: Experiment, revisions: Mapping[str, str], source: 
     for key, reference in find_references(experiment).items():
         pinned = pin(reference, revisions)
         if not (pinned.is_pinned and pinned.path.exists()):
-            raise InputError(f"{source}: {key}: {reference} is not here; fetch it: lorasweep download {source}")
+            raise InputError(f"{key}: {reference} is not here; fetch it: lorasweep download {source}")
 
 
 def with_local_paths(experiment: Experiment, revisions: Mapping[str, str]) -> Experiment:
@@ -134,7 +129,7 @@ def pin(reference: Reference, revisions: Mapping[str, str]) -> Reference:
     return replace(reference, revision=revisions.get(reference.key, reference.revision))
 
 
-def fetch(references: Mapping[str, Reference], record: Path, source: str) -> None:
+def fetch(references: Mapping[str, Reference], record: Path) -> None:
     """Fetch what an experiment names on the hub and is not there yet; write down which commits that is.
 
     Raises:
@@ -143,15 +138,14 @@ def fetch(references: Mapping[str, Reference], record: Path, source: str) -> Non
     revisions = read_revisions(record)
     for key, reference in references.items():
         if not pin(reference, revisions).is_pinned:
-            revisions[reference.key] = _ask("look", reference, source, key)["commit"]
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_aside(record, json.dumps(revisions, indent=1, sort_keys=True) + "\n")
+            revisions[reference.key] = _ask("look", reference, key)["commit"]
+            write_record(record, revisions)
         pinned = pin(reference, revisions)
         if not pinned.path.exists():
-            _ask("fetch", pinned, source, key)
+            _ask("fetch", pinned, key)
 
 
-def describe_missing(references: Mapping[str, Reference], record: Path, source: str) -> str:
+def describe_missing(references: Mapping[str, Reference], record: Path) -> str:
     """Say what a run would fetch first; nothing where it would fetch nothing. Nothing is fetched or written for it.
 
     Raises:
@@ -163,7 +157,7 @@ def describe_missing(references: Mapping[str, Reference], record: Path, source: 
         pinned = pin(reference, revisions)
         if pinned.is_pinned and pinned.path.exists():
             continue
-        found = _ask("look", pinned, source, key)
+        found = _ask("look", pinned, key)
         pinned = replace(reference, revision=found["commit"])
         size = sum(found["files"].values())
         lines[str(reference)] = f"  {reference}: {len(found['files'])} files, {size / 1e6:,.1f} MB, to {pinned.path}"
@@ -184,7 +178,7 @@ def forget_token() -> None:
         os.environ.pop(TOKEN, None)
 
 
-def _ask(what: str, reference: Reference, source: str, key: str) -> Any:
+def _ask(what: str, reference: Reference, key: str) -> Any:
     """Have a process of its own ask the hub: its library reads the environment once, and writes to the home."""
     with tempfile.TemporaryDirectory(prefix="lorasweep-hub-") as home:
         environment = {
@@ -205,7 +199,7 @@ def _ask(what: str, reference: Reference, source: str, key: str) -> Any:
     except (IndexError, ValueError):
         said = {"error": f"fetching it ended with code {done.returncode}; the same command goes on with it"}
     if "error" in said:
-        raise InputError(f"{source}: {key}: {reference}: {said['error']}")
+        raise InputError(f"{key}: {reference}: {said['error']}")
     return said
 
 

@@ -7,7 +7,7 @@ the experiment's folder, and a dry run takes them from there.
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lorasweep.planning.costs import BYTES_PER_TOKEN, TEMPLATE_TOKENS, Lengths, 
 from lorasweep.trainers import DEFAULT_TRAINER
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
-from lorasweep.util.files import write_aside
+from lorasweep.util.files import find_record, write_record
 
 MOST_SAMPLES = 1000
 """Training samples whose tokens are counted, evenly taken."""
@@ -40,7 +40,7 @@ def read_lengths(
     results: Path, data: Data, fingerprint: str, samples: int, trainer: str = DEFAULT_TRAINER
 ) -> Lengths | None:
     """Return the lengths that a trainer counted of this data for this base model; nothing where it did not."""
-    content = _read(results / LENGTHS)
+    content = find_record(results / LENGTHS)
     if not samples or content.get("key") != _get_lengths_key(data, fingerprint, trainer):
         return None
     return Lengths(samples, tuple(content["lengths"]), are_counted=True)
@@ -60,7 +60,7 @@ def count_lengths(
         file.write(recipe)
         file.flush()
         lengths = _run([*command, "--recipe", file.name, "--most", str(MOST_SAMPLES), "--trainer", trainer])
-    _write(results / LENGTHS, {"key": _get_lengths_key(data, fingerprint, trainer), "lengths": lengths})
+    write_record(results / LENGTHS, {"key": _get_lengths_key(data, fingerprint, trainer), "lengths": lengths})
 
 
 def read_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path]) -> dict[str, TaskSize]:
@@ -68,7 +68,7 @@ def read_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[P
 
     `files` are those that the tasks are made of.
     """
-    content = _read(results / TASK_SIZES)
+    content = find_record(results / TASK_SIZES)
     if content.get("key") != _get_task_key(tasks, files):
         return {}
     return {
@@ -89,7 +89,7 @@ def count_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[
     """
     asked = [{"name": entry.name, **_get_asked(entry)} for entry in tasks]
     sizes = _run([*command, "--tasks", json.dumps(asked)])
-    _write(results / TASK_SIZES, {"key": _get_task_key(tasks, files), "tasks": sizes})
+    write_record(results / TASK_SIZES, {"key": _get_task_key(tasks, files), "tasks": sizes})
 
 
 def _run(command: Sequence[str]) -> Any:
@@ -113,15 +113,3 @@ def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path]) -> list[Any
 def _get_asked(entry: TaskEntry) -> dict[str, Any]:
     """What decides how many answers a task asks for, and how long its prompts are."""
     return entry.spec.model_dump(mode="json", include={"task", "args", "limit", "epochs"})
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(file, json.dumps(content) + "\n")

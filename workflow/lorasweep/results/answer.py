@@ -36,7 +36,7 @@ class Answer:
         return asdict(self)
 
 
-def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None, source: str) -> str | None:
+def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None) -> str | None:
     """Return the metric that decides on the first of `tasks`: the one that is asked for, or the first that it has.
 
     Raises:
@@ -47,9 +47,7 @@ def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None,
     rows = table[table["task"] == tasks[0]]
     there = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
     if metric and metric not in there:
-        raise InputError(
-            f"{source}: report.metric: {metric!r} is no metric of the task '{tasks[0]}'; accepted: {', '.join(there)}"
-        )
+        raise InputError(f"report.metric: {metric!r} is no metric of the task '{tasks[0]}'", f"{', '.join(there)}")
     return metric or next(iter(there), None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, METRICS, RECORD, STATE
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
-from lorasweep.util.files import write_aside
+from lorasweep.util.files import write_record
 from lorasweep.util.versions import get_git_revision
 
 _STAGES = {
@@ -99,7 +99,7 @@ def clean_up(
         "bytes": sum(entry["bytes"] for entry in files),
         "files": files,
     }
-    write_aside(point / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    write_record(point / MANIFEST, manifest)
 
 
 def describe_adapter_difference(adapter: Path, settings: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from lorasweep.layout import MANIFEST
 from lorasweep.planning.history import DONE, JobRecord
 from lorasweep.planning.planner import PointPlan, SweepPlan
-from lorasweep.util.files import write_aside
+from lorasweep.util.files import find_record, write_aside
 from lorasweep.util.formats import format_bytes, format_seconds
 
 TOTAL = "total"
@@ -74,7 +74,7 @@ def make_ledger(
             row["planned_gpu_hours"] += 0 if has_failed else record.gpus * record.planned_seconds / len(members) / 3600
     rows = []
     for point in points:
-        manifest = _read_manifest(results / point.name / MANIFEST)
+        manifest = find_record(results / point.name / MANIFEST)
         rows.append(
             {
                 "point": point.name,
@@ -135,7 +135,7 @@ def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def read_kept_bytes(point: Path) -> int:
     """Return the bytes of what a point keeps, by its manifest; none where it has none."""
-    return int(_read_manifest(point / MANIFEST).get("bytes", 0))
+    return int(find_record(point / MANIFEST).get("bytes", 0))
 
 
 _SPENT = (
@@ -151,10 +151,3 @@ _SPENT = (
 
 def _round(value: float) -> float:
     return round(value, 3)
-
-
-def _read_manifest(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}

@@ -6,12 +6,10 @@ again and again.
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from lorasweep.util.errors import InputError
-from lorasweep.util.files import write_aside
+from lorasweep.util.files import read_record, write_record
 
 
 def assign_batches(
@@ -46,12 +44,7 @@ def read_batches(record: Path) -> dict[str, list[str]]:
     Raises:
         InputError: the file is not what lorasweep writes.
     """
-    try:
-        return {str(name): list(members) for name, members in json.loads(record.read_text(encoding="utf-8")).items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{record}: not the record that lorasweep writes ({error}); remove it") from error
+    return read_record(record, list)
 
 
 def record_batches(batches: dict[str, list[str]], record: Path) -> None:
@@ -66,8 +59,7 @@ def record_batches(batches: dict[str, list[str]], record: Path) -> None:
         if left := [point for point in members if point not in here]:
             kept[name] = [*kept.get(name, ()), *left]
     if kept != known:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(record, json.dumps(kept, indent=1) + "\n")
+        write_record(record, kept)
 
 
 def _name(members: Sequence[str]) -> str:

@@ -14,12 +14,10 @@ from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
 from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
 from lorasweep.util.digest import digest_file
-from lorasweep.util.errors import InputError
+from lorasweep.util.errors import InputError, naming_key
 
 
-def check_inputs(
-    experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], results: Path, source: str
-) -> None:
+def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], results: Path) -> None:
     """Check the data, the base model, and that the sections of the experiment agree with each other.
 
     `results` is the experiment's folder.
@@ -27,91 +25,84 @@ def check_inputs(
     A base model that is not there is left to `find_missing_model`: a dry run bears with it.
 
     Raises:
-        InputError: naming the file, the key, the value, and what is accepted.
+        InputError: naming the key, the value, and what is expected.
     """
     evaluation = experiment.evaluation
     if evaluation.enabled and not tasks:
-        raise InputError(
-            f"{source}: evaluation.tasks: [] is not accepted; accepted: at least one Inspect task, or enabled: false"
-        )
+        raise InputError("evaluation.tasks: [] is invalid", "at least one Inspect task, or enabled: false")
     names = [task.name for task in tasks]
     if experiment.report.task and experiment.report.task not in names:
         raise InputError(
-            f"{source}: report.task: {experiment.report.task!r} is not accepted; accepted: "
-            f"{', '.join(names) or 'null, where no task is evaluated'}"
+            f"report.task: {experiment.report.task!r} is invalid",
+            f"{', '.join(names) or 'null, where no task is evaluated'}",
         )
     points = list(points)
-    _check_prompts(experiment.data, "", source)
+    _check_prompts(experiment.data, "")
     for point in points:
-        _check_prompts(point.data, f" (point '{point.name}')", source)
-    _check_backend(experiment, points, source)
+        _check_prompts(point.data, f" (point '{point.name}')")
+    _check_backend(experiment, points)
     for point in points:
         # Its own adapter would be deleted before it is copied; another's of this experiment may not be there yet.
         if point.adapter and Path(point.adapter).resolve().is_relative_to(results.resolve()):
             raise InputError(
-                f"{source}: runs: adapter: {point.adapter!r} (run '{point.name}') is of this experiment; accepted: one "
-                f"that lies outside of {results}"
+                f"runs: adapter: {point.adapter!r} (run '{point.name}') is of this experiment",
+                f"one that lies outside of {results}",
             )
     for index, baseline in enumerate(evaluation.baselines if evaluation.enabled else ()):
         where = f"evaluation.baselines.{index}.model"
         if Path(baseline.model).resolve().is_relative_to(results.resolve()):
             raise InputError(
-                f"{source}: {where}: {baseline.model!r} ('{baseline.name}') is of this experiment; accepted: one that "
-                f"lies outside of {results}"
+                f"{where}: {baseline.model!r} ('{baseline.name}') is of this experiment",
+                f"one that lies outside of {results}",
             )
-        _read(baseline.model, source, where)
+        _read(baseline.model, where)
     trained = [point for point in points if point.is_trained]
     if trained:
         # Of prompts the data only has to bear with a system prompt, whichever.
         data = next((point.data for point in trained if point.data.system_prompt), experiment.data)
-        samples = check_data(data, source)
+        samples = check_data(data)
         if data.validation:
-            check_data(data, source, "validation")
+            check_data(data, "validation")
         for point in trained:
-            _check_weights_key(experiment, point, source)
-            _check_batch(point, samples, source)
-    if find_missing_model(experiment, source):
+            _check_weights_key(experiment, point)
+            _check_batch(point, samples)
+    if find_missing_model(experiment):
         return
-    checkpoint = _read(experiment.model.path, source, "model.path")
+    checkpoint = _read(experiment.model.path, "model.path")
     if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
         raise InputError(
-            f"{source}: model.path: the tokenizer in {experiment.model.path!r} has no chat template, which "
-            "data.format: chat needs; accepted: a checkpoint with one, or data.format: instruct"
+            f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, which data.format: "
+            "chat needs",
+            "a checkpoint with one, or data.format: instruct",
         )
     base_model = evaluation.base_model
-    if base_model and _read(base_model, source, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
+    if base_model and _read(base_model, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
         raise InputError(
-            f"{source}: evaluation.base_model: {base_model!r} holds another model than model.path "
-            f"({experiment.model.path!r}); accepted: the model that the adapters are trained on"
+            f"evaluation.base_model: {base_model!r} holds another model than model.path ({experiment.model.path!r})",
+            "the model that the adapters are trained on",
         )
 
 
-def find_trainer(experiment: Experiment, source: str) -> Trainer:
+def find_trainer(experiment: Experiment) -> Trainer:
     """Return the experiment's trainer.
 
     Raises:
         InputError: there is none of that name, or it lacks what a trainer has.
     """
-    try:
+    with naming_key("trainer"):
         return get_trainer(experiment.trainer)
-    except InputError as error:
-        raise InputError(f"{source}: trainer: {error}") from error
 
 
-def find_missing_model(experiment: Experiment, source: str) -> str | None:
-    """Return what to say about a base model that is not there, or nothing."""
+def find_missing_model(experiment: Experiment) -> str | None:
+    """Return what to say about a base model that is not there; None where it is."""
     named = {"model.path": experiment.model.path, "evaluation.base_model": experiment.evaluation.base_model}
     for key, value in named.items():
         if value and not Path(value).is_dir():
-            return (
-                f"{source}: {key}: no such directory: {value!r}; accepted: a local Hugging Face checkpoint directory, "
-                "or hf://org/name on the hub"
-            )
+            expected = "a local Hugging Face checkpoint directory, or hf://org/name on the hub"
+            return str(InputError(f"{key}: no such directory: {value!r}", expected))
         if value and has_configuration_alone(Path(value)):
-            return (
-                f"{source}: {key}: {value!r} has a config.json and no weights, enough for a plan; accepted for a run: "
-                "a local Hugging Face checkpoint directory"
-            )
+            problem = f"{key}: {value!r} has a config.json and no weights, which is enough for a plan and not for a run"
+            return str(InputError(problem, "a local Hugging Face checkpoint directory"))
     return None
 
 
@@ -121,7 +112,7 @@ def has_configuration_alone(path: Path) -> bool:
     return (path / "config.json").is_file() and not any(any(path.glob(pattern)) for pattern in weights)
 
 
-def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: str) -> str:
+def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     """Return the text of a point's `recipe.yaml`; the head names the training and validation data by digest, and so the
     module of any trainer but the default one.
 
@@ -131,18 +122,15 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
         InputError: the trainer cannot train this model with these settings.
     """
     spec = TrainingSpec(
-        checkpoint=_read(experiment.model.path, source, "model.path"),
+        checkpoint=_read(experiment.model.path, "model.path"),
         controls=point.controls,
         swept=tuple(key for key in point.swept if key in Controls.model_fields),
         model=experiment.model,
         data=point.data,
         output_dir=output_dir,
     )
-    trainer = find_trainer(experiment, source)
-    try:
-        recipe = trainer.recipe(spec)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
+    trainer = find_trainer(experiment)
+    recipe = trainer.recipe(spec)
     named = {"training": experiment.data.train, "validation": experiment.data.validation}
     digests = [f"# {what} data sha256: {digest_file(Path(file))}\n" for what, file in named.items() if file]
     if experiment.trainer != DEFAULT_TRAINER:
@@ -151,7 +139,7 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str, source: s
     return "".join(digests) + recipe
 
 
-def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], source: str) -> None:
+def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str]) -> None:
     """Check that every task, solver and scorer which is in no file is registered in the environment that evaluates.
 
     `python` is the command that starts that environment's Python.
@@ -178,60 +166,60 @@ def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], so
     )
     if found.returncode:
         raise InputError(
-            f"{source}: evaluation.tasks: whether {', '.join(names)} is registered could not be seen in the "
-            f"environment that evaluates (is it installed? 'make install'): {found.stderr.strip()[-300:]}"
+            f"evaluation.tasks: whether {', '.join(names)} is registered could not be seen in the environment "
+            f"that evaluates (is it installed? 'make install'): {found.stderr.strip()[-300:]}"
         )
     if found.stdout.split():
         raise InputError(
-            f"{source}: evaluation.tasks: no installed package registers {', '.join(found.stdout.split())}; accepted: "
+            f"evaluation.tasks: no installed package registers {', '.join(found.stdout.split())}",
             "file.py@task, or what a package registers that is installed in the environment that evaluates "
-            "(.venv/eval/bin/pip install ...)"
+            "(.venv/eval/bin/pip install ...)",
         )
 
 
-def _read(path: str, source: str, key: str) -> Checkpoint:
-    try:
+def _read(path: str, key: str) -> Checkpoint:
+    with naming_key(key):
         return read_checkpoint(Path(path))
-    except InputError as error:
-        raise InputError(f"{source}: {key}: {error}") from error
 
 
-def _check_prompts(data: Data, where: str, source: str) -> None:
+def _check_prompts(data: Data, where: str) -> None:
     """A system prompt goes with messages, a template with the one input of a sample."""
     if data.format == "completion" and data.system_prompt:
         raise InputError(
-            f"{source}: data.system_prompt: {data.system_prompt!r}{where} does not go with data.format: completion, "
-            "which is plain text; accepted: none, or another format"
+            f"data.system_prompt: {data.system_prompt!r}{where} does not go with data.format: completion, which "
+            "is plain text",
+            "none, or another format",
         )
     if data.format != "instruct" and data.prompt:
         raise InputError(
-            f"{source}: data.prompt: {data.prompt!r}{where} does not go with data.format: {data.format}, whose samples "
-            "have no input column; accepted: none, or data.format: instruct; for a task: its own 'prompt'"
+            f"data.prompt: {data.prompt!r}{where} does not go with data.format: {data.format}, whose samples "
+            "have no input column",
+            "none, or data.format: instruct; for a task: its own 'prompt'",
         )
 
 
-def _check_backend(experiment: Experiment, points: Iterable[Point], source: str) -> None:
+def _check_backend(experiment: Experiment, points: Iterable[Point]) -> None:
     if experiment.evaluation.backend == "hf" or not experiment.evaluation.enabled:
         return
     other = next((point for point in points if point.mode != "B2"), None)
     if other:
         raise InputError(
-            f"{source}: evaluation.backend: 'vllm' does not go with mode {other.mode} (point '{other.name}'): vLLM "
-            "applies adapters itself; accepted: model_format: adapter with merge_adapters: false, or backend: hf"
+            f"evaluation.backend: 'vllm' does not go with mode {other.mode} (point '{other.name}'): vLLM applies "
+            "adapters itself",
+            "model_format: adapter with merge_adapters: false, or backend: hf",
         )
     if experiment.data.format == "completion":
         raise InputError(
-            f"{source}: evaluation.backend: 'vllm' does not go with data.format: completion, whose prompts have no "
-            "template; accepted: hf"
+            "evaluation.backend: 'vllm' does not go with data.format: completion, whose prompts have no template", "hf"
         )
     if experiment.model.device != "cuda":
         raise InputError(
-            f"{source}: evaluation.backend: 'vllm' needs model.device: cuda, and that is "
-            f"{experiment.model.device!r}; accepted there: hf"
+            f"evaluation.backend: 'vllm' needs model.device: cuda, and that is {experiment.model.device!r}",
+            f"hf on {experiment.model.device}",
         )
 
 
-def _check_batch(point: Point, samples: int, source: str) -> None:
+def _check_batch(point: Point, samples: int) -> None:
     """Packed samples are fewer than the file's, by how much is not known yet."""
     controls = point.controls
     batches = ceil(samples / controls.gpus) // controls.batch_size
@@ -239,19 +227,19 @@ def _check_batch(point: Point, samples: int, source: str) -> None:
         return
     gpus = f" on {controls.gpus} gpus" if controls.gpus > 1 else ""
     raise InputError(
-        f"{source}: batch_size: {controls.batch_size} with gradient_accumulation_steps: "
-        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') makes no step of {samples} samples: "
-        f"batches that are not full are left out; accepted: a product of {'the three' if gpus else 'the two'} of at "
-        "most the number of samples"
+        f"batch_size: {controls.batch_size} with gradient_accumulation_steps: "
+        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') makes no step of {samples} "
+        "samples: batches that are not full are left out",
+        f"a product of {('the three' if gpus else 'the two')} of at most the number of samples",
     )
 
 
-def _check_weights_key(experiment: Experiment, point: Point, source: str) -> None:
-    declared = find_trainer(experiment, source).declared_adapter_only(point.controls.override)
+def _check_weights_key(experiment: Experiment, point: Point) -> None:
+    declared = find_trainer(experiment).declared_adapter_only(point.controls.override)
     if declared is not None and declared != (point.mode != "A"):
-        accepted = "hf" if not declared else "adapter"
+        expected = "hf" if not declared else "adapter"
         raise InputError(
-            f"{source}: mode {point.mode} (point '{point.name}') does not go with "
-            f"save_adapter_weights_only: {declared} under controls._override; accepted: model_format: {accepted}, or "
-            "no save_adapter_weights_only"
+            f"mode {point.mode} (point '{point.name}') does not go with save_adapter_weights_only: {declared} "
+            "under controls._override",
+            f"model_format: {expected}, or no save_adapter_weights_only",
         )

@@ -49,7 +49,7 @@ from lorasweep.sweep.checks import (
 )
 from lorasweep.sweep.trainings import is_trained, share_trainings
 from lorasweep.trainers import Trainer
-from lorasweep.util.errors import InputError
+from lorasweep.util.errors import InputError, naming_file
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
 """The files of an adapter that rules declare; its tokenizer lies beside them."""
@@ -104,14 +104,15 @@ class Sweep:
         """
         as_written = load_experiment(read_given_values(config, given or {}), source)
         results = RESULTS / as_written.experiment.name
-        trainer = find_trainer(as_written, source)
-        tasks = get_tasks(as_written.evaluation.tasks, source)
-        revisions = read_revisions(results / REVISIONS)
-        check_fetched(as_written, revisions, source)
-        experiment = with_local_paths(as_written, revisions)
-        registry = results / POINTS
-        points = recall_points(experiment, registry) if is_job else get_points(experiment, source, registry)
-        baselines = get_baselines(experiment, points, source)
+        with naming_file(source):
+            trainer = find_trainer(as_written)
+            tasks = get_tasks(as_written.evaluation.tasks)
+            revisions = read_revisions(results / REVISIONS)
+            check_fetched(as_written, revisions, source)
+            experiment = with_local_paths(as_written, revisions)
+            registry = results / POINTS
+            points = recall_points(experiment, registry) if is_job else get_points(experiment, registry)
+            baselines = get_baselines(experiment, points)
         return cls(experiment, as_written, source, points, baselines, tasks, trainer, is_job, shared_gpus)
 
     def check(self, *, asks_inspect: bool) -> None:
@@ -120,14 +121,15 @@ class Sweep:
         `asks_inspect`: whether the environment that evaluates is there, and can be asked for registered tasks.
 
         Raises:
-            InputError: naming the file, the key, the value and what would be accepted.
+            InputError: naming the file, the key, the value and what is expected.
         """
-        check_device(self.experiment, self.source)
-        self._check_gpus()
-        check_inputs(self.experiment, self.named_points.values(), self.tasks, self.results, self.source)
-        if asks_inspect:
-            run = Path(__file__).parents[3] / "scripts/run"
-            check_registered_tasks(self.tasks, [str(run), self.evaluation_stage], self.source)
+        with naming_file(self.source):
+            check_device(self.experiment)
+            self._check_gpus()
+            check_inputs(self.experiment, self.named_points.values(), self.tasks, self.results)
+            if asks_inspect:
+                run = Path(__file__).parents[3] / "scripts/run"
+                check_registered_tasks(self.tasks, [str(run), self.evaluation_stage])
         for point in self.named_points.values() if not self.missing_model else ():
             if not point.adapter:
                 self.make_recipe(point)
@@ -137,14 +139,14 @@ class Sweep:
             return
         if self.most_gpus > self.shared_gpus:
             raise InputError(
-                f"{self.source}: controls.gpus: {self.most_gpus} is not accepted with --resources "
-                f"gpu={self.shared_gpus}; accepted: at most as many"
+                f"controls.gpus: {self.most_gpus} is invalid with --resources gpu={self.shared_gpus}", "at most as many"
             )
         if self.most_gpus < self.shared_gpus:
             raise InputError(
-                f"--resources gpu={self.shared_gpus}: jobs on one machine take its first GPUs, and more than one at a "
-                f"time would share them; accepted: gpu={self.most_gpus}, or a run for each GPU with its own "
-                "CUDA_VISIBLE_DEVICES and directory"
+                f"gpu={self.shared_gpus}: jobs on one machine take its first GPUs, and more than one "
+                "at a time would share them",
+                f"gpu={self.most_gpus}, or a run for each GPU with its own CUDA_VISIBLE_DEVICES and directory",
+                file="--resources",
             )
 
     # The experiment's folder and its model.
@@ -162,7 +164,8 @@ class Sweep:
     @cached_property
     def missing_model(self) -> str | None:
         """What to say of a base model that is not there; None where it is."""
-        return find_missing_model(self.experiment, self.source)
+        missing = find_missing_model(self.experiment)
+        return missing and f"{self.source}: {missing}"
 
     @cached_property
     def base(self) -> Checkpoint | None:
@@ -180,7 +183,7 @@ class Sweep:
     @cached_property
     def samples(self) -> int:
         """The number of training samples."""
-        return check_data(self.experiment.data, self.source)
+        return check_data(self.experiment.data)
 
     # What is trained and evaluated.
 
@@ -336,7 +339,8 @@ class Sweep:
         key = point.name.removesuffix(f"__epoch={point.epoch}")
         if key not in self._recipes:
             folder = f"{RESULTS}/{_ANY_TRAINING}"
-            self._recipes[key] = make_recipe(self.experiment, point, folder, self.source)
+            with naming_file(self.source):
+                self._recipes[key] = make_recipe(self.experiment, point, folder)
         return self._recipes[key]
 
     def get_recipe(self, training: str) -> str:

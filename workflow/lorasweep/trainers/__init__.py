@@ -118,17 +118,17 @@ def get_trainer(name: str) -> Trainer:
     """
     is_own = (Path(__file__).parent / name / "__init__.py").is_file()
     path = f"{__name__}.{name}" if is_own else name
-    accepted = f"accepted: {DEFAULT_TRAINER}, or the dotted path of a module with what {__name__}.Trainer says"
+    expected = f"{DEFAULT_TRAINER}, or the dotted path of a module with what {__name__}.Trainer says"
     try:
         module = import_module(path)
     except (ImportError, ValueError, TypeError) as error:  # the last two: no name of a module
         if f"{name}.".startswith(f"{getattr(error, 'name', None)}."):
             raise InputError(
-                f"{name!r} is not known{nearest(name, [DEFAULT_TRAINER])}; {accepted}, in a folder of PYTHONPATH"
+                f"{name!r} is not known{nearest(name, [DEFAULT_TRAINER])}", f"{expected}, in a folder of PYTHONPATH"
             ) from error
-        raise InputError(f"{name!r} cannot be imported where Snakemake runs: {error}; {accepted}") from error
+        raise InputError(f"{name!r} cannot be imported where Snakemake runs: {error}", expected) from error
     if missing := [part for part in _PARTS if not hasattr(module, part)]:
-        raise InputError(f"{name!r} is no trainer: it has no {', '.join(missing)}; {accepted}")
+        raise InputError(f"{name!r} is no trainer: it has no {', '.join(missing)}", expected)
     if module.STAGE not in _STAGES:
-        raise InputError(f"{name!r}: STAGE: {module.STAGE!r} is not accepted; accepted: {' or '.join(_STAGES)}")
+        raise InputError(f"{name!r}: STAGE: {module.STAGE!r} is invalid", f"{' or '.join(_STAGES)}")
     return cast(Trainer, module)

@@ -1,6 +1,5 @@
 """What every trainer leaves of an epoch: a directory that PEFT and transformers load, whole or not at all."""
 
-import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, TRAINING_LOG
 from lorasweep.trainers import Diverged, TrainingError
 from lorasweep.trainers.training_log import Row, cut_log
 from lorasweep.util.digest import digest_file
+from lorasweep.util.files import write_record
 from lorasweep.util.versions import get_versions
 
 
@@ -58,7 +58,7 @@ def complete(
         **_get_metrics(rows),
         **facts,
     }
-    (adapter / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_record(adapter / RECORD, record)
 
 
 def publish(made: Path, adapter: Path) -> None:

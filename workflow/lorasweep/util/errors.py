@@ -6,18 +6,70 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 
 class InputError(ValueError):
     """What a user wrote, or a file the user named, cannot be used.
 
-    The message names the file, the key, the value seen and what would be accepted, one problem a line.
+    The message is `<file>: <key>: <value> is invalid. Expected: <what would be accepted>`, one problem a line.
     """
+
+    def __init__(self, problem: str, expected: str = "", *, file: Path | str = "") -> None:
+        """Make the message.
+
+        Args:
+            problem: What is wrong, the key first.
+            expected: What would be accepted; empty where `problem` says what to do.
+            file: The file that is at fault, where it is another one than the experiment's.
+        """
+        self.problems = [f"{problem}. Expected: {expected}" if expected else problem]
+        self.names_file = False
+        super().__init__(problem, expected)
+        if file:
+            self.put_under(file)
+            self.names_file = True
+
+    @classmethod
+    def join(cls, errors: Iterable["InputError"]) -> "InputError":
+        """Return several problems as one error."""
+        joined = cls("")
+        joined.problems = [problem for error in errors for problem in error.problems]
+        return joined
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+    def put_under(self, place: Path | str) -> None:
+        """Begin each problem with the place that it is in: a key, or a file."""
+        self.problems = [f"{place}: {problem}" for problem in self.problems]
 
 
 class JobError(RuntimeError):
     """A job cannot be done; the message says why, and is all that a person has to read."""
+
+
+@contextmanager
+def naming_key(key: str) -> Iterator[None]:
+    """Have an InputError that is raised within begin with the key that led to it."""
+    try:
+        yield
+    except InputError as error:
+        error.put_under(key)
+        raise
+
+
+@contextmanager
+def naming_file(file: Path | str) -> Iterator[None]:
+    """Have an InputError that is raised within begin with a file, unless it names its own."""
+    try:
+        yield
+    except InputError as error:
+        if not error.names_file:
+            error.put_under(file)
+            error.names_file = True
+        raise
 
 
 FAULT = "The lines above are a fault of lorasweep, not of your input. Please report them, and the command that you ran."

@@ -1,12 +1,16 @@
 """Files that others read, and that only one process at a time may write."""
 
 import fcntl
+import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from lorasweep.util.errors import InputError
 
 
 def give_default_mode(file: Path) -> None:
@@ -21,6 +25,37 @@ def write_aside(file: Path, text: str) -> None:
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     aside.write_text(text, encoding="utf-8")
     aside.replace(file)
+
+
+def read_record(file: Path, kind: type) -> dict[str, Any]:
+    """Return a record that `write_record` wrote, with values of a kind; an empty one where there is no file.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"not the record that lorasweep writes ({error}); restore or remove it", file=file) from error
+    if not isinstance(record, dict) or not all(isinstance(value, kind) for value in record.values()):
+        raise InputError("not the record that lorasweep writes; restore or remove it", file=file)
+    return record
+
+
+def find_record(file: Path) -> dict[str, Any]:
+    """Return a record, or an empty one where there is none that is whole: a full disk can cut one short."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, whole or not at all; make its folder if it is not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(file, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def end_last_line(file: Path) -> None:

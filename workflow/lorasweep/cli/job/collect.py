@@ -12,6 +12,7 @@ from lorasweep.results.answer import choose_metric, find_answer
 from lorasweep.results.manifest import list_points
 from lorasweep.results.replicates import aggregate
 from lorasweep.results.table import SampleScores, make_table
+from lorasweep.util.errors import naming_file
 from lorasweep.util.files import write_aside
 
 
@@ -38,7 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
     table = make_table(arguments.results, points, arguments.variables, scores, report.confidence)
     settings = aggregate(table, arguments.variables, scores, report.confidence)
     task = next(iter(arguments.tasks), None)
-    metric = choose_metric(table, arguments.tasks, report.metric, str(arguments.results / EXPERIMENT))
+    with naming_file(arguments.results / EXPERIMENT):
+        metric = choose_metric(table, arguments.tasks, report.metric)
     answer = find_answer(table, settings, scores, task, metric, report.higher_is_better, report.confidence)
     table.to_parquet(output.with_suffix(".parquet"), index=False)
     settings.to_csv(output.with_name(output.name.replace("results", "replicates")), index=False)

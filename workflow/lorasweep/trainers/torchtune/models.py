@@ -46,8 +46,8 @@ def get_model(checkpoint: Checkpoint, controls: Controls) -> tuple[dict[str, Any
         raise _refuse(checkpoint, f"tie_word_embeddings {tied}, and {'no ' if checkpoint.tied else 'a '}lm_head.weight")
     if tied and controls.apply_lora_to_output:
         raise InputError(
-            f"apply_lora_to_output: true is not accepted for '{checkpoint.path}': its head is tied to the embeddings; "
-            "accepted: false"
+            f"apply_lora_to_output: true is invalid for '{checkpoint.path}': its head is tied to the embeddings",
+            "false",
         )
     component, model_type, extra = _get_builder(checkpoint, family, rope, tied)
     return {

@@ -81,7 +81,7 @@ def recipe(spec: TrainingSpec) -> str:
     made = _make_recipe(spec, model, model_type)
     merged = _merge(spec, made, override)
     if merged["dataset"].get("packed") and not merged["tokenizer"].get("max_seq_len"):
-        raise InputError("controls.packed: true is not accepted without max_seq_len; accepted: a number of tokens")
+        raise InputError("controls.packed: true is invalid without max_seq_len", "a number of tokens")
     name = "lora_finetune_single_device"
     if spec.controls.gpus > 1:
         name = f"--{PROCESSES} {spec.controls.gpus} lora_finetune_distributed"
@@ -123,9 +123,9 @@ def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
     said: dict[str, Any] = {place: keys[_ADAPTER_ONLY] for place, keys in places.items() if _ADAPTER_ONLY in keys}
     for place, value in said.items():
         if not isinstance(value, bool):
-            raise InputError(f"controls.{place}.{_ADAPTER_ONLY}: {value!r} is not accepted; accepted: true or false")
+            raise InputError(f"controls.{place}.{_ADAPTER_ONLY}: {value!r} is invalid", "true or false")
     if len(set(said.values())) > 1:
-        raise InputError(f"controls._override: {_ADAPTER_ONLY} is both true and false; accepted: one of them")
+        raise InputError(f"controls._override: {_ADAPTER_ONLY} is both true and false", "one of them")
     return next(iter(said.values()), None)
 
 
@@ -245,8 +245,8 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
     for section in (*mappings, "metric_logger"):
         if section in override and not isinstance(override[section], dict):
             raise InputError(
-                f"controls._override.{section}: {override[section]!r} is not accepted; accepted: a mapping, merged "
-                f"into the recipe's '{section}'"
+                f"controls._override.{section}: {override[section]!r} is invalid",
+                f"a mapping, merged into the recipe's '{section}'",
             )
     override.pop(_ADAPTER_ONLY, None)
     override.get("checkpointer", {}).pop(_ADAPTER_ONLY, None)
@@ -257,12 +257,12 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
             continue
         value = keys.pop(last)
         if value not in (*_SAID_ANYWAY.get(path, ()), said_by_spec.get(path)):
-            raise InputError(f"controls._override.{path}: {value!r} is not accepted: this is said by {key}")
+            raise InputError(f"controls._override.{path}: {value!r} is invalid: this is said by {key}")
     for key, path in _PLACES.items():
         if key in override:
             raise InputError(
-                f"controls._override.{key}: torchtune's recipe has no such key; accepted: controls.{key}, or "
-                f"controls._override.{path}"
+                f"controls._override.{key}: torchtune's recipe has no such key",
+                f"controls.{key}, or controls._override.{path}",
             )
     return dict(override)
 
@@ -289,8 +289,8 @@ def _get_model_type(checkpoint: Checkpoint, controls: Controls) -> str:
         return get_model(checkpoint, controls)[1]
     except InputError as error:
         raise InputError(
-            f"controls._override.checkpointer.model_type is missing; accepted: a name of torchtune.training.ModelType, "
-            f"which says how weights are converted; {error}"
+            "controls._override.checkpointer.model_type is missing",
+            f"a name of torchtune.training.ModelType, which says how weights are converted; {error}",
         ) from error
 
 
@@ -310,8 +310,8 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
         value, swept = _select(merged, path), _select(made, path)
         if value != swept:
             raise InputError(
-                f"controls._override.{path}: {value!r} contradicts the variable '{key}', which is {swept!r} here; "
-                f"accepted: {path} left out, or ${{{key}}}"
+                f"controls._override.{path}: {value!r} contradicts the variable '{key}', which is {swept!r} here",
+                f"{path} left out, or ${{{key}}}",
             )
     return dict(merged)
 
