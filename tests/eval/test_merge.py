@@ -670,7 +670,7 @@ def test_matrices_of_many_blocks_are_those_of_peft_on_any_number_of_threads(
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.integers(1, 300),
-    # Of a matrix with few columns, other routines multiply a block and the whole: a real one has too few rows to be cut.
+    # With few columns, other routines multiply a block than the whole: a real matrix has too few rows to be cut then.
     width=st.integers(16, 300),
     rank=st.integers(1, 40),
     alpha=st.sampled_from([0.1, 1, 7, 16, 48]),

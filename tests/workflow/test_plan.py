@@ -184,7 +184,7 @@ def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_
     assert re.search(r"rule evaluate_merged:.*?gpu=(\d+)", here, flags=re.DOTALL)[1] == "2"
     shared = sweep.snakemake("--cores", "8", "--resources", "gpu=4", "--dry-run")
     assert shared.returncode == 1
-    assert "--resources gpu=4: jobs on one machine take its first GPUs" in shared.stdout + shared.stderr
+    assert "--resources: gpu=4: jobs on one machine take its first GPUs" in shared.stdout + shared.stderr
     refused = sweep.snakemake("--cores", "8", "--resources", "gpu=1", "--dry-run")
     assert refused.returncode == 1
     assert (

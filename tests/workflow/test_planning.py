@@ -87,7 +87,7 @@ def test_a_configuration_alone_is_enough_for_a_plan_and_not_for_a_run(make: Call
         assert whole[mode]["kept_bytes"] == pytest.approx(alone[mode]["kept_bytes"], abs=20_000)
     refused = sweep.snakemake()
     assert refused.returncode == 1
-    assert "has a config.json and no weights, enough for a plan" in refused.stdout + refused.stderr
+    assert "has a config.json and no weights, which is enough for a plan" in refused.stdout + refused.stderr
 
 
 def test_a_run_without_room_is_refused_unless_it_is_forced(make: Callable[..., Sweep]) -> None:
