@@ -7,12 +7,18 @@ from snakemake.io import IOFile
 
 from lorasweep.running.run import Places, Run
 from lorasweep.util.slurm import forget_settings
-from lorasweep.running.slurm_plugin import mend_end_by_signal, mend_python_path, mend_status_queries
+from lorasweep.running.slurm_plugin import (
+    mend_end_by_signal,
+    mend_python_path,
+    mend_status_queries,
+    warn_of_other_versions,
+)
 
 mend_python_path()
 
 if workflow.is_main_process:
     forget_settings()
+    warn_of_other_versions()
     mend_status_queries()
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
     THIS_RUN = Run(SWEEP, ROOT, SOURCES, uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN)
@@ -53,7 +59,7 @@ def get_places():
 
 
 def get_slurm_run():
-    """By what name SLURM knows the jobs of this run. No public attribute leads to the executor (9.27.1)."""
+    """By what name SLURM knows the jobs of this run. No public attribute leads to the executor."""
     return workflow.scheduler._executor.run_uuid if workflow.executor_plugin.name == "slurm" else None
 
 

@@ -57,6 +57,17 @@ def test_a_query_without_jobs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> N
     assert query(monkeypatch, [({}, 0.1)]) == ({}, 0.1)
 
 
+def test_another_version_than_the_tested_one_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slurm_plugin.warn_of_other_versions()
+    assert not caplog.messages
+    monkeypatch.setitem(slurm_plugin.TESTED, "snakemake", "9.0.0")
+    slurm_plugin.warn_of_other_versions()
+    [message] = caplog.messages
+    assert "lorasweep was tested with 9.0.0" in message
+
+
 def test_a_run_that_is_told_to_end_while_it_chooses_jobs_ends() -> None:
     lock, told = threading.Lock(), threading.Event()
 

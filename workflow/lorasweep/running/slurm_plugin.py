@@ -1,4 +1,4 @@
-"""What is changed of Snakemake and of its SLURM plugin while they run: all of it is here."""
+"""What is changed of Snakemake and its SLURM plugin while they run. All of it is here, and is tested with `TESTED`."""
 
 import asyncio
 import shlex
@@ -8,19 +8,40 @@ import time
 from typing import Any, Protocol
 
 from lorasweep.util.slurm import LOGGER
+from lorasweep.util.versions import get_versions
+
+TESTED = {
+    "snakemake": "9.27.1",
+    "snakemake-executor-plugin-slurm": "2.8.0",
+    "snakemake-executor-plugin-slurm-jobstep": "0.6.1",
+}
+"""The versions of the packages that are changed here."""
 
 SECONDS_BETWEEN_QUERIES = 30
 
 SECONDS_TO_QUEUE_AGAIN = 60
 
 
-def mend_status_queries() -> None:
-    """Let the executor plugin (2.8.0) see every job's end.
+def warn_of_other_versions() -> None:
+    """Warn where a package that is changed here has another version than the one that was tested."""
+    for package, tested in TESTED.items():
+        if (version := get_versions(package).get(package)) != tested:
+            LOGGER.warning(
+                f"{package} {version} is installed, and lorasweep was tested with {tested}: see docs/slurm.md"
+            )
 
-    It compares states with `CANCELLED`, and `sacct` says `CANCELLED by 1000`: such a job counts as running for ever. So
-    does one that had to give way, or whose node died, where it is not queued again (`PreemptMode=CANCEL`): it counts
-    here as cancelled a minute later. And it forgets all jobs when a query fails five times within a second, as it does
-    while the accounting database is away; so a query is repeated here until it is answered.
+
+def mend_status_queries() -> None:
+    """Let the executor plugin see every job's end, and outlast an accounting database that does not answer.
+
+    - It compares states with `CANCELLED`, and `sacct` says `CANCELLED by 1000`: such a job counts as running for ever.
+      No issue of the plugin is known; its forerunner had it: https://github.com/Snakemake-Profiles/slurm/pull/22.
+    - A job that had to give way, or whose node died, counts as running, since SLURM may queue it again
+      (https://github.com/snakemake/snakemake-executor-plugin-slurm/pull/132 and pull/411). Where SLURM does not
+      (`PreemptMode=CANCEL`), it counts here as cancelled a minute later.
+    - It forgets all jobs when a query fails five times within a second
+      (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/207). Here a query is repeated until it is
+      answered.
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -56,7 +77,7 @@ class Scheduler(Protocol):
 def mend_end_by_signal(scheduler: Scheduler) -> None:
     """Let a run that gets SIGTERM end, also while it chooses its next jobs.
 
-    Snakemake (9.27.1) takes its scheduler's lock in the handler of the signal, and waits for itself for ever where it
+    Snakemake takes its scheduler's lock in the handler of the signal, and waits for itself for ever where it
     holds that lock already, as it does while it chooses. A thread of its own can wait. No issue is known upstream.
     """
 
@@ -67,7 +88,10 @@ def mend_end_by_signal(scheduler: Scheduler) -> None:
 
 
 def mend_python_path() -> None:
-    """Let jobs on SLURM start where the environment's path has a blank: Snakemake (9.27.1) writes it as it is."""
+    """Let jobs on SLURM start where the environment's path has a blank.
+
+    Snakemake does not quote the path of Python: https://github.com/snakemake/snakemake/issues/3211.
+    """
     import snakemake_executor_plugin_slurm_jobstep as jobstep
     from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
