@@ -18,9 +18,10 @@ from lorasweep.planning.costs import BYTES_PER_TOKEN, TASK_SAMPLES, Costs
 from lorasweep.planning.counting import guess_lengths, read_lengths, read_task_sizes
 from lorasweep.planning.disk_space import explain_shortage, find_room
 from lorasweep.planning.history import Experience, JobRecord, get_last_error, learn, read_records
-from lorasweep.planning.planner import GPU_RULES, MODES, Planner, PointPlan, SweepPlan
+from lorasweep.planning.planner import MODES, Planner, PointPlan, SweepPlan
 from lorasweep.planning.timeline import PlannedJob
-from lorasweep.planning.view import RULES, describe_error, describe_shortly, describe_times, draw_storage, show_plan
+from lorasweep.planning.view import describe_error, describe_shortly, describe_times, draw_storage, show_plan
+from lorasweep.stages import RULE_NAMES
 from lorasweep.util.files import get_size, write_aside
 from lorasweep.util.formats import format_bytes
 
@@ -30,9 +31,6 @@ EVALUATIONS_READ = 50
 """Finished evaluations that are looked at for the size of logs."""
 
 WHOLE = "whole"
-
-RECORDED_RULES = (*GPU_RULES, "merge")
-"""Whose jobs take time that is planned and written down."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Forecast:
     def describe_shortly(self) -> str:
         """Return what a dry run says."""
         done = sum(point.is_done for point in self.points)
-        guessed = [rule for rule in RULES if rule in self.rest.seconds and not self.planner.costs.is_counted(rule)]
+        guessed = [rule for rule in RULE_NAMES if rule in self.rest.seconds and not self.planner.costs.is_counted(rule)]
         return describe_shortly(self.rest, self.whole, done, len(self.points), self.planner.parallel, guessed)
 
     def show(self, console: Console) -> None:

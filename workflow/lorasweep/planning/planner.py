@@ -23,11 +23,11 @@ from lorasweep.experiment.sections import Experiment
 from lorasweep.layout import ADAPTER_WEIGHTS, BASELINE
 from lorasweep.planning.costs import TASK_SAMPLES, Costs
 from lorasweep.planning.timeline import PlannedJob, Timeline, simulate
+from lorasweep.stages import GPU_RULES, get_timed_rules
 from lorasweep.sweep import resources
 
 MODES = ("A", "B1", "B2")
 
-GPU_RULES = ("train", "evaluate", "evaluate_merged", "evaluate_adapters")
 """Whose jobs have a GPU, where the experiment has any."""
 
 LOG_BYTES = 8_000
@@ -264,10 +264,13 @@ class Planner:
         return [(name, self.points.get(name)) for name in (*self.baselines, *points)]
 
     def _get_rules(self, point: Point | None, mode: str) -> list[str]:
-        rules = ["train"] if point and point.is_trained else []
-        rules += ["merge"] if mode == "A" else []
-        evaluate = {"A": "evaluate", "base": "evaluate", "B1": "evaluate_merged", "B2": "evaluate_adapters"}[mode]
-        return [*rules, *([evaluate] if (self._is_evaluated(point) if point else self._evaluation) else [])]
+        is_trained = bool(point and point.is_trained)
+        is_evaluated = self._is_evaluated(point) if point else self._evaluation
+        return [
+            rule
+            for rule in get_timed_rules(mode)
+            if (rule != "train" or is_trained) and (is_evaluated or not rule.startswith("evaluate"))
+        ]
 
     def _get_memory(self, rule: str, name: str) -> int:
         base, model, point = self.get_costs(name).base, self.experiment.model, self.points.get(name)

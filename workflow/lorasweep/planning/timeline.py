@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-_PRIORITIES = {"adopt": 0, "evaluate": 0, "evaluate_adapters": 0, "evaluate_merged": 0, "merge": 1, "train": 2}
+from lorasweep.stages import PRIORITIES
+
 """Which of the jobs that could start does: evaluations before trainings, as the rules say."""
 
 
@@ -67,7 +68,7 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int |
 
     for index, left in enumerate(waits_for):
         if not left:
-            heapq.heappush(ready, (_PRIORITIES[jobs[index].rule], index))
+            heapq.heappush(ready, (PRIORITIES[jobs[index].rule], index))
     note()
     while ready or running or held_back:
         while free and ready:
@@ -89,6 +90,6 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int |
         for follower in followers[index]:
             waits_for[follower] -= 1
             if not waits_for[follower]:
-                heapq.heappush(ready, (_PRIORITIES[jobs[follower].rule], follower))
+                heapq.heappush(ready, (PRIORITIES[jobs[follower].rule], follower))
     line.seconds, line.kept = now, kept
     return line

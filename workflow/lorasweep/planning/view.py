@@ -11,17 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lorasweep.planning.planner import MODES, PointPlan, SweepPlan
+from lorasweep.stages import RULE_NAMES
 from lorasweep.util.formats import GB, format_bytes, format_count, format_seconds
 from lorasweep.util.vega import SERIES, Plot, finish
 
 LONGEST = 20
 """Points that are listed one by one."""
-
-RULES = (
-    *("configure", "adopt", "train", "merge", "evaluate", "evaluate_merged", "evaluate_adapters", "publish"),
-    *("cleanup", "read_samples", "collect", "report"),
-)
-"""In the order in which a point goes through them."""
 
 
 def describe_times(factors: Mapping[str, Any], rules: Sequence[str], device: str) -> str:
@@ -86,7 +81,7 @@ def show_plan(
     table.add_row("written", *(format_bytes(plan.written_bytes) for plan in plans))
     table.add_row("training steps", *(f"{plan.steps:,}" for plan in plans))
     table.add_row("training tokens", *(format_count(plan.tokens) for plan in plans))
-    for rule in (rule for rule in RULES if any(rule in plan.jobs for plan in plans)):
+    for rule in (rule for rule in RULE_NAMES if any(rule in plan.jobs for plan in plans)):
         times = [f", {format_seconds(plan.seconds[rule])}" if plan.seconds.get(rule) else "" for plan in plans]
         table.add_row(rule, *(f"{plan.jobs.get(rule, '-')}{time}" for plan, time in zip(plans, times, strict=True)))
     table.add_row("all jobs", *(format_seconds(plan.hours * 3600) for plan in plans))

@@ -9,18 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, METRICS, RECORD, STATE
+from lorasweep.stages import get_timed_rules
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import write_record
 from lorasweep.util.versions import get_git_revision
-
-_STAGES = {
-    "A": ("train", "merge", "evaluate"),
-    "B1": ("train", "evaluate_merged"),
-    "B2": ("train", "evaluate_adapters"),
-    "base": ("evaluate",),
-}
-"""The rules whose time a point of each mode takes."""
 
 
 def clean_up(
@@ -93,7 +86,7 @@ def clean_up(
             stage: metrics["seconds"]
             if stage == "evaluate_adapters"
             else _seconds(benchmarks / stage / f"{training if stage == 'train' else point.name}.tsv")
-            for stage in _STAGES[mode]
+            for stage in get_timed_rules(mode)
             if (tasks or not stage.startswith("evaluate")) and (training or stage != "train")
         },
         "bytes": sum(entry["bytes"] for entry in files),

@@ -21,6 +21,7 @@ from lorasweep.results.inference import (
     get_paired_p_value,
     get_unpaired_interval,
 )
+from lorasweep.stages import GPU_RULES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,8 +53,6 @@ _TRAINING = (
 )
 _NO_MEANS = ("std", "var", "stderr", "min", "max")
 """Ends of the names of metrics that are no mean of samples' scores, even where they equal it."""
-
-_ON_GPU = ("train", "evaluate", "evaluate_merged", "evaluate_adapters")
 
 
 class SampleScores:
@@ -176,7 +175,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     }
     proof = {key: (evaluation.get("proof") or {}).get(key) for key in _PROOF}
     gpus = {"train": settings.get("gpus", 1)}
-    on_gpu = sum((value or 0) * gpus.get(stage, 1) for stage, value in seconds.items() if stage in _ON_GPU)
+    on_gpu = sum((value or 0) * gpus.get(stage, 1) for stage, value in seconds.items() if stage in GPU_RULES)
     rest = {
         **{key: training.get(key) for key in _TRAINING},
         **proof,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lorasweep.checkpoints.sizes import get_model_folder_size
 from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, STORAGE, TRAININGS
-from lorasweep.planning.forecast import RECORDED_RULES, WHOLE, Forecast
+from lorasweep.planning.forecast import WHOLE, Forecast
 from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
 from lorasweep.running.events import Attempt, FailureRecorder, JobWatcher, Running, measure_temporary
 from lorasweep.running.ledger import (
@@ -37,6 +37,7 @@ from lorasweep.running.status import (
     write_status,
 )
 from lorasweep.running.storage_log import StorageLog, take_sample
+from lorasweep.stages import TIMED_RULES
 from lorasweep.util.slurm import read_elapsed
 
 SAMPLE_SECONDS = 5.0
@@ -215,14 +216,14 @@ def make_records(
     for attempt in attempts:
         members = forecast.get_members(attempt.rule, attempt.name)
         # A point that fails within a batch fails as its `publish`.
-        is_kept = attempt.rule in RECORDED_RULES or (attempt.rule == "publish" and attempt.state != DONE)
+        is_kept = attempt.rule in TIMED_RULES or (attempt.rule == "publish" and attempt.state != DONE)
         if not is_kept or not members:
             continue
         points = [planner.points.get(member) for member in members]
         costs = planner.get_costs(members[0])
         other = planner.other_baselines.get(members[0])
         known = slurm_seconds.get(attempt.slurm_job or "")
-        is_planned = attempt.rule in RECORDED_RULES
+        is_planned = attempt.rule in TIMED_RULES
         # By a guess nothing is learnt.
         is_modelled = is_planned and costs.is_counted(attempt.rule)
         records.append(

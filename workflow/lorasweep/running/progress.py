@@ -7,13 +7,12 @@ from lorasweep.planning.forecast import Forecast
 from lorasweep.planning.history import DONE
 from lorasweep.planning.timeline import simulate
 from lorasweep.running.events import Attempt, Running
+from lorasweep.stages import ADAPTER_RULES
 
 WAITING, TRAINING, TRAINED, EVALUATING, DONE_STAGE, FAILED_STAGE = STAGES = (
     *("waiting", "training", "trained", "evaluating", "done", "failed"),
 )
 """Of a point. Evaluating is from the merge to the end of the clean-up; trained is one that waits for it."""
-
-_TRAINING_RULES = ("train", "take", "adopt")
 
 
 def count_stages(
@@ -21,14 +20,14 @@ def count_stages(
 ) -> dict[str, int]:
     """Return how many points are in each stage; `failed` are those with a job that failed."""
     ended = {(attempt.rule, attempt.name) for attempt in attempts if attempt.state == DONE}
-    after = [job for job in ended if job[0] not in ("configure", "collect", *_TRAINING_RULES)]
+    after = [job for job in ended if job[0] not in ("collect", *ADAPTER_RULES)]
     evaluated = {member for rule, name in after for member in forecast.get_members(rule, name)}
     points = forecast.planner.points
     trained_by = {name: point.trained_by for name, point in points.items() if point.trained_by}
     busy: dict[str, str] = {}
     for job in running:
         if job.rule != "configure":
-            stage = TRAINING if job.rule in _TRAINING_RULES else EVALUATING
+            stage = TRAINING if job.rule in ADAPTER_RULES else EVALUATING
             busy |= dict.fromkeys(forecast.get_members(job.rule, job.name), stage)
     for checkpoint, training in trained_by.items():
         if busy.get(training) == TRAINING:
