@@ -34,7 +34,7 @@ BAD = [
     (GOOD + "{oops}\n", "data:2: not JSON"),
     ("input,output\na,b\n", "data:1: not JSON"),
     (GOOD + '["a", "b"]\n', "data:2: "),
-    ('[\n{"input": "a", "output": "b"},\n\n{"input": "a"}\n]', "data:4: no column 'output'"),
+    ('[\n{"input": "a", "output": "b"},\n\n{"input": "a"}\n]', "data: sample 2: no column 'output'"),
     ('[\n{"input": "a", "output": "b"}\n{"input": "a"}\n]', "data:3: not JSON"),
     ('[\n{"input": "a", "output": "b"},\n', "not JSON"),
     (b"\xff\xfe\x00", "not text in UTF-8"),

@@ -16,7 +16,7 @@ def check_data(data: Data, key: Literal["train", "validation"] = "train") -> int
     count, as only so many are trained on.
 
     Raises:
-        InputError: a missing or empty file, text that is not JSON, a sample without its columns; with the line number.
+        InputError: a missing or empty file, text that is not JSON, a sample without its columns; with its place.
     """
     where = f"data.{key}"
     file = getattr(data, key)
@@ -29,8 +29,8 @@ def check_data(data: Data, key: Literal["train", "validation"] = "train") -> int
     if not path.is_file():
         raise InputError(f"{where}: no such file: {path}", "a file of JSON lines, or of one JSON array")
     count = 0
-    for line, sample in _read_samples(path):
-        with naming_file(f"{path}:{line}"):
+    for place, sample in _read_samples(path):
+        with naming_file(place):
             _check_sample(sample, data)
         count += 1
     if count == 0:
@@ -38,51 +38,31 @@ def check_data(data: Data, key: Literal["train", "validation"] = "train") -> int
     return min(count, data.max_samples or count) if key == "train" else count
 
 
-def _read_samples(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield each sample with the number of the line on which it starts, counted from 1."""
+def _read_samples(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each sample after its place: the file and the line, or which one of an array it is, counted from 1."""
     try:
         with path.open(encoding="utf-8") as file:
             start = next((line for line in file if line.strip()), "").lstrip()
             file.seek(0)
             if start.startswith("["):
-                yield from _read_array(path, file.read())
+                for number, sample in enumerate(_parse(file.read(), path), start=1):
+                    yield f"{path}: sample {number}", sample
                 return
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise InputError(
-                            f"not JSON ({error.msg}, column {error.colno})",
-                            "one JSON object a line, or one JSON array",
-                            file=f"{path}:{number}",
-                        ) from error
+                    yield f"{path}:{number}", _parse(line, path, number)
     except UnicodeDecodeError as error:
         raise InputError(f"not text in UTF-8 ({error.reason} at byte {error.start})", file=path) from error
 
 
-def _read_array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    decoder = json.JSONDecoder()
-
-    def skip(position: int) -> int:
-        while position < len(text) and text[position].isspace():
-            position += 1
-        return position
-
-    position = skip(skip(0) + 1)
-    line, counted = 1, 0
+def _parse(text: str, path: Path, first: int = 1) -> Any:
+    """Parse JSON that begins on a line of a file."""
     try:
-        while text[position : position + 1] != "]":
-            line, counted = line + text.count("\n", counted, position), position
-            sample, position = decoder.raw_decode(text, position)
-            yield line, sample
-            position = skip(position)
-            if text[position : position + 1] == ",":
-                position = skip(position + 1)
-            elif text[position : position + 1] != "]":
-                raise json.JSONDecodeError("expecting ',' or ']'", text, position)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"not JSON ({error.msg}, column {error.colno})", file=f"{path}:{error.lineno}") from error
+        place = f"{path}:{first + error.lineno - 1}"
+        expected = "one JSON object a line, or one JSON array"
+        raise InputError(f"not JSON ({error.msg}, column {error.colno})", expected, file=place) from error
 
 
 def _check_sample(sample: Any, data: Data) -> None:
