@@ -51,7 +51,7 @@ def describe_shortly(
         [
             f"Plan: {done} of {points} points done. To do: {format_bytes(rest.kept_bytes)} kept, "
             f"{format_bytes(rest.temporary_bytes)} temporary at the peak, {format_bytes(rest.written_bytes)} written,",
-            f"  {format_seconds(rest.hours * 3600)} of jobs{gpu}; {wall} at {parallel} a time.",
+            f"  {format_seconds(rest.hours * 3600)} of job time{gpu}; wall time {wall} with {parallel} jobs at a time.",
             f"  The whole sweep keeps: {modes}.",
             "  Times of " + f"{', '.join(guessed)} are guessed. To count tokens and samples: lorasweep plan"
             if guessed

@@ -75,7 +75,7 @@ class Sweep:
     source: str
     """The experiment file's name in messages."""
     named_points: Mapping[str, Point]
-    """Points by name, without their trainings; `points` adds those."""
+    """Points by name, as planned by `get_points` or, in a job, as recorded. `points` also has their trainings."""
     baselines: Mapping[str, str]
     """Paths, by name, of the models that are evaluated without an adapter."""
     tasks: Sequence[TaskEntry]
