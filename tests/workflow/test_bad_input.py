@@ -134,7 +134,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     ),
     "a model of its own": (
         edit(evaluation={"baselines": [{"name": "other", "model": "results/planned/lora_rank=4/hf_model"}]}),
-        ["evaluation.baselines.0.model", "is of this experiment", "outside of results/"],
+        ["evaluation.baselines.0.model", "is in this experiment", "outside of results/"],
     ),
     "no such task to report on": (edit(report={"task": "leters"}), ["report.task", "'leters'", "Expected: letters"]),
     "too many adapters a job": (edit(evaluation={"adapters_per_job": 1000}), ["adapters_per_job", "1000", "200"]),

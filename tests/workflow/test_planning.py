@@ -87,21 +87,21 @@ def test_a_configuration_alone_is_enough_for_a_plan_and_not_for_a_run(make: Call
         assert whole[mode]["kept_bytes"] == pytest.approx(alone[mode]["kept_bytes"], abs=20_000)
     refused = sweep.snakemake()
     assert refused.returncode == 1
-    assert "has a config.json and no weights, which is enough for a plan" in refused.stdout + refused.stderr
+    assert "has a config.json but no weights, which is enough for a plan" in refused.stdout + refused.stderr
 
 
 def test_a_run_without_room_is_refused_unless_it_is_forced(make: Callable[..., Sweep]) -> None:
     sweep = make(plan={"storage_limit_gb": 0.0002, "parallel_jobs": 2})
     sweep.edit(evaluation={"baseline": False, "enabled": True})
-    assert "A run would be refused: not enough room" in sweep.run("--dry-run")
+    assert "A run would be refused: not enough disk space" in sweep.run("--dry-run")
     refused = sweep.snakemake()
     said = refused.stdout + refused.stderr
     assert refused.returncode == 1
-    assert "are free by plan.storage_limit_gb: 0.0002; what would fit: nothing of this sweep" in said
+    assert "are free (plan.storage_limit_gb: 0.0002); what would fit: no mode of this sweep" in said
     assert not list(sweep.results.glob("trainings/*/recipe.yaml"))
     # The model has no tokenizer that could train: so far, and no further.
     forced = sweep.snakemake("--config", "force_plan=true")
-    assert "not enough room" in forced.stdout + forced.stderr
+    assert "not enough disk space" in forced.stdout + forced.stderr
     assert "0 of 2 points done, 2 failed" in forced.stdout + forced.stderr
     assert len(list(sweep.results.glob("trainings/*/recipe.yaml"))) == 2
 

@@ -48,7 +48,7 @@ def test_what_is_short_is_said_with_what_would_fit() -> None:
     )
     assert said is not None
     assert "needs 60.00 GB at its peak with 4 jobs at a time (plan.parallel_jobs)" in said
-    assert "and 10.00 GB are free by plan.storage_limit_gb: 10" in said
+    assert "and 10.00 GB are free (plan.storage_limit_gb: 10)" in said
     assert "what would fit: mode B2 (1.00 GB)" in said
     assert "--config force_plan=true" in said
     assert explain_shortage(rooms, 9_000_000_000, 4, {}) is None

@@ -1,1 +1,1 @@
-"""Evaluation with Inspect: what it depends on, its state, its models, the proof that an adapter was applied."""
+"""Evaluation with Inspect: its specification, its state, its models, the proof that an adapter was applied."""

@@ -2,9 +2,9 @@
 
     inspect eval task.py --model lorasweep/NAME -M base=DIR -M adapter=DIR
 
-Models of one process that have the same base and the same other arguments share it: it is loaded once. The provider
-`hf` does the rest by its own code: batches, chat templates, tools, logprobs, stop sequences, sampling. A batch has the
-requests to one model.
+In one process, models with the same base and the same other arguments share the base, which is loaded once. Batches,
+chat templates, tools, logprobs, stop sequences and sampling are inherited from the provider `hf`. A batch holds
+requests to one model only.
 """
 
 import json
@@ -23,27 +23,27 @@ from lorasweep.evaluation.shared_base import SharedBase
 
 
 class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
-    """A model that is a base and, if one is named, an adapter on it.
+    """A base model, with or without an adapter.
 
     Args:
-        model_name: A label: what logs call the model.
+        model_name: The model's label in logs.
         base_url: Not used.
         api_key: Not used.
-        config: Inspect's configuration of generation.
+        config: Inspect's generation configuration.
         base: The base model, a Hugging Face checkpoint directory.
-        adapter: A PEFT LoRA adapter directory; none: the base as it is.
-        **model_args: Those of the provider `hf`: `device`, `dtype`, `do_sample`, `chat_template` and so on.
+        adapter: A PEFT LoRA adapter directory; `None`: the base model alone.
+        **model_args: Arguments of the provider `hf`: `device`, `dtype`, `do_sample`, `chat_template` and so on.
 
     Raises:
-        InputError: The base is no checkpoint directory.
-        AdapterError: The adapter cannot be applied to this base, or was not: it is proven on loading.
+        InputError: `base` is not a checkpoint directory.
+        AdapterError: The adapter does not fit this base, or the check on loading shows that it was not applied.
     """
 
     proof: dict[str, Any]
-    """What says that the adapter acts (SharedBase.attach); empty for the base. It is in the metadata of each output."""
+    """The proof that the adapter is applied (SharedBase.attach), added to all outputs' metadata; empty for the base."""
 
     adapter_name: str | None
-    """What the shared base calls the adapter; None for the base."""
+    """The adapter's name in the shared base; `None` for the base model alone."""
 
     def __init__(
         self,
@@ -63,28 +63,28 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         ModelAPI.__init__(self, model_name, base_url, api_key, [HF_TOKEN], config)
         self.base = loaded.base
         self.adapter_name, self.proof = self.base.attach(read) if read else (None, {})
-        if config.seed is not None:  # at last: PEFT draws numbers when an adapter is attached
+        if config.seed is not None:  # last, as PEFT draws random numbers when an adapter is attached
             set_random_seeds(config.seed)
-        # Inspect batches by the identity of what it calls the model.
+        # Inspect puts requests into one batch if their `model` is the same object.
         self.model = _Adapted(self.base, self.adapter_name)
-        # Also when nobody closes it. This holds the base, and so the base lasts as long as a model that needs it.
+        # Detaches even if `close` is never called. The finalizer's reference keeps the base alive until then.
         self._detach = weakref.finalize(self, _detach, loaded, self.adapter_name)
 
     def close(self) -> None:
-        """Drop the adapter; and the base, if no other model has it."""
+        """Detach the adapter. Free the base if no other model uses it."""
         self._detach()
         del self.base
         super().close()
 
     async def generate(self, input: Any, tools: Any, tool_choice: Any, config: GenerateConfig) -> ModelOutput:
-        """Generate as `hf` does; the output's metadata says which adapter made it."""
+        """Generate as `hf` does, and add the adapter's proof to the output's metadata."""
         output = await super().generate(input, tools, tool_choice, config)
         output.metadata = {**(output.metadata or {}), **self.proof}
         return output
 
 
 class _Adapted:
-    """What stands where `hf` has its model: the base with one adapter, or none."""
+    """A replacement for the model of `hf`: the shared base with one adapter, or without."""
 
     def __init__(self, base: SharedBase, name: str | None) -> None:
         self._base = base
@@ -99,7 +99,7 @@ class _Adapted:
 
 
 class _Loaded:
-    """A base model, and what its models share."""
+    """A loaded base model, and the `hf` provider that all models on it share."""
 
     def __init__(self, api: HuggingFaceAPI) -> None:
         self.api = api
@@ -111,7 +111,7 @@ _LOADING = threading.Lock()
 
 
 def _load(path: Path, config: GenerateConfig, model_args: dict[str, Any]) -> _Loaded:
-    """Load a base model, unless a model of this process has it with the same arguments."""
+    """Return a base model: the one already loaded in this process with the same arguments, else a new one."""
     key = json.dumps([str(path.resolve()), model_args], sort_keys=True, default=str)
     with _LOADING:
         loaded = _LOADED.get(key)

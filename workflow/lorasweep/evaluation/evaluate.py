@@ -1,6 +1,6 @@
-"""Evaluation with Inspect: load models, prove that the adapter is in each, and run every task.
+"""Evaluate with Inspect: load models, prove that each has its adapter, and run every task.
 
-What an evaluation finishes is never done again; what it began goes on where it was: see lorasweep.evaluation_state.
+A finished evaluation is never repeated, and an interrupted one resumes: see lorasweep.evaluation.state.
 """
 
 import json
@@ -26,18 +26,18 @@ from lorasweep.util.files import hold_alone
 from lorasweep.util.versions import get_versions
 
 _PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""A template that writes no more than what messages say."""
+"""A chat template that outputs the messages' text alone."""
 
 
 def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | None = None) -> None:
-    """Evaluate a point on a model of its own: write `eval/<task>.eval` for each task, and `eval/metrics.json`.
+    """Evaluate a point on its own full model: write `eval/<task>.eval` for each task, and `eval/metrics.json`.
 
-    `point` is the point's folder, with its adapter and, in mode A, its full model; `merged` is the model that was made
-    for this evaluation, in mode B1. `probes` keeps the base model's logits between evaluations.
+    `point` is the point's folder, with its adapter and, in mode A, its full model. `merged` is, in mode B1, the model
+    merged for this evaluation. `probes` is a folder that caches the base model's logits between evaluations.
 
     Raises:
         AdapterError: the adapter is not in the evaluated model.
-        EvaluationError: a task did not end in success.
+        EvaluationError: a task failed.
     """
     state = EvaluationState(spec, point)
     if not state.is_finished():
@@ -50,14 +50,14 @@ def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | Non
 
 
 def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str, str]:
-    """Evaluate several points on one base model that is loaded once; return the points that failed, and why.
+    """Evaluate several points on one base model, loaded once. Return the reason of each failure, by point.
 
-    Each point's result lies in its state as soon as it is whole, to be published. One that fails leaves word there, and
-    the next begins.
+    A point's complete result is stored in its state, to be published later. If a point fails, the reason is stored
+    there, and the next point is evaluated.
 
     Raises:
-        InputError: the base model is another than it was.
-        RuntimeError: the GPU gave up: what would fail from here on would not be the adapters' fault.
+        InputError: the base model has changed since the run began.
+        RuntimeError: a CUDA error; all later points would fail too, whatever their adapters.
     """
     failures = {}
     with _open_adapters(spec, points) as open_model:
@@ -66,7 +66,7 @@ def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str,
                 state = EvaluationState(spec, point)
                 try:
                     if not state.is_finished():
-                        print(f"{point.name} is evaluated", flush=True)
+                        print(f"Evaluating {point.name}", flush=True)
                         state.begin(_get_versions(spec))
                         with open_model(point) as (model, proof):
                             _run_tasks(spec, point.name, state, model, proof)
@@ -85,14 +85,14 @@ def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str,
 def _read_base(spec: EvaluationSpec) -> Checkpoint:
     base = read_checkpoint(Path(spec.base_model))
     if base.fingerprint != spec.base_fingerprint:
-        raise InputError(f"{spec.base_model}: the base model is not the one that this run began with")
+        raise InputError(f"{spec.base_model}: the base model has changed since this run began")
     return base
 
 
 def _open_full_model(
     spec: EvaluationSpec, base: Checkpoint, point: Path, probes: Path, full: Path
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the Inspect model, and the proof that the point's adapter is in it; `full` is the model of A or B1."""
+    """Return the Inspect model and the proof that it has the point's adapter; `full` is the model folder of A or B1."""
     proof: dict[str, Any] = spec.base_proof
     if spec.mode == "base":
         if spec.backend == "vllm":
@@ -103,14 +103,14 @@ def _open_full_model(
     adapter = read_adapter(point / "adapter", base)
     record = json.loads((full / RECORD).read_text(encoding="utf-8"))
     if record["adapter_sha256"] != adapter.sha256:
-        raise AdapterError(f"{full}: was made of another adapter than the one in {adapter.path}")
+        raise AdapterError(f"{full}: this model was not made from the adapter in {adapter.path}")
     proof["adapter_sha256"] = adapter.sha256
     proof["adapter_tensors"] = record["adapter_tensors"]
     proof["merged_weights_sha256"] = record.get("weights_sha256")
     before = base_logits(base, spec.dtype, spec.device, probes)
     model = make_model(spec, f"hf/{point.name}", base, model_path=str(full))
     if spec.mode == "B1":
-        # By the model's arguments Inspect knows an evaluation that it began; where this merge lies says nothing.
+        # Inspect resumes an evaluation if the model's arguments are unchanged; the path of a merged model may change.
         model.model_args.pop("model_path")
     proof["probe_distance"] = measure_effect(adapter, probe_logits(model.api.model), before)
     return model, proof
@@ -118,7 +118,7 @@ def _open_full_model(
 
 @contextmanager
 def _open_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> Iterator[Callable[[Path], Any]]:
-    """Give a way to open each point's model while the base is there; the base is loaded when the first is opened."""
+    """Yield a function that opens a point's model. The base is loaded on the first call and freed at the end."""
     base = _read_base(spec)
     if spec.backend == "vllm":
         from lorasweep.evaluation.vllm import open_server
@@ -126,9 +126,9 @@ def _open_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> Iterator[Cal
         with open_server(spec, base, points) as open_served:
             yield open_served
         return
-    import lorasweep.evaluation.provider  # noqa: F401  registers it, wherever this package lies
+    import lorasweep.evaluation.provider  # noqa: F401  registers the provider, even if this package is not installed
 
-    kept: list[Any] = []  # holds the base between two adapters
+    kept: list[Any] = []  # keeps the base loaded between two adapters
 
     @contextmanager
     def open_model(point: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -147,13 +147,13 @@ def _open_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> Iterator[Cal
 
 
 def make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model_args: Any) -> Any:
-    """Make a model of Inspect's provider for Hugging Face, or of ours, which takes the same arguments."""
+    """Return a model of Inspect's provider `hf` or of lorasweep's, which takes the same arguments."""
     from inspect_ai.model import get_model
 
     sampled = spec.temperature > 0
     if spec.has_plain_prompts:
         model_args["chat_template"] = _PLAIN
-    # A chat template writes the special tokens itself; the tokenizer would put a second one in front.
+    # A chat template writes the special tokens; the tokenizer would add a second one in front.
     writes_special_tokens = checkpoint.has_chat_template and not spec.has_plain_prompts
     return get_model(
         name,
@@ -168,7 +168,7 @@ def make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model_
 
 
 def _get_versions(spec: EvaluationSpec) -> dict[str, str]:
-    # A task that is no file is registered by the package before the slash.
+    # A task that is not a file is `<package>/<task>`.
     packages = {task.task.partition("/")[0] for task in spec.tasks if not task.task.partition("@")[0].endswith(".py")}
     used = {name for task in spec.tasks for name in (task.solver, task.scorer) if name}
     packages |= {name.partition("/")[0] for name in used if "/" in name and not name.partition("@")[0].endswith(".py")}
@@ -177,7 +177,7 @@ def _get_versions(spec: EvaluationSpec) -> dict[str, str]:
 
 
 def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: Any, proof: dict[str, Any]) -> None:
-    """Run every task of a point; its state has the result then."""
+    """Run every task of a point, and store the result in its state."""
     metrics: dict[str, Any] = {"mode": spec.mode, "backend": spec.backend, "proof": proof, "tasks": {}}
     metrics["versions"] = _get_versions(spec)
     logs = {}
@@ -192,7 +192,7 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
 
 @contextmanager
 def _keep_inspects_files_in(data: Path) -> Iterator[None]:
-    """Let Inspect write what it needs to go on into `data`, and its trace to a place that does not stay."""
+    """Have Inspect write its resumption data to `data`, and its trace to a temporary folder."""
     before = os.environ.copy()
     with tempfile.TemporaryDirectory(prefix="inspect-") as scratch:
         os.environ["XDG_DATA_HOME"] = str(data.resolve())

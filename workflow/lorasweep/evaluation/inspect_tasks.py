@@ -1,4 +1,4 @@
-"""Inspect's tasks: how one is loaded, asked otherwise than it says, and run."""
+"""Inspect tasks: load a task, override its settings, run it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from lorasweep.util.errors import JobError
 
 
 class EvaluationError(JobError):
-    """A task ended in an error, or without all of its samples."""
+    """A task failed, or did not complete all of its samples."""
 
 
 def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, Any]:
-    """Make the model ready for a task; return what of Inspect's options the task has of its own.
+    """Set up the model for a task, and return the task's own options for Inspect.
 
-    They override the model's configuration, and that of the task's own code.
+    These options override the configuration of the model and of the task's code.
     """
     options: dict[str, Any] = {
         "epochs": task.epochs,
@@ -23,12 +23,12 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
         "temperature": task.temperature,
         "system_message": task.system_prompt,
     }
-    # The provider `hf` waits 2 s whether further requests fill a batch: with no more samples than one holds, none do.
+    # The provider `hf` waits up to 2 s for a full batch, in vain if the task has fewer samples than a batch holds.
     if task.limit and (samples := task.limit * (task.epochs or 1)) < spec.max_connections:
         options["max_connections"] = samples
     if spec.backend == "hf":
         temperature = spec.temperature if task.temperature is None else task.temperature
-        # What samples says so to the provider, and has a temperature; what does not has none.
+        # transformers wants do_sample with a temperature, or neither.
         model.api.do_sample = temperature > 0
         model.config = model.config.model_copy(update={"temperature": temperature or None})
         options["temperature"] = task.temperature or None
@@ -40,7 +40,7 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
 
 
 def load_task(spec: EvaluationSpec, task: TaskSpec) -> Any:
-    """What Inspect is given as a task: its name; or the task itself, where that alone can be changed."""
+    """Return the task for Inspect: its name, or the loaded task if its prompt or scorer must be replaced."""
     if not task.scorer and not _get_prompt(spec, task):
         return task.task
     from inspect_ai._eval.loader import load_tasks
@@ -55,7 +55,7 @@ def _get_prompt(spec: EvaluationSpec, task: TaskSpec) -> str | None:
 
 
 def with_prompt(spec: EvaluationSpec, task: TaskSpec, loaded: Any) -> Any:
-    """Have a task put each sample's input into the template, if there is one, before its solvers see it."""
+    """Return the task with a setup step that puts each sample's input into the prompt template, if there is one."""
     template = _get_prompt(spec, task)
     if not template:
         return loaded
@@ -88,14 +88,18 @@ def _with_scorer(loaded: Any, task: TaskSpec) -> Any:
 def run_task(
     spec: EvaluationSpec, task: TaskSpec, model: Any, state: EvaluationState, point: str, metadata: dict[str, Any]
 ) -> tuple[Path, dict[str, Any]]:
-    """Run one task, or what an earlier attempt left of it; return its log, and its scores."""
+    """Run or resume one task. Return its log's path, and its scores with sample count and seconds.
+
+    Raises:
+        EvaluationError: the task failed, or did not complete all of its samples.
+    """
     from inspect_ai import eval_set
 
     loaded = load_task(spec, task)
     _, [log] = eval_set(
         loaded,
         log_dir=str(state.get_log_dir(task.name).resolve()),
-        retry_attempts=1,  # that is, one
+        retry_attempts=1,  # one attempt in all
         retry_immediate=False,
         model=model,
         task_args=task.args if loaded is task.task else {},
@@ -110,10 +114,10 @@ def run_task(
     )
     if log.status != "success" or log.results is None:
         reason = str(log.error.message if log.error else log.status).strip()
-        raise EvaluationError(f"{point}: {task.task} did not succeed: {reason} (its log: {log.location})")
+        raise EvaluationError(f"{point}: {task.task} failed: {reason} (log: {log.location})")
     completed, total = log.results.completed_samples, log.results.total_samples
     if completed != total:
-        raise EvaluationError(f"{point}: {task.task} has {completed} of {total} samples (its log: {log.location})")
+        raise EvaluationError(f"{point}: {task.task} completed {completed} of {total} samples (log: {log.location})")
     scores = {
         f"{_name(score)}/{name}": metric.value for score in log.results.scores for name, metric in score.metrics.items()
     }
@@ -125,7 +129,7 @@ def run_task(
 
 
 def _name(score: Any) -> str:
-    """A scorer's name, with how a sample's epochs were reduced to one score where that is not their mean."""
+    """Return a scorer's name; with the reducer of a sample's epochs, unless that is the mean."""
     return f"{score.name}[{score.reducer}]" if score.reducer not in (None, "mean") else str(score.name)
 
 

@@ -1,4 +1,4 @@
-"""The probe: what a model answers to fixed tokens, to see that an adapter changes it."""
+"""The probe: a model's logits on fixed tokens, to check that an adapter changes them."""
 
 import hashlib
 from pathlib import Path
@@ -19,32 +19,32 @@ _LENGTH = 32
 def probe_logits(model: Any) -> torch.Tensor:
     """Return the model's logits on 32 fixed tokens, as float32 of shape [32, vocabulary], on the CPU.
 
-    The tokens are spread over the vocabulary by a fixed rule, so that the probe needs no tokenizer.
+    A fixed rule spreads the tokens over the vocabulary, so that the probe needs no tokenizer.
     """
     embedding = model.get_input_embeddings()
-    size = getattr(embedding, "base_layer", embedding).num_embeddings  # LoRA can lie around it
+    size = getattr(embedding, "base_layer", embedding).num_embeddings  # LoRA may wrap the embedding
     tokens = torch.tensor([[(7919 * (i + 1)) % size for i in range(_LENGTH)]], device=model.device)
     with torch.inference_mode():
         return model(input_ids=tokens).logits[0].float().cpu()
 
 
 def measure_effect(adapter: Adapter, logits: torch.Tensor, base: torch.Tensor) -> float:
-    """Return the largest distance of a logit from the base's, both of shape [tokens, vocabulary].
+    """Return the largest absolute difference of a logit from the base's, both of shape [tokens, vocabulary].
 
     Raises:
-        AdapterError: there is none.
+        AdapterError: all logits are equal.
     """
     distance = float((logits - base).abs().max())
     if not distance > 0:
-        raise AdapterError(f"{adapter.path}: the model answers the probe as its base does: the adapter has no effect")
+        raise AdapterError(f"{adapter.path}: the adapter has no effect: the model's logits are those of its base")
     return distance
 
 
 def base_logits(base: Checkpoint, dtype: str, device: str, cache: Path) -> torch.Tensor:
-    """Return the base model's probe, from `cache` if some evaluation left it there.
+    """Return the base model's logits on the probe's tokens, computed once and then read from the folder `cache`.
 
-    It is kept by fingerprint, precision and kind of device: a merged model is compared with what the same arithmetic
-    makes of the base, and each base is loaded for it once a sweep.
+    The cache's key has the fingerprint, the precision and the kind of device, as a merged model must be compared with
+    its base under the same arithmetic.
     """
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""The entry point by which Inspect finds the model provider `lorasweep`: see lorasweep.adapted_model."""
+"""The entry point of the model provider `lorasweep` for Inspect: see lorasweep.evaluation.adapted_model."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from inspect_ai.model import modelapi
 
 @modelapi(name="lorasweep")  # type: ignore[untyped-decorator]
 def lorasweep() -> type[Any]:
-    """Models that are a base model and a LoRA adapter in memory; torch is imported when one is asked for."""
+    """Return the provider of base models with LoRA adapters in memory. torch is imported only now."""
     try:
         import peft  # noqa: F401
         import transformers  # noqa: F401

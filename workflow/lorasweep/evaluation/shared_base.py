@@ -1,7 +1,7 @@
-"""One base model in memory, and any number of LoRA adapters on it: attached, switched by batch, dropped.
+"""One base model in memory with any number of LoRA adapters: attached, switched by batch, detached.
 
-The base is loaded once and stays as it is; an adapter costs its own tensors, and gives them back when it is detached.
-Each is checked when it is attached: that the model holds it bit for bit, and that it changes what the model answers.
+The base is loaded once and never changed. An adapter takes memory for its own tensors, freed when it is detached.
+Attaching checks that the model holds the adapter's tensors bit for bit, and that the adapter changes the logits.
 """
 
 import threading
@@ -16,9 +16,9 @@ from lorasweep.evaluation.probe import measure_effect, probe_logits
 
 
 class SharedBase:
-    """A model of transformers that several adapters share.
+    """A transformers model that several adapters share.
 
-    All methods can be called from any thread; one runs at a time.
+    All methods are thread-safe: one runs at a time.
     """
 
     def __init__(self, model: Any) -> None:
@@ -29,7 +29,7 @@ class SharedBase:
         self._names = (f"adapter_{number}" for number in count())
         self._lock = threading.RLock()
         self.logits = probe_logits(model)
-        """What the base answers to the probe: float32 of shape [tokens, vocabulary]."""
+        """The base's logits on the probe's tokens: float32 of shape [tokens, vocabulary]."""
 
     @property
     def device(self) -> torch.device:
@@ -38,17 +38,18 @@ class SharedBase:
 
     @property
     def attached(self) -> int:
-        """How many adapters are attached now."""
+        """The number of attached adapters."""
         return len(self._attached)
 
     def attach(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
-        """Attach an adapter; return the name it has here, and the proof that it acts.
+        """Attach an adapter. Return its name in this model, and the proof that it is applied.
 
-        The proof has `adapter_sha256` of the weights file, `adapter_tensors`, how many of them the model holds
-        unchanged, and `probe_distance`, the largest distance of a logit from the base's on the probe's tokens.
+        The proof has `adapter_sha256`, the digest of the weights file; `adapter_tensors`, the number of its tensors
+        that the model holds unchanged; and `probe_distance`, the largest difference of a logit from the base's on the
+        probe's tokens.
 
         Raises:
-            AdapterError: it would change the base that others share; not all of it was taken; it has no effect.
+            AdapterError: the adapter would change the shared base, was not loaded completely, or has no effect.
         """
         _refuse_changes_of_the_base(adapter)
         with self._lock:
@@ -59,7 +60,7 @@ class SharedBase:
                     config.inference_mode = True
                     self._peft = PeftModel(self._model, config, adapter_name=name)
                 self._attached.add(name)
-                # In the adapter's own precision where that is the wider one, as PEFT does by default.
+                # PEFT's default: an adapter in a higher precision than the base keeps its own.
                 self._peft.load_adapter(str(adapter.path), name, torch_device=str(self.device))
                 tensors = check_injected(adapter, self._peft.state_dict(), name)
                 distance = measure_effect(adapter, self.probe(name), self.logits)
@@ -69,7 +70,7 @@ class SharedBase:
         return name, {"adapter_sha256": adapter.sha256, "adapter_tensors": tensors, "probe_distance": distance}
 
     def detach(self, name: str) -> None:
-        """Drop an adapter and its memory; of one that is not attached, nothing."""
+        """Detach an adapter and free its memory. Does nothing if the adapter is not attached."""
         with self._lock:
             self._attached.discard(name)
             if self._active == name:
@@ -78,15 +79,15 @@ class SharedBase:
                 self._peft.delete_adapter(name)
 
     def probe(self, name: str | None) -> torch.Tensor:
-        """Return the logits on the probe's tokens under an adapter, or the base's."""
+        """Return the logits on the probe's tokens with an adapter; `None`: with the base alone."""
         with self._lock:
             self._activate(name)
             return probe_logits(self._model)
 
     def generate(self, name: str | None, **inputs: Any) -> Any:
-        """Generate as transformers' `generate` does, under an adapter, or as the base.
+        """Call transformers' `generate` with an adapter; `None`: with the base alone.
 
-        `inputs` are those of `generate`, with `input_ids` of shape [rows, tokens].
+        `inputs` are the arguments of `generate`, with `input_ids` of shape [rows, tokens].
 
         Raises:
             ValueError: the adapter is not attached.
@@ -111,7 +112,7 @@ class SharedBase:
 def _refuse_changes_of_the_base(adapter: Adapter) -> None:
     if adapter.replaced:
         raise AdapterError(
-            f"{adapter.path}: it replaces '{next(iter(adapter.replaced))}' in the base model (bias, "
+            f"{adapter.path}: the adapter replaces '{next(iter(adapter.replaced))}' in the base model (bias, "
             "modules_to_save), which other adapters share",
             "merge_adapters: true",
         )

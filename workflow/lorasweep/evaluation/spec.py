@@ -1,4 +1,4 @@
-"""What one evaluation does: the settings that decide its numbers, as one value that can be written and read."""
+"""The specification of an evaluation: all settings that determine its results, as one serializable value."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lorasweep.util.digest import digest_file
 
-if TYPE_CHECKING:  # the environment that evaluates reads specs only, and lacks what makes them
+if TYPE_CHECKING:  # the evaluation environment only reads specs, and lacks the dependencies of these modules
     from collections.abc import Iterable
     from pathlib import Path
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:  # the environment that evaluates reads specs only, and lacks 
     from lorasweep.experiment.tasks import TaskEntry
 
 Mode = Literal["A", "B1", "B2", "base"]
-"""How the evaluated model is made: kept in full, merged for the evaluation, base and adapter in memory, or the base."""
+"""The evaluated model: a kept full model, one merged for the evaluation, base and adapter in memory, or the base."""
 
 
 _optional: Any = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class TaskSpec(BaseModel):
-    """An Inspect task, its arguments, and what it has in place of the evaluation's settings."""
+    """An Inspect task, its arguments, and its overrides of the evaluation's settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,7 +30,7 @@ class TaskSpec(BaseModel):
     task: str
     args: dict[str, Any]
     limit: int | None
-    # What follows is written only where the experiment says it: so a spec that lacks it keeps its digest.
+    # Written only if the experiment sets them, so that a spec without them keeps its digest.
     epochs: int | None = _optional
     max_tokens: int | None = _optional
     temperature: float | None = _optional
@@ -43,7 +43,7 @@ class TaskSpec(BaseModel):
 
 
 class EvaluationSpec(BaseModel):
-    """Everything that an evaluation's numbers depend on, but the weights."""
+    """Everything that an evaluation's results depend on, except the adapter's weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,25 +60,25 @@ class EvaluationSpec(BaseModel):
     temperature: float
     seed: int
     files: dict[str, str]
-    """sha256 by the path of each file that the tasks are made of."""
+    """sha256 of each of the tasks' source files, by path."""
 
     has_plain_prompts: Literal[True] | None = _optional
-    """Whether a prompt is its text alone, although the model may have a chat template."""
+    """Whether prompts are plain text, even if the model has a chat template."""
     prompt: str | None = _optional
-    """A template of the user's turn, with `{input}`."""
+    """A template of the user's message, with `{input}`."""
 
     @property
     def sha256(self) -> str:
-        """Of the whole, in hexadecimal: two evaluations of one adapter with one digest are the same."""
+        """sha256 of the spec. Two evaluations of the same adapter with the same digest are identical."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def base_proof(self) -> dict[str, Any]:
-        """What a proof says of the base model."""
+        """The part of an adapter's proof that identifies the base model."""
         return {"base_model": self.base_model, "base_model_fingerprint": self.base_fingerprint}
 
     def make_generate_config(self, temperature: float | None) -> Any:
-        """Return Inspect's configuration of generation; how a backend is told to decode greedily is its own matter."""
+        """Return Inspect's generation configuration. Backends differ in the `temperature` of greedy decoding."""
         from inspect_ai.model import GenerateConfig
 
         return GenerateConfig(
@@ -99,9 +99,9 @@ def make_evaluation_spec(
     base_model: str | None = None,
     data: "Data | None" = None,
 ) -> EvaluationSpec:
-    """Return what the evaluation of a point of this mode depends on; `files` are those that the tasks are made of.
+    """Return the spec of an evaluation in this mode; `files` are the tasks' source files.
 
-    `base_model` is another than the experiment's, `data` is the point's.
+    `base_model` and `data` replace those of the experiment.
     """
     evaluation, data = experiment.evaluation, data or experiment.data
     return EvaluationSpec(
@@ -112,7 +112,7 @@ def make_evaluation_spec(
         dtype=experiment.model.dtype,
         device=experiment.model.device,
         system_prompt=data.system_prompt,
-        # In which order a person wrote tasks and arguments makes no other evaluation.
+        # Sorted: the order of tasks and arguments in the file must not change the digest.
         tasks=[_make_task_spec(t) for t in sorted(tasks, key=lambda t: t.name)],
         max_connections=evaluation.max_connections,
         max_tokens=evaluation.max_tokens,

@@ -1,12 +1,13 @@
-"""An evaluation on its way: what it leaves while it runs, so that what was done is not done again.
+"""The state of a running evaluation, kept so that an interrupted evaluation resumes.
 
-It lies in `state/eval/` of its point, which is no output of a rule: Snakemake deletes those of a job that failed.
+The state is in the point's `state/eval/`. This folder is not an output of a rule, as Snakemake deletes the outputs of a
+failed job.
 
-    key.json    which evaluation of which adapter this is; of another one, nothing here is used
+    key.json    the evaluation and the adapter that the state belongs to; the state of another one is discarded
     logs/       Inspect's logs by task, finished or not
-    data/       what Inspect keeps of samples that are not in a log yet
-    done/       the logs and metrics.json, once every task has ended well
-    error.txt   why it failed
+    data/       Inspect's data of samples that are not in a log yet
+    done/       the logs and metrics.json, once every task has succeeded
+    error.txt   the reason of a failure
 """
 
 import os
@@ -23,12 +24,12 @@ from lorasweep.util.files import find_record, write_record
 
 
 def is_evaluated(spec: EvaluationSpec, point: Path) -> bool:
-    """Whether a point's evaluation, as `spec` says it, lies in its `eval/`; of what adapter is not asked."""
+    """Whether the point's `eval/` holds a complete result for this spec. The adapter's digest is not checked."""
     return _holds_result(point / "eval", _get_names(spec), {"evaluation_sha256": spec.sha256})
 
 
 class EvaluationState:
-    """The state of one point's evaluation as `spec` says it."""
+    """The state of one point's evaluation by one spec."""
 
     def __init__(self, spec: EvaluationSpec, point: Path) -> None:
         self._point = point
@@ -46,11 +47,11 @@ class EvaluationState:
         return self._folder / "data"
 
     def get_log_dir(self, task: str) -> Path:
-        """Return the folder of a task's logs, of this attempt and earlier ones."""
+        """Return the folder of a task's logs from this attempt and earlier ones."""
         return self._folder / "logs" / task
 
     def begin(self, versions: Mapping[str, str]) -> None:
-        """Make ready to run: keep what an attempt at the same evaluation with the same versions left, and no other."""
+        """Prepare a run: keep an earlier attempt's state if its key and versions are the same, else discard it."""
         key = {**self._key, "versions": dict(versions)}
         if find_record(self._folder / "key.json") != key:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -59,7 +60,7 @@ class EvaluationState:
         (self._folder / "error.txt").unlink(missing_ok=True)
 
     def finish(self, logs: Mapping[str, Path], metrics: Mapping[str, Any]) -> None:
-        """Take the log of each task, and the metrics, as the result."""
+        """Store the log of each task, and the metrics, as the result."""
         done = self._folder / "done"
         done.mkdir(exist_ok=True)
         for task, log in logs.items():
@@ -69,31 +70,31 @@ class EvaluationState:
             shutil.rmtree(self._folder / folder, ignore_errors=True)
 
     def fail(self, reason: str) -> None:
-        """Leave word of why there is no result."""
+        """Record why there is no result."""
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "error.txt").write_text(reason.strip() + "\n", encoding="utf-8")
 
     def is_finished(self) -> bool:
-        """Whether the result is there, published or not."""
+        """Whether a complete result exists, published or not."""
         return self._holds_result(self._folder / "done") or self._holds_result(self._point / "eval")
 
     def keep(self) -> None:
-        """Have a result that is published here too: Snakemake deletes what it is about to make anew."""
+        """Copy a published result back into the state, as Snakemake deletes a job's outputs before rerunning it."""
         if not self._holds_result(self._folder / "done"):
             _link(self._names, self._point / "eval", self._folder / "done")
 
     def publish(self) -> None:
-        """Put the result into the point's `eval/`, and leave nothing here.
+        """Move the result to the point's `eval/`, and remove the state.
 
         Raises:
-            InputError: there is none, and why.
+            InputError: there is no result; the message has the reason.
         """
         if not self._holds_result(self._folder / "done"):
             error = self._folder / "error.txt"
             reason = (
                 error.read_text(encoding="utf-8").strip()
                 if error.is_file()
-                else "it was not evaluated, and left no word"
+                else "it was not evaluated, and no reason was recorded"
             )
             raise InputError(f"{self._point.name}: {reason}")
         _link(self._names, self._folder / "done", self._point / "eval")
@@ -104,7 +105,7 @@ class EvaluationState:
 
 
 def _get_names(spec: EvaluationSpec) -> list[str]:
-    """The files of a result, the last of which says that all are there."""
+    """Return the names of a result's files. The last is written last: its presence marks the result as complete."""
     return [*(f"{task.name}.eval" for task in spec.tasks), METRICS]
 
 
@@ -115,7 +116,7 @@ def _holds_result(folder: Path, names: list[str], key: Mapping[str, Any]) -> boo
 
 
 def _link(names: list[str], source: Path, target: Path) -> None:
-    """Give files a second name, or copy them where the file system has no hard links; the last says that all are."""
+    """Hard-link files into `target`, or copy them if the file system has no hard links; the last name comes last."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         aside = target / f".{name}.tmp"

@@ -1,7 +1,7 @@
-"""Evaluation through Inspect's own provider for vLLM: one server for a base model and all adapters of it.
+"""Evaluate with Inspect's vLLM provider: one server for a base model and all its adapters.
 
-Inspect starts the server, loads adapters into it, and stops it (inspect_ai/model/_providers/vllm.py). What is said here
-is what it cannot know: which rank the server must be ready for, what vLLM does not apply, and that it did apply.
+Inspect starts the server, loads adapters into it, and stops it (inspect_ai/model/_providers/vllm.py). This module adds
+the server's maximum rank, the refusal of adapters that vLLM cannot apply, and the proof that an adapter was applied.
 """
 
 import asyncio
@@ -17,24 +17,27 @@ from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.util.errors import InputError
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for `--max-lora-rank` (vllm/config/lora.py): an adapter of another rank needs the next larger one."""
+"""The values of vLLM's `--max-lora-rank` (vllm/config/lora.py). Other ranks need the next larger value."""
 
 _PROBES = ("The", "1 + 1 =", "Once upon a time", "def main():")
-"""What base and adapter are asked, to see that their answers differ."""
+"""Prompts on which an adapter's answers must differ from the base's."""
 
 _TOP = 20
-"""Logprobs of the first token to look at: as many as vLLM gives unless it is told otherwise."""
+"""Number of top logprobs to compare for the first token: vLLM's default maximum."""
 
 
 @contextmanager
 def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) -> Iterator[Callable[[Path], Any]]:
-    """Give a way to open each point's model on one server; it starts with the first, and stops at the end."""
+    """Yield a function that opens a point's model on one server. The server starts on first use, and stops at the end.
+
+    The function raises AdapterError if vLLM cannot apply the point's adapter, or the adapter has no effect.
+    """
     adapters = {}
     for point in points:
         try:
             adapter = read_adapter(point / "adapter", base)
             refuse_unserved(adapter)
-        except AdapterError:  # it fails when it is opened, and alone
+        except AdapterError:  # raised again by open_model, for this point alone
             continue
         adapters[point] = adapter
     base_model = make_served_model(spec, base, None, adapters.values())
@@ -52,8 +55,8 @@ def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) 
         distance, noise = measure_distance(answers, base_answers[0]), measure_distance(*base_answers)
         if not distance > noise:
             raise AdapterError(
-                f"{adapter.path}: the adapter has no effect: logprobs of vLLM's answers differ by {distance} from the "
-                f"base's, which differ by {noise} when it is asked twice"
+                f"{adapter.path}: the adapter has no effect: the logprobs of vLLM's answers differ by {distance} from "
+                f"the base's, and those of two runs of the base by {noise}"
             )
         proof: dict[str, Any] = {"adapter_sha256": adapter.sha256, "adapter_tensors": len(adapter.tensors)}
         proof |= spec.base_proof | {"probe_distance": distance}
@@ -68,14 +71,21 @@ def open_server(spec: EvaluationSpec, base: Checkpoint, points: Sequence[Path]) 
 def make_served_model(
     spec: EvaluationSpec, base: Checkpoint, adapter: Adapter | None, all_adapters: Collection[Adapter]
 ) -> Any:
-    """Make the Inspect model; the server is started by the first that is asked, with what the first one says."""
+    """Return an Inspect model. The first request to any of these models starts the server, with that model's arguments.
+
+    Raises:
+        InputError: a path contains ':'.
+    """
     from inspect_ai.model import get_model
 
     name = f"vllm/{base.path.resolve()}"
     if adapter:
         name += f":{adapter.path.resolve()}"
     if name.count(":") > bool(adapter):
-        raise InputError(f"{name}: vLLM's names have ':' between base and adapter", "paths without it")
+        raise InputError(
+            f"{name}: ':' is not allowed in these paths, as it separates base and adapter in a vLLM name",
+            "paths without ':'",
+        )
     return get_model(
         name,
         memoize=False,
@@ -85,30 +95,30 @@ def make_served_model(
 
 
 def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection[Adapter]) -> dict[str, Any]:
-    """Return the arguments of `vllm serve`, as Inspect takes them.
+    """Return the arguments of `vllm serve`, in Inspect's form.
 
-    Inspect itself would pass the largest `r` of the adapters' configurations; but an adapter can have a larger rank in
-    `rank_pattern`, and vLLM takes some numbers only. vLLM asks of both, the configuration and the pattern.
+    They set `max_lora_rank`, as Inspect's own value would be the largest `r` of the adapters' configurations. But
+    `rank_pattern` can have a larger rank, and vLLM accepts only the values in `RANKS`.
     """
     arguments: dict[str, Any] = {"dtype": get_torch_name(spec.dtype), "seed": spec.seed}
     if adapters:
         rank = max(map(_get_rank, adapters))
-        arguments |= {"enable_lora": True, "max_lora_rank": next(taken for taken in RANKS if rank <= taken)}
+        arguments |= {"enable_lora": True, "max_lora_rank": next(limit for limit in RANKS if rank <= limit)}
     if not base.has_chat_template:
         arguments["use_chat_template"] = False
     return arguments
 
 
 def _get_rank(adapter: Adapter) -> int:
-    """The largest rank of an adapter, by its configuration and by its tensors: vLLM asks of both."""
+    """Return the largest rank in an adapter's configuration and tensors: vLLM's limit applies to both."""
     return max([int(adapter.config["r"]), *(adapter.tensors[update.a].shape[0] for update in adapter.updates.values())])
 
 
 def refuse_unserved(adapter: Adapter) -> None:
-    """Refuse what vLLM does not apply (vllm/lora/peft_helper.py), by name.
+    """Refuse an adapter with features that vLLM does not apply (vllm/lora/peft_helper.py).
 
     Raises:
-        AdapterError: DoRA, biases, whole modules or embeddings that are replaced, too large a rank.
+        AdapterError: the adapter has DoRA, biases, replaced modules or embeddings, or too large a rank.
     """
     unserved = {
         "use_dora": adapter.config.get("use_dora"),
@@ -124,7 +134,10 @@ def refuse_unserved(adapter: Adapter) -> None:
 
 
 def measure_distance(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> float:
-    """Return the largest difference of a token's logprob; of one that only one of them lists, to the other's least."""
+    """Return the largest difference of a token's logprob between two lists of answers.
+
+    A token listed by one side only is compared with the other side's smallest logprob.
+    """
     return max(
         abs(a.get(token, min(a.values())) - b.get(token, min(b.values())))
         for a, b in zip(one, other, strict=True)

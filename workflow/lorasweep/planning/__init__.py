@@ -1,1 +1,1 @@
-"""What a sweep will take, before it is spent: bytes, hours, GPU hours."""
+"""Plan the cost of a sweep before it runs: bytes, hours, GPU hours."""

@@ -1,7 +1,7 @@
-"""How long the jobs of a sweep are expected to take: a stated model, corrected by what earlier runs took.
+"""Estimate how long the jobs of a sweep take: a cost model, corrected by the durations of earlier jobs.
 
-The model counts floating point operations and bytes, and divides them by what a device does; docs/plan.md has its
-formulas. Requests to a scheduler, which leave room, are another thing: lorasweep.resources.
+The model counts floating point operations and bytes, and divides them by the device's rates; docs/plan.md has the
+formulas. Resource requests to a scheduler, which include a margin, are in lorasweep.sweep.resources.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,49 +18,49 @@ from lorasweep.experiment.sections import Controls, Device, Evaluation, Experime
 from lorasweep.sweep.resources import get_effective_batch
 
 BANDWIDTH_EFFICIENCY = 0.5
-"""Share of the memory's bandwidth that decoding reaches."""
+"""Share of the device's memory bandwidth that decoding reaches."""
 
 START_SECONDS = 15.0
-"""Of a job that loads a framework, from its start to the first byte of the model."""
+"""Seconds from the start of a job that imports a framework to the first byte of the model."""
 
 ADOPT_SECONDS = 10.0
-"""Of a job that checks an adapter and copies it."""
+"""Seconds of a job that checks an adapter and copies it."""
 
 DISK_BANDWIDTH = 1e9
-"""Bytes a second of reading or writing a model."""
+"""Bytes per second at which a model is read or written."""
 
 PROMPT_TOKENS = 256
-"""Tokens of an evaluation's prompt, where the task was not looked at."""
+"""Assumed tokens of an evaluation's prompt, if the task's samples were not counted."""
 
 TEMPLATE_TOKENS = 32
-"""Tokens that a chat template and a system prompt put around a prompt."""
+"""Tokens that a chat template and a system prompt add to a prompt."""
 
 ANSWER_TOKENS = 256
-"""Tokens of an answer where `max_tokens` sets no limit."""
+"""Assumed tokens of an answer without a `max_tokens` limit."""
 
 TASK_SAMPLES = 1000
-"""Samples of a task where `limit` sets none, and the task was not looked at."""
+"""Assumed samples of a task without a `limit`, if they were not counted."""
 
 BYTES_PER_TOKEN = 4
-"""Of text of which the tokens were not counted."""
+"""Assumed bytes per token of text whose tokens were not counted."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long training samples are, in tokens."""
+    """Lengths of training samples in tokens."""
 
     samples: int
     lengths: tuple[float, ...]
-    """Of some samples, evenly taken; or one mean."""
+    """Lengths of some samples, evenly spaced over the file; or one mean."""
     are_counted: bool
-    """By the trainer's own tokenizer; otherwise they are guessed from the bytes."""
+    """Whether the trainer's tokenizer counted the lengths; otherwise they are guessed from the file's size."""
 
     @cached_property
     def _means(self) -> dict[int | None, float]:
         return {}
 
     def get_mean(self, limit: int | None) -> float:
-        """Return the mean length of samples that are cut to `limit`; every point of a sweep asks, few limits differ."""
+        """Return the mean length of samples truncated to `limit` tokens. Cached: many points share a few limits."""
         if limit not in self._means:
             self._means[limit] = sum(min(length, limit or length) for length in self.lengths) / len(self.lengths)
         return self._means[limit]
@@ -68,36 +68,36 @@ class Lengths:
 
 @dataclass(frozen=True)
 class TaskSize:
-    """What a task asks of a model."""
+    """The workload of an evaluation task."""
 
     samples: int
-    """Answers: samples times epochs."""
+    """Number of answers: samples times epochs."""
     prompt_tokens: float
-    """Of a sample, the mean."""
+    """Mean tokens of a prompt."""
     max_tokens: int | None = None
-    """Of an answer, where the task has a limit of its own."""
+    """The task's own limit on the tokens of an answer."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a training goes through."""
+    """The workload of a training, over all its epochs."""
 
     steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     tokens: int
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The expected seconds of every job of an experiment."""
+    """Expected durations of the jobs of an experiment."""
 
     experiment: Experiment
     base: Checkpoint
     data: Lengths
     tasks: Mapping[str, TaskSize] = field(default_factory=dict)
-    """Of tasks that were looked at, by name."""
+    """Sizes of the counted tasks, by name; empty if the tasks were not counted."""
     factors: Mapping[str, float] = field(default_factory=dict)
-    """How many times longer than modelled jobs of a rule took before."""
+    """Correction by rule: the ratio of actual to modelled time of earlier jobs."""
 
     @cached_property
     def device_name(self) -> str:
@@ -115,7 +115,7 @@ class Costs:
 
     @cached_property
     def _matrix_values(self) -> int:
-        """Parameters that every token is multiplied with: an embedding that is not the head too is looked up."""
+        """Number of parameters in matrix products: all but an input embedding that is not tied to the head."""
         embedding = next((t for name, t in self.base.tensors.items() if "embed_tokens" in name), None)
         looked_up = 0 if self.base.tied or embedding is None else embedding.shape[0] * embedding.shape[1]
         return self.base.num_parameters - looked_up
@@ -125,11 +125,11 @@ class Costs:
         return self.base.num_parameters * BYTES[self.experiment.model.dtype]
 
     def get_training(self, controls: Controls) -> Training:
-        """Return the steps and tokens of a training; a trainer leaves out batches that are not full."""
+        """Return the steps and tokens of a training. Incomplete batches are dropped, as by the trainer."""
         count, mean = self.data.samples, self.data.get_mean(controls.max_seq_len)
         if controls.packed and controls.max_seq_len:
             count, mean = max(1, int(count * mean / controls.max_seq_len)), float(controls.max_seq_len)
-        # Of several GPUs each has as many samples as the others: some are seen twice.
+        # Every GPU gets the same number of samples, so some samples are seen twice.
         batches = ceil(count / controls.gpus) // controls.batch_size
         steps = batches // controls.gradient_accumulation_steps
         if controls.max_steps_per_epoch:
@@ -138,7 +138,7 @@ class Costs:
         return Training(steps * controls.epochs, round(seen * mean))
 
     def model(self, rule: str, points: Sequence[Point | None]) -> float:
-        """Return the modelled seconds of a job; a point that is none is a baseline."""
+        """Return a job's modelled duration in seconds. `None` in `points` stands for a baseline."""
         if rule == "adopt":
             return ADOPT_SECONDS
         load = START_SECONDS + self._model_bytes / DISK_BANDWIDTH
@@ -151,21 +151,24 @@ class Costs:
         return load + answers + (merge if rule == "evaluate_merged" else 0)
 
     def is_counted(self, rule: str) -> bool:
-        """Whether what a rule's time depends on was counted, and not guessed."""
+        """Whether the workload behind a rule's time was counted, not guessed."""
         if rule == "train":
             return self.data.are_counted
         return bool(self.tasks) or not rule.startswith("evaluate")
 
     def estimate(self, rule: str, points: Sequence[Point | None]) -> float:
-        """Return the expected seconds: those of the model, times what the rule's jobs took longer before."""
+        """Return a job's expected duration in seconds: the modelled one times the rule's correction."""
         return self.model(rule, points) * self.factors.get(rule, 1.0)
 
     def _train(self, controls: Controls) -> float:
-        """4 P + 6 P_lora operations a token, and 6 L h s for attention; once more forward under checkpointing;
-        all shared by the GPUs, as if they had nothing to tell each other.
+        """Return the modelled seconds of a training, without the load of the model.
 
-        2 P forward and 2 P for the gradients of activations: LoRA needs none of the weights' (Hu et al. 2021,
-        arXiv:2106.09685). Attention: 2 L h s forward of causal sequences of s tokens, and twice that backward.
+        Operations per token: 4 P + 6 P_lora, and 6 L h s for attention; activation checkpointing adds a second forward
+        pass. The GPUs share all operations; communication is neglected.
+
+        4 P is 2 P forward and 2 P for the gradients of activations: LoRA needs no gradients of the base weights
+        (Hu et al. 2021, arXiv:2106.09685). Causal attention over s tokens takes 2 L h s forward, and twice that
+        backward.
         """
         training = self.get_training(controls)
         length = self.data.get_mean(controls.max_seq_len)
@@ -178,7 +181,11 @@ class Costs:
         return float(training.tokens * operations / self._flops / controls.gpus)
 
     def _answer(self, evaluation: Evaluation) -> float:
-        """Prompts: 2 P operations a token. Answers: a token of a batch reads every weight, or computes with it."""
+        """Return the modelled seconds of all answers of one model.
+
+        Prompts take 2 P operations per token. An answer's token takes the longer of reading all weights once and
+        computing with them for the whole batch.
+        """
         sizes = list(self.tasks.values()) or [
             TaskSize((task.limit or TASK_SAMPLES) * (task.epochs or 1), PROMPT_TOKENS, task.max_tokens)
             for task in evaluation.tasks

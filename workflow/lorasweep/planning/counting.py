@@ -1,7 +1,7 @@
-"""What of the data and the tasks is counted once, for the plan: tokens by the trainer, samples by Inspect.
+"""Count the workload for the plan: training tokens with the trainer, evaluation samples with Inspect.
 
-Both need an environment that Snakemake's process lacks, and seconds: so `lorasweep plan` counts, the figures stay in
-the experiment's folder, and a dry run takes them from there.
+Counting takes seconds and needs environments that Snakemake's process lacks. So `lorasweep plan` counts and stores the
+figures in the experiment's folder, and a dry run reads them there.
 """
 
 import json
@@ -22,11 +22,11 @@ from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_record
 
 MOST_SAMPLES = 1000
-"""Training samples whose tokens are counted, evenly taken."""
+"""The most training samples whose tokens are counted, evenly spaced over the file."""
 
 
 def guess_lengths(data: Data, samples: int) -> Lengths:
-    """Return the mean length of training samples by the size of their file."""
+    """Return the mean length of training samples in tokens, estimated from the size of their file."""
     size = 0
     if data.train and samples:
         size = Path(data.train).stat().st_size
@@ -39,7 +39,7 @@ def guess_lengths(data: Data, samples: int) -> Lengths:
 def read_lengths(
     results: Path, data: Data, fingerprint: str, samples: int, trainer: str = DEFAULT_TRAINER
 ) -> Lengths | None:
-    """Return the lengths that a trainer counted of this data for this base model; nothing where it did not."""
+    """Return the stored token lengths of this data for this base model and trainer; `None` if not counted yet."""
     content = find_record(results / LENGTHS)
     if not samples or content.get("key") != _get_lengths_key(data, fingerprint, trainer):
         return None
@@ -49,12 +49,13 @@ def read_lengths(
 def count_lengths(
     results: Path, data: Data, fingerprint: str, recipe: str, command: Sequence[str], trainer: str = DEFAULT_TRAINER
 ) -> None:
-    """Have the trainer count the tokens of samples, by any recipe that reads them.
+    """Have the trainer count the tokens of training samples, and store the lengths.
 
-    `command` starts `lorasweep job measure_lengths` in the trainer's environment.
+    `recipe` is the text of any recipe for this data. `command` starts `lorasweep job measure_lengths` in the trainer's
+    environment.
 
     Raises:
-        InputError: it did not end well.
+        InputError: the command failed.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         file.write(recipe)
@@ -64,9 +65,9 @@ def count_lengths(
 
 
 def read_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path]) -> dict[str, TaskSize]:
-    """Return what tasks ask of a model, as it was counted; nothing where it was not, or a task has changed.
+    """Return the stored sizes of tasks by name; empty if they were not counted, or a task has changed since.
 
-    `files` are those that the tasks are made of.
+    `files` are the tasks' source files.
     """
     content = find_record(results / TASK_SIZES)
     if content.get("key") != _get_task_key(tasks, files):
@@ -82,34 +83,36 @@ def read_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[P
 
 
 def count_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path], command: Sequence[str]) -> None:
-    """Have Inspect count the samples of tasks; `command` starts `lorasweep job measure_tasks` where it is installed.
+    """Have Inspect count the samples of tasks, and store the sizes.
+
+    `command` starts `lorasweep job measure_tasks` in Inspect's environment.
 
     Raises:
-        InputError: it did not end well.
+        InputError: the command failed.
     """
-    asked = [{"name": entry.name, **_get_asked(entry)} for entry in tasks]
-    sizes = _run([*command, "--tasks", json.dumps(asked)])
+    requests = [{"name": entry.name, **_get_request(entry)} for entry in tasks]
+    sizes = _run([*command, "--tasks", json.dumps(requests)])
     write_record(results / TASK_SIZES, {"key": _get_task_key(tasks, files), "tasks": sizes})
 
 
 def _run(command: Sequence[str]) -> Any:
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise InputError(f"{command[5]} did not end well: {said[-1] if said else 'it said nothing'}")
-    return json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if result.returncode:
+        errors = result.stderr.strip().splitlines()
+        raise InputError(f"{command[5]} failed: {errors[-1] if errors else 'no error output'}")
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
-    said = data.model_dump_json(exclude={"train", "validation"})
-    others = [trainer] if trainer != DEFAULT_TRAINER else []
-    return [digest_file(Path(str(data.train))), said, fingerprint, *others]
+    settings = data.model_dump_json(exclude={"train", "validation"})
+    trainers = [trainer] if trainer != DEFAULT_TRAINER else []
+    return [digest_file(Path(str(data.train))), settings, fingerprint, *trainers]
 
 
 def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path]) -> list[Any]:
-    return [[_get_asked(entry) for entry in tasks], [digest_file(file) for file in files]]
+    return [[_get_request(entry) for entry in tasks], [digest_file(file) for file in files]]
 
 
-def _get_asked(entry: TaskEntry) -> dict[str, Any]:
-    """What decides how many answers a task asks for, and how long its prompts are."""
+def _get_request(entry: TaskEntry) -> dict[str, Any]:
+    """Return the settings that determine a task's number of answers and the length of its prompts."""
     return entry.spec.model_dump(mode="json", include={"task", "args", "limit", "epochs"})

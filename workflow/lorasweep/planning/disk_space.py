@@ -1,4 +1,4 @@
-"""Whether a sweep has room: free space, the user's quota, and the experiment's own limit."""
+"""Check that a sweep fits on disk: free space, the user's quota, and the experiment's own limit."""
 
 import os
 import shutil
@@ -13,33 +13,34 @@ from lorasweep.util.formats import GB
 KIB = 1024
 
 MARGIN = 1.02
-"""More than the plan says is wanted by so much: file systems round up, and logs grow."""
+"""Factor by which free space must exceed the planned bytes: file systems round up, and logs grow."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """How much may still be written, and what says so."""
+    """The bytes that may still be written under one limit."""
 
     free_bytes: int
     limit: str
+    """The limit's description, for messages."""
 
 
 def find_room(folder: Path, limit_gb: float | None) -> list[Room]:
-    """Return every limit that holds for a folder, which need not exist yet.
+    """Return the room under every limit that applies to a folder, which need not exist yet.
 
-    Asked are the file system, `lfs quota` and `quota` where these commands are installed and answer, and the limit that
-    the experiment sets itself, less what its folder holds.
+    The limits are: free space of the file system; `lfs quota` and `quota`, where these commands work; and the
+    experiment's own limit, minus the folder's present size.
     """
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
-    rooms = [Room(shutil.disk_usage(there).free, f"the file system of {there}")]
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    rooms = [Room(shutil.disk_usage(existing).free, f"the file system of {existing}")]
     user = str(os.getuid())
     if (
         shutil.which("lfs")
-        and (free := parse_lfs_quota(_ask("lfs", "quota", "-q", "-u", user, str(there)))) is not None
+        and (free := parse_lfs_quota(_ask("lfs", "quota", "-q", "-u", user, str(existing)))) is not None
     ):
-        rooms.append(Room(free, f"the user's quota on {there} (lfs quota)"))
+        rooms.append(Room(free, f"the user's quota on {existing} (lfs quota)"))
     if shutil.which("quota"):
-        source = _find_source(there)
+        source = _find_source(existing)
         free = parse_quota(_ask("quota", "-w", "-p", "-u", user)).get(source)
         if free is not None:
             rooms.append(Room(free, f"the user's quota on {source} (quota)"))
@@ -49,10 +50,9 @@ def find_room(folder: Path, limit_gb: float | None) -> list[Room]:
 
 
 def explain_shortage(rooms: Iterable[Room], need: int, parallel: int, others: Mapping[str, int]) -> str | None:
-    """Return what to say where there is less room than is needed, with what would fit; else nothing.
+    """Return a message if a limit leaves less than `need` bytes, with the alternatives that would fit; else `None`.
 
-    `parallel` is the number of jobs at a time that the need is of; `others` are what else could be done, and the bytes
-    that it needs.
+    `need` was planned for `parallel` jobs at a time. `others` are the alternatives, with the bytes that each needs.
     """
     short = [room for room in rooms if room.free_bytes < need * MARGIN]
     if not short:
@@ -60,33 +60,43 @@ def explain_shortage(rooms: Iterable[Room], need: int, parallel: int, others: Ma
     tightest = min(short, key=lambda room: room.free_bytes)
     fitting = [f"{name} ({size / GB:,.2f} GB)" for name, size in others.items() if size * MARGIN <= tightest.free_bytes]
     free = max(0, tightest.free_bytes) / GB
-    fits = ", or ".join(fitting) or "nothing of this sweep"
+    fits = ", or ".join(fitting) or "no mode of this sweep"
     return (
-        f"not enough room: this run needs {need / GB:,.2f} GB at its peak with {parallel} jobs at a time "
-        f"(plan.parallel_jobs), and {free:,.2f} GB are free by {tightest.limit}; what would fit: {fits}. To run all "
-        "the same: --config force_plan=true"
+        f"not enough disk space: this run needs {need / GB:,.2f} GB at its peak with {parallel} jobs at a time "
+        f"(plan.parallel_jobs), and {free:,.2f} GB are free ({tightest.limit}); what would fit: {fits}. To run it "
+        "anyway: --config force_plan=true"
     )
 
 
 def parse_lfs_quota(lines: Iterable[str]) -> int | None:
-    """Return the bytes that `lfs quota -q -u USER PATH` leaves: path, KiB used, soft limit, hard limit, ..."""
+    """Return the free bytes by the output of `lfs quota -q -u USER PATH`; `None`: no limit.
+
+    The output is: path, KiB used, soft limit, hard limit, ...
+    """
     words = " ".join(lines).split()
-    return _left(words[1:4])
+    return _get_free_bytes(words[1:4])
 
 
 def parse_quota(lines: Iterable[str]) -> dict[str, int]:
-    """Return the bytes that `quota -w -p` leaves, by file system: its name, KiB used, soft limit, hard limit, ..."""
-    found = {}
+    """Return the free bytes of each file system that has a limit, by the output of `quota -w -p`.
+
+    A line of the output is: file system, KiB used, soft limit, hard limit, ...
+    """
+    free_bytes = {}
     for line in lines:
         words = line.split()
-        left = _left(words[1:4])
-        if left is not None:
-            found[words[0]] = left
-    return found
+        free = _get_free_bytes(words[1:4])
+        if free is not None:
+            free_bytes[words[0]] = free
+    return free_bytes
 
 
-def _left(words: list[str]) -> int | None:
-    """A star follows what is over its limit; a limit of 0 is none. The soft limit counts: over it, a clock runs."""
+def _get_free_bytes(words: list[str]) -> int | None:
+    """Return the free bytes by KiB used, soft limit and hard limit; `None`: no limit, or no numbers.
+
+    `quota` marks exceeded usage with a star, and writes 0 for no limit. The soft limit counts: exceeding it starts the
+    grace period.
+    """
     try:
         used, *limits = (int(word.rstrip("*")) for word in words)
     except ValueError:
@@ -96,7 +106,7 @@ def _left(words: list[str]) -> int | None:
 
 
 def _find_source(folder: Path) -> str:
-    """The file system that a folder lies on, as the kernel names it (/proc/mounts)."""
+    """Return the name of the file system that holds a folder, as in /proc/mounts."""
     best, source = "", ""
     for line in Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
         name, mount = line.split()[:2]
@@ -107,7 +117,9 @@ def _find_source(folder: Path) -> str:
 
 def _ask(*command: str) -> list[str]:
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=30)
+        result = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return done.stdout.splitlines()
+    return result.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""The plan of one run: made of the experiment, the jobs that Snakemake found to do, and what earlier runs left."""
+"""Make the plan of one run from the experiment, the jobs that Snakemake will run, and records of earlier runs."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,14 +28,14 @@ from lorasweep.util.formats import format_bytes
 BATCH_RULE = "evaluate_adapters"
 
 EVALUATIONS_READ = 50
-"""Finished evaluations that are looked at for the size of logs."""
+"""The most finished evaluations whose logs are measured."""
 
 WHOLE = "whole"
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A plan with all that it was made of."""
+    """A plan, and the data that it is made from."""
 
     experiment: Experiment
     results: Path
@@ -43,62 +43,63 @@ class Forecast:
     experience: Mapping[str, Experience]
     records: Sequence[JobRecord]
     wanted: Collection[tuple[str, str]]
-    """The jobs that are to do: pairs of a rule and the name of a point or of a batch."""
+    """The remaining jobs: pairs of a rule and the name of a point or a batch."""
     batches: Mapping[str, Sequence[str]]
+    """Points of each batch, by the batch's name."""
     fingerprint: str
-    """Of the base model; nothing where only its configuration is there."""
+    """Fingerprint of the base model; empty if its weights are missing."""
 
     @cached_property
     def unfinished(self) -> set[str]:
-        """The points with a job to do."""
+        """The points with remaining jobs."""
         return {member for rule, name in self.wanted for member in self.get_members(rule, name)}
 
     @cached_property
     def rest(self) -> SweepPlan:
-        """What is to do."""
+        """The plan of the remaining jobs."""
         return self.planner.plan_rest(self.wanted, self.batches)
 
     @cached_property
     def jobs(self) -> dict[tuple[str, str], PlannedJob]:
-        """What of it takes time."""
+        """The remaining jobs that take time, by rule and name."""
         return self.planner.list_rest(self.wanted, self.batches)
 
     @cached_property
     def whole(self) -> dict[str, SweepPlan]:
-        """The whole sweep, as it is configured and in each mode."""
+        """Plans of the whole sweep: as configured, and in each mode."""
         return {WHOLE: self.planner.plan_all(), **{mode: self.planner.plan_all(mode) for mode in MODES}}
 
     @cached_property
     def points(self) -> list[PointPlan]:
-        """Every point's figures; done is one that has its manifest, and no job to do."""
+        """The figures of every point. A point is done if it has a manifest and no remaining job."""
         names = {*self.planner.baselines, *self.planner.points} - self.unfinished
         return self.planner.plan_points({name for name in names if (self.results / name / MANIFEST).is_file()})
 
     def get_members(self, rule: str, name: str) -> Sequence[str]:
-        """Return the points of a job."""
+        """Return the names of a job's points."""
         return self.batches.get(name, ()) if rule == BATCH_RULE else ([name] if name else ())
 
     def describe_shortly(self) -> str:
-        """Return what a dry run says."""
+        """Return the summary that a dry run prints."""
         done = sum(point.is_done for point in self.points)
         guessed = [rule for rule in RULE_NAMES if rule in self.rest.seconds and not self.planner.costs.is_counted(rule)]
         return describe_shortly(self.rest, self.whole, done, len(self.points), self.planner.parallel, guessed)
 
     def show(self, console: Console) -> None:
-        """Print everything."""
+        """Print the whole plan."""
         show_plan(console, self.results.name, self.rest, self.whole, self.points, self._notes)
 
     @cached_property
     def _notes(self) -> list[str]:
         costs = self.planner.costs
         rules = [rule for rule in self.whole[WHOLE].seconds if self.whole[WHOLE].seconds[rule]]
-        how = "counted" if costs.data.are_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
-        asks = "counted" if costs.tasks else f"guessed ({TASK_SAMPLES} a task without a limit)"
+        tokens = "counted" if costs.data.are_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
+        samples = "counted" if costs.tasks else f"guessed ({TASK_SAMPLES} for a task without a limit)"
         return [
             describe_times(self.experience, rules, costs.device_name)
             + " "
             + describe_error(get_last_error(self.records)),
-            f"Jobs at a time: {self.planner.parallel}. Training tokens are {how}, evaluated samples {asks}."
+            f"Jobs at a time: {self.planner.parallel}. Training tokens are {tokens}, evaluation samples are {samples}."
             + self._note_gpus,
             *self._note_tmpdir,
         ]
@@ -107,8 +108,8 @@ class Forecast:
     def _note_gpus(self) -> str:
         trained = [name for name, point in self.planner.points.items() if point.is_trained]
         if most := max((self.planner.get_gpus("train", name) for name in trained), default=0):
-            several = f" but for trainings of up to {most}, which share their work" if most > 1 else ""
-            return f" Every job of training or evaluation has one GPU{several}."
+            several = f", except trainings on up to {most} GPUs" if most > 1 else ""
+            return f" Every training or evaluation job uses one GPU{several}."
         return ""
 
     @property
@@ -116,18 +117,16 @@ class Forecast:
         if self.experiment.evaluation.merged_models_in != "tmpdir" or not self.whole["B1"].jobs.get("evaluate_merged"):
             return []
         size = get_model_folder_size(self.planner.base, self.experiment.model.dtype)
-        return [
-            f"Each job of evaluate_merged has {format_bytes(size)} in its node's TMPDIR, which is not counted above."
-        ]
+        return [f"Each evaluate_merged job also needs {format_bytes(size)} in its node's TMPDIR, not included above."]
 
     def write(self) -> list[Path]:
-        """Write the plan and its picture; return the files."""
+        """Write the plan and its picture. Return the paths of both files."""
         content = {
             "experiment": self.results.name,
             "device": self.planner.costs.device_name,
             "parallel_jobs": self.planner.parallel,
             "tokens_are_counted": self.planner.costs.data.are_counted,
-            "times_from": {rule: asdict(found) for rule, found in self.experience.items()},
+            "times_from": {rule: asdict(experience) for rule, experience in self.experience.items()},
             "last_run_took_of_its_plan": get_last_error(self.records),
             "to_do": self.rest.as_json(),
             **{name: plan.as_json() for name, plan in self.whole.items()},
@@ -139,12 +138,12 @@ class Forecast:
         return [self.results / PLAN, self.results / PICTURE]
 
     def explain_shortage(self) -> str | None:
-        """Return what to say where there is no room for what is to do."""
+        """Return a message if the remaining jobs do not fit on disk; else `None`."""
         need = self.rest.kept_bytes + self.rest.temporary_bytes
         rooms = find_room(self.results, self.experiment.plan.storage_limit_gb)
         if not explain_shortage(rooms, need, self.planner.parallel, {}):
             return None
-        # What a job is about to replace is removed before it begins.
+        # Files that a job replaces are removed before the job starts.
         need -= sum(
             get_size(self.results / point / folder)
             for rule, folder in (("adopt", "adapter"), ("merge", "hf_model"))
@@ -179,16 +178,25 @@ def make_forecast(
     task_files: Sequence[Path],
     other_baselines: Mapping[str, Checkpoint],
 ) -> Forecast:
-    """Make the plan of a run.
+    """Return the plan of a run.
 
-    `results` is the experiment's folder, beside those of others, from which it is learnt how long jobs take. `samples`
-    is the number of training samples, `fingerprint` that of the base model, or nothing where its weights are not there,
-    `task_files` are what the tasks are made of, and `other_baselines` are models beside the base model that are
-    evaluated as they are.
+    Args:
+        experiment: The experiment.
+        points: Its points by name.
+        base: The base model.
+        results: The experiment's folder. Records of other experiments in its parent folder also correct the times.
+        wanted: The remaining jobs: pairs of a rule and the name of a point or a batch.
+        batches: Points of each batch, by the batch's name.
+        fingerprint: The base model's fingerprint; empty if its weights are missing.
+        parallel: Jobs at a time.
+        samples: Number of training samples.
+        tasks: The evaluation tasks.
+        task_files: The tasks' source files.
+        other_baselines: Models, besides the base model, that are evaluated without an adapter.
     """
     records = read_records(results / JOB_RECORDS)
-    others = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
-    everyone = [*(record for file in others for record in read_records(file)), *records]
+    other_files = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
+    all_records = [*(record for file in other_files for record in read_records(file)), *records]
     lengths = read_lengths(results, experiment.data, fingerprint, samples, experiment.trainer)
     costs = Costs(
         experiment,
@@ -196,15 +204,15 @@ def make_forecast(
         lengths or guess_lengths(experiment.data, samples),
         read_task_sizes(results, tasks, task_files),
     )
-    experience = learn(everyone, costs.device_name, fingerprint)
-    costs = replace(costs, factors={rule: found.factor for rule, found in experience.items()})
+    experience = learn(all_records, costs.device_name, fingerprint)
+    costs = replace(costs, factors={rule: past.factor for rule, past in experience.items()})
     log_bytes = _get_log_bytes(results, [BASELINE, *other_baselines, *points], tasks)
     planner = Planner(experiment, points, base, costs, parallel, log_bytes, other_baselines)
     return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
 
 
 def _get_log_bytes(results: Path, points: Iterable[str], tasks: Sequence[TaskEntry]) -> int | None:
-    """Return the size of a point's logs, as some finished evaluations have them."""
+    """Return the mean size in bytes of a point's logs over some finished evaluations; `None` if there are none."""
     sizes = []
     for point in points:
         logs = [results / point / "eval" / f"{task.name}.eval" for task in tasks]

@@ -1,4 +1,4 @@
-"""Every attempt of every job, written down as it ends: what earlier runs took, for the ledger and for the next plan."""
+"""Record every attempt of every job as it ends: durations of earlier runs, for the ledger and the next plan."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,33 +16,33 @@ CANCELLED = "cancelled"
 
 
 class JobRecord(BaseModel, frozen=True):
-    """An attempt of a job."""
+    """One attempt of a job."""
 
     run: str
-    """When the run began that it belongs to."""
+    """Start time of the run that the attempt belongs to."""
     rule: str
     name: str
-    """The point's, or the batch's."""
+    """Name of the job's point or batch."""
     members: str
-    """The points of the job, with `;` between them."""
+    """The points of the job, separated by `;`."""
     state: str
-    """`done`, `failed`, or `cancelled`, which is how a run that was interrupted leaves it."""
+    """`done`, `failed`, or `cancelled` if the run was interrupted."""
     seconds: float
-    """From its start to its end, as the scheduler says; where none does, as Snakemake saw it, with time in a queue."""
+    """Duration by the scheduler's record; without one, by Snakemake's clock, which includes queue time."""
     is_queued: bool
-    """Whether the seconds have time in a queue in them."""
+    """Whether `seconds` includes queue time."""
     gpus: int
     planned_seconds: float
-    """What the plan expected when the run began."""
+    """Duration that the plan expected at the start of the run."""
     modelled_seconds: float
-    """What the model alone expects."""
+    """Duration by the cost model, without corrections from earlier jobs."""
     device: str
     base: str
     """The base model's fingerprint."""
 
 
 def append_records(records: Sequence[JobRecord], file: Path) -> None:
-    """Add attempts to the experiment's record."""
+    """Append attempts to the experiment's record."""
     if not records:
         return
     is_new = not file.is_file()
@@ -56,7 +56,7 @@ def append_records(records: Sequence[JobRecord], file: Path) -> None:
 
 
 def read_records(file: Path) -> list[JobRecord]:
-    """Return the attempts on record, the oldest first; a line that a crash cut short is passed over."""
+    """Return the recorded attempts, oldest first. A line truncated by a crash is skipped."""
     return list(_read(file))
 
 
@@ -73,18 +73,19 @@ def _read(file: Path) -> Iterator[JobRecord]:
 
 @dataclass(frozen=True)
 class Experience:
-    """What a rule's jobs took before, beside what the model says."""
+    """How a rule's earlier jobs compare with the cost model."""
 
     factor: float
-    """Median of seconds / modelled seconds."""
+    """Median of actual / modelled seconds."""
     jobs: int
+    """Number of jobs that the median is taken over."""
 
 
 def learn(records: Iterable[JobRecord], device: str, base: str) -> dict[str, Experience]:
-    """Return by rule what jobs on this device took, of this base model where there are some, else of any.
+    """Return each rule's experience on this device: from jobs on this base model if there are any, else on any model.
 
-    Those whose seconds have time in a queue in them teach nothing, nor does the attempt after one that failed: it may
-    have had the rest alone to do. `records` are in the order in which the attempts ended.
+    Skipped: records that include queue time, and attempts that follow a failure, which may have resumed halfway.
+    `records` are in the order in which the attempts ended.
     """
     ratios: dict[tuple[str, bool], list[float]] = {}
     was_begun: set[tuple[str, str]] = set()
@@ -100,14 +101,14 @@ def learn(records: Iterable[JobRecord], device: str, base: str) -> dict[str, Exp
             ratios.setdefault(key, []).append(record.seconds / record.modelled_seconds)
     experience = {}
     for is_same in (False, True):
-        for (rule, same), found in ratios.items():
+        for (rule, same), values in ratios.items():
             if same == is_same:
-                experience[rule] = Experience(median(found), len(found))
+                experience[rule] = Experience(median(values), len(values))
     return experience
 
 
 def get_last_error(records: Sequence[JobRecord]) -> float | None:
-    """Return how many times longer the last run's jobs took than its plan said; none where no job was done."""
+    """Return the last run's ratio of actual to planned job time; `None` if no job was done."""
     done = [r for r in records if r.state == DONE and r.planned_seconds > 0 and not r.is_queued]
     last = [record for record in done if record.run == done[-1].run] if done else []
     return sum(r.seconds for r in last) / sum(r.planned_seconds for r in last) if last else None

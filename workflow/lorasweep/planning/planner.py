@@ -1,6 +1,6 @@
-"""The plan of a sweep: bytes, hours and jobs, in the mode that is configured and in the others beside it.
+"""Plan a sweep: bytes, hours and jobs, as configured and in each other mode.
 
-Bytes of weights are exact (lorasweep.sizes); times are those of a model that earlier runs correct (lorasweep.costs).
+Sizes of weights are exact (lorasweep.checkpoints.sizes). Times are estimates (lorasweep.planning.costs).
 """
 
 from collections import Counter
@@ -28,18 +28,16 @@ from lorasweep.sweep import resources
 
 MODES = ("A", "B1", "B2")
 
-"""Whose jobs have a GPU, where the experiment has any."""
-
 LOG_BYTES = 8_000
-"""Of an evaluation's log, beside its samples."""
+"""Bytes of an evaluation log without its samples."""
 
 SAMPLE_BYTES = 600
-"""Of a sample in a log, which is compressed, where no earlier evaluation tells."""
+"""Assumed bytes of a sample in a compressed log, if no finished evaluation shows the size."""
 
 
 @dataclass(frozen=True)
 class PointPlan:
-    """What one point takes, done or not."""
+    """The cost of one point, whether or not it is done."""
 
     name: str
     mode: str
@@ -49,32 +47,33 @@ class PointPlan:
     kept_bytes: int
     kept_bytes_by_mode: Mapping[str, int]
     temporary_bytes: int
-    """The most that one of its jobs has."""
+    """The most temporary bytes of one of its jobs."""
     written_bytes: int
     seconds: Mapping[str, float]
-    """By rule, as if no job was of several points."""
+    """Duration by rule, as if no job were shared with other points."""
     gpu_hours: float
     mem_mb: int
-    """The largest memory that one of its jobs asks for at its first attempt."""
+    """The largest memory request of its jobs at the first attempt."""
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a set of jobs takes."""
+    """The cost of a set of jobs."""
 
     kept_bytes: int
     temporary_bytes: int
-    """The peak."""
+    """The most bytes of temporary files at one moment."""
     written_bytes: int
     jobs: Mapping[str, int]
-    """By rule."""
+    """Number of jobs by rule."""
     seconds: Mapping[str, float]
-    """By rule, of all jobs together."""
+    """Total duration of the jobs, by rule."""
     gpu_seconds: Mapping[str, float]
-    """By rule: of each job, times its GPUs."""
+    """Total GPU time by rule: each job's duration times its GPUs."""
     steps: int
+    """Total optimizer steps of all trainings."""
     tokens: int
-    """Of all trainings."""
+    """Total tokens of all trainings."""
     wall_seconds: float
     mem_mb: int
     timeline: Timeline = field(repr=False)
@@ -104,25 +103,25 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Everything that a plan is made of."""
+    """Make plans of an experiment: of the whole sweep, of the remaining jobs, of each point."""
 
     experiment: Experiment
     points: Mapping[str, Point]
     base: Checkpoint
     costs: Costs
     parallel: int
-    """Jobs at a time."""
+    """The number of jobs at a time."""
     log_bytes: int | None = None
-    """Of a point's logs, as evaluated points have them."""
+    """Mean bytes of an evaluated point's logs; `None` before the first evaluation."""
     other_baselines: Mapping[str, Checkpoint] = field(default_factory=dict)
-    """Models beside the base model that are evaluated as they are."""
+    """Models, besides the base model, that are evaluated without an adapter."""
 
     @cached_property
     def _evaluation(self) -> bool:
         return self.experiment.evaluation.enabled
 
     def get_gpus(self, rule: str, name: str) -> int:
-        """Return the GPUs of a job, of the point or one of the points of that name."""
+        """Return the number of GPUs of a job; `name` is one of its points."""
         if self.experiment.model.device != "cuda" or rule not in GPU_RULES:
             return 0
         point = self.points.get(name)
@@ -150,20 +149,20 @@ class Planner:
 
     @cached_property
     def _takers(self) -> Counter[str]:
-        """How many points take an adapter from each training, by the point that it is counted for."""
+        """The number of points that take an adapter from each training, by the point that owns the training."""
         return Counter(point.trained_by or name for name, point in self.points.items() if not point.adapter)
 
     def _is_evaluated(self, point: Point) -> bool:
         return self._evaluation and point.is_evaluated
 
     def get_adapter_bytes(self, point: Point) -> int:
-        """Return the bytes of a point's weights file; of one that is given, those that it has."""
+        """Return the bytes of a point's adapter weights: computed, or measured for an existing adapter."""
         if point.adapter:
             return Path(point.adapter, ADAPTER_WEIGHTS).stat().st_size
         return get_adapter_size(self.base, point.controls, self.experiment.model.dtype)
 
     def get_kept_bytes(self, point: Point | None, mode: str) -> int:
-        """Return what a point keeps in a mode; of a baseline, which is none, its logs."""
+        """Return the bytes that a point keeps in a mode. `None` stands for a baseline."""
         if point is None:
             return self._logs + SMALL_FILES
         adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
@@ -174,7 +173,7 @@ class Planner:
         return SMALL_FILES + (0 if point.adapter else LOG_ROW * self.costs.get_training(point.controls).steps)
 
     def plan_all(self, mode: str | None = None) -> SweepPlan:
-        """Plan the whole sweep as if nothing was done: in one mode, or each point in its own."""
+        """Plan the whole sweep from scratch: all points in `mode`, or each point in its own mode."""
         modes = {name: mode or point.mode for name, point in self.points.items()}
         direct = [name for name in modes if modes[name] == "B2" and self._is_evaluated(self.points[name])]
         batches = []
@@ -192,13 +191,13 @@ class Planner:
         return self._sum_up(jobs, {**Counter(job.rule for job in jobs), **counts})
 
     def plan_rest(self, wanted: Collection[tuple[str, str]], batches: Mapping[str, Sequence[str]]) -> SweepPlan:
-        """Plan the jobs that are wanted: pairs of a rule and the name of a point or of a batch."""
+        """Plan the remaining jobs: pairs of a rule and the name of a point or a batch."""
         return self._sum_up(list(self.list_rest(wanted, batches).values()), Counter(rule for rule, _ in wanted))
 
     def list_rest(
         self, wanted: Collection[tuple[str, str]], batches: Mapping[str, Sequence[str]]
     ) -> dict[tuple[str, str], PlannedJob]:
-        """Return those of the wanted jobs that take time, each after those that it waits for."""
+        """Return the remaining jobs that take time, by rule and name; each follows the jobs that it waits for."""
         modes = {name: point.mode for name, point in self.points.items()}
         named = {tuple(members): name for name, members in batches.items()}
         jobs = self._make_jobs(modes, list(batches.values()))
@@ -214,7 +213,7 @@ class Planner:
         return kept
 
     def plan_points(self, done: Collection[str]) -> list[PointPlan]:
-        """Return every point's own figures."""
+        """Return the figures of every baseline and point; `done` are the names of the finished ones."""
         temporary: dict[str, int] = {}
         written: dict[str, int] = {}
         own_batches = [[name] for name, p in self.points.items() if p.mode == "B2" and self._is_evaluated(p)]
@@ -247,7 +246,7 @@ class Planner:
 
     @cached_property
     def baselines(self) -> list[str]:
-        """The names of the models that are evaluated as they are."""
+        """Names of the models that are evaluated without an adapter."""
         if not self._evaluation:
             return []
         return [*([BASELINE] if self.experiment.evaluation.baseline else []), *self.other_baselines]
@@ -257,7 +256,7 @@ class Planner:
         return {name: replace(self.costs, base=base) for name, base in self.other_baselines.items()}
 
     def get_costs(self, name: str) -> Costs:
-        """Return the costs of a point's jobs, or of a baseline's, which has a model of its own."""
+        """Return the cost model for the jobs of a point, or of a baseline with its own model."""
         return self._other_costs.get(name, self.costs)
 
     def _named(self, points: Iterable[str]) -> list[tuple[str, Point | None]]:
@@ -280,7 +279,7 @@ class Planner:
         return {"adopt": 0, "merge": merge, "evaluate_merged": max(merge, evaluate)}.get(rule, evaluate)
 
     def _make_jobs(self, modes: Mapping[str, str], batches: Sequence[Sequence[str]]) -> list[PlannedJob]:
-        """All jobs that take time; each after those that it waits for."""
+        """Return all jobs that take time; each follows the jobs that it waits for."""
         jobs: list[PlannedJob] = []
         trained: dict[str, int] = {}
 
@@ -292,7 +291,7 @@ class Planner:
 
         for name in self.baselines:
             add("evaluate", [name], kept=self._logs)
-        # Those first for which a training is counted, and that others wait for.
+        # Points that own a training come first: other points wait for it.
         for name, mode in sorted(modes.items(), key=lambda item: bool(self.points[item[0]].trained_by)):
             point = self.points[name]
             before: tuple[int, ...] = ()
@@ -305,7 +304,7 @@ class Planner:
                 state += resources.SAVED_STATES * self.get_adapter_bytes(point)
                 own = self._takers[name] * (self.get_adapter_bytes(point) + self._tokenizer)
                 small = self._takers[name] * self._get_small_bytes(point)
-                # Points have the adapters, and so has the training where no link can be made.
+                # The points keep the adapters. The training holds copies if the file system has no hard links.
                 trained[name] = add("train", [name], kept=own + small, temporary=own + state)
             before = (trained[name],)
             if mode == "A":

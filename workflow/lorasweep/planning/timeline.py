@@ -1,4 +1,4 @@
-"""How the jobs of a sweep follow each other, and what lies on disk meanwhile: a simulation for the plan."""
+"""Simulate the order of a sweep's jobs and its disk usage over time, for the plan."""
 
 import heapq
 from collections import deque
@@ -8,55 +8,56 @@ from itertools import count
 
 from lorasweep.stages import PRIORITIES
 
-"""Which of the jobs that could start does: evaluations before trainings, as the rules say."""
-
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job that takes time, and what it does to the disk."""
+    """A job that takes time, and its disk usage."""
 
     rule: str
     points: tuple[str, ...]
     seconds: float
     after: tuple[int, ...] = ()
-    """Where the jobs that it waits for stand in the plan."""
+    """Indices, in the plan, of the jobs that this job waits for."""
     kept: int = 0
-    """Bytes that stay when it has ended."""
+    """Bytes that remain after the job."""
     temporary: int = 0
-    """Bytes that are there while it runs."""
+    """Bytes on disk only while the job runs."""
     elsewhere: int = 0
-    """Bytes that it has in its node's temporary folder meanwhile."""
+    """Bytes in the node's temporary folder while the job runs."""
     merged_models: int = 0
 
     @property
     def written(self) -> int:
-        """Bytes that it writes."""
+        """All bytes that the job writes."""
         return self.kept + self.temporary + self.elsewhere
 
 
 @dataclass
 class Timeline:
-    """What was simulated."""
+    """The result of a simulation."""
 
     seconds: float = 0.0
-    """From the start of the first job to the end of the last."""
+    """Wall time, from the start of the first job to the end of the last."""
     kept: int = 0
-    """Bytes at the end, beside what was there before."""
+    """Bytes that the jobs leave on disk."""
     peak_temporary: int = 0
-    """Most bytes of temporary files at any moment."""
+    """The most bytes of temporary files at one moment."""
     moments: list[tuple[float, int, int]] = field(default_factory=list)
-    """Seconds, bytes kept, bytes that are temporary: after each change."""
+    """(seconds, bytes kept, temporary bytes) after each change."""
 
 
 def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int | None) -> Timeline:
-    """Run jobs on so many places, each as soon as one is free and what it waits for has ended."""
+    """Simulate jobs, `parallel` at a time: a job starts when a slot is free and its predecessors have ended.
+
+    `max_merged_models` limits the merged models on disk at one time; `None`: no limit.
+    """
     waits_for = [len(job.after) for job in jobs]
     followers: list[list[int]] = [[] for _ in jobs]
     for index, job in enumerate(jobs):
         for before in job.after:
             followers[before].append(index)
     ready: list[tuple[int, int]] = []
-    held_back: deque[tuple[int, int]] = deque()  # by the bound on merged models
+    held_back: deque[tuple[int, int]] = deque()  # waiting for max_merged_models
     running: list[tuple[float, int, int]] = []
     order = count()
     line = Timeline()
@@ -66,8 +67,8 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int |
         line.moments.append((now, kept, temporary))
         line.peak_temporary = max(line.peak_temporary, temporary)
 
-    for index, left in enumerate(waits_for):
-        if not left:
+    for index, predecessors in enumerate(waits_for):
+        if not predecessors:
             heapq.heappush(ready, (PRIORITIES[jobs[index].rule], index))
     note()
     while ready or running or held_back:

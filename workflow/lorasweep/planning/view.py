@@ -1,4 +1,4 @@
-"""A plan as people read it: tables that fit a terminal, a line for a dry run, a picture of storage over time."""
+"""Present a plan: tables for the terminal, a summary for a dry run, a picture of storage over time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,32 +16,32 @@ from lorasweep.util.formats import GB, format_bytes, format_count, format_second
 from lorasweep.util.vega import SERIES, Plot, finish
 
 LONGEST = 20
-"""Points that are listed one by one."""
+"""The most points that the table lists; the others are counted."""
 
 
 def describe_times(factors: Mapping[str, Any], rules: Sequence[str], device: str) -> str:
-    """Say which times are the model's, and which are corrected by earlier jobs."""
-    learnt = [f"{rule} (x{factors[rule].factor:.2f}, {factors[rule].jobs} jobs)" for rule in rules if rule in factors]
+    """Return a sentence that tells measured rules from modelled ones: `factors` has the measured correction by rule."""
+    measured = [f"{rule} (x{factors[rule].factor:.2f}, {factors[rule].jobs} jobs)" for rule in rules if rule in factors]
     modelled = [rule for rule in rules if rule not in factors]
-    parts = [f"corrected by earlier jobs: {', '.join(learnt)}"] if learnt else []
-    parts += [f"by the model alone: {', '.join(modelled)}"] if modelled else []
+    parts = [f"corrected by earlier jobs: {', '.join(measured)}"] if measured else []
+    parts += [f"modelled only: {', '.join(modelled)}"] if modelled else []
     return f"Times on {device}, {'; '.join(parts)}."
 
 
 def describe_error(error: float | None) -> str:
-    """Say how far off the last run's plan was."""
+    """Return a sentence on the last run's ratio of actual to planned time; `None`: no earlier run."""
     if error is None:
         return "No earlier run to compare with."
-    return f"The last run's jobs took {error:.2f} of what its plan said."
+    return f"Jobs of the last run took {error:.2f}x the planned time."
 
 
 def describe_shortly(
     rest: SweepPlan, whole: Mapping[str, SweepPlan], done: int, points: int, parallel: int, guessed: Sequence[str]
 ) -> str:
-    """Return the plan in some lines, for a dry run; `guessed` are the rules whose times nothing was counted for."""
+    """Return a summary of the plan for a dry run; `guessed` are the rules whose workload was not counted."""
     gpu = f", {rest.gpu_hours:,.1f} GPU hours" if rest.gpu_hours else ""
     wall = format_seconds(rest.wall_seconds)
-    others = ", ".join(
+    modes = ", ".join(
         f"{mode} {format_bytes(plan.kept_bytes)}"
         + (f" + {format_bytes(plan.temporary_bytes)} at the peak" if mode == "B1" else "")
         for mode, plan in whole.items()
@@ -51,9 +51,9 @@ def describe_shortly(
         [
             f"Plan: {done} of {points} points done. To do: {format_bytes(rest.kept_bytes)} kept, "
             f"{format_bytes(rest.temporary_bytes)} temporary at the peak, {format_bytes(rest.written_bytes)} written,",
-            f"  {format_seconds(rest.hours * 3600)} of jobs{gpu}; {wall} at {parallel} a time.",
-            f"  The whole sweep keeps: {others}.",
-            "  Times of " + f"{', '.join(guessed)} are guessed; what they depend on is counted by: lorasweep plan"
+            f"  {format_seconds(rest.hours * 3600)} of job time{gpu}; wall time {wall} with {parallel} jobs at a time.",
+            f"  The whole sweep keeps: {modes}.",
+            "  Times of " + f"{', '.join(guessed)} are guessed. To count tokens and samples: lorasweep plan"
             if guessed
             else "  More: lorasweep plan",
         ]
@@ -68,7 +68,7 @@ def show_plan(
     points: Sequence[PointPlan],
     notes: Sequence[str],
 ) -> None:
-    """Print the points, and what is to do beside the whole sweep as configured and in each mode."""
+    """Print a table of the points, then one that compares the remaining jobs with the whole sweep in each mode."""
     console.print(_make_point_table(points, f"{title}: points"))
     table = Table(title=f"{title}: the sweep")
     table.add_column("")
@@ -123,8 +123,8 @@ def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
 
 
 def draw_storage(whole: Mapping[str, SweepPlan], file: Path) -> None:
-    """Draw what lies on disk over time, kept and temporary together, in each mode."""
-    # With pandas, which a dry run does not need.
+    """Write a picture of disk usage over time in each mode: kept and temporary files together."""
+    # Imported here: a dry run draws no picture.
     from lorasweep.planning.view import draw_planned_storage
     from lorasweep.util.vega import write_picture
 
@@ -140,19 +140,19 @@ def draw_storage(whole: Mapping[str, SweepPlan], file: Path) -> None:
 
 
 def _thin(moments: Sequence[tuple[float, int, int]], most: int = 2000) -> list[tuple[float, int, int]]:
-    """Leave out moments of a long line that a picture cannot show, never a peak: of each stretch the highest stays."""
+    """Return at most about `most` of the moments: the highest of each stretch, so that peaks are kept, and the last."""
     size = -(-len(moments) // most)
     stretches = [moments[start : start + size] for start in range(0, len(moments), size)]
     return [max(stretch, key=lambda moment: moment[1] + moment[2]) for stretch in stretches] + list(moments[-1:])
 
 
 def draw_planned_storage(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> Plot:
-    """Draw what will lie on disk: by the name of a curve the hours, GB kept, and GB in all."""
+    """Return a plot of disk usage. A curve is a list of (hours, GB kept, GB in all)."""
     data = pd.DataFrame(
         [(name, *moment) for name, curve in curves.items() for moment in curve],
         columns=["mode", "hours", "kept", "all"],
     )
-    # A logarithm has no place for nothing.
+    # A logarithmic axis cannot show 0.
     data["all"] = data["all"].clip(lower=data.loc[data["all"] > 0, "all"].min())
     x = alt.X("hours:Q", title="hours from the start")
     colour = alt.Color("mode:N", title=None, sort=list(curves), scale=alt.Scale(range=list(SERIES)))

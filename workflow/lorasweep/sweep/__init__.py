@@ -1,1 +1,1 @@
-"""The sweep as one object: what follows from an experiment, for rules, plans and commands."""
+"""The sweep as one object: points, jobs and files of an experiment, for rules, plans and commands."""

@@ -1,4 +1,4 @@
-"""What an experiment needs from outside its file, checked before any job is planned."""
+"""Check everything that an experiment needs from outside its file, before any job is planned."""
 
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -18,14 +18,13 @@ from lorasweep.util.errors import InputError, naming_key
 
 
 def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], results: Path) -> None:
-    """Check the data, the base model, and that the sections of the experiment agree with each other.
+    """Check the data and the base model, and that the experiment's sections are consistent.
 
-    `results` is the experiment's folder.
-
-    A base model that is not there is left to `find_missing_model`: a dry run bears with it.
+    `results` is the experiment's folder. A missing base model is not an error here, as a dry run works without it: see
+    `find_missing_model`.
 
     Raises:
-        InputError: naming the key, the value, and what is expected.
+        InputError: a check failed; the message has the key, the value, and what is expected.
     """
     evaluation = experiment.evaluation
     if evaluation.enabled and not tasks:
@@ -34,7 +33,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     if experiment.report.task and experiment.report.task not in names:
         raise InputError(
             f"report.task: {experiment.report.task!r} is invalid",
-            ", ".join(names) or "null, where no task is evaluated",
+            ", ".join(names) or "null, as no task is evaluated",
         )
     points = list(points)
     _check_prompts(experiment.data, "")
@@ -42,23 +41,23 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         _check_prompts(point.data, f" (point '{point.name}')")
     _check_backend(experiment, points)
     for point in points:
-        # Its own adapter would be deleted before it is copied; another's of this experiment may not be there yet.
+        # A point's own adapter would be deleted before it is copied; another point's may not exist yet.
         if point.adapter and Path(point.adapter).resolve().is_relative_to(results.resolve()):
             raise InputError(
-                f"runs: adapter: {point.adapter!r} (run '{point.name}') is of this experiment",
-                f"one that lies outside of {results}",
+                f"runs: adapter: {point.adapter!r} (run '{point.name}') is in this experiment's folder",
+                f"an adapter outside of {results}",
             )
     for index, baseline in enumerate(evaluation.baselines if evaluation.enabled else ()):
         where = f"evaluation.baselines.{index}.model"
         if Path(baseline.model).resolve().is_relative_to(results.resolve()):
             raise InputError(
-                f"{where}: {baseline.model!r} ('{baseline.name}') is of this experiment",
-                f"one that lies outside of {results}",
+                f"{where}: {baseline.model!r} ('{baseline.name}') is in this experiment's folder",
+                f"a model outside of {results}",
             )
         _read(baseline.model, where)
     trained = [point for point in points if point.is_trained]
     if trained:
-        # Of prompts the data only has to bear with a system prompt, whichever.
+        # The data's check depends only on whether there is a system prompt, not on its text.
         data = next((point.data for point in trained if point.data.system_prompt), experiment.data)
         samples = check_data(data)
         if data.validation:
@@ -71,9 +70,9 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     checkpoint = _read(experiment.model.path, "model.path")
     if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
         raise InputError(
-            f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, which data.format: "
-            "chat needs",
-            "a checkpoint with one, or data.format: instruct",
+            f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: "
+            "chat needs one",
+            "a checkpoint with a chat template, or data.format: instruct",
         )
     base_model = evaluation.base_model
     if base_model and _read(base_model, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
@@ -87,36 +86,36 @@ def find_trainer(experiment: Experiment) -> Trainer:
     """Return the experiment's trainer.
 
     Raises:
-        InputError: there is none of that name, or it lacks what a trainer has.
+        InputError: no trainer has that name, or its module is not a complete trainer.
     """
     with naming_key("trainer"):
         return get_trainer(experiment.trainer)
 
 
 def find_missing_model(experiment: Experiment) -> str | None:
-    """Return what to say about a base model that is not there; None where it is."""
+    """Return a message about a missing base model; `None` if the model and its weights exist."""
     named = {"model.path": experiment.model.path, "evaluation.base_model": experiment.evaluation.base_model}
     for key, value in named.items():
         if value and not Path(value).is_dir():
             expected = "a local Hugging Face checkpoint directory, or hf://org/name on the hub"
             return str(InputError(f"{key}: no such directory: {value!r}", expected))
         if value and has_configuration_alone(Path(value)):
-            problem = f"{key}: {value!r} has a config.json and no weights, which is enough for a plan and not for a run"
+            problem = f"{key}: {value!r} has a config.json but no weights, which is enough for a plan, not for a run"
             return str(InputError(problem, "a local Hugging Face checkpoint directory"))
     return None
 
 
 def has_configuration_alone(path: Path) -> bool:
-    """Whether a checkpoint directory has its configuration, and perhaps a tokenizer, but no weights at all."""
+    """Whether a checkpoint directory has a configuration but no weights."""
     weights = (INDEX, "*.safetensors", "*.bin", "*.gguf")
     return (path / "config.json").is_file() and not any(any(path.glob(pattern)) for pattern in weights)
 
 
 def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
-    """Return the text of a point's `recipe.yaml`; the head names the training and validation data by digest, and so the
-    module of any trainer but the default one.
+    """Return the text of a point's `recipe.yaml`.
 
-    So a change in the data, or in the module, changes the recipe, whatever the file's size and time.
+    Comments at its head hold digests of the training and validation data, and of the trainer's module unless it is the
+    default trainer. So a change in the content of these files changes the recipe.
 
     Raises:
         InputError: the trainer cannot train this model with these settings.
@@ -140,12 +139,12 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
 
 
 def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str]) -> None:
-    """Check that every task, solver and scorer which is in no file is registered in the environment that evaluates.
+    """Check that tasks, solvers and scorers given by name are registered in the evaluation environment.
 
     `python` is the command that starts that environment's Python.
 
     Raises:
-        InputError: naming what Inspect does not know there, or why it could not be asked.
+        InputError: a name is not registered, or the environment's Python failed.
     """
     names = [f"{kind}:{name}" for entry in tasks for kind, name in entry.registered]
     if not names:
@@ -157,22 +156,22 @@ def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str]) ->
         "pairs = [word.split(':', 1) for word in sys.argv[1:]]; kinds = {'solver': ('solver', 'agent')}; "
         "print(*[n for k, n in pairs if not any(find(kind, n) for kind in kinds.get(k, (k,)))], sep='\\n')"
     )
-    found = subprocess.run(
+    result = subprocess.run(
         [*python, "-c", program, *names],
         capture_output=True,
         encoding="utf-8",
         errors="replace",
         check=False,
     )
-    if found.returncode:
+    if result.returncode:
         raise InputError(
-            f"evaluation.tasks: whether {', '.join(names)} is registered could not be seen in the environment "
-            f"that evaluates (is it installed? 'make install'): {found.stderr.strip()[-300:]}"
+            f"evaluation.tasks: could not check that {', '.join(names)} is registered in the evaluation environment "
+            f"(is it installed? 'make install'): {result.stderr.strip()[-300:]}"
         )
-    if found.stdout.split():
+    if result.stdout.split():
         raise InputError(
-            f"evaluation.tasks: no installed package registers {', '.join(found.stdout.split())}",
-            "file.py@task, or what a package registers that is installed in the environment that evaluates "
+            f"evaluation.tasks: no installed package registers {', '.join(result.stdout.split())}",
+            "file.py@task, or a name registered by a package in the evaluation environment "
             "(.venv/eval/bin/pip install ...)",
         )
 
@@ -183,18 +182,18 @@ def _read(path: str, key: str) -> Checkpoint:
 
 
 def _check_prompts(data: Data, where: str) -> None:
-    """A system prompt goes with messages, a template with the one input of a sample."""
+    """Check that a system prompt is used only with messages, and a prompt template only with an input column."""
     if data.format == "completion" and data.system_prompt:
         raise InputError(
             f"data.system_prompt: {data.system_prompt!r}{where} does not go with data.format: completion, which "
             "is plain text",
-            "none, or another format",
+            "no system_prompt, or another format",
         )
     if data.format != "instruct" and data.prompt:
         raise InputError(
             f"data.prompt: {data.prompt!r}{where} does not go with data.format: {data.format}, whose samples "
             "have no input column",
-            "none, or data.format: instruct; for a task: its own 'prompt'",
+            "no prompt, or data.format: instruct; for a task: its own 'prompt'",
         )
 
 
@@ -214,13 +213,13 @@ def _check_backend(experiment: Experiment, points: Iterable[Point]) -> None:
         )
     if experiment.model.device != "cuda":
         raise InputError(
-            f"evaluation.backend: 'vllm' needs model.device: cuda, and that is {experiment.model.device!r}",
+            f"evaluation.backend: 'vllm' needs model.device: cuda, but it is {experiment.model.device!r}",
             f"hf on {experiment.model.device}",
         )
 
 
 def _check_batch(point: Point, samples: int) -> None:
-    """Packed samples are fewer than the file's, by how much is not known yet."""
+    """Check that an epoch has at least one optimizer step; not for packed samples, whose number is not known yet."""
     controls = point.controls
     batches = ceil(samples / controls.gpus) // controls.batch_size
     if controls.packed or batches >= controls.gradient_accumulation_steps:
@@ -228,8 +227,8 @@ def _check_batch(point: Point, samples: int) -> None:
     gpus = f" on {controls.gpus} gpus" if controls.gpus > 1 else ""
     raise InputError(
         f"batch_size: {controls.batch_size} with gradient_accumulation_steps: "
-        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') makes no step of {samples} "
-        "samples: batches that are not full are left out",
+        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') gives no optimizer step with {samples} "
+        "samples, as incomplete batches are dropped",
         f"a product of {('the three' if gpus else 'the two')} of at most the number of samples",
     )
 

@@ -1,7 +1,7 @@
-"""What jobs ask of a machine, computed from the checkpoint's headers, the settings and the data.
+"""Compute the resource requests of jobs from the checkpoint's headers, the settings and the data.
 
-The figures are requests, not predictions: they leave room, and grow with every attempt. docs/resources.md says the
-same as formulas; the plan of a sweep is another thing.
+The figures are requests, not predictions: they include a margin, and grow with every attempt. docs/resources.md has
+the formulas. Predictions are in lorasweep.planning.costs.
 """
 
 from math import ceil, prod
@@ -12,28 +12,28 @@ from lorasweep.checkpoints.lora import count_lora_parameters
 from lorasweep.experiment.sections import MOST_ADAPTERS, Controls, Evaluation, Model
 
 PROCESS_MB = 3000
-"""Python with torch, transformers and a framework, and what they keep beside the weights."""
+"""Memory in MB of Python with torch, transformers and a framework, without the weights."""
 
 FLOPS = {"cuda": 3e13, "cpu": 4e10}
-"""Floating point operations a second that a job can count on: a third of a 100 TFLOP/s GPU; two cores of a CPU."""
+"""Assumed floating point operations per second: a third of a 100 TFLOP/s GPU; two CPU cores."""
 
 BANDWIDTH = {"cuda": 5e11, "cpu": 1e10}
-"""Bytes of weights a second that decoding can count on."""
+"""Assumed bytes of weights per second in decoding."""
 
 DISK_BANDWIDTH = 2e8
-"""Bytes a second that a shared file system can be counted on to read or write."""
+"""Assumed bytes per second at which a shared file system reads or writes."""
 
 START_SECONDS = 60
-"""Seconds from the start of a job to the first byte of the model: the scheduler's, Snakemake's, the imports."""
+"""Seconds from the start of a job to the first byte of the model: scheduler, Snakemake, imports."""
 
 UNSTATED_LENGTH = 2048
-"""Tokens of a sample where `max_seq_len` sets no limit, and of an answer where `max_tokens` sets none."""
+"""Assumed tokens of a sample without a `max_seq_len` limit, and of an answer without a `max_tokens` limit."""
 
 UNSTATED_SAMPLES = 1000
-"""Samples of a task where `limit` sets none."""
+"""Assumed samples of a task without a `limit`."""
 
 SAVED_STATES = 6
-"""Sizes of the adapter that the saved states of a training take: two, each with AdamW's two moments."""
+"""Size of a training's saved states, in adapter sizes: two states, each with weights and AdamW's two moments."""
 
 
 MB = 1_000_000
@@ -45,15 +45,14 @@ def get_effective_batch(controls: Controls) -> int:
 
 
 def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> int:
-    """Return the main memory of a training in MB: the checkpoint as it is stored, and the model made of it.
+    """Return the main memory of a training in MB: the stored checkpoint, and the model made from it.
 
-    Each of several processes reads all of the checkpoint, and the first one gathers the model again: so it is as many
-    times as much.
+    Multiplied by the number of processes: each reads the whole checkpoint, and the first gathers the model again.
 
-    On a CPU the adapter's gradients and optimizer state (12 bytes a value more) and the activations are there too:
-    17 · b · s · h values a layer (Korthikanti et al. 2022, arXiv:2205.05198, table 2, without attention scores, which
-    PyTorch's scaled dot-product attention does not keep), or a layer's alone under activation checkpointing, and
-    three times the logits b · s · V.
+    On a CPU, main memory also holds the adapter's gradients and optimizer state (12 bytes more per value) and the
+    activations: 17 · b · s · h values per layer, and three times the logits b · s · V. Activation checkpointing keeps
+    one layer's values. The factor 17 is from Korthikanti et al. 2022 (arXiv:2205.05198), table 2, without the
+    attention scores, which PyTorch's scaled dot-product attention does not store.
     """
     size = sum(tensor.size for tensor in checkpoint.tensors.values())
     weights = checkpoint.num_parameters * BYTES[model.dtype]
@@ -68,9 +67,10 @@ def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> in
 
 
 def train_runtime(checkpoint: Checkpoint, controls: Controls, model: Model, samples: int) -> int:
-    """Return the time of a training in minutes: 15, and three times 4 · parameters · tokens / (FLOPS · GPUs).
+    """Return the time of a training in minutes: 15, plus three times 4 · parameters · tokens / (FLOPS · GPUs).
 
-    4 operations a parameter and token: 2 forward, 2 for the gradients of activations; LoRA needs none of the weights'.
+    4 operations per parameter and token: 2 forward, 2 for the gradients of activations. LoRA needs no gradients of the
+    base weights.
     """
     steps = ceil(samples / get_effective_batch(controls))
     if controls.max_steps_per_epoch:
@@ -81,46 +81,46 @@ def train_runtime(checkpoint: Checkpoint, controls: Controls, model: Model, samp
 
 
 def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model, kept: int = 1) -> int:
-    """Return the disk of a training in MB: two copies of the adapter an epoch, those `kept`, saved states."""
+    """Return the disk space of a training in MB: two adapters per epoch, `kept` adapters, and the saved states."""
     size = count_lora_parameters(checkpoint, controls) * BYTES[model.dtype]
     return 100 + ceil((2 * controls.epochs + kept + SAVED_STATES) * size / MB)
 
 
 def model_disk_mb(checkpoint: Checkpoint, model: Model) -> int:
-    """Return the size in MB of a full model in the experiment's precision, and of its tokenizer."""
+    """Return the size in MB of a full model in the experiment's precision, with its tokenizer."""
     return 50 + ceil(checkpoint.num_parameters * BYTES[model.dtype] / MB)
 
 
 def merge_mem_mb(checkpoint: Checkpoint) -> int:
-    """Return the main memory of a merge in MB: nothing of the model, but the largest tensor.
+    """Return the main memory of a merge in MB: three float32 copies of the largest tensor.
 
-    A merge works on some rows of a tensor at a time; to verify one takes it in float32 three times.
+    A merge works on some rows of a tensor at a time; verification needs the three copies.
     """
     largest = max(prod(tensor.shape) for tensor in checkpoint.tensors.values())
     return PROCESS_MB + ceil(3 * 4 * largest / MB)
 
 
 def merge_runtime(checkpoint: Checkpoint, model: Model) -> int:
-    """Return the time of a merge in minutes: 10, and what reading and writing the model takes, twice."""
+    """Return the time of a merge in minutes: 10, plus twice the time to read and write the model."""
     return 10 + ceil(4 * checkpoint.num_parameters * BYTES[model.dtype] / DISK_BANDWIDTH / 60)
 
 
 def evaluate_mem_mb(checkpoint: Checkpoint, model: Model) -> int:
-    """Return the main memory of an evaluation in MB: the model once and a half, as it is loaded through it."""
+    """Return the main memory of an evaluation in MB: 1.5 times the model, which passes through it on loading."""
     return PROCESS_MB + 1000 + ceil(1.5 * checkpoint.num_parameters * BYTES[model.dtype] / MB)
 
 
 def evaluate_runtime(checkpoint: Checkpoint, model: Model, evaluation: Evaluation, adapters: int = 1) -> int:
-    """Return the time of an evaluation in minutes: 15, the load of the model, and the answers for each adapter."""
+    """Return the time of an evaluation in minutes: 15, plus loading the model, plus the answers of each adapter."""
     seconds = _load_seconds(checkpoint, model) + adapters * _answer_seconds(checkpoint, model, evaluation)
     return 15 + ceil(seconds / 60)
 
 
 def get_adapters_per_job(checkpoint: Checkpoint, model: Model, evaluation: Evaluation) -> int:
-    """Return how many points one job evaluates on one loaded base: what the experiment says.
+    """Return how many points one job evaluates on one loaded base model: the experiment's `adapters_per_job`.
 
-    Where it says `auto`: as many as make start and load a tenth of the job's time, but no more than are done in
-    `job_minutes`. Beyond that more of them save little, and fewer GPUs share the work.
+    With `auto`, start and load take a tenth of the job's time, as far as the job ends within `job_minutes`. More points
+    per job would save little time, and leave fewer jobs to run in parallel.
     """
     if evaluation.adapters_per_job != "auto":
         return evaluation.adapters_per_job
@@ -134,10 +134,10 @@ def _load_seconds(checkpoint: Checkpoint, model: Model) -> float:
 
 
 def _answer_seconds(checkpoint: Checkpoint, model: Model, evaluation: Evaluation) -> float:
-    """Seconds of all answers of one model.
+    """Return the seconds of all answers of one model.
 
-    A batch of `max_connections` answers reads every weight once a token: samples / max_connections · max_tokens ·
-    bytes / BANDWIDTH; and a batch takes a second at least, which is Inspect's own.
+    A batch of `max_connections` answers reads every weight once per token: samples / max_connections · max_tokens ·
+    bytes / BANDWIDTH. A batch takes at least one second, Inspect's overhead.
     """
     token = checkpoint.num_parameters * BYTES[model.dtype] / BANDWIDTH[model.device]
     seconds = 0.0

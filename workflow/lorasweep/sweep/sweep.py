@@ -1,6 +1,6 @@
-"""The sweep as one object: what an experiment, its model and its results folder say of points, jobs and files.
+"""The sweep as one object: the points, jobs and files that follow from an experiment, its model and its results.
 
-No Snakemake here. The rules, the plan, the run and the commands ask it.
+Independent of Snakemake. Used by the rules, the plan, the run and the commands.
 """
 
 import hashlib
@@ -52,38 +52,38 @@ from lorasweep.trainers import Trainer
 from lorasweep.util.errors import InputError, naming_file
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
-"""The files of an adapter that rules declare; its tokenizer lies beside them."""
+"""The files of an adapter that rules declare. Its tokenizer is in the same folder."""
 
 RESULTS = Path("results")
-"""In the working directory: a folder for each experiment."""
+"""The folder of results in the working directory; it has one folder per experiment."""
 
 _ANY_TRAINING = "<training>"
-"""Stands in a recipe for the training's name, which is made of the rest of it."""
+"""Placeholder in a recipe for the training's name, which is derived from the recipe."""
 
 MISSING_MODEL_AMOUNT = 1000
-"""What a job asks for in a dry run without the base model, of whatever it asks for."""
+"""The value of every resource request in a dry run without the base model."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """An experiment and what follows from it. Made by `load`; what takes long is found when it is asked for."""
+    """An experiment and everything derived from it. Created by `load`; slow properties are computed on first use."""
 
     experiment: Experiment
-    """With local paths in place of references to the hub."""
+    """The experiment, with local paths in place of hub references."""
     as_written: Experiment
-    """As the file has it."""
+    """The experiment as in its file."""
     source: str
-    """What messages call the experiment file."""
+    """The experiment file's name in messages."""
     named_points: Mapping[str, Point]
-    """What is trained, or given as an adapter, by name; `points` knows their trainings too."""
+    """Points by name, as planned by `get_points` or, in a job, as recorded. `points` also has their trainings."""
     baselines: Mapping[str, str]
-    """What is evaluated as it is: paths of models, by name."""
+    """Paths, by name, of the models that are evaluated without an adapter."""
     tasks: Sequence[TaskEntry]
     trainer: Trainer
     is_job: bool = False
     """Whether this process runs a job of a sweep that another process planned."""
     shared_gpus: int | None = None
-    """GPUs that all jobs on one machine share (`--resources gpu=N`); None where each job is given its own."""
+    """Number of GPUs that all jobs on one machine share (`--resources gpu=N`); `None`: each job has its own."""
     _recipes: dict[str, str] = field(default_factory=dict, repr=False)
     _specs: dict[Any, EvaluationSpec] = field(default_factory=dict, repr=False)
 
@@ -97,10 +97,10 @@ class Sweep:
         is_job: bool = False,
         shared_gpus: int | None = None,
     ) -> "Sweep":
-        """Read a sweep from the configuration of an experiment; `given` is what of it stands on the command line.
+        """Load a sweep from an experiment's configuration; `given` are the values set on the command line.
 
         Raises:
-            InputError: what is wrong in the file, or in a task file or a record that it leads to.
+            InputError: the file, one of its task files, or a record of the experiment is invalid.
         """
         as_written = load_experiment(read_given_values(config, given or {}), source)
         results = RESULTS / as_written.experiment.name
@@ -116,12 +116,13 @@ class Sweep:
         return cls(experiment, as_written, source, points, baselines, tasks, trainer, is_job, shared_gpus)
 
     def check(self, *, asks_inspect: bool) -> None:
-        """Check all that a run needs from outside the experiment file; a missing base model is `missing_model`.
+        """Check everything that a run needs from outside the experiment file, except the base model's presence.
 
-        `asks_inspect`: whether the environment that evaluates is there, and can be asked for registered tasks.
+        For the latter, see `missing_model`. `asks_inspect`: whether the evaluation environment is installed, so that
+        registered tasks can be looked up there.
 
         Raises:
-            InputError: naming the file, the key, the value and what is expected.
+            InputError: a check failed; the message has the file, the key, the value and what is expected.
         """
         with naming_file(self.source):
             check_device(self.experiment)
@@ -139,13 +140,14 @@ class Sweep:
             return
         if self.most_gpus > self.shared_gpus:
             raise InputError(
-                f"controls.gpus: {self.most_gpus} is invalid with --resources gpu={self.shared_gpus}", "at most as many"
+                f"controls.gpus: {self.most_gpus} is invalid with --resources gpu={self.shared_gpus}",
+                f"at most {self.shared_gpus}",
             )
         if self.most_gpus < self.shared_gpus:
             raise InputError(
-                f"gpu={self.shared_gpus}: jobs on one machine take its first GPUs, and more than one "
-                "at a time would share them",
-                f"gpu={self.most_gpus}, or a run for each GPU with its own CUDA_VISIBLE_DEVICES and directory",
+                f"gpu={self.shared_gpus}: jobs on one machine take its first GPUs, so that concurrent jobs would share "
+                "them",
+                f"gpu={self.most_gpus}, or one run per GPU, each with its own CUDA_VISIBLE_DEVICES and directory",
                 file="--resources",
             )
 
@@ -163,13 +165,13 @@ class Sweep:
 
     @cached_property
     def missing_model(self) -> str | None:
-        """What to say of a base model that is not there; None where it is."""
+        """A message about a missing base model; `None` if the model exists."""
         missing = find_missing_model(self.experiment)
         return missing and f"{self.source}: {missing}"
 
     @cached_property
     def base(self) -> Checkpoint | None:
-        """The base model; what its configuration says where its weights are missing; None without either."""
+        """The base model. Without weights: tensor shapes from its configuration. Without a configuration: `None`."""
         path = Path(self.base_model)
         if not self.missing_model:
             return read_checkpoint(path)
@@ -177,7 +179,7 @@ class Sweep:
 
     @property
     def base_fingerprint(self) -> str:
-        """The base model's fingerprint, or what to say of one that is not there."""
+        """The base model's fingerprint; for a missing model, the message `missing_model`."""
         return self.missing_model or read_checkpoint(Path(self.base_model)).fingerprint
 
     @cached_property
@@ -185,14 +187,14 @@ class Sweep:
         """The number of training samples."""
         return check_data(self.experiment.data)
 
-    # What is trained and evaluated.
+    # Points, trainings and evaluations.
 
     @cached_property
     def points(self) -> Mapping[str, Point]:
-        """What is trained, or given as an adapter, by name.
+        """Points by name, with their trainings.
 
         Raises:
-            InputError: the trainer cannot train one of them.
+            InputError: the trainer cannot train one of the points.
         """
         if self.is_job:
             return self.named_points
@@ -200,7 +202,7 @@ class Sweep:
 
     @cached_property
     def trained(self) -> Mapping[str, tuple[int, ...]]:
-        """The points that have a training, and the earlier epochs whose adapters it keeps beside the last."""
+        """The points that own a training, each with the epochs before the last whose adapters the training keeps."""
         epochs: dict[str, set[int]] = {point.name: set() for point in self.points.values() if point.is_trained}
         for point in self.points.values():
             if point.epoch and point.trained_by:
@@ -209,12 +211,12 @@ class Sweep:
 
     @cached_property
     def trainings(self) -> Mapping[str, str]:
-        """The names of the trainings, and of the points for which they are counted."""
+        """The name of the owning point of each training, by the training's name."""
         return {str(self.points[point].training): point for point in self.trained}
 
     @cached_property
     def evaluated(self) -> Mapping[str, Mode]:
-        """What is evaluated, each with its mode; baselines have `base`."""
+        """The mode of each evaluated point and baseline, by name. A baseline's mode is `base`."""
         if not self.experiment.evaluation.enabled:
             return {}
         modes: dict[str, Mode] = {point.name: point.mode for point in self.points.values() if point.is_evaluated}
@@ -223,41 +225,41 @@ class Sweep:
 
     @cached_property
     def folders(self) -> Sequence[str]:
-        """Everything that has a folder of its own in the results: points and baselines."""
+        """Names of the points and baselines: each has a folder in the results."""
         return tuple(dict.fromkeys([*self.points, *self.evaluated]))
 
     @cached_property
     def variables(self) -> Sequence[str]:
-        """The keys that vary."""
+        """The keys that vary between points."""
         swept = sorted({key for point in self.points.values() for key in point.swept})
         return [*swept, *(["epoch"] if any(point.epoch for point in self.points.values()) else [])]
 
     @property
     def deciding_tasks(self) -> Sequence[str]:
-        """The tasks' names as the experiment lists them, the one that decides first."""
+        """The tasks' names in the experiment's order, but `report.task` first."""
         names = [task.name for task in self.tasks] if self.experiment.evaluation.enabled else []
         return sorted(names, key=lambda name: name != self.experiment.report.task)
 
     @cached_property
     def task_files(self) -> Sequence[str]:
-        """The files that the tasks are made of: a change in one of these evaluates anew."""
+        """The tasks' source files. A change in one of them invalidates the evaluations."""
         return sorted({file for entry in self.tasks for file in entry.files})
 
     @property
     def evaluation_stage(self) -> str:
-        """The environment of what generates answers."""
+        """The name of the environment that runs evaluations."""
         return "vllm" if self.experiment.evaluation.backend == "vllm" else "eval"
 
     @property
     def pipeline(self) -> str:
-        """The rules with their jobs, as JSON."""
+        """The rules in order, each with its number of jobs, as JSON."""
         modes = {**{point.name: point.mode for point in self.points.values()}, **self.evaluated}
         taken = [point.name for point in self.points.values() if point.training]
         return json.dumps([asdict(stage) for stage in get_stages(modes, self.evaluated, self.trained, taken)])
 
     @property
     def digest(self) -> str:
-        """The digest of what the report shows of the experiment, in whatever order its file has it."""
+        """The digest of the settings that the report shows. It does not depend on their order in the file."""
 
         def sort(value: Any) -> Any:
             if isinstance(value, dict):
@@ -268,52 +270,52 @@ class Sweep:
         return hashlib.sha256(json.dumps(sort(shown)).encode()).hexdigest()
 
     def match_points(self, is_wanted: Callable[[str], bool]) -> str:
-        """Return a regular expression of the names that are wanted, of all that have a folder."""
+        """Return a regular expression that matches the names in `folders` for which `is_wanted` is true."""
         chosen = [name for name in self.folders if is_wanted(name)]
-        others = [name for name in self.folders if not is_wanted(name)]
-        # The shorter list makes the shorter pattern.
-        few = "|".join(map(re.escape, sorted(chosen if len(chosen) <= len(others) else others)))
-        return few or "(?!)" if len(chosen) <= len(others) else f"(?!(?:{few})/){NAME_PATTERN}"
+        excluded = [name for name in self.folders if not is_wanted(name)]
+        # The pattern lists the shorter of the two.
+        few = "|".join(map(re.escape, sorted(chosen if len(chosen) <= len(excluded) else excluded)))
+        return few or "(?!)" if len(chosen) <= len(excluded) else f"(?!(?:{few})/){NAME_PATTERN}"
 
-    # Files of a point, with `<results>` as the rules have it.
+    # Files of a point. `<results>` is Snakemake's path variable.
 
     def get_adapter_files(self, point: str) -> list[str]:
-        """The files of a point's adapter."""
+        """Return the files of a point's adapter."""
         return [f"<results>/{point}/adapter/{name}" for name in ADAPTER_FILES]
 
     def get_trained_file(self, training: str) -> str:
-        """The record of the adapter of a training's last epoch; what else it leaves is there when this is."""
+        """Return the record of a training's last adapter. It exists only when all other outputs of the training do."""
         return f"<results>/{TRAININGS}/{training}/adapter/{RECORD}"
 
     def get_taken_files(self, point: str) -> dict[str, str]:
-        """What a point takes of its training, as far as that declares it."""
+        """Return the declared outputs of a point's training that the point uses."""
         training = str(self.points[point].training)
         recipe = f"<results>/{TRAININGS}/{training}/recipe.yaml"
         return {"recipe": recipe, "record": self.get_trained_file(training)}
 
     def get_taken_folder(self, point: str) -> str:
-        """The folder of the adapter that a point takes from its training."""
+        """Return the folder, in its training's, of the adapter that a point uses."""
         epoch = self.points[point].epoch
         folder = get_epoch_folder(epoch) if epoch else "adapter"
         return f"{self.results}/{TRAININGS}/{self.points[point].training}/{folder}"
 
     def get_training_state(self, point: str) -> str:
-        """The folder of what a point's training needs only while it runs."""
+        """Return the folder of files that a point's training needs only while it runs."""
         return f"{self.results}/{TRAININGS}/{self.points[point].training}/{STATE}"
 
     def get_given_adapter(self, point: str) -> list[str]:
-        """The files of the adapter that a point is given."""
+        """Return the files of the existing adapter that a point adopts."""
         return [f"{self.points[point].adapter}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)]
 
     def get_model_files(self, point: str) -> dict[str, Any]:
-        """What an evaluation reads of a point; of a model as it is no file is declared."""
+        """Return the files of a point that its evaluation reads; empty for a baseline, whose model is not declared."""
         if point in self.baselines:
             return {}
         model = {"model": f"<results>/{point}/hf_model"} if self.points[point].mode == "A" else {}
         return {"adapter": self.get_adapter_files(point), **model}
 
     def get_kept_files(self, point: str) -> dict[str, list[str]]:
-        """What a point keeps, less its manifest; by kind."""
+        """Return the files that a point keeps, by kind, without its manifest."""
         kept = {}
         if point in self.points:
             if self.points[point].training:
@@ -326,10 +328,10 @@ class Sweep:
             kept["metrics"] = [f"<results>/{point}/eval/{METRICS}"]
         return kept
 
-    # Texts that rules have as parameters: a change in one of these reruns the job.
+    # Parameters of rules, as text: a change in one of them reruns the job.
 
     def make_recipe(self, point: Point) -> str:
-        """Return what a point is trained by, but for the name of the training; without the base model, its settings.
+        """Return a point's recipe, with a placeholder for the training's name; without the base model, its settings.
 
         Raises:
             InputError: the trainer cannot train this model with these settings.
@@ -344,13 +346,13 @@ class Sweep:
         return self._recipes[key]
 
     def get_recipe(self, training: str) -> str:
-        """Return the text of a training's recipe; without the base model, what is missing."""
+        """Return the text of a training's recipe; without the base model, the message `missing_model`."""
         text = self.make_recipe(self.points[self.trainings[training]])
         folder = f"{self.results}/{TRAININGS}/{training}"
         return self.missing_model or text.replace(f"{RESULTS}/{_ANY_TRAINING}", folder)
 
     def get_evaluation_spec(self, point: str) -> EvaluationSpec:
-        """Return what a point's evaluation depends on beside the weights."""
+        """Return the specification of a point's evaluation: everything it depends on, except the adapter's weights."""
         data = self.points[point].data if point in self.points else self.experiment.data
         return self._get_spec(self.evaluated[point], self.baselines.get(point, self.base_model), data)
 
@@ -364,7 +366,7 @@ class Sweep:
         return self._specs[key]
 
     def get_settings(self, point: str) -> str:
-        """Return the settings that a point's manifest carries, as JSON."""
+        """Return the settings in a point's manifest, as JSON."""
         if point in self.points:
             settings = self.points[point].settings
         else:
@@ -373,11 +375,11 @@ class Sweep:
         return json.dumps({**made_on, **settings}, sort_keys=True)
 
     def get_task_names(self, point: str) -> list[str]:
-        """Return the tasks that a point is evaluated on."""
+        """Return the names of the tasks that a point is evaluated on."""
         return sorted(task.name for task in self.tasks) if point in self.evaluated else []
 
     def get_counting_options(self, name: str) -> list[str]:
-        """What tells the clean-up whether a training's time is counted for this point."""
+        """Return the clean-up's options that name the training whose time is counted for this point, if any."""
         point = self.points.get(name)
         return ["--training", str(point.training)] if point and point.is_trained else []
 
@@ -385,11 +387,13 @@ class Sweep:
 
     @cached_property
     def batches(self) -> Mapping[str, list[str]]:
-        """The points of each batch, by its name; a job has those of the run that it belongs to."""
+        """The points of each batch, by the batch's name. A job reads the batches that its run recorded."""
         record = self.results / BATCHES
         if self.is_job:
-            known = read_batches(record).items()
-            return {batch: here for batch, points in known if (here := [p for p in points if p in self.evaluated])}
+            recorded = read_batches(record).items()
+            return {
+                batch: current for batch, points in recorded if (current := [p for p in points if p in self.evaluated])
+            }
         direct = [point for point, mode in self.evaluated.items() if mode == "B2"]
         if not direct:
             return {}
@@ -400,7 +404,7 @@ class Sweep:
         trained = {point for point in direct if self._has_adapter(point)}
         done = {point for point in trained if not self.missing_model and self._is_evaluated(point)}
         batches: dict[str, list[str]] = {}
-        # One job evaluates in one way: points that are asked otherwise have batches of their own.
+        # One job has one evaluation specification: points with other data settings get their own batches.
         for data in dict.fromkeys(self.points[point].data for point in direct):
             alike = [point for point in direct if self.points[point].data == data]
             for batch, points in assign_batches(alike, done, trained, size, record).items():
@@ -409,69 +413,69 @@ class Sweep:
 
     @cached_property
     def batch_of(self) -> Mapping[str, str]:
-        """The batch of each point that has one."""
+        """The name of each point's batch, for points that have one."""
         return {point: batch for batch, points in self.batches.items() for point in points}
 
     def get_batch_file(self, point: str) -> str:
-        """What says that the batch of a point was evaluated; how, is seen in the point's state."""
+        """Return the file that marks a point's batch as evaluated. The outcome is in the point's state."""
         return f"<results>/.batches/{self.batch_of[point]}"
 
     def get_batch_adapters(self, batch: str) -> list[str]:
-        """The files of the adapters of a batch's points."""
+        """Return the adapter files of a batch's points."""
         return [file for point in self.batches[batch] for file in self.get_adapter_files(point)]
 
     def get_batch_folders(self, batch: str) -> list[str]:
-        """The folders of a batch's points."""
+        """Return the folders of a batch's points."""
         return [str(self.results / point) for point in self.batches[batch]]
 
     def _is_evaluated(self, point: str) -> bool:
         return is_evaluated(self.get_evaluation_spec(point), self.results / point)
 
     def _has_adapter(self, point: str) -> bool:
-        """Whether a point's adapter is there, or at hand in the folder of its training."""
+        """Whether a point's adapter exists, in its own folder or in its training's."""
         training = self.points[point].training
         if training:
             return is_trained(self.results / TRAININGS / training)
         return all((self.results / point / "adapter" / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG))
 
-    # What jobs ask for.
+    # Resource requests.
 
     @property
     def gpus(self) -> int:
-        """GPUs of a job that trains or evaluates with one process."""
+        """The number of GPUs of a training or evaluation job with one process."""
         return 1 if self.experiment.model.device == "cuda" else 0
 
     @cached_property
     def most_gpus(self) -> int:
-        """The most GPUs that one training has, were it on GPUs."""
+        """The largest `controls.gpus` of all trainings, whatever the device."""
         return max((self.points[point].controls.gpus for point in self.trained), default=1)
 
     @property
     def evaluation_gpus(self) -> int:
-        """GPUs of an evaluation; where all jobs share those of one machine, a job at a time has them all."""
+        """The number of GPUs of an evaluation. If jobs share one machine's GPUs, each job reserves all of them."""
         return self.gpus * (1 if self.shared_gpus is None else self.most_gpus)
 
     def get_train_gpus(self, training: str) -> int:
-        """GPUs of a training."""
+        """Return the number of GPUs of a training."""
         own = self.points[self.trainings[training]].controls.gpus
         return self.evaluation_gpus if self.shared_gpus is not None else self.gpus * own
 
     def get_train_threads(self, training: str) -> int:
-        """Threads of a training: four for each process."""
+        """Return the number of threads of a training: four per process."""
         return 4 * self.points[self.trainings[training]].controls.gpus
 
     def get_kept_epochs(self, training: str) -> tuple[int, ...]:
-        """The earlier epochs whose adapters a training keeps beside that of its last."""
+        """Return the epochs before the last whose adapters a training keeps."""
         return self.trained[self.trainings[training]]
 
     def get_epochs(self, training: str) -> str:
-        """The epochs whose adapters a training keeps, joined by commas; the last is `last`."""
+        """Return all epochs whose adapters a training keeps, joined by commas; the last one is called `last`."""
         return ",".join([*map(str, self.get_kept_epochs(training)), "last"])
 
     def request(self, rule: str, resource: str, name: str, attempt: int = 1) -> int:
-        """Return how much a job asks for at an attempt: `mem_mb` and `disk_mb` in MB, `runtime` in minutes.
+        """Return a job's resource request at an attempt: `mem_mb` and `disk_mb` in MB, `runtime` in minutes.
 
-        `name` is that of the job's point, training or batch.
+        `name` is the name of the job's point, training or batch.
         """
         if self.missing_model:
             return MISSING_MODEL_AMOUNT

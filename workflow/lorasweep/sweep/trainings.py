@@ -1,7 +1,7 @@
-"""Trainings: one for all points that differ only in how their checkpoint is kept, or in the epoch that they are of.
+"""Share trainings: points that differ only in mode or in epoch have one training.
 
-A training is that of a recipe. Its folder, `trainings/<name>/` of an experiment, is called after the recipe's digest,
-so what lies in it is of that recipe for ever: another recipe has another folder.
+A training belongs to one recipe. The name of its folder, `trainings/<name>/` in the experiment's folder, contains the
+recipe's digest, so the folder never holds the results of another recipe.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, STATE, TRAININGS, get_epoc
 from lorasweep.util.digest import digest_file
 
 _DIGITS = 10
-"""Of a digest in a name: 10,000 trainings have two alike once in 20,000 times."""
+"""Hexadecimal digits of the digest in a name: two of 10,000 trainings collide with a probability of 1 in 20,000."""
 
 _NAME = re.compile(rf"(?P<label>.+)-(?P<key>[0-9a-f]{{{_DIGITS}}}(?:-[0-9a-f]{{4}})?)")
 
 
 def share_trainings(points: Mapping[str, Point], get_recipe: Callable[[Point], str], results: Path) -> dict[str, Point]:
-    """Return the points with the name of their training, and with the point that it is counted for.
+    """Return the points, each with the name of its training and the point that owns the training.
 
-    `get_recipe` returns a recipe without the name of its training; `results` is the experiment's folder, where a
-    training that kept all the epochs that are wanted now is taken as it is.
+    `get_recipe` returns a point's recipe without the name of the training. `results` is the experiment's folder: an
+    existing training there is reused if it kept all the requested epochs.
     """
     groups: dict[str, list[Point]] = {}
     for point in points.values():
@@ -37,7 +37,7 @@ def share_trainings(points: Mapping[str, Point], get_recipe: Callable[[Point], s
     folders = _list_folders(results / TRAININGS)
     shared = dict(points)
     for digest, members in groups.items():
-        # The order of the file is of no matter.
+        # The result must not depend on the order of points in the file.
         members.sort(key=lambda point: point.name)
         owner = next(point for point in members if point.epoch is None)
         epochs = sorted({point.epoch for point in members if point.epoch is not None})
@@ -48,20 +48,20 @@ def share_trainings(points: Mapping[str, Point], get_recipe: Callable[[Point], s
 
 
 def is_trained(folder: Path, epochs: Iterable[int] = ()) -> bool:
-    """Whether a training's folder has the adapter of its last epoch, and those of earlier ones."""
+    """Whether a training's folder holds the adapter of its last epoch and those of `epochs`."""
     adapters = [folder / "adapter", *(folder / get_epoch_folder(epoch) for epoch in epochs)]
     return all((adapter / name).is_file() for adapter in adapters for name in (ADAPTER_WEIGHTS, RECORD))
 
 
 def drop_unused(trainings: Path, current: Collection[str]) -> None:
-    """Remove what no point has of trainings that left the experiment: their states, and adapters that none took.
+    """Clean up trainings that are no longer in the experiment: remove their states, and adapters that no point uses.
 
-    `trainings` is the folder of all, and `current` are the names of those that stay.
+    `trainings` is the folder of all trainings; `current` are the names of those in the experiment.
     """
-    left = list(trainings.iterdir()) if trainings.is_dir() else []
-    left = [folder for folder in left if folder.name not in current and _NAME.fullmatch(folder.name)]
-    taken = {digest_file(recipe) for recipe in trainings.parent.glob("*/recipe.yaml")} if left else set()
-    for folder in left:
+    folders = list(trainings.iterdir()) if trainings.is_dir() else []
+    folders = [folder for folder in folders if folder.name not in current and _NAME.fullmatch(folder.name)]
+    taken = {digest_file(recipe) for recipe in trainings.parent.glob("*/recipe.yaml")} if folders else set()
+    for folder in folders:
         recipe = folder / "recipe.yaml"
         shutil.rmtree(folder / STATE, ignore_errors=True)
         if not recipe.is_file() or digest_file(recipe) not in taken:
@@ -69,7 +69,7 @@ def drop_unused(trainings: Path, current: Collection[str]) -> None:
 
 
 def _list_folders(trainings: Path) -> dict[str, list[Path]]:
-    """Return the folders of trainings by the digests of their recipes."""
+    """Return the folders of trainings by their recipe's digest."""
     folders: dict[str, list[Path]] = {}
     for folder in sorted(trainings.glob("*")) if trainings.is_dir() else ():
         if match := _NAME.fullmatch(folder.name):
@@ -78,7 +78,7 @@ def _list_folders(trainings: Path) -> dict[str, list[Path]]:
 
 
 def _find_name(folders: Iterable[Path], digest: str, epochs: Sequence[int]) -> str | None:
-    """Return the name of a training that has all that is wanted, or is on the way to it."""
+    """Return the name of a training that has all requested epochs, else of an unfinished one that will have them."""
     begun = None
     for folder in folders:
         if is_trained(folder, epochs):
@@ -89,7 +89,7 @@ def _find_name(folders: Iterable[Path], digest: str, epochs: Sequence[int]) -> s
 
 
 def _make_key(digest: str, epochs: Sequence[int]) -> str:
-    """More epochs to keep are another training: those that one did not keep are lost."""
+    """Return the key in a training's name. It depends on `epochs`: a training cannot restore epochs it did not keep."""
     return "-".join([digest, *([hashlib.sha256(json.dumps(epochs).encode()).hexdigest()[:4]] if epochs else [])])
 
 
