@@ -125,7 +125,6 @@ def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
 def draw_storage(whole: Mapping[str, SweepPlan], file: Path) -> None:
     """Write a picture of disk usage over time in each mode: kept and temporary files together."""
     # Imported here: a dry run draws no picture.
-    from lorasweep.planning.view import draw_planned_storage
     from lorasweep.util.vega import write_picture
 
     curves = {
