@@ -305,11 +305,20 @@ def test_a_run_is_seen_while_it_goes_on_and_what_outlives_it_is_not_done_twice(
         log = sweep.find_training_log("point")
         wait_until(lambda: run.poll() is not None or len(read_log(running)) == 2)
         assert run.poll() is None, sweep.read_said()
-        seen = " ".join(sweep.call("status").split())
+        # What a run says of itself is some seconds old.
+        points = "Points: 1. waiting 0, training 1, trained 0, evaluating 0, done 0, failed 0."
+        seen = ""
+
+        def is_seen() -> bool:
+            nonlocal seen
+            seen = " ".join(sweep.call("status").split())
+            return points in seen
+
+        wait_until(lambda: is_seen() or run.poll() is not None)
         run.kill()
         run.wait()
+        assert points in seen
         assert "outlived: running since" in seen
-        assert "Points: 1. waiting 0, training 1, trained 0, evaluating 0, done 0, failed 0." in seen
         assert re.search(r"\btrain point \d\d:\d\d ", seen)
         assert "Time left: " in seen
         assert "no run is going on. The last ended without a word" in " ".join(sweep.call("status").split())
