@@ -281,7 +281,7 @@ def _check_values(adapter: Adapter, base: Checkpoint) -> None:
     for name in adapter.tensors:
         dtype = adapter.tensors[name].dtype
         if dtype not in DTYPES:
-            raise AdapterError(f"{adapter.path}: '{name}' is {dtype}", f"{', '.join(DTYPES)}")
+            raise AdapterError(f"{adapter.path}: '{name}' is {dtype}", ", ".join(DTYPES))
         tensor = adapter.read(name)
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{adapter.path}: '{name}' holds values that are not finite")

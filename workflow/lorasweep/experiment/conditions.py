@@ -57,7 +57,7 @@ class Condition:
             raise self._refuse(getattr(error, "msg", str(error))) from error
         self.keys = {node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)} - _WORDS.keys()
         for key in sorted(self.keys - set(known)):
-            raise InputError(f"{where}: unknown key '{key}'{nearest(key, known)}", f"{', '.join(known)}")
+            raise InputError(f"{where}: unknown key '{key}'{nearest(key, known)}", ", ".join(known))
         self._check(self._tree)
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
@@ -76,7 +76,7 @@ class Condition:
         return found
 
     def _refuse(self, why: str) -> InputError:
-        return InputError(f"{self._where}: {self._text!r} is invalid: {why}", f"{EXPECTED}")
+        return InputError(f"{self._where}: {self._text!r} is invalid: {why}", EXPECTED)
 
     def _check(self, tree: ast.AST) -> None:
         for node in ast.walk(tree):

@@ -86,7 +86,7 @@ def parse_setting(key: str, value: Any, where: str) -> Any:
         InputError: unknown key (with the nearest known one), or a value that the key does not take.
     """
     if key not in SETTING_KEYS:
-        raise InputError(f"{where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}", f"{', '.join(SETTING_KEYS)}")
+        raise InputError(f"{where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
     section: type[Section] = Evaluation if key in CHECKPOINT_KEYS else Data if key in PROMPT_KEYS else Controls
     try:
         if key == MODE_KEY:

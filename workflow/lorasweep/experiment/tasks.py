@@ -119,7 +119,7 @@ def _check_arguments(parameters: ast.arguments, reference: str, args: Mapping[st
         if argument not in known and not parameters.kwarg:
             raise InputError(
                 f"{where}: '{argument}' is no argument of {reference}{nearest(argument, known)}",
-                f"{', '.join(known) or 'none'}",
+                ", ".join(known) or "none",
             )
     if missing := sorted(required - args.keys()):
         raise InputError(f"{where}: {reference} needs {', '.join(missing)}, for which there is no default")

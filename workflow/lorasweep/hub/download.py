@@ -74,7 +74,7 @@ def _choose(reference: Reference, names: Collection[str]) -> list[str]:
     if reference.file is not None:
         if reference.file not in names:
             alike = sorted(name for name in names if re.search(r"\.(jsonl|json|parquet)$", name))
-            raise InputError("no such file", f"{', '.join(alike[:10]) or 'none: it has no .jsonl, .json, .parquet'}")
+            raise InputError("no such file", ", ".join(alike[:10]) or "none: it has no .jsonl, .json, .parquet")
         return [reference.file]
     weights = [SINGLE] if SINGLE in names else sorted(name for name in names if re.fullmatch(_SHARD, name))
     if "config.json" not in names or not weights:

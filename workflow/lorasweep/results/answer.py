@@ -47,7 +47,7 @@ def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None)
     rows = table[table["task"] == tasks[0]]
     there = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
     if metric and metric not in there:
-        raise InputError(f"report.metric: {metric!r} is no metric of the task '{tasks[0]}'", f"{', '.join(there)}")
+        raise InputError(f"report.metric: {metric!r} is no metric of the task '{tasks[0]}'", ", ".join(there))
     return metric or next(iter(there), None)
 
 

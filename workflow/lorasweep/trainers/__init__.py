@@ -130,5 +130,5 @@ def get_trainer(name: str) -> Trainer:
     if missing := [part for part in _PARTS if not hasattr(module, part)]:
         raise InputError(f"{name!r} is no trainer: it has no {', '.join(missing)}", expected)
     if module.STAGE not in _STAGES:
-        raise InputError(f"{name!r}: STAGE: {module.STAGE!r} is invalid", f"{' or '.join(_STAGES)}")
+        raise InputError(f"{name!r}: STAGE: {module.STAGE!r} is invalid", " or ".join(_STAGES))
     return cast(Trainer, module)
