@@ -33,7 +33,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     if experiment.report.task and experiment.report.task not in names:
         raise InputError(
             f"report.task: {experiment.report.task!r} is invalid",
-            ", ".join(names) or "null, as no task is evaluated",
+            ", ".join(names) or "null, where no task is evaluated",
         )
     points = list(points)
     _check_prompts(experiment.data, "")

@@ -185,7 +185,8 @@ class Sweep:
     @cached_property
     def samples(self) -> int:
         """The number of training samples."""
-        return check_data(self.experiment.data)
+        with naming_file(self.source):
+            return check_data(self.experiment.data)
 
     # Points, trainings and evaluations.
 
