@@ -81,7 +81,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         ["mode B1", "model_format: hf", "save_adapter_weights_only: False"],
     ),
     "no data": (remove("train.jsonl"), ["data.train", "no such file: train.jsonl"]),
-    "empty data": (write("train.jsonl", ""), ["data.train", "holds no sample"]),
+    "empty data": (write("train.jsonl", ""), ["data.train", "has no samples"]),
     "data that is no JSON": (
         write("train.jsonl", '{"input": "a", "output": "b"}\noops\n'),
         ["train.jsonl:2", "not JSON"],
