@@ -130,7 +130,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     ),
     "a baseline called as a point": (
         edit(evaluation={"baselines": [{"name": "lora_rank=4", "model": "model"}]}),
-        ["evaluation.baselines.0.name", "'lora_rank=4'", "no point"],
+        ["evaluation.baselines.0.name", "'lora_rank=4'", "differs from those of points"],
     ),
     "a model of its own": (
         edit(evaluation={"baselines": [{"name": "other", "model": "results/planned/lora_rank=4/hf_model"}]}),
