@@ -302,9 +302,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a tensor twice": (edit(lambda t: t | {f"{Q[17:]}.lora_A.weight": torch.ones(4, 64)}), "has tensors twice"),
     "a record of something else": (poison_record, "lorasweep.json: names no base model"),
     "a pickle": (pickle, "its weights are no safetensors file"),
-    "an empty file": (cut(0), "no safetensors file"),
-    "a header cut short": (cut(100), "no safetensors file"),
-    "values cut short": (cut(20_000), "cut short"),
+    "an empty file": (cut(0), "not a safetensors file"),
+    "a header cut short": (cut(100), "not a safetensors file"),
+    "values cut short": (cut(20_000), "is truncated"),
 }
 
 

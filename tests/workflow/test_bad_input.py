@@ -81,7 +81,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         ["mode B1", "model_format: hf", "save_adapter_weights_only: False"],
     ),
     "no data": (remove("train.jsonl"), ["data.train", "no such file: train.jsonl"]),
-    "empty data": (write("train.jsonl", ""), ["data.train", "holds no sample"]),
+    "empty data": (write("train.jsonl", ""), ["data.train", "has no samples"]),
     "data that is no JSON": (
         write("train.jsonl", '{"input": "a", "output": "b"}\noops\n'),
         ["train.jsonl:2", "not JSON"],
@@ -130,7 +130,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     ),
     "a baseline called as a point": (
         edit(evaluation={"baselines": [{"name": "lora_rank=4", "model": "model"}]}),
-        ["evaluation.baselines.0.name", "'lora_rank=4'", "no point"],
+        ["evaluation.baselines.0.name", "'lora_rank=4'", "differs from those of points"],
     ),
     "a model of its own": (
         edit(evaluation={"baselines": [{"name": "other", "model": "results/planned/lora_rank=4/hf_model"}]}),

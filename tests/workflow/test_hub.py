@@ -61,7 +61,7 @@ def test_a_model_is_fetched_once_and_read_as_a_local_one(sweep: Sweep, hub: Hub,
 def test_snakemake_asks_no_hub_and_says_what_to_do(sweep: Sweep, hub: Hub, options: tuple[str, ...]) -> None:
     refused = sweep.snakemake(*options)
     assert refused.returncode == 1
-    assert "sweep.yaml: model.path: hf://org/plain@main is not here; fetch it: lorasweep download " in refused.stderr
+    assert "sweep.yaml: model.path: hf://org/plain@main is not downloaded; run: lorasweep download " in refused.stderr
     assert hub.requests == []
 
 
@@ -98,7 +98,7 @@ def test_a_fetch_that_is_interrupted_leaves_no_model_and_is_gone_on_with(sweep: 
     broken = sweep.lorasweep("download")
     assert broken.returncode == 1
     assert "model.path: hf://org/plain@" in broken.stdout + broken.stderr
-    assert "the same command goes on with it" in broken.stdout + broken.stderr
+    assert "run the same command again to resume it" in broken.stdout + broken.stderr
     assert not (sweep.directory / get_folder(hub)).exists()
     hub.breaks = False
     hub.requests.clear()
@@ -164,7 +164,7 @@ BAD: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "gated, a token for another": (
         {"model": {"path": "hf://org/gated"}},
         "hf_anotherSecret",
-        ["model.path", "is gated", "the token in HF_TOKEN may not read it"],
+        ["model.path", "is gated", "the token in HF_TOKEN has no access to it"],
     ),
     "unknown": (
         {"model": {"path": "hf://org/none"}},
@@ -214,5 +214,5 @@ def test_a_hub_out_of_reach_is_told_with_what_to_do(sweep: Sweep) -> None:
     sweep.environment["HF_ENDPOINT"] = "http://127.0.0.1:1"
     refused = sweep.lorasweep("download", "--dry-run")
     assert refused.returncode == 1
-    assert "model.path: hf://org/plain@main: it could not be fetched" in refused.stderr
-    assert "run 'lorasweep download' on one that has it" in refused.stderr
+    assert "model.path: hf://org/plain@main: the download failed" in refused.stderr
+    assert "run 'lorasweep download' on one that has access" in refused.stderr

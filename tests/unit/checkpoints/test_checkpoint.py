@@ -108,17 +108,21 @@ change_name = change_header(b"q_proj", b"z_proj")
 change_place = change_header(b'"data_offsets":[0,', b'"data_offsets":[4,')
 
 BROKEN = [
-    (change_dtype, "model-00000.safetensors", "is no safetensors file"),
-    (change_shape, "model-00000.safetensors", r"is no safetensors file .* is F32 \[8, 9\], and lies at"),
-    (change_place, "model-00000.safetensors", "is no safetensors file"),
+    (change_dtype, "model-00000.safetensors", "is not a safetensors file"),
+    (
+        change_shape,
+        "model-00000.safetensors",
+        r"is not a safetensors file .* is F32 \[8, 9\], its offsets",
+    ),
+    (change_place, "model-00000.safetensors", "is not a safetensors file"),
     (change_name, "model-00001.safetensors", "in model-00001.safetensors, which lacks it"),
-    (add_single, "model-00000.safetensors", "Expected: one of them, as readers differ"),
+    (add_single, "model-00000.safetensors", "Expected: one of them, since libraries differ"),
     (repeat_shard, "model-00000.safetensors", "in again.safetensors and in model-00000.safetensors. Expected: one"),
     (remove, "config.json", "has no config.json"),
     (remove, "tokenizer.json", "has no tokenizer"),
     (remove, "model-00001.safetensors", "lacks model-00001.safetensors"),
-    (truncate, "model-00000.safetensors", "is cut short"),
-    (scribble, "model-00000.safetensors", "is no safetensors file"),
+    (truncate, "model-00000.safetensors", "is truncated"),
+    (scribble, "model-00000.safetensors", "is not a safetensors file"),
     (scribble, "config.json", "is not JSON"),
     (scribble, "model.safetensors.index.json", "is not JSON"),
     (empty_index, "model.safetensors.index.json", "lacks every shard"),

@@ -75,7 +75,7 @@ def test_what_was_fetched_stands_in_place_of_each_reference(experiment: Experime
 
 
 def test_what_was_not_fetched_is_told_with_what_fetches_it(experiment: Experiment) -> None:
-    said = r"^model\.path: hf://org/name@main is not here; fetch it: lorasweep download my\.yaml"
+    said = r"^model\.path: hf://org/name@main is not downloaded; run: lorasweep download my\.yaml"
     with pytest.raises(InputError, match=said):
         check_fetched(experiment, {}, "my.yaml")
 

@@ -24,9 +24,9 @@ def test_json_lines_and_one_array_are_read(tmp_path: Path, text: str) -> None:
 
 
 BAD = [
-    ("", "holds no sample"),
-    ("[]", "holds no sample"),
-    ("\n \n", "holds no sample"),
+    ("", "has no samples"),
+    ("[]", "has no samples"),
+    ("\n \n", "has no samples"),
     (GOOD + '{"input": "a"}\n', "data:2: no column 'output' (data.output_column)"),
     (GOOD + '{"input": "a", "ouput": "b"}\n', "did you mean 'ouput'"),
     (GOOD + '{"input": "a", "output": 3}\n', "data:2: output: 3"),
@@ -37,7 +37,7 @@ BAD = [
     ('[\n{"input": "a", "output": "b"},\n\n{"input": "a"}\n]', "data: sample 2: no column 'output'"),
     ('[\n{"input": "a", "output": "b"}\n{"input": "a"}\n]', "data:3: not JSON"),
     ('[\n{"input": "a", "output": "b"},\n', "not JSON"),
-    (b"\xff\xfe\x00", "not text in UTF-8"),
+    (b"\xff\xfe\x00", "not UTF-8 text"),
 ]
 
 
@@ -153,7 +153,7 @@ def test_a_registered_task_is_called_after_its_last_part() -> None:
         ("{file}", {}, "no single task"),
         ("{file}@letters", {}, "no task 'letters'"),
         ("{file}@words", {"args": {"sise": 1}}, "did you mean 'size'"),
-        ("{file}@needs", {"args": {"a": 1}}, "needs b, c, for which there is no default"),
+        ("{file}@needs", {"args": {"a": 1}}, "needs b, c, which have no default"),
         ("{file}@words", {"files": ["none.jsonl"]}, "no such file: none.jsonl"),
         (
             "{file}@words",
@@ -162,7 +162,7 @@ def test_a_registered_task_is_called_after_its_last_part() -> None:
         ),
         ("{file}@words", {"solver": "{file}@thin"}, "no solver 'thin' (did you mean 'think'"),
         ("{file}@words", {"solver": "{file}@words"}, "no solver 'words'"),
-        ("{file}@words", {"solver": "{file}@think", "solver_args": {"step": 2}}, "solver_args: 'step' is no argument"),
+        ("{file}@words", {"solver": "{file}@think", "solver_args": {"step": 2}}, "'step' is not an argument"),
         ("{file}@words", {"solver_args": {"steps": 2}}, "solver_args: {'steps': 2} is invalid without 'solver'"),
         ("{file}@words", {"scorer": "{file}@think"}, "no scorer 'think'"),
         ("inspect_evals/arc_easy", {"scorer_args": {"a": 2}}, "is invalid without 'scorer'"),
@@ -191,5 +191,5 @@ def test_a_task_file_that_is_no_python_is_refused(tasks_file: Path) -> None:
 
 
 def test_two_tasks_of_one_name_are_refused(tasks_file: Path) -> None:
-    with pytest.raises(InputError, match="two tasks are called 'words'"):
+    with pytest.raises(InputError, match="two tasks are named 'words'"):
         get_tasks([named(f"{tasks_file}@words"), named(f"{tasks_file}@words", args={"size": 1})])

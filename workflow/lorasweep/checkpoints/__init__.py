@@ -1,1 +1,1 @@
-"""Base models on disk, by their headers: tensors, shapes, sizes; without torch, but for `tensors`."""
+"""Base models on disk: tensors, shapes and sizes from their headers. Only `tensors` needs torch."""

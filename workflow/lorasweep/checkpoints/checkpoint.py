@@ -1,6 +1,6 @@
-"""Hugging Face checkpoint directories, read by their headers: no weights are loaded, and no torch is needed.
+"""Read Hugging Face checkpoint directories by their headers, without loading weights and without torch.
 
-The format of a safetensors file: 8 bytes with the length of the header (little-endian), the header as JSON
+A safetensors file consists of 8 bytes with the length of the header (little-endian), the header as JSON
 (`{name: {dtype, shape, data_offsets}}`), and the data (https://github.com/huggingface/safetensors).
 """
 
@@ -30,10 +30,10 @@ TOKENIZER_FILES = (
 GENERATION_CONFIG = "generation_config.json"
 
 SINGLE = "model.safetensors"
-"""The weights of a checkpoint that is not sharded."""
+"""Name of the weights file of a checkpoint that is not sharded."""
 
 INDEX = "model.safetensors.index.json"
-"""Which shard of a checkpoint holds which tensor."""
+"""Name of the file that lists the shard of each tensor."""
 
 _FINGERPRINTED_BYTES = 4096
 _LONGEST_HEADER = 100_000_000
@@ -41,21 +41,21 @@ _LONGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies, and what it is."""
+    """Location, type and shape of a tensor."""
 
     shard: str
     dtype: str
-    """As safetensors writes it: `F32`, `BF16`, ..."""
+    """Type of the values, as safetensors writes it: `F32`, `BF16`, ..."""
     shape: tuple[int, ...]
     offset: int
-    """Bytes from the start of the file."""
+    """Offset from the start of the file, in bytes."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint directory that was found whole; it is read once a process, and is equal to itself alone."""
+    """A complete checkpoint directory. It is read once per process, and compared by identity."""
 
     path: Path
     config: dict[str, Any]
@@ -65,12 +65,12 @@ class Checkpoint:
 
     @cached_property
     def num_parameters(self) -> int:
-        """Values in all tensors; tied embeddings count once."""
+        """Number of values in all tensors. Tied embeddings count once."""
         return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def tied(self) -> bool:
-        """Whether the language model head is the embedding matrix."""
+        """Whether the language model head shares the embedding matrix."""
         return "lm_head.weight" not in self.tensors
 
     @cached_property
@@ -82,12 +82,10 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A sha256 over config.json, generation_config.json, the tokenizer, and the tensors.
+        """A sha256 of config.json, generation_config.json, the tokenizer and the tensors.
 
-        Of every tensor these are its name, dtype, shape and first 4 KiB.
-
-        Any training moves the first values of some tensor, so that copies of a model that differ have different
-        fingerprints; and a model of 16 GB is read in a moment.
+        Of each tensor, the name, dtype, shape and first 4 KiB are hashed. That is fast even for a model of 16 GB, and
+        any training changes the first values of some tensor, so that different models have different fingerprints.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for name in (*self.tokenizer_files, GENERATION_CONFIG):
@@ -110,10 +108,10 @@ class Checkpoint:
 
 @lru_cache
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's configuration and headers; once a process.
+    """Read a checkpoint's configuration and headers. The result is cached.
 
     Raises:
-        InputError: naming the directory and what is missing or broken in it.
+        InputError: A file is missing or broken. The message names the directory and the file.
     """
     if not path.is_dir():
         raise InputError(f"no such directory: '{path}'", "a local Hugging Face checkpoint directory")
@@ -125,11 +123,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for shard in shards:
         header = read_header(path / shard)
-        twice = header.keys() & tensors.keys()
-        if twice:
-            name = min(twice)
+        duplicates = header.keys() & tensors.keys()
+        if duplicates:
+            name = min(duplicates)
             raise InputError(
-                f"'{path}' has {name} in {tensors[name].shard} and in {shard}", "one of it; fetch the checkpoint again"
+                f"'{path}' has {name} in {tensors[name].shard} and in {shard}",
+                "one of them; fetch the checkpoint again",
             )
         tensors |= header
     for name, shard in weight_map.items():
@@ -142,19 +141,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Return the shard of each tensor; nothing where there is no index."""
+    """Return the shard of each tensor, by name. Empty if there is no index."""
     index = path / INDEX
     if not index.is_file():
         return {}
     if (path / SINGLE).is_file():
-        raise InputError(f"'{path}' has {SINGLE} and {INDEX}", "one of them, as readers differ in which they read")
+        raise InputError(f"'{path}' has {SINGLE} and {INDEX}", "one of them, since libraries differ in which they read")
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f"'{index}' has no weight_map from tensors to shards; fetch the checkpoint again")
     missing = sorted(shard for shard in set(weight_map.values()) if not (path / shard).is_file())
     if missing or not weight_map:
         what = ", ".join(missing) or "every shard"
-        raise InputError(f"'{path}' lacks {what}, which {index.name} names; fetch the checkpoint again")
+        raise InputError(f"'{path}' lacks {what}, which {index.name} lists; fetch the checkpoint again")
     return weight_map
 
 
@@ -163,7 +162,7 @@ def _find_single(path: Path) -> str:
         return SINGLE
     if list(path.glob("*.bin")):
         raise InputError(
-            f"'{path}' has its weights as .bin",
+            f"'{path}' has its weights as .bin files",
             'safetensors. Convert them: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{path}', dtype='auto').save_pretrained('{path}')\"",
         )
@@ -171,17 +170,17 @@ def _find_single(path: Path) -> str:
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """Read what a safetensors file says of its tensors, in the order in which they lie.
+    """Return the tensors of a safetensors file, by name, in the order of their data.
 
     Raises:
-        InputError: the file is no safetensors file, or is cut short, or its tensors overlap or leave holes.
+        InputError: The file is not a safetensors file or is truncated, or its tensors overlap or leave gaps.
     """
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= min(size - 8, _LONGEST_HEADER):
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
+                raise ValueError(f"header of {length} bytes in a file of {size} bytes")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         end = 8 + length
@@ -190,13 +189,13 @@ def read_header(file: Path) -> dict[str, Tensor]:
             begin, stop = (8 + length + offset for offset in entry["data_offsets"])
             tensor = Tensor(file.name, entry["dtype"], tuple(entry["shape"]), begin, stop - begin)
             if begin != end or tensor.size * 8 != prod(tensor.shape) * BITS[tensor.dtype]:
-                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, and lies at {entry['data_offsets']}")
+                raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, its offsets {entry['data_offsets']}")
             tensors[name] = tensor
             end = stop
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"'{file}' is no safetensors file ({error}); fetch it again") from error
+        raise InputError(f"'{file}' is not a safetensors file ({error}); fetch it again") from error
     if end > size:
-        raise InputError(f"'{file}' is cut short: {size} bytes of {end}; fetch it again")
+        raise InputError(f"'{file}' is truncated: {size} of {end} bytes; fetch it again")
     return tensors
 
 

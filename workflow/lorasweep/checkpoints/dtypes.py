@@ -1,4 +1,4 @@
-"""The types of values that weights have: as safetensors, torch and the experiment file call them, and their sizes."""
+"""Data types of weights: their names in safetensors, torch and the experiment file, and their sizes."""
 
 BITS = {
     "F64": 64,
@@ -24,13 +24,13 @@ BITS = {
     "F6_E3M2": 6,
     "F4": 4,
 }
-"""Bits of a value, by safetensors' names of all types."""
+"""Size of a value in bits, by safetensors' name of the type."""
 
 TORCH_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-"""Safetensors' names of the types that a model's configuration calls as torch does."""
+"""Safetensors' names of types, by torch's names, which a model's configuration uses."""
 
 PRECISIONS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"}
-"""Safetensors' names of the precisions that a model can have."""
+"""Safetensors' names of the precisions of a model, by their names in the experiment file."""
 
 BYTES = {precision: BITS[dtype] // 8 for precision, dtype in PRECISIONS.items()}
-"""Bytes of a value, by precision."""
+"""Size of a value in bytes, by precision."""

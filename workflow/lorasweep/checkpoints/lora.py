@@ -1,4 +1,4 @@
-"""Which weights of a checkpoint get an adapter by the settings, and how many values that has."""
+"""Find the weights that get an adapter, and count the adapter's parameters."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -6,14 +6,14 @@ from functools import lru_cache
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.experiment.sections import Controls
 
-# Hugging Face's names of what LoRA changes.
+# Hugging Face's names of the modules that LoRA adapts.
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 _ATTENTION = {"output_proj": "o_proj"}
 
 
 def find_lora_targets(checkpoint: Checkpoint, controls: Controls) -> Mapping[str, tuple[int, int]]:
-    """Return the weights that get an adapter, with their shapes [out, in]."""
+    """Return the shapes [out, in] of the weights that get an adapter, by name."""
     targets = {_ATTENTION.get(name, name) for name in controls.lora_attn_modules}
     targets |= set(_MLP) if controls.apply_lora_to_mlp else set()
     targets |= {"lm_head"} if controls.apply_lora_to_output else set()
@@ -30,5 +30,5 @@ def _find_weights(checkpoint: Checkpoint, modules: frozenset[str]) -> Mapping[st
 
 
 def count_lora_parameters(checkpoint: Checkpoint, controls: Controls) -> int:
-    """Return the number of values in the adapter: r · (in + out) a changed weight of shape [out, in]."""
+    """Return the number of parameters of the adapter: r · (in + out) for each adapted weight of shape [out, in]."""
     return controls.lora_rank * sum(map(sum, find_lora_targets(checkpoint, controls).values()))

@@ -1,7 +1,7 @@
-"""The tensors of a model that is not there yet, by its `config.json` alone.
+"""Derive the tensors of a model from its `config.json`, without its weights.
 
 Names and shapes are those of transformers' Llama, Mistral and Qwen2 (`modeling_llama.py`, `modeling_mistral.py`,
-`modeling_qwen2.py`), which is what the trainer knows.
+`modeling_qwen2.py`), the families that the trainer supports.
 """
 
 import json
@@ -14,7 +14,7 @@ from lorasweep.checkpoints.dtypes import BITS, TORCH_NAMES
 from lorasweep.util.errors import InputError
 
 _BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
-"""Projections with a bias, by `model_type`."""
+"""Names of projections with a bias, by `model_type`."""
 
 FAMILIES = ("llama", "mistral", "qwen2")
 
@@ -22,12 +22,12 @@ _NEEDED = ("vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_siz
 
 
 def read_shape(path: Path) -> Checkpoint:
-    """Return what the checkpoint in a directory would hold, read from its `config.json`.
+    """Return the checkpoint that a `config.json` in a directory describes, for computing sizes.
 
-    It stands for a checkpoint where sizes are asked for: it has tensors with their shapes, and no weights.
+    It has tensors with their shapes, but no weights.
 
     Raises:
-        InputError: there is no `config.json`, a key is missing in it, or the family is not known.
+        InputError: `config.json` is missing or lacks a key, or the model family is not supported.
     """
     file = path / "config.json"
     try:
@@ -38,7 +38,7 @@ def read_shape(path: Path) -> Checkpoint:
     missing = [key for key in _NEEDED if not isinstance(config.get(key), int)]
     if family not in FAMILIES or missing:
         what = f"model_type {family!r}" if family not in FAMILIES else f"no {', '.join(missing)}"
-        raise InputError(f"'{file}' has {what}; sizes are known beforehand for {', '.join(FAMILIES)}")
+        raise InputError(f"'{file}' has {what}; sizes can be computed for {', '.join(FAMILIES)} only")
     dtype = TORCH_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
     tensors = {
         name: Tensor(SINGLE, dtype, shape, 0, prod(shape) * BITS[dtype] // 8)

@@ -1,7 +1,7 @@
-"""Bytes of what a sweep keeps and writes, known before anything is trained.
+"""Compute the sizes in bytes of files that a sweep writes, before it runs.
 
-Exact for weights: a safetensors file is 8 bytes, a header as JSON that is filled up to a multiple of 8, and the values
-(https://github.com/huggingface/safetensors); names and shapes follow from the base model and the settings.
+Sizes of weights are exact. A safetensors file consists of 8 bytes, a JSON header padded to a multiple of 8, and the
+values (https://github.com/huggingface/safetensors). Names and shapes follow from the base model and the settings.
 """
 
 import json
@@ -15,14 +15,14 @@ from lorasweep.checkpoints.lora import find_lora_targets
 from lorasweep.experiment.sections import Controls
 
 SMALL_FILES = 8_000
-"""Bytes of a point's recipe, configuration, records and manifest, about."""
+"""Approximate size in bytes of a point's recipe, configuration, records and manifest."""
 
 LOG_ROW = 45
-"""Bytes of a row of `training_log.csv`, about."""
+"""Approximate size in bytes of a row of `training_log.csv`."""
 
 
 def get_safetensors_size(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
-    """Return the bytes of a safetensors file with tensors in this order, all of `dtype` (`fp32` or `bf16`)."""
+    """Return the size in bytes of a safetensors file with tensors in this order, all of `dtype` (`fp32` or `bf16`)."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -34,7 +34,7 @@ def get_safetensors_size(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> i
 
 
 def get_adapter_size(base: Checkpoint, controls: Controls, dtype: str) -> int:
-    """Return the bytes of `adapter_model.safetensors`: A is [r, in] and B [out, r] for each weight [out, in]."""
+    """Return the size in bytes of `adapter_model.safetensors`: A [r, in] and B [out, r] for each weight [out, in]."""
     weights = find_lora_targets(base, controls)
     return _get_adapter_size(tuple(weights.items()), controls.lora_rank, dtype)
 
@@ -50,7 +50,7 @@ def _get_adapter_size(weights: tuple[tuple[str, tuple[int, int]], ...], rank: in
 
 
 def get_model_size(base: Checkpoint, dtype: str) -> int:
-    """Return the bytes of the weights of a full model in `dtype`, in shards like the base's."""
+    """Return the size in bytes of a full model's weights in `dtype`, sharded like the base model."""
     shards: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, tensor in base.tensors.items():
         shards.setdefault(tensor.shard, {})[name] = tensor.shape
@@ -58,12 +58,12 @@ def get_model_size(base: Checkpoint, dtype: str) -> int:
 
 
 def get_tokenizer_size(base: Checkpoint) -> int:
-    """Return the bytes of the tokenizer's files, which lie beside every adapter and every full model."""
+    """Return the size in bytes of the tokenizer's files, which every adapter and full model contains."""
     return sum((base.path / name).stat().st_size for name in base.tokenizer_files)
 
 
 def get_model_folder_size(base: Checkpoint, dtype: str) -> int:
-    """Return the bytes of a full model with configuration, index, tokenizer and record."""
+    """Return the size in bytes of a full model's folder: weights, configuration, index, tokenizer and record."""
     index = sum(len(name) + len(tensor.shard) + 10 for name, tensor in base.tensors.items())
     beside = [base.path / name for name in ("config.json", GENERATION_CONFIG)]
     small = sum(file.stat().st_size for file in beside if file.is_file())

@@ -1,1 +1,1 @@
-"""The experiment file: its sections, the points that it makes, its tasks and training data."""
+"""The experiment file: its sections, points, tasks and training data."""

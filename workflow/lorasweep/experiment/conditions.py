@@ -1,6 +1,6 @@
 """Conditions on a point's settings, written as text: `lora_rank > 32 and lr >= 1e-3`.
 
-Parsed by Python's own parser, and evaluated here: nothing but what `EXPECTED` says is ever run.
+They are parsed by Python's parser and evaluated here. Only the syntax that `EXPECTED` describes is evaluated.
 """
 
 import ast
@@ -14,10 +14,10 @@ EXPECTED = "comparisons (< <= > >= == != in, not in) of keys, numbers, quoted te
 EXPECTED += "joined by and, or, not and parentheses; numbers can be added, subtracted, multiplied and divided"
 
 LONGEST = 1000
-"""Characters of a condition."""
+"""Maximum length of a condition, in characters."""
 
 _WORDS = {"true": True, "false": False, "null": None}
-"""As YAML writes them."""
+"""Constants, as YAML writes them."""
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
@@ -39,13 +39,13 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 class Condition:
-    """A condition on settings, checked when it is made."""
+    """A condition on settings. Its syntax and keys are checked on construction."""
 
     def __init__(self, text: str, known: Collection[str], where: str) -> None:
-        """Read a condition; `known` are the keys that it may speak of, `where` names it in messages.
+        """Parse a condition. `known` are the keys that it may use; `where` names it in messages.
 
         Raises:
-            InputError: text that is no condition, or an unknown key.
+            InputError: The text is not a condition, or uses an unknown key.
         """
         self._text = text
         self._where = where
@@ -61,19 +61,19 @@ class Condition:
         self._check(self._tree)
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
-        """Return whether the condition is true of settings by key.
+        """Whether the settings, by key, satisfy the condition.
 
         Raises:
-            InputError: values that cannot be compared or reckoned with, or something that is neither true nor false.
+            InputError: Values cannot be compared or used in arithmetic, or the result is not a boolean.
         """
         try:
-            found = self._evaluate(self._tree, settings)
+            result = self._evaluate(self._tree, settings)
         except (TypeError, ZeroDivisionError, OverflowError) as error:
             values = ", ".join(f"{key}: {settings[key]!r}" for key in sorted(self.keys))
             raise self._refuse(f"{error} (with {values})") from error
-        if not isinstance(found, bool):
-            raise self._refuse(f"it is {found!r}, neither true nor false")
-        return found
+        if not isinstance(result, bool):
+            raise self._refuse(f"it is {result!r}, neither true nor false")
+        return result
 
     def _refuse(self, why: str) -> InputError:
         return InputError(f"{self._where}: {self._text!r} is invalid: {why}", EXPECTED)
@@ -81,17 +81,17 @@ class Condition:
     def _check(self, tree: ast.AST) -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant):
-                is_known = isinstance(node.value, bool | int | float | str | None)
+                is_supported = isinstance(node.value, bool | int | float | str | None)
             elif isinstance(node, ast.Compare):
-                is_known = all(type(comparison) in _COMPARISONS for comparison in node.ops)
+                is_supported = all(type(comparison) in _COMPARISONS for comparison in node.ops)
             elif isinstance(node, ast.BinOp):
-                is_known = type(node.op) in _ARITHMETIC
+                is_supported = type(node.op) in _ARITHMETIC
             elif isinstance(node, ast.UnaryOp):
-                is_known = isinstance(node.op, ast.Not | ast.USub)
+                is_supported = isinstance(node.op, ast.Not | ast.USub)
             else:
-                is_known = not isinstance(node, ast.expr) or isinstance(node, ast.BoolOp | ast.Name | ast.List)
-            if not is_known:
-                raise self._refuse(f"{ast.unparse(node)!r} is none of what is expected")
+                is_supported = not isinstance(node, ast.expr) or isinstance(node, ast.BoolOp | ast.Name | ast.List)
+            if not is_supported:
+                raise self._refuse(f"{ast.unparse(node)!r} is not supported")
 
     def _evaluate(self, node: ast.expr, settings: Mapping[str, Any]) -> Any:
         match node:
@@ -103,7 +103,7 @@ class Condition:
                 return [self._evaluate(item, settings) for item in node.elts]
             case ast.BoolOp():
                 wanted = isinstance(node.op, ast.Or)
-                # As in Python: what decides it ends it, so that `lora_alpha != null and lora_alpha > 16` is safe.
+                # Short-circuits as Python does, so that `lora_alpha != null and lora_alpha > 16` is safe.
                 return wanted if any(self._is_true(v, settings) == wanted for v in node.values) else not wanted
             case ast.UnaryOp(op=ast.Not()):
                 return not self._is_true(node.operand, settings)
@@ -119,13 +119,13 @@ class Condition:
         raise AssertionError(node)
 
     def _is_true(self, node: ast.expr, settings: Mapping[str, Any]) -> bool:
-        found = self._evaluate(node, settings)
-        if not isinstance(found, bool):
-            raise TypeError(f"{ast.unparse(node)!r} is {found!r}, neither true nor false")
-        return found
+        result = self._evaluate(node, settings)
+        if not isinstance(result, bool):
+            raise TypeError(f"{ast.unparse(node)!r} is {result!r}, neither true nor false")
+        return result
 
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r} is not a number")
     return value

@@ -1,4 +1,4 @@
-"""The devices that a plan knows, and what each does at its best."""
+"""The devices that a plan can assume, with their peak performance."""
 
 from lorasweep.experiment.sections import Device, Experiment
 from lorasweep.util.errors import InputError, nearest
@@ -13,7 +13,7 @@ DEVICES = {
     "rtx4090": Device(bf16_flops=165e12, fp32_flops=83e12, bandwidth=1.0e12),
     "cpu": Device(bf16_flops=0.1e12, fp32_flops=0.2e12, bandwidth=20e9),
 }
-"""Dense peaks by the makers' data sheets (SXM where there are several); `cpu`: two cores of a server."""
+"""Dense peak performance from the vendors' data sheets (SXM variants, if several); `cpu`: two cores of a server."""
 
 DEFAULT_DEVICES = {"cuda": "a100", "cpu": "cpu"}
 
@@ -22,11 +22,11 @@ def check_device(experiment: Experiment) -> None:
     """Check that the plan's device is known.
 
     Raises:
-        InputError: it is in no table.
+        InputError: The device is neither in `DEVICES` nor in `plan.devices`.
     """
-    device, known = experiment.plan.device, {**DEVICES, **experiment.plan.devices}
-    if device and device not in known:
+    device, devices = experiment.plan.device, {**DEVICES, **experiment.plan.devices}
+    if device and device not in devices:
         raise InputError(
-            f"plan.device: {device!r} is not known{nearest(device, known)}",
-            f"{', '.join(known)}, or one that plan.devices describes",
+            f"plan.device: {device!r} is not known{nearest(device, devices)}",
+            f"{', '.join(devices)}, or a name under plan.devices",
         )

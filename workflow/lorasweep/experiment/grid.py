@@ -1,4 +1,4 @@
-"""The combinations of values that make the points of a sweep: of `variables` and `sample`, less `exclude`."""
+"""The combinations of values that make a sweep's points: from `variables` and `sample`, less `exclude`."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -12,11 +12,11 @@ from lorasweep.util.errors import InputError, nearest
 
 
 def make_combinations(experiment: Experiment) -> list[dict[str, Any]]:
-    """Return the values of each point that has no name of its own, by key, in the order of the file.
+    """Return the varied values of each point except the runs, by key, in the order of the file.
 
     Raises:
-        InputError: an unknown or empty variable, a value that its key does not take, a `zip` of lists that do not fit,
-            a space that `draw_points` refuses, an `exclude` that leaves nothing out.
+        InputError: A variable is unknown or empty, a value is invalid, the lists of a `zip` differ in length,
+            `draw_points` fails, or an entry of `exclude` matches no combination.
     """
     variables = {
         key: [parse_setting(key, value, f"variables.{key}.{i}") for i, value in enumerate(values)]
@@ -27,7 +27,7 @@ def make_combinations(experiment: Experiment) -> list[dict[str, Any]]:
     if experiment.sample:
         drawn = experiment.sample.space.keys()
         if both := sorted(drawn & variables.keys()):
-            raise InputError(f"sample.space.{both[0]}: is in 'variables' too", "one of the two")
+            raise InputError(f"sample.space.{both[0]}: is also in 'variables'", "one of the two")
         axes.append(draw_points(experiment.sample))
     check_mode({*variables, *drawn}, "variables" if MODE_KEY in variables else "sample.space")
     combinations = [_merge(parts) for parts in itertools.product(*axes)] if axes else []
@@ -41,31 +41,31 @@ def make_combinations(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def check_mode(keys: Collection[str], where: str) -> None:
-    """Refuse `mode` beside a key that it stands for; `where` names what has the keys.
+    """Check that `mode` is not set together with a key that it replaces; `where` names the section of the keys.
 
     Raises:
-        InputError: naming both.
+        InputError: Both are set. The message names them.
     """
     if MODE_KEY in keys and (both := [key for key in CHECKPOINT_KEYS if key in keys]):
-        raise InputError(f"{where}.{MODE_KEY}: stands for {both[0]} too", "one of the two")
+        raise InputError(f"{where}.{MODE_KEY}: replaces {both[0]}, which is also set", "one of the two")
 
 
 def _make_axes(variables: Mapping[str, list[Any]], groups: Sequence[Sequence[str]]) -> list[list[dict[str, Any]]]:
-    """Return what varies independently, each with its values: a variable, or several that vary together."""
+    """Return the values of each axis of the grid: of a variable, or of several that vary together."""
     together: dict[str, tuple[str, ...]] = {key: (key,) for key in variables}
     for index, group in enumerate(groups):
         where = f"zip.{index}"
         for position, key in enumerate(group):
             if key not in variables:
                 raise InputError(
-                    f"{where}: {key!r} is no variable{nearest(key, variables)}",
+                    f"{where}: {key!r} is not a variable{nearest(key, variables)}",
                     f"keys of variables: {', '.join(variables)}",
                 )
             if together[key] != (key,) or key in group[:position]:
-                raise InputError(f"{where}: {key!r} is in 'zip' already", "each variable once")
+                raise InputError(f"{where}: {key!r} is already in 'zip'", "each variable once")
         if len({len(variables[key]) for key in group}) > 1:
             lengths = ", ".join(f"{key} has {len(variables[key])}" for key in group)
-            raise InputError(f"{where}: {lengths} values", "variables with equally many values")
+            raise InputError(f"{where}: {lengths} values", "variables with the same number of values")
         together |= dict.fromkeys(group, tuple(group))
     axes = []
     for keys in dict.fromkeys(together.values()):
@@ -91,22 +91,22 @@ def _find_excluded(
 ) -> set[int]:
     """Return the indices of the combinations that have all values of an entry.
 
-    One that speaks of a key that is `drawn` may find none: that is up to chance.
+    An entry with a key that is `drawn` at random may match no combination.
     """
-    known = ", ".join([*variables, *drawn])
+    keys = ", ".join([*variables, *drawn])
     parsed = {key: parse_setting(key, value, f"{where}.{key}") for key, value in entry.items()}
     for key, value in parsed.items():
         if key not in drawn and value not in variables.get(key, []):
-            expected = f"one of {variables[key]}" if key in variables else f"keys of variables: {known}"
-            raise InputError(f"{where}.{key}: {value!r} leaves nothing out", expected)
-    found = {
+            expected = f"one of {variables[key]}" if key in variables else f"keys of variables: {keys}"
+            raise InputError(f"{where}.{key}: {value!r} excludes no point", expected)
+    matches = {
         index
         for index, combination in enumerate(combinations)
         if all(combination[key] == value for key, value in parsed.items())
     }
-    if not found and not parsed.keys() & set(drawn):
-        raise InputError(f"{where}: {dict(entry)} leaves nothing out", "values that a point has together")
-    return found
+    if not matches and not parsed.keys() & set(drawn):
+        raise InputError(f"{where}: {dict(entry)} excludes no point", "values that a point has together")
+    return matches
 
 
 def _find_true(
@@ -116,7 +116,7 @@ def _find_true(
     drawn: Collection[str],
     experiment: Experiment,
 ) -> set[int]:
-    """Return the indices of the combinations of which a condition is true; what does not vary has its one value."""
+    """Return the indices of the combinations that satisfy a condition. Keys that do not vary have their fixed value."""
     condition = Condition(text, SETTING_KEYS, where)
     special = dict.fromkeys(CHECKPOINT_KEYS, experiment.evaluation) | dict.fromkeys(PROMPT_KEYS, experiment.data)
     fixed = {key: getattr(special.get(key, experiment.controls), key) for key in SETTING_KEYS if key != MODE_KEY}
@@ -125,7 +125,7 @@ def _find_true(
         values = {**fixed, **combination}
         return values if MODE_KEY in values else values | {MODE_KEY: get_mode(*(values[k] for k in CHECKPOINT_KEYS))}
 
-    found = {index for index, combination in enumerate(combinations) if condition.holds(complete(combination))}
-    if not found and not condition.keys & set(drawn):
-        raise InputError(f"{where}: {text!r} leaves nothing out", "what is true of a point")
-    return found
+    matches = {index for index, combination in enumerate(combinations) if condition.holds(complete(combination))}
+    if not matches and not condition.keys & set(drawn):
+        raise InputError(f"{where}: {text!r} excludes no point", "a condition that some point satisfies")
+    return matches

@@ -1,4 +1,4 @@
-"""Reading the experiment file into its sections, with messages for what does not fit them; and writing it."""
+"""Read the experiment file into its sections, with messages for invalid values, and write it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +28,9 @@ _Section = TypeVar("_Section", bound=Section)
 
 
 def read_given_values(config: Any, given: Any) -> Any:
-    """Return the configuration with what was `given` on the command line read as YAML.
+    """Return the configuration with the values `given` on the command line parsed as YAML.
 
-    Snakemake reads `--config 'evaluation={enabled: false}'` into a mapping, and leaves every value in it as text.
+    Snakemake parses `--config 'evaluation={enabled: false}'` into a mapping, and leaves its values as text.
     """
     if isinstance(config, Mapping) and isinstance(given, Mapping):
         return {key: read_given_values(value, given[key]) if key in given else value for key, value in config.items()}
@@ -43,13 +43,13 @@ def read_given_values(config: Any, given: Any) -> Any:
 
 
 def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
-    """Read an experiment from the plain mapping that Snakemake made of the file and of `--config`.
+    """Read an experiment from the plain mapping into which Snakemake merges the file and `--config`.
 
-    `source` names the file in messages. `${...}` is resolved everywhere but in `controls._override`, whose
-    interpolations refer to the recipe and are resolved when that is built.
+    `source` names the file in messages. `${...}` is resolved everywhere except in `controls._override`, whose
+    interpolations refer to the recipe and are resolved when the recipe is built.
 
     Raises:
-        InputError: with one line for each thing that is wrong.
+        InputError: A value is invalid. The message has one line per problem.
     """
     with naming_file(source):
         return _parse_experiment(config)
@@ -72,7 +72,7 @@ def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
 
 
 def write_experiment(experiment: Experiment, file: Path) -> None:
-    """Write an experiment as it was read, with every key; the file is one that can be run again."""
+    """Write an experiment with all its keys, as a file that can be run again."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(
         file, yaml.safe_dump(experiment.model_dump(by_alias=True), sort_keys=False, allow_unicode=True, width=120)
@@ -80,10 +80,10 @@ def write_experiment(experiment: Experiment, file: Path) -> None:
 
 
 def parse_setting(key: str, value: Any, where: str) -> Any:
-    """Check one value of a variable or a run, and return it as the type that the key has in its section.
+    """Check one value of a variable or a run, and return it converted to the key's type.
 
     Raises:
-        InputError: unknown key (with the nearest known one), or a value that the key does not take.
+        InputError: The key is unknown (the message suggests the nearest one), or its value is invalid.
     """
     if key not in SETTING_KEYS:
         raise InputError(f"{where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
@@ -97,7 +97,7 @@ def parse_setting(key: str, value: Any, where: str) -> Any:
 
 
 def parse_section(section: type[_Section], values: Any) -> _Section:
-    """Validate `values`, with errors that name the key, the value and what is expected."""
+    """Validate `values` and return the section. Errors name the key, the value and what is expected."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -105,9 +105,9 @@ def parse_section(section: type[_Section], values: Any) -> _Section:
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
-                known = _known_keys(section, item["loc"][:-1])
+                keys = _known_keys(section, item["loc"][:-1])
                 problems.append(
-                    InputError(f"unknown key '{key}'{nearest(str(item['loc'][-1]), known)}", ", ".join(known))
+                    InputError(f"unknown key '{key}'{nearest(str(item['loc'][-1]), keys)}", ", ".join(keys))
                 )
             elif item["type"] == "missing":
                 problems.append(InputError(f"the key '{key}' is missing"))
@@ -117,13 +117,13 @@ def parse_section(section: type[_Section], values: Any) -> _Section:
 
 
 def _refuse(key: str, error: Any) -> InputError:
-    """Return what pydantic says of a value in our words."""
+    """Convert an error of pydantic to an InputError."""
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return InputError(f"{key}: {error['input']!r} is invalid", expected)
 
 
 def _known_keys(section: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
-    """The keys of the section that an error's location lies in; list indices in it are passed over."""
+    """Return the keys of the section in which an error's location lies. List indices in it are skipped."""
     for part in loc:
         for field in section.model_fields.values():
             for candidate in (field.annotation, *_arguments(field.annotation)):

@@ -1,8 +1,8 @@
-"""The points of a sweep: which settings each has, and what it is called.
+"""The points of a sweep: their settings and names.
 
-A point is what its settings are, never where it stands in the file. Its name is made of the values that vary
-(`lora_rank=8__lr=1e-4`) and then kept: `results/<experiment>/points.json` records the settings each name was
-given to, so that turning a control into a variable, or a variable into a control, renames no point that exists.
+A point is identified by its settings, not by its position in the file. Its name is made of the values that vary
+(`lora_rank=8__lr=1e-4`) and does not change later: `results/<experiment>/points.json` records the settings of each
+name. Turning a control into a variable, or a variable into a control, renames no existing point.
 """
 
 import hashlib
@@ -36,61 +36,61 @@ from lorasweep.util.errors import InputError
 from lorasweep.util.files import read_record, write_record
 
 _VALUE = r"[A-Za-z0-9._+-]+"
-"""What a value may look like that stands in a name."""
+"""Pattern for values in a point's name."""
 
 _ABRIDGED = 20
-"""Characters of a prompt that stand in a name."""
+"""Number of characters of a prompt that a point's name contains."""
 
 LONGEST_NAME = 150
-"""Characters; a file name may have 255, and the rest is left to suffixes."""
+"""Maximum length of a point's name. A file name may have 255 characters; the remainder is reserved for suffixes."""
 
 SEPARATOR = "__"
-"""Between the parts of a name."""
+"""Separator of the parts of a point's name."""
 
 SCIENTIFIC_KEYS = ("lr", "weight_decay")
-"""Keys whose values are written as `1e-2` in names; those of the others are written as `0.01`."""
+"""Keys whose values are written as `1e-2` in names. Values of other keys are written as `0.01`."""
 
 _DEFAULTS = Controls()
 
 
 @dataclass(frozen=True)
 class Point:
-    """One training and its evaluation, a checkpoint of an earlier epoch of it, or an adapter that exists."""
+    """A training and its evaluation, the checkpoint of an earlier epoch of a training, or an existing adapter."""
 
     name: str
     swept: tuple[str, ...]
-    """The keys that this point has from `variables`, from `sample` or from its run; `mode` for those that it is of."""
+    """The keys that `variables`, `sample` or the run set for this point. `mode` replaces the keys of its parts."""
     controls: Controls
     mode: Mode
     is_run: bool = False
-    """Whether it stands under `runs`, which names it."""
+    """Whether the point is listed, and named, under `runs`."""
     adapter: str | None = None
-    """The path of an adapter that exists; `controls` mean nothing then."""
+    """The path of an existing adapter. If set, `controls` have no meaning."""
     data: Data = field(default_factory=Data)
-    """The experiment's, with the prompts of this point."""
+    """The experiment's data section, with the prompts of this point."""
     training: str | None = None
-    """The name of the training that makes the adapter; see lorasweep.sweep.trainings."""
+    """The name of the training that produces the adapter; see lorasweep.sweep.trainings."""
     trained_by: str | None = None
-    """The point for which that training is counted, where it is another."""
+    """The point that owns this training, if it is another point."""
     epoch: int | None = None
-    """Where this is the checkpoint of an earlier epoch than the training's last."""
+    """The epoch of this checkpoint, if it is earlier than the training's last epoch."""
     is_evaluated: bool = True
-    """Whether `evaluation.epochs` names its epoch."""
+    """Whether `evaluation.epochs` includes the point's epoch."""
 
     @property
     def is_trained(self) -> bool:
-        """Whether it has a training of its own."""
+        """Whether the point has its own training."""
         return not self.adapter and not self.trained_by and self.epoch is None
 
     def _get_controls(self) -> dict[str, Any]:
-        """The controls; of those that are left out at their default, such as came later, the ones that vary."""
+        """Return the controls. Those that are omitted at their default are included if they vary."""
         varied = {key: getattr(self.controls, key) for key in self.swept if key in Controls.model_fields}
         return self.controls.model_dump(by_alias=True) | varied
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting of the point, as plain values: the controls and the override, or the adapter that it is given,
-        prompts if it has any, how the checkpoint is kept, and of which earlier epoch it is."""
+        """All settings of the point, as plain values: the controls with the override, or the existing adapter; the
+        prompts, if any; the mode; and the epoch, if it is an earlier one."""
         return {
             **({"adapter": self.adapter} if self.adapter else self._get_controls()),
             **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
@@ -100,20 +100,20 @@ class Point:
 
 
 def get_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
-    """Return the points of an experiment by name, in the order of the file; after each, its earlier epochs.
+    """Return the points of an experiment by name, in the order of the file. Each is followed by its earlier epochs.
 
     `registry` is the experiment's `points.json`, which need not exist yet.
 
     Raises:
-        InputError: what `make_combinations` refuses, a value that cannot stand in a file name, a run without a usable
-            name, two points that are the same, an epoch that no point has.
+        InputError: `make_combinations` fails, a value cannot be part of a file name, a run has no valid name, two
+            points are the same, or no point has an epoch that `evaluation.epochs` lists.
     """
     grid = [_make_point(experiment, values) for values in make_combinations(experiment)]
     names = _NamesOnRecord(read_record(registry, dict))
     named = [replace(point, name=names.recall(point) or _make_name(point)) for point in grid]
     named += [_parse_run(experiment, index, run) for index, run in enumerate(experiment.runs)]
     if not named and not (experiment.evaluation.enabled and experiment.evaluation.baselines):
-        raise InputError("nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' give no point")
+        raise InputError("nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' define no point")
     named = [checkpoint for point in named for checkpoint in _get_checkpoints(experiment, point)]
     _check_epochs(experiment, named)
     _refuse_duplicates(named)
@@ -121,10 +121,10 @@ def get_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
 
 
 def get_baselines(experiment: Experiment, points: Collection[str]) -> dict[str, str]:
-    """Return the models that are evaluated as they are, and not trained: names, which are folders, and paths.
+    """Return the paths of the models that are evaluated without training, by name. The names are folder names.
 
     Raises:
-        InputError: a name that a point or another baseline has, or that every experiment has already.
+        InputError: A name is reserved, too long, or also the name of a point or of another baseline.
     """
     evaluation = experiment.evaluation
     if not evaluation.enabled:
@@ -134,36 +134,36 @@ def get_baselines(experiment: Experiment, points: Collection[str]) -> dict[str, 
         if baseline.name in (*RESERVED_NAMES, *points, *baselines) or len(baseline.name) > LONGEST_NAME:
             raise InputError(
                 f"evaluation.baselines.{index}.name: {baseline.name!r} is invalid",
-                f"a name of at most {LONGEST_NAME} characters that no point, no other baseline and no file of "
-                "the results has",
+                f"a name of at most {LONGEST_NAME} characters that differs from those of points, other baselines and "
+                "files of the results",
             )
         baselines[baseline.name] = os.path.normpath(baseline.model)
     return baselines
 
 
 def record_points(points: Mapping[str, Point], registry: Path) -> None:
-    """Write down which settings each name stands for, and which points are of the sweep as it is now.
+    """Record the settings of each name, and which points belong to the current sweep.
 
-    Names of points that left the experiment stay on record. The swept keys of a name are those it was made of, so
-    that a name never speaks of a value that it no longer has.
+    Points that were removed from the experiment stay on record. The swept keys of a name are those that it was made
+    of, so that the values in a name always match its settings.
     """
-    known = read_record(registry, dict)
-    record = {name: entry | {"current": False} for name, entry in known.items()}
+    recorded = read_record(registry, dict)
+    record = {name: entry | {"current": False} for name, entry in recorded.items()}
     for point in points.values():
         record[point.name] = {
-            "swept": known.get(point.name, {}).get("swept", sorted(point.swept)),
+            "swept": recorded.get(point.name, {}).get("swept", sorted(point.swept)),
             "settings": point.settings,
             "is_run": point.is_run,
             "is_evaluated": point.is_evaluated,
             "training": point.training,
             "current": True,
         }
-    if record != known or not registry.is_file():
+    if record != recorded or not registry.is_file():
         write_record(registry, record)
 
 
 def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
-    """Return the points as the run has them that wrote the record, for its jobs: that takes a tenth of making them."""
+    """Return the current points from the record, for the jobs of a run. Ten times as fast as `get_points`."""
     entries = {name: entry for name, entry in read_record(registry, dict).items() if entry["current"]}
     owners: dict[str, str] = {}
     for name, entry in entries.items():
@@ -179,7 +179,7 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
         points[name] = Point(
             name=name,
             swept=tuple(entry["swept"]),
-            # They were checked when they were written.
+            # The values were checked before they were recorded.
             controls=Controls.model_construct(**{keys[key]: value for key, value in settings.items() if key in keys}),
             mode=settings[MODE_KEY],
             is_run=entry["is_run"],
@@ -194,17 +194,17 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
 
 
 def get_setting(settings: Mapping[str, Any], key: str) -> Any:
-    """Return a setting of a point that was trained; of a control that is left out, as one that came later, its default.
+    """Return a setting of a point. For a trained point, a control that is omitted has its default value.
 
-    A model as it is and an adapter that was given have no controls.
+    Baselines and existing adapters have no controls: the result is `None`.
     """
     return settings.get(key, getattr(_DEFAULTS, key, None) if "lora_rank" in settings else None)
 
 
 def format_value(value: Any, key: str | None = None) -> str:
-    """Write the value of a key as it stands in a name: each number in one way, lists joined by `+`.
+    """Return the value of a key as text for a name. Equal numbers give equal text; lists are joined by `+`.
 
-    Without a key a number is written as short as it can be.
+    Without a key, a number is written in its shortest form.
     """
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
@@ -220,7 +220,7 @@ def format_value(value: Any, key: str | None = None) -> str:
 
 
 def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
-    """Return the point, which has the last epoch, and its checkpoints of earlier ones that are wanted."""
+    """Return the point, for its last epoch, and the checkpoints of earlier epochs that `evaluation.epochs` includes."""
     if point.adapter:
         return [point]
     last, wanted = point.controls.epochs, experiment.evaluation.epochs
@@ -247,12 +247,12 @@ def _check_epochs(experiment: Experiment, points: Sequence[Point]) -> None:
             raise InputError(
                 f"evaluation.epochs: {wanted} has no epoch of '{point.name}', which is trained for "
                 f"{point.controls.epochs}",
-                "last, all, or numbers of which each point has one",
+                "last, all, or numbers, at least one of which every point reaches",
             )
     most = max((point.controls.epochs for point in trained), default=0)
     if trained and wanted[-1] > most:
         raise InputError(
-            f"evaluation.epochs: {wanted[-1]} is invalid: no point is trained for so many epochs",
+            f"evaluation.epochs: {wanted[-1]} is invalid: no point is trained for that many epochs",
             f"last, all, or numbers from 1 to {most}",
         )
 
@@ -280,13 +280,13 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
     return replace(point, name=name, is_run=True)
 
 
-def _check_adapter(adapter: Any, others: Sequence[str], where: str) -> None:
-    """Check what can be seen without reading tensors; its weights are checked when it is taken over."""
+def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:
+    """Check an existing adapter without reading its tensors, and the other `keys` of its run."""
     allowed = (*PROMPT_KEYS, *CHECKPOINT_KEYS, MODE_KEY)
-    trained = [key for key in others if key not in allowed]
+    trained = [key for key in keys if key not in allowed]
     if trained:
         raise InputError(
-            f"{where}.{trained[0]}: says how to train, and the adapter exists",
+            f"{where}.{trained[0]}: is a training setting, but 'adapter' is not trained",
             f"beside 'adapter' only name, {', '.join(allowed)}",
         )
     expected = f"the path of a directory with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
@@ -318,8 +318,8 @@ def _make_name(point: Point) -> str:
             text = _abridge(text)
         if not re.fullmatch(_VALUE, text) or ".." in text:
             raise InputError(
-                f"variables.{key}: {settings.get(key)!r} cannot stand in a file name",
-                "letters, digits and . _ + - only, or a run of its own under 'runs' with a name of its own",
+                f"variables.{key}: {settings.get(key)!r} cannot be part of a file name",
+                "letters, digits and . _ + - only; or a run under 'runs', which has its own name",
             )
         parts.append(f"{key}={text}")
     name = SEPARATOR.join(sorted(parts))
@@ -330,34 +330,35 @@ def _make_name(point: Point) -> str:
 
 
 def _abridge(text: str) -> str:
-    """Return what stands for a text in a name: how it begins, and a digest of all of it."""
+    """Return a text abridged for a name: its beginning, and a digest of the whole text."""
     begin = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:_ABRIDGED].rstrip("_")
     return f"{begin}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".lstrip("-")
 
 
 class _NamesOnRecord:
-    """The names that points had in earlier runs, found by the points' values in the time of one look-up."""
+    """The names of points in earlier runs, indexed by the points' values."""
 
-    def __init__(self, known: Mapping[str, Any]) -> None:
-        self._known = known
+    def __init__(self, recorded: Mapping[str, Any]) -> None:
+        self._recorded = recorded
         self._by_swept: dict[tuple[str, ...], list[str]] = {}
-        for name, record in known.items():
+        for name, record in recorded.items():
             if not record["is_run"] and "epoch" not in record["settings"]:
                 self._by_swept.setdefault(tuple(record["swept"]), []).append(name)
         self._by_values: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, list[str]]] = {}
 
     def recall(self, point: Point) -> str | None:
-        """Return the name under which this point was run before, if it was.
+        """Return the name of this point in earlier runs, or `None`.
 
-        A recorded point is this one if they agree in every key that either of them sweeps: what neither sweeps are
-        controls, and editing a control changes a point without making it another. Of several, the closest is taken.
+        A recorded point is the same point if both agree in every key that either of them sweeps. All other keys are
+        controls, and editing a control changes a point without making it another one. Of several matches, the closest
+        is returned.
         """
         settings = json.loads(json.dumps(point.settings))
 
         def agreement(name: str) -> tuple[int, int, bool]:
-            then = self._known[name]["settings"]
-            same = sum(then.get(key) == value for key, value in settings.items())
-            return same, len(self._known[name]["swept"]), sorted(point.swept) == self._known[name]["swept"]
+            earlier = self._recorded[name]["settings"]
+            same = sum(earlier.get(key) == value for key, value in settings.items())
+            return same, len(self._recorded[name]["swept"]), sorted(point.swept) == self._recorded[name]["swept"]
 
         matches = []
         for swept in self._by_swept:
@@ -366,11 +367,11 @@ class _NamesOnRecord:
         return max(matches, key=agreement, default=None)
 
     def _index(self, swept: tuple[str, ...], keys: tuple[str, ...]) -> dict[str, list[str]]:
-        """Return the names that were made of the keys `swept`, by their values of `keys`."""
+        """Return the names made of the keys `swept`, by the values of `keys`."""
         if (swept, keys) not in self._by_values:
             index: dict[str, list[str]] = {}
             for name in self._by_swept[swept]:
-                index.setdefault(_key(self._known[name]["settings"], keys), []).append(name)
+                index.setdefault(_key(self._recorded[name]["settings"], keys), []).append(name)
             self._by_values[swept, keys] = index
         return self._by_values[swept, keys]
 
@@ -380,7 +381,7 @@ def _key(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 
 def _as_number(value: Any) -> Any:
-    """1 and 1.0 are one value, and are written in two ways; true is neither."""
+    """Convert integers to floats, so that 1 and 1.0 compare equal. Booleans are unchanged."""
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -389,15 +390,15 @@ def _refuse_duplicates(points: Sequence[Point]) -> None:
     seen: dict[str, str] = {}
     for point in points:
         if point.name in RESERVED_NAMES:
-            raise InputError(f"'{point.name}' is a name that every experiment has already", "another name")
+            raise InputError(f"'{point.name}' is a reserved name", "another name")
         settings = dict(point.controls) | point.settings
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
-            hint = "; merge_adapters has no effect where model_format is hf" if point.mode == "A" else ""
+            hint = "; merge_adapters has no effect if model_format is hf" if point.mode == "A" else ""
             raise InputError(f"the points '{seen[key]}' and '{point.name}' are the same{hint}; remove or exclude one")
         seen[key] = point.name
         if point.name in names:
-            raise InputError(f"two points are called '{point.name}'", "distinct names")
+            raise InputError(f"two points are named '{point.name}'", "distinct names")
         names.add(point.name)
 
 

@@ -1,7 +1,7 @@
-"""Points drawn at random from a space of values, so that a larger number of them begins with a smaller.
+"""Draw points at random from a space of values, so that raising their number keeps the points drawn so far.
 
-The draw of a key is a function of the seed, the key and the number of the draw alone. Its randomness is
-`random.Random(text).random()`, the one sequence that Python promises to keep for a seed.
+A drawn value depends only on the seed, its key and the number of the draw. The randomness is
+`random.Random(text).random()`, the one sequence that Python guarantees to keep for a seed.
 """
 
 import math
@@ -13,17 +13,17 @@ from lorasweep.experiment.sections import Dimension, Sample
 from lorasweep.util.errors import InputError
 
 DIGITS = 3
-"""Significant digits of a number that is not whole: it stands in the point's name."""
+"""Significant digits of drawn numbers other than integers, which appear in names of points."""
 
 _DRAWS_PER_POINT = 1000
-"""So often is drawn for a point that is not there yet, before the space is taken to have no more."""
+"""Draws per point after which the space is considered exhausted."""
 
 
 def draw_points(sample: Sample) -> list[dict[str, Any]]:
-    """Return distinct points, by key, in the order in which they are drawn.
+    """Return the values of distinct points, by key, in the order in which they are drawn.
 
     Raises:
-        InputError: an unknown key, a value that its key does not take, a space with fewer points.
+        InputError: A key is unknown, a value is invalid, or the space has fewer points than requested.
     """
     space = {key: _parse_choices(key, dimension) for key, dimension in sample.space.items()}
     points: list[dict[str, Any]] = []
@@ -33,7 +33,7 @@ def draw_points(sample: Sample) -> list[dict[str, Any]]:
         if draw == _DRAWS_PER_POINT * (len(points) + 1):
             raise InputError(
                 f"sample.points: {sample.points} is invalid: {draw} draws found {len(points)} points in sample.space",
-                "as many as that, or a larger space",
+                "at most that number, or a larger space",
             )
         point = {
             key: parse_setting(key, _draw(dimension, sample.seed, key, draw), f"sample.space.{key}")
@@ -48,7 +48,7 @@ def draw_points(sample: Sample) -> list[dict[str, Any]]:
 
 
 def _parse_choices(key: str, dimension: Dimension) -> Dimension:
-    """Check every choice, drawn or not."""
+    """Check every choice, whether drawn or not, and return the dimension with parsed choices."""
     if dimension.choices is None:
         return dimension
     choices = [parse_setting(key, c, f"sample.space.{key}.{i}") for i, c in enumerate(dimension.choices)]

@@ -1,4 +1,4 @@
-"""Inspect tasks as the experiment names them, checked without importing Inspect or running any of their code."""
+"""The experiment's Inspect tasks, checked without importing Inspect or running their code."""
 
 import ast
 import re
@@ -13,22 +13,22 @@ from lorasweep.util.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task of the experiment with the name of its log."""
+    """A task of the experiment, with the name of its log."""
 
     name: str
     spec: Task
     file: Path | None
-    """The file that defines it; `None` for a task that an installed package registers."""
+    """The file that defines the task; `None` if an installed package registers it."""
 
     @property
     def files(self) -> list[str]:
-        """What it is made of: a change in one of these evaluates anew."""
+        """Files that define the task. Changing one repeats the evaluation."""
         own = [reference.partition("@")[0] for _, reference in self._references if _is_in_file(reference)]
         return [*([str(self.file)] if self.file else []), *own, *self.spec.files]
 
     @property
     def registered(self) -> list[tuple[str, str]]:
-        """What of it an installed package registers: pairs of what it is to Inspect, and its name."""
+        """Parts that an installed package registers, as pairs of kind (`task`, `solver`, `scorer`) and name."""
         task = [] if self.file else [("task", self.spec.task)]
         return [*task, *(pair for pair in self._references if not _is_in_file(pair[1]))]
 
@@ -38,15 +38,15 @@ class TaskEntry:
 
 
 _REPLACED = {"solver": ("solver", "agent"), "scorer": ("scorer",)}
-"""What of a task can be replaced, by key; and Inspect's decorators of such."""
+"""Replaceable parts of a task, by key, with the Inspect decorators that define such parts."""
 
 
 def get_tasks(tasks: list[Task]) -> list[TaskEntry]:
-    """Check the tasks and give each its name.
+    """Check the tasks and return them with their names.
 
     Raises:
-        InputError: a missing file, a file without that task, solver or scorer, an argument that one does not take,
-            two tasks of one name.
+        InputError: A file is missing, a file does not define the task, solver or scorer, an argument is unknown or
+            missing, or two tasks have the same name.
     """
     entries: list[TaskEntry] = []
     for index, spec in enumerate(tasks):
@@ -65,7 +65,7 @@ def get_tasks(tasks: list[Task]) -> list[TaskEntry]:
     names = [entry.name for entry in entries]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"evaluation.tasks: two tasks are called '{name}'; give one of them a 'name'")
+            raise InputError(f"evaluation.tasks: two tasks are named '{name}'; give one of them another 'name'")
     return entries
 
 
@@ -74,7 +74,7 @@ def _named(spec: Task, default: str, file: Path | None, where: str) -> TaskEntry
     if not re.fullmatch(NAME_PATTERN, name) or ".." in name:
         raise InputError(
             f"{where}: {spec.task!r} is invalid",
-            f"file.py@task, or a registered name; its 'name' must be of {NAME_RULE}",
+            f"file.py@task, or a registered name; its 'name' must consist of {NAME_RULE}",
         )
     return TaskEntry(name, spec, file)
 
@@ -88,13 +88,13 @@ def _check_replaced(kind: str, decorators: tuple[str, ...], spec: Task, where: s
     if reference and _is_in_file(reference):
         _check_function(reference, decorators, args, f"{where}.{kind}", f"{where}.{kind}_args")
     elif args and not reference:
-        raise InputError(f"{where}.{kind}_args: {args!r} is invalid without '{kind}'", "both, or none")
+        raise InputError(f"{where}.{kind}_args: {args!r} is invalid without '{kind}'", "both, or neither")
 
 
 def _check_function(
     reference: str, decorators: tuple[str, ...], args: Mapping[str, Any], where: str, where_args: str
 ) -> str:
-    """Check that a file has the function that `file.py@function` names, and that it takes the arguments; return it."""
+    """Check that a file defines the function that `file.py@function` names, and its arguments; return its name."""
     file, _, function = reference.partition("@")
     kind = decorators[0]
     defined = _read_functions(Path(file), decorators, where)
@@ -104,7 +104,7 @@ def _check_function(
         wanted = f"no {kind} '{function}'" if function else f"no single {kind}"
         raise InputError(
             f"{where}: {reference!r} is invalid: {file} has {wanted}{nearest(function, defined)}",
-            ", ".join(f"{file}@{name}" for name in defined) or f"a file with a function under @{kind}",
+            ", ".join(f"{file}@{name}" for name in defined) or f"a file with a function decorated with @{kind}",
         )
     _check_arguments(defined[function], reference, args, where_args)
     return function
@@ -114,19 +114,19 @@ def _check_arguments(parameters: ast.arguments, reference: str, args: Mapping[st
     named = [*parameters.posonlyargs, *parameters.args]
     required = {parameter.arg for parameter in named[: len(named) - len(parameters.defaults)]}
     required |= {p.arg for p, default in zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True) if not default}
-    known = [parameter.arg for parameter in (*named, *parameters.kwonlyargs)]
+    names = [parameter.arg for parameter in (*named, *parameters.kwonlyargs)]
     for argument in args:
-        if argument not in known and not parameters.kwarg:
+        if argument not in names and not parameters.kwarg:
             raise InputError(
-                f"{where}: '{argument}' is no argument of {reference}{nearest(argument, known)}",
-                ", ".join(known) or "none",
+                f"{where}: '{argument}' is not an argument of {reference}{nearest(argument, names)}",
+                ", ".join(names) or "no arguments",
             )
     if missing := sorted(required - args.keys()):
-        raise InputError(f"{where}: {reference} needs {', '.join(missing)}, for which there is no default")
+        raise InputError(f"{where}: {reference} needs {', '.join(missing)}, which have no default")
 
 
 def _read_functions(path: Path, decorators: tuple[str, ...], where: str) -> dict[str, ast.arguments]:
-    """Return the parameters of the functions under such decorators, by the names under which Inspect knows them."""
+    """Return the parameters of the functions that have one of the decorators, by the functions' names in Inspect."""
     if not path.is_file():
         raise InputError(
             f"{where}: no such file: {path}", f"file.py@{decorators[0]}, relative to the working directory"
@@ -147,7 +147,7 @@ def _read_functions(path: Path, decorators: tuple[str, ...], where: str) -> dict
 
 
 def _given_name(decorator: ast.expr) -> str | None:
-    """The name in `@task(name="...")`."""
+    """Return the name in `@task(name="...")`."""
     for keyword in decorator.keywords if isinstance(decorator, ast.Call) else ():
         if keyword.arg == "name" and isinstance(keyword.value, ast.Constant):
             return str(keyword.value.value)

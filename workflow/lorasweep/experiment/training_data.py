@@ -1,4 +1,4 @@
-"""Training and validation data: is the file there, and is it what the experiment says."""
+"""Check that files of training and validation data exist and have the format that the experiment declares."""
 
 import json
 from collections.abc import Iterator
@@ -10,36 +10,37 @@ from lorasweep.util.errors import InputError, naming_file, nearest
 
 
 def check_data(data: Data, key: Literal["train", "validation"] = "train") -> int:
-    """Read every sample of the training or the validation data, and return how many are trained on, or validated.
+    """Check every sample of the training or validation data, and return the number of samples that are used.
 
-    Accepted are JSON lines (one object a line) and one JSON array of objects. Of more than `max_samples` only so many
-    count, as only so many are trained on.
+    The file is JSON lines (one object per line) or one JSON array of objects. For training data, the number is at most
+    `max_samples`.
 
     Raises:
-        InputError: a missing or empty file, text that is not JSON, a sample without its columns; with its place.
+        InputError: The file is missing or empty, text is not JSON, or a sample lacks a column. The message names the
+            place.
     """
     where = f"data.{key}"
     file = getattr(data, key)
     if file is None:
         raise InputError(
             f"{where}: is missing, and there are points to train",
-            "a file of samples, or 'adapter' for each of 'runs', and no 'variables'",
+            "a file of samples; or no 'variables', and an 'adapter' for each of 'runs'",
         )
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"{where}: no such file: {path}", "a file of JSON lines, or of one JSON array")
+        raise InputError(f"{where}: no such file: {path}", "a file with JSON lines or one JSON array")
     count = 0
     for place, sample in _read_samples(path):
         with naming_file(place):
             _check_sample(sample, data)
         count += 1
     if count == 0:
-        raise InputError(f"{where}: {path} holds no sample", "at least one JSON object")
+        raise InputError(f"{where}: {path} has no samples", "at least one JSON object")
     return min(count, data.max_samples or count) if key == "train" else count
 
 
 def _read_samples(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield each sample after its place: the file and the line, or which one of an array it is, counted from 1."""
+    """Yield the place and the value of each sample. The place is the file with the line or array position, from 1."""
     try:
         with path.open(encoding="utf-8") as file:
             start = next((line for line in file if line.strip()), "").lstrip()
@@ -52,16 +53,16 @@ def _read_samples(path: Path) -> Iterator[tuple[str, Any]]:
                 if line.strip():
                     yield f"{path}:{number}", _parse(line, path, number)
     except UnicodeDecodeError as error:
-        raise InputError(f"not text in UTF-8 ({error.reason} at byte {error.start})", file=path) from error
+        raise InputError(f"not UTF-8 text ({error.reason} at byte {error.start})", file=path) from error
 
 
 def _parse(text: str, path: Path, first: int = 1) -> Any:
-    """Parse JSON that begins on a line of a file."""
+    """Parse JSON text that begins on line `first` of a file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"{path}:{first + error.lineno - 1}"
-        expected = "one JSON object a line, or one JSON array"
+        expected = "one JSON object per line, or one JSON array"
         raise InputError(f"not JSON ({error.msg}, column {error.colno})", expected, file=place) from error
 
 
@@ -103,12 +104,12 @@ def _check_sample(sample: Any, data: Data) -> None:
     if roles[0] == "system" and data.system_prompt is not None:
         raise InputError(
             f"{data.messages_column}.0: a system message is invalid beside data.system_prompt, "
-            "which training would put in its place",
+            "which would replace it in training",
             "one of the two",
         )
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
         raise InputError(
             f"{data.messages_column}: the roles {', '.join(roles)} are invalid",
-            "a system message or none, then user and assistant in turn, an assistant last",
+            "an optional system message, then user and assistant in turn, ending with assistant",
         )

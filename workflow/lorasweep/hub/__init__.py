@@ -1,1 +1,1 @@
-"""What the experiment names on the Hugging Face hub."""
+"""Models and data on the Hugging Face hub."""

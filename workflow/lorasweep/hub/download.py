@@ -1,6 +1,6 @@
-"""Fetching from the Hugging Face hub: whole or not at all, by one process at a time, and only what is read.
+"""Download from the Hugging Face hub: atomically, by one process at a time, and only the files that are used.
 
-What is fetched lies in `downloads/.partial/` until it is whole; there an attempt that was interrupted is gone on with.
+A download stays in `downloads/.partial/` until it is complete. An interrupted download is resumed from there.
 """
 
 import json
@@ -19,20 +19,20 @@ from lorasweep.util.files import hold_alone
 
 _SHARD = r"model-\d+(-of-\d+)?\.safetensors"
 _CONNECTIONS = 4
-_HINT = f"export {TOKEN} with a token that may read it, where Snakemake is called"
+_HINT = f"export {TOKEN} with a token that has access, in the shell that calls Snakemake"
 
 
 def look(reference: Reference) -> dict[str, Any]:
-    """Return the `commit` of a reference, and the bytes of its `files` by name.
+    """Return the `commit` of a reference, and the sizes of its `files` in bytes, by name.
 
     Raises:
-        InputError: it is not there, or not for this token, or holds nothing that can be used.
+        InputError: The reference does not exist, is not accessible with this token, or has no usable files.
     """
     from huggingface_hub import HfApi
 
-    ask = HfApi().dataset_info if reference.file else HfApi().model_info
+    get_info = HfApi().dataset_info if reference.file else HfApi().model_info
     try:
-        info: Any = ask(reference.repository, revision=reference.revision, files_metadata=True, token=_get_token())
+        info: Any = get_info(reference.repository, revision=reference.revision, files_metadata=True, token=_get_token())
     except Exception as error:
         raise InputError(_explain(error, reference)) from None
     if info.gated and not _get_token():
@@ -42,19 +42,19 @@ def look(reference: Reference) -> dict[str, Any]:
 
 
 def fetch(reference: Reference) -> None:
-    """Fetch a reference that names a commit to where it is read, unless it is there; another process is waited for.
+    """Download a pinned reference to its `path`, unless it exists. Waits for another process that downloads it.
 
     Raises:
-        InputError: as `look`, or what was fetched is no checkpoint or no data.
+        InputError: `look` fails, or the download is not a checkpoint or not data.
     """
     target = reference.path
     name = str(target.relative_to(DOWNLOADS)).replace("/", "--")
-    with hold_alone(DOWNLOADS / ".locks" / name, f"fetching {reference}"):
+    with hold_alone(DOWNLOADS / ".locks" / name, f"downloading {reference}"):
         if target.exists():
             return
         partial = DOWNLOADS / ".partial" / name
         files = look(reference)["files"]
-        print(f"Fetching {reference}: {len(files)} files, {sum(files.values()) / 1e6:,.1f} MB", flush=True)
+        print(f"Downloading {reference}: {len(files)} files, {sum(files.values()) / 1e6:,.1f} MB", flush=True)
         _fetch_files(reference, files, partial)
         target.parent.mkdir(parents=True, exist_ok=True)
         if reference.file is None:
@@ -70,15 +70,15 @@ def fetch(reference: Reference) -> None:
 
 
 def _choose(reference: Reference, names: Collection[str]) -> list[str]:
-    """The files of a repository that are read."""
+    """Return the files of a repository to download."""
     if reference.file is not None:
         if reference.file not in names:
-            alike = sorted(name for name in names if re.search(r"\.(jsonl|json|parquet)$", name))
-            raise InputError("no such file", ", ".join(alike[:10]) or "none: it has no .jsonl, .json, .parquet")
+            candidates = sorted(name for name in names if re.search(r"\.(jsonl|json|parquet)$", name))
+            raise InputError("no such file", ", ".join(candidates[:10]) or "a data set with .jsonl, .json or .parquet")
         return [reference.file]
     weights = [SINGLE] if SINGLE in names else sorted(name for name in names if re.fullmatch(_SHARD, name))
     if "config.json" not in names or not weights:
-        raise InputError(f"it has no {SINGLE} or shards of it beside a config.json", "a model in safetensors")
+        raise InputError(f"it has no config.json with {SINGLE} or its shards", "a model in safetensors")
     index = [INDEX] if weights != [SINGLE] else []
     wanted = ["config.json", GENERATION_CONFIG, *TOKENIZER_FILES, *index]
     return [*(name for name in wanted if name in names), *weights]
@@ -117,20 +117,20 @@ def _write_lines(file: Path) -> Path:
 
 
 def _get_token() -> str | bool:
-    """The environment's token, or that there is none: one that lies in the home is not looked for."""
+    """Return the token from the environment, else `False`, so that no token from the home directory is used."""
     return os.environ.get(TOKEN) or False
 
 
 def _explain_token() -> str:
-    return f"the token in {TOKEN} may not read it" if os.environ.get(TOKEN) else f"{TOKEN} is not set"
+    return f"the token in {TOKEN} has no access to it" if os.environ.get(TOKEN) else f"{TOKEN} is not set"
 
 
 def _explain_gate() -> str:
-    return f"it is gated, and {_explain_token()}; accept its terms on the hub, and {_HINT}"
+    return f"it is gated, and {_explain_token()}; accept its terms on the hub and {_HINT}"
 
 
 def _explain(error: Exception, reference: Reference) -> str:
-    """Say why the hub did not give something, without the token."""
+    """Return the reason for an error of the hub, with the token removed."""
     from huggingface_hub import errors
 
     token, state = os.environ.get(TOKEN), _explain_token()
@@ -139,14 +139,14 @@ def _explain(error: Exception, reference: Reference) -> str:
         return _explain_gate()
     if isinstance(error, errors.RepositoryNotFoundError):
         problem = f"no such {reference.kind} on the hub, or a private one ({state})"
-        return str(InputError(problem, f"org/name as there; {_HINT}"))
+        return str(InputError(problem, f"org/name as on the hub; or {_HINT}"))
     if isinstance(error, errors.RevisionNotFoundError):
         return str(InputError(f"no such revision '{reference.revision}'", "a branch, a tag or a commit of it"))
     if status in (401, 403):
-        return f"the hub refuses it with {status}, and {state}; {_HINT}"
-    said = str(error).strip().splitlines() or [type(error).__name__]
+        return f"the hub refuses access with status {status}, and {state}; {_HINT}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     text = (
-        f"it could not be fetched ({type(error).__name__}: {said[0]}); the same command goes on with it. From a node "
-        "without a way to the hub nothing can be fetched: run 'lorasweep download' on one that has it"
+        f"the download failed ({type(error).__name__}: {lines[0]}); run the same command again to resume it. If this "
+        "node has no access to the hub, run 'lorasweep download' on one that has access"
     )
     return text.replace(token, "***") if token else text

@@ -1,11 +1,11 @@
-"""Models and data that lie on the Hugging Face hub: how the experiment names them, and where they lie once fetched.
+"""Models and data on the Hugging Face hub: how the experiment refers to them, and where they are downloaded to.
 
     hf://org/name[@revision]                    a model
     hf://datasets/org/name[@revision]/FILE      a file of a data set: .jsonl, .json or .parquet
 
-They are fetched into `downloads/` by the process that plans and submits, before it looks at anything else of them: the
-base model's headers decide what is to do. From there on they are local paths, and jobs ask no hub. What a branch or tag
-stood for when an experiment first asked is kept in its `revisions.json`: a branch that moves changes no sweep.
+The process that plans and submits downloads them into `downloads/` first, because the plan depends on the base model's
+headers. After that they are local paths, and jobs do not access the hub. The experiment's `revisions.json` keeps the
+commit of each branch or tag at the first download, so that a moved branch does not change a sweep.
 """
 
 import json
@@ -24,10 +24,10 @@ from lorasweep.util.errors import InputError
 from lorasweep.util.files import read_record, write_record
 
 DOWNLOADS = Path("downloads")
-"""In the working directory, for all experiments in it."""
+"""Folder of downloads in the working directory, shared by all its experiments."""
 
 TOKEN = "HF_TOKEN"
-"""The environment variable that holds a token; it is read where the hub is asked, and nowhere else."""
+"""The environment variable of the token. It is read only by the process that accesses the hub."""
 
 _COMMIT = r"[0-9a-f]{40}"
 _DIGITS = 12
@@ -35,21 +35,21 @@ _DIGITS = 12
 
 @dataclass(frozen=True)
 class Reference:
-    """A model, or a file of a data set, on the hub."""
+    """A model or a file of a data set on the hub."""
 
     repository: str
     revision: str
     file: str | None = None
-    """Of a data set; a model is fetched as a whole."""
+    """The file of a data set; `None` for a model, which is downloaded as a whole."""
 
     @property
     def kind(self) -> str:
-        """As the hub says it."""
+        """The hub's term for the type of the repository: `model` or `dataset`."""
         return "dataset" if self.file else "model"
 
     @property
     def key(self) -> str:
-        """What a commit is kept for; files of one data set share it."""
+        """Key of the reference in `revisions.json`; files of one data set share it."""
         return f"{self.kind}s/{self.repository}@{self.revision}"
 
     @property
@@ -58,7 +58,7 @@ class Reference:
 
     @property
     def path(self) -> Path:
-        """Where it lies once it is fetched; it must be pinned."""
+        """Local path of the download. The reference must be pinned to a commit."""
         name = f"{self.repository.replace('/', '--')}@{self.revision[:_DIGITS]}"
         if self.file is None:
             return DOWNLOADS / name
@@ -71,69 +71,69 @@ class Reference:
 
 
 def read_reference(text: str) -> Reference | None:
-    """Return what a value of the experiment file refers to on the hub; nothing where it is a local path."""
-    found = re.fullmatch(DATA_REFERENCE, text) or re.fullmatch(MODEL_REFERENCE, text)
-    if not found:
+    """Return the hub reference of a value in the experiment file, or `None` for a local path."""
+    match = re.fullmatch(DATA_REFERENCE, text) or re.fullmatch(MODEL_REFERENCE, text)
+    if not match:
         return None
-    parts = found.groupdict()
+    parts = match.groupdict()
     return Reference(parts["repository"], parts["revision"] or "main", parts.get("file"))
 
 
 def find_references(experiment: Experiment) -> dict[str, Reference]:
-    """Return what an experiment names on the hub, by key."""
+    """Return the experiment's references to the hub, by key."""
     evaluation = experiment.evaluation
-    named = {
+    values = {
         "model.path": experiment.model.path,
         "data.train": experiment.data.train,
         "data.validation": experiment.data.validation,
         "evaluation.base_model": evaluation.base_model,
         **{f"evaluation.baselines.{i}.model": baseline.model for i, baseline in enumerate(evaluation.baselines)},
     }
-    found = {key: read_reference(value) for key, value in named.items() if value}
-    return {key: reference for key, reference in found.items() if reference}
+    references = {key: read_reference(value) for key, value in values.items() if value}
+    return {key: reference for key, reference in references.items() if reference}
 
 
 def read_revisions(record: Path) -> dict[str, str]:
-    """Return the commits that an experiment has on record.
+    """Return the recorded commits of an experiment's references, by `Reference.key`.
 
     Raises:
-        InputError: the file is not what lorasweep writes.
+        InputError: The file is not a record written by lorasweep.
     """
     return read_record(record, str)
 
 
 def check_fetched(experiment: Experiment, revisions: Mapping[str, str], source: str) -> None:
-    """Check that all that an experiment names on the hub was fetched.
+    """Check that all hub references of an experiment are downloaded; `source` is the experiment file.
 
     Raises:
-        InputError: it was not, or is no longer there.
+        InputError: A reference is not downloaded, or its download was deleted.
     """
     for key, reference in find_references(experiment).items():
         pinned = pin(reference, revisions)
         if not (pinned.is_pinned and pinned.path.exists()):
-            raise InputError(f"{key}: {reference} is not here; fetch it: lorasweep download {source}")
+            raise InputError(f"{key}: {reference} is not downloaded; run: lorasweep download {source}")
 
 
 def with_local_paths(experiment: Experiment, revisions: Mapping[str, str]) -> Experiment:
-    """Return an experiment with the paths of what was fetched in place of references."""
+    """Return the experiment with references replaced by local paths of their downloads."""
     return _replace(experiment, lambda reference: str(pin(reference, revisions).path))
 
 
 def with_commits(experiment: Experiment, revisions: Mapping[str, str]) -> Experiment:
-    """Return an experiment whose references name commits: it can be run again and is the same."""
+    """Return the experiment with references pinned to commits, so that a rerun uses the same files."""
     return _replace(experiment, lambda reference: str(pin(reference, revisions)))
 
 
 def pin(reference: Reference, revisions: Mapping[str, str]) -> Reference:
-    """Return a reference by its commit; as it is, where that is not on record."""
+    """Return the reference pinned to its recorded commit; unchanged if no commit is recorded."""
     return replace(reference, revision=revisions.get(reference.key, reference.revision))
 
 
 def fetch(references: Mapping[str, Reference], record: Path) -> None:
-    """Fetch what an experiment names on the hub and is not there yet; write down which commits that is.
+    """Download the references that are not downloaded yet, and record their commits in the file `record`.
 
     Raises:
-        InputError: the hub does not have it, or does not give it to this token, or cannot be reached.
+        InputError: A reference does not exist, is not accessible with this token, or the hub cannot be reached.
     """
     revisions = read_revisions(record)
     for key, reference in references.items():
@@ -146,10 +146,10 @@ def fetch(references: Mapping[str, Reference], record: Path) -> None:
 
 
 def describe_missing(references: Mapping[str, Reference], record: Path) -> str:
-    """Say what a run would fetch first; nothing where it would fetch nothing. Nothing is fetched or written for it.
+    """Return a description of what a run would download first, or "". Downloads and writes nothing.
 
     Raises:
-        InputError: as `fetch`.
+        InputError: As for `fetch`.
     """
     revisions = read_revisions(record)
     lines = {}
@@ -157,29 +157,29 @@ def describe_missing(references: Mapping[str, Reference], record: Path) -> str:
         pinned = pin(reference, revisions)
         if pinned.is_pinned and pinned.path.exists():
             continue
-        found = _ask("look", pinned, key)
-        pinned = replace(reference, revision=found["commit"])
-        size = sum(found["files"].values())
-        lines[str(reference)] = f"  {reference}: {len(found['files'])} files, {size / 1e6:,.1f} MB, to {pinned.path}"
+        info = _ask("look", pinned, key)
+        pinned = replace(reference, revision=info["commit"])
+        size = sum(info["files"].values())
+        lines[str(reference)] = f"  {reference}: {len(info['files'])} files, {size / 1e6:,.1f} MB, to {pinned.path}"
     if not lines:
         return ""
     return "\n".join(
         [
-            "To be fetched from the hub:",
+            "To be downloaded from the hub:",
             *lines.values(),
-            "What is to do is known once it is there.",
+            "The plan is known after the download.",
         ]
     )
 
 
 def forget_token() -> None:
-    """Take the token out of the environment: no job is to have it, unless jobs are to ask the hub themselves."""
+    """Remove the token from the environment of jobs, unless `HF_HUB_OFFLINE=0` lets jobs access the hub."""
     if os.environ.get("HF_HUB_OFFLINE", "1") != "0":
         os.environ.pop(TOKEN, None)
 
 
 def _ask(what: str, reference: Reference, key: str) -> Any:
-    """Have a process of its own ask the hub: its library reads the environment once, and writes to the home."""
+    """Access the hub in a separate process, because its library reads the environment once and writes to the home."""
     with tempfile.TemporaryDirectory(prefix="lorasweep-hub-") as home:
         environment = {
             "HF_HUB_DISABLE_XET": "1",
@@ -191,16 +191,16 @@ def _ask(what: str, reference: Reference, key: str) -> Any:
         path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         command: Sequence[str] = [sys.executable, "-m", "lorasweep", "job", "ask_hub", what, str(reference)]
-        done = subprocess.run(
+        process = subprocess.run(
             command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace", env=environment, check=False
         )
     try:
-        said = json.loads(done.stdout.splitlines()[-1])
+        output = json.loads(process.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        said = {"error": f"fetching it ended with code {done.returncode}; the same command goes on with it"}
-    if "error" in said:
-        raise InputError(f"{key}: {reference}: {said['error']}")
-    return said
+        output = {"error": f"download failed (exit code {process.returncode}); run the same command again to resume it"}
+    if "error" in output:
+        raise InputError(f"{key}: {reference}: {output['error']}")
+    return output
 
 
 def _replace(experiment: Experiment, find: Callable[[Reference], str]) -> Experiment:
