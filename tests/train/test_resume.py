@@ -177,7 +177,7 @@ def test_a_state_of_another_recipe_or_base_is_dropped(
         (other / "config.json").write_text(json.dumps(config | {"rope_theta": 20000.0}))
     assert train_and_end(recipe, 1, "killed in a step", 3) == KILLED
     assert "belongs to another recipe, base model or version; it is not used" in said(recipe)
-    assert "Going on" not in said(recipe)
+    assert "Resuming" not in said(recipe)
     assert [file.name[:14] for file in states(recipe)] == ["step-000000002", "step-000000003"]
 
 

@@ -69,8 +69,8 @@ def read_log(file: Path) -> list[Row]:
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    return [_parse(row) for row in csv.DictReader(whole.splitlines())]
+    complete = text[: text.rfind("\n") + 1]
+    return [_parse(row) for row in csv.DictReader(complete.splitlines())]
 
 
 def cut_log(file: Path, epoch: int, to: Path) -> list[Row]:

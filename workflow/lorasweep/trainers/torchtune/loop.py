@@ -186,7 +186,7 @@ class _Reporting(_Added):  # type: ignore[misc]
         self.global_step = state["step"]
         self.epochs_run, steps = divmod(self.global_step - 1, self._steps_per_epoch)
         accumulated = self._gradient_accumulation_steps
-        # Batches after which torchtune ends an epoch; without a limit, all batches (`None` unless batches were halved).
+        # Batches after which torchtune ends an epoch; `None`: all batches of the data loader.
         most = self.max_steps_per_epoch * accumulated if self.max_steps_per_epoch else self._most
         loader = getattr(self._dataloader, "loader", self._dataloader)
         begin = (steps + 1) * accumulated
@@ -315,11 +315,11 @@ class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, m
 
     def _validate(self) -> float:
         """Return the mean loss per answer token. All processes run equally many batches, since FSDP is collective."""
-        size, whole = self._batch_size * self.world_size, len(self._validation)
-        starts = range(0, whole, size)
+        size, samples = self._batch_size * self.world_size, len(self._validation)
+        starts = range(0, samples, size)
         own = [start + self.rank * self._batch_size for start in starts]
-        total, count = self._sum_validation(start for start in own if start < whole)
-        if len(own) > sum(start < whole for start in own):
+        total, count = self._sum_validation(start for start in own if start < samples)
+        if len(own) > sum(start < samples for start in own):
             self._sum_validation([0])
         total, tokens = self._add_up([total, count])
         return total / tokens
