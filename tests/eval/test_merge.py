@@ -264,7 +264,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "BD-LoRA": (set_key("use_bdlora", {"nblocks": 2}), "use_bdlora is set"),
     "QA-LoRA": (set_key("use_qalora", True), "use_qalora is set"),
     "VeLoRA": (set_key("velora_config", {"a": 1}), "velora_config is set"),
-    "a feature of tomorrow": (set_key("use_tomorrow", True), "use_tomorrow is set to True, and what that does"),
+    "a feature of tomorrow": (
+        set_key("use_tomorrow", True),
+        "use_tomorrow is set to True, but lorasweep does not know",
+    ),
     "PiSSA": (set_key("init_lora_weights", "pissa_niter_4"), "init_lora_weights is 'pissa_niter_4'"),
     "OLoRA": (set_key("init_lora_weights", "OLORA"), "init_lora_weights is 'OLORA'"),
     "CorDA": (set_key("init_lora_weights", "corda"), "init_lora_weights is 'corda'"),
@@ -272,36 +275,42 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "LoRA-GA": (set_key("init_lora_weights", "lora_ga"), "init_lora_weights is 'lora_ga'"),
     "no targets": (set_key("target_modules", None), "target_modules is None"),
     "no rank": (set_key("r", 0), "r is 0"),
-    "another rank": (set_key("r", 5), "has rank 4, and adapter_config.json says 5"),
+    "another rank": (set_key("r", 5), "has rank 4, but adapter_config.json says 5"),
     "fewer targets": (set_key("target_modules", ["q_proj"]), "which adapter_config.json does not target"),
     "more targets": (
         set_key("target_modules", [*LINEAR, "lm_head"]),
-        "targets 'lm_head', for which there is no tensor",
+        "targets 'lm_head', which has no tensors",
     ),
     "DoRA without magnitudes": (set_key("use_dora", True), "with lora_magnitude_vector, since use_dora is set"),
-    "a tensor too many": (edit(lambda t: t | {f"{Q}.weight": torch.ones(64, 64)}), "q_proj.weight' is no LoRA tensor"),
+    "a tensor too many": (
+        edit(lambda t: t | {f"{Q}.weight": torch.ones(64, 64)}),
+        "q_proj.weight' is not a LoRA tensor",
+    ),
     "magnitudes without DoRA": (
         edit(lambda t: t | {f"{Q}.lora_magnitude_vector": torch.ones(64)}),
-        "q_proj' has lora_A.weight, lora_B.weight, lora_magnitude_vector",
+        "q_proj' has only lora_A.weight, lora_B.weight, lora_magnitude_vector",
     ),
-    "several adapters": (nest, "holds the adapters first, second. Expected: the folder of one"),
+    "several adapters": (nest, "has the adapters first, second. Expected: the folder of one"),
     "a name within the tensors": (
         edit(lambda t: {name.replace(".weight", ".default.weight"): tensor for name, tensor in t.items()}),
-        "is no LoRA tensor",
+        "is not a LoRA tensor",
     ),
-    "integers": (edit(lambda t: {name: tensor.int() for name, tensor in t.items()}), "is I32. Expected: F64, F32"),
+    "integers": (
+        edit(lambda t: {name: tensor.int() for name, tensor in t.items()}),
+        "has dtype I32. Expected: F64, F32",
+    ),
     "infinity": (edit(lambda t: t | {f"{Q}.lora_A.weight": torch.full((4, 64), torch.inf)}), "not finite"),
     "three dimensions": (edit(lambda t: {n: tensor[None] for n, tensor in t.items()}), "Expected: two matrices"),
-    "a rank in quotes": (set_key("r", "4"), "r is '4'. Expected: what PEFT writes there"),
+    "a rank in quotes": (set_key("r", "4"), "r is '4'. Expected: a value as written by PEFT"),
     "patterns in a list": (set_key("alpha_pattern", ["q_proj"]), r"alpha_pattern is \['q_proj'\]. Expected"),
-    "no regular expression": (set_key("rank_pattern", {"q_(": 4}), r"'.*q_\(.*' is no regular expression"),
+    "no regular expression": (set_key("rank_pattern", {"q_(": 4}), r"'.*q_\(.*' is not a regular expression"),
     "a module that was not saved": (
         set_key("modules_to_save", ["lm_head"]),
-        "names 'lm_head.weight' in modules_to_save, and there is no such tensor",
+        "includes 'lm_head.weight' in modules_to_save, but there is no such tensor",
     ),
     "a tensor twice": (edit(lambda t: t | {f"{Q[17:]}.lora_A.weight": torch.ones(4, 64)}), "has tensors twice"),
-    "a record of something else": (poison_record, "lorasweep.json: names no base model"),
-    "a pickle": (pickle, "its weights are no safetensors file"),
+    "a record of something else": (poison_record, "lorasweep.json: has no base_model_fingerprint"),
+    "a pickle": (pickle, "its weights are not a safetensors file"),
     "an empty file": (cut(0), "not a safetensors file"),
     "a header cut short": (cut(100), "not a safetensors file"),
     "values cut short": (cut(20_000), "is truncated"),
@@ -323,7 +332,7 @@ def test_what_is_not_merged_is_refused_by_name_before_a_byte_is_written(
 
 def test_an_adapter_of_a_model_of_other_shapes_is_refused(make_base: Callable[..., Path], tmp_path: Path) -> None:
     adapter = make_adapter(make_base("llama2"), tmp_path / "adapter")
-    with pytest.raises(AdapterError, match=r"'model.layers.0.self_attn.k_proj.weight' is \[32, 64\] .* and \[64, 64\]"):
+    with pytest.raises(AdapterError, match=r"'model.layers.0.self_attn.k_proj.weight' is \[32, 64\] .* but \[64, 64\]"):
         merge(make_base("llama3"), adapter, tmp_path / "merged")
 
 
@@ -334,7 +343,7 @@ def test_an_adapter_of_a_model_of_other_shapes_is_refused(make_base: Callable[..
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
             r"quantized \(bitsandbytes\)",
         ),
-        ({"tie_word_embeddings": True}, "says tie_word_embeddings and has an lm_head.weight as well"),
+        ({"tie_word_embeddings": True}, "both sets tie_word_embeddings and has an lm_head.weight"),
     ],
     ids=["4-bit", "tied twice"],
 )
@@ -386,7 +395,7 @@ def test_two_merges_to_one_place_do_not_mix(
 
     def merge_again(digests: dict[str, str]) -> str:
         monkeypatch.setattr(merge_module, "digest_weights", make_record)
-        with pytest.raises(InputError, match="another process merges to it"):
+        with pytest.raises(InputError, match="another process is merging to it"):
             merge(base, adapter, tmp_path / "merged")
         refused.append(True)
         return make_record(digests)
@@ -470,7 +479,7 @@ def test_a_tied_head_of_an_unknown_name_is_refused(make_base: Callable[..., Path
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens"])
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"model_type": "biogpt"}))
-    with pytest.raises(AdapterError, match="which of its weights are tied is known for llama, mistral"):
+    with pytest.raises(AdapterError, match="Tied weights are known for llama, mistral"):
         merge(base, adapter, tmp_path / "merged")
 
 
@@ -493,7 +502,7 @@ def test_updates_that_the_precision_swallows_are_told(
     edit(lambda t: t | {f"{Q}.lora_B.weight": torch.full((64, 4), 1e-9)})(adapter)
     record = merge(base, adapter, tmp_path / "merged")
     assert record["weights_lost_to_rounding"] == ["model.layers.0.self_attn.q_proj.weight"]
-    assert "1 of 21 weights are as in the base" in capsys.readouterr().out
+    assert "1 of 21 weights are unchanged" in capsys.readouterr().out
 
 
 def test_a_temporary_model_links_to_shards_that_do_not_change_and_a_kept_one_shares_none(
@@ -543,7 +552,7 @@ def test_verification_finds_a_wrong_sum_and_keeps_the_old_model(
 
     monkeypatch.setattr(torch, "mm", wrong)
     if verified:
-        with pytest.raises(InputError, match="is not what base and adapter make"):
+        with pytest.raises(InputError, match="differs from the base model merged with the adapter"):
             merge(base, adapter, tmp_path / "merged", verify=True)
         assert json.loads((tmp_path / "merged/lorasweep.json").read_text()) == right
     else:
@@ -558,7 +567,7 @@ def test_too_little_room_is_said_before_the_first_byte(
     adapter = make_adapter(base, tmp_path / "adapter")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"No space left on device: .* takes 0.000\d+ GB, and 1e-06 GB are free in"):
+    with pytest.raises(OSError, match=r"No space left on device: .* needs 0.000\d+ GB, but 1e-06 GB are free in"):
         merge(base, adapter, tmp_path / "results/merged")
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 
@@ -774,7 +783,7 @@ def test_an_embedding_that_may_be_tied_to_something_else_is_refused(tmp_path: Pa
     write_adapter(tmp_path / "adapter", {}, 1, ["shared"], rank=2)
     names = ("lora_embedding_A", (2, 5)), ("lora_embedding_B", (4, 2))
     save_file({f"shared.{name}": torch.ones(s) for name, s in names}, tmp_path / "adapter/adapter_model.safetensors")
-    with pytest.raises(AdapterError, match=r"changes shared.weight, and .* which of its weights are tied"):
+    with pytest.raises(AdapterError, match=r"changes shared.weight, but .* its tied weights are unknown"):
         merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
 
 

@@ -107,7 +107,7 @@ def test_one_that_was_told_to_stop_ends_as_if_it_had_not_been(make: Make, dtype:
         assert train_and_end(stopped, 100, "told to stop", step) == 1
         assert f"told to stop (SIGTERM); step {step + 1} is saved" in said(stopped)
     assert train_and_end(stopped, 100) == 0, said(stopped)
-    assert "Going on after step 8," in said(stopped)
+    assert "Resuming after step 8," in said(stopped)
     assert read(stopped) == read(whole)
 
 

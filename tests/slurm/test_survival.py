@@ -83,7 +83,7 @@ def test_a_training_that_has_to_give_way_is_queued_again_by_slurm_and_goes_on(
     shown = subprocess.run(show, capture_output=True, text=True).stdout
     assert re.search(r"Restarts=1\b", shown)
     assert sweep.said.count("has been submitted with SLURM jobid") == 1
-    assert "Going on after step" in sweep.find_training_log(POINT).read_text()
+    assert "Resuming after step" in sweep.find_training_log(POINT).read_text()
     assert get_weights(sweep) == undisturbed
 
 
@@ -107,7 +107,7 @@ def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, u
         said = wait_for("its last word", lambda: find_last_word(sweep))
         trained = int(said[1])
     sweep.run("--retries", "0", *TRAINED)
-    assert f"Going on after step {trained}," in sweep.find_training_log(POINT).read_text()
+    assert f"Resuming after step {trained}," in sweep.find_training_log(POINT).read_text()
     assert get_weights(sweep) == undisturbed
 
 
@@ -116,5 +116,5 @@ def test_a_training_over_its_memory_takes_half_the_batch_in_its_retry(make: Call
     sweep.edit(controls={"epochs": 60, "batch_size": 4}, evaluation=TRAINING_ONLY)
     done = sweep.snakemake("--retries", "1", *TRAINED, "--set-resources", "train:mem_mb=400*attempt**3")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "An earlier attempt was killed for its memory" in sweep.find_training_log(POINT).read_text()
+    assert "An earlier attempt was killed for running out of memory" in sweep.find_training_log(POINT).read_text()
     assert json.loads((sweep.results / POINT / "adapter/lorasweep.json").read_text())["batch_size_used"] == 2

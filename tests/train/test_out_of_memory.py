@@ -37,10 +37,10 @@ def test_the_effective_batch_stays(make: Make, save_every: int) -> None:
     plain = {"lora_dropout": 0.0, "epochs": 2}
     recipe = make("halved", batch_size=4, gradient_accumulation_steps=1, **plain)
     run_out(recipe, 2)
-    assert "train: CUDA out of memory; batch_size 4 is too much: the next attempt takes half of it" in said(recipe)
+    assert "train: CUDA out of memory; batch_size 4 is too large: the next attempt halves it" in said(recipe)
     assert train_and_end(recipe, save_every, "killed in a step", 6) == -9
     assert train_and_end(recipe, save_every) == 0
-    assert ("Going on after step 6" in said(recipe)) == (save_every == 1)
+    assert ("Resuming after step 6" in said(recipe)) == (save_every == 1)
     same = make("same", batch_size=1, gradient_accumulation_steps=4, max_steps_per_epoch=6, **plain)
     assert train_and_end(same, 100) == 0
     assert weights(recipe) == weights(same)
@@ -52,13 +52,13 @@ def test_the_effective_batch_stays(make: Make, save_every: int) -> None:
 def test_a_batch_is_halved_three_times_at_most(make: Make) -> None:
     recipe = make(batch_size=16, gradient_accumulation_steps=1)
     run_out(recipe, 4)
-    assert "batch_size 2 is too much, after 3 halvings" in said(recipe)
+    assert "batch_size 2 is too large, after 3 halvings" in said(recipe)
 
 
 def test_an_odd_batch_has_no_half(make: Make) -> None:
     recipe = make(batch_size=3, gradient_accumulation_steps=1)
     run_out(recipe, 1)
-    assert "train: CUDA out of memory; batch_size 3 is too much, and has no half" in said(recipe)
+    assert "train: CUDA out of memory; batch_size 3 is too large, and is odd" in said(recipe)
     assert not (recipe.parent / "state/train.memory.json").exists()
 
 
@@ -81,10 +81,10 @@ def test_what_the_kernel_kills_for_its_memory_takes_half_the_batch_and_what_is_k
     except OSError as error:
         pytest.skip(f"no cgroup with a limit of memory can be made here: {error}")
     assert train_and_end(recipe, 1, "killed in a step", 3) == -9
-    assert "An earlier attempt was killed for its memory: the kernel has killed" in said(recipe)
-    assert "Memory was not enough before: batch_size is 2 now" in said(recipe)
+    assert "An earlier attempt was killed for running out of memory: the kernel has since killed" in said(recipe)
+    assert "An earlier attempt ran out of memory: batch_size is now 2" in said(recipe)
     assert train_and_end(recipe) == 0
-    assert said(recipe).count("An earlier attempt was killed for its memory") == 1
+    assert said(recipe).count("An earlier attempt was killed for running out of memory") == 1
     assert json.loads((recipe.parent / "adapter/lorasweep.json").read_text())["batch_size_used"] == 2
 
 

@@ -115,22 +115,22 @@ def test_one_that_is_told_to_stop_and_one_that_loses_a_process_go_on_bit_for_bit
     run(undisturbed)
     told = train(recipe, "tell:1:2")
     assert told.returncode == 1
-    assert "train: told to stop (SIGTERM); step 3 is saved, and the next run goes on from there" in told.stderr
+    assert "train: told to stop (SIGTERM); step 3 is saved, and the next run resumes from it" in told.stderr
     told = train(recipe, "tell while loading:1:0")
     assert told.stderr.splitlines()[-1] == (
-        "train: told to stop (SIGTERM); the next run goes on from what was saved last"
+        "train: told to stop (SIGTERM); the next run resumes from the last saved state"
     )
     assert not (recipe.parent / "state/train.attempt.json").exists()
     lost = train(recipe, "kill:1:8", save_every=4)
     assert lost.returncode == 1
-    assert "Going on after step 3," in lost.stdout
+    assert "Resuming after step 3," in lost.stdout
     assert "process 1 terminated with signal SIGKILL" in lost.stderr.splitlines()[-1]
     # It cannot say why: whether for its memory, the next attempt asks.
     assert (recipe.parent / "state/train.attempt.json").exists()
     assert not (recipe.parent / "adapter").exists()
     done = train(recipe)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Going on after step 8," in done.stdout
+    assert "Resuming after step 8," in done.stdout
     assert log(recipe) == log(undisturbed)
     ours, theirs = ((r.parent / "adapter/adapter_model.safetensors").read_bytes() for r in (recipe, undisturbed))
     assert ours == theirs
@@ -138,7 +138,7 @@ def test_one_that_is_told_to_stop_and_one_that_loses_a_process_go_on_bit_for_bit
 
 def test_a_device_that_runs_out_of_memory_has_all_of_them_take_half_the_batch(two: Path, make_point: Make) -> None:
     recipe = make_point("halved", gpus=2)
-    assert "train: CUDA out of memory; batch_size 2 is too much: the next attempt takes half of it" in (
+    assert "train: CUDA out of memory; batch_size 2 is too large: the next attempt halves it" in (
         train(recipe, "run out:1:2").stderr
     )
     run(recipe)

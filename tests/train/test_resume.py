@@ -77,7 +77,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(
     assert not (recipe.parent / "adapter").exists()
     assert train_and_end(recipe, save_every) == 0
     assert read(recipe) == read(undisturbed)
-    assert (f"Going on after step {goes_on_after}," in said(recipe)) == (goes_on_after > 0)
+    assert (f"Resuming after step {goes_on_after}," in said(recipe)) == (goes_on_after > 0)
     assert not (recipe.parent / "state/train").exists()
 
 
@@ -105,7 +105,7 @@ def test_earlier_epochs_are_as_of_one_that_was_not_killed(make: Make, happens: s
     assert train_and_end(whole, earlier=get_earlier(whole)) == 0
     assert train_and_end(killed, 1, happens, step, earlier=get_earlier(killed)) == KILLED
     assert train_and_end(killed, earlier=get_earlier(killed)) == 0
-    assert "Going on after step" in said(killed)
+    assert "Resuming after step" in said(killed)
     assert read_earlier(killed) == read_earlier(whole)
 
 
@@ -152,8 +152,8 @@ def test_a_torn_state_is_not_taken_but_the_one_before_it_or_none(
     for file in states(recipe)[-spoilt:]:
         spoil(file)
     assert train_and_end(recipe, 1, "killed in a step", 9) == KILLED
-    assert said(recipe).count("is torn; it is not used") == spoilt
-    assert ("Going on after step 7," in said(recipe)) == (spoilt == 1)
+    assert said(recipe).count("is damaged; it is not used") == spoilt
+    assert ("Resuming after step 7," in said(recipe)) == (spoilt == 1)
     assert train_and_end(recipe) == 0
     assert read(recipe) == read(undisturbed)
 
@@ -176,8 +176,8 @@ def test_a_state_of_another_recipe_or_base_is_dropped(
         assert train_and_end(recipe, 1, "killed in a step", 5) == KILLED
         (other / "config.json").write_text(json.dumps(config | {"rope_theta": 20000.0}))
     assert train_and_end(recipe, 1, "killed in a step", 3) == KILLED
-    assert "is of another recipe, base model or version; it is not used" in said(recipe)
-    assert "Going on" not in said(recipe)
+    assert "belongs to another recipe, base model or version; it is not used" in said(recipe)
+    assert "Resuming" not in said(recipe)
     assert [file.name[:14] for file in states(recipe)] == ["step-000000002", "step-000000003"]
 
 
@@ -188,9 +188,9 @@ def test_it_saves_and_ends_when_it_is_told_to_and_its_loggers_are_told_each_step
 
     options: dict[str, Any] = {"metric_loggers": ["tensorboard"]}
     assert train_and_end(recipe, 100, "told to stop", 7, **options) == 1
-    assert "train: told to stop (SIGTERM); step 8 is saved, and the next run goes on from there" in said(recipe)
+    assert "train: told to stop (SIGTERM); step 8 is saved, and the next run resumes from it" in said(recipe)
     assert train_and_end(recipe, 100, **options) == 0
-    assert "Going on after step 8," in said(recipe)
+    assert "Resuming after step 8," in said(recipe)
     assert read(recipe) == read(undisturbed)
     events = EventAccumulator(str(recipe.parents[2] / "tensorboard/point"), size_guidance={"tensors": 0}).Reload()
     assert [event.step for event in events.Tensors("loss")] == list(range(1, STEPS + 1))

@@ -81,7 +81,7 @@ class TestEarlierEpochs:
 
     def test_one_that_the_training_does_not_have_is_refused_before_it(self, make: Callable[..., Path]) -> None:
         file = make()
-        with pytest.raises(TrainingError, match="is of 2 epochs, and that of epoch 3 is wanted"):
+        with pytest.raises(TrainingError, match="has 2 epochs, but the adapter of epoch 3 is wanted"):
             train(file, file.parent / "adapter", earlier={3: file.parent / "third"})
         assert [entry.name for entry in file.parent.iterdir()] == ["recipe.yaml"]
 

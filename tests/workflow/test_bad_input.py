@@ -144,7 +144,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     ),
     "a trainer that is none": (
         edit(trainer="lorasweep.trainers.training_log"),
-        ["sweep.yaml: trainer: 'lorasweep.trainers.training_log' is no trainer: it has no STAGE, recipe"],
+        ["sweep.yaml: trainer: 'lorasweep.trainers.training_log' is not a trainer: it has no STAGE, recipe"],
     ),
     "a trainer that needs more than there is": (
         edit(trainer="lorasweep.trainers.torchtune.tokenizer"),

@@ -250,5 +250,5 @@ def test_several_gpus_are_so_many_processes_of_the_distributed_recipe_and_one_is
     # Where it varies one is among its values.
     assert make(model, gpus=1, swept=("gpus",)) == make(model)
     assert make(model, gpus=2, swept=("gpus",)) == make(model, gpus=2)
-    with pytest.raises(InputError, match=r"_override\.nproc_per_node: 3 is invalid: this is said by controls\.gpus"):
+    with pytest.raises(InputError, match=r"_override\.nproc_per_node: 3 is invalid: this is set by controls\.gpus"):
         make(model, {"nproc_per_node": 3}, gpus=2)

@@ -1,1 +1,1 @@
-"""LoRA adapters on disk: reading, taking over, merging."""
+"""Read, adopt and merge LoRA adapters."""

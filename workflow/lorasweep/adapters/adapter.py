@@ -1,8 +1,8 @@
-"""PEFT adapter directories: is one whole, does it belong to this base model, what does it change, was all of it used.
+"""Read PEFT adapter directories, check them against their base model, and check that they were applied completely.
 
-An adapter that is silently not applied gives the base model's numbers under the adapter's name. So every merge and
-every evaluation asks here first; and what PEFT can put into an adapter is either understood here or refused by name.
-Names and meaning are those of PEFT's `LoraConfig` and of what its `save_pretrained` writes
+An adapter that is silently not applied gives the base model's results under the adapter's name. So every merge and
+every evaluation reads the adapter here first. Every feature of a PEFT adapter is either supported here or refused by
+name. Names and meanings follow PEFT's `LoraConfig` and `save_pretrained`
 (https://huggingface.co/docs/peft/package_reference/lora).
 """
 
@@ -30,15 +30,15 @@ _LORA_NAME = re.compile(
 )
 _EMBEDDING = ("embed_tokens", "wte", "word_embeddings", "embed_in")
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
-"""Models of transformers whose linear weights are [in, out], all but the head's."""
+"""Models of transformers whose linear weights have shape [in, out], except for the head."""
 
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
     *("task_type", "lora_dropout", "runtime_config", "megatron_core", "qalora_group_size"),
-    # The flag that PEFT corrects by the module it finds, and ways to begin that leave the base model as it is.
+    # A flag that PEFT corrects by the type of the module, and initializations that leave the base model unchanged.
     *("fan_in_fan_out", "eva_config", "corda_config", "lora_ga_config", "loftq_config"),
 }
-"""Keys of the configuration that say nothing of the merged weights."""
+"""Keys of the configuration that do not affect the merged weights."""
 
 _UNDERSTOOD = {
     *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_dora"),
@@ -47,19 +47,19 @@ _UNDERSTOOD = {
 }
 
 _REFUSED = {
-    "alora_invocation_tokens": "it acts only after certain tokens, which no merged weight can do",
-    "arrow_config": "it is routed token by token, which no merged weight can do",
-    "kasa_config": "it changes the base model too",
+    "alora_invocation_tokens": "it is active only after certain tokens, which cannot be merged",
+    "arrow_config": "it is routed token by token, which cannot be merged",
+    "kasa_config": "it also changes the base model",
     "layer_replication": "it adds layers to the base model",
-    "megatron_config": "its layers are Megatron's",
+    "megatron_config": "it uses Megatron's layers",
     "monteclora_config": "it samples its weights",
-    "target_parameters": "it changes parameters that are no weights of linear layers",
-    "trainable_token_indices": "it changes single rows of the embedding",
+    "target_parameters": "it changes parameters that are not weights of linear layers",
+    "trainable_token_indices": "it changes individual rows of the embedding",
     "use_bdlora": "its matrices are block-diagonal",
-    "use_qalora": "it pools its input",
-    "velora_config": "it carries the state of its training",
+    "use_qalora": "it pools its inputs",
+    "velora_config": "it depends on the state of its training",
 }
-"""Features of PEFT that are not merged, and why."""
+"""Features of PEFT that are refused, each with the reason."""
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "r": int,
@@ -78,59 +78,59 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class AdapterError(InputError):
-    """An adapter cannot be applied to its base model, or was not."""
+    """An adapter cannot be applied to its base model, or was not applied."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What LoRA does to one weight W of the base model: W + scale · (B·A), and with DoRA its norm as well."""
+    """LoRA's update of one weight W of the base model: W + scale · (B·A), which DoRA also rescales."""
 
     a: str
-    """Name of A, of shape [r, in]; for an embedding [r, vocabulary]."""
+    """Name of A. Its shape is [r, in], or [r, vocabulary] for an embedding."""
     b: str
-    """Name of B, of shape [out, r]; for an embedding [width, r]."""
+    """Name of B. Its shape is [out, r], or [width, r] for an embedding."""
     scale: float
-    """alpha / r, or alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
+    """Factor of B·A: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
     transposed: bool
-    """Whether W is [in, out], as in embeddings and in the layers of GPT-2, rather than [out, in]."""
+    """Whether W has shape [in, out], as in embeddings and the layers of GPT-2, instead of [out, in]."""
     magnitude: str | None = None
-    """Name of DoRA's magnitudes (Liu et al. 2024, arXiv:2402.09353), one for each output."""
+    """Name of DoRA's magnitudes (Liu et al. 2024, arXiv:2402.09353), one per output; `None` without DoRA."""
     rounded_first: bool = False
-    """Whether PEFT rounds the update to the weight's precision before it adds it: it does so for embeddings."""
+    """Whether the update is rounded to the weight's precision before it is added, as PEFT does for embeddings."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter as it lies on disk, and what it does to its base model."""
+    """A LoRA adapter on disk, and the changes that it makes to its base model."""
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
-    """By PEFT's name less its prefix: `<module>.lora_A.weight` of shape [r, in], `<module>.lora_B.weight` [out, r]."""
+    """Tensors by PEFT's name without its prefix, such as `<module>.lora_A.weight` and `<module>.lora_B.weight`."""
     updates: dict[str, Update] = field(default_factory=dict)
-    """By the weight of the base model that each changes. A tied head has the name `lm_head.weight` here."""
+    """Updates by the name of the base model's weight. A tied head is called `lm_head.weight` here."""
     biases: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """By the bias of the base model: the tensor that is added to it, and its scale (`lora_bias`)."""
+    """For each changed bias of the base model, the tensor that is added to it and its scale (`lora_bias`)."""
     replaced: dict[str, str] = field(default_factory=dict)
-    """By the tensor of the base model: the adapter's that stands in its place (`bias`, `modules_to_save`)."""
+    """For each replaced tensor of the base model, the adapter's tensor (`bias`, `modules_to_save`)."""
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights file, in hexadecimal."""
+        """sha256 of the weights file, in hexadecimal."""
         return digest_file(self.path / ADAPTER_WEIGHTS)
 
     def read(self, name: str) -> torch.Tensor:
-        """Read a tensor by its name in `tensors`, as it is stored."""
+        """Return a tensor by its name in `tensors`, in its stored precision."""
         return read_tensor(self.path, self.tensors[name])
 
 
 def read_adapter(path: Path, base: Checkpoint) -> Adapter:
-    """Read an adapter, and check that it can change this base model.
+    """Read an adapter, and check that it can be applied to this base model.
 
     Raises:
-        AdapterError: a missing or unreadable file, a feature of PEFT that is not merged, tensors that are not finite,
-            an update that is zero throughout, tensors that its own configuration does not name, an adapter of another
-            base model: by the fingerprint in its record, by names, or by shapes.
+        AdapterError: a file is missing or unreadable, a feature of PEFT is not supported, a value is not finite, the
+            whole update is zero, tensors and configuration do not match, or the adapter belongs to another base model
+            (by the fingerprint in its record, by names, or by shapes).
     """
     config = _read_config(path)
     try:
@@ -145,38 +145,42 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
         )
     adapter = Adapter(path, config, {name.removeprefix(_PREFIX): tensor for name, tensor in header.items()})
     if not adapter.tensors:
-        raise AdapterError(f"{path}: the adapter holds no tensor")
+        raise AdapterError(f"{path}: the adapter has no tensors")
     if len(adapter.tensors) < len(header):
-        raise AdapterError(f"{path}: has tensors twice, with the prefix '{_PREFIX}' and without", "one of them")
+        raise AdapterError(f"{path}: has tensors twice, with and without the prefix '{_PREFIX}'", "one of them")
     try:
         modules = _sort_tensors(adapter, base)
         for module, parts in modules.items():
             _add_update(adapter, module, parts, base)
         _check_targets(adapter, modules.keys(), base)
     except re.error as error:
-        raise AdapterError(f"{path / ADAPTER_CONFIG}: {error.pattern!r} is no regular expression: {error}") from error
+        raise AdapterError(
+            f"{path / ADAPTER_CONFIG}: {error.pattern!r} is not a regular expression: {error}"
+        ) from error
     _check_values(adapter, base)
     return adapter
 
 
 def _read_fingerprint(record: Path) -> str | None:
-    """The base model that a trainer's record names, where there is a record."""
+    """Return the base model's fingerprint in a trainer's record; `None` if there is no record."""
     if not record.is_file():
         return None
     try:
         return str(json.loads(record.read_text(encoding="utf-8"))["base_model_fingerprint"])
     except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{record}: names no base model ({error!r})", "what the training wrote") from error
+        raise AdapterError(
+            f"{record}: has no base_model_fingerprint ({error!r})", "the record that the training wrote"
+        ) from error
 
 
 def check_injected(adapter: Adapter, state: Mapping[str, torch.Tensor], name: str) -> int:
-    """Check that a model holds every tensor of the adapter, bit for bit, and no other LoRA tensor under its name.
+    """Check that a model has every tensor of the adapter, bit for bit, and no other LoRA tensor under its name.
 
-    `state` is the state dict of a model into which PEFT put the adapter, and perhaps others, and `name` what PEFT calls
-    it there. Returns the number of tensors.
+    `state` is the state dict of a model into which PEFT has loaded the adapter, and perhaps others. `name` is the
+    adapter's name in PEFT. Returns the number of tensors.
 
     Raises:
-        AdapterError: naming the tensors that are missing, unexpected or different.
+        AdapterError: tensors are missing, unexpected or different. The message names them.
     """
     injected: dict[str, torch.Tensor] = {}
     part = re.compile(rf"\.(?:(lora_\w+)|modules_to_save)\.{re.escape(name)}(?=\.|$)")
@@ -188,9 +192,9 @@ def check_injected(adapter: Adapter, state: Mapping[str, torch.Tensor], name: st
     unexpected = sorted(injected.keys() - adapter.tensors.keys())
     different = sorted(name for name in adapter.tensors if name in injected and not _is_same(adapter, name, injected))
     wrong = {"not applied": missing, "without weights in the adapter": unexpected, "changed on loading": different}
-    said = [f"{len(names)} tensors {what} (first: {names[0]})" for what, names in wrong.items() if names]
-    if said:
-        raise AdapterError(f"{adapter.path}: the adapter was not applied as it is: {'; '.join(said)}")
+    problems = [f"{len(names)} tensors {what} (first: {names[0]})" for what, names in wrong.items() if names]
+    if problems:
+        raise AdapterError(f"{adapter.path}: the adapter was not applied correctly: {'; '.join(problems)}")
     return len(adapter.tensors)
 
 
@@ -198,7 +202,7 @@ def _is_same(adapter: Adapter, name: str, injected: Mapping[str, torch.Tensor]) 
     stored, held = adapter.read(name), injected[name].detach().cpu()
     if ".lora_" in name:
         return bool(torch.equal(held.to(stored.dtype), stored))
-    return bool(torch.equal(held, stored.to(held.dtype)))  # a replaced tensor takes the model's precision
+    return bool(torch.equal(held, stored.to(held.dtype)))  # a replaced tensor is converted to the model's precision
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -207,10 +211,10 @@ def _read_config(path: Path) -> dict[str, Any]:
             continue
         several = sorted(file.parent.name for file in path.glob(f"*/{ADAPTER_CONFIG}"))
         if several:
-            raise AdapterError(f"{path}: holds the adapters {', '.join(several)}", "the folder of one of them")
+            raise AdapterError(f"{path}: has the adapters {', '.join(several)}", "the folder of one of them")
         if name == ADAPTER_WEIGHTS and list(path.glob("adapter_model.*")):
-            raise AdapterError(f"{path}: its weights are no safetensors file", f"{name}, as PEFT saves it")
-        raise AdapterError(f"{path}: no {name}", "a directory that PEFT saved an adapter to")
+            raise AdapterError(f"{path}: its weights are not a safetensors file", f"{name}, as saved by PEFT")
+        raise AdapterError(f"{path}: has no {name}", "an adapter directory saved by PEFT")
     file = path / ADAPTER_CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -223,10 +227,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         if not value or key in _HARMLESS:
             continue
         if key in _REFUSED:
-            raise AdapterError(f"{file}: {key} is set to {value!r}, and such an adapter is not merged: {_REFUSED[key]}")
+            raise AdapterError(f"{file}: {key} is set to {value!r}, which is not supported: {_REFUSED[key]}")
         if key not in _UNDERSTOOD:
             raise AdapterError(
-                f"{file}: {key} is set to {value!r}, and what that does to the merged weights is not known here"
+                f"{file}: {key} is set to {value!r}, but lorasweep does not know its effect on merged weights"
             )
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
@@ -238,38 +242,38 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key, types in _TYPES.items():
         value = config.get(key)
         if (not value and key in _NEEDED) or (value and not isinstance(value, types)):
-            raise AdapterError(f"{file}: {key} is {value!r}", "what PEFT writes there")
+            raise AdapterError(f"{file}: {key} is {value!r}", "a value as written by PEFT")
     return config
 
 
 def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str]]:
-    """Return the names of LoRA's tensors by module and part; put those that replace one of the base's on their list."""
+    """Return the names of the LoRA tensors by module and part, and enter all others in `adapter.replaced`."""
     modules: dict[str, dict[str, str]] = {}
     for name, tensor in adapter.tensors.items():
         match = _LORA_NAME.fullmatch(name)
         if match:
             modules.setdefault(match["module"], {})[match["part"]] = name
             continue
-        target = name.replace(".base_layer.", ".")  # PEFT saves an embedding that it changes along with its update
+        target = name.replace(".base_layer.", ".")  # PEFT saves a changed embedding together with its update
         module, _, kind = target.rpartition(".")
         is_bias = kind == "bias" and adapter.config.get("bias", "none") != "none"
         if target == name and not is_bias and not _is_kept(adapter.config, module):
             raise AdapterError(
-                f"{adapter.path}: '{name}' is no LoRA tensor",
-                "<module>.lora_A.weight and lora_B.weight, and what bias and modules_to_save name",
+                f"{adapter.path}: '{name}' is not a LoRA tensor",
+                "<module>.lora_A.weight and lora_B.weight, and tensors that bias or modules_to_save include",
             )
         _check_shape(adapter, target, tensor.shape, base)
         adapter.replaced[target] = name
     for name in [*base.tensors, *(["lm_head.weight"] if base.tied else [])]:
         if name not in adapter.replaced and _is_kept(adapter.config, name.rpartition(".")[0]):
             raise AdapterError(
-                f"{adapter.path}: {ADAPTER_CONFIG} names '{name}' in modules_to_save, and there is no such tensor"
+                f"{adapter.path}: {ADAPTER_CONFIG} includes '{name}' in modules_to_save, but there is no such tensor"
             )
     return modules
 
 
 def _is_kept(config: Mapping[str, Any], module: str) -> bool:
-    """Whether `modules_to_save` names the end of a module's name, or of that of one which it is a part of."""
+    """Whether an entry of `modules_to_save` is a suffix of the name of the module or of one of its parents."""
     path = module.split(".")
     wholes = [".".join(path[: index + 1]) for index in range(len(path))]
     return any(whole.endswith(suffix) for whole in wholes for suffix in config.get("modules_to_save") or [])
@@ -281,10 +285,10 @@ def _check_values(adapter: Adapter, base: Checkpoint) -> None:
     for name in adapter.tensors:
         dtype = adapter.tensors[name].dtype
         if dtype not in DTYPES:
-            raise AdapterError(f"{adapter.path}: '{name}' is {dtype}", ", ".join(DTYPES))
+            raise AdapterError(f"{adapter.path}: '{name}' has dtype {dtype}", ", ".join(DTYPES))
         tensor = adapter.read(name)
         if not torch.isfinite(tensor).all():
-            raise AdapterError(f"{adapter.path}: '{name}' holds values that are not finite")
+            raise AdapterError(f"{adapter.path}: '{name}' has values that are not finite")
         nonzero[name] = bool(tensor.any())
     for name, any_value in nonzero.items():
         other = name.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
@@ -292,12 +296,12 @@ def _check_values(adapter: Adapter, base: Checkpoint) -> None:
         effective |= any_value and other != name and nonzero.get(other, False)
     if not effective and not any(_differs(adapter, name, base) for name in adapter.replaced):
         raise AdapterError(
-            f"{adapter.path}: the adapter is zero: it changes nothing, and would give the base model's numbers"
+            f"{adapter.path}: the adapter is zero: it has no effect, and would give the base model's results"
         )
 
 
 def _differs(adapter: Adapter, name: str, base: Checkpoint) -> bool:
-    """Whether a tensor that replaces one of the base's is another."""
+    """Whether a replacement differs from the base model's tensor."""
     target = base.tensors.get(name) or base.tensors.get(find_embedding(base) or "")
     if target is None or target.dtype not in DTYPES:
         return True
@@ -313,18 +317,18 @@ def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Chec
     if not needed <= parts.keys() <= allowed:
         dora = " with lora_magnitude_vector, since use_dora is set" if adapter.config.get("use_dora") else ""
         raise AdapterError(
-            f"{adapter.path}: '{module}' has {', '.join(sorted(parts))} alone", f"lora_A and lora_B{dora}"
+            f"{adapter.path}: '{module}' has only {', '.join(sorted(parts))}", f"lora_A and lora_B{dora}"
         )
     shapes = {part: adapter.tensors[name].shape for part, name in parts.items()}
     if len(shapes[a]) != 2 or len(shapes[b]) != 2 or shapes[b][1] != shapes[a][0]:
         raise AdapterError(
-            f"{adapter.path}: '{module}' has A of {list(shapes[a])} and B of {list(shapes[b])}",
-            "two matrices, [r, in] and [out, r]",
+            f"{adapter.path}: '{module}' has A of shape {list(shapes[a])} and B of shape {list(shapes[b])}",
+            "two matrices of shapes [r, in] and [out, r]",
         )
     config, rank = adapter.config, shapes[a][0]
     stated = _match(config.get("rank_pattern"), module, config["r"])
     if stated != rank:
-        raise AdapterError(f"{adapter.path}: '{module}' has rank {rank}, and {ADAPTER_CONFIG} says {stated}")
+        raise AdapterError(f"{adapter.path}: '{module}' has rank {rank}, but {ADAPTER_CONFIG} says {stated}")
     alpha = _match(config.get("alpha_pattern"), module, config["lora_alpha"])
     transposed = embedding or (base.config.get("model_type") in _CONV1D_MODELS and module != "lm_head")
     out, width = shapes[b][0], shapes[a][1]
@@ -353,23 +357,23 @@ def _check_shape(adapter: Adapter, name: str, shape: tuple[int, ...], base: Chec
     if target is None:
         raise AdapterError(
             f"{adapter.path}: the adapter changes '{name}', which the base model {base.path} does not have: it was "
-            "trained for another model, or its tensors are misnamed"
+            "trained for another model, or its tensors have wrong names"
         )
     if target.shape != shape:
         raise AdapterError(
-            f"{adapter.path}: '{name}' is {list(target.shape)} in the base model {base.path}, and {list(shape)} in the "
-            "adapter: it was trained for another model"
+            f"{adapter.path}: '{name}' is {list(target.shape)} in the base model {base.path}, but {list(shape)} in the "
+            "adapter, which was trained for another model"
         )
 
 
 def find_embedding(base: Checkpoint) -> str | None:
-    """Return the name of a checkpoint's embedding matrix, if one tensor alone has such a name."""
-    found = [name for name in base.tensors if name.rpartition(".")[0].rpartition(".")[2] in _EMBEDDING]
-    return found[0] if len(found) == 1 else None
+    """Return the name of a checkpoint's embedding matrix; `None` unless exactly one tensor has such a name."""
+    names = [name for name in base.tensors if name.rpartition(".")[0].rpartition(".")[2] in _EMBEDDING]
+    return names[0] if len(names) == 1 else None
 
 
 def _match(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
-    """Return the value of the first pattern that fits the end of a module's name, as PEFT's `get_pattern_key` does."""
+    """Return the value of the first pattern that matches a suffix of a module's name, like PEFT's `get_pattern_key`."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -377,7 +381,7 @@ def _match(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> A
 
 
 def _check_targets(adapter: Adapter, modules: Set[str], base: Checkpoint) -> None:
-    """Check that the adapter's tensors and its configuration name the same modules: PEFT applies no others."""
+    """Check that the adapter has tensors for exactly the modules that its configuration targets, as PEFT requires."""
     weights = [name.removesuffix(".weight") for name, tensor in base.tensors.items() if len(tensor.shape) == 2]
     weights += ["lm_head"] if base.tied else []
     targets = {name for name in weights if _is_target(adapter.config, name)}
@@ -388,7 +392,7 @@ def _check_targets(adapter: Adapter, modules: Set[str], base: Checkpoint) -> Non
             "not apply them"
         )
     if missing:
-        raise AdapterError(f"{adapter.path}: {ADAPTER_CONFIG} targets '{missing[0]}', for which there is no tensor")
+        raise AdapterError(f"{adapter.path}: {ADAPTER_CONFIG} targets '{missing[0]}', which has no tensors")
 
 
 def _is_target(config: Mapping[str, Any], module: str) -> bool:
@@ -399,7 +403,7 @@ def _is_target(config: Mapping[str, Any], module: str) -> bool:
         return False
     targets = config["target_modules"]
     if isinstance(targets, list) and module in targets:
-        return True  # a full name, whatever the layer
+        return True  # a full name matches in any layer
     if targets == "all-linear":
         return module.rpartition(".")[2] not in (*_EMBEDDING, "lm_head")
     if not _names(targets, module):

@@ -1,4 +1,4 @@
-"""Taking over an adapter that exists, as the adapter of a point."""
+"""Adopt an existing adapter as the adapter of a point."""
 
 import json
 import shutil
@@ -12,26 +12,27 @@ from lorasweep.util.files import write_record
 
 
 def adopt_adapter(source: Path, adapter: Path, base: Path) -> None:
-    """Copy an adapter that was trained elsewhere, with a record of where it is from and which base it was checked on.
+    """Copy an adapter that was trained elsewhere, and record its source and the base model it was checked against.
 
-    What a trainer of ours recorded of it is kept. Of what a training left at `adapter` and beside it, nothing stays.
+    If the source has a record of a lorasweep trainer, its entries are kept. An adapter and a recipe that an earlier
+    training left in the point are removed.
 
     Raises:
-        AdapterError: as `read_adapter` does.
+        AdapterError: as for `read_adapter`, or the weights changed during the copy.
     """
     checkpoint = read_checkpoint(base)
-    taken = read_adapter(source, checkpoint)
+    original = read_adapter(source, checkpoint)
     (adapter.parent / "recipe.yaml").unlink(missing_ok=True)
     shutil.rmtree(adapter, ignore_errors=True)
     adapter.mkdir(parents=True)
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         shutil.copyfile(source / name, adapter / name)
-    if (copied := digest_file(adapter / ADAPTER_WEIGHTS)) != taken.sha256:
-        raise AdapterError(f"has changed while it was copied ({taken.sha256[:12]}, then {copied[:12]})")
+    if (copied := digest_file(adapter / ADAPTER_WEIGHTS)) != original.sha256:
+        raise AdapterError(f"has changed while it was copied (sha256 {original.sha256[:12]}, then {copied[:12]})")
     record = json.loads((source / RECORD).read_text(encoding="utf-8")) if (source / RECORD).is_file() else {}
     record |= {
         "adopted_from": str(source.resolve()),
-        "adopted_sha256": taken.sha256,
+        "adopted_sha256": original.sha256,
         "base_model_fingerprint": checkpoint.fingerprint,
     }
     write_record(adapter / RECORD, record)

@@ -1,9 +1,9 @@
-"""Merging a LoRA adapter into its base model: one ordinary Hugging Face checkpoint, written tensor by tensor.
+"""Merge a LoRA adapter into its base model, and write an ordinary Hugging Face checkpoint tensor by tensor.
 
-The model is never built. Shards of the base are mapped into memory; of each weight some rows at a time are added to
-their update and written; so a merge takes the memory of a few blocks, whatever the size of the model. The result is bit
-for bit what PEFT's `merge_and_unload` makes of the same base in the same precision on a CPU: W + scale · (B·A) in
-float32, rounded once.
+The model is never built. Shards of the base model are mapped into memory, and each weight is updated and written a few
+rows at a time. So a merge needs memory for a few blocks, however large the model is. The result is bit for bit that of
+PEFT's `merge_and_unload` for the same base model in the same precision on a CPU: W + scale · (B·A) in float32, rounded
+once.
 """
 
 import fcntl
@@ -35,29 +35,30 @@ from lorasweep.util.files import write_record
 from lorasweep.util.versions import get_versions
 
 _BLOCK = 2 * 1024 * 1024
-"""Values that are worked on at once: what they take fits a processor's caches."""
+"""Number of values that are processed at once, which fit into a CPU's caches."""
 
 _FICLONE = 0x40049409
-"""The ioctl that makes a file share the blocks of another until one is written to (man 2 ioctl_ficlone)."""
+"""The ioctl that makes a file share the blocks of another, copy-on-write (man 2 ioctl_ficlone)."""
 
 _VERIFIED = 8
+"""Number of tensors that are recomputed for verification: up to so many copied and so many changed ones."""
 
 _TIED_TO_LM_HEAD = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2")
-"""Models of transformers whose head is `lm_head` where it is the embedding matrix too."""
+"""Models of transformers whose tied head is called `lm_head`."""
 
 _COPIED = (GENERATION_CONFIG, "vocab.txt", "preprocessor_config.json", "processor_config.json")
-"""What a model needs beside its weights, configuration and tokenizer."""
+"""Files that a model needs besides its weights, configuration and tokenizer."""
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A tensor of the merged model, and what it is made of."""
+    """A tensor of the merged model, and its sources."""
 
     name: str
     dtype: str
     folder: Path
     source: Tensor
-    """The base model's tensor, or the one of the adapter that replaces it; it lies in a file of `folder`."""
+    """The base model's tensor, or the adapter's tensor that replaces it; stored in a file of `folder`."""
     update: Update | None = None
     bias: tuple[str, float] | None = None
     replaced: bool = False
@@ -68,7 +69,7 @@ class _Planned:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize if self.dtype in DTYPES else self.source.size
 
     @property
@@ -82,10 +83,10 @@ class _Plan:
     adapter: Adapter
     shards: dict[str, list[_Planned]]
     unties: bool
-    """Whether the head, which is the embedding matrix in the base, becomes a tensor of its own."""
+    """Whether the head, which is tied to the embedding in the base model, becomes a separate tensor."""
 
     def is_linked(self, shard: str) -> bool:
-        """Whether a shard of the base is one of the merged model's as it lies."""
+        """Whether the merged model contains a shard of the base model unchanged."""
         ours = self.shards[shard]
         return all(t.is_copy for t in ours) and len(ours) == sum(t.shard == shard for t in self.base.tensors.values())
 
@@ -101,29 +102,30 @@ def merge(
     verify: bool = False,
     digest: bool = True,
 ) -> dict[str, Any]:
-    """Write the base model with the adapter merged into it to `output`; return the record that is left there.
+    """Write the base model with the adapter merged into it to `output`; return the record that is written there.
 
-    The directory appears whole or not at all. It has the shards of the base, its configuration, generation
-    configuration, tokenizer and chat template; no adapter file, since transformers would apply the adapter once more on
-    top of the merged weights; and a record of what it was made of, with a sha256 of each file.
+    The directory appears complete or not at all. It has the same shards as the base model, the configuration, the
+    generation configuration, the tokenizer and the chat template, and a record of its sources with a sha256 of each
+    file. It has no adapter file: transformers would apply the adapter again to the merged weights.
 
-    A head that is tied to the embedding matrix becomes a tensor of its own where the adapter changes one of the two,
-    and the configuration says so.
+    If the head is tied to the embedding and the adapter changes one of the two, the head becomes a separate tensor and
+    the configuration is changed accordingly.
 
     Args:
-        dtype: `bf16`, `fp16` or `fp32`; each tensor keeps the base's where it is not given.
-        temporary: whether the base outlives the merged model. Shards that the adapter does not touch are then links to
-            the base's, and nothing is forced to the disk. A model that is kept shares no file with its base, which
-            whoever edits one would change in both, but for file systems that copy a shared block once it is written to.
-        threads: shards that are written at once.
-        verify: whether to read the result again: every header, and some tensors against what is computed anew.
+        dtype: `bf16`, `fp16` or `fp32`; `None`: each tensor keeps its dtype.
+        temporary: whether the base model outlives the merged model. If so, unchanged shards are symbolic links to the
+            base model's, and files are not synced to disk. Otherwise the merged model shares no file with its base
+            model, so that editing one does not change the other. Copy-on-write clones are used if the file system
+            has them.
+        threads: number of shards that are written at once.
+        verify: whether to read the result again, and compare all headers and some recomputed tensors.
         digest: whether to compute the sha256 of the files.
 
     Raises:
         AdapterError: the adapter cannot be applied to this base model.
-        InputError: the base model is not whole or is quantized; the output is the base or the adapter; the result has
-            values that are not finite, or is not what was to be written.
-        OSError: there is not enough room, which is said before the first byte is written; or the system says so.
+        InputError: the base model is incomplete or quantized, the output is the base model or the adapter, the result
+            has values that are not finite, or verification failed.
+        OSError: there is not enough disk space, which is checked before the first write, or the system failed.
     """
     checkpoint = read_checkpoint(base)
     output = Path(os.path.abspath(output))
@@ -138,13 +140,13 @@ def merge(
             if verify:
                 record["verified_tensors"] = verify_merged(plan, aside)
             write_record(aside / RECORD, record)
-            # Last, since nothing without a configuration is taken for a model.
+            # Last, since a directory without a configuration is never mistaken for a model.
             (aside / "config.json").write_text(_make_config(plan, dtype), encoding="utf-8")
             _publish(aside, output, temporary)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             for folder in missing:
-                with suppress(OSError):  # somebody else's by now
+                with suppress(OSError):  # another process may have put files there
                     folder.rmdir()
             raise
     return record
@@ -153,19 +155,19 @@ def merge(
 def _check_output(output: Path, base: Path, adapter: Path) -> None:
     for source in (base.resolve(), adapter.resolve()):
         if output.resolve() in (source, *source.parents):
-            raise InputError(f"{output}: is or holds what is to be merged", "another directory")
-    # An adapter has a record too.
+            raise InputError(f"{output}: is or contains the base model or the adapter", "another directory")
+    # A record alone is not enough: adapters have one too.
     is_ours = all((output / name).is_file() for name in (RECORD, "config.json"))
     is_empty = output.is_dir() and not any(output.iterdir())
     if output.is_symlink() or (output.exists() and not is_ours and not is_empty):
-        raise InputError(f"{output}: is there, and no merged model", "a new directory, or a merged model to replace")
+        raise InputError(f"{output}: exists and is not a merged model", "a new directory, or a merged model to replace")
 
 
 @contextmanager
 def _claim(aside: Path, output: Path) -> Iterator[None]:
-    """Hold the empty folder that the model is made in, so that two merges to one place cannot mix.
+    """Lock and empty the folder in which the model is made, so that two merges to one output cannot interfere.
 
-    The lock ends with the process, however it ends; where the file system has none, none is held.
+    The lock ends with the process, however it ends. On a file system without locks, no lock is taken.
     """
     aside.mkdir(parents=True, exist_ok=True)
     handle = os.open(aside, os.O_RDONLY)
@@ -178,9 +180,9 @@ def _claim(aside: Path, output: Path) -> Iterator[None]:
         except OSError:
             is_free = True
         if not is_free:
-            raise InputError(f"{output}: another process merges to it", "one at a time")
-        for left in aside.iterdir():
-            left.unlink()
+            raise InputError(f"{output}: another process is merging to it", "one merge at a time")
+        for leftover in aside.iterdir():
+            leftover.unlink()
         yield
     finally:
         os.close(handle)
@@ -192,7 +194,7 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise InputError(
             f"'{base.path}' is quantized ({method})",
-            "its weights as bf16, fp16 or fp32, to which an adapter can be added",
+            "weights in bf16, fp16 or fp32",
         )
     changed = {*adapter.updates, *adapter.biases, *adapter.replaced}
     for name in sorted(changed & base.tensors.keys()):
@@ -200,25 +202,26 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
             raise InputError(f"'{base.path}' has {name} as {base.tensors[name].dtype}", "F32, F16, BF16")
     tied_to = find_embedding(base)
     unties = bool(changed & {"lm_head.weight", tied_to}) and (base.tied or bool(base.config.get("tie_word_embeddings")))
-    # The head's name is known where the adapter has it, or by the model.
-    known = "lm_head.weight" in changed or base.config.get("model_type") in _TIED_TO_LM_HEAD
+    # The head's name is known if the adapter contains it, or by the model type.
+    is_head_known = "lm_head.weight" in changed or base.config.get("model_type") in _TIED_TO_LM_HEAD
     unknown = {name for name, update in adapter.updates.items() if "lora_embedding" in update.a} - {tied_to}
-    if base.tied and (unknown or (unties and not known)):
+    if base.tied and (unknown or (unties and not is_head_known)):
         raise AdapterError(
-            f"{adapter.path}: the adapter changes {min(unknown or {str(tied_to)})}, and '{base.path}' has no "
-            f"lm_head.weight: which of its weights are tied is known for {', '.join(_TIED_TO_LM_HEAD)} alone"
+            f"{adapter.path}: the adapter changes {min(unknown or {str(tied_to)})}, but '{base.path}' has no "
+            "lm_head.weight, and its tied weights are unknown. Tied weights are known for "
+            f"{', '.join(_TIED_TO_LM_HEAD)}"
         )
     if unties and not base.tied:
         raise AdapterError(
-            f"{adapter.path}: the adapter changes the embedding or the head, and '{base.path}' says "
-            "tie_word_embeddings and has an lm_head.weight as well: which of the two was trained on cannot be known"
+            f"{adapter.path}: the adapter changes the embedding or the head, but '{base.path}' both sets "
+            "tie_word_embeddings and has an lm_head.weight: which of the two the training used is unknown"
         )
     if unties and adapter.config.get("ensure_weight_tying"):
         raise AdapterError(
             f"{adapter.path / 'adapter_config.json'}: ensure_weight_tying is set for an embedding that is the head of "
-            "the base model, and such an adapter is not merged"
+            "the base model, which is not supported"
         )
-    # An embedding that PEFT saved along with its update is the base of both that are tied.
+    # If PEFT saved the embedding together with its update, it replaces both tied tensors.
     sides = ("lm_head.weight", str(tied_to)) if unties else ()
     saved = [adapter.replaced[name] for name in sides if ".base_layer." in adapter.replaced.get(name, "")]
     main = _find_main_dtype(base)
@@ -240,7 +243,7 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
 
 
 def _find_main_dtype(base: Checkpoint) -> str | None:
-    """Return the type of most values: few tensors of another are so on purpose, such as routers in float32."""
+    """Return the dtype of most values. A few tensors may differ on purpose, such as routers in float32."""
     sizes: dict[str, int] = {}
     for tensor in base.tensors.values():
         if tensor.dtype in DTYPES:
@@ -261,18 +264,18 @@ def _check_room(plan: _Plan, output: Path, temporary: bool) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise OSError(
-            f"No space left on device: the merged model takes {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free in "
+            f"No space left on device: the merged model needs {need / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free in "
             f"{folder}"
         )
 
 
 def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: bool) -> dict[str, Any]:
-    """Write all but the configuration and the record; return the record."""
+    """Write everything except the configuration and the record; return the record."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the threads are the shards', and their digests'
+    torch.set_num_threads(1)  # shards and digests have threads of their own
     try:
         with warnings.catch_warnings(), ThreadPoolExecutor(max(1, threads)) as pool:
-            # What is mapped is only read.
+            # The mapped memory is only read.
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             parts = [pool.submit(_write_shard, plan, shard, folder, temporary, digest) for shard in plan.shards]
             try:
@@ -289,12 +292,12 @@ def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: boo
     if (plan.base.path / INDEX).is_file():
         (folder / INDEX).write_text(_make_index(plan), encoding="utf-8")
     digests = {shard: part.sha256 for shard, part in zip(plan.shards, written, strict=True)}
-    others = sorted(file for file in folder.iterdir() if file.name not in digests)
+    other_files = sorted(file for file in folder.iterdir() if file.name not in digests)
     unchanged = [name for part in written for name in part.unchanged]
     if unchanged:
         print(
-            f"{len(unchanged)} of {len(plan.adapter.updates)} weights are as in the base: their updates are smaller "
-            f"than the precision (first: {unchanged[0]})",
+            f"{len(unchanged)} of {len(plan.adapter.updates)} weights are unchanged: their updates are smaller than "
+            f"the precision (first: {unchanged[0]})",
             flush=True,
         )
     record: dict[str, Any] = {
@@ -312,13 +315,13 @@ def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: boo
         "versions": get_versions("torch", "safetensors"),
     }
     if digest:
-        record["sha256"] = digests | {file.name: digest_file(file) for file in others}
+        record["sha256"] = digests | {file.name: digest_file(file) for file in other_files}
         record["weights_sha256"] = digest_weights(digests)
     return record
 
 
 def digest_weights(digests: dict[str, str]) -> str:
-    """Return one sha256 for all shards: that of the lines which `sha256sum *.safetensors` prints in their folder."""
+    """Return one sha256 for all shards: the sha256 of the output of `sha256sum *.safetensors` in their folder."""
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     return sha256(lines.encode()).hexdigest()
 
@@ -341,7 +344,7 @@ def _write_shard(plan: _Plan, shard: str, folder: Path, temporary: bool, digest:
     header = _make_header(plan.shards[shard])
     sha = sha256(header)
     unchanged: list[str] = []
-    # A block is digested while the next is computed, so there are two of them.
+    # A block is hashed while the next one is computed, so there are two buffers.
     values = _Source(plan.adapter)
     with ThreadPoolExecutor(1) as digester, file.open("xb") as stream:
         stream.write(header)
@@ -367,18 +370,18 @@ def _write_shard(plan: _Plan, shard: str, folder: Path, temporary: bool, digest:
 
 
 class _Source:
-    """Where the values of merged tensors come from: mapped shards of the base, and the adapter."""
+    """Computes the values of merged tensors from mapped shards of the base model and the adapter."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
-        self._maps: dict[Path, mmap.mmap] = {}  # unmapped with the last tensor that looks into it
+        self._maps: dict[Path, mmap.mmap] = {}  # unmapped when the last tensor that uses it is gone
         self._buffers: dict[int, torch.Tensor] = {}
         self._turn = cycle((0, 1))
 
     def compute(self, tensor: _Planned) -> Iterator[tuple[torch.Tensor, bool]]:
-        """Yield the values of a merged tensor block by block, and whether they differ from the base's.
+        """Yield the values of a merged tensor block by block, each with whether it differs from the base model.
 
-        A block is valid until the second one after it is asked for.
+        A block is valid until the second block after it is requested.
         """
         if not tensor.size:
             return
@@ -392,7 +395,7 @@ class _Source:
             yield start, True
         else:
             is_cast = tensor.dtype != tensor.source.dtype
-            # What is not cast is copied as bytes, whatever they mean.
+            # Without a cast, values are copied as bytes, whatever their dtype.
             source, target = (
                 (DTYPES[tensor.source.dtype], DTYPES[tensor.dtype]) if is_cast else (torch.uint8, torch.uint8)
             )
@@ -411,8 +414,8 @@ class _Source:
         magnitude = self._adapter.read(update.magnitude).float() if update.magnitude else None
         rows, width = tensor.shape
         source, target = DTYPES[tensor.source.dtype], DTYPES[tensor.dtype]
-        # Blocks of nearly equal height: the sums in a matrix product of a few rows alone may be ordered otherwise.
-        # DoRA's norms go over all rows of a transposed weight.
+        # Blocks have nearly equal heights: a matrix product of only a few rows may sum in another order.
+        # DoRA's norms of a transposed weight need all rows.
         count = 1 if magnitude is not None and update.transposed else ceil(rows / max(1, _BLOCK // width))
         for index in range(count):
             begin, end = rows * index // count, rows * (index + 1) // count
@@ -435,11 +438,11 @@ class _Source:
             yield result, moved
 
     def _multiply(self, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-        """B·A into a buffer that is used again: fresh memory costs more than the product."""
+        """Return B·A in a reused buffer, since allocating memory takes longer than the product."""
         return torch.mm(b, a, out=self._buffer(2, b.shape[0] * a.shape[1], torch.float32).view(b.shape[0], a.shape[1]))
 
     def _widen(self, values: torch.Tensor) -> torch.Tensor:
-        """The values in float32: to add two precisions at once gives the same, and takes longer."""
+        """Return the values in float32. Adding two dtypes directly gives the same result, but is slower."""
         if values.dtype == torch.float32:
             return values
         return self._buffer(3, values.numel(), torch.float32).view(values.shape).copy_(values)
@@ -462,7 +465,7 @@ class _Source:
         return torch.frombuffer(self._maps[file], dtype=dtype, count=count, offset=tensor.source.offset + offset)
 
     def _release(self, tensor: _Planned, offset: int, size: int) -> None:
-        """Give pages back that are done with; they would count as this process's memory until it ends."""
+        """Release mapped pages after use. They would otherwise count as this process's memory until it ends."""
         begin = -(-(tensor.source.offset + offset) // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (tensor.source.offset + offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > begin:
@@ -472,7 +475,7 @@ class _Source:
 def _add_with_dora(
     start: torch.Tensor, delta: torch.Tensor, magnitude: torch.Tensor, update: Update, result: torch.Tensor
 ) -> None:
-    """Write m / ||W + delta|| · (W + delta), the norm taken over the inputs of each output, in PEFT's order of work."""
+    """Write m / ||W + delta|| · (W + delta) to `result`, with the norm per output and in PEFT's order of operations."""
     weight = start.T + delta.T if update.transposed else start + delta
     factor = magnitude / torch.linalg.norm(weight, dim=1)
     factor = factor.view(1, -1) if update.transposed else factor.view(-1, 1)
@@ -480,9 +483,9 @@ def _add_with_dora(
 
 
 def _check_finite(values: torch.Tensor, name: str) -> None:
-    # The sum of a block tells at a glance; it may itself be too large for the precision.
+    # The sum is a fast check. It may also overflow when all values are finite.
     if not values.sum().isfinite() and not torch.isfinite(values).all():
-        raise InputError(f"{name}: the merged tensor holds values that are not finite in {values.dtype}")
+        raise InputError(f"{name}: the merged tensor has values that are not finite in {values.dtype}")
 
 
 def _make_header(tensors: list[_Planned]) -> bytes:
@@ -516,16 +519,16 @@ def _make_config(plan: _Plan, dtype: str | None) -> str:
     config = dict(plan.base.config)
     if dtype:
         name = str(DTYPES[PRECISIONS[dtype]]).removeprefix("torch.")
-        # The older name is what older readers look for.
+        # Older versions of transformers read torch_dtype.
         for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
             config[key] = name
     if plan.unties or ("lm_head.weight" in plan.base.tensors and "tie_word_embeddings" not in config):
-        config["tie_word_embeddings"] = False  # what a model does that is silent on it differs by its class
+        config["tie_word_embeddings"] = False  # the default differs between model classes
     return json.dumps(config, indent=2) + "\n"
 
 
 def _reflink(source: Path, target: Path) -> bool:
-    """Make a file that shares another's blocks until it is written to; say whether the file system can."""
+    """Make a copy-on-write clone of a file. Return whether the file system could."""
     try:
         with source.open("rb") as original, target.open("xb") as copy:
             fcntl.ioctl(copy, _FICLONE, original.fileno())
@@ -543,7 +546,7 @@ def _publish(aside: Path, output: Path, temporary: bool) -> None:
     old = output.with_name(f".{output.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if output.exists():
-        output.rename(old)  # a removal that is cut short would leave half of it
+        output.rename(old)  # an interrupted removal would leave half of the old model
     try:
         aside.rename(output)
     except OSError:
@@ -564,31 +567,31 @@ def _sync(path: Path) -> None:
 
 
 def verify_merged(plan: _Plan, folder: Path) -> int:
-    """Check what was written: every header, and some tensors, computed anew in one piece; return how many.
+    """Check all headers and some recomputed tensors of a merged model; return the number of recomputed tensors.
 
     Raises:
-        InputError: naming the tensor that is not what it should be.
+        InputError: a tensor is wrong. The message names it.
     """
     headers = {shard: read_header(folder / shard) for shard in plan.shards}
     for shard, planned in plan.shards.items():
-        found = {name: (tensor.dtype, tensor.shape) for name, tensor in headers[shard].items()}
+        actual = {name: (tensor.dtype, tensor.shape) for name, tensor in headers[shard].items()}
         expected = {tensor.name: (tensor.dtype, tensor.shape) for tensor in planned}
-        if found != expected:
-            names = sorted({name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)})
-            raise InputError(f"{folder / shard}: '{names[0]}' is not what was to be written")
+        if actual != expected:
+            names = sorted({name for name in actual.keys() | expected.keys() if actual.get(name) != expected.get(name)})
+            raise InputError(f"{folder / shard}: '{names[0]}' is missing, unexpected, or of the wrong dtype or shape")
     tensors = [(shard, tensor) for shard, planned in plan.shards.items() for tensor in planned]
     copied = [(shard, tensor) for shard, tensor in tensors if tensor.is_copy and tensor.dtype in DTYPES]
     changed = [(shard, tensor) for shard, tensor in tensors if not tensor.is_copy]
-    some = [pair for group in (changed, copied) for pair in group[:: ceil(len(group) / _VERIFIED) or 1]]
-    for shard, tensor in some:
+    sample = [pair for group in (changed, copied) for pair in group[:: ceil(len(group) / _VERIFIED) or 1]]
+    for shard, tensor in sample:
         written = read_tensor(folder, headers[shard][tensor.name])
         if not torch.equal(written, _recompute(tensor, plan)):
-            raise InputError(f"{folder / shard}: '{tensor.name}' is not what base and adapter make")
-    return len(some)
+            raise InputError(f"{folder / shard}: '{tensor.name}' differs from the base model merged with the adapter")
+    return len(sample)
 
 
 def _recompute(tensor: _Planned, plan: _Plan) -> torch.Tensor:
-    """What `_Source` computes in blocks, in one piece and without its buffers."""
+    """Return the values that `_Source` computes in blocks, computed at once and without its buffers."""
     start = read_tensor(tensor.folder, tensor.source).to(DTYPES[tensor.dtype])
     if tensor.bias is not None:
         return (start + plan.adapter.read(tensor.bias[0]).float() * tensor.bias[1]).to(start.dtype)

@@ -1,4 +1,4 @@
-"""Taking an adapter from the training that made it, as the adapter of a point."""
+"""Copy the adapter of a training to a point."""
 
 import os
 import shutil
@@ -9,18 +9,17 @@ from lorasweep.util.errors import InputError
 
 
 def take_adapter(source: Path, recipe: Path, state: Path, point: Path) -> None:
-    """Give a point the adapter in `source`, and the recipe that it was trained by.
+    """Copy the adapter in `source` and its recipe to a point, and remove `state`, the training's temporary files.
 
-    The first point that takes an adapter has a hard link to its weights, and each other one a copy. So a sweep of one
-    mode has each adapter on the disk once, and what happens to one point's files, be it a new time alone, happens to
-    no other point's. `state`, what the training needed only while it ran, is removed.
+    The first point gets a hard link to the weights, every further point a copy. So a sweep with one mode stores each
+    adapter once, and no two points share a file: changing one point's file, or only its time stamp, affects no other.
 
     Raises:
         InputError: there are no weights in `source`.
     """
     weights = source / ADAPTER_WEIGHTS
     if not weights.is_file():
-        raise InputError(f"{weights}: is missing; remove {recipe.parent} and run again, and it is trained anew")
+        raise InputError(f"{weights}: is missing; remove {recipe.parent} and run again to train it again")
     adapter = point / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
     shutil.copytree(source, adapter, ignore=lambda _, names: {ADAPTER_WEIGHTS} & set(names))
@@ -31,12 +30,12 @@ def take_adapter(source: Path, recipe: Path, state: Path, point: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Make a hard link if the file system has any, and the file has no other."""
+    """Make a hard link and return `True`, unless the file system has none or the file already has another link."""
     try:
         os.link(source, target)
     except OSError:
         return False
-    # Of two that do so at once, neither stays.
+    # If two processes link the file at once, both links may be removed.
     if target.stat().st_nlink > 2:
         target.unlink()
         return False

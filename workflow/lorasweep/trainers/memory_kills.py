@@ -1,7 +1,7 @@
-"""An attempt at a job that may end without a word: its successor asks whether it was killed for its memory.
+"""Tell whether the previous attempt at a job was killed for running out of memory.
 
-What is killed so cannot say it. So an attempt leaves a mark for as long as it lasts, with where it runs; who finds a
-mark asks SLURM of that job, or the kernel of that machine.
+A process that is killed cannot report it. So each attempt keeps a file that says where it runs, and removes the file
+when it ends. An attempt that finds such a file asks SLURM about the earlier job, or the machine's kernel.
 """
 
 import json
@@ -25,9 +25,9 @@ class Attempt:
     slurm_job: str | None
     host: str
     boot: str
-    """The kernel's name of the machine's last start."""
+    """The kernel's id of the machine's current boot."""
     oom_kills: int
-    """What the kernel had killed on the machine for want of memory when the attempt began; -1 if it does not say."""
+    """Number of out-of-memory kills on the machine since boot, at the attempt's start; -1 if unknown."""
 
     @classmethod
     def of_this_process(cls, recipe_sha256: str) -> "Attempt":
@@ -45,7 +45,7 @@ class Attempt:
 
 
 def read_attempt(file: Path) -> Attempt | None:
-    """Return the attempt that left its mark in a file, if one did."""
+    """Return the attempt that a file describes, or `None` if there is no readable file."""
     try:
         return Attempt(**json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
@@ -53,16 +53,16 @@ def read_attempt(file: Path) -> Attempt | None:
 
 
 def explain_memory_kill(attempt: Attempt, now: Attempt) -> str:
-    """Return who killed an attempt that left no word for its memory, or nothing where nobody says so.
+    """Return the evidence that an attempt was killed for running out of memory, or "" if there is none.
 
-    What was queued again, or ended at a time limit or with its node, was not. The kernel's count is of a whole machine:
-    it counts here where it has grown since the attempt began, and SLURM was not there to say anything else.
+    Attempts that were requeued, or ended by a time limit or a node failure, do not count. The kernel counts kills on
+    the whole machine. An increase since the attempt's start is taken as evidence, but only outside of SLURM.
     """
     if attempt.slurm_job and attempt.slurm_job != now.slurm_job:
         return find_memory_kill(attempt.slurm_job)
     is_same_machine = (attempt.host, attempt.boot) == (now.host, now.boot)
     if not attempt.slurm_job and is_same_machine and 0 <= attempt.oom_kills < now.oom_kills:
-        return "the kernel has killed for want of memory on this machine since (oom_kill in /proc/vmstat)"
+        return "the kernel has since killed a process of this machine that ran out of memory (oom_kill in /proc/vmstat)"
     return ""
 
 

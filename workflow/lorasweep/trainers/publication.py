@@ -1,4 +1,4 @@
-"""What every trainer leaves of an epoch: a directory that PEFT and transformers load, whole or not at all."""
+"""Publish the adapter of an epoch as a complete directory that PEFT and transformers can load."""
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -15,10 +15,11 @@ from lorasweep.util.versions import get_versions
 
 
 def check_weights(weights: Path) -> None:
-    """Check that an adapter's values are finite, and that its update changes anything.
+    """Check that an adapter's values are finite and that its update is not zero.
 
     Raises:
-        Diverged, TrainingError: they are not; it does not.
+        Diverged: a value is not finite.
+        TrainingError: the update is zero.
         OSError, safetensors.SafetensorError: the file cannot be read.
     """
     import torch
@@ -29,7 +30,7 @@ def check_weights(weights: Path) -> None:
     if broken:
         raise Diverged(f"the training diverged: values in '{broken[0]}' are not finite; a smaller lr may help")
     if not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name):
-        raise TrainingError("the training changed nothing: every update is zero")
+        raise TrainingError("the training had no effect: every update is zero")
 
 
 def complete(
@@ -41,10 +42,11 @@ def complete(
     packages: Collection[str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Put beside an adapter's weights and configuration what belongs to them: tokenizer, log, and, last, the record.
+    """Add the tokenizer, the log and, last, the record to a directory with an adapter's weights and configuration.
 
-    `log` is cut after `epoch`; `packages` are those that the numbers of a training depend on; `facts` are what of the
-    record the trainer alone knows: its name as `trainer`, `dtype`, `data_sha256`, `peak_memory_bytes`.
+    `log` is truncated after `epoch`. `packages` are those that a training's results depend on; their versions are
+    recorded. `facts` are the values of the record that only the trainer knows: its name as `trainer`, `dtype`,
+    `data_sha256`, `peak_memory_bytes`.
     """
     for name in base.tokenizer_files:
         shutil.copyfile(base.path / name, adapter / name)
@@ -62,7 +64,7 @@ def complete(
 
 
 def publish(made: Path, adapter: Path) -> None:
-    """Copy a directory that is complete to where an adapter is published, in place of what lies there."""
+    """Copy the complete directory `made` to `adapter`, replacing what was there."""
     aside = adapter.with_name(f".{adapter.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(made, aside)
@@ -71,7 +73,7 @@ def publish(made: Path, adapter: Path) -> None:
 
 
 def _get_metrics(rows: Sequence[Row]) -> dict[str, Any]:
-    """What the last row of a training's log says of the whole, and the last validation loss, if there was one."""
+    """Return the totals in the last row of a training's log, and the last validation loss or `None`."""
     last = rows[-1]
     losses = [row.validation_loss for row in rows if row.validation_loss is not None]
     return {

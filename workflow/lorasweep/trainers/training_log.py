@@ -1,6 +1,6 @@
-"""The log of a training: a row an optimizer step, on disk as soon as it is known.
+"""The log of a training: one row per optimizer step, written to disk at once.
 
-While a training runs it lies in the point's `state/train/`, afterwards beside the adapter.
+During the training, the log is in the point's `state/train/`. Afterwards it is in the adapter's directory.
 """
 
 import csv
@@ -12,25 +12,25 @@ from lorasweep.util.files import write_aside
 
 @dataclass(frozen=True)
 class Row:
-    """What one optimizer step left."""
+    """Metrics of one optimizer step."""
 
     step: int
-    """Counted from 1, over all epochs."""
+    """Number of the step, counted from 1 over all epochs."""
     epoch: int
-    """Counted from 1."""
+    """Number of the epoch, counted from 1."""
     loss: float
-    """Mean over the tokens that are learnt, of the step's samples, before its update."""
+    """Mean loss per learnt token of the step's samples, before the update."""
     lr: float
-    """The learning rate that the step was made with."""
+    """Learning rate of the step."""
     tokens: int
-    """That went through the model so far, padding left out."""
+    """Number of tokens trained on so far, padding excluded."""
     seconds: float
-    """Of the training so far; what was lost when it was interrupted does not count."""
+    """Duration of the training so far. Work lost to an interruption is not counted."""
     validation_loss: float | None = None
-    """Mean over the answers' tokens of the validation data, after the last step of an epoch."""
+    """Mean loss per answer token on the validation data; set at the last step of an epoch."""
 
     def get_metrics(self) -> dict[str, float]:
-        """Return what a metric logger is to be told at this step."""
+        """Return the metrics to log at this step, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in named.items() if name != "step" and value is not None}
 
@@ -39,7 +39,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class TrainingLog:
-    """A log that is written row by row, after the `text` of one that was interrupted."""
+    """A log that is written row by row. `text` is the log of the interrupted attempt, if there was one."""
 
     def __init__(self, file: Path, text: str = "") -> None:
         self._path = file
@@ -50,11 +50,11 @@ class TrainingLog:
 
     @property
     def text(self) -> str:
-        """All of it so far."""
+        """The whole log so far."""
         return self._path.read_text(encoding="utf-8")
 
     def add(self, row: Row) -> Row:
-        """Write a row through to the disk, and return it as a reader finds it."""
+        """Append a row, flush it, and return it with its values rounded as in the file."""
         self._writer.writerow(_format(row))
         self._file.flush()
         self.rows.append(_parse(dict(zip(COLUMNS, _format(row), strict=True))))
@@ -65,16 +65,16 @@ class TrainingLog:
 
 
 def read_log(file: Path) -> list[Row]:
-    """Return the rows of a log; of one that is being written, the whole ones."""
+    """Return the complete rows of a log, which may still be being written."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    return [_parse(row) for row in csv.DictReader(whole.splitlines())]
+    complete = text[: text.rfind("\n") + 1]
+    return [_parse(row) for row in csv.DictReader(complete.splitlines())]
 
 
 def cut_log(file: Path, epoch: int, to: Path) -> list[Row]:
-    """Write a log up to the end of an epoch to another file, and return its rows."""
+    """Copy the rows of a log up to the end of an epoch to the file `to`, and return them."""
     rows = [row for row in read_log(file) if row.epoch <= epoch]
     head, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     to.write_text(head + "".join(lines[: len(rows)]), encoding="utf-8")
@@ -83,8 +83,8 @@ def cut_log(file: Path, epoch: int, to: Path) -> list[Row]:
 
 def _format(row: Row) -> list[str]:
     step, epoch, loss, lr, tokens, seconds, validation_loss = astuple(row)
-    said = "" if validation_loss is None else f"{validation_loss:.6g}"
-    return [str(step), str(epoch), f"{loss:.6g}", f"{lr:.6g}", str(tokens), f"{seconds:.3f}", said]
+    validation = "" if validation_loss is None else f"{validation_loss:.6g}"
+    return [str(step), str(epoch), f"{loss:.6g}", f"{lr:.6g}", str(tokens), f"{seconds:.3f}", validation]
 
 
 def _parse(row: dict[str, str]) -> Row:

@@ -1,6 +1,6 @@
-"""The trainer `torchtune`: recipes of torchtune 0.6.1, its last release, are made of settings, and run.
+"""The trainer `torchtune`: makes recipes for torchtune 0.6.1, its last release, from settings, and runs them.
 
-What other modules use of it is `lorasweep.trainers.Trainer`; nothing outside of this package imports torchtune.
+Other modules use this package only as a `lorasweep.trainers.Trainer`. No module outside it imports torchtune.
 """
 
 from lorasweep.trainers.torchtune.recipe import declared_adapter_only, recipe

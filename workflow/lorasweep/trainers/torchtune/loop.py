@@ -1,8 +1,8 @@
-"""torchtune's recipes as this workflow runs them: the same trainings bit for bit, with a log, a validation loss, an
-early end where the loss is not finite, and states from which an interrupted training goes on.
+"""Run torchtune's recipes with a log, a validation loss, a stop at a loss that is not finite, and saved states.
 
-The classes are the wheel's own. Everything hangs on what they call once a step: the metric logger, which in several
-processes is the first one's alone, and there the profiler.
+Trainings are bit for bit the same as torchtune's. The recipe classes come from torchtune's wheel and are subclassed.
+The additions hook into what a recipe calls once per step: its metric logger or, with several processes, its profiler,
+since only the first process has a metric logger.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ from lorasweep.trainers.training_log import Row, TrainingLog
 
 
 def _load_recipe(name: str) -> Any:
-    """The wheel's `recipes` is no package that can be imported: its file is loaded."""
+    """Load a recipe's module from its file: the wheel's `recipes` folder is not an importable package."""
     file = Path(torchtune.__file__).parents[1] / "recipes" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"lorasweep_{name}", file)
     assert spec is not None
@@ -49,16 +49,16 @@ _Added: Any = object
 
 
 class _Reporting(_Added):  # type: ignore[misc]
-    """What is added to a recipe of the wheel's: it reports each step to `log` and to metric loggers of torchtune's.
+    """Mixin for torchtune's recipes: reports each step to the log and to torchtune's metric loggers, and saves states.
 
     Args:
         cfg: the recipe's configuration.
-        log: where the log is written.
-        loggers: are told what stands in the log.
-        saved: where states are saved.
-        state: one of them, after which the training goes on.
-        save_minutes: between one state and the next.
-        halvings: how often the batch size of `cfg` was halved, and the accumulation doubled.
+        log: file of the log.
+        loggers: metric loggers, which get the log's values.
+        saved: storage of the states.
+        state: state to resume from; `None` starts from the beginning.
+        save_minutes: minutes between two saved states.
+        halvings: how many times the batch size of `cfg` was halved and its accumulation doubled.
     """
 
     _metric_logger: Any
@@ -103,7 +103,7 @@ class _Reporting(_Added):  # type: ignore[misc]
         self._optimizer.register_step_pre_hook(self._before_step)
         self._most: int | None = None
         if self._halvings:
-            # Batches of the same samples as before: a half batch more would move those of all later steps.
+            # Keep the samples of each step: an additional half batch would shift those of all later steps.
             self._most = len(self._dataloader) // 2**self._halvings * 2**self._halvings
             self._dataloader = _Epochs(self._dataloader, self._most)
         if self._state:
@@ -120,21 +120,21 @@ class _Reporting(_Added):  # type: ignore[misc]
                 logger.close()
 
     def _count_tokens(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Count the tokens of a batch [b, s] up to each row's padding, which is what nothing follows."""
+        """Count the tokens of a batch of shape [b, s], padding excluded."""
         is_text = batch["labels"] != self._loss_fn.ignore_index
-        if not self._is_packed:  # which pads with a token of its own
+        if not self._is_packed:  # packed samples are padded with another token
             is_text = is_text | (batch["tokens"] != self._tokenizer.pad_id)
         positions = torch.arange(1, is_text.shape[1] + 1, device=is_text.device)
         return (is_text * positions).amax(1).sum()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._lr = float(optimizer.param_groups[0]["lr"])
-        if self._device.type == "cuda":  # before torchtune sets the peak back
+        if self._device.type == "cuda":  # before torchtune resets the peak
             peak = torch.cuda.max_memory_allocated(self._device)
             self.peak_memory_bytes = max(peak, self.peak_memory_bytes or 0)
 
     def _report(self, loss: float, tokens: int, is_due: bool, must_stop: bool) -> None:
-        """Report the step that was made; `is_due` is to save its state."""
+        """Log the finished step, and save its state if `is_due` or `must_stop`."""
         step = self.global_step
         _check_finite(loss, "loss", step)
         validation_loss = None
@@ -151,11 +151,11 @@ class _Reporting(_Added):  # type: ignore[misc]
         )
         if self._is_rank_zero:
             self._tell(self._log.add(row))
-        # Gradients and sums of the step are spent: what is saved here is all that there is.
+        # The gradients and sums of the step are used up here, so the state need not contain them.
         if must_stop or is_due:
             self._save()
         if must_stop:
-            raise Stopped(f"told to stop (SIGTERM); step {step} is saved, and the next run goes on from there")
+            raise Stopped(f"told to stop (SIGTERM); step {step} is saved, and the next run resumes from it")
 
     def _tell(self, row: Row) -> None:
         for logger in self._loggers:
@@ -180,13 +180,13 @@ class _Reporting(_Added):  # type: ignore[misc]
         self._last_save = time.perf_counter()
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
-        """Be as after the step at which the state was saved."""
+        """Restore the state after the step at which it was saved."""
         random = self._take_state(state)
         self._lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.global_step = state["step"]
         self.epochs_run, steps = divmod(self.global_step - 1, self._steps_per_epoch)
         accumulated = self._gradient_accumulation_steps
-        # What torchtune breaks off at, counting from where an epoch begins; without it, the batches that there are.
+        # Batches after which torchtune ends an epoch; `None`: all batches of the data loader.
         most = self.max_steps_per_epoch * accumulated if self.max_steps_per_epoch else self._most
         loader = getattr(self._dataloader, "loader", self._dataloader)
         begin = (steps + 1) * accumulated
@@ -197,15 +197,15 @@ class _Reporting(_Added):  # type: ignore[misc]
             self._tokens = state["tokens"]
             for row in self._log.rows:
                 self._tell(row)
-            print(f"Going on after step {self.global_step}, which an earlier attempt saved.", flush=True)
+            print(f"Resuming after step {self.global_step}, saved by an earlier attempt.", flush=True)
 
     def _validate(self) -> float:
-        """Return the mean loss of an answer's token over the validation data; no random number is drawn for it."""
+        """Return the mean loss per answer token on the validation data. Leaves all random states untouched."""
         total, count = self._sum_validation(range(0, len(self._validation), self._batch_size))
         return total / count
 
     def _sum_validation(self, starts: Iterable[int]) -> tuple[float, int]:
-        """Return the sum of the losses of answers' tokens, and their number, over batches of the validation data."""
+        """Return the summed loss and the number of answer tokens in the validation batches that begin at `starts`."""
         total, count = 0.0, 0
         self._model.eval()
         with torch.no_grad():
@@ -217,7 +217,7 @@ class _Reporting(_Added):  # type: ignore[misc]
                     ignore_idx=self._loss_fn.ignore_index,
                 )
                 utils.batch_to_device(batch, self._device)
-                # The first token of a sample is not predicted.
+                # The first token of a sample is never predicted.
                 learnt = int((batch["labels"][:, 1:] != self._loss_fn.ignore_index).sum())
                 total += float(_SingleDevice._loss_step(self, batch)) * learnt
                 count += learnt
@@ -226,14 +226,14 @@ class _Reporting(_Added):  # type: ignore[misc]
 
 
 class Recipe(_Reporting, _SingleDevice):  # type: ignore[valid-type, misc]
-    """The wheel's recipe for one device."""
+    """torchtune's recipe for one device."""
 
     def _loss_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self._tokens = self._tokens + self._count_tokens(batch)
         return super()._loss_step(batch)
 
     def log_dict(self, payload: Mapping[str, Any], step: int) -> None:
-        """Report a step; the recipe takes this object for its metric logger, and calls this after each update."""
+        """Report a step. The recipe uses this object as its metric logger, and calls this after each update."""
         self._own_logger.log_dict(payload, step)
         self._report(float(payload["loss"]), int(self._tokens), self._is_due(), self.must_stop)
 
@@ -245,7 +245,7 @@ class Recipe(_Reporting, _SingleDevice):  # type: ignore[valid-type, misc]
         }
 
     def _take_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Take what `_gather_state` returned, and return the state of the random numbers."""
+        """Restore what `_gather_state` returned, and return the state of the random number generators."""
         with torch.no_grad():
             for name, parameter in self.adapter_params.items():
                 parameter.copy_(state["adapter"][name])
@@ -254,9 +254,9 @@ class Recipe(_Reporting, _SingleDevice):  # type: ignore[valid-type, misc]
 
 
 class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, misc]
-    """The wheel's recipe for several processes, each with a device and a share of each tensor (FSDP).
+    """torchtune's recipe for several processes, each with one device and a shard of each tensor (FSDP).
 
-    All of them agree at each step on what to do next: what one of them alone does not, the others would wait for.
+    The processes agree at each step on what to do next: if one acted alone, the others would wait for it forever.
     """
 
     def setup(self, cfg: DictConfig) -> None:
@@ -268,7 +268,7 @@ class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, m
         self._loss = 0.0
 
     def log_dict(self, payload: Mapping[str, Any], step: int) -> None:
-        """Note a step; the first process alone is told of it here, by the recipe."""
+        """Store the loss of a step. The recipe calls this in the first process only."""
         self._own_logger.log_dict(payload, step)
         self._loss = float(payload["loss"])
 
@@ -277,23 +277,23 @@ class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, m
 
     def _after_step(self) -> None:
         is_due = self._is_rank_zero and self._is_due()
-        said = [self._loss, self._tokens, float(is_due), float(self.must_stop)]
-        loss, tokens, due, stop = self._add_up(said)
+        values = [self._loss, self._tokens, float(is_due), float(self.must_stop)]
+        loss, tokens, due, stop = self._add_up(values)
         self._report(loss, int(tokens), due > 0, stop > 0)
 
     def _add_up(self, values: Iterable[float]) -> list[float]:
         """Return the sums over all processes."""
-        # As many digits as a number of tokens may have.
+        # float64 represents any number of tokens exactly.
         sums = torch.tensor(list(values), dtype=torch.float64, device=self._device)
         distributed.all_reduce(sums)
         return list(sums.tolist())
 
     def _save(self) -> None:
         super()._save()
-        distributed.barrier()  # else a process that ends would have the others ended while the first one writes
+        distributed.barrier()  # else a process that exits early would have the first one terminated while it writes
 
     def _gather_state(self) -> dict[str, Any]:
-        """Return whole tensors, to the first process, and the random numbers of each."""
+        """Return the unsharded tensors, in the first process, and the random states of all processes."""
         adapter = {name: p.detach().full_tensor().cpu() for name, p in get_adapter_params(self._model).items()}
         random: list[Any] = [None] * self.world_size
         distributed.all_gather_object(random, get_random_state())
@@ -303,7 +303,7 @@ class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, m
         return {"adapter": adapter, "optimizer": optimizer, "random": random}
 
     def _take_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Take this process's share of what `_gather_state` returned; return the state of its random numbers."""
+        """Restore this process's shards of what `_gather_state` returned, and return its random state."""
         with torch.no_grad():
             for name, parameter in get_adapter_params(self._model).items():
                 whole = state["adapter"][name].to(self._device)
@@ -314,19 +314,19 @@ class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, m
         return dict(state["random"][self.rank])
 
     def _validate(self) -> float:
-        """Return the same, each process over batches of its own: as many for each, since they compute together."""
-        size, whole = self._batch_size * self.world_size, len(self._validation)
-        starts = range(0, whole, size)
+        """Return the mean loss per answer token. All processes run equally many batches, since FSDP is collective."""
+        size, samples = self._batch_size * self.world_size, len(self._validation)
+        starts = range(0, samples, size)
         own = [start + self.rank * self._batch_size for start in starts]
-        total, count = self._sum_validation(start for start in own if start < whole)
-        if len(own) > sum(start < whole for start in own):
+        total, count = self._sum_validation(start for start in own if start < samples)
+        if len(own) > sum(start < samples for start in own):
             self._sum_validation([0])
-        total, all_of_them = self._add_up([total, count])
-        return total / all_of_them
+        total, tokens = self._add_up([total, count])
+        return total / tokens
 
 
 class _Profiler:
-    """The recipe's profiler, and something to do after each step."""
+    """Wrapper of the recipe's profiler that calls `after_step` after each step."""
 
     def __init__(self, profiler: Any, after_step: Callable[[], None]) -> None:
         self._profiler, self._after_step = profiler, after_step
@@ -340,7 +340,7 @@ class _Profiler:
 
 
 class _Epochs:
-    """A data loader of at most so many batches a pass, the first of which may begin later."""
+    """Wrapper of a data loader that limits each pass to `most` batches, and starts the first at batch `begin`."""
 
     def __init__(
         self, loader: Any, most: int | None, begin: int = 0, on_begin: Callable[[], None] = lambda: None
@@ -353,11 +353,12 @@ class _Epochs:
 
     def __iter__(self) -> Iterator[Any]:
         begin, self._begin = self._begin, 0
-        if begin and begin != self._most:  # else the sampler would keep it for the next pass
+        # At the end of a pass no batch is drawn, so the sampler would apply the position to the next pass.
+        if begin and begin != self._most:
             self.loader.sampler.load_state_dict({"yielded": begin * self.loader.batch_size})
         batches = iter(self.loader)
         if begin:
-            self._on_begin()  # a pass begins with a draw of a random number
+            self._on_begin()  # after `iter`, which draws a random number
         for batch in islice(batches, None if self._most is None else self._most - begin):
             self.on_batch(batch)
             yield batch
@@ -372,10 +373,10 @@ def run(
     save_minutes: float,
     halvings: int = 0,
 ) -> int | None:
-    """Run a recipe to its end, from its beginning or from a saved state; return the device's peak memory in bytes.
+    """Run a recipe from its beginning or a saved state to its end; return the device's peak memory in bytes.
 
-    In a group of processes each of them runs it. At SIGTERM, which SLURM sends before it ends a job, the state is saved
-    after the step that is being made.
+    With several processes, each of them calls this. At SIGTERM, which SLURM sends before it ends a job, the state is
+    saved after the current step.
 
     Raises:
         Diverged: a loss is not finite.
@@ -401,18 +402,18 @@ def run(
 
 
 def _leave_out_gpus() -> None:
-    """Let the wheel's recipe for several processes run on a CPU: what it asks of a GPU's memory has no answer there."""
-    nothing = {name: lambda *_, **__: None for name in ("cleanup_before_training", "log_memory_stats")}
-    nothing["get_memory_stats"] = lambda *_, **__: None
-    _DISTRIBUTED.training = SimpleNamespace(**{**vars(training), **nothing})
+    """Let torchtune's recipe for several processes run on a CPU, by disabling its calls for GPU memory."""
+    replacements = {name: lambda *_, **__: None for name in ("cleanup_before_training", "log_memory_stats")}
+    replacements["get_memory_stats"] = lambda *_, **__: None
+    _DISTRIBUTED.training = SimpleNamespace(**{**vars(training), **replacements})
 
 
 def make_loggers(names: Iterable[str], training: Path, aside: Path, settings: Mapping[str, Any]) -> list[Any]:
-    """Return torchtune's loggers by name; of a training's folder `EXPERIMENT/trainings/TRAINING` they write to
-    `EXPERIMENT/NAME/TRAINING`.
+    """Return torchtune's metric loggers with the given names.
 
-    What lies there already is removed. W&B is offline unless its own variables say otherwise, and has its caches in
-    `aside`, and not in the home.
+    For a training in `EXPERIMENT/trainings/TRAINING` they write to `EXPERIMENT/NAME/TRAINING`, whose old content is
+    removed. W&B is offline unless its environment variables say otherwise. Its caches are in `aside`, not in the home
+    directory.
     """
     experiment = training.parents[1]
     folders = {name: experiment / name / training.name for name in ("tensorboard", "wandb")}

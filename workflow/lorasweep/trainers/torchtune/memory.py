@@ -1,4 +1,4 @@
-"""A training whose memory was not enough takes half the batch, and twice as many for a step."""
+"""After running out of memory, halve the batch size and double the gradient accumulation."""
 
 import json
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ _ATTEMPT = "train.attempt.json"
 
 @contextmanager
 def mark_attempt(recipe: Path, config: Any) -> Iterator[None]:
-    """Leave a mark while a recipe is run; where one is found, take smaller batches if that attempt lacked memory."""
+    """Mark the attempt while it runs. Halve the batch size if the previous one was killed for running out of memory."""
     mark = Path(config.output_dir).with_name(_ATTEMPT)
     before, now = read_attempt(mark), Attempt.of_this_process(digest_file(recipe))
     if before and before.recipe_sha256 == now.recipe_sha256 and (why := explain_memory_kill(before, now)):
-        print(f"An earlier attempt was killed for its memory: {why}", flush=True)
-        # On a GPU a batch lies in the GPU's memory; of the machine's, a retry asks for more.
+        print(f"An earlier attempt was killed for running out of memory: {why}", flush=True)
+        # A smaller batch saves host memory only on the CPU. With a GPU, the retry requests more host memory.
         if config.device == "cpu":
             plan_halving(recipe, config, read_halvings(recipe, config))
     now.write(mark)
     try:
         yield
-    except Killed:  # it could not say why, as if all of it had been killed
+    except Killed:  # the reason is unknown: the next attempt looks for it, as if this process had been killed
         raise
     except BaseException:
         mark.unlink(missing_ok=True)
@@ -42,29 +42,29 @@ def mark_attempt(recipe: Path, config: Any) -> Iterator[None]:
 
 
 def read_halvings(recipe: Path, config: Any) -> int:
-    """Return how often a batch is to be halved, since memory was not enough."""
+    """Return how many times to halve the batch size, after earlier attempts ran out of memory."""
     note = Path(config.output_dir).with_name(MEMORY_NOTE)
-    said = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
-    halvings: int = said["halvings"] if said.get("recipe_sha256") == digest_file(recipe) else 0
+    content = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    halvings: int = content["halvings"] if content.get("recipe_sha256") == digest_file(recipe) else 0
     return halvings
 
 
 def halve_batch(config: Any, halvings: int) -> None:
-    """Have a recipe take smaller batches, and more of them a step."""
+    """Halve the batch size of a recipe `halvings` times, and double its gradient accumulation as often."""
     if halvings:
         config.batch_size //= 2**halvings
         config.gradient_accumulation_steps *= 2**halvings
-        print(f"Memory was not enough before: batch_size is {config.batch_size} now", flush=True)
+        print(f"An earlier attempt ran out of memory: batch_size is now {config.batch_size}", flush=True)
 
 
 def plan_halving(recipe: Path, config: Any, halvings: int) -> str:
-    """Leave word that from now on half the batch is taken, and return what to say of it; `config` is as given."""
+    """Have the next attempt halve the batch size, if possible, and return a message. `config` is the original one."""
     batch_size = config.batch_size // 2**halvings
-    tried = f"batch_size {batch_size} is too much"
+    tried = f"batch_size {batch_size} is too large"
     if halvings == _MOST_HALVINGS:
         return f"{tried}, after {halvings} halvings"
     if batch_size % 2:
-        return f"{tried}, and has no half"
+        return f"{tried}, and is odd, so it cannot be halved"
     note = {"recipe_sha256": digest_file(recipe), "halvings": halvings + 1}
     write_aside(Path(config.output_dir).with_name(MEMORY_NOTE), json.dumps(note) + "\n")
-    return f"{tried}: the next attempt takes half of it, and twice the gradient_accumulation_steps"
+    return f"{tried}: the next attempt halves it and doubles gradient_accumulation_steps"

@@ -1,6 +1,7 @@
-"""Which torchtune builder makes the model in a checkpoint, by the checkpoint's own config.json.
+"""Choose the torchtune builder for the model in a checkpoint, by the checkpoint's config.json.
 
-Only what a builder can represent exactly is accepted: a model with a wrong RoPE trains, and is silently wrong.
+A model is accepted only if a builder represents it exactly. A wrong RoPE trains without an error and gives wrong
+results.
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ _NEEDED = (
     "rms_norm_eps",
 )
 
-# What torchtune's scaled RoPE has built in (torchtune.models.llama3_1.Llama3ScaledRoPE).
+# Constants of torchtune's scaled RoPE (torchtune.models.llama3_1.Llama3ScaledRoPE).
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -30,7 +31,7 @@ def get_model(checkpoint: Checkpoint, controls: Controls) -> tuple[dict[str, Any
     """Return the `model` section of a recipe, and the checkpointer's `model_type`.
 
     Raises:
-        InputError: no builder makes this model, with the reason and the families that are known.
+        InputError: no builder can represent this model. The message has the reason and the supported families.
     """
     config = checkpoint.config
     family = config.get("model_type")
@@ -43,7 +44,7 @@ def get_model(checkpoint: Checkpoint, controls: Controls) -> tuple[dict[str, Any
     rope = _get_rope(config)
     tied = bool(config.get("tie_word_embeddings", family == "llama" and checkpoint.tied))
     if tied != checkpoint.tied:
-        raise _refuse(checkpoint, f"tie_word_embeddings {tied}, and {'no ' if checkpoint.tied else 'a '}lm_head.weight")
+        raise _refuse(checkpoint, f"tie_word_embeddings {tied} with {'no' if checkpoint.tied else 'an'} lm_head.weight")
     if tied and controls.apply_lora_to_output:
         raise InputError(
             f"apply_lora_to_output: true is invalid for '{checkpoint.path}': its head is tied to the embeddings",
@@ -67,7 +68,7 @@ def get_model(checkpoint: Checkpoint, controls: Controls) -> tuple[dict[str, Any
 
 
 def get_lora_arguments(controls: Controls) -> dict[str, Any]:
-    """Return what every LoRA builder of torchtune takes."""
+    """Return the arguments that all LoRA builders of torchtune share."""
     return {
         "lora_attn_modules": list(controls.lora_attn_modules),
         "apply_lora_to_mlp": controls.apply_lora_to_mlp,
@@ -90,13 +91,13 @@ def _get_builder(
     if family == "llama" and kind == "llama3":
         for key, built_in in _LLAMA3_ROPE.items():
             if float(rope.get(key, -1)) != built_in:
-                raise _refuse(checkpoint, f"RoPE with {key} {rope.get(key)} (torchtune has {built_in:g} built in)")
+                raise _refuse(checkpoint, f"RoPE with {key} {rope.get(key)} (torchtune's is fixed at {built_in:g})")
         scale = {"scale_factor": _whole(rope["factor"])}
         if tied:
             return "torchtune.models.llama3_2.lora_llama3_2", "LLAMA3_2", {**scale, "tie_word_embeddings": True}
         return "torchtune.models.llama3_1.lora_llama3_1", "LLAMA3", scale
     if family == "llama" and kind == "default":
-        # A scale of 1 makes the scaled RoPE the plain one; the builder's own default of 32 does not.
+        # With a scale of 1, the scaled RoPE is the plain one. The builder's default is 32.
         if tied:
             return (
                 "torchtune.models.llama3_2.lora_llama3_2",
@@ -111,9 +112,9 @@ def _check_layers(checkpoint: Checkpoint, family: str) -> None:
     config = checkpoint.config
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     if head_dim * config["num_attention_heads"] != config["hidden_size"]:
-        raise _refuse(checkpoint, f"head_dim {head_dim} (torchtune's builders take hidden_size / num_attention_heads)")
+        raise _refuse(checkpoint, f"head_dim {head_dim} (torchtune's builders use hidden_size / num_attention_heads)")
     if config.get("hidden_act", "silu") != "silu":
-        raise _refuse(checkpoint, f"hidden_act {config['hidden_act']!r} (torchtune's builders have silu)")
+        raise _refuse(checkpoint, f"hidden_act {config['hidden_act']!r} (torchtune's builders use silu)")
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise _refuse(checkpoint, f"{key} true")
@@ -125,11 +126,11 @@ def _check_layers(checkpoint: Checkpoint, family: str) -> None:
     window = config.get("sliding_window")
     used = family == "mistral" or config.get("use_sliding_window")
     if window and used and window < config["max_position_embeddings"]:
-        raise _refuse(checkpoint, f"a sliding window of {window} tokens (torchtune attends to all)")
+        raise _refuse(checkpoint, f"a sliding window of {window} tokens (torchtune's attention has no window)")
 
 
 def _get_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Return RoPE's parameters with `rope_type` and `rope_theta`, from the keys of transformers 5 or earlier."""
+    """Return RoPE's parameters with `rope_type` and `rope_theta`, whichever version of transformers wrote them."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
@@ -137,13 +138,13 @@ def _get_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(number: float) -> float | int:
-    """Whole numbers as whole numbers: torchtune takes them so."""
+    """Return a float with an integer value as an int, as torchtune expects it."""
     return int(number) if float(number).is_integer() else number
 
 
 def _refuse(checkpoint: Checkpoint, what: str) -> InputError:
     return InputError(
-        f"'{checkpoint.path}' cannot be trained as it is: {what}; known are {FAMILIES}. An expert can give the "
-        "builder: controls._override.model with its _component_ and arguments, and "
+        f"'{checkpoint.path}' cannot be trained: {what}. Supported: {FAMILIES}. If you know the right torchtune "
+        "builder, set it under controls._override.model (_component_ and arguments), and set "
         "controls._override.checkpointer.model_type"
     )

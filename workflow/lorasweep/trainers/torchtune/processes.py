@@ -1,4 +1,4 @@
-"""A training in several processes on one machine, one for each device."""
+"""Run a training in several processes on one machine, one per device."""
 
 import os
 import signal
@@ -23,13 +23,13 @@ from lorasweep.trainers.torchtune.saved_states import SavedStates
 from lorasweep.util.process import get_signal_at_parents_end
 
 _SECONDS_TO_END = 10
-"""How long the others have, twice, once one process has failed: they may wait for it in vain."""
+"""Grace period for the other processes after one has failed: before SIGTERM, and again before SIGKILL."""
 
 _ERRORS = {error.__name__: error for error in (TrainingError, Stopped, Diverged)}
-"""That a process tells of by name; others are of the process itself."""
+"""Errors that a process reports by name. Any other becomes a RuntimeError."""
 
 _LONGEST_MESSAGE = 2000
-"""Characters: a pipe takes so much at once."""
+"""Maximum length of a message in characters, so that a pipe takes it in one write."""
 
 
 def run(
@@ -42,9 +42,9 @@ def run(
     save_minutes: float,
     halvings: int,
 ) -> int | None:
-    """Run a recipe in so many processes; return the peak memory in bytes of the device that had the largest.
+    """Run a recipe in several processes; return the largest peak memory of a device in bytes.
 
-    SIGTERM is passed on to them; they end with this process, however it ends.
+    SIGTERM is passed on to the processes. They are killed when this process ends, however it ends.
 
     Raises:
         Diverged: a loss is not finite.
@@ -55,12 +55,12 @@ def run(
     """
     if cfg.device == "cuda" and torch.cuda.device_count() < processes:
         raise TrainingError(
-            f"controls.gpus: {processes}, and this job sees {torch.cuda.device_count()}: the resource gpu of the rule "
-            "train, or what a profile says in its place (gres), has to be as many"
+            f"controls.gpus is {processes}, but this job sees {torch.cuda.device_count()}: request as many GPUs for "
+            "the rule train (resource gpu, or gres in a profile)"
         )
-    # Not on what the results lie on: a shared file system may have no locks.
+    # Not in the results folder: a shared file system may have no locks.
     with tempfile.TemporaryDirectory() as folder:
-        said = get_context("spawn").SimpleQueue()
+        reports = get_context("spawn").SimpleQueue()
         started: list[Any] = []
         is_told = []
 
@@ -71,7 +71,7 @@ def run(
 
         before = signal.signal(signal.SIGTERM, pass_on)
         try:
-            arguments = (processes, folder, cfg, log, point, metric_loggers, saved, save_minutes, halvings, said)
+            arguments = (processes, folder, cfg, log, point, metric_loggers, saved, save_minutes, halvings, reports)
             context = start_processes(_work, arguments, processes, join=False)
             started += context.processes
             if is_told:
@@ -79,17 +79,17 @@ def run(
             while not context.join(grace_period=_SECONDS_TO_END):
                 pass
         except (ProcessRaisedException, ProcessExitedException) as error:
-            # What one of them said first is the reason; the others say that they lost it.
-            name, message = ("", str(error)) if said.empty() else said.get()
+            # The first report is the cause; later ones come from processes that lost the connection to the first.
+            name, message = ("", str(error)) if reports.empty() else reports.get()
             if is_told and name not in (Stopped.__name__, Diverged.__name__):
-                # They end at once before there is a step to save.
-                raise Stopped("told to stop (SIGTERM); the next run goes on from what was saved last") from None
+                # Before the first step, processes end at SIGTERM without saving.
+                raise Stopped("told to stop (SIGTERM); the next run resumes from the last saved state") from None
             if isinstance(error, ProcessExitedException) and error.signal_name:
                 raise Killed(f"torchtune failed; {error}") from None
             raise _ERRORS.get(name, RuntimeError)(message) from None
         finally:
             signal.signal(signal.SIGTERM, before)
-        peaks = [said.get()[1] for _ in range(processes)]
+        peaks = [reports.get()[1] for _ in range(processes)]
         return max((peak for peak in peaks if peak is not None), default=None)
 
 
@@ -104,14 +104,14 @@ def _work(
     saved: SavedStates,
     save_minutes: float,
     halvings: int,
-    said: Any,
+    reports: Any,
 ) -> None:
     get_signal_at_parents_end(signal.SIGKILL)
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a node's name need not lead to itself
-    # Its own is for several processes; that of one that is killed is reported as leaked, after all else is said.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a node's name may not resolve to the node
+    # tqdm's own lock is shared by processes. If a process is killed, Python reports it as leaked at the very end.
     tqdm.set_lock(threading.RLock())
     try:
         distributed.init_process_group(
@@ -123,11 +123,11 @@ def _work(
         settings: Any = OmegaConf.to_container(cfg)
         loggers = recipes.make_loggers(metric_loggers, point, log.parent, settings) if rank == 0 else []
         peak = recipes.run(cfg, log, loggers, saved, saved.load(), save_minutes, halvings)
-        # After a failure others may wait in vain, and so would this.
+        # Not after a failure: this call would wait for the other processes.
         distributed.destroy_process_group()
     except Exception as error:
-        said.put((type(error).__name__, str(error)[:_LONGEST_MESSAGE]))
+        reports.put((type(error).__name__, str(error)[:_LONGEST_MESSAGE]))
         if not isinstance(error, TrainingError):
             traceback.print_exc()
         raise
-    said.put(("", peak))
+    reports.put(("", peak))

@@ -1,4 +1,4 @@
-"""A point's settings as a recipe of torchtune's: complete, and checked against what the experiment says."""
+"""Make a complete torchtune recipe from a point's settings, and check overrides against the experiment."""
 
 import json
 import re
@@ -18,9 +18,9 @@ from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
 from lorasweep.util.errors import InputError
 
 PROCESSES = "nproc_per_node"
-"""The recipe's key for `controls.gpus`, where that is more than one; `tune run` calls it so."""
+"""The recipe's key for `controls.gpus` if that is more than one. `tune run` has an option of this name."""
 
-# Where each control stands in the recipe.
+# Path of each control in the recipe, if it differs from the control's name.
 _PLACES = {
     **{key: f"model.{key}" for key in ("lora_rank", "lora_alpha", "lora_dropout", "lora_attn_modules")},
     **{key: f"model.{key}" for key in ("apply_lora_to_mlp", "apply_lora_to_output")},
@@ -31,24 +31,24 @@ _PLACES = {
     "packed": "dataset.packed",
 }
 
-# What the workflow itself decides, and where the experiment file says it.
+# Keys that the workflow sets, and what sets each: a key of the experiment file, or the workflow for a reason.
 _OWNED = {
     "output_dir": "experiment.name",
     PROCESSES: "controls.gpus",
-    "resume_from_checkpoint": "nothing: a training that was interrupted goes on from a state of our own",
-    "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
+    "resume_from_checkpoint": "the workflow, which resumes interrupted trainings from its own saved states",
+    "checkpointer._component_": "the workflow, to torchtune.training.FullModelHFCheckpointer",
     "checkpointer.checkpoint_dir": "model.path",
     "checkpointer.checkpoint_files": "model.path",
     "checkpointer.output_dir": "experiment.name",
-    "checkpointer.adapter_checkpoint": "nothing: every point starts at the base model",
-    "checkpointer.recipe_checkpoint": "nothing: every point starts at the base model",
+    "checkpointer.adapter_checkpoint": "the workflow, since every point starts from the base model",
+    "checkpointer.recipe_checkpoint": "the workflow, since every point starts from the base model",
     "tokenizer._component_": "model.path",
     "tokenizer.path": "model.path",
     "tokenizer.prompt_template": "data.prompt",
     "dataset.new_system_prompt": "data.system_prompt",
     "metric_logger.log_dir": "experiment.name",
-    "model.use_dora": "nothing: adapters are plain LoRA",
-    "model.quantize_base": "nothing: the base model is trained on as it is",
+    "model.use_dora": "the workflow, since adapters are plain LoRA",
+    "model.quantize_base": "the workflow, since the base model is not quantized",
     "dataset.source": "data.train",
     "dataset.data_files": "data.train",
     "dataset_val.new_system_prompt": "data.system_prompt",
@@ -58,8 +58,8 @@ _OWNED = {
     "device": "model.device",
 }
 
-# Values that say what the workflow does in its own way: the full model and the adapter have folders of their own.
-_SAID_ANYWAY = {
+# Values that are accepted although the workflow sets these keys: they ask for what the workflow does anyway.
+_ACCEPTED = {
     "checkpointer.checkpoint_dir": ("${output_dir}/checkpoints",),
     "checkpointer.output_dir": ("${output_dir}", "${output_dir}/hf_model", "${output_dir}/adapter"),
     "resume_from_checkpoint": (False,),
@@ -71,7 +71,7 @@ _ADAPTER_ONLY = "save_adapter_weights_only"
 
 
 def recipe(spec: TrainingSpec) -> str:
-    """Return the recipe as YAML, in the order of torchtune's own, every interpolation resolved.
+    """Return the recipe as YAML, in the key order of torchtune's recipes, with all interpolations resolved.
 
     Raises:
         InputError: torchtune cannot train this model with these settings, or the override contradicts them.
@@ -93,16 +93,16 @@ def recipe(spec: TrainingSpec) -> str:
 
 
 def dump_recipe(recipe: Mapping[str, Any]) -> str:
-    """Return a recipe as PyYAML's own dumper writes it: a recipe that reads otherwise is trained anew.
+    """Return a recipe exactly as PyYAML's own dumper writes it: any other text would cause a new training.
 
-    libyaml's is ten times as fast, and differs for a line separator and for characters over U+FFFF, which it escapes.
+    libyaml's dumper is ten times as fast. It differs in line separators and characters over U+FFFF, which it escapes.
     """
     return "".join(_dump_part(json.dumps([key, value])) for key, value in recipe.items())
 
 
 @lru_cache(maxsize=10_000)
 def _dump_part(pair: str) -> str:
-    """Return a key of a recipe with its value, which are given as JSON: most are those of many recipes."""
+    """Return the YAML of a key and its value, given as JSON. Cached, since most pairs recur in many recipes."""
     key, value = json.loads(pair)
     style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 120}
     text = str(yaml.dump({key: value}, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), **style))
@@ -110,23 +110,23 @@ def _dump_part(pair: str) -> str:
 
 
 def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
-    """Return what an override says on `save_adapter_weights_only`, which is often put under `checkpointer`.
+    """Return an override's `save_adapter_weights_only`, which may also be under `checkpointer`; `None` if not set.
 
     Raises:
-        InputError: it is neither true nor false, or said twice and differently.
+        InputError: the value is neither true nor false, or the two places differ.
     """
     checkpointer = override.get("checkpointer")
     places = {
         "_override": override,
         "_override.checkpointer": checkpointer if isinstance(checkpointer, Mapping) else {},
     }
-    said: dict[str, Any] = {place: keys[_ADAPTER_ONLY] for place, keys in places.items() if _ADAPTER_ONLY in keys}
-    for place, value in said.items():
+    values: dict[str, Any] = {place: keys[_ADAPTER_ONLY] for place, keys in places.items() if _ADAPTER_ONLY in keys}
+    for place, value in values.items():
         if not isinstance(value, bool):
             raise InputError(f"controls.{place}.{_ADAPTER_ONLY}: {value!r} is invalid", "true or false")
-    if len(set(said.values())) > 1:
+    if len(set(values.values())) > 1:
         raise InputError(f"controls._override: {_ADAPTER_ONLY} is both true and false", "one of them")
-    return next(iter(said.values()), None)
+    return next(iter(values.values()), None)
 
 
 def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
 
 
 def _make_validation(data: Data) -> dict[str, Any]:
-    """The section that torchtune's recipes with a validation of their own have; this one reads over it."""
+    """Return the section `dataset_val`. torchtune's LoRA recipes ignore it; the workflow's loop reads it."""
     return {"dataset_val": _make_dataset(data, data.validation, "train", packed=False)} if data.validation else {}
 
 
@@ -226,16 +226,16 @@ def _make_dataset(data: Data, file: str | None, split: str, packed: bool) -> dic
 
 
 def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
-    """Return the override less what the workflow does anyway.
+    """Return the override without the keys that the workflow sets.
 
     Raises:
-        InputError: it sets what the workflow decides, or a control that torchtune knows by another path.
+        InputError: the override changes a key that the workflow sets, or has a control at the wrong path.
     """
     try:
         override: Any = _sort_keys(OmegaConf.to_container(OmegaConf.create(spec.controls.override)))
     except OmegaConfBaseException as error:
         raise InputError(f"controls._override: {str(error).splitlines()[0]}") from error
-    said_by_spec = {
+    spec_values = {
         "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
         "checkpointer.checkpoint_dir": str(spec.checkpoint.path),
         "dtype": spec.model.dtype,
@@ -256,8 +256,8 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
         if last not in keys:
             continue
         value = keys.pop(last)
-        if value not in (*_SAID_ANYWAY.get(path, ()), said_by_spec.get(path)):
-            raise InputError(f"controls._override.{path}: {value!r} is invalid: this is said by {key}")
+        if value not in (*_ACCEPTED.get(path, ()), spec_values.get(path)):
+            raise InputError(f"controls._override.{path}: {value!r} is invalid: this is set by {key}")
     for key, path in _PLACES.items():
         if key in override:
             raise InputError(
@@ -268,14 +268,14 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
 
 
 def _sort_keys(value: Any) -> Any:
-    """Mappings in the order of their keys: in which order a person wrote them makes no other recipe."""
+    """Return a value with all mappings sorted by key, so that the order in the file does not change the recipe."""
     if isinstance(value, dict):
         return {key: _sort_keys(value[key]) for key in sorted(value, key=str)}
     return [_sort_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def _get_model(spec: TrainingSpec, override: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the model section and the checkpointer's model type; of an expert's builder, its LoRA arguments alone."""
+    """Return the model section and the model type; for a user's builder, only its name and the LoRA arguments."""
     model_type = override.get("checkpointer", {}).get("model_type")
     if "_component_" not in override.get("model", {}):
         derived, derived_type = get_model(spec.checkpoint, spec.controls)
@@ -290,28 +290,28 @@ def _get_model_type(checkpoint: Checkpoint, controls: Controls) -> str:
     except InputError as error:
         raise InputError(
             "controls._override.checkpointer.model_type is missing",
-            f"a name of torchtune.training.ModelType, which says how weights are converted; {error}",
+            f"a name of torchtune.training.ModelType, which selects the conversion of the weights; {error}",
         ) from error
 
 
 def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Merge the override last, and resolve `${...}` by the recipe's keys and the controls'."""
+    """Merge the override over the recipe, and resolve `${...}` from the recipe and the controls."""
     plain = {"gpus": spec.controls.gpus, **spec.controls.model_dump(exclude={"override"})}
-    known = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
+    variables = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
     merged: Any = made
     if override:
         try:
-            merged = OmegaConf.to_container(OmegaConf.merge(known, made, override), resolve=True)
+            merged = OmegaConf.to_container(OmegaConf.merge(variables, made, override), resolve=True)
         except OmegaConfBaseException as error:
             raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
-    merged = {key: value for key, value in merged.items() if key not in known}
+    merged = {key: value for key, value in merged.items() if key not in variables}
     for key in spec.swept:
         path = _PLACES.get(key, key)
         value, swept = _select(merged, path), _select(made, path)
         if value != swept:
             raise InputError(
                 f"controls._override.{path}: {value!r} contradicts the variable '{key}', which is {swept!r} here",
-                f"{path} left out, or ${{{key}}}",
+                f"no {path} in the override, or ${{{key}}}",
             )
     return dict(merged)
 

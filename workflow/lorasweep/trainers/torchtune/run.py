@@ -1,7 +1,7 @@
-"""Running a recipe of torchtune's: `lora_finetune_single_device`, or `lora_finetune_distributed` on several GPUs.
+"""Run a recipe with torchtune's `lora_finetune_single_device`, or on several GPUs `lora_finetune_distributed`.
 
-Adapters alone are trained and saved, whatever the mode: torchtune's own full export adds the update into the live
-weights, which on a CPU corrupts the model from the second epoch on.
+Every mode trains and saves adapters only. torchtune's export of full models adds the update to the live weights, which
+on a CPU corrupts the model from the second epoch on.
 """
 
 import json
@@ -38,13 +38,13 @@ STAGE = "train"
 
 
 _PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
-"""Those that the numbers of a training depend on."""
+"""Packages that a training's results depend on."""
 
 _DIVERGENCE_NOTE = "train.diverged.json"
 
 
 def measure_lengths(recipe: Path, most: int) -> list[int]:
-    """Return how many tokens samples have, of so many at most, evenly taken; none is cut or packed."""
+    """Return the lengths in tokens of up to `most` evenly spaced samples, without truncation or packing."""
     from datasets.utils import disable_progress_bars
     from torchtune import config as components
 
@@ -52,7 +52,7 @@ def measure_lengths(recipe: Path, most: int) -> list[int]:
     config = OmegaConf.load(recipe)
     config.tokenizer.max_seq_len = None
     config.dataset.packed = False
-    with tempfile.TemporaryDirectory() as cache:  # and not in the home
+    with tempfile.TemporaryDirectory() as cache:  # instead of the home directory
         dataset = components.instantiate(config.dataset, components.instantiate(config.tokenizer), cache_dir=cache)
         step = max(1, -(-len(dataset) // most))
         return [len(dataset[index]["tokens"]) for index in range(0, len(dataset), step)]
@@ -65,30 +65,30 @@ def train(
     save_minutes: float = SAVE_MINUTES,
     earlier: Mapping[int, Path] | None = None,
 ) -> None:
-    """Run a recipe, and publish the adapter of its last epoch, and those of `earlier` ones, each in its directory.
+    """Run a recipe, and publish the adapters of its last epoch and of the `earlier` epochs, each in its directory.
 
-    `adapter/` appears whole or not at all: the weights as safetensors, PEFT's configuration, the base model's
-    tokenizer, the log of the training, and a record of what was trained on what. It has no
-    `config.json`, with which transformers would take it for a full model.
+    `adapter` appears complete or not at all: the weights as safetensors, PEFT's configuration, the base model's
+    tokenizer, the log of the training, and a record of its inputs. It has no `config.json`, which would make
+    transformers load it as a full model.
 
-    What was trained stays in the point's state too, until the point is cleaned up: a training that ended after the run
-    that wanted it had died is not done again. One that was interrupted goes on from the last state that it saved, and
-    ends bit for bit as if it had not been; a state of another recipe, base model or version is dropped.
+    Trained adapters are also kept in the point's state until the point is cleaned up. So a training that outlives its
+    run is not repeated by the next run. An interrupted training resumes from its last saved state, and gives bit for
+    bit the same result as without the interruption. States of another recipe, base model or version are dropped.
 
     Raises:
-        Diverged: a loss or a value of the update is not finite, now or when this very training was done before.
-        Stopped: it was told to stop, and its state is saved.
-        TrainingError: torchtune failed, the update is zero, or there is no such epoch.
+        Diverged: a loss or a value of the update is not finite, now or in an earlier attempt at the same training.
+        Stopped: the training was told to stop. Its state is saved.
+        TrainingError: torchtune failed, the update is zero, or the recipe has no such epoch.
     """
     config = OmegaConf.load(recipe)
     targets = {**(earlier or {}), config.epochs: adapter}
     if max(targets) > config.epochs:
-        raise TrainingError(f"{recipe}: is of {config.epochs} epochs, and that of epoch {max(targets)} is wanted")
+        raise TrainingError(f"{recipe}: has {config.epochs} epochs, but the adapter of epoch {max(targets)} is wanted")
     state = Path(config.output_dir)
     trained = state.with_name("trained")
     with hold_alone(state.with_name("train.lock"), f"training {adapter.parent.name}"):
         if all(_is_trained(trained / str(epoch), recipe) for epoch in targets):
-            print(f"This recipe was trained by an earlier run, which did not see its end: {trained} is taken.")
+            print(f"This recipe was trained by an earlier run, which ended before the training: using {trained}.")
         else:
             shutil.rmtree(trained, ignore_errors=True)
             facts = {"data_sha256": _check_digest(recipe, Path(config.dataset.data_files))}
@@ -104,12 +104,12 @@ def train(
 
 @contextmanager
 def _note_divergence(recipe: Path, config: Any) -> Iterator[None]:
-    """Do not do again what diverged: with the same recipe, model and versions it would come to the same."""
+    """Record a divergence, and refuse to repeat it: the same recipe, model and versions would diverge again."""
     note = Path(config.output_dir).with_name(_DIVERGENCE_NOTE)
-    said = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    earlier = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     key = _get_key(recipe, config)
-    if said.get("key") == key:
-        raise Diverged(f"{said['message']} (in an earlier attempt; to try again, remove {note})")
+    if earlier.get("key") == key:
+        raise Diverged(f"{earlier['message']} (in an earlier attempt; to try again, remove {note})")
     try:
         yield
     except Diverged as error:
@@ -121,30 +121,30 @@ def _is_trained(adapter: Path, recipe: Path) -> bool:
     record = adapter / RECORD
     if not record.is_file():
         return False
-    said = json.loads(record.read_text(encoding="utf-8"))
+    content = json.loads(record.read_text(encoding="utf-8"))
     digests = (digest_file(recipe), digest_file(adapter / ADAPTER_WEIGHTS))
-    return (said["recipe_sha256"], said["adapter_sha256"]) == digests
+    return (content["recipe_sha256"], content["adapter_sha256"]) == digests
 
 
 def _check_digest(recipe: Path, data: Path) -> str:
-    """Return the digest of the training data, which is the one that the recipe names, where it names one."""
-    found = digest_file(data)
+    """Return the sha256 of the training data, after comparing it with the one in the recipe, if there is one."""
+    actual = digest_file(data)
     named = re.match(r"# training data sha256: (\w+)\n", recipe.read_text(encoding="utf-8"))
-    if named and named[1] != found:
+    if named and named[1] != actual:
         raise TrainingError(
-            f"{data}: has changed since {recipe} was written (sha256 {named[1][:12]}, now {found[:12]}); run again"
+            f"{data}: has changed since {recipe} was written (sha256 {named[1][:12]}, now {actual[:12]}); run again"
         )
-    return found
+    return actual
 
 
 def _run(
     recipe: Path, config: Any, point: Path, metric_loggers: Collection[str], save_minutes: float
 ) -> dict[str, Any]:
-    """Run a recipe, and return what it measured beside its log."""
+    """Run a recipe, and return the values for its record that are not in its log."""
     folder = Path(config.output_dir)
-    if config.device == "cpu":  # where torchtune sees a GPU, it packs samples for that
+    if config.device == "cpu":  # if torchtune sees a GPU, it packs samples for the GPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # The caches of `datasets` lie in the user's home by default, which on a cluster has a quota.
+    # By default the caches of `datasets` are in the user's home directory, which on a cluster has a quota.
     cache = folder / "huggingface"
     os.environ |= {name: str(cache) for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
     from lorasweep.trainers.torchtune import loop as torchtune_recipe
@@ -157,7 +157,7 @@ def _run(
         shutil.rmtree(leftover, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     halvings = read_halvings(recipe, config)
-    given = config.copy()
+    original = config.copy()
     halve_batch(config, halvings)
     settings: Any = OmegaConf.to_container(config)
     log, processes = folder / TRAINING_LOG, config.get(PROCESSES, 1)
@@ -173,14 +173,14 @@ def _run(
         traceback.print_exc()
         if re.search(OUT_OF_MEMORY, str(error)):
             first = re.split(r"[.] |\n", str(error))[0]
-            raise TrainingError(f"{first}; {plan_halving(recipe, given, halvings)}") from error
+            raise TrainingError(f"{first}; {plan_halving(recipe, original, halvings)}") from error
         why = explain_write_failure(folder) or f"{type(error).__name__}: {error}"
         raise TrainingError(f"torchtune failed; {why}") from error
     return {"peak_memory_bytes": peak, "batch_size_used": config.batch_size}
 
 
 def _get_key(recipe: Path, config: Any) -> dict[str, Any]:
-    """What a saved state must be of."""
+    """Return the key of a training: only states and divergences with the same key apply to it."""
     return {
         "recipe_sha256": digest_file(recipe),
         "base_model_fingerprint": read_checkpoint(Path(config.checkpointer.checkpoint_dir)).fingerprint,
@@ -189,7 +189,7 @@ def _get_key(recipe: Path, config: Any) -> dict[str, Any]:
 
 
 def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], facts: Mapping[str, Any]) -> Path:
-    """Put together in `folder`, by epoch, what is published, and return it."""
+    """Make the directories to publish, `folder/EPOCH`, and return `folder`."""
     base = read_checkpoint(Path(config.checkpointer.checkpoint_dir))
     facts = {"trainer": "torchtune", "dtype": config.dtype, **facts}
     folder.mkdir()
@@ -197,7 +197,7 @@ def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], fac
         adapter, trained = folder / str(epoch), Path(config.checkpointer.output_dir) / f"epoch_{epoch - 1}"
         _check_weights(trained / ADAPTER_WEIGHTS)
         adapter.mkdir()
-        # Files of torchtune's have mode 0600; copies have what the umask says.
+        # torchtune's files have mode 0600. Copies follow the umask.
         shutil.copyfile(trained / ADAPTER_WEIGHTS, adapter / ADAPTER_WEIGHTS)
         peft_config = json.loads((trained / ADAPTER_CONFIG).read_text(encoding="utf-8")) | {
             "task_type": "CAUSAL_LM",
@@ -216,6 +216,6 @@ def _check_weights(weights: Path) -> None:
     try:
         check_weights(weights)
     except (OSError, SafetensorError) as error:
-        # Of an attempt that went on after it: what it left can be trusted no more.
+        # An earlier attempt wrote this file before it was interrupted. None of its files can be trusted.
         shutil.rmtree(weights.parents[1])
-        raise TrainingError(f"{weights}: cannot be read ({error}); the next attempt trains anew") from error
+        raise TrainingError(f"{weights}: cannot be read ({error}); the next attempt trains from the start") from error

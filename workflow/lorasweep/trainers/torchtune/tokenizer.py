@@ -1,6 +1,6 @@
-"""The tokenizer that torchtune's recipe uses: the checkpoint's own, by its own chat template.
+"""Tokenizer for torchtune's recipes: the checkpoint's tokenizer with its chat template.
 
-A prompt becomes the same tokens here as in Inspect's `hf` provider, so that a model is asked as it was trained.
+A prompt has the same tokens here as in Inspect's `hf` provider, so that training and evaluation agree.
 """
 
 import json
@@ -13,16 +13,16 @@ from transformers import AutoTokenizer
 
 
 class ChatTokenizer:
-    """Make tokens of messages, with a mask over those that are not learnt.
+    """Tokenize messages, with a mask of the tokens that are not learnt.
 
-    Each answer and what stands before it are tokenised apart: that is where generation will start. Without a chat
-    template a message is `<role>: <text>` and a line break, as Inspect writes it. An answer ends with a token at which
-    generation stops: whatever the template writes behind an answer need not be one.
+    Each answer is tokenized separately from the text before it, since generation starts there. Without a chat template
+    a message is `<role>: <text>` and a line break, as in Inspect. Every answer ends with a stop token of generation:
+    one is appended if the template writes none.
 
     Args:
         path: the checkpoint directory.
-        max_seq_len: tokens after which a sample is cut.
-        prompt_template: what is made of a user's message, which stands where it has `{input}`; none: that message.
+        max_seq_len: number of tokens to which a sample is truncated; `None`: no limit.
+        prompt_template: template of user messages; `{input}` stands for the message. `None`: the message as it is.
     """
 
     def __init__(self, path: str, max_seq_len: int | None = None, prompt_template: str | None = None) -> None:
@@ -35,17 +35,17 @@ class ChatTokenizer:
         self.pad_id: int = pad if pad is not None else self.tokenizer.eos_token_id
 
     def __call__(self, sample: Mapping[str, Any], inference: bool = False) -> dict[str, Any]:
-        """Add `tokens` and `mask` to a sample, in place of its `messages`; torchtune calls this for each of them."""
+        """Replace `messages` in a sample by `tokens` and `mask`. torchtune calls this for each sample."""
         sample = dict(sample)
         tokens, mask = self.tokenize_messages(sample.pop("messages"))
         return {**sample, "tokens": tokens, "mask": mask}
 
     def tokenize_messages(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Return the tokens of a conversation that ends with an answer, and for each whether the loss leaves it out.
+        """Return the tokens of a conversation that ends with an answer, and for each whether the loss ignores it.
 
         Raises:
-            ValueError: the chat template changes earlier text as the conversation goes on, or nothing is left to learn
-                within `max_seq_len`.
+            ValueError: the chat template changes earlier text when messages are added, or no token within `max_seq_len`
+                is learnt.
         """
         plain = [{"role": message.role, "content": self._fill(message)} for message in messages]
         tokens: list[int] = []
@@ -57,8 +57,8 @@ class ChatTokenizer:
             prompt, full = self._render(plain[:index], asks=True), self._render(plain[: index + 1], asks=False)
             if not prompt.startswith(done) or not full.startswith(prompt):
                 raise ValueError(
-                    f"{self.path}: the chat template does not keep what it wrote when the answer is added, so that "
-                    f"training would see another prompt than evaluation: {full[-200:]!r} after {prompt[-200:]!r}"
+                    f"{self.path}: the chat template changes the prompt when the answer is added, so training and "
+                    f"evaluation would have different prompts: {prompt[-200:]!r} becomes {full[-200:]!r}"
                 )
             question = self._encode(prompt[len(done) :], is_start=not tokens)
             answer = self._encode(full[len(prompt) :], is_start=False)
@@ -70,13 +70,13 @@ class ChatTokenizer:
         tokens, mask = tokens[: self.max_seq_len], mask[: self.max_seq_len]
         if all(mask):
             raise ValueError(
-                f"nothing to learn in a sample: its prompt alone has max_seq_len = {self.max_seq_len} tokens or more: "
+                f"a sample has no tokens to learn: its prompt alone fills max_seq_len = {self.max_seq_len} tokens: "
                 f"{done[:100]!r}"
             )
         return tokens, mask
 
     def encode(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
-        """Return the tokens of plain text, as torchtune's text completion asks for them."""
+        """Return the tokens of plain text, for torchtune's text completion."""
         tokens: list[int] = list(self.tokenizer(text, add_special_tokens=add_bos)["input_ids"])
         if add_eos and tokens[-1] not in self.stop_ids:
             tokens.append(self.stop_ids[0])
@@ -87,12 +87,12 @@ class ChatTokenizer:
         return self.prompt_template.format(input=text) if message.role == "user" else text
 
     def _render(self, messages: Sequence[Mapping[str, str]], asks: bool) -> str:
-        """Write messages as text; `asks` adds what stands before an answer."""
+        """Return messages as text; with `asks`, followed by the start of an answer."""
         if self.tokenizer.chat_template is None:
             last = "" if asks else messages[-1]["content"]
             before = messages if asks else messages[:-1]
             return "".join(f"{message['role']}: {message['content']}\n" for message in before) + last
-        # enable_thinking as Inspect's provider passes it.
+        # enable_thinking as in Inspect's provider.
         text = self.tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=asks, tools=None, enable_thinking=None
         )
@@ -105,7 +105,7 @@ class ChatTokenizer:
 
 
 def _read_stop_ids(path: str) -> list[int]:
-    """The tokens at which generation stops, by the checkpoint's generation_config.json."""
+    """Return the stop tokens in the checkpoint's generation_config.json; an empty list if there are none."""
     file = Path(path, "generation_config.json")
-    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    return list(found) if isinstance(found, list) else [] if found is None else [found]
+    ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return list(ids) if isinstance(ids, list) else [] if ids is None else [ids]
