@@ -96,7 +96,7 @@ def test_a_finished_run_leaves_its_last_status_and_its_storage_over_time(finishe
 
 
 def test_an_edited_number_is_found_in_the_results_of_a_real_run(finished: Sweep, tmp_path: Path) -> None:
-    assert "files are what their manifests say" in finished.call("verify")
+    assert "files match their manifests" in finished.call("verify")
     sweep = finished.copy(tmp_path)
     table = pd.read_csv(sweep.results / "results.csv", dtype=str)
     table.loc[table["point"] == POINTS["B1"], "match/accuracy"] = "0.12345"

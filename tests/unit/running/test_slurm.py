@@ -140,7 +140,7 @@ def test_a_job_that_has_to_give_way_is_queued_again(
     assert slurm.requeue_if_preempted() == ""
     assert not asked
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert ("is queued again" in slurm.requeue_if_preempted()) == (commands == 2)
+    assert ("was requeued" in slurm.requeue_if_preempted()) == (commands == 2)
     assert asked == [("scontrol", "show", "job", "7"), ("scontrol", "requeue", "7")][:commands]
 
 
