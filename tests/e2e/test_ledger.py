@@ -103,5 +103,5 @@ def test_an_edited_number_is_found_in_the_results_of_a_real_run(finished: Sweep,
     table.to_csv(sweep.results / "results.csv", index=False)
     done = sweep.lorasweep("verify")
     assert done.returncode == 1
-    assert f"results.csv: {POINTS['B1']}, letters: match/accuracy is 0.12345, and the manifest says " in done.stdout
+    assert f"results.csv: {POINTS['B1']}, letters: match/accuracy is 0.12345, but the manifest says " in done.stdout
     assert "1 of " in done.stderr

@@ -136,7 +136,11 @@ def test_a_job_in_a_schedulers_queue_is_told_from_one_that_began(results: Path) 
 
 
 def test_a_run_that_ended_says_how_and_what_is_done(results: Path) -> None:
-    for outcome, words in {"done": "all its jobs done", "failed": "with failures", "interrupted": "interrupted"}.items():
+    for outcome, words in {
+        "done": "all its jobs done",
+        "failed": "with failures",
+        "interrupted": "interrupted",
+    }.items():
         write_status(make_status(outcome=outcome, seconds_left=None, running=[]), results / "status.json")
         said = show(results, width=200)
         assert "e: no run is going on. The last ended at" in said

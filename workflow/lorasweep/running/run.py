@@ -237,7 +237,7 @@ class Run:
                 )
 
     def _settle_orphans(self) -> None:
-        """Cancel jobs of a dead run, or wait for its trainings, so that they do not write the same files as new jobs."""
+        """Cancel jobs of a dead run, or wait for its trainings, so that no two jobs write the same files."""
         for orphan in self._orphans:
             fate = "is cancelled"
             if orphan.is_awaited:
