@@ -24,7 +24,7 @@ def clean_up(
     workflow: Path,
     training: str | None = None,
 ) -> None:
-    """Check that a point's kept files are complete, remove all others, and write the point's manifest.
+    """Check that a point's kept files are complete, remove its temporary files, and write its manifest.
 
     Logs of tasks that are no longer in the experiment stay, but are not in the manifest. A full model is removed if the
     point is no longer in mode A.

@@ -107,9 +107,9 @@ def make_table(
     scores: SampleScores,
     confidence: float,
 ) -> pd.DataFrame:
-    """Return the rows of the given points; docs/results.md says what each column is.
+    """Return the rows of the given points; docs/results.md describes the columns.
 
-    Where `scores` has none of a point, there are no intervals of it and no comparisons.
+    A point without scores of samples has no intervals and no paired comparisons.
     """
     rows = [row for point in points for row in _make_rows(results, point, variables)]
     for row in rows:

@@ -99,18 +99,18 @@ def estimate_left(
 
     done = [attempt for attempt in attempts if attempt.state == DONE and (attempt.rule, attempt.name) in plan]
     elapsed = {(job.rule, job.name): job.seconds for job in running if (job.rule, job.name) in plan}
-    known = {key: trainings[key[1]] for key in elapsed if key[0] == "train" and key[1] in trainings}
+    by_own_speed = {key: trainings[key[1]] for key in elapsed if key[0] == "train" and key[1] in trainings}
     for attempt in done:
         count(attempt.rule, attempt.name, attempt.seconds)
     for key, seconds in elapsed.items():
-        if key in known or seconds > plan[key].seconds:
-            count(*key, seconds + known.get(key, 0.0))
+        if key in by_own_speed or seconds > plan[key].seconds:
+            count(*key, seconds + by_own_speed.get(key, 0.0))
     error = sum(took.values()) / sum(planned.values()) if sum(planned.values()) else None
     factors = {rule: took[rule] / planned[rule] for rule in took if planned[rule]}
-    rest = {key: job.seconds * factors.get(job.rule, error or 1.0) for key, job in plan.items()}
-    rest |= {key: max(0.0, rest[key] - seconds) for key, seconds in elapsed.items()}
-    rest |= known | dict.fromkeys(((attempt.rule, attempt.name) for attempt in done), 0.0)
-    jobs = [replace(job, seconds=rest[key]) for key, job in plan.items()]
+    seconds_left = {key: job.seconds * factors.get(job.rule, error or 1.0) for key, job in plan.items()}
+    seconds_left |= {key: max(0.0, seconds_left[key] - seconds) for key, seconds in elapsed.items()}
+    seconds_left |= by_own_speed | dict.fromkeys(((attempt.rule, attempt.name) for attempt in done), 0.0)
+    jobs = [replace(job, seconds=seconds_left[key]) for key, job in plan.items()]
     line = simulate(jobs, forecast.planner.parallel, forecast.experiment.evaluation.max_merged_models)
-    left = {key: rest[key] for key in elapsed if rest[key] or key in known}
-    return TimeLeft(line.seconds if line.seconds or len(left) == len(elapsed) else None, error, left)
+    running_left = {key: seconds_left[key] for key in elapsed if seconds_left[key] or key in by_own_speed}
+    return TimeLeft(line.seconds if line.seconds or len(running_left) == len(elapsed) else None, error, running_left)

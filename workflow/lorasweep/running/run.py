@@ -293,7 +293,9 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
     """Make the plan of a run; return `None` if the base model's configuration is missing."""
     if sweep.base is None:
         return None
-    others = {name: read_checkpoint(Path(model)) for name, model in sweep.baselines.items() if name != BASELINE}
+    other_baselines = {
+        name: read_checkpoint(Path(model)) for name, model in sweep.baselines.items() if name != BASELINE
+    }
     return make_forecast(
         sweep.experiment,
         sweep.points,
@@ -306,7 +308,7 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
         sweep.samples if sweep.trained else 0,
         sweep.tasks,
         list(map(Path, sweep.task_files)),
-        others,
+        other_baselines,
     )
 
 
