@@ -1,6 +1,6 @@
 """lorasweep: sweeps of LoRA fine-tuning, from one experiment file to one table.
 
-configure → train → take → [merge | export] → evaluate → cleanup → collect
+configure → train → take → [merge] → evaluate → cleanup → read_samples → collect → report
 """
 
 from snakemake.utils import min_version
@@ -8,7 +8,7 @@ from snakemake.utils import min_version
 min_version("9.27.1")
 
 
-# A file given with --configfile replaces the default experiment; nothing of the default leaks into it.
+# With --configfile, the default experiment is not loaded, so that none of its keys are merged in.
 if not workflow.overwrite_configfiles:
 
     configfile: "config/experiment.yaml"

@@ -96,12 +96,12 @@ def test_a_finished_run_leaves_its_last_status_and_its_storage_over_time(finishe
 
 
 def test_an_edited_number_is_found_in_the_results_of_a_real_run(finished: Sweep, tmp_path: Path) -> None:
-    assert "files are what their manifests say" in finished.call("verify")
+    assert "files match their manifests" in finished.call("verify")
     sweep = finished.copy(tmp_path)
     table = pd.read_csv(sweep.results / "results.csv", dtype=str)
     table.loc[table["point"] == POINTS["B1"], "match/accuracy"] = "0.12345"
     table.to_csv(sweep.results / "results.csv", index=False)
     done = sweep.lorasweep("verify")
     assert done.returncode == 1
-    assert f"results.csv: {POINTS['B1']}, letters: match/accuracy is 0.12345, and the manifest says " in done.stdout
+    assert f"results.csv: {POINTS['B1']}, letters: match/accuracy is 0.12345, but the manifest says " in done.stdout
     assert "1 of " in done.stderr

@@ -321,7 +321,7 @@ def test_a_run_is_seen_while_it_goes_on_and_what_outlives_it_is_not_done_twice(
         assert "outlived: running since" in seen
         assert re.search(r"\btrain point \d\d:\d\d ", seen)
         assert "Time left: " in seen
-        assert "no run is going on. The last ended without a word" in " ".join(sweep.call("status").split())
+        assert "no run is going on. The last was killed" in " ".join(sweep.call("status").split())
         status = json.loads((sweep.results / "status.json").read_text())
         (job,) = status["running"]
         assert (job["rule"], job["name"], job["steps"]) == ("train", "point", 5)

@@ -43,7 +43,7 @@ def test_a_training_that_fails_takes_no_other_point_with_it(make: Callable[..., 
     assert "one_fails: 2 of 3 points done, 1 failed, 0 not finished" in said
     assert "failed: train of diverges: train: the training diverged" in said
     assert "its log: results/one_fails/logs/train/diverges-" in said
-    assert "To go on with what is missing: snakemake " in said
+    assert "To continue with what is missing: snakemake " in said
     assert sweep.plan() == {"train": 1, "take": 1, "cleanup": 1, **SUMMED_UP}
 
 
@@ -84,7 +84,7 @@ def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable
     assert {record.rule for record in failed} == {"evaluate_adapters"}
     # SLURM's accounting knows how long they ran, without the time in the queue.
     assert not any(record.is_queued for record in failed)
-    assert f"of which {len(failed)} failed attempts" in said
+    assert f"with {len(failed)} failed attempts" in said
 
 
 def test_a_job_over_its_memory_is_told_by_that(make: Callable[..., SlurmSweep]) -> None:
@@ -94,7 +94,7 @@ def test_a_job_over_its_memory_is_told_by_that(make: Callable[..., SlurmSweep]) 
     done = sweep.snakemake("--retries", "0", "--set-resources", "evaluate_adapters:mem_mb=2000")
     assert done.returncode == 1
     said = done.stdout + done.stderr
-    assert re.search(r"failed: evaluate_adapters of point-\w{6}: SLURM ended it for its memory", said)
+    assert re.search(r"failed: evaluate_adapters of point-\w{6}: SLURM killed it for running out of memory", said)
 
 
 def test_a_batch_is_one_job_and_what_it_had_finished_outlives_it(make: Callable[..., SlurmSweep]) -> None:

@@ -53,7 +53,7 @@ def test_the_answer_and_the_table_are_shown_by_the_file_or_by_the_folder(tmp_pat
         ("experiment: {name: x}\n", "my.yaml: the key 'model' is missing"),
         (
             "experiment: {name: x}\nmodel: {path: y}\n",
-            "results/x: no table of results yet; 'lorasweep status' says how",
+            "results/x: no table of results yet; 'lorasweep status' shows how",
         ),
     ],
 )

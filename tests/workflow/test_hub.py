@@ -76,7 +76,7 @@ def test_a_dry_run_says_what_would_be_fetched_and_fetches_and_writes_nothing(swe
     assert not [path for _, path in hub.requests if "/resolve/" in path]
     sweep.call("download")
     assert sweep.plan()["train"] == 2
-    assert "All of it is here." in sweep.call("download", "--dry-run")
+    assert "Everything is downloaded." in sweep.call("download", "--dry-run")
 
 
 def test_a_branch_that_moves_changes_no_sweep_that_has_begun(sweep: Sweep, hub: Hub, model: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_status_of_a_sweep_that_never_ran_is_that_none_did(make: Callable[..
     sweep = make()
     before = list_files(sweep)
     said = sweep.call("status")
-    assert "planned: no run is going on, and none has left a status." in said
+    assert "planned: no run is going on, and there is no status of an earlier one." in said
     assert list_files(sweep) == before
 
 
@@ -54,7 +54,7 @@ def test_a_run_leaves_its_last_status_its_storage_and_its_failures(make: Callabl
     assert [(failure["rule"], failure["point"]) for failure in failures] == [("train", "lora_rank=4")]
     assert all(Path(sweep.directory, failure["log"]).is_file() and failure["reason"] for failure in failures)
     said = " ".join(sweep.call("status").split())
-    assert "it had failures" in said
+    assert "with failures" in said
     assert "failed 1." in said
     assert f"failed: train of lora_rank=4: {failures[0]['reason'][:40]}" in said
     # What ends well leaves none behind.

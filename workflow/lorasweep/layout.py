@@ -1,4 +1,4 @@
-"""Names of the files and folders in a point's folder, `results/<experiment>/<point>/`, that several stages know."""
+"""Names of files and folders in `results/<experiment>/` and `results/<experiment>/<point>/` that several stages use."""
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """PEFT's name for an adapter's tensors."""
@@ -7,79 +7,80 @@ ADAPTER_CONFIG = "adapter_config.json"
 """PEFT's name for an adapter's configuration."""
 
 RECORD = "lorasweep.json"
-"""Written beside an adapter, and beside a model made of one: where it comes from."""
+"""Record of the origin of an adapter or of a merged model, in the same folder."""
 
 TRAINING_LOG = "training_log.csv"
-"""A row an optimizer step: beside an adapter, and in `state/train/` while it is trained."""
+"""Log with one row per optimizer step: beside an adapter, and in `state/train/` during the training."""
 
 METRICS = "metrics.json"
-"""In `eval/`: the scores of every task, and the proof that the adapter was applied."""
+"""File in `eval/` with the scores of every task, and the proof that the adapter was applied."""
 
 MANIFEST = "manifest.json"
-"""What a point keeps, and how it came to be."""
+"""List of the files that a point keeps, with their provenance."""
 
 STATE = "state"
-"""What stages need only while they run. No output of a rule, since Snakemake deletes those of a failed job."""
+"""Folder of files that stages need only while they run. It is not a rule's output, since Snakemake deletes the outputs
+of a failed job."""
 
 
 def get_checkpoint_name(point: str, epoch: int) -> str:
-    """Return what a point is called as it was after an earlier epoch of its training; its folder lies beside it."""
+    """Return the name of the point that stands for an earlier epoch of a point's training."""
     return f"{point}__epoch={epoch}"
 
 
 TRAININGS = "trainings"
-"""In an experiment's folder: a folder for each training, whose adapters points take."""
+"""Folder in an experiment's folder, with a subfolder for each training. Points take their adapters from there."""
 
 
 def get_epoch_folder(epoch: int) -> str:
-    """Return where in a training's folder the adapter of an earlier epoch lies; that of the last is `adapter`."""
+    """Return the folder of an earlier epoch's adapter in a training's folder. That of the last epoch is `adapter`."""
     return f"epoch={epoch}"
 
 
 FAILURE_RECORD = "failures.json"
-"""In an experiment's folder: what failed in its last run, where something did."""
+"""File in an experiment's folder: the failures of the last run, if any."""
 
 EXPERIMENT = "experiment.yaml"
-"""In an experiment's folder: the whole configuration of its last run."""
+"""File in an experiment's folder: the complete configuration of its last run."""
 
 POINTS = "points.json"
-"""In an experiment's folder: which settings each name stands for."""
+"""File in an experiment's folder: the settings of each point."""
 
 BATCHES = "batches.json"
-"""In an experiment's folder: which points one job evaluates on one loaded base (mode B2)."""
+"""File in an experiment's folder: the points that one job evaluates on one loaded base (mode B2)."""
 
 REVISIONS = "revisions.json"
-"""In an experiment's folder: the commits of the revisions that it names on the hub."""
+"""File in an experiment's folder: the commits of the revisions that it names on the hub."""
 
 WANTED_PLAN = "LORASWEEP_PLAN"
-"""The variable by which `lorasweep plan` asks a dry run for the `whole` plan."""
+"""Environment variable with which `lorasweep plan` requests the `whole` plan from a dry run."""
 
 
 PLAN = "plan.json"
 
 PICTURE = "plan.svg"
-"""In an experiment's folder."""
+"""Plot of the plan in an experiment's folder."""
 
 STORAGE = "storage.csv"
-"""In an experiment's folder; one file for all runs, which are gaps in its times apart."""
+"""Log of disk usage in an experiment's folder, one file for all runs. Gaps in its times separate the runs."""
 
 LEDGER = "ledger.csv"
 
 RUNS = "runs.json"
 
 JOB_RECORDS = "jobs.csv"
-"""In an experiment's folder."""
+"""Record of all attempts of jobs in an experiment's folder."""
 
 HOLDER = ".controller.json"
-"""In an experiment's folder."""
+"""File in an experiment's folder that names the process that runs it."""
 
 LENGTHS = "lengths.json"
 
 TASK_SIZES = "task_sizes.json"
-"""In an experiment's folder: how long training samples are, and what tasks ask."""
+"""Files in an experiment's folder: the token counts of training samples, and the sizes of tasks."""
 
 BASELINE = "baseline"
-"""Name of the untouched base model among what is evaluated."""
+"""Point name of the unmodified base model."""
 
 RESERVED_NAMES = (
     BASELINE,
@@ -90,6 +91,6 @@ RESERVED_NAMES = (
     *("results-partial.csv", "results-partial.parquet", "replicates-partial.csv", "samples-partial.parquet"),
     *("answer-partial.json", "report-partial.html"),
 )
-"""What lies in `results/<experiment>/` and is no trained point."""
+"""Names in `results/<experiment>/` that a trained point must not have."""
 
 TABLE = "results.csv"

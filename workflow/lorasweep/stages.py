@@ -1,6 +1,6 @@
-"""The rules of a sweep: one table of what each is for, in the order in which a point goes through them.
+"""The rules of a sweep and their properties, in the order in which a point passes through them.
 
-Whoever adds a rule writes its rule file in `workflow/rules/`, and one row here.
+To add a rule, write its rule file in `workflow/rules/` and add one row here.
 """
 
 from collections import Counter
@@ -14,15 +14,15 @@ class Rule:
 
     name: str
     modes: tuple[str, ...] = ()
-    """The modes of the points that have a job of it; none for a rule of the whole experiment."""
+    """Modes of the points that have a job of this rule; empty for a rule of the whole experiment."""
     makes_adapter: bool = False
-    """Whether it comes before a point has its adapter."""
+    """Whether the rule is one of the steps that produce a point's adapter."""
     is_timed: bool = False
-    """Whether its jobs take so long that their time is planned, recorded and counted for the point."""
+    """Whether the rule's jobs take long enough that their time is planned, recorded and counted for the point."""
     has_gpu: bool = False
-    """Whether its jobs have a GPU, where `model.device` is `cuda`."""
+    """Whether the rule's jobs use a GPU if `model.device` is `cuda`."""
     priority: int = 0
-    """Of jobs that wait for the same room, a plan starts those of the lower number first."""
+    """Order in which a plan starts jobs that wait for the same resources: lower numbers first."""
 
 
 _KEPT, _ALL = ("A", "B1", "B2"), ("A", "B1", "B2", "base")
@@ -53,31 +53,35 @@ _LAST = tuple(rule.name for rule in RULES if not rule.modes)
 
 
 def get_timed_rules(mode: str) -> tuple[str, ...]:
-    """Return the rules whose time a point of a mode takes."""
+    """Return the timed rules of points of a mode."""
     return tuple(rule.name for rule in RULES if rule.is_timed and mode in rule.modes)
 
 
 def _get_branch(mode: str) -> tuple[str, ...]:
-    """The rules between the adapter of a point of a mode and its clean-up."""
+    """Return the rules between the adapter and the clean-up of points of a mode."""
     return tuple(r.name for r in RULES if mode in r.modes and not r.makes_adapter and r.name != "cleanup")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A rule of the sweep."""
+    """A rule with its number of jobs and the rules before it, as drawn in the report."""
 
     rule: str
     jobs: int | None
-    """None where each run decides anew how many points a job takes."""
+    """Number of jobs; `None` if each run decides how many points a job takes."""
     after: tuple[str, ...]
 
 
 def get_stages(
     points: Mapping[str, str], evaluated: Collection[str], trained: Collection[str], taken: Collection[str] = ()
 ) -> list[Stage]:
-    """Return the rules in the order of the work; `points` are modes by name, the baselines among them.
+    """Return the stages of a sweep in the order of the work.
 
-    `taken` are the points that take their adapter from a training, `trained` those for which one is counted.
+    Args:
+        points: Mode of each point, by name, including baselines.
+        evaluated: Points that are evaluated.
+        trained: Points that a training is counted for.
+        taken: Points that take their adapter from a training.
     """
     jobs: Counter[str] = Counter()
     after: dict[str, dict[str, None]] = {}
@@ -92,7 +96,7 @@ def get_stages(
         branch = [rule for rule in _get_branch(mode) if rule == "merge" or name in evaluated]
         pass_through(*made, *branch, "cleanup", count_from=2 if name in taken and name not in trained else 0)
     stages = [
-        # In which order the points stand in the file makes no other drawing.
+        # Sorted, so that the drawing does not depend on the order of points in the file.
         Stage(
             rule, None if rule == "evaluate_adapters" else jobs[rule], tuple(sorted(after[rule], key=RULE_NAMES.index))
         )

@@ -1,7 +1,7 @@
-"""What the rules share: the sweep as a plain object, and the functions that hand each rule its part of it.
+"""Shared code of the rules: the sweep as a plain object, and functions that give each rule its part of it.
 
-In: `config`, as Snakemake read it. Out: SWEEP, and the functions below. No rules; nothing here starts, stops, fetches
-or prints anything.
+In: `config`, as read by Snakemake. Out: SWEEP, and the functions below. This file has no rules, and does not start,
+stop, download or print anything.
 """
 
 import os
@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
 
 USES_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 
-# To run although there is no room by the plan.
+# Whether to run although there is not enough disk space according to the plan.
 FORCES_PLAN = str(config.pop("force_plan", False)).lower() == "true"
 
 with ending_with_a_message():
@@ -36,10 +36,10 @@ with ending_with_a_message():
         ", ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles)),
         given=workflow.config_settings.config,
         is_job=not workflow.is_main_process,
-        # On a cluster each job has GPUs of its own; on one machine jobs share those of --resources gpu=N.
+        # On a cluster, each job has its own GPUs; on one machine, jobs share the GPUs of --resources gpu=N.
         shared_gpus=None if workflow.nodes else workflow.global_resources.get("gpu").value,
     )
-    # Jobs were checked by the process that started them.
+    # For jobs, the process that started them has checked the sweep.
     if workflow.is_main_process:
         SWEEP.check(asks_inspect=not USES_CONDA)
 
@@ -48,14 +48,14 @@ RESULTS = str(SWEEP.results)
 POINTS = SWEEP.points
 EVALUATED = SWEEP.evaluated
 
-# Relative to the working directory, so that a clone that was moved reruns nothing.
+# Relative to the working directory, so that moving the clone does not cause reruns.
 RUN = shlex.quote(os.path.relpath(ROOT / "scripts/run"))
 
-# Where a merged model is made for its evaluation: as a temporary output, or in a folder of the job's own.
+# Where a model is merged for its evaluation: in a temporary output, or in the job's own temporary folder.
 MERGES_IN_TMPDIR = EXPERIMENT.evaluation.merged_models_in == "tmpdir"
 MERGE_IN = "{resources.tmpdir:q}" if MERGES_IN_TMPDIR else "{output.merged:q}"
 
-# A job that makes a merged model needs one of these; without a bound there are as many as evaluate at once.
+# Each job that makes a merged model uses one of these. Without a limit, there are as many as parallel evaluations.
 if EXPERIMENT.evaluation.max_merged_models:
     workflow.register_resource("merged_models", EXPERIMENT.evaluation.max_merged_models)
 
@@ -76,22 +76,22 @@ wildcard_constraints:
 
 
 def of(function):
-    """Return a function of the name that a rule's wildcards hold (a point's, a training's or a batch's) as one of them."""
+    """Turn a function of a name (of a point, training or batch) into a function of a rule's wildcards."""
     return lambda wildcards: function(wildcards[0])
 
 
 def in_results(path="."):
-    """Return a function of a rule's wildcards that gives a path, which may have them, in the experiment's folder."""
+    """Return a function that fills a rule's wildcards into a path in the experiment's folder."""
     return lambda wildcards: os.path.normpath(f"{RESULTS}/{path}".format(**dict(wildcards.items())))
 
 
 def request(rule, resource):
-    """Return the function that says how much of a resource a job of a rule asks for, at each attempt."""
+    """Return a function that returns how much of a resource a rule's job requests, by wildcards and attempt."""
     return lambda wildcards, attempt: SWEEP.request(rule, resource, wildcards[0], attempt)
 
 
 def get_results(wildcards):
-    """What must lie there in the end: the report, the table, and what each point keeps."""
+    """Return the final outputs: the report, the table, and the files that each point keeps."""
     kept = [path for point in SWEEP.folders for paths in SWEEP.get_kept_files(point).values() for path in paths]
     return ["<results>/report.html", "<results>/results.csv", *get_manifests(wildcards), *kept]
 
@@ -112,7 +112,7 @@ def get_evaluation_outputs():
 
 
 def get_merged_output():
-    """The merged model as a temporary output, unless it lies in the job's own temporary folder."""
+    """Return the merged model as a temporary output, unless it is made in the job's own temporary folder."""
     return {} if MERGES_IN_TMPDIR else {"merged": temp(directory("<results>/{point}/merged"))}
 
 
@@ -121,6 +121,6 @@ def get_base_fingerprint(wildcards):
 
 
 def get_evaluation(wildcards):
-    """What the evaluation of a point, or of every point of a batch, depends on beside the weights, as JSON."""
+    """Return the EvaluationSpec of a point or batch as JSON: all that its evaluation depends on but the weights."""
     point = SWEEP.batches[wildcards.batch][0] if "batch" in wildcards.keys() else wildcards.point
     return SWEEP.get_evaluation_spec(point).model_dump_json()

@@ -1,7 +1,7 @@
-"""Configuration: write what each training runs, before anything is spent.
+"""Configuration: write the recipe of each training.
 
 In: the experiment. Out: `recipe.yaml`, exactly what the trainer runs.
-A training is named after its recipe: one that has changed is another training.
+A training is named after its recipe, so that a changed recipe is a new training.
 """
 
 

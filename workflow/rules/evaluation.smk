@@ -1,14 +1,15 @@
-"""Evaluation: every task of a point in one process, so that its model is loaded once.
+"""Evaluation: all tasks of a point in one process, so that its model is loaded once.
 
-In: the model that the point's mode makes; for a baseline, a model that is there already.
-Out: one Inspect log a task, and `metrics.json`: the scores, and the proof that the adapter was applied.
+In: the model that the point's mode makes; for a baseline, an existing model.
+Out: one Inspect log per task, and `metrics.json`: the scores, and the proof that the adapter was applied.
 
-In mode B2 one job evaluates a batch of points on one loaded base. Each point's result lies in its state, which no
-failure of the job deletes; `publish` makes it the point's own, or fails with what made that point fail. Which points are a batch is decided anew for those that have no result.
+In mode B2, one job evaluates a batch of points on one loaded base. It writes each point's result to the point's state
+folder, which stays if the job fails. `publish` then moves the result to `eval/`, or fails with the point's own error.
+Each run forms new batches of the points without a result.
 
-In mode B1 one job merges, evaluates, and is done with the merged model: so `max_merged_models` bounds how many there
-are, since a job that runs has one and no other has; and what Snakemake deletes of a job that failed is the merged
-model too. It is a temporary output, or lies in the job's own temporary folder, as `merged_models_in` says.
+In mode B1, one job merges, evaluates and removes the merged model. So only running jobs have merged models, and
+`max_merged_models` limits their number. The model is a temporary output, which Snakemake deletes if the job fails too,
+or is made in the job's own temporary folder, depending on `merged_models_in`.
 """
 
 
@@ -24,7 +25,7 @@ rule evaluate:
         "<benchmarks>/evaluate/{point}.tsv"
     wildcard_constraints:
         point=SWEEP.match_points(lambda point: EVALUATED.get(point) in ("A", "base")),
-    # Before further trainings: a point that is finished can be looked at.
+    # Before further trainings, so that results of finished points are available early.
     priority: 10
     conda:
         f"../../envs/{SWEEP.evaluation_stage}.yaml"
@@ -80,7 +81,7 @@ localrules:
 
 rule evaluate_adapters:
     input:
-        # Whether a point is to be evaluated is decided by `publish`; here a file's age says nothing.
+        # `publish` decides whether a point needs an evaluation; modification times do not matter here.
         adapters=ancient(of(SWEEP.get_batch_adapters)),
         tasks=ancient(SWEEP.task_files),
     output:

@@ -1,7 +1,7 @@
-"""Merging: base model and adapter become one model that is kept (mode A).
+"""Merging: merge the base model and an adapter to a full model that is kept (mode A).
 
-In: the adapter. Out: `hf_model/`, a full model with no adapter file beside it.
-A model that is merged for its evaluation only (mode B1) is made within that job: see evaluation.smk.
+In: the adapter. Out: `hf_model/`, a full model without adapter files.
+In mode B1, the evaluation job merges a temporary model itself: see evaluation.smk.
 """
 
 

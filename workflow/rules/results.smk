@@ -1,8 +1,8 @@
-"""Results: what stays of a point, the tables of all points, and the report.
+"""Results: the manifest of each point, the tables of all points, and the report.
 
-In: everything a point keeps. Out: `manifest.json` a point; `samples.parquet`, the scores of every sample;
-`results.csv` (a row a point and task), `replicates.csv` (a row a setting and task) and `answer.json`; `report.html` and
-`plots/`.
+In: the files that the points keep. Out: `manifest.json` per point; `samples.parquet`, the scores of all samples;
+`results.csv` (one row per point and task), `replicates.csv` (one row per setting and task) and `answer.json`;
+`report.html` and `plots/`.
 """
 
 
@@ -20,7 +20,7 @@ rule cleanup:
         manifest="<results>/{point}/manifest.json",
     log:
         "<logs>/cleanup/{point}.log",
-    # Before anything else: a point that is finished counts at once, also when the run is stopped.
+    # Before all other jobs, so that a finished point counts even if the run is stopped.
     priority: 20
     conda:
         "../../envs/driver.yaml"
@@ -93,7 +93,7 @@ rule report:
         "../../envs/driver.yaml"
     params:
         pipeline=SWEEP.pipeline,
-        # What it shows of the experiment stands in a file that a run writes as it begins.
+        # The report reads the experiment from a file that each run writes at its start, which is not an input.
         experiment=SWEEP.digest,
     shell:
         f"{RUN} driver -m lorasweep job report --table {{input.table:q}} --pipeline {{params.pipeline:q}}"

@@ -1,6 +1,6 @@
-"""The run: what happens before the first job and after the last. A dry run ends with the plan in short.
+"""The run: the work before the first job and after the last. A dry run ends with a short plan.
 
-All of it is `lorasweep.run.Run`; here it is told what Snakemake alone knows.
+The work is done by `lorasweep.running.run.Run`; this file passes on what only Snakemake knows.
 """
 
 from snakemake.io import IOFile
@@ -26,7 +26,7 @@ if workflow.is_main_process:
 
 
 def get_orphan_dependency():
-    """A resource of `train`: a training that an earlier run left going is waited for by the scheduler."""
+    """Return a resource of `train` that makes SLURM wait for the same training of an earlier run, if it still runs."""
     jobs = THIS_RUN.awaited_jobs if workflow.is_main_process else {}
 
     def depend(wildcards):
@@ -36,9 +36,9 @@ def get_orphan_dependency():
 
 
 def get_wanted_jobs():
-    """What is to do: pairs of a rule and the name of a point or of a batch, if it has one.
+    """Return the planned jobs: pairs of a rule and the name of a point or batch, "" for jobs of the whole experiment.
 
-    A training stands under the point for which it is counted.
+    A training is listed under the point that it is counted for.
     """
     return {
         (job.rule.name, SWEEP.trainings.get(name := str(next(iter(job.wildcards), "")), name))
@@ -48,23 +48,23 @@ def get_wanted_jobs():
 
 
 def get_unfinished():
-    """The points of jobs that this run was to do and did not."""
+    """Return the points with a planned job that was not done."""
     unfinished = {str(name) for job in workflow.dag.needrun_jobs() for name in job.wildcards}
     return {name for name in SWEEP.folders if {name, name in POINTS and POINTS[name].training} & unfinished}
 
 
 def get_places():
-    """How much runs at a time."""
+    """Return the limits on what runs in parallel."""
     return Places(workflow.resource_settings.cores, workflow.nodes, workflow.global_resources.get("gpu").value)
 
 
 def get_slurm_run():
-    """By what name SLURM knows the jobs of this run. No public attribute leads to the executor."""
+    """Return the name of this run's jobs on SLURM, else `None`. No public attribute gives access to the executor."""
     return workflow.scheduler._executor.run_uuid if workflow.executor_plugin.name == "slurm" else None
 
 
 def conclude(is_well):
-    # What says that a batch was evaluated is of this run alone: the next one puts other points together.
+    # Batches exist in one run only: the next run forms new ones.
     for batch in SWEEP.batches:
         workflow.persistence.cleanup_metadata(IOFile(f"{RESULTS}/.batches/{batch}"))
     THIS_RUN.conclude(get_unfinished(), is_well=is_well)
@@ -73,7 +73,7 @@ def conclude(is_well):
 onstart:
     THIS_RUN.begin(get_wanted_jobs(), get_places(), get_slurm_run(), is_touch=workflow.touch)
     mend_end_by_signal(workflow.scheduler)
-    # Else Snakemake does not say when a job has ended, under --quiet progress.
+    # Otherwise, Snakemake does not report the end of a job with --quiet progress.
     workflow.scheduler.print_progress = True
 
 

@@ -1,12 +1,13 @@
-"""Training: one adapter a training; points take it, or, where they are given one that exists, a copy of that.
+"""Training: train the adapters, and give each point its adapter: from a training, or a copy of an existing adapter.
 
-In: the recipe, and the training and validation data (whose digests are in the recipe). Out: `adapter/`, which PEFT and
-transformers load as it lies there. What the trainer needs only while it runs lies in `state/`, which is no output:
-Snakemake deletes the outputs of a failed job. How a training is watched is a resource, and no parameter: a change in
-those reruns nothing.
+In: the recipe, and the training and validation data (whose digests are in the recipe). Out: `adapter/`, in the format
+of PEFT and transformers. The trainer's temporary files are in `state/`, which is not an output, since Snakemake deletes
+the outputs of a failed job. Options for monitoring and saving are resources and not params, so that changing them does
+not retrain.
 
-Points that differ only in how their checkpoint is kept share a training. The first has a link to its weights, and the
-others have copies: Snakemake gives a job's outputs a new time, which must be no other point's.
+Points that differ only in how their checkpoint is kept share a training. The first point has a hard link to the
+weights, the other points have copies: Snakemake updates the modification times of a job's outputs, and a link would
+change the time of another point's file.
 """
 
 
@@ -21,7 +22,7 @@ rule train:
         data=ancient(EXPERIMENT.data.train or []),
         validation=ancient(EXPERIMENT.data.validation or []),
     output:
-        # Last of all that a training leaves. The weights are no output: a point that has a link to them gives them its time.
+        # The file that a training writes last. The weights are not an output: a point's link to them changes their time.
         record=SWEEP.get_trained_file("{training}"),
     log:
         "<logs>/train/{training}.log",
@@ -36,7 +37,7 @@ rule train:
         runtime=request("train", "runtime"),
         disk_mb=request("train", "disk_mb"),
         gpu=of(SWEEP.get_train_gpus),
-        # All of its GPUs: SLURM may give them on several otherwise.
+        # All GPUs on one node: otherwise SLURM may spread them over several.
         nodes=1,
         metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
         save_minutes=EXPERIMENT.training.save_minutes,
@@ -44,7 +45,7 @@ rule train:
     params:
         adapter=f"{RESULTS}/trainings/{{training}}/adapter",
     shell:
-        # The shell becomes the training, so that a signal to a job reaches what can save its state.
+        # `exec` replaces the shell, so that a signal to the job reaches the training, which then saves its state.
         f"exec {RUN} {SWEEP.trainer.STAGE} -m lorasweep job train --trainer {shlex.quote(EXPERIMENT.trainer)}"
         " --recipe {input.recipe:q} --adapter {params.adapter:q}"
         " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
@@ -61,7 +62,7 @@ rule take:
         "<logs>/take/{point}.log",
     wildcard_constraints:
         point=SWEEP.match_points(lambda point: point in POINTS and bool(POINTS[point].training)),
-    # At once: what the training needed for itself goes.
+    # As early as possible, since it removes the training's temporary files.
     priority: 20
     conda:
         "../../envs/driver.yaml"

@@ -113,7 +113,7 @@ def test_points_of_other_samples_are_no_gain_where_the_interval_covers_none(tmp_
     samples = make_results(tmp_path, RANKS, by_rank({4: 0.3, 8: 0.3, 16: 0.3}))
     moved = samples["point"] == BASELINE
     samples.loc[moved, "sample"] = "other " + samples.loc[moved, "sample"]
-    assert "no difference beyond the noise" in answer(tmp_path, ["lora_rank"], samples).sentence
+    assert ": not significant" in answer(tmp_path, ["lora_rank"], samples).sentence
 
 
 def test_a_metric_of_all_samples_is_compared_by_seeds(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_no_winner_is_declared_inside_the_noise(tmp_path: Path) -> None:
     assert found.p_values is not None
     tied = "lora_rank=8" if found.best == "lora_rank=16" else "lora_rank=16"
     assert found.p_values[tied] > 0.05 > found.p_values["lora_rank=4"]
-    assert f"not beyond the noise of 1 of 2 others: {tied}" in found.sentence
+    assert f"not significantly better than 1 of 2 others: {tied}" in found.sentence
 
 
 def test_of_settings_that_are_all_alike_one_seldom_wins(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_of_settings_that_are_all_alike_one_seldom_wins(tmp_path: Path) -> None:
         samples = make_results(results, ranks, lambda settings: 0.5, samples=30, base_chance=0.5, steps=0, seed=seed)
         found = answer(results, ["lora_rank"], samples)
         wins.append(found.is_winner)
-        gains.append("no difference beyond the noise" not in found.sentence)
+        gains.append(": not significant" not in found.sentence)
         worse.append(any(p_value <= 0.05 for p_value in (found.p_values or {}).values()))
     assert sum(wins) <= 1
     assert sum(worse) <= 3

@@ -82,31 +82,31 @@ def test_every_change_is_named(results: Path) -> None:
     assert len(said) == 4
     assert said[0].startswith("a/adapter/adapter_model.safetensors: has the sha256 ")
     assert said[1] == "a/eval/task.eval: is missing"
-    assert said[2] == "b/eval/task.eval: has 5 bytes, and had 16"
-    assert said[3] == "b/adapter/other.safetensors: is in no manifest"
+    assert said[2] == "b/eval/task.eval: has 5 bytes, but the manifest says 16"
+    assert said[3] == "b/adapter/other.safetensors: is not in the manifest"
 
 
 def test_a_row_of_another_adapter_or_of_none_is_named(results: Path) -> None:
     write_table(results, a={"adapter_sha256": "another", "base_model_fingerprint": "", "merged_weights_sha256": "x"})
     said = say(results)
     assert len(said) == 3
-    assert said[0].startswith("results.csv: a: adapter_sha256 is another, and the manifest says ")
-    assert said[1] == "results.csv: a: base_model_fingerprint is empty, and the manifest says base"
-    assert said[2] == "results.csv: a: merged_weights_sha256 is x, and the manifest says merged"
+    assert said[0].startswith("results.csv: a: adapter_sha256 is another, but the manifest says ")
+    assert said[1] == "results.csv: a: base_model_fingerprint is empty, but the manifest says base"
+    assert said[2] == "results.csv: a: merged_weights_sha256 is x, but the manifest says merged"
     (results / "b/manifest.json").unlink()
-    assert "results.csv: b has a row and no manifest" in say(results)
+    assert "results.csv: b has a row but no manifest" in say(results)
     (results / "a/manifest.json").write_text("{}")
-    assert any(line.startswith("a/manifest.json: is no manifest") for line in say(results))
+    assert any(line.startswith("a/manifest.json: is not a valid manifest") for line in say(results))
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"match/accuracy": "0.33"}, "a, letters: match/accuracy is 0.33, and the manifest says 0.3333333333333333"),
-        ({"match/stderr": ""}, "a, letters: match/stderr is empty, and the manifest says 0.1"),
-        ({"match/stderr": "n/a"}, "a, letters: match/stderr is n/a, and the manifest says 0.1"),
-        ({"f1/mean": "1.0"}, "a, letters: f1/mean is 1.0, and the manifest says None"),
-        ({"task": "unknown"}, "a: has a row of the task unknown, of which the manifest knows nothing"),
+        ({"match/accuracy": "0.33"}, "a, letters: match/accuracy is 0.33, but the manifest says 0.3333333333333333"),
+        ({"match/stderr": ""}, "a, letters: match/stderr is empty, but the manifest says 0.1"),
+        ({"match/stderr": "n/a"}, "a, letters: match/stderr is n/a, but the manifest says 0.1"),
+        ({"f1/mean": "1.0"}, "a, letters: f1/mean is 1.0, but the manifest says None"),
+        ({"task": "unknown"}, "a: has a row of the task unknown, which is not in the manifest"),
     ],
 )
 def test_a_number_that_was_edited_is_named(results: Path, change: dict[str, str], said: str) -> None:
@@ -120,7 +120,7 @@ def test_a_manifest_that_was_edited_along_with_the_table_is_named(results: Path)
     manifest["evaluation"]["tasks"]["letters"]["scores"]["match/accuracy"] = 1.0
     file.write_text(json.dumps(manifest))
     write_table(results)
-    assert say(results) == [f"a/manifest.json: says of the evaluation what {results}/a/eval/metrics.json does not say"]
+    assert say(results) == [f"a/manifest.json: 'evaluation' differs from {results}/a/eval/metrics.json"]
 
 
 def test_a_recipe_that_the_adapter_was_not_trained_by_is_named(results: Path) -> None:
@@ -133,5 +133,5 @@ def test_a_recipe_that_the_adapter_was_not_trained_by_is_named(results: Path) ->
     file.write_text(json.dumps(manifest))
     assert len(say(results)) == 1
     assert say(results)[0].startswith(
-        f"a/recipe.yaml: has the sha256 {entry['sha256']}, and the adapter was trained by "
+        f"a/recipe.yaml: has the sha256 {entry['sha256']}, but the adapter was trained with "
     )

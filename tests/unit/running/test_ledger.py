@@ -117,8 +117,8 @@ def test_the_ledger_counts_failed_work_and_shares_a_batch(tmp_path: Path) -> Non
     assert (total["kept_bytes"], total["planned_kept_bytes"], total["peak_temporary_bytes"]) == (200, 300, 5)
     said = describe_ledger(rows)
     assert "Kept: 200 B by 2 points (planned 200 B); as full models 20 kB, 100.0 times as much." in said
-    assert "Temporary, at the peak: 5 B seen (planned 6 B)." in said
-    assert "of which 2 failed attempts 2 min" in said
+    assert "Temporary files, peak: 5 B (planned 6 B)." in said
+    assert "with 2 failed attempts of 2 min" in said
     write_ledger(rows, tmp_path / "ledger.csv")
     with (tmp_path / "ledger.csv").open() as stream:
         assert [row["point"] for row in csv.DictReader(stream)] == ["a", "b", "c", "total"]

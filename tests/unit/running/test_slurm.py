@@ -115,7 +115,7 @@ def test_a_slurm_that_does_not_answer_stops_no_run(
 
     monkeypatch.setattr(orphans, "ask", fail)
     assert orphans.find_orphans(["lorasweep_a"]) == []
-    assert "is not known" in caplog.text
+    assert "Could not check" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_job_that_has_to_give_way_is_queued_again(
     assert slurm.requeue_if_preempted() == ""
     assert not asked
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert ("is queued again" in slurm.requeue_if_preempted()) == (commands == 2)
+    assert ("was requeued" in slurm.requeue_if_preempted()) == (commands == 2)
     assert asked == [("scontrol", "show", "job", "7"), ("scontrol", "requeue", "7")][:commands]
 
 
@@ -155,11 +155,11 @@ class TestMemoryKill:
 
     def test_accounting_says_so_of_a_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ask(monkeypatch, sacct=["FAILED", "FAILED", "OUT_OF_MEMORY"])
-        assert slurm.find_memory_kill("7") == "SLURM job 7: OUT_OF_MEMORY, says sacct"
+        assert slurm.find_memory_kill("7") == "SLURM job 7: OUT_OF_MEMORY, reported by sacct"
 
     def test_without_accounting_the_controller_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ask(monkeypatch, scontrol=["JobId=7", "   JobState=OUT_OF_MEMORY Reason=OutOfMemory"])
-        assert slurm.find_memory_kill("7") == "SLURM job 7: OUT_OF_MEMORY, says scontrol"
+        assert slurm.find_memory_kill("7") == "SLURM job 7: OUT_OF_MEMORY, reported by scontrol"
 
     def test_its_log_says_so(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.chdir(tmp_path)

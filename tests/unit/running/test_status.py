@@ -99,12 +99,12 @@ def test_a_run_is_shown_with_its_points_jobs_failures_bytes_and_time(results: Pa
     assert "failed: train of lr=9: it diverged" in said
     assert "its log: logs/train/lr=9.log" in said
     assert "On disk: 41 MB kept of 123 MB planned; 5 MB temporary, 16 MB at the peak" in said
-    assert "Time left: about 2.0 h, by the plan, of which its jobs took 1.13 so far." in said
+    assert "Time left: about 2.0 h (jobs so far took 1.13x their planned time)." in said
 
 
 def test_a_run_whose_plan_is_used_up_does_not_say_that_it_is_at_its_end(results: Path) -> None:
     begin(results, running=[make_job(rule="evaluate", seconds_left=None)], seconds_left=None, error=2.5)
-    assert "Time left: not known by the plan, of which its jobs took 2.50 so far." in show(results)
+    assert "Time left: not known (jobs so far took 2.50x their planned time)." in show(results)
 
 
 def test_nothing_is_cut_on_a_narrow_screen(results: Path) -> None:
@@ -136,7 +136,11 @@ def test_a_job_in_a_schedulers_queue_is_told_from_one_that_began(results: Path) 
 
 
 def test_a_run_that_ended_says_how_and_what_is_done(results: Path) -> None:
-    for outcome, words in {"done": "is done", "failed": "it had failures", "interrupted": "was interrupted"}.items():
+    for outcome, words in {
+        "done": "all its jobs done",
+        "failed": "with failures",
+        "interrupted": "interrupted",
+    }.items():
         write_status(make_status(outcome=outcome, seconds_left=None, running=[]), results / "status.json")
         said = show(results, width=200)
         assert "e: no run is going on. The last ended at" in said
@@ -147,12 +151,12 @@ def test_a_run_that_ended_says_how_and_what_is_done(results: Path) -> None:
 
 def test_a_run_that_was_killed_is_not_shown_as_one_that_goes_on(results: Path) -> None:
     write_status(make_status(), results / "status.json")
-    assert "no run is going on. The last ended without a word" in show(results)
+    assert "no run is going on. The last was killed" in show(results)
     holder = {"host": socket.gethostname(), "user": "u", "pid": os.getpid(), "started": 0.0}
     (results / ".controller.json").write_text(json.dumps(holder))
     assert not is_going_on(results)
     said = show(results)
-    assert "no run is going on. The last ended without a word" in said
+    assert "no run is going on. The last was killed" in said
     assert "lora_rank=8" not in said
 
 
@@ -161,14 +165,14 @@ def test_a_run_on_a_machine_that_is_silent_is_said_to_be(results: Path) -> None:
     (results / ".controller.json").write_text(json.dumps(holder))
     write_status(make_status(host="elsewhere", pid=1, updated=tell(600)), results / "status.json")
     said = show(results)
-    assert "by u on elsewhere. Not heard of for 10 min" in said.replace("\n", " ")
+    assert "by u on elsewhere. No update for 10 min" in said.replace("\n", " ")
 
 
 def test_without_a_status_it_says_so_and_counts_what_is_done(results: Path) -> None:
     (results / "a").mkdir()
     (results / "a/manifest.json").write_text("{}")
     said = show(results)
-    assert "e: no run is going on, and none has left a status." in said
+    assert "e: no run is going on, and there is no status of an earlier one." in said
     assert "Points with a manifest" in said
     hold(results / ".controller.json", [])
     write_status(make_status(pid=psutil.Process().ppid()), results / "status.json")  # of the run before
@@ -190,7 +194,7 @@ def test_in_a_terminal_it_ends_with_the_run(results: Path, tmp_path: Path, monke
     monkeypatch.setattr(time, "sleep", lambda seconds: next(ends)())
     with (tmp_path / "said.txt").open("w") as file:
         watch(results, Console(file=file, width=100, force_terminal=True))
-    assert "The last ended without a word" in (tmp_path / "said.txt").read_text()
+    assert "The last was killed" in (tmp_path / "said.txt").read_text()
     assert next(ends, None) is None
 
 

@@ -24,10 +24,10 @@ REASONS = [
         "the GPU's memory was not enough",
     ),
     ("half way\n", "SLURM status is: 'TIMEOUT'", "SLURM ended it at its time limit"),
-    ("half way\n", "SLURM status is: 'OUT_OF_MEMORY'", "SLURM ended it for its memory"),
+    ("half way\n", "SLURM status is: 'OUT_OF_MEMORY'", "SLURM killed it for running out of memory"),
     ("half way\n", "SLURM status is: 'CANCELLED'", "it was cancelled"),
-    ("", "SLURM status is: 'FAILED'", "SLURM says FAILED"),
-    ("", "", "it left no word"),
+    ("", "SLURM status is: 'FAILED'", "SLURM reports FAILED"),
+    ("", "", "no reason found in its log"),
 ]
 
 
@@ -44,7 +44,7 @@ def test_a_job_killed_for_its_memory_is_found_in_the_schedulers_log(tmp_path: Pa
         "slurmstepd: error: StepId=7.0 exceeded memory limit (3 > 2), being killed\nsrun: x\n"
     )
     reason = find_reason(tmp_path / "point.log", "SLURM status is: 'FAILED'", [tmp_path / "7.log"])
-    assert reason.startswith("SLURM ended it for its memory")
+    assert reason.startswith("SLURM killed it for running out of memory")
 
 
 def test_a_failure_that_a_retry_mends_is_forgotten(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_end_says_what_is_done_what_failed_and_how_to_go_on(tmp_path: Path) 
         "    | one",
         "    | two",
         "    | the end",
-        "To go on with what is missing: snakemake -c2",
+        "To continue with what is missing: snakemake -c2",
     ]
 
 

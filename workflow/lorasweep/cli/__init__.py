@@ -1,1 +1,1 @@
-"""The command `lorasweep`: a module for each of its words."""
+"""The command `lorasweep`: one module per subcommand."""

@@ -1,6 +1,6 @@
-"""Fetch what an experiment names on the Hugging Face hub, and pin its revisions to commits.
+"""Download the models and data sets that an experiment names on the Hugging Face hub, and pin them to commits.
 
-A run fetches nothing: it is refused until what it needs is there.
+A run itself downloads nothing. It is refused until these files are present.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from lorasweep.util.errors import naming_file
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be fetched, and fetch nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be downloaded, and download nothing")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{source} names nothing on the hub.")
     elif arguments.dry_run:
         with naming_file(source):
-            print(hub.describe_missing(references, record) or "All of it is here.")
+            print(hub.describe_missing(references, record) or "Everything is downloaded.")
     else:
         with naming_file(source):
             hub.fetch(references, record)

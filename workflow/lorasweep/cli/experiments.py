@@ -1,4 +1,4 @@
-"""How the words of people name an experiment: by its file, as Snakemake is told it."""
+"""The argument of the subcommands that names an experiment: its file, or its folder of results."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ from lorasweep.sweep.sweep import RESULTS
 from lorasweep.util.errors import InputError
 
 DEFAULT = Path("config/experiment.yaml")
-"""What Snakemake runs when it is told no experiment."""
+"""The experiment that Snakemake runs without `--configfile`."""
 
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def find_results(file: Path) -> Path:
-    """Return the folder of an experiment's results, which is named itself or lies below the working directory.
+    """Return the folder of results of an experiment, given the experiment's file or the folder itself.
 
     Raises:
         InputError: the file is not an experiment.

@@ -1,4 +1,4 @@
-"""Print an experiment's ledger: what it kept and spent, beside its plan. It is renewed every minute of a run."""
+"""Print an experiment's ledger: disk space and time used, beside the plan. A run updates it every minute."""
 
 import argparse
 
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     results = find_results(arguments.experiment)
     if not (results / LEDGER).is_file():
-        raise InputError(f"{results}: no ledger yet; a run writes it")
-    # Of a point the columns of the total are empty, and of the total the mode.
+        raise InputError(f"{results}: no ledger yet; the first run writes it")
+    # Columns of the total are empty in rows of points; the mode is empty in the total.
     costs = pd.read_csv(results / LEDGER).fillna({"mode": ""}).fillna(0)
     rows = [dict(zip(costs.columns, row, strict=True)) for row in costs.itertuples(index=False)]
     table = Table(title=f"{results.name}: the ledger", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

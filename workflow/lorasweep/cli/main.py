@@ -1,4 +1,4 @@
-"""The entry of the command: it finds the module of a word, which says what the word does and takes."""
+"""The entry point of the command: it imports the module of a subcommand, which defines its arguments and its action."""
 
 import argparse
 import sys
@@ -7,51 +7,51 @@ from importlib import import_module
 from lorasweep.util.errors import call_to_the_end
 
 WORDS = {
-    "plan": "say what a run would do and take, and what the other ways to keep checkpoints would",
-    "status": "show how far a run is",
+    "plan": "show the jobs, disk space and time of a run, and compare the modes of keeping checkpoints",
+    "status": "show the progress of a run",
     "show": "print the answer and the table of results",
-    "ledger": "print what was kept and spent, beside what was planned",
-    "verify": "hash all files again, and name those that are not what their manifests say",
-    "download": "fetch what an experiment names on the Hugging Face hub",
-    "merge": "make one model of a base model and an adapter",
-    "job": "do what a rule runs",
+    "ledger": "print the disk space and time used, beside the planned values",
+    "verify": "hash all files again, and list those that differ from their manifests",
+    "download": "download what an experiment names on the Hugging Face hub",
+    "merge": "merge an adapter into its base model",
+    "job": "run the job of a rule (used by the workflow)",
 }
 
 JOBS = {
     "train": "train the adapter of a point",
-    "take": "take a training's adapter, as that of a point",
-    "adopt": "take over an adapter that exists",
+    "take": "use a training's adapter as the adapter of a point",
+    "adopt": "copy an existing adapter to a point",
     "merge": "merge an adapter into the base model",
-    "evaluate": "evaluate a point, or a model as it is",
+    "evaluate": "evaluate a point or a baseline",
     "evaluate_adapters": "evaluate several points on one loaded base model",
-    "publish": "make what was evaluated of a point its own",
-    "cleanup": "write the manifest of a point",
-    "read_samples": "gather the scores of all samples",
+    "publish": "move a point's result of a batch evaluation to its final place",
+    "cleanup": "remove a point's temporary files and write its manifest",
+    "read_samples": "collect the scores of all samples",
     "collect": "make the tables of results",
     "report": "make the report",
     "measure_lengths": "count the tokens of training samples",
     "measure_tasks": "count the samples of tasks",
-    "ask_hub": "look at something on the hub, or fetch it",
+    "ask_hub": "look up a reference on the hub, or download it",
 }
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the subcommand that the command line names."""
     arguments = sys.argv[1:]
-    known, program, package = WORDS, "lorasweep", "lorasweep.cli"
+    commands, program, package = WORDS, "lorasweep", "lorasweep.cli"
     if arguments[:1] == ["job"]:
-        known, program, package = JOBS, "lorasweep job", "lorasweep.cli.job"
+        commands, program, package = JOBS, "lorasweep job", "lorasweep.cli.job"
         arguments = arguments[1:]
     parser = argparse.ArgumentParser(prog=program, description="Sweeps of LoRA fine-tuning.", add_help=True)
     words = parser.add_subparsers(dest="word", required=True, metavar="WORD")
-    for word, does in known.items():
-        # Only the module of the word that is called is imported: what others need may not be installed here.
-        words.add_parser(word, help=does, add_help=False)
+    for word, summary in commands.items():
+        # Only the called subcommand's module is imported: requirements of the others may not be installed here.
+        words.add_parser(word, help=summary, add_help=False)
     word = parser.parse_known_args(arguments[:1])[0].word
     module = import_module(f"{package}.{word}")
     parser = argparse.ArgumentParser(
         prog=f"{program} {word}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    given = parser.parse_args(arguments[1:])
-    call_to_the_end(lambda: module.run(given), f"{word}: " if known is JOBS else "")
+    options = parser.parse_args(arguments[1:])
+    call_to_the_end(lambda: module.run(options), f"{word}: " if commands is JOBS else "")

@@ -1,4 +1,4 @@
-"""Make one model of a base model and an adapter: bit for bit what PEFT's `merge_and_unload` gives."""
+"""Merge an adapter into its base model. The result is bit-identical to that of PEFT's `merge_and_unload`."""
 
 import argparse
 import subprocess
@@ -13,6 +13,6 @@ ROOT = Path(__file__).parents[3]
 
 
 def run(arguments: argparse.Namespace) -> None:
-    # What can merge is in the environment of the evaluation alone.
+    # The packages for merging are installed in the evaluation environment only.
     command = [str(ROOT / "scripts/run"), "eval", "-m", "lorasweep", "job", "merge", *sys.argv[2:]]
     sys.exit(subprocess.run(command).returncode)

@@ -1,7 +1,7 @@
-"""Say what a run would do, what it would take in bytes and hours, and what the other ways to keep checkpoints would.
+"""Show the jobs of a run, its disk space and its hours, and compare the modes of keeping checkpoints.
 
-It is a dry run of Snakemake, which alone knows what is to do: further arguments are Snakemake's, such as
-`--jobs 20` or `--config evaluation='{merge_adapters: false}'`.
+This is a dry run of Snakemake. Further arguments are passed to Snakemake, such as `--jobs 20` or
+`--config evaluation='{merge_adapters: false}'`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
-    parser.add_argument("snakemake", nargs=argparse.REMAINDER, help="further arguments, which are Snakemake's")
+    parser.add_argument("snakemake", nargs=argparse.REMAINDER, help="further arguments, passed to Snakemake")
 
 
 def run(arguments: argparse.Namespace) -> None:

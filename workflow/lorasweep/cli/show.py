@@ -1,4 +1,4 @@
-"""Print an experiment's answer and its table of results, and where to look next."""
+"""Print an experiment's answer and table of results, and the paths of its report, tables and logs."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     results = find_results(arguments.experiment)
     if not (results / "results.parquet").is_file():
-        raise InputError(f"{results}: no table of results yet; 'lorasweep status' says how far the run is")
+        raise InputError(f"{results}: no table of results yet; 'lorasweep status' shows how far the run is")
     console = Console()
     show_table(pd.read_parquet(results / "results.parquet"), results.name, console)
     answer = json.loads((results / "answer.json").read_text(encoding="utf-8"))

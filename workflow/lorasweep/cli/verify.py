@@ -1,4 +1,4 @@
-"""Hash the files of an experiment again, and name what is not what its manifests and its table say."""
+"""Hash the files of an experiment again, and list all differences from its manifests and its table."""
 
 import argparse
 import sys
@@ -18,4 +18,4 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{mismatch.path}: {mismatch.what}")
     if mismatches or not files:
         sys.exit(f"{len(mismatches)} of {files} files and rows do not match" if files else "there is no manifest")
-    print(f"{files} files are what their manifests say")
+    print(f"{files} files match their manifests")

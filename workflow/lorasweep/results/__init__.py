@@ -1,1 +1,1 @@
-"""What stays: manifests, tables, the answer, the report, and whether files are what these say."""
+"""Results of a sweep: manifests, tables, the answer, the report, and the verification of files."""

@@ -1,4 +1,4 @@
-"""The answer of a sweep: which setting is best, by how much over the base, and how sure that is."""
+"""The answer of a sweep: the best setting, its difference to the base model, and the confidence in both."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +12,12 @@ from lorasweep.results.table import SampleScores, is_metric
 from lorasweep.util.errors import InputError
 
 MOST_NAMED = 3
-"""Settings that a sentence names."""
+"""Maximum number of settings named in a sentence."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the table says of one metric on one task."""
+    """The answer for one metric on one task."""
 
     sentence: str
     task: str | None = None
@@ -25,19 +25,19 @@ class Answer:
     best: str | None = None
     """The setting with the best mean."""
     is_winner: bool = False
-    """Whether the best differs from every other setting beyond the noise."""
+    """Whether the best setting differs significantly from every other setting."""
     p_values: dict[str, float] | None = None
-    """By setting: that it is no worse than the best, corrected for all pairs of settings, one of which was chosen."""
+    """p-value of no difference to the best setting, by setting, corrected for all pairs of settings."""
     caveats: tuple[str, ...] = ()
-    """What a reader should know before quoting the sentence."""
+    """Limitations that a reader should know before quoting the sentence."""
 
     def as_plain(self) -> dict[str, Any]:
-        """Return it as plain values."""
+        """Return the answer as a dict of plain values."""
         return asdict(self)
 
 
 def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None) -> str | None:
-    """Return the metric that decides on the first of `tasks`: the one that is asked for, or the first that it has.
+    """Return the metric that decides, on the first of `tasks`: `metric` if it is set, or the task's first metric.
 
     Raises:
         InputError: the task has no such metric.
@@ -45,10 +45,10 @@ def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None)
     if not tasks or "task" not in table:
         return None
     rows = table[table["task"] == tasks[0]]
-    there = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
-    if metric and metric not in there:
-        raise InputError(f"report.metric: {metric!r} is no metric of the task '{tasks[0]}'", ", ".join(there))
-    return metric or next(iter(there), None)
+    names = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
+    if metric and metric not in names:
+        raise InputError(f"report.metric: {metric!r} is no metric of the task '{tasks[0]}'", ", ".join(names))
+    return metric or next(iter(names), None)
 
 
 def find_answer(
@@ -60,12 +60,12 @@ def find_answer(
     higher_is_better: bool,
     confidence: float,
 ) -> Answer:
-    """Return the answer that the rows of points, and those of settings (`replicates.aggregate`), give.
+    """Return the answer from the tables of points (`table`) and of settings (`settings`, see `replicates.aggregate`).
 
-    A setting wins if it differs from each other one at the level 1 - confidence, corrected for their number.
+    A setting wins if it differs from every other one at the level 1 - confidence, corrected for multiple comparisons.
     """
     if task is None:
-        return Answer("The points were not evaluated, so nothing here says which is best.")
+        return Answer("The points were not evaluated, so there is no best one.")
     if metric is None or metric not in settings:
         return Answer(f"No point has a value of a metric on {task}.", task)
     rows = settings[(settings["task"] == task) & settings[metric].notna()]
@@ -76,16 +76,16 @@ def find_answer(
     best, *others = records
     level = 1 - confidence
     p_values = [compare_settings(best, other, metric, table, scores) for other in others]
-    known = [p for p in p_values if p is not None]
-    # Which setting is the best, was chosen by what is tested: so all pairs count, and not those with the best alone.
-    adjusted = iter(adjust_p_values([min(1.0, p * len(rivals) / 2) for p in known]))
+    tested = [p for p in p_values if p is not None]
+    # The best setting was selected on the same data, so the correction counts all pairs, not only those with the best.
+    adjusted = iter(adjust_p_values([min(1.0, p * len(rivals) / 2) for p in tested]))
     corrected = {
         str(other["setting"]): next(adjusted) for other, p in zip(others, p_values, strict=True) if p is not None
     }
-    rest = [str(other["setting"]) for other in others]
-    tied = [setting for setting in rest if corrected.get(setting, 1.0) > level]
+    names = [str(other["setting"]) for other in others]
+    tied = [name for name in names if corrected.get(name, 1.0) > level]
     is_winner = bool(others) and not tied
-    sentence = f"{_name_best(best, metric, task, confidence)}{_tell_rest(rest, tied, corrected)}"
+    sentence = f"{_name_best(best, metric, task, confidence)}{_tell_rest(names, tied, corrected)}"
     sentence += _tell_delta(best, metric, task, level, higher_is_better)
     return Answer(
         sentence, task, metric, str(best["setting"]), is_winner, corrected, _get_caveats(best, others, metric)
@@ -107,7 +107,7 @@ def _tell_rest(rest: Sequence[str], tied: Sequence[str], p_values: Mapping[str, 
     if not rest:
         return ""
     if not p_values:
-        return "; nothing tests whether others differ, so that no winner is named"
+        return "; differences between settings cannot be tested, so no winner is named"
     if not tied:
         many = f"than each of the {len(rest)} other settings" if len(rest) > 1 else f"than {rest[0]}"
         return f", better {many} ({_format_p(max(p_values.values()))})"
@@ -116,7 +116,7 @@ def _tell_rest(rest: Sequence[str], tied: Sequence[str], p_values: Mapping[str, 
     of = f"{len(tied)} of {len(rest)} others" if len(tied) < len(rest) else "any other setting"
     if len(rest) == 1:
         of = "the other setting"
-    return f", but not beyond the noise of {of}: {named}{more}"
+    return f", but not significantly better than {of}: {named}{more}"
 
 
 def _tell_p(p_value: float | None) -> str:
@@ -134,13 +134,13 @@ def _tell_delta(best: Mapping[str, Any], metric: str, task: str, level: float, h
         interval = f" ({low:+.3f} to {high:+.3f})"
     p_value: Any = best.get(f"{metric}:p_adjusted")
     if not interval and _is_missing(p_value):
-        return f". Against the base model that is {delta:+.3f}, which nothing tests."
+        return f". The difference to the base model is {delta:+.3f} (not tested)."
     covers_none = bool(interval) and low <= 0 <= high
     if delta == 0 or covers_none or (not _is_missing(p_value) and p_value > level):
         p_text = "" if _is_missing(p_value) else f", {_format_p(p_value)}"
-        # Where the difference stands out alone, and not as the largest of many.
-        many = " of so many comparisons" if not _is_missing(p_value) and best[f"{metric}:p"] <= level < p_value else ""
-        return f". Against the base model that is {delta:+.3f}{interval}{p_text}: no difference beyond the noise{many}."
+        # The difference is significant by itself, but not after the correction.
+        many = " after correction" if not _is_missing(p_value) and best[f"{metric}:p"] <= level < p_value else ""
+        return f". The difference to the base model is {delta:+.3f}{interval}{p_text}: not significant{many}."
     p_text = "" if _is_missing(p_value) else f", {_format_p(p_value)}"
     bad = " It is worse than the base model." if (delta > 0) != higher_is_better else ""
     return f". It is {abs(delta):.3f} {where} the base model{interval}{p_text}.{bad}"
@@ -150,19 +150,19 @@ def _get_caveats(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m
     caveats = []
     if others:
         caveats.append(
-            f"{len(others) + 1} settings were compared: p-values are corrected for that, intervals are not, and the "
-            "best of many looks better than it is."
+            f"{len(others) + 1} settings were compared: p-values are corrected for that, but intervals are not, and "
+            "the best of many settings looks better than it is."
         )
     seeds = [int(row["seeds"]) for row in (best, *others)]
     if 1 == min(seeds) < max(seeds):
-        caveats.append("Some settings were trained once: they are compared by samples alone.")
+        caveats.append("Some settings were trained once: they are compared by their samples only.")
     if max(seeds) == 1:
         caveats.append(
-            "Each setting was trained once: the intervals are of the samples, and say nothing of what another seed "
-            "would give. Make seed a variable to know."
+            "Each setting was trained once: the intervals cover the samples only, not the variation between seeds. "
+            "Make seed a variable to measure it."
         )
     if _is_missing(best.get(f"{metric}:low")):
-        caveats.append("This metric is no mean over samples that vary, so that it has no interval here.")
+        caveats.append("This metric is not a mean over varying samples, so it has no interval here.")
     return tuple(caveats)
 
 

@@ -1,7 +1,7 @@
-"""How sure a number is: intervals, tests, and corrections for several comparisons.
+"""Statistical inference: confidence intervals, tests, and corrections for multiple comparisons.
 
-A score a sample is what everything here is made of: shape (samples,), the mean over the sample's epochs. Nothing
-assumes that means are normal where there are few samples: 0 of 20 right has an interval too.
+All functions work on one score per sample, shape (samples,): the mean over the sample's epochs. With few samples, no
+normality of means is assumed: 0 of 20 right has an interval too.
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,15 @@ _RESAMPLES = 4000
 _SEED = 0
 
 FEW, MANY = 10, 500
-"""Below so many samples the bootstrap covers too little; from so many on it is Student's interval, at a hundred times
-its cost."""
+"""Numbers of samples between which the bootstrap is used. Below, its coverage is too low; from 500 on it agrees with
+Student's interval at a hundred times the cost."""
 
 Scores = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval, and the method it is by."""
+    """A confidence interval with the method that computed it."""
 
     low: float
     high: float
@@ -44,36 +44,37 @@ class Interval:
 
 
 def get_mean_interval(scores: Scores, confidence: float = CONFIDENCE) -> Interval | None:
-    """Return the interval of the mean of samples' scores; none where they say nothing of how it varies.
+    """Return the confidence interval of the mean score; `None` if there are too few samples or they do not vary.
 
     Scores of 0 and 1: Wilson (1927), J. Am. Stat. Assoc. 22:209. Others: the BCa bootstrap over samples (Efron 1987,
     J. Am. Stat. Assoc. 82:171), and Student's t below 10 samples and from 500 on.
     """
     if _are_binary(scores):
-        found = stats.binomtest(round(scores.sum()), len(scores)).proportion_ci(confidence, method="wilson")
-        return Interval(float(found.low), float(found.high), WILSON)
+        wilson = stats.binomtest(round(scores.sum()), len(scores)).proportion_ci(confidence, method="wilson")
+        return Interval(float(wilson.low), float(wilson.high), WILSON)
     return _get_interval(scores, confidence, BOOTSTRAP, STUDENT)
 
 
 def get_paired_interval(scores: Scores, base: Scores, confidence: float = CONFIDENCE) -> Interval | None:
-    """Return the interval of the mean difference of two models on the same samples, in the same order.
+    """Return the confidence interval of the mean difference of two models on the same samples, in the same order.
 
     Scores of 0 and 1: Newcombe (1998), Stat. Med. 17:2635, method 10, which has an interval for 20 of 20 against 0 of
-    20 too. Others: as of a mean, of the differences.
+    20 too. Other scores: the interval of the mean of the differences.
     """
     if not (_are_binary(scores) and _are_binary(base)):
         return _get_interval(scores - base, confidence, PAIRED_BOOTSTRAP, PAIRED_STUDENT)
-    found = [get_mean_interval(scores, confidence), get_mean_interval(base, confidence)]
-    combined = _combine(scores.mean(), found[0], base.mean(), found[1], _get_correlation(scores, base))
+    own, other = get_mean_interval(scores, confidence), get_mean_interval(base, confidence)
+    combined = _combine(scores.mean(), own, base.mean(), other, _get_correlation(scores, base))
     return combined and Interval(*combined, PAIRED_WILSON)
 
 
 def get_unpaired_interval(
     mean: float, interval: Interval | None, base_mean: float, base_interval: Interval | None
 ) -> Interval | None:
-    """Return the interval of the difference of two means by the intervals of each.
+    """Return the confidence interval of the difference of two means from the intervals of both.
 
-    MOVER (Zou and Donner 2008, Stat. Med. 27:1693); of proportions it is Newcombe's hybrid score interval.
+    The method is MOVER (Zou and Donner 2008, Stat. Med. 27:1693); for proportions it equals Newcombe's hybrid score
+    interval.
     """
     combined = _combine(mean, interval, base_mean, base_interval, 0.0)
     return combined and Interval(*combined, UNPAIRED)
@@ -82,9 +83,9 @@ def get_unpaired_interval(
 def get_paired_p_value(scores: Scores, base: Scores) -> float:
     """Return the two-sided p-value of no difference between two models on the same samples.
 
-    Exchanging the two models in any sample is as likely as not, if they are alike: the exact McNemar test for scores of
-    0 and 1, and a permutation test of signs for others. Student's t from 500 samples on, and where no permutation is as
-    extreme as what is seen, so that the number of permutations bounds no p-value.
+    Under the null hypothesis the two models are exchangeable in each sample. Scores of 0 and 1: the exact McNemar test.
+    Other scores: a sign-flip permutation test. Student's t is used from 500 samples on, and if no permutation is as
+    extreme as the data, so that the number of permutations does not limit the p-value.
     """
     differences = scores - base
     differences = differences[differences != 0]
@@ -95,7 +96,7 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
     student = float(stats.ttest_1samp(scores - base, 0.0).pvalue)
     if len(scores) >= MANY:
         return student
-    found = stats.permutation_test(
+    permuted = stats.permutation_test(
         (differences,),
         np.mean,
         permutation_type="samples",
@@ -105,11 +106,11 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
         rng=np.random.default_rng(_SEED),
     )
     is_exact = 2 ** len(differences) <= _RESAMPLES
-    return student if not is_exact and found.pvalue <= 2 / (_RESAMPLES + 1) else float(found.pvalue)
+    return student if not is_exact and permuted.pvalue <= 2 / (_RESAMPLES + 1) else float(permuted.pvalue)
 
 
 def get_replicates_interval(means: Scores, confidence: float = CONFIDENCE) -> Interval | None:
-    """Return the interval of the mean over trainings, shape (seeds,), by Student's t; none where they do not vary."""
+    """Return Student's interval of the mean over trainings, shape (seeds,); `None` if they do not vary."""
     if len(means) < 2 or np.ptp(means) == 0:
         return None
     return _get_student_interval(means, confidence, STUDENT_OF_SEEDS)
@@ -118,7 +119,7 @@ def get_replicates_interval(means: Scores, confidence: float = CONFIDENCE) -> In
 def get_replicates_p_value(means: Scores, others: Scores) -> float | None:
     """Return Welch's two-sided p-value for the means of two settings' trainings, shapes (seeds,) and (other seeds,).
 
-    None where one of them was trained once, or neither varies: nothing is known then of what another seed would give.
+    `None` if a setting was trained only once, or neither setting varies: then the variation between seeds is unknown.
     """
     if len(means) < 2 or len(others) < 2 or (np.ptp(means) == 0 and np.ptp(others) == 0):
         return None
@@ -126,14 +127,14 @@ def get_replicates_p_value(means: Scores, others: Scores) -> float | None:
 
 
 def get_baseline_p_value(means: Scores, baseline: float) -> float | None:
-    """Return the two-sided p-value of Student's t for trainings' means, shape (seeds,), against one baseline."""
+    """Return Student's two-sided p-value for trainings' means, shape (seeds,), against a baseline; `None` as above."""
     if len(means) < 2 or np.ptp(means) == 0:
         return None
     return float(stats.ttest_1samp(means, baseline).pvalue)
 
 
 def widen(first: Interval | None, second: Interval | None) -> Interval | None:
-    """Return what covers both intervals: of samples and of trainings, say; none where one is missing."""
+    """Return the smallest interval that covers both; if one is `None`, return the other."""
     if first is None or second is None:
         return first or second
     method = first.method if first.method == second.method else f"the wider of {first.method} and {second.method}"
@@ -141,7 +142,7 @@ def widen(first: Interval | None, second: Interval | None) -> Interval | None:
 
 
 def adjust_p_values(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for how many they are (Holm 1979, Scand. J. Stat. 6:65)."""
+    """Return p-values corrected for multiple comparisons (Holm 1979, Scand. J. Stat. 6:65)."""
     order = np.argsort(p_values, kind="stable")
     adjusted = [0.0] * len(p_values)
     largest = 0.0
@@ -160,7 +161,7 @@ def _get_interval(values: Scores, confidence: float, bootstrap: str, student: st
         return None
     if not FEW <= len(values) < MANY:
         return _get_student_interval(values, confidence, student)
-    found = stats.bootstrap(
+    limits = stats.bootstrap(
         (values,),
         np.mean,
         vectorized=True,
@@ -170,7 +171,7 @@ def _get_interval(values: Scores, confidence: float, bootstrap: str, student: st
         method="BCa",
         rng=np.random.default_rng(_SEED),
     ).confidence_interval
-    return Interval(float(found.low), float(found.high), bootstrap)
+    return Interval(float(limits.low), float(limits.high), bootstrap)
 
 
 def _get_student_interval(values: Scores, confidence: float, method: str) -> Interval:
@@ -179,7 +180,7 @@ def _get_student_interval(values: Scores, confidence: float, method: str) -> Int
 
 
 def _get_correlation(scores: Scores, base: Scores) -> float:
-    """The correlation of paired zeros and ones, with Newcombe's continuity correction; 0 where a margin is empty."""
+    """Return the correlation of paired binary scores, with Newcombe's continuity correction; 0 if a margin is empty."""
     both, first = float((scores * base).sum()), float((scores * (1 - base)).sum())
     second, neither = float(((1 - scores) * base).sum()), float(((1 - scores) * (1 - base)).sum())
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
@@ -194,7 +195,7 @@ def _get_correlation(scores: Scores, base: Scores) -> float:
 def _combine(
     mean: float, interval: Interval | None, other_mean: float, other: Interval | None, correlation: float
 ) -> tuple[float, float] | None:
-    """The limits of a difference by the limits of its parts."""
+    """Return the limits of a difference of means from the limits of both means; `None` if an interval is missing."""
     if interval is None or other is None:
         return None
     difference = mean - other_mean

@@ -1,4 +1,4 @@
-"""The manifest of a point: what stays of it, and how it came to be."""
+"""The manifest of a point: the files that it keeps, and their provenance."""
 
 import csv
 import json
@@ -24,15 +24,21 @@ def clean_up(
     workflow: Path,
     training: str | None = None,
 ) -> None:
-    """Check that what must stay of a point is whole, remove what need not, and write its manifest.
+    """Check that a point's kept files are complete, remove its temporary files, and write its manifest.
 
-    `settings` are the point's, with `mode`, `dtype` and `device`; `tasks` those that it is evaluated on; `benchmarks`
-    holds Snakemake's measurements by rule and point; `workflow` is the checkout that ran. `training` is the name of the
-    training whose time is counted here. Logs of tasks that left the experiment stay where they are, and are not in the
-    manifest; a full model of a point that left mode A is removed.
+    Logs of tasks that are no longer in the experiment stay, but are not in the manifest. A full model is removed if the
+    point is no longer in mode A.
+
+    Args:
+        point: The point's folder.
+        settings: The point's settings, with `mode`, `dtype` and `device`.
+        tasks: The tasks that the point is evaluated on.
+        benchmarks: Folder of Snakemake's benchmark files, by rule and point.
+        workflow: The checkout that ran.
+        training: The training whose time is counted for this point, if any.
 
     Raises:
-        InputError: a file that must stay is missing, empty, or not what its record says.
+        InputError: a kept file is missing, empty, or differs from its record.
     """
     mode = settings["mode"]
     is_trained = mode != "base" and "adapter" not in settings
@@ -43,7 +49,7 @@ def clean_up(
     digests = _recorded_digests(point / "hf_model") if mode == "A" else {}
     for file in kept:
         if not file.is_file() or file.stat().st_size == 0:
-            raise InputError(f"{file}: is missing or empty; remove it and run again")
+            raise InputError(f"{file}: the file is missing or empty; remove it and run again")
     left_over = ("merged", ".hf_model.partial", ".hf_model.old")
     for unneeded in (STATE, *left_over, *(() if mode == "A" else ("hf_model",))):
         shutil.rmtree(point / unneeded, ignore_errors=True)
@@ -63,7 +69,7 @@ def clean_up(
     evaluated = (metrics.get("proof") or {}).get("adapter_sha256")
     if evaluated and evaluated != adapter_sha256:
         raise InputError(
-            f"{point}: the evaluation is of the adapter {evaluated[:12]}, and the one that lies in adapter/ is "
+            f"{point}: the evaluated adapter is {evaluated[:12]}, but the one in adapter/ is "
             f"{str(adapter_sha256)[:12]}; remove {point / 'eval'} and run again"
         )
     merged_sha256 = (metrics.get("proof") or {}).get("merged_weights_sha256")
@@ -82,7 +88,7 @@ def clean_up(
         "training": _read_json(point / "adapter" / RECORD) if mode != "base" else {},
         "evaluation": metrics,
         "seconds": {
-            # A job that evaluates several points is measured as one; what of it was this point's, it says itself.
+            # A batch has one benchmark file; each point's share is recorded in its metrics.
             stage: metrics["seconds"]
             if stage == "evaluate_adapters"
             else _seconds(benchmarks / stage / f"{training if stage == 'train' else point.name}.tsv")
@@ -96,9 +102,9 @@ def clean_up(
 
 
 def describe_adapter_difference(adapter: Path, settings: Mapping[str, Any]) -> str | None:
-    """Say in what an adapter's configuration (PEFT's `LoraConfig`) differs from the settings of its training.
+    """Return how an adapter's configuration (PEFT's `LoraConfig`) differs from its training's settings, or `None`.
 
-    What `controls._override.model` says of a model is taken to hold: then nothing is compared.
+    With `controls._override.model`, the settings do not determine the model: then nothing is compared.
     """
     if "model" in settings.get("_override", {}):
         return None
@@ -112,26 +118,26 @@ def describe_adapter_difference(adapter: Path, settings: Mapping[str, Any]) -> s
         "target_modules": sorted("o_proj" if name == "output_proj" else name for name in targets),
     }
     modules = config.get("target_modules")
-    found = {
+    actual = {
         "r": config.get("r"),
         "lora_alpha": config.get("lora_alpha"),
-        # Modules may be named by their paths.
+        # Modules may be given as paths.
         "target_modules": sorted({name.split(".")[-1] for name in modules}) if isinstance(modules, list) else modules,
     }
     for key, value in expected.items():
-        if found[key] != value:
-            return f"{adapter / ADAPTER_CONFIG}: {key} is {found[key]!r}, and the point's settings say {value!r}"
+        if actual[key] != value:
+            return f"{adapter / ADAPTER_CONFIG}: {key} is {actual[key]!r}, but the point's settings say {value!r}"
     return None
 
 
 def list_points(results: Path, baselines: Iterable[str]) -> list[str]:
-    """Return the points of an experiment as it was run last, the baselines first."""
+    """Return the points of an experiment's last run, baselines first."""
     record = _read_json(results / "points.json")
     return [*baselines, *(name for name, entry in record.items() if entry["current"])]
 
 
 def find_logs(results: Path, points: Iterable[str]) -> list[Path]:
-    """Return the Inspect logs that the manifests of points name."""
+    """Return the paths of the Inspect logs in the manifests of points."""
     manifests = {point: _read_json(results / point / MANIFEST) for point in points}
     return [
         results / point / "eval" / f"{task}.eval"
@@ -141,12 +147,12 @@ def find_logs(results: Path, points: Iterable[str]) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a folder, less Snakemake's own marks."""
+    """Return the files of a folder, without Snakemake's own markers."""
     return sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".snakemake"))
 
 
 def _recorded_digests(model: Path) -> dict[Path, str]:
-    """The digests that the merge left beside a full model, after a check that it has all of their files."""
+    """Return the digests that the merge recorded for a full model, after a check that all its files exist."""
     recorded = _read_json(model / RECORD).get("sha256", {})
     for name in recorded:
         if not (model / name).is_file():
@@ -159,7 +165,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _seconds(benchmark: Path) -> float | None:
-    """Wall time in seconds from a Snakemake benchmark file; none where the rule did not run."""
+    """Return the wall time in seconds from a Snakemake benchmark file; `None` if the rule did not run."""
     if not benchmark.is_file():
         return None
     with benchmark.open(newline="", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
-"""The plots of a sweep, as Vega-Lite by altair: one description gives the picture files and what moves in the report.
+"""The plots of a sweep, as Vega-Lite specifications for both the picture files and the interactive report.
 
-What is drawn is chosen by how many variables there are. Nothing is told by hue alone: values stand in cells, series
-have shapes too, and colour scales run from dark to light, so that a grey print says the same.
+The kind of plot depends on the number of variables. All plots are readable in grey: cells show their values, series
+have different shapes, and colour scales run from dark to light.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,22 +15,22 @@ from lorasweep.layout import BASELINE
 from lorasweep.util.vega import SERIES, WIDTH, Plot, finish
 
 MOST_ROWS = 40
-"""Settings in a list; the best of more are shown."""
+"""Maximum number of settings in a list. Of more settings, the best are shown."""
 
 MOST_NAMED = 12
-"""Loss curves that a legend names; in the report a curve says its name to the pointer."""
+"""Maximum number of loss curves with a legend. In the report, a tooltip names each curve."""
 
 MOST_STEPS, MOST_DOTS = 400, 40_000
-"""Points of a loss curve, and of all curves together; each is the mean of as many steps as it takes."""
+"""Maximum number of points of one loss curve, and of all curves. Steps are averaged to stay below."""
 
 MOST_MOMENTS = 1000
-"""Points of a curve of storage."""
+"""Maximum number of points of a storage curve."""
 
-alt.data_transformers.disable_max_rows()  # what is drawn is bounded here
+alt.data_transformers.disable_max_rows()  # the limits above bound the data
 
 
 def get_plotted_variables(settings: pd.DataFrame, variables: Sequence[str]) -> list[str]:
-    """Return the variables with several values between settings; `seed` tells replicates, and is none."""
+    """Return the variables that differ between settings, except `seed`, which distinguishes replicates."""
     return [key for key in variables if key != "seed" and key in settings and settings[key].dropna().nunique() > 1]
 
 
@@ -42,9 +42,9 @@ def draw_metric(
     metric: str,
     higher_is_better: bool = True,
 ) -> list[Plot]:
-    """Draw a metric on a task: by the variables, as many as there are, and all settings in a list.
+    """Draw a metric on a task: one plot by the variables, and one list of all settings.
 
-    `settings` are rows of `replicates.aggregate`, `points` those of the table.
+    `settings` is the table from `replicates.aggregate`, `points` the table of points.
     """
     settings = settings[(settings["task"] == task) & settings[metric].notna()]
     points = points[(points["task"] == task) & points[metric].notna()]
@@ -59,7 +59,7 @@ def draw_metric(
         draw: Any = {1: _draw_line, 2: _draw_heat_map, 3: _draw_multiples}.get(len(plotted), _draw_parallel)
         chart, caption = draw(grid, points, base, plotted, metric)
         if without := len(rows) - len(grid):
-            caption += f" Not drawn: {without} settings without a value of each variable, or with null."
+            caption += f" Not drawn: {without} settings where a variable is null or has no value."
         drawn.append(finish(f"{task}-by-{'-'.join(plotted[:3])}", f"{metric} on {task}", caption, chart))
     chart, caption = _draw_list(settings[settings["setting"] != BASELINE], base, metric, not higher_is_better)
     drawn.append(finish(f"{task}-settings", f"{metric} on {task}, every setting", caption, chart))
@@ -67,12 +67,12 @@ def draw_metric(
 
 
 def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[str]) -> Plot | None:
-    """Draw the loss of trainings over their steps; `losses` has `point`, `step`, `loss` and `validation_loss`."""
+    """Draw the trainings' loss by step; `losses` has the columns `point`, `step`, `loss` and `validation_loss`."""
     if losses.empty:
         return None
-    # Where one variable makes the points, its values are the series, and else the points.
-    made = table.drop_duplicates("point").set_index("point")
-    plotted = get_plotted_variables(made.reset_index(), variables)
+    # With a single variable, each of its values is a series; otherwise, each point is.
+    by_point = table.drop_duplicates("point").set_index("point")
+    plotted = get_plotted_variables(by_point.reset_index(), variables)
     by = plotted[0] if len(plotted) == 1 else None
     frames = []
     curves = losses["point"].nunique()
@@ -81,7 +81,7 @@ def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[s
     for point, rows in losses.groupby("point", sort=False):
         size = -(-len(rows) // most)
         thinned = rows.groupby((rows["step"] - 1) // size)[["step", "loss"]].mean()
-        series = format_value(_plain(made[by][point]), by) if by and pd.notna(made[by][point]) else str(point)
+        series = format_value(_plain(by_point[by][point]), by) if by and pd.notna(by_point[by][point]) else str(point)
         frames.append(thinned.assign(point=point, series=series, kind="training"))
         validated = rows.dropna(subset=["validation_loss"])
         if len(validated):
@@ -106,18 +106,18 @@ def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[s
     if has_validation:
         dots = alt.Chart().mark_line(point=alt.OverlayMarkDef(filled=False, size=45), strokeDash=[4, 3])
         layers.append(dots.transform_filter("datum.kind == 'validation'").encode(**encoding))
-    trained = int((made["mode"] != "base").sum())
+    trained = int((by_point["mode"] != "base").sum())
     caption = f"Training loss of {curves} of {trained} trainings" if curves < trained else "Training loss"
     caption += f", means of {longest} steps at most" if longest > 1 else " of each step"
-    caption += "; dashed, the validation loss at each epoch's end." if has_validation else "."
-    return finish("loss", "Loss over the training", caption, alt.layer(*layers, data=data))
+    caption += ". Dashed: validation loss at the end of each epoch." if has_validation else "."
+    return finish("loss", "Loss by optimizer step", caption, alt.layer(*layers, data=data))
 
 
 def draw_storage(samples: pd.DataFrame) -> Plot | None:
-    """Draw what lay on disk while the sweep ran; `samples` has `time`, `kept_bytes` and `temporary_bytes`."""
+    """Draw disk usage over time; `samples` has the columns `time`, `kept_bytes` and `temporary_bytes`."""
     if len(samples) < 2:
         return None
-    # Of each stretch the moment with most on disk stays.
+    # Keep the sample with the highest total of each interval.
     every = -(-len(samples) // MOST_MOMENTS)
     size_of_all = samples["kept_bytes"] + samples["temporary_bytes"]
     samples = samples.loc[size_of_all.groupby(size_of_all.reset_index().index // every).idxmax()]
@@ -140,7 +140,7 @@ def draw_storage(samples: pd.DataFrame) -> Plot | None:
             tooltip=[alt.Tooltip("kind:N"), alt.Tooltip("hours:Q", format=".2f"), alt.Tooltip("size:Q", format=",.1f")],
         )
     )
-    return finish("storage", "Storage over time", "Adapters and models that stay, and what goes away again.", chart)
+    return finish("storage", "Storage over time", "Files that are kept, and temporary files.", chart)
 
 
 def _draw_line(
@@ -178,10 +178,12 @@ def _draw_heat_map(
         tooltip=_get_tooltip(metric),
     )
     cells = shared.mark_rect().encode(color=alt.Color("value:Q", title=metric, scale=alt.Scale(scheme="viridis")))
-    # On the dark half of the scale white is read, on the light half black.
+    # White text on the dark half of the scale, black text on the light half.
     ink = alt.condition(f"datum.value < {middle}", alt.value("white"), alt.value("black"))
     text = shared.mark_text(fontSize=12).encode(text=alt.Text("value:Q", format=".3f"), color=ink)
-    return alt.layer(cells, text), f"Means over samples.{_tell_base(base, metric)} Intervals: below, and in the table."
+    return alt.layer(
+        cells, text
+    ), f"Means over samples.{_tell_base(base, metric)} Intervals are in the list below and in the table."
 
 
 def _draw_multiples(
@@ -251,7 +253,7 @@ def _draw_parallel(
         .add_params(hover)
     )
     labels = alt.Chart(pd.DataFrame(ticks)).mark_text(align="left", dx=6, fontSize=11)
-    caption = f"A line is a setting, from its values to its metric.{_tell_base(base, metric)}"
+    caption = f"Each line is a setting: its values, then its metric.{_tell_base(base, metric)}"
     return alt.layer(strokes, labels.encode(x=x, y="place:Q", text="label:N")), caption
 
 
@@ -272,7 +274,7 @@ def _draw_list(rows: pd.DataFrame, base: pd.DataFrame, metric: str, ascending: b
 
 
 def _draw_base(base: pd.DataFrame, metric: str, across: bool = False) -> list[alt.Chart]:
-    """The baseline as a dashed line over a band that is its interval."""
+    """Return layers for the baseline: a dashed line over a band that shows its interval."""
     if base.empty:
         return []
     data = _shape(base, metric).assign(label=f"base model {base.iloc[0][metric]:.3f}")
@@ -291,7 +293,7 @@ def _draw_base(base: pd.DataFrame, metric: str, across: bool = False) -> list[al
 
 
 def _shape(rows: pd.DataFrame, metric: str, **places: str) -> pd.DataFrame:
-    """Plain columns for a plot: `setting`, `value`, `low`, `high`, and those of `places` by the columns they name."""
+    """Return a plot's data: `setting`, `value`, `low`, `high`, `seeds`, and a column for each place in `places`."""
     shaped = pd.DataFrame({"setting": rows["setting"].astype(str), "value": rows[metric].astype(float)})
     for side in ("low", "high"):
         column = rows.get(f"{metric}:{side}")
@@ -305,7 +307,7 @@ def _shape(rows: pd.DataFrame, metric: str, **places: str) -> pd.DataFrame:
 
 
 def _get_axis(values: "pd.Series[Any]", title: str) -> alt.X:
-    """A numeric axis with a tick at each value, in powers where the values are."""
+    """Return a numeric axis with a tick at each value; logarithmic if the values span a factor of 8 or more."""
     numbers = sorted({float(value) for value in values})
     is_log = numbers[0] > 0 and numbers[-1] / numbers[0] >= 8
     scale = alt.Scale(type="log", nice=False, padding=20) if is_log else alt.Scale(zero=False, nice=False, padding=20)
@@ -314,7 +316,7 @@ def _get_axis(values: "pd.Series[Any]", title: str) -> alt.X:
 
 
 def _spell(labels: Mapping[float, str]) -> str:
-    """A Vega expression that gives each value's label as it stands in the points' names."""
+    """Return a Vega expression that labels each value as in the points' names."""
     tests = [f"abs(datum.value - {number!r}) < {abs(number) * 1e-9!r} ? '{text}' : " for number, text in labels.items()]
     return "".join(tests) + "datum.label"
 
@@ -335,7 +337,7 @@ def _are_numbers(values: Iterable[Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a frame as Python has it; a whole number that a column of floats made is whole again."""
+    """Return a value of a data frame as a Python value; floats that are whole numbers become int."""
     plain = value.item() if hasattr(value, "item") else value
     return int(plain) if isinstance(plain, float) and plain.is_integer() and abs(plain) < 1e15 else plain
 
@@ -355,6 +357,4 @@ def _tell_bars(data: pd.DataFrame) -> str:
 def _tell_base(base: pd.DataFrame, metric: str | None = None) -> str:
     if base.empty:
         return ""
-    return (
-        f" The base model has {base.iloc[0][metric]:.3f}." if metric else " Dashed: the base model, with its interval."
-    )
+    return f" Base model: {base.iloc[0][metric]:.3f}." if metric else " Dashed: the base model, with its interval."

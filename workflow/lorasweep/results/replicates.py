@@ -1,7 +1,7 @@
-"""Settings instead of points: trainings that differ in their seed alone are one setting, and its replicates.
+"""Aggregate points to settings: trainings that differ only in their seed are replicates of one setting.
 
-What a number of a setting leaves open has two sources: the samples that it was evaluated on, and the seeds that it was
-trained with. Intervals are the wider of the two, and a difference counts where both speak for it.
+A setting's metric has two sources of uncertainty: the samples of its evaluation and the seeds of its trainings. Its
+interval is the wider of the two, and a difference is significant only if both tests agree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ from lorasweep.results.table import SampleScores, describe_interval, is_metric
 
 
 def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScores, confidence: float) -> pd.DataFrame:
-    """Return a row a setting and task: means over seeds, with intervals and differences as in the table of points.
+    """Return one row per setting and task: means over seeds, with intervals and differences as in the table of points.
 
-    Columns: `setting`, the variables but `seed`, `mode`, `task`, `seeds` (trainings), `points` (their names, with `;`
-    between them), the metrics and the facts of each.
+    Columns: `setting`, the variables except `seed`, `mode`, `task`, `seeds` (number of trainings), `points` (their
+    names, joined by `;`), the metrics, and the columns `<metric>:<fact>`.
     """
     metrics = [column for column in table.columns if is_metric(column)]
     kept = [key for key in variables if key != "seed"]
@@ -58,16 +58,16 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
 def compare_settings(
     first: Mapping[str, Any], second: Mapping[str, Any], metric: str, table: pd.DataFrame, scores: SampleScores
 ) -> float | None:
-    """Return the p-value of no difference between two rows of `aggregate`; none where nothing tests it.
+    """Return the p-value of no difference between two rows of `aggregate`; `None` if no test is possible.
 
-    It is the larger of that by samples, where both have scores of the same, and that by seeds, where both have several
-    (Berger 1982, Technometrics 24:295).
+    It is the larger of two p-values (Berger 1982, Technometrics 24:295): by samples, if both rows have scores of the
+    same samples, and by seeds, if both have several.
     """
     own, other = (_average(row, metric, table, scores) for row in (first, second))
-    found = [get_replicates_p_value(*(_get_means(row, metric, table) for row in (first, second)))]
+    p_values = [get_replicates_p_value(*(_get_means(row, metric, table) for row in (first, second)))]
     if own is not None and other is not None and own.index.equals(other.index):
-        found.append(get_paired_p_value(own.to_numpy(), other.to_numpy()))
-    return max((p_value for p_value in found if p_value is not None), default=None)
+        p_values.append(get_paired_p_value(own.to_numpy(), other.to_numpy()))
+    return max((p_value for p_value in p_values if p_value is not None), default=None)
 
 
 def _aggregate_metric(
@@ -80,24 +80,24 @@ def _aggregate_metric(
     averaged = _average({"points": ";".join(members["point"]), "task": task}, metric, members, scores)
     by_samples = None if averaged is None else get_mean_interval(averaged.to_numpy(), confidence)
     by_both = widen(by_samples, get_replicates_interval(means, confidence))
-    found = {metric: mean} | describe_interval(metric, "", by_both)
+    columns = {metric: mean} | describe_interval(metric, "", by_both)
     if base.empty or pd.isna(base.iloc[0][metric]) or members.iloc[0]["mode"] == "base":
-        return found
+        return columns
     start = float(base.iloc[0][metric])
     other = scores.get(BASELINE, str(task), metric, start)
-    found[f"{metric}:delta"] = mean - start
+    columns[f"{metric}:delta"] = mean - start
     p_values = [get_baseline_p_value(means, start)]
     over_seeds = get_replicates_interval(means - start, confidence)
     if averaged is not None and other is not None and averaged.index.equals(other.index):
         over_samples = get_paired_interval(averaged.to_numpy(), other.to_numpy(), confidence)
         p_values.append(get_paired_p_value(averaged.to_numpy(), other.to_numpy()))
-        found[f"{metric}:pairs"] = len(other)
+        columns[f"{metric}:pairs"] = len(other)
     else:
         own = None if other is None else get_mean_interval(other.to_numpy(), confidence)
         over_samples = get_unpaired_interval(mean, by_samples, start, own)
-        found[f"{metric}:pairs"] = 0
-    found[f"{metric}:p"] = max((p for p in p_values if p is not None), default=None)
-    return found | describe_interval(metric, "delta_", widen(over_samples, over_seeds))
+        columns[f"{metric}:pairs"] = 0
+    columns[f"{metric}:p"] = max((p for p in p_values if p is not None), default=None)
+    return columns | describe_interval(metric, "delta_", widen(over_samples, over_seeds))
 
 
 def _get_means(row: Mapping[str, Any], metric: str, table: pd.DataFrame) -> Any:
@@ -108,12 +108,12 @@ def _get_means(row: Mapping[str, Any], metric: str, table: pd.DataFrame) -> Any:
 def _average(
     row: Mapping[str, Any], metric: str, table: pd.DataFrame, scores: SampleScores
 ) -> "pd.Series[float] | None":
-    """Each sample's score, the mean over the setting's trainings; none where they were not scored on the same."""
+    """Return each sample's mean score over a setting's trainings; `None` if their samples differ."""
     points = row["points"].split(";")
     members = table[table["point"].isin(points) & (table["task"] == row["task"])]
     reported = dict(zip(members["point"], members[metric], strict=True))
     each = [scores.get(point, str(row["task"]), metric, reported.get(point)) for point in points]
-    there = [one for one in each if one is not None]
-    if len(there) < len(points) or any(not one.index.equals(there[0].index) for one in there):
+    available = [series for series in each if series is not None]
+    if len(available) < len(points) or any(not series.index.equals(available[0].index) for series in available):
         return None
-    return pd.concat(there, axis=1).mean(axis=1)
+    return pd.concat(available, axis=1).mean(axis=1)

@@ -1,7 +1,7 @@
-"""The report: one page with the answer, the plots, and where each number comes from, that opens offline.
+"""The report: one offline page with the answer, the plots, and the provenance of each number.
 
-It is a page of its own and not Snakemake's: that one is about the workflow's files, wants a network when it is made,
-and has no place for a sentence that answers the question.
+Snakemake's own report is not used: it is about the workflow's files, needs a network to be made, and has no place for
+an answer to the question.
 """
 
 import html
@@ -28,20 +28,20 @@ from lorasweep.util.files import read_tail
 from lorasweep.util.vega import Plot, get_theme, write_pictures
 
 _TEXTS = {"setting": str, "task": str, "points": str}
-"""Columns whose values are names, whatever they look like."""
+"""Columns whose values are read as text, even if they look like numbers."""
 
 _TEMPLATES = Path(__file__).parents[2] / "report"
 
 _LOG_LINES = 12
-"""Of a log, shown with a failure."""
+"""Number of log lines shown with a failure."""
 
 _LOGS_IN_PAGE = 300
-"""Points whose loss is drawn; of more, evenly taken ones."""
+"""Maximum number of points whose loss is drawn. Of more points, an evenly spaced selection is drawn."""
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the table in the page."""
+    """A column of the report's table."""
 
     title: str
     source: str
@@ -50,10 +50,10 @@ class _Column:
 
 
 def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: Path, plots: Path) -> None:
-    """Write the page and the plots of the experiment that a table is of.
+    """Write the report and the plots of an experiment, given its table of points.
 
-    Beside the table lie its companions (`replicates.csv`, `answer.json`), and what a run leaves: `experiment.yaml`,
-    `failures.json`, `ledger.csv`, `storage.csv`, those of them that there are. `pipeline` are stages of
+    The table's folder must hold its companions (`replicates.csv`, `answer.json`) and `experiment.yaml`. It may hold
+    other files of a run: `failures.json`, `ledger.csv` and `storage.csv`. `pipeline` are the stages of
     `lorasweep.stages` as plain values.
     """
     results = table_file.parent
@@ -64,12 +64,12 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     table = pd.read_parquet(table_file.with_suffix(".parquet"))
     settings = pd.read_csv(companions["replicates"], dtype=_TEXTS, keep_default_na=False, na_values=[""])
     answer = json.loads(companions["answer"].with_suffix(".json").read_text(encoding="utf-8"))
-    given = yaml.safe_load((results / EXPERIMENT).read_text(encoding="utf-8"))
-    experiment = Experiment.model_validate(given)
+    configuration = yaml.safe_load((results / EXPERIMENT).read_text(encoding="utf-8"))
+    experiment = Experiment.model_validate(configuration)
     variables = answer["variables"]
     drawn = _draw(results, table, settings, variables, answer, experiment.report.higher_is_better)
     write_pictures(drawn, plots)
-    # A page of all points is made where nothing failed; what is on record is of an earlier run then.
+    # The complete report is made only if no job failed; a failure record is then that of an earlier run.
     has_failures = is_partial and (results / FAILURE_RECORD).is_file()
     failures = json.loads((results / FAILURE_RECORD).read_text(encoding="utf-8")) if has_failures else []
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
@@ -90,7 +90,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         ],
         results=results.as_posix(),
         differences=_find_differences(experiment),
-        configuration=yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=100),
+        configuration=yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True, width=100),
         versions=_get_versions(table),
         revisions=sorted(set(table["git_revision"].dropna())),
         columns=_lay_out(pipeline),
@@ -109,16 +109,16 @@ def _draw(
     answer: Mapping[str, Any],
     higher_is_better: bool,
 ) -> list[Plot]:
-    """What decides is drawn first, then the first metric of each other task, then the trainings and the storage."""
+    """Draw the deciding metric, the first metric of each other task, the losses and the storage, in this order."""
     drawn: list[Plot] = []
     order = list(table["point"].unique())
     tasks = sorted(table["task"].dropna().unique(), key=lambda task: task != answer["task"])
     for task in tasks:
-        there = [c for c in table.columns if is_metric(c) and table.loc[table["task"] == task, c].notna().any()]
-        metric = answer["metric"] if task == answer["task"] else next(iter(there), None)
+        metrics = [c for c in table.columns if is_metric(c) and table.loc[table["task"] == task, c].notna().any()]
+        metric = answer["metric"] if task == answer["task"] else next(iter(metrics), None)
         if metric:
             drawn += draw_metric(settings, table, variables, task, metric, higher_is_better)
-    # What an earlier epoch has of a training's log is the beginning of the last one's.
+    # The log of an earlier epoch is the beginning of the last epoch's log, so only that one is drawn.
     trained = table.dropna(subset="recipe").sort_values("steps").drop_duplicates("recipe_sha256", keep="last")
     losses = draw_losses(_read_losses(results, sorted(trained["point"], key=order.index)), trained, variables)
     storage = results / STORAGE
@@ -128,9 +128,9 @@ def _draw(
 
 def _read_losses(results: Path, points: Sequence[str]) -> pd.DataFrame:
     files = {point: results / point / "adapter" / TRAINING_LOG for point in points}
-    there = [(point, file) for point, file in files.items() if file.is_file()]
-    taken = there[:: max(1, -(-len(there) // _LOGS_IN_PAGE))]
-    frames = [pd.read_csv(file).assign(point=point) for point, file in taken]
+    logs = [(point, file) for point, file in files.items() if file.is_file()]
+    selected = logs[:: max(1, -(-len(logs) // _LOGS_IN_PAGE))]
+    frames = [pd.read_csv(file).assign(point=point) for point, file in selected]
     columns = ["point", "step", "loss", "validation_loss"]
     return pd.concat(frames)[columns].dropna(subset=["loss"]) if frames else pd.DataFrame(columns=columns)
 
@@ -153,7 +153,7 @@ def _get_facts(results: Path, table: pd.DataFrame, failures: Sequence[Any]) -> l
 
 
 def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) -> str:
-    """The rows as a table that sorts and filters, by itables (DataTables), with its scripts inlined."""
+    """Return the rows as an HTML table that sorts and filters, by itables (DataTables), with inlined scripts."""
     from itables import options, to_html_datatable
     from itables.javascript import generate_init_offline_itables_html
 
@@ -200,7 +200,7 @@ def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) ->
         style="width:100%",
         lengthMenu=[25, 100, 1000],
     )
-    # Without its links to itables' own pages: a page that is read offline has none.
+    # Remove the links to itables' website, since the page must work offline.
     return re.sub(r"<a href=https://itables\.org/[^>]*>", "<a>", f"{scripts}{made}")
 
 
@@ -217,20 +217,20 @@ def _link(path: str, text: str) -> str:
 
 
 def _find_differences(experiment: Experiment) -> list[tuple[str, str, str]]:
-    """Keys that are not what they are by default: key, value, default; keys without a default have none."""
-    found: list[tuple[str, str, str]] = []
+    """Return (key, value, default) of all keys that differ from their defaults; "" if a key has no default."""
+    differences: list[tuple[str, str, str]] = []
 
-    def walk(given: Any, model: Any, path: str) -> None:
+    def walk(model: Any, path: str) -> None:
         for key, field in type(model).model_fields.items():
             value, name = getattr(model, key), f"{path}{field.alias or key}"
             if (hasattr(value, "model_fields_set") and not field.is_required()) or hasattr(value, "model_fields_set"):
-                walk(given, value, f"{name}.")
+                walk(value, f"{name}.")
             elif field.is_required() or value != field.get_default(call_default_factory=True):
                 default = "" if field.is_required() else _spell(field.get_default(call_default_factory=True))
-                found.append((name, _spell(value), default))
+                differences.append((name, _spell(value), default))
 
-    walk(None, experiment, "")
-    return found
+    walk(experiment, "")
+    return differences
 
 
 def _spell(value: Any) -> str:
@@ -244,17 +244,17 @@ def _spell(value: Any) -> str:
 
 
 def _get_versions(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Each package with the versions that made the points: several, where points were made by several."""
-    found: dict[str, set[str]] = {}
+    """Return each package with all versions of it that the points were made with."""
+    by_package: dict[str, set[str]] = {}
     for line in table["versions"].dropna().unique():
         for pair in line.split():
             package, _, version = pair.partition("=")
-            found.setdefault(package, set()).add(version)
-    return [(package, ", ".join(sorted(versions))) for package, versions in sorted(found.items())]
+            by_package.setdefault(package, set()).add(version)
+    return [(package, ", ".join(sorted(versions))) for package, versions in sorted(by_package.items())]
 
 
 def _lay_out(pipeline: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Stages by how many come after them at most: columns of a drawing, from left to right."""
+    """Return the stages as columns of a drawing, left to right, by the longest chain of stages that follows them."""
     height = {stage["rule"]: 0 for stage in pipeline}
     for stage in reversed(pipeline):
         for rule in stage["after"]:
@@ -265,17 +265,17 @@ def _lay_out(pipeline: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
 
 
 def _list_files(table_file: Path, companions: Mapping[str, Path]) -> list[Path]:
-    there = [table_file, table_file.with_suffix(".parquet"), companions["replicates"], table_file.parent / EXPERIMENT]
-    return [file for file in there if file.is_file()]
+    files = [table_file, table_file.with_suffix(".parquet"), companions["replicates"], table_file.parent / EXPERIMENT]
+    return [file for file in files if file.is_file()]
 
 
 def _as_script(value: Any) -> Markup:
-    """JSON that can stand in a script element."""
+    """Return a value as JSON that is safe inside a script element."""
     return Markup(json.dumps(value).replace("</", "<\\/"))
 
 
 def _get_vega() -> str:
     import vl_convert
 
-    bundle: Any = vl_convert.javascript_bundle  # whose types ask for an argument that it does not need
+    bundle: Any = vl_convert.javascript_bundle  # its type stub requires an argument that is optional
     return str(bundle()).replace("</script", "<\\/script")

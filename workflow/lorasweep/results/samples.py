@@ -1,4 +1,4 @@
-"""The scores of every sample of every log, as Inspect's own data frames give them. Needs Inspect, and pandas."""
+"""Read the scores of all samples from Inspect logs, with Inspect's own data frames. Requires Inspect and pandas."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ import pandas as pd
 COLUMNS = ("point", "task", "sample", "epoch", "score", "value")
 
 _KEY = ("id", "input", "target")
-"""What makes two samples the same: a task that shuffles its data may give one id to several."""
+"""Columns that identify a sample. The id alone does not: a task that shuffles its data may reuse ids."""
 
 
 def read_samples(logs: Iterable[Path]) -> pd.DataFrame:
-    """Return the scores in Inspect logs that lie at `<point>/eval/<task>.eval`.
+    """Return the scores in Inspect logs at `<point>/eval/<task>.eval`.
 
-    Columns: `point`, `task`, `sample` (alike for the same id, input and target), `epoch`, `score`, `value`. A value is
-    a number as Inspect's own metrics take it: right 1, partly right 0.5, wrong or no answer 0. A scorer that gives
-    several values has as many scores, by their names.
+    Columns: `point`, `task`, `sample` (a digest of id, input and target), `epoch`, `score`, `value`. A value is the
+    number that Inspect's own metrics use: correct 1, partly correct 0.5, incorrect or no answer 0. A scorer with
+    several values has one score per value, by its name.
     """
     from inspect_ai.analysis import SampleSummary, samples_df
 
@@ -30,7 +30,7 @@ def read_samples(logs: Iterable[Path]) -> pd.DataFrame:
             key = hashlib.sha256(json.dumps([str(sample[part]) for part in _KEY]).encode()).hexdigest()[:16]
             for score, value in _get_scores(sample):
                 rows.append((log.parents[1].name, log.stem, key, sample["epoch"], score, value))
-    # Inspect has them in the order in which they ended, which no two runs have in common.
+    # Sorted, since Inspect's order is that in which samples ended, which differs between runs.
     return pd.DataFrame(sorted(rows), columns=list(COLUMNS))
 
 

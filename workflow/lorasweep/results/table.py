@@ -1,6 +1,6 @@
-"""The table of results: one row a point and task, made of the manifests and of the samples' scores.
+"""The table of results: one row per point and task, from the manifests and the samples' scores.
 
-A metric is a column `<score>/<metric>`; what is said of it has that name and, after a colon, one of `FACTS`.
+A metric has the column `<score>/<metric>`. Its statistics have columns `<score>/<metric>:<fact>`, see `FACTS`.
 """
 
 import json
@@ -38,8 +38,13 @@ FACTS = (
     "p",
     "p_adjusted",
 )
-"""Of a metric: its interval and by which method; how much it is over the baseline, that interval and method; the
-samples that both have; the p-value of no difference, and that corrected for the number of points."""
+"""Suffixes of a metric's columns.
+
+- `low`, `high`, `interval`: bounds of its confidence interval, and the interval's method
+- `delta`, `delta_low`, `delta_high`, `delta_interval`: difference to the baseline, its bounds, and the method
+- `pairs`: number of samples that point and baseline share; 0 if the interval is unpaired
+- `p`, `p_adjusted`: p-value of no difference, and the same corrected for the number of points
+"""
 
 _PROOF = ("adapter_sha256", "base_model_fingerprint", "merged_weights_sha256", "probe_distance")
 _TRAINING = (
@@ -52,14 +57,14 @@ _TRAINING = (
     "recipe_sha256",
 )
 _NO_MEANS = ("std", "var", "stderr", "min", "max")
-"""Ends of the names of metrics that are no mean of samples' scores, even where they equal it."""
+"""Name endings of metrics that are not means of samples' scores, even if they happen to be equal to the mean."""
 
 
 class SampleScores:
-    """The scores of samples, each the mean over the sample's epochs, by point, task and score.
+    """The scores of samples, averaged over epochs, by point, task and score.
 
     Args:
-        samples: with the columns of `lorasweep.results.samples`; without it there are no scores.
+        samples: The table of `lorasweep.results.samples`; `None` for no scores.
     """
 
     def __init__(self, samples: pd.DataFrame | None) -> None:
@@ -69,7 +74,7 @@ class SampleScores:
                 self._scores[str(point), str(task), str(score)] = rows.groupby("sample")["value"].mean()
 
     def get(self, point: str, task: str, metric: str, reported: Any) -> "pd.Series[float] | None":
-        """Return the scores by sample that the metric is the mean of; none where it is no such mean."""
+        """Return the score of each sample, if their mean is the reported metric; else `None`."""
         scores = self._scores.get((point, task, metric.rpartition("/")[0]))
         if (
             scores is None
@@ -82,12 +87,12 @@ class SampleScores:
 
 
 def is_metric(column: str) -> bool:
-    """Whether a column is a metric, and neither a standard error nor what is said of one."""
+    """Whether a column is a metric. Standard errors and columns `<metric>:<fact>` are not."""
     return "/" in column and not column.endswith("stderr") and column.rpartition(":")[2] not in FACTS
 
 
 def describe_interval(metric: str, prefix: str, interval: Interval | None) -> dict[str, Any]:
-    """Return the columns of an interval: of the metric itself, or with the prefix `delta_` of its difference."""
+    """Return the columns of an interval: of the metric, or with the prefix `delta_`, of its difference to the base."""
     return {
         f"{metric}:{prefix}low": interval and interval.low,
         f"{metric}:{prefix}high": interval and interval.high,
@@ -102,9 +107,9 @@ def make_table(
     scores: SampleScores,
     confidence: float,
 ) -> pd.DataFrame:
-    """Return the rows of the given points; docs/results.md says what each column is.
+    """Return the rows of the given points; docs/results.md describes the columns.
 
-    Where `scores` has none of a point, there are no intervals of it and no comparisons.
+    A point without scores of samples has no intervals and no paired comparisons.
     """
     rows = [row for point in points for row in _make_rows(results, point, variables)]
     for row in rows:
@@ -119,18 +124,18 @@ def make_table(
                 _compare(row, base[row["task"]], metric, scores, confidence)
     _adjust(rows)
     _name_settings(rows)
-    # Whole numbers stay whole beside the baseline, which has none.
+    # Keeps integers although the baseline's values are missing.
     table = pd.DataFrame(rows).convert_dtypes()
     metrics = sorted(column for column in table.columns if "/" in column)
     first = dict.fromkeys(["point", "setting", *variables, "epoch", "seed", "mode", "task", "samples", *metrics])
     table = table[[*first, *(column for column in table.columns if column not in first)]]
-    # The baseline first, then by value: numbers by size, which text would not be.
+    # The baseline first, then by value; numbers are sorted as numbers, not as text.
     order = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
     return table.iloc[order].drop(columns="_settings").reset_index(drop=True)
 
 
 def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
-    """Print what a reader wants first: the points, the metrics with their intervals, and what each point keeps."""
+    """Print the main columns: points, metrics with their intervals, and the size of each point's files."""
     from rich.table import Table
 
     metrics = [column for column in table.columns if is_metric(column)]
@@ -149,7 +154,7 @@ def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
 
 
 def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str:
-    """Return a metric with its interval, or with its standard error where there is none."""
+    """Return a metric as text with its interval, or with its standard error if it has no interval."""
     value, low, high = (row.get(column) for column in (metric, f"{metric}:low", f"{metric}:high"))
     if value is None or pd.isna(value):
         return ""
@@ -164,10 +169,10 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     evaluation, training = manifest["evaluation"], manifest["training"]
     settings = manifest["settings"] | {MODE_KEY: manifest["mode"]}
     seconds = manifest["seconds"]
-    alike = {key: value for key, value in settings.items() if key != "seed"}
+    without_seed = {key: value for key, value in settings.items() if key != "seed"}
     shared = {
         "point": point,
-        "_settings": json.dumps(alike, sort_keys=True),
+        "_settings": json.dumps(without_seed, sort_keys=True),
         **{key: _plain(get_setting(settings, key)) for key in variables},
         "epoch": training.get("epochs"),
         "seed": settings.get("seed"),
@@ -176,7 +181,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     proof = {key: (evaluation.get("proof") or {}).get(key) for key in _PROOF}
     gpus = {"train": settings.get("gpus", 1)}
     on_gpu = sum((value or 0) * gpus.get(stage, 1) for stage, value in seconds.items() if stage in GPU_RULES)
-    rest = {
+    facts = {
         **{key: training.get(key) for key in _TRAINING},
         **proof,
         "adapter_sha256": manifest["adapter_sha256"],
@@ -195,19 +200,19 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
         {
             **shared,
             "task": task,
-            "samples": found["samples"],
-            **found["scores"],
-            **rest,
+            "samples": result["samples"],
+            **result["scores"],
+            **facts,
             "log": str(results / point / "eval" / f"{task}.eval") if task else None,
         }
-        for task, found in scored.items()
+        for task, result in scored.items()
     ]
 
 
 def _compare(
     row: dict[str, Any], base: Mapping[str, Any], metric: str, scores: SampleScores, confidence: float
 ) -> None:
-    """Add how much a metric is over the baseline's: by pairs of the samples that both have, where there are some."""
+    """Add the difference of a metric to the baseline's, by pairs of samples if both were scored on the same ones."""
     if row[metric] is None or base.get(metric) is None:
         return
     own, other = (scores.get(r["point"], r["task"], metric, r[metric]) for r in (row, base))
@@ -230,7 +235,7 @@ def _read(row: Mapping[str, Any], metric: str) -> Interval | None:
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Correct p-values for the number of points that are compared with the baseline on a task."""
+    """Add p-values that are corrected for the number of points compared with the baseline on a task."""
     families: dict[tuple[Any, str], list[dict[str, Any]]] = {}
     for row in rows:
         for column in row:
@@ -242,7 +247,7 @@ def _adjust(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _name_settings(rows: Sequence[dict[str, Any]]) -> None:
-    """Add `setting`: what points have in common that differ in their seed alone."""
+    """Add `setting`: the common name of points that differ only in their seed."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault(row["_settings"], []).append(row["point"])

@@ -1,4 +1,4 @@
-"""Whether what lies in a results folder is still what its manifests and its table speak of."""
+"""Verify that the files in a results folder match its manifests and its table."""
 
 import csv
 import json
@@ -15,18 +15,18 @@ from lorasweep.util.digest import digest_file
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A file, or a cell of the table, that is not what it should be."""
+    """A file or a cell of the table that differs from its record."""
 
     path: Path
     what: str
 
 
 def verify(results: Path) -> tuple[int, list[Mismatch]]:
-    """Hash every file of every manifest below an experiment's folder; return how many there are, and what differs.
+    """Check every file in every manifest of an experiment; return the number of files, and all mismatches.
 
-    A manifest lists recipe, adapter, full model, logs and metrics with their sha256. What it says of the training and
-    of the evaluation is compared with the records beside these, the adapter's configuration with the settings, the
-    recipe with the one that the adapter was trained by, and the table's metrics and digests with the manifest.
+    A manifest lists recipe, adapter, full model, logs and metrics with their sha256. These are compared too: the
+    manifest's `training` and `evaluation` with the records beside the files, the adapter's configuration with the
+    settings, the recipe with that of the adapter's record, and the table's metrics and digests with the manifest.
     """
     files = 0
     mismatches: list[Mismatch] = []
@@ -37,10 +37,11 @@ def verify(results: Path) -> tuple[int, list[Mismatch]]:
             manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             listed = {point / entry["path"]: (entry["sha256"], entry["bytes"]) for entry in manifest["files"]}
             kept = _get_digests(manifest)
-            scores = {task: dict(said["scores"]) for task, said in manifest["evaluation"].get("tasks", {}).items()}
+            tasks = manifest["evaluation"].get("tasks", {})
+            scores = {task: dict(result["scores"]) for task, result in tasks.items()}
             evaluated = (manifest["evaluation"].get("proof") or {}).get("adapter_sha256")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            mismatches.append(Mismatch(path, f"is no manifest ({error!r})"))
+            mismatches.append(Mismatch(path, f"is not a valid manifest ({error!r})"))
             continue
         files += len(listed)
         for file, (sha256, size) in listed.items():
@@ -48,20 +49,21 @@ def verify(results: Path) -> tuple[int, list[Mismatch]]:
         mismatches += _find_unlisted(point, listed)
         mismatches += _compare_records(path, manifest, listed)
         if evaluated not in (None, kept["adapter_sha256"]):
-            mismatches.append(Mismatch(path, f"evaluated is the adapter {evaluated}, kept is {kept['adapter_sha256']}"))
+            what = f"the evaluated adapter is {evaluated}, but the kept one is {kept['adapter_sha256']}"
+            mismatches.append(Mismatch(path, what))
         for row in rows:
             if row["point"] == point.name:
                 mismatches += [Mismatch(results / TABLE, what) for what in _compare_row(row, kept, scores)]
-    known = {path.parent.name for path in results.glob(f"*/{MANIFEST}")}
+    points = {path.parent.name for path in results.glob(f"*/{MANIFEST}")}
     mismatches += [
-        Mismatch(results / TABLE, f"{name} has a row and no manifest")
-        for name in sorted({row["point"] for row in rows} - known)
+        Mismatch(results / TABLE, f"{name} has a row but no manifest")
+        for name in sorted({row["point"] for row in rows} - points)
     ]
     return files, mismatches
 
 
 def _get_digests(manifest: dict[str, Any]) -> dict[str, str | None]:
-    """The digests that the table repeats, by column."""
+    """Return the digests in a manifest that the table repeats, by column."""
     proof = manifest["evaluation"].get("proof") or {}
     return {
         "adapter_sha256": manifest["adapter_sha256"],
@@ -71,48 +73,48 @@ def _get_digests(manifest: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _compare_records(path: Path, manifest: dict[str, Any], listed: Collection[Path]) -> Iterator[Mismatch]:
-    """A manifest repeats two of the files that it lists; and one of them says which recipe made the adapter."""
+    """Compare a manifest with the two records that it repeats, and the recipe with that of the adapter's record."""
     point = path.parent
-    for file, said in ((point / "adapter" / RECORD, "training"), (point / "eval" / METRICS, "evaluation")):
+    for file, key in ((point / "adapter" / RECORD, "training"), (point / "eval" / METRICS, "evaluation")):
         if file not in listed or not file.is_file():
             continue
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             record = None
-        if record != manifest.get(said):
-            yield Mismatch(path, f"says of the {said} what {file} does not say")
+        if record != manifest.get(key):
+            yield Mismatch(path, f"'{key}' differs from {file}")
     settings = manifest.get("settings") or {}
     if "lora_rank" in settings and (difference := describe_adapter_difference(point / "adapter", settings)):
         yield Mismatch(path, difference)
     recorded = (manifest.get("training") or {}).get("recipe_sha256")
     recipe = point / "recipe.yaml"
-    if recipe in listed and recipe.is_file() and (found := digest_file(recipe)) != recorded:
-        yield Mismatch(recipe, f"has the sha256 {found}, and the adapter was trained by {recorded}")
+    if recipe in listed and recipe.is_file() and (digest := digest_file(recipe)) != recorded:
+        yield Mismatch(recipe, f"has the sha256 {digest}, but the adapter was trained with {recorded}")
 
 
 def _compare_row(
     row: Mapping[str, str], kept: Mapping[str, str | None], scores: Mapping[str, Mapping[str, float]]
 ) -> Iterator[str]:
-    """What of a row is not what the manifest says, cell by cell; a metric's column is called `<score>/<metric>`."""
+    """Compare a row of the table with the manifest, cell by cell. A metric's column is called `<score>/<metric>`."""
     name = row["point"]
     for column, digest in kept.items():
         if column in row and (row[column] or None) != digest:
-            yield f"{name}: {column} is {row[column] or 'empty'}, and the manifest says {digest}"
+            yield f"{name}: {column} is {row[column] or 'empty'}, but the manifest says {digest}"
     task = row.get("task") or None
     if task and task not in scores:
-        yield f"{name}: has a row of the task {task}, of which the manifest knows nothing"
+        yield f"{name}: has a row of the task {task}, which is not in the manifest"
         return
     expected = scores.get(task, {}) if task else {}
     metrics = {column for column in row if "/" in column and ":" not in column}
     for column in sorted(metrics | set(expected)):
-        said, is_value = row.get(column, ""), expected.get(column)
-        if not _is_same(said, is_value):
-            yield f"{name}, {task}: {column} is {said or 'empty'}, and the manifest says {is_value}"
+        cell, value = row.get(column, ""), expected.get(column)
+        if not _is_same(cell, value):
+            yield f"{name}, {task}: {column} is {cell or 'empty'}, but the manifest says {value}"
 
 
 def _is_same(cell: str, value: float | None) -> bool:
-    """Whether a cell says a number, as far as tables write them; an empty one says that there is none."""
+    """Whether a cell of the table is a number, up to rounding. An empty cell stands for `None` or NaN."""
     if not cell:
         return value is None or math.isnan(value)
     try:
@@ -125,17 +127,17 @@ def _compare(file: Path, sha256: str, size: int) -> Iterator[Mismatch]:
     if not file.is_file():
         yield Mismatch(file, "is missing")
     elif file.stat().st_size != size:
-        yield Mismatch(file, f"has {file.stat().st_size} bytes, and had {size}")
-    elif (found := digest_file(file)) != sha256:
-        yield Mismatch(file, f"has the sha256 {found}, and had {sha256}")
+        yield Mismatch(file, f"has {file.stat().st_size} bytes, but the manifest says {size}")
+    elif (digest := digest_file(file)) != sha256:
+        yield Mismatch(file, f"has the sha256 {digest}, but the manifest says {sha256}")
 
 
 def _find_unlisted(point: Path, listed: dict[Path, tuple[str, int]]) -> Iterator[Mismatch]:
-    """Weights beside those of the manifest could be loaded for them."""
+    """Yield weights that the manifest does not list, since they could be loaded by mistake."""
     for folder in ("adapter", "hf_model"):
         for file in sorted((point / folder).glob("*.safetensors")):
             if file not in listed:
-                yield Mismatch(file, "is in no manifest")
+                yield Mismatch(file, "is not in the manifest")
 
 
 def _read_table(file: Path) -> Sequence[dict[str, str]]:

@@ -1,1 +1,1 @@
-"""A run: who holds it, what is heard of its jobs, what it leaves, how far it is."""
+"""A run of a sweep: its process, its jobs, its accounts, its status and its summary."""

@@ -1,4 +1,4 @@
-"""Keeps a run's accounts while it goes on: attempts of jobs, samples of the disk, the ledger, the status."""
+"""Keep the accounts of a run in progress: attempts of jobs, samples of disk usage, the ledger and the status."""
 
 import os
 import socket
@@ -41,17 +41,17 @@ from lorasweep.stages import TIMED_RULES
 from lorasweep.util.slurm import read_elapsed
 
 SAMPLE_SECONDS = 5.0
-"""Between two looks at the disk, at least."""
+"""Minimum time between two samples of disk usage."""
 
 LOOKING_SHARE = 0.05
-"""Most of the time that is spent looking: on a slow file system the looks are fewer."""
+"""Maximum share of time spent on sampling. On a slow file system, samples are taken less often."""
 
 UPDATE_SECONDS = 60.0
-"""Between two updates of the ledger, at least."""
+"""Minimum time between two updates of the ledger."""
 
 
 class Accounts:
-    """The accounts of one run; `start` and `stop` are called once."""
+    """The accounts of one run. Call `start` and `stop` once each."""
 
     def __init__(self, forecast: Forecast, watcher: JobWatcher, failures: FailureRecorder) -> None:
         self._forecast = forecast
@@ -70,20 +70,20 @@ class Accounts:
         self.peak_temporary_bytes = 0
 
     def start(self) -> None:
-        """Begin to look at the disk."""
+        """Start the thread that samples disk usage and updates status and ledger."""
         self._thread.start()
 
     def stop(self, is_well: bool) -> str:
-        """Write all down; return the ledger in short, or why it could not be written."""
+        """Write the final ledger and status; return the ledger's totals as text, or why it could not be written."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
         self._watcher.end_all()
-        said = self._update()
+        text = self._update()
         self._look(SAMPLE_SECONDS, WELL if is_well else BADLY if self._failures.failures else INTERRUPTED)
         if self._trouble:
-            said += f"\n{STATUS} or {STORAGE} could not be written at times: {self._trouble}"
-        return said
+            text += f"\n{STATUS} or {STORAGE} could not always be written: {self._trouble}"
+        return text
 
     def _run(self) -> None:
         done = [point.name for point in self._forecast.points if point.is_done]
@@ -101,7 +101,7 @@ class Accounts:
                 updated = time.monotonic()
 
     def _look(self, interval: float, outcome: str = "") -> None:
-        """Look at the disk and at the jobs, and write down what is there."""
+        """Sample disk usage and running jobs, and write the storage log and the status."""
         temporary = measure_temporary(self._forecast.results, self._list_unfinished())
         self.peak_temporary_bytes = max(self.peak_temporary_bytes, temporary)
         for attempt in self._watcher.attempts[self._looked_at :]:
@@ -115,14 +115,14 @@ class Accounts:
             self._trouble = error
 
     def _list_unfinished(self) -> set[str]:
-        """The folders of points, and of their trainings, with a job to do."""
+        """Return the folders of unfinished points and of their trainings, relative to the results."""
         points, unfinished = self._forecast.planner.points, self._forecast.unfinished
         trainings = {points[name].training for name in unfinished if name in points}
         return unfinished | {f"{TRAININGS}/{training}" for training in trainings if training}
 
     def _make_status(self, temporary: int, interval: float, outcome: str) -> RunStatus:
         forecast = self._forecast
-        # What runs is asked for first: what ends meanwhile is then seen as done, and not as lost.
+        # Running jobs before attempts: a job that ends in between then counts as done, and is not lost.
         running = self._watcher.list_running()
         attempts = list(self._watcher.attempts)
         again = {(job.rule, job.name) for job in running}
@@ -211,20 +211,23 @@ class Accounts:
 def make_records(
     forecast: Forecast, run: str, attempts: Iterable[Attempt], slurm_seconds: Mapping[str, float]
 ) -> list[JobRecord]:
-    """Return what is to be remembered of the attempts of a run's jobs; rules that take no time are left out."""
+    """Return the records of a run's attempts for later plans. Rules whose jobs take no notable time are left out.
+
+    `slurm_seconds` are the elapsed seconds from SLURM's accounting, by job id.
+    """
     planner, records = forecast.planner, []
     for attempt in attempts:
         members = forecast.get_members(attempt.rule, attempt.name)
-        # A point that fails within a batch fails as its `publish`.
+        # A point that fails in a batch is recorded as a failure of its `publish`.
         is_kept = attempt.rule in TIMED_RULES or (attempt.rule == "publish" and attempt.state != DONE)
         if not is_kept or not members:
             continue
         points = [planner.points.get(member) for member in members]
         costs = planner.get_costs(members[0])
         other = planner.other_baselines.get(members[0])
-        known = slurm_seconds.get(attempt.slurm_job or "")
+        accounted = slurm_seconds.get(attempt.slurm_job or "")
         is_planned = attempt.rule in TIMED_RULES
-        # By a guess nothing is learnt.
+        # Durations modelled from guessed counts must not calibrate later plans.
         is_modelled = is_planned and costs.is_counted(attempt.rule)
         records.append(
             JobRecord(
@@ -233,8 +236,8 @@ def make_records(
                 name=attempt.name,
                 members=";".join(members),
                 state=attempt.state,
-                seconds=round(attempt.seconds if known is None else known, 3),
-                is_queued=attempt.slurm_job is not None and known is None,
+                seconds=round(attempt.seconds if accounted is None else accounted, 3),
+                is_queued=attempt.slurm_job is not None and accounted is None,
                 gpus=planner.get_gpus(attempt.rule, members[0]),
                 planned_seconds=round(costs.estimate(attempt.rule, points), 3) if is_planned else 0,
                 modelled_seconds=round(costs.model(attempt.rule, points), 3) if is_modelled else 0,
@@ -246,7 +249,7 @@ def make_records(
 
 
 def settle(forecast: Forecast, run: RunRecord) -> str:
-    """Write down a run as it stands, and the ledger; return what the ledger says in short."""
+    """Write the run's record and the ledger; return the ledger's totals as text."""
     results = forecast.results
     record_run(run, results / RUNS)
     full = get_model_folder_size(forecast.planner.base, forecast.experiment.model.dtype)

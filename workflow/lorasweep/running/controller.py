@@ -1,6 +1,7 @@
-"""Who runs a sweep. Snakemake's lock says that somebody does, not who, and stays when that process dies.
+"""The holder of a sweep: the process that runs it.
 
-So a run leaves its name beside the results for as long as it lasts, and the next one reads it.
+Snakemake's lock does not name its process, and stays when that process dies. So a run writes a holder file beside the
+results and removes it at its end. The next run reads it.
 """
 
 import getpass
@@ -24,11 +25,11 @@ class Holder(BaseModel):
     user: str
     pid: int
     started: float
-    """When the process started, in seconds since 1970: a process id alone is given again after a reboot."""
+    """Start time of the process, in seconds since 1970. Process ids alone are reused."""
     slurm_runs: list[str] = []
-    """By what names its jobs, and those that an earlier run left to it, are known to SLURM."""
+    """SLURM job names of this run, and of earlier runs whose trainings it waits for."""
     given_up: bool = False
-    """Whether a person has said that it is gone (`--unlock`)."""
+    """Whether the user has declared the process dead with `--unlock`."""
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.started).isoformat(sep=" ", timespec="minutes")
@@ -36,12 +37,12 @@ class Holder(BaseModel):
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs, or ran, on this machine."""
+        """Whether the process runs, or ran, on this machine."""
         return self.host == socket.gethostname()
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to have ended; of another machine's processes only a person can tell."""
+        """Whether the process is known to have ended. On another machine, only the user can tell (`--unlock`)."""
         if self.given_up:
             return True
         if not self.is_here:
@@ -54,7 +55,7 @@ class Holder(BaseModel):
 
 
 def hold(file: Path, slurm_runs: list[str]) -> None:
-    """Leave this process's name in a file."""
+    """Write a holder file for this process."""
     process = psutil.Process()
     holder = Holder(
         host=socket.gethostname(),
@@ -67,21 +68,21 @@ def hold(file: Path, slurm_runs: list[str]) -> None:
 
 
 def give_up(file: Path) -> None:
-    """Note that the holder is gone, wherever he ran; what he left on SLURM can still be found by his name."""
+    """Mark the holder as dead. Its run ids stay on record, so that its SLURM jobs can be found."""
     holder = read_holder(file)
     if holder:
         _write(holder.model_copy(update={"given_up": True}), file)
 
 
 def release(file: Path) -> None:
-    """Remove the file, if it is this process's."""
+    """Remove the holder file if it is that of this process."""
     holder = read_holder(file)
     if holder and holder.is_here and holder.pid == os.getpid():
         file.unlink(missing_ok=True)
 
 
 def read_holder(file: Path) -> Holder | None:
-    """Return who left his name, if anybody did."""
+    """Return the holder, or `None` if there is no readable holder file."""
     try:
         return Holder.model_validate_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):
@@ -90,12 +91,12 @@ def read_holder(file: Path) -> Holder | None:
 
 def remove_locks(locks: Path, results: str) -> bool:
     """Remove Snakemake's locks on the files of an experiment; return whether there were any."""
-    found = list(_find_locks(locks, results))
-    for lock in found:
+    files = list(_find_locks(locks, results))
+    for lock in files:
         lock.unlink(missing_ok=True)
-    if found and not any(locks.iterdir()):
+    if files and not any(locks.iterdir()):
         shutil.rmtree(locks)
-    return bool(found)
+    return bool(files)
 
 
 def _write(holder: Holder, file: Path) -> None:
@@ -104,7 +105,10 @@ def _write(holder: Holder, file: Path) -> None:
 
 
 def _find_locks(locks: Path, results: str) -> Iterator[Path]:
-    """A lock is a file with the paths that it locks, one a line; a run has one for outputs and one for inputs."""
+    """Yield the lock files of an experiment.
+
+    A lock file lists the locked paths, one per line. A run has two with the same number: for inputs and for outputs.
+    """
     numbers = {
         lock.name.partition(".")[0]
         for lock in locks.glob("*.lock")

@@ -1,4 +1,4 @@
-"""What is seen of a run: when each attempt of a job begins and ends, and how much of what lies on disk is temporary."""
+"""Observe a run: the start, end and failure of each job, and the size of its temporary files."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from lorasweep.util.files import get_size, read_tail
 from lorasweep.util.slurm import MEMORY_KILL
 
 TEMPORARY = ("merged", ".hf_model.partial", ".adapter.partial", STATE)
-"""What of the folder of a point or a training goes away."""
+"""Temporary files and folders in the folder of a point or a training."""
 
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
 
@@ -25,7 +25,7 @@ class Attempt:
 
     rule: str
     name: str
-    """The point's or the batch's; nothing for a job of the whole sweep."""
+    """Name of the point or batch; empty for a job of the whole experiment."""
     state: str
     seconds: float
     slurm_job: str | None
@@ -33,20 +33,20 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Running:
-    """An attempt that goes on."""
+    """A running attempt."""
 
     rule: str
     name: str
     seconds: float
-    """Since its start; of a scheduler's job since its submission."""
+    """Seconds since its start; for a SLURM job, since its submission."""
     slurm_job: str | None
 
 
 class JobWatcher(logging.Handler):
-    """Listens to Snakemake's messages for the starts and ends of jobs."""
+    """Record the starts and ends of jobs from Snakemake's log messages."""
 
     def __init__(self, trainings: Mapping[str, str]) -> None:
-        """`trainings` gives the points for which trainings are counted, by the trainings' names."""
+        """`trainings` maps the name of a training to the point that it is counted for."""
         super().__init__()
         self._trainings = trainings
         self._jobs: dict[int, tuple[str, str]] = {}
@@ -56,22 +56,22 @@ class JobWatcher(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         event = str(getattr(record, "event", ""))
-        said = record.__dict__
+        fields = record.__dict__
         if event == "job_info":
-            name = str(next(iter((said.get("wildcards") or {}).values()), ""))
-            self._jobs[said["jobid"]] = (said["rule_name"], self._trainings.get(name, name))
+            name = str(next(iter((fields.get("wildcards") or {}).values()), ""))
+            self._jobs[fields["jobid"]] = (fields["rule_name"], self._trainings.get(name, name))
         elif event == "job_started":
-            for job in said["jobs"]:
+            for job in fields["jobs"]:
                 self._started[job] = time.monotonic()
         elif event == "job_finished":
-            self._end(said["job_id"], DONE)
+            self._end(fields["job_id"], DONE)
         elif event == "job_error":
-            self._end(said["jobid"], FAILED)
+            self._end(fields["jobid"], FAILED)
         elif submitted := _SUBMITTED.search(record.getMessage() if record.msg else ""):
             self._submitted[int(submitted[1])] = submitted[2]
 
     def list_running(self) -> list[Running]:
-        """Return what goes on, the longest first; another thread may ask."""
+        """Return the running attempts, longest first. Safe to call from another thread."""
         now = time.monotonic()
         return [
             Running(*self._jobs[job], now - began, self._submitted.get(job))
@@ -80,7 +80,7 @@ class JobWatcher(logging.Handler):
         ]
 
     def end_all(self) -> None:
-        """Take what still runs for cancelled: the run has ended without it."""
+        """Mark all running attempts as cancelled, since the run has ended."""
         for job in list(self._started):
             self._end(job, CANCELLED)
 
@@ -93,21 +93,21 @@ class JobWatcher(logging.Handler):
 
 
 def measure_temporary(results: Path, folders: Iterable[str]) -> int:
-    """Return the bytes of what goes away of the folders of points and trainings, some of which need not be there."""
+    """Return the size in bytes of the temporary files in folders of points and trainings. Missing folders count 0."""
     total = 0
     for name in folders:
         folder = results / name
         try:
-            there = {entry.name for entry in os.scandir(folder)} & set(TEMPORARY)
+            names = {entry.name for entry in os.scandir(folder)} & set(TEMPORARY)
         except OSError:
             continue
-        total += sum(get_size(folder / part) for part in there)
+        total += sum(get_size(folder / part) for part in names)
     return total
 
 
-_MEMORY = "SLURM ended it for its memory; more: --set-resources RULE:mem_mb=MB, or --retries 1"
+_MEMORY = "SLURM killed it for running out of memory; for more: --set-resources RULE:mem_mb=MB, or --retries 1"
 
-# What to look for in a log, and what to say of it; the first that is found is the reason.
+# Patterns to look for in a log, with the reason to report. The first match counts.
 _REASONS = {
     r"CUBLAS_STATUS_ALLOC_FAILED": "the GPU's memory was not enough",
     r"No space left on device|StorageFull": "the disk is full",
@@ -119,7 +119,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed, in its last attempt."""
+    """A job whose last attempt failed."""
 
     rule: str
     point: str
@@ -128,13 +128,13 @@ class Failure:
 
 
 class FailureRecorder(logging.Handler):
-    """Listens to Snakemake's messages for jobs that fail, and for those that a retry mends.
+    """Record failed jobs from Snakemake's log messages; drop those that a retry completes.
 
-    Snakemake's own messages scroll by; and of a job that a scheduler killed, they alone say why.
+    Snakemake's messages scroll by, and only they tell why a scheduler killed a job.
     """
 
     def __init__(self, logs: Path, trainings: Mapping[str, str]) -> None:
-        """`trainings` gives the points for which trainings are counted, by the trainings' names."""
+        """`trainings` maps the name of a training to the point that it is counted for."""
         super().__init__()
         self._logs = logs
         self._trainings = trainings
@@ -149,21 +149,22 @@ class FailureRecorder(logging.Handler):
         if event == "job_finished":
             self._by_job.pop(record.__dict__["job_id"], None)
         elif event == "job_error":
-            said = record.__dict__
-            logs = [Path(str(file)) for file in said["log"]]
+            fields = record.__dict__
+            logs = [Path(str(file)) for file in fields["log"]]
             log = next((file for file in logs if file.is_relative_to(self._logs)), None)
             if log:
-                others = [file for file in logs if file != log]
-                reason = find_reason(log, str(said["rule_msg"] or ""), others)
+                scheduler_logs = [file for file in logs if file != log]
+                reason = find_reason(log, str(fields["rule_msg"] or ""), scheduler_logs)
                 name = _name_of(log, self._logs)
-                self._by_job[said["jobid"]] = Failure(said["rule_name"], self._trainings.get(name, name), reason, log)
+                point = self._trainings.get(name, name)
+                self._by_job[fields["jobid"]] = Failure(fields["rule_name"], point, reason, log)
 
 
 def find_reason(log: Path, message: str, others: Iterable[Path] = ()) -> str:
-    """Return why a job failed, in a line: by its log, by the scheduler's, or by what the scheduler said of it."""
+    """Return the reason why a job failed, in one line: from its logs, or from the state that SLURM reports."""
     state = re.search(r"SLURM status is: '(\w+)", message)
     killed = {
-        "TIMEOUT": "SLURM ended it at its time limit; more: --set-resources RULE:runtime=MINUTES, or --retries 1",
+        "TIMEOUT": "SLURM ended it at its time limit; for more: --set-resources RULE:runtime=MINUTES, or --retries 1",
         "OUT_OF_MEMORY": _MEMORY,
         "CANCELLED": "it was cancelled",
         "NODE_FAIL": "its node failed",
@@ -177,9 +178,9 @@ def find_reason(log: Path, message: str, others: Iterable[Path] = ()) -> str:
                 return f"{reason} ({line.strip()[:120]})"
     if lines:
         return lines[-1][:200]
-    return f"SLURM says {state[1]}" if state else "it left no word"
+    return f"SLURM reports {state[1]}" if state else "no reason found in its log"
 
 
 def _name_of(log: Path, logs: Path) -> str:
-    """A job of a point, a training or a batch logs to `<rule>/<name>.log`, one of the whole sweep to `<rule>.log`."""
+    """Return the name in `<rule>/<name>.log`; "" for `<rule>.log`, the log of a job of the whole experiment."""
     return log.name.removesuffix(".log") if log.parent != logs else ""

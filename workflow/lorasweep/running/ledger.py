@@ -1,4 +1,4 @@
-"""The ledger of a sweep: what it kept, wrote at its peak and spent, beside what its plan said."""
+"""The ledger of a sweep: disk space kept, peak of temporary files and time spent, each beside its planned value."""
 
 import csv
 import json
@@ -15,29 +15,29 @@ from lorasweep.util.files import find_record, write_aside
 from lorasweep.util.formats import format_bytes, format_seconds
 
 TOTAL = "total"
-"""The last row's `point`."""
+"""Value of `point` in the ledger's last row."""
 
 
 class RunRecord(BaseModel, frozen=True):
-    """What a run took, and what its plan said when it began."""
+    """Time and temporary disk space of a run, measured and as planned when the run began."""
 
     began: str
     wall_seconds: float
     peak_temporary_bytes: int
-    """The largest of the samples."""
+    """Largest sampled size of the temporary files."""
     planned_wall_seconds: float
     planned_temporary_bytes: int
 
 
 def record_run(run: RunRecord, file: Path) -> None:
-    """Add a run to the experiment's record, in place of what stands there of the same run."""
+    """Add a run to the experiment's record, replacing an earlier entry of the same run."""
     runs = [*(other for other in read_runs(file) if other.began != run.began), run]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, json.dumps([entry.model_dump() for entry in runs], indent=1) + "\n")
 
 
 def read_runs(file: Path) -> list[RunRecord]:
-    """Return the runs on record, the oldest first."""
+    """Return the recorded runs, oldest first."""
     try:
         return [RunRecord.model_validate(entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
     except (FileNotFoundError, ValueError, TypeError, ValidationError):
@@ -52,11 +52,11 @@ def make_ledger(
     full_model_bytes: int,
     whole: SweepPlan,
 ) -> list[dict[str, Any]]:
-    """Return a row for each point, and the total.
+    """Return one row per point, then the total.
 
-    Columns: `point`, `mode`, `is_done`, bytes kept and those of a full model, `attempts` of jobs and those that failed,
-    seconds of jobs and of failed ones, `gpu_hours`, and what of all this was planned. The total has the sampled peak of
-    temporary bytes and the wall time of all runs too. The seconds of a job of several points are shared equally.
+    Columns: `point`, `mode`, `is_done`, bytes kept, bytes of a full model, number of attempts and of failed attempts,
+    seconds of all attempts and of failed ones, `gpu_hours`, and the planned values. The total also has the sampled peak
+    of temporary bytes and the wall time of all runs. The seconds of a batch are split equally between its points.
     """
     spent: dict[str, dict[str, float]] = {}
     for record in records:
@@ -111,7 +111,7 @@ def write_ledger(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 
 def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what of the ledger stands at the end of a run."""
+    """Return the ledger's totals as text, for the end of a run."""
     total = rows[-1]
     done = [row for row in rows[:-1] if row["is_done"]]
     kept = sum(row["kept_bytes"] for row in done)
@@ -123,9 +123,9 @@ def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
         f"Kept: {format_bytes(kept)} by {len(done)} points (planned {format_bytes(planned)})"
         + (f"; as full models {format_bytes(full)}, {full / kept:,.1f} times as much" if kept and full > kept else "")
         + ".",
-        f"Temporary, at the peak: {format_bytes(total['peak_temporary_bytes'])} seen (planned "
+        f"Temporary files, peak: {format_bytes(total['peak_temporary_bytes'])} (planned "
         f"{format_bytes(total['planned_temporary_bytes'])}).",
-        f"Jobs: {spent} (planned {expected}), of which {total['failed_attempts']:.0f} failed attempts "
+        f"Jobs: {spent} (planned {expected}), with {total['failed_attempts']:.0f} failed attempts of "
         + format_seconds(total["failed_seconds"])
         + (f"; {total['gpu_hours']:,.2f} GPU hours" if total["gpu_hours"] else "")
         + f". Wall time {wall} (planned {expected_wall}).",
@@ -134,7 +134,7 @@ def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_kept_bytes(point: Path) -> int:
-    """Return the bytes of what a point keeps, by its manifest; none where it has none."""
+    """Return the size in bytes of a point's kept files, from its manifest; 0 without a manifest."""
     return int(find_record(point / MANIFEST).get("bytes", 0))
 
 

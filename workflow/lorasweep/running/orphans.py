@@ -1,4 +1,4 @@
-"""Jobs that a run which died has left on SLURM."""
+"""Find SLURM jobs that outlived their run."""
 
 import subprocess
 from collections.abc import Iterable
@@ -9,27 +9,27 @@ from lorasweep.util.slurm import LOGGER, ask
 
 @dataclass(frozen=True)
 class Orphan:
-    """A job of a run that died."""
+    """A SLURM job of a run that died."""
 
     job: str
-    """Its id."""
+    """The SLURM job id."""
     run: str
-    """The run's id, which is the job's name."""
+    """The run's id, which is also the SLURM job's name."""
     rule: str
     name: str
-    """The point's, the training's or the batch's."""
+    """Name of the point, training or batch."""
     is_running: bool
 
     @property
     def is_awaited(self) -> bool:
-        """Whether it is a training that runs: worth hours. Other jobs are cancelled."""
+        """Whether the job is a running training, which may be worth hours. All other jobs are cancelled."""
         return self.rule == "train" and self.is_running
 
 
 def find_orphans(runs: Iterable[str]) -> list[Orphan]:
-    """Return the jobs that still wait or run, of runs that are no more.
+    """Return the pending and running SLURM jobs of dead runs.
 
-    The plugin names a job by its run, and writes `rule_<rule>_wildcards_<name>` into its comment.
+    The executor plugin uses the run's id as job name and writes `rule_<rule>_wildcards_<name>` into the job's comment.
     """
     names = ",".join(runs)
     if not names:
@@ -37,7 +37,7 @@ def find_orphans(runs: Iterable[str]) -> list[Orphan]:
     try:
         lines = ask("squeue", "--me", "--noheader", f"--name={names}", "--format=%i|%j|%T|%k")
     except (OSError, subprocess.SubprocessError) as error:
-        LOGGER.warning(f"Whether jobs of an earlier run still run is not known: {error}")
+        LOGGER.warning(f"Could not check for SLURM jobs of an earlier run: {error}")
         return []
     orphans = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""Tables and a report of the points that are done, where those of all have to wait for the rest."""
+"""Write partial tables and a partial report of the finished points, for a run that did not finish all points."""
 
 import shutil
 import subprocess
@@ -13,9 +13,9 @@ _PLOTS = "plots-partial"
 
 
 def write_partial_results(sweep: Sweep, unfinished: Collection[str], root: Path, *, reads_samples: bool) -> str:
-    """Write them beside the whole ones' places; return what to say of it, or nothing where no point is done.
+    """Write partial results beside the complete ones; return a message, or "" if no point is done.
 
-    `reads_samples`: whether the environment that reads logs is there; without it there are no intervals.
+    `reads_samples`: whether the environment that reads Inspect logs is installed. Without it there are no intervals.
     """
     results = sweep.results
     done = [
@@ -39,14 +39,14 @@ def write_partial_results(sweep: Sweep, unfinished: Collection[str], root: Path,
         steps[0] += ["--samples", samples]
         steps.insert(0, ["eval", *job, "read_samples", *of_these, "--output", samples])
     for step in steps:
-        made = subprocess.run([run, *map(str, step)], capture_output=True, encoding="utf-8", errors="replace")
-        if made.returncode:
-            return f"No report of what is done: {made.stderr.strip().rpartition(chr(10))[2]}"
-    return f"What is done: {table} and {results}/report-partial.html"
+        completed = subprocess.run([run, *map(str, step)], capture_output=True, encoding="utf-8", errors="replace")
+        if completed.returncode:
+            return f"No partial report: {completed.stderr.strip().rpartition(chr(10))[2]}"
+    return f"Results of the finished points: {table} and {results}/report-partial.html"
 
 
 def drop_partial_results(results: Path) -> None:
-    """Remove what earlier runs left of them."""
+    """Remove the partial results of earlier runs."""
     shutil.rmtree(results / _PLOTS, ignore_errors=True)
     for name in _FILES:
         (results / name.replace(".", "-partial.")).unlink(missing_ok=True)

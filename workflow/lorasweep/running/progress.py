@@ -1,4 +1,4 @@
-"""How far a run has come: its points by stage, and how long it still takes by its plan and by what it took so far."""
+"""Progress of a run: its points by stage, and the time left, from the plan and from the durations so far."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from lorasweep.stages import ADAPTER_RULES
 WAITING, TRAINING, TRAINED, EVALUATING, DONE_STAGE, FAILED_STAGE = STAGES = (
     *("waiting", "training", "trained", "evaluating", "done", "failed"),
 )
-"""Of a point. Evaluating is from the merge to the end of the clean-up; trained is one that waits for it."""
+"""Stages of a point. `evaluating`: from the merge to the end of the clean-up. `trained`: waiting for the merge."""
 
 
 def count_stages(
     forecast: Forecast, attempts: Iterable[Attempt], running: Iterable[Running], failed: Collection[str]
 ) -> dict[str, int]:
-    """Return how many points are in each stage; `failed` are those with a job that failed."""
+    """Return the number of points in each stage; `failed` are the points with a failed job."""
     ended = {(attempt.rule, attempt.name) for attempt in attempts if attempt.state == DONE}
     after = [job for job in ended if job[0] not in ("collect", *ADAPTER_RULES)]
     evaluated = {member for rule, name in after for member in forecast.get_members(rule, name)}
@@ -56,38 +56,38 @@ def count_stages(
 
 
 class StepWatch:
-    """How long trainings still take by their own pace, which knows nothing of queues and of loading."""
+    """Estimate the time left of trainings from their own speed, so that queueing and loading do not distort it."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[float, int]] = {}
 
     def estimate_left(self, point: str, step: int, steps: int, now: float) -> float | None:
-        """Return the seconds until the last step; none at the first look. `now` is in seconds of any clock."""
+        """Return the seconds until the last step; `None` on the first call. `now` is in seconds of any clock."""
         began, first = self._first.setdefault(point, (now, step))
-        if step < first:  # trained anew
+        if step < first:  # restarted from an earlier step
             self._first[point] = (now, step)
         return (steps - step) * (now - began) / (step - first) if step > first else None
 
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """How long a run still takes."""
+    """Estimated time left of a run."""
 
     seconds: float | None
-    """None where all that is left runs already, for longer than planned."""
+    """Seconds left; `None` if all remaining jobs already run for longer than planned."""
     error: float | None
-    """How many times longer than planned its jobs took so far; none where none was done."""
+    """Ratio of measured to planned time of the jobs so far; `None` if no job is done."""
     jobs: Mapping[tuple[str, str], float]
-    """Seconds of what runs, by rule and name, where they are known."""
+    """Seconds left of running jobs, by rule and name, where known."""
 
 
 def estimate_left(
     forecast: Forecast, attempts: Sequence[Attempt], running: Sequence[Running], trainings: Mapping[str, float]
 ) -> TimeLeft:
-    """Simulate what is left of the plan, each rule's times as many times longer as they were in this run so far.
+    """Simulate the rest of the plan, with the times of each rule scaled by its measured/planned ratio in this run.
 
-    `trainings` are the seconds that some of those that run still take, by point. A rule of which no job is done takes
-    the factor of all. A job that takes longer than planned counts before its end.
+    `trainings` are the seconds left of running trainings, by point, where known. A rule without a finished job uses the
+    ratio of all rules. A running job counts as soon as it takes longer than planned.
     """
     plan = forecast.jobs
     took: dict[str, float] = {}
@@ -99,18 +99,18 @@ def estimate_left(
 
     done = [attempt for attempt in attempts if attempt.state == DONE and (attempt.rule, attempt.name) in plan]
     elapsed = {(job.rule, job.name): job.seconds for job in running if (job.rule, job.name) in plan}
-    known = {key: trainings[key[1]] for key in elapsed if key[0] == "train" and key[1] in trainings}
+    by_own_speed = {key: trainings[key[1]] for key in elapsed if key[0] == "train" and key[1] in trainings}
     for attempt in done:
         count(attempt.rule, attempt.name, attempt.seconds)
     for key, seconds in elapsed.items():
-        if key in known or seconds > plan[key].seconds:
-            count(*key, seconds + known.get(key, 0.0))
+        if key in by_own_speed or seconds > plan[key].seconds:
+            count(*key, seconds + by_own_speed.get(key, 0.0))
     error = sum(took.values()) / sum(planned.values()) if sum(planned.values()) else None
     factors = {rule: took[rule] / planned[rule] for rule in took if planned[rule]}
-    rest = {key: job.seconds * factors.get(job.rule, error or 1.0) for key, job in plan.items()}
-    rest |= {key: max(0.0, rest[key] - seconds) for key, seconds in elapsed.items()}
-    rest |= known | dict.fromkeys(((attempt.rule, attempt.name) for attempt in done), 0.0)
-    jobs = [replace(job, seconds=rest[key]) for key, job in plan.items()]
+    seconds_left = {key: job.seconds * factors.get(job.rule, error or 1.0) for key, job in plan.items()}
+    seconds_left |= {key: max(0.0, seconds_left[key] - seconds) for key, seconds in elapsed.items()}
+    seconds_left |= by_own_speed | dict.fromkeys(((attempt.rule, attempt.name) for attempt in done), 0.0)
+    jobs = [replace(job, seconds=seconds_left[key]) for key, job in plan.items()]
     line = simulate(jobs, forecast.planner.parallel, forecast.experiment.evaluation.max_merged_models)
-    left = {key: rest[key] for key in elapsed if rest[key] or key in known}
-    return TimeLeft(line.seconds if line.seconds or len(left) == len(elapsed) else None, error, left)
+    running_left = {key: seconds_left[key] for key in elapsed if seconds_left[key] or key in by_own_speed}
+    return TimeLeft(line.seconds if line.seconds or len(running_left) == len(elapsed) else None, error, running_left)

@@ -1,6 +1,6 @@
-"""The run of a sweep: what happens before its first job and after its last, and what is heard in between.
+"""A run of a sweep: the work before its first job and after its last, and the handling of Snakemake's messages.
 
-Snakemake tells it by way of `run.smk`; a command that only looks makes a `Run` too, which then leaves nothing.
+`run.smk` calls it. A dry run creates a `Run` too, which leaves no files behind.
 """
 
 import contextlib
@@ -44,46 +44,46 @@ from lorasweep.util.errors import InputError, ending_with_a_message
 from lorasweep.util.slurm import cancel_jobs
 
 MOST_PARALLEL = 1000
-"""Jobs at a time of a scheduler that is given no bound."""
+"""Assumed number of parallel jobs on a scheduler without a limit."""
 
 JOB = ("-m", "lorasweep", "job")
-"""What Python is to run, before the word of a job."""
+"""Arguments to Python that precede the name of a job."""
 
 THREADS = 4
-"""Threads of a job that trains or evaluates, for the plan."""
+"""Number of threads of a training or an evaluation, as assumed by the plan."""
 
 LOCKS = Path(".snakemake/locks")
-"""Where Snakemake keeps its locks, in the working directory."""
+"""Folder of Snakemake's locks in the working directory."""
 
 LOGGER = logging.getLogger("snakemake.logging")
-"""Snakemake's own, so that what is said here stands in its log."""
+"""Snakemake's own logger, so that messages from here appear in its log."""
 
 Jobs = Collection[tuple[str, str]]
-"""Jobs that are to do: pairs of a rule and the name of a point or of a batch, if it has one."""
+"""Planned jobs: pairs of a rule and the name of a point or batch, "" for jobs of the whole experiment."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """How much runs at a time."""
+    """Limits on what runs in parallel."""
 
     cores: int | None
     nodes: int | None
-    """Jobs that a scheduler is given at a time; None on one machine."""
+    """Maximum number of jobs submitted to a scheduler; `None` on one machine."""
     gpus: int | None
-    """GPUs of all jobs together, where they are bounded."""
+    """Maximum number of GPUs of all jobs together; `None` if not limited."""
 
 
 class Run:
-    """A call of Snakemake on a sweep."""
+    """One call of Snakemake on a sweep."""
 
     def __init__(self, sweep: Sweep, root: Path, sources: Path, *, uses_conda: bool, ignores_shortage: bool) -> None:
         """`root` is the clone.
 
-        `sources` is the folder of Snakemake's copies of the rules, which is of this call alone.
-        `ignores_shortage`: whether it runs although there is no room for it by the plan.
+        `sources` is the folder of Snakemake's copies of the rules for this call.
+        `ignores_shortage`: whether to run although there is not enough disk space according to the plan.
         """
         self._sweep = sweep
-        # Repeated to the reader, and not looked at.
+        # Shown in the summary only.
         self._command = shlex.join(["snakemake", *sys.argv[1:]])
         self._root = root
         self._sources = sources.absolute()
@@ -101,9 +101,9 @@ class Run:
     def listen(
         self, logger: logging.Logger, is_dry_run: Callable[[], bool], look: Callable[[], tuple[Jobs, Places]]
     ) -> None:
-        """Listen to Snakemake's messages, and say who else runs the sweep.
+        """Attach the log handlers, and warn if another process runs the sweep.
 
-        `look` returns what is to do, once that is known.
+        `look` returns the planned jobs and the limits, once Snakemake has computed them.
         """
         hub.forget_token()
         logger.addHandler(self._failures)
@@ -113,8 +113,8 @@ class Run:
         holder = read_holder(self._holder)
         if holder and not holder.is_gone:
             logger.warning(
-                f"'{self._sweep.results}' is being run by {holder}. A dry run goes on; a run has to wait until that "
-                "one ends. Should its machine be gone: the same command with --unlock first."
+                f"'{self._sweep.results}' is being run by {holder}. A dry run continues; a run must wait until that "
+                "one ends. If its machine is gone, run the same command with --unlock first."
             )
         elif holder:
             if remove_locks(LOCKS, str(self._sweep.results)):
@@ -123,17 +123,17 @@ class Run:
                 )
             self._orphans = find_orphans(holder.slurm_runs)
         if self._sweep.missing_model:
-            logger.warning(f"{self._sweep.missing_model}\nA dry run goes on without it; a run stops here.")
+            logger.warning(f"{self._sweep.missing_model}\nA dry run continues without it; a run stops here.")
 
     @property
     def awaited_jobs(self) -> dict[str, str]:
-        """The SLURM jobs of an earlier run that train, by training: the same training waits for their end."""
+        """SLURM job ids of trainings of an earlier run that still run, by training. A new job waits for their end."""
         return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
 
     def begin(self, wanted: Jobs, places: Places, slurm_run: str | None, *, is_touch: bool) -> None:
-        """Do what a run does before its first job. Ends the process with a message where it cannot be.
+        """Do the work before the first job. End the process with a message if the run is not possible.
 
-        `slurm_run` is the name by which SLURM knows the jobs of this run, if they go there.
+        `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM.
         """
         sweep, results = self._sweep, self._sweep.results
         with ending_with_a_message():
@@ -165,12 +165,12 @@ class Run:
                 self._accounts.start()
 
     def conclude(self, unfinished: Collection[str], *, is_well: bool) -> None:
-        """Leave what a run leaves at its end, and say how it went.
+        """Do the work after the last job, and print the summary.
 
-        `unfinished` are the points with a job that was to do and was not done.
+        `unfinished` are the points with a planned job that was not done.
         """
         sweep, results = self._sweep, self._sweep.results
-        # What runs on is found by the next run, by the name that this one left.
+        # The next run finds jobs that still run by the name in the holder file.
         is_over = is_well or self._cancel_forgotten_jobs()
         for leftover in (*results.glob("*/.*.partial"), results / ".batches"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -186,17 +186,17 @@ class Run:
             summary += f"\n{FAILURE_RECORD} could not be written: {error}"
         if self._accounts:
             summary += f"\n{self._accounts.stop(is_well)}"
-        # Last, since who looks on takes a run that nobody holds for one that ended.
+        # Last: `lorasweep status` considers a run without a holder as ended.
         self._leaves_name = not is_over
         self.end()
         LOGGER.log(logging.INFO if is_well else logging.ERROR, summary)
         if not is_well:
-            said = write_partial_results(sweep, unfinished, self._root, reads_samples=not self._uses_conda)
-            if said:
-                LOGGER.error(said)
+            message = write_partial_results(sweep, unfinished, self._root, reads_samples=not self._uses_conda)
+            if message:
+                LOGGER.error(message)
 
     def show_plan(self, wanted: Jobs, places: Places) -> None:
-        """Print the plan at the end of a dry run: in short, or all of it where `lorasweep plan` asks."""
+        """Print the plan at the end of a dry run: in short, or in full for `lorasweep plan`."""
         sweep = self._sweep
         is_whole = os.environ.get(WANTED_PLAN) == "whole"
         with contextlib.chdir(self._directory):
@@ -204,7 +204,7 @@ class Run:
                 count_tokens_and_samples(sweep, self._root)
             forecast = forecast_run(sweep, wanted, places)
             if forecast is None:
-                print(f"No plan without {sweep.base_model}/config.json, which alone is enough for one.")
+                print(f"No plan: {sweep.base_model}/config.json is missing. The plan needs no other file of the model.")
                 return
             if is_whole:
                 from rich.console import Console
@@ -217,7 +217,7 @@ class Run:
                 print(f"A run would be refused: {shortage}")
 
     def end(self) -> None:
-        """Take this process's name away, unless jobs run on that the next run has to find by it."""
+        """Remove this process's holder file, unless jobs still run that the next run must find by it."""
         shutil.rmtree(self._sources, ignore_errors=True)
         if self._leaves_name:
             return
@@ -225,7 +225,7 @@ class Run:
             release(self._holder)
 
     def give_up(self) -> None:
-        """Note that whoever ran the sweep is gone: a person says so, by `--unlock`."""
+        """Mark the holder as dead, after `--unlock` by the user."""
         give_up(self._holder)
 
     def _check_environments(self) -> None:
@@ -237,32 +237,32 @@ class Run:
                 )
 
     def _settle_orphans(self) -> None:
-        """Let no job of a run that died write the same files as a job of this one."""
+        """Cancel jobs of a dead run, or wait for its trainings, so that no two jobs write the same files."""
         for orphan in self._orphans:
             fate = "is cancelled"
             if orphan.is_awaited:
-                fate = "still runs: the same training waits for its end, and takes over what it made"
+                fate = "still runs: the same training waits for its end, and reuses what it produced"
             LOGGER.warning(f"SLURM job {orphan.job} of an earlier run ({orphan.rule} of {orphan.name}) {fate}.")
-        if left := cancel_jobs(orphan.job for orphan in self._orphans if not orphan.is_awaited):
+        if remaining := cancel_jobs(orphan.job for orphan in self._orphans if not orphan.is_awaited):
             raise InputError(
-                f"SLURM jobs of an earlier run do not end: scancel {' '.join(sorted(left))}, and run again"
+                f"SLURM jobs of an earlier run do not end: scancel {' '.join(sorted(remaining))}, and run again"
             )
 
     def _cancel_forgotten_jobs(self) -> bool:
-        """Cancel what still runs at the end; return whether nothing does.
+        """Cancel SLURM jobs that still run at the end; return whether all jobs have ended.
 
-        At Ctrl-C Snakemake cancels the jobs on its list, and that is empty while it asks how they are.
+        At Ctrl-C, Snakemake cancels only the jobs on its list, which is empty while it queries their status.
         """
         jobs = [job.job for job in find_orphans([self._slurm_run] if self._slurm_run else [])]
         try:
             return not (jobs and cancel_jobs(jobs))
         except (OSError, subprocess.SubprocessError) as error:
-            LOGGER.error(f"SLURM jobs {' '.join(jobs)} run on, and could not be cancelled: {error}")
+            LOGGER.error(f"SLURM jobs {' '.join(jobs)} still run and could not be cancelled: {error}")
             return False
 
 
 class _Ending(logging.Handler):
-    """Snakemake closes its handlers last: then a dry run's plan is shown, and this process holds the sweep no more."""
+    """Show the plan of a dry run and release the sweep when Snakemake closes its log handlers, as its last step."""
 
     def __init__(self, run: Run, is_dry_run: Callable[[], bool], look: Callable[[], tuple[Jobs, Places]]) -> None:
         super().__init__()
@@ -270,10 +270,10 @@ class _Ending(logging.Handler):
         self._is_planned = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        said = record.getMessage() if record.msg else ""
-        if str(getattr(record, "event", "")) == "run_info" or said.startswith("Nothing to be done"):
+        message = record.getMessage() if record.msg else ""
+        if str(getattr(record, "event", "")) == "run_info" or message.startswith("Nothing to be done"):
             self._is_planned = True
-        elif said == "Unlocked working directory.":
+        elif message == "Unlocked working directory.":
             self._run.give_up()
 
     def close(self) -> None:
@@ -290,10 +290,12 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 
 def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
-    """Make the plan of a run; None where nothing is known of the base model."""
+    """Make the plan of a run; return `None` if the base model's configuration is missing."""
     if sweep.base is None:
         return None
-    others = {name: read_checkpoint(Path(model)) for name, model in sweep.baselines.items() if name != BASELINE}
+    other_baselines = {
+        name: read_checkpoint(Path(model)) for name, model in sweep.baselines.items() if name != BASELINE
+    }
     return make_forecast(
         sweep.experiment,
         sweep.points,
@@ -306,24 +308,24 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
         sweep.samples if sweep.trained else 0,
         sweep.tasks,
         list(map(Path, sweep.task_files)),
-        others,
+        other_baselines,
     )
 
 
 def count_parallel_jobs(sweep: Sweep, places: Places) -> int:
-    """Return how many jobs run at a time: as many as there are cores for, or as a scheduler is given."""
+    """Return the number of jobs that run in parallel, limited by the cores of this machine or by `--jobs`."""
     if sweep.experiment.plan.parallel_jobs:
         return sweep.experiment.plan.parallel_jobs
     cores = places.cores or 1
     most = [places.nodes or cores // min(cores, THREADS), MOST_PARALLEL]
     if sweep.gpus and places.gpus is not None:
-        # As if all jobs had as many as the training that has most.
+        # As if each job had as many GPUs as the largest training.
         most.append(places.gpus // sweep.most_gpus)
     return max(1, min(most))
 
 
 def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
-    """Have the trainer count tokens, and Inspect the samples of tasks, unless that was done."""
+    """Have the trainer count tokens and Inspect count the tasks' samples, unless the counts are on record."""
     experiment, results, files = sweep.experiment, sweep.results, list(map(Path, sweep.task_files))
     run = str(root / "scripts/run")
     try:
@@ -337,10 +339,10 @@ def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
             command = [run, sweep.trainer.STAGE, *JOB, "measure_lengths"]
             measuring.count_lengths(*counted, recipe, command, experiment.trainer)
     except InputError as error:
-        print(f"Tokens are guessed: {error}")
+        print(f"Numbers of tokens are guessed: {error}")
     try:
         if sweep.evaluated and not measuring.read_task_sizes(results, sweep.tasks, files):
             command = [run, sweep.evaluation_stage, *JOB, "measure_tasks"]
             measuring.count_task_sizes(results, sweep.tasks, files, command)
     except InputError as error:
-        print(f"Samples are guessed: {error}")
+        print(f"Numbers of samples are guessed: {error}")

@@ -1,4 +1,4 @@
-"""What is changed of Snakemake and its SLURM plugin while they run. All of it is here, and is tested with `TESTED`."""
+"""Runtime patches of Snakemake and its SLURM plugin. All patches are here, tested with the versions in `TESTED`."""
 
 import asyncio
 import shlex
@@ -15,7 +15,7 @@ TESTED = {
     "snakemake-executor-plugin-slurm": "2.8.0",
     "snakemake-executor-plugin-slurm-jobstep": "0.6.1",
 }
-"""The versions of the packages that are changed here."""
+"""Tested versions of the patched packages."""
 
 SECONDS_BETWEEN_QUERIES = 30
 
@@ -23,7 +23,7 @@ SECONDS_TO_QUEUE_AGAIN = 60
 
 
 def warn_of_other_versions() -> None:
-    """Warn where a package that is changed here has another version than the one that was tested."""
+    """Warn if a patched package is installed in another version than the tested one."""
     for package, tested in TESTED.items():
         if (version := get_versions(package).get(package)) != tested:
             LOGGER.warning(
@@ -32,16 +32,16 @@ def warn_of_other_versions() -> None:
 
 
 def mend_status_queries() -> None:
-    """Let the executor plugin see every job's end, and outlast an accounting database that does not answer.
+    """Patch the executor plugin to notice the end of every job, and to survive an unavailable accounting database.
 
-    - It compares states with `CANCELLED`, and `sacct` says `CANCELLED by 1000`: such a job counts as running for ever.
-      No issue of the plugin is known; its forerunner had it: https://github.com/Snakemake-Profiles/slurm/pull/22.
-    - A job that had to give way, or whose node died, counts as running, since SLURM may queue it again
-      (https://github.com/snakemake/snakemake-executor-plugin-slurm/pull/132 and pull/411). Where SLURM does not
-      (`PreemptMode=CANCEL`), it counts here as cancelled a minute later.
-    - It forgets all jobs when a query fails five times within a second
-      (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/207). Here a query is repeated until it is
-      answered.
+    - The plugin compares states with `CANCELLED`, but `sacct` reports `CANCELLED by 1000`: such a job counts as running
+      for ever. We know of no issue; its predecessor had the bug: https://github.com/Snakemake-Profiles/slurm/pull/22.
+    - The plugin counts a job as running that was preempted or whose node died, since SLURM may requeue it
+      (https://github.com/snakemake/snakemake-executor-plugin-slurm/pull/132 and pull/411). If SLURM does not
+      (`PreemptMode=CANCEL`), the patch reports the job as cancelled after a minute.
+    - The plugin forgets all jobs when a query fails five times within a second
+      (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/207). The patch repeats the query until it
+      succeeds.
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -52,7 +52,7 @@ def mend_status_queries() -> None:
         if state not in ("PREEMPTED", "NODE_FAIL"):
             since.pop(job, None)
         elif time.monotonic() - since.setdefault(job, time.monotonic()) > SECONDS_TO_QUEUE_AGAIN:
-            LOGGER.warning(f"SLURM job {job} has ended ({state}), and is not queued again.")
+            LOGGER.warning(f"SLURM job {job} has ended ({state}) and was not requeued.")
             return "CANCELLED"
         return state.partition(" ")[0]
 
@@ -61,24 +61,24 @@ def mend_status_queries() -> None:
             states, seconds = await query(command, logger)
             if states is not None:
                 return {job: mend(job, state) for job, state in states.items()}, seconds
-            LOGGER.warning(f"SLURM does not say how the jobs are; asking again in {SECONDS_BETWEEN_QUERIES} s.")
+            LOGGER.warning(f"SLURM did not report the states of jobs; asking again in {SECONDS_BETWEEN_QUERIES} s.")
             await asyncio.sleep(SECONDS_BETWEEN_QUERIES)
 
     plugin.query_job_status = query_job_status
 
 
 class Scheduler(Protocol):
-    """What of Snakemake's scheduler is called here."""
+    """The part of Snakemake's scheduler that is used here."""
 
     def exit_gracefully(self, *arguments: object) -> None:
-        """Let the jobs that run finish, and start no more."""
+        """Let running jobs finish, and start no new ones."""
 
 
 def mend_end_by_signal(scheduler: Scheduler) -> None:
-    """Let a run that gets SIGTERM end, also while it chooses its next jobs.
+    """Patch the handler of SIGTERM so that a run ends even while it selects its next jobs.
 
-    Snakemake takes its scheduler's lock in the handler of the signal, and waits for itself for ever where it
-    holds that lock already, as it does while it chooses. A thread of its own can wait. No issue is known upstream.
+    Snakemake acquires its scheduler's lock in the signal handler. While it selects jobs, it already holds that lock,
+    and so would deadlock. A separate thread can wait for the lock. We know of no upstream issue.
     """
 
     def end(*_: object) -> None:
@@ -88,7 +88,7 @@ def mend_end_by_signal(scheduler: Scheduler) -> None:
 
 
 def mend_python_path() -> None:
-    """Let jobs on SLURM start where the environment's path has a blank.
+    """Patch the executors so that SLURM jobs start if the environment's path contains a space.
 
     Snakemake does not quote the path of Python: https://github.com/snakemake/snakemake/issues/3211.
     """

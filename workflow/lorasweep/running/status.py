@@ -1,6 +1,6 @@
-"""The status of a run, as a small file that the run renews and anybody may read: `lorasweep status` shows it.
+"""The status of a run: a small file that the run updates regularly and `lorasweep status` shows.
 
-Its size depends on the jobs that run, and not on the points. What a training says of itself is read where it lies.
+Its size depends on the number of running jobs, not of points. Steps and losses are read from the trainings' own logs.
 """
 
 import csv
@@ -16,19 +16,19 @@ from lorasweep.running.controller import Holder
 from lorasweep.util.files import write_aside
 
 STATUS = "status.json"
-"""In an experiment's folder."""
+"""Name of the status file in an experiment's folder."""
 
 
 def get_training_log(training: str) -> str:
-    """Return where in an experiment's folder a training that runs has its log.
+    """Return the path of a running training's log, relative to the experiment's folder.
 
-    A row for each optimizer step, with `step` and `loss` among its columns.
+    The log is a CSV file with one row per optimizer step, and columns `step` and `loss` among others.
     """
     return f"{TRAININGS}/{training}/{STATE}/train/{TRAINING_LOG}"
 
 
 MOST_LISTED = 100
-"""Running jobs, and failures, that are listed one by one."""
+"""Maximum number of running jobs, and of failures, listed in a status."""
 
 WELL, BADLY, INTERRUPTED = "done", "failed", "interrupted"
 
@@ -36,26 +36,26 @@ _LAST_BYTES = 4096
 
 
 class JobStatus(BaseModel, frozen=True):
-    """A job that runs, or that a scheduler has queued."""
+    """A job that runs or is queued by a scheduler."""
 
     rule: str
     name: str
-    """The point's, or the batch's; nothing for a job of the whole sweep."""
+    """Name of the point or batch; empty for a job of the whole experiment."""
     points: int
-    """Of the job."""
+    """Number of points that the job works on."""
     since: str
-    """Its start, or its submission to a scheduler."""
+    """Time of its start, or of its submission to a scheduler."""
     slurm_job: str | None
     steps: int | None
-    """Optimizer steps of a training, all of them."""
+    """Total number of optimizer steps of a training."""
     log: str = ""
-    """Of a training: in the experiment's folder."""
+    """Path of a training's log, relative to the experiment's folder."""
     seconds_left: float | None
-    """None where it is not known, as of a job that takes longer than planned."""
+    """Estimated seconds left; `None` if not known, for example if the job takes longer than planned."""
 
 
 class FailureStatus(BaseModel, frozen=True):
-    """A job that failed in its last attempt."""
+    """A job whose last attempt failed."""
 
     rule: str
     point: str
@@ -64,49 +64,49 @@ class FailureStatus(BaseModel, frozen=True):
 
 
 class RunStatus(BaseModel, frozen=True):
-    """What is known of a run. Times are ISO 8601 in UTC."""
+    """The status of a run. Times are ISO 8601 in UTC."""
 
     host: str
     pid: int
-    """Of the process that runs it."""
+    """Process id of the run."""
     began: str
     updated: str
     interval_seconds: float
-    """Until the next update, as far as one can say."""
+    """Expected seconds until the next update."""
     outcome: str = ""
-    """Nothing while it goes on; `done`, `failed` or `interrupted`."""
+    """`done`, `failed` or `interrupted`; empty while the run is in progress."""
     points: dict[str, int]
-    """By stage: see lorasweep.progress."""
+    """Number of points by stage: see lorasweep.running.progress."""
     jobs: int
     jobs_done: int
     running: list[JobStatus]
-    """The first of them."""
+    """Running jobs, at most `MOST_LISTED`, longest first."""
     running_jobs: int
     failures: list[FailureStatus]
-    """The last of them."""
+    """The last failures, at most `MOST_LISTED`."""
     failed_jobs: int
     kept_bytes: int
     planned_kept_bytes: int
-    """Of all points."""
+    """Planned size of the kept files of all points."""
     temporary_bytes: int
     peak_temporary_bytes: int
     seconds_left: float | None
-    """None after the end, and where it is not known."""
+    """Estimated seconds left; `None` after the end of the run, and if not known."""
     planned_wall_seconds: float
     error: float | None
-    """How many times longer than planned the jobs took so far."""
+    """Ratio of measured to planned time of the jobs so far; `None` if no job is done."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where a training is."""
+    """A step of a training."""
 
     step: int
     loss: float
 
 
 def write_status(status: RunStatus, file: Path) -> None:
-    """Write a status in place of the last one.
+    """Write a status, replacing the previous one.
 
     Raises:
         OSError: it cannot be written.
@@ -116,7 +116,7 @@ def write_status(status: RunStatus, file: Path) -> None:
 
 
 def read_status(file: Path) -> RunStatus | None:
-    """Return the status of the last run, if it left one."""
+    """Return the status of the last run, or `None` if there is no readable status file."""
     try:
         return RunStatus.model_validate_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValidationError):
@@ -124,13 +124,13 @@ def read_status(file: Path) -> RunStatus | None:
 
 
 def read_step(log: Path) -> Step | None:
-    """Return the last step in a training's log; a line that is still being written is passed over."""
+    """Return the last complete step in a training's log, or `None` if there is no complete row."""
     try:
         with log.open("rb") as file:
             header = file.readline().decode()
             file.seek(max(file.tell(), os.fstat(file.fileno()).st_size - _LAST_BYTES))
             text = file.read().decode(errors="replace")
-    except OSError:  # it has not begun, or has ended meanwhile
+    except OSError:  # the training has not begun, or has ended meanwhile
         return None
     columns = next(csv.reader([header]), [])
     whole = text[: text.rfind("\n") + 1].splitlines()
@@ -144,10 +144,10 @@ def read_step(log: Path) -> Step | None:
 
 
 def is_current(status: RunStatus | None, holder: Holder) -> bool:
-    """Whether a status is of the run that goes on, which may not have written one yet."""
+    """Whether a status was written by the current holder, which may not have written one yet."""
     return status is not None and (status.host, status.pid) == (holder.host, holder.pid)
 
 
 def get_age(time: str) -> float:
-    """Return the seconds since a time."""
+    """Return the seconds since an ISO 8601 time."""
     return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()

@@ -1,4 +1,4 @@
-"""The status of a run as people read it: a view that fits a terminal and may stay open, or the same once as text."""
+"""Show the status of a run: as a live view that fits the terminal, or printed once as text."""
 
 import time
 from collections.abc import Iterator
@@ -30,21 +30,21 @@ from lorasweep.util.formats import format_bytes, format_seconds
 REFRESH_SECONDS = 2.0
 
 PATIENCE = 4
-"""Updates of a run that may be missing before it is said that it is not heard of."""
+"""Number of updates that a run may miss before the view warns about it."""
 
 _SMALLEST_HEIGHT = 24
 _LINES_BESIDE_JOBS = 13
 _FAILURES_SHOWN = 5
 
 _ENDS = {
-    WELL: "all that it was to do is done",
-    BADLY: "it had failures",
-    INTERRUPTED: "it was interrupted before it was done",
+    WELL: "with all its jobs done",
+    BADLY: "with failures",
+    INTERRUPTED: "because it was interrupted",
 }
 
 
 def watch(results: Path, console: Console) -> None:
-    """Show the status of an experiment's run: in a terminal until the run ends, or Ctrl-C; elsewhere once."""
+    """Show the status of an experiment's run: in a terminal until the run ends or Ctrl-C is pressed, elsewhere once."""
     if not console.is_terminal or not is_going_on(results):
         console.print(render(results, None))
         return
@@ -61,14 +61,14 @@ def watch(results: Path, console: Console) -> None:
 
 
 def is_going_on(results: Path) -> bool:
-    """Whether a process runs the experiment, as far as can be seen from here."""
+    """Whether a process runs the experiment. A process on another machine counts as running until `--unlock`."""
     holder = read_holder(results / HOLDER)
     return holder is not None and not holder.is_gone
 
 
 def render(results: Path, height: int | None) -> RenderableType:
-    """Return the view; with a height, of as many jobs and failures as fit, and else of all that are listed."""
-    # In this order, since a run leaves its last status before it lets go.
+    """Return the view: cut to `height` lines, or with all jobs and failures listed in the status if it is `None`."""
+    # In this order: a run writes its last status before it releases the holder file.
     holder = read_holder(results / HOLDER)
     status = read_status(results / STATUS)
     if status is None or (holder and not is_current(status, holder)):
@@ -85,11 +85,11 @@ def render(results: Path, height: int | None) -> RenderableType:
 
 def _describe_without_status(results: Path, holder: Holder | None) -> Iterator[str]:
     if holder and holder.is_gone:
-        yield f"{results.name}: no run is going on. {holder} ended before it said anything."
+        yield f"{results.name}: no run is going on. {holder} ended before it wrote a status."
     elif holder:
-        yield f"{results.name}: is being run by {holder}, which has not said more yet."
+        yield f"{results.name}: is being run by {holder}, which has not written a status yet."
     else:
-        yield f"{results.name}: no run is going on, and none has left a status."
+        yield f"{results.name}: no run is going on, and there is no status of an earlier one."
     yield f"Points with a manifest in {results}: {sum(1 for _ in results.glob(f'*/{MANIFEST}'))}."
 
 
@@ -97,16 +97,16 @@ def _describe_run(name: str, status: RunStatus, holder: Holder | None) -> str:
     jobs = f"{status.jobs_done} of {status.jobs} jobs done"
     last = _format_time(status.updated)
     if status.outcome:
-        return f"{name}: no run is going on. The last ended at {last}, {_ENDS[status.outcome]}: {jobs}."
+        return f"{name}: no run is going on. The last ended at {last} {_ENDS[status.outcome]}: {jobs}."
     if holder is None or holder.is_gone:
         return (
-            f"{name}: no run is going on. The last ended without a word, and was last heard of at {last}: {jobs}. The "
-            "same command again goes on."
+            f"{name}: no run is going on. The last was killed; its last update was at {last}: {jobs}. Run the same "
+            "command again to continue."
         )
-    said = f"{name}: running since {_format_time(status.began)}, {jobs}; by {holder.user} on {holder.host}."
+    text = f"{name}: running since {_format_time(status.began)}, {jobs}; by {holder.user} on {holder.host}."
     if (age := get_age(status.updated)) > PATIENCE * status.interval_seconds:
-        said += f" Not heard of for {format_seconds(age)}: it is stopped, or its machine is gone (docs/slurm.md)."
-    return said
+        text += f" No update for {format_seconds(age)}: it is stopped, or its machine is down (docs/slurm.md)."
+    return text
 
 
 def _describe_stages(status: RunStatus) -> str:
@@ -137,15 +137,15 @@ def _describe_job(results: Path, job: JobStatus) -> list[str]:
     if _is_queued(results, job):
         return [*cells, "queued", "", ""]
     step = read_step(results / job.log) if job.rule == "train" else None
-    said = ["", ""]
+    progress = ["", ""]
     if step:
-        said = [f"{step.step} of {job.steps}" if job.steps else str(step.step), f"{step.loss:.4g}"]
+        progress = [f"{step.step} of {job.steps}" if job.steps else str(step.step), f"{step.loss:.4g}"]
     left = "" if job.seconds_left is None else format_seconds(job.seconds_left)
-    return [*cells, *said, left]
+    return [*cells, *progress, left]
 
 
 def _is_queued(results: Path, job: JobStatus) -> bool:
-    """Whether a job that a scheduler has did not begin yet: it begins with its log."""
+    """Whether a SLURM job has not started yet. A job creates its log when it starts."""
     if job.slurm_job is None:
         return False
     try:
@@ -158,7 +158,7 @@ def _is_queued(results: Path, job: JobStatus) -> bool:
 def _describe_failures(status: RunStatus, height: int | None) -> Iterator[str]:
     shown = status.failures if height is None else status.failures[-_FAILURES_SHOWN:]
     if hidden := status.failed_jobs - len(shown):
-        yield f"failed: {hidden} more before these; all in failures.json once the run has ended"
+        yield f"failed: {hidden} earlier ones not shown; failures.json has all once the run has ended"
     for failure in shown:
         where = f"{failure.rule} of {failure.point}" if failure.point else failure.rule
         yield f"failed: {where}: {failure.reason}"
@@ -173,17 +173,17 @@ def _describe_rest(status: RunStatus, goes_on: bool) -> Iterator[str]:
     )
     if not goes_on:
         return
-    by = "the plan; no job is done yet to compare with"
+    basis = "by the plan; no job is done yet"
     if status.error is not None:
-        by = f"the plan, of which its jobs took {status.error:.2f} so far"
+        basis = f"jobs so far took {status.error:.2f}x their planned time"
     if status.seconds_left is None:
-        yield f"Time left: not known by {by}."
+        yield f"Time left: not known ({basis})."
     else:
-        yield f"Time left: about {format_seconds(status.seconds_left)}, by {by}."
+        yield f"Time left: about {format_seconds(status.seconds_left)} ({basis})."
 
 
-def _format_time(time_said: str) -> str:
-    """Write a time in the reader's time zone, with its day where that is not today."""
-    local = datetime.fromisoformat(time_said).astimezone()
+def _format_time(timestamp: str) -> str:
+    """Format a time in the local time zone, with the date unless it is today."""
+    local = datetime.fromisoformat(timestamp).astimezone()
     is_today = local.date() == datetime.now().astimezone().date()
     return local.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M")

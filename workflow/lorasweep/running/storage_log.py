@@ -1,4 +1,4 @@
-"""What an experiment has on disk over time, as a file of bounded size."""
+"""The log of an experiment's disk usage over time: a CSV file of bounded size."""
 
 import csv
 from collections.abc import Sequence
@@ -9,29 +9,29 @@ from pathlib import Path
 from lorasweep.util.files import end_last_line, write_aside
 
 CHANGE = 0.01
-"""Of kept or of temporary bytes, that is written at once."""
+"""Relative change of kept or temporary bytes from which a sample is written at once."""
 
 SECONDS = 60
-"""After which a sample is written whatever it says."""
+"""Seconds after which a sample is written even without a change."""
 
 MOST_ROWS = 10_000
-"""Of two neighbours one goes where there are more: half a megabyte."""
+"""Maximum number of rows, about half a megabyte. Of a longer log, every second row is dropped."""
 
 
 @dataclass(frozen=True)
 class StorageSample:
-    """What lies on disk at a moment."""
+    """Disk usage of an experiment at one time."""
 
     time: str
-    """UTC, ISO 8601, whole seconds."""
+    """Time in UTC, as ISO 8601 with whole seconds."""
     kept_bytes: int
-    """By the manifests of the points that are done."""
+    """Size of the kept files of finished points, from their manifests."""
     temporary_bytes: int
-    """Of the points that are not."""
+    """Size of the temporary files of unfinished points."""
 
 
 class StorageLog:
-    """Appends those samples of a run that say something new. No peak of temporary bytes is lost."""
+    """Append samples to the log, leaving out those that change little. Peaks of temporary bytes are always kept."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -40,10 +40,10 @@ class StorageLog:
         self._passed_over: StorageSample | None = None
 
     def add(self, sample: StorageSample, is_last: bool = False) -> None:
-        """Write a sample, unless it is much as the last that was written; the last of a run always.
+        """Write a sample unless it is close to the last one written. The last sample of a run is always written.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         if not is_last and self._last and not _differ(self._last, sample):
             if not self._passed_over or sample.temporary_bytes > self._passed_over.temporary_bytes:
@@ -72,7 +72,7 @@ class StorageLog:
 
 
 def read_storage(file: Path) -> list[StorageSample]:
-    """Return the samples on record, the oldest first; a line that a crash cut short is passed over."""
+    """Return the recorded samples, oldest first. Lines truncated by a crash are skipped."""
     samples = []
     if file.is_file():
         with file.open(newline="", encoding="utf-8") as stream:
@@ -83,7 +83,7 @@ def read_storage(file: Path) -> list[StorageSample]:
 
 
 def take_sample(kept_bytes: int, temporary_bytes: int) -> StorageSample:
-    """Return a sample of this moment."""
+    """Return a sample with the current time."""
     return StorageSample(datetime.now(UTC).isoformat(timespec="seconds"), kept_bytes, temporary_bytes)
 
 
@@ -101,6 +101,6 @@ def _differ(last: StorageSample, sample: StorageSample) -> bool:
 
 
 def _thin(samples: Sequence[StorageSample]) -> list[StorageSample]:
-    """Of each two neighbours the one stays that has more temporary bytes."""
+    """Keep one sample of each two neighbours: that with more temporary bytes."""
     pairs = [samples[start : start + 2] for start in range(0, len(samples), 2)]
     return [max(pair, key=lambda sample: sample.temporary_bytes) for pair in pairs]

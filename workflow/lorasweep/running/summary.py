@@ -1,4 +1,4 @@
-"""What a run says at its end: what is done, what failed and why, and how to go on."""
+"""The summary printed at the end of a run: what is done, what failed and why, and how to continue."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -12,7 +12,10 @@ _LAST_LINES = 5
 
 
 def write_failures(failures: Iterable[Failure], file: Path) -> None:
-    """Write failures as a list of `rule`, `point` (or batch; nothing for a job of the whole sweep), `reason`, `log`."""
+    """Write failures as a JSON list of `rule`, `point`, `reason` and `log`.
+
+    `point` is the name of a point or a batch; it is empty for a job of the whole experiment.
+    """
     content = [asdict(failure) | {"log": str(failure.log)} for failure in failures]
     write_aside(file, json.dumps(content, indent=1) + "\n")
 
@@ -24,10 +27,10 @@ def summarise(
     failures: Iterable[Failure],
     command: str,
 ) -> str:
-    """Return what a person reads at the end of a run.
+    """Return the summary of a run as text.
 
-    `unfinished` are the points of jobs that this run was to do and did not, some of which failed. A point is done when
-    it has its manifest, and is none of them.
+    `unfinished` are the points with planned jobs that did not finish, failed ones included. A point is done if it has
+    a manifest and is not in `unfinished`.
     """
     failed: dict[str, Failure] = {}
     for failure in failures:
@@ -36,7 +39,7 @@ def summarise(
     whole = [name for name in names if (results / name / "manifest.json").is_file()]
     done = [name for name in whole if name not in failed and name not in unfinished]
     waiting = [name for name in names if name not in failed and name not in done]
-    count = len(names) - len(done) - len(waiting)  # of points; a job of several is none
+    count = len(names) - len(done) - len(waiting)  # failed points; a failed batch does not count as one
     lines = [f"{results.name}: {len(done)} of {len(names)} points done, {count} failed, {len(waiting)} not finished"]
     for failure in failed.values():
         where = f"{failure.rule} of {failure.point}" if failure.point else failure.rule
@@ -44,5 +47,5 @@ def summarise(
         tail = [line for line in read_tail(failure.log) if line.strip()][-_LAST_LINES:]
         lines += [f"    | {line[:160]}" for line in tail]
     if failed or waiting:
-        lines.append(f"To go on with what is missing: {command}")
+        lines.append(f"To continue with what is missing: {command}")
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""What all packages share and what knows nothing of the sweep: errors, files, formats, SLURM."""
+"""Helpers shared by all packages and independent of the sweep: errors, files, formats, SLURM."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def digest_file(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal; a file that did not change is read once a process."""
+    """Return the sha256 of a file in hexadecimal. Cached per process as long as the file does not change."""
     stat = path.stat()
     return _digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""What a user's input can cause, and how it is told: one message, and the end of the process."""
+"""Errors in the user's input or environment, and how they end the process: with one message."""
 
 import gc
 import sys
@@ -11,9 +11,9 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """What a user wrote, or a file the user named, cannot be used.
+    """A value in the user's configuration, or a file that it names, cannot be used.
 
-    The message is `<file>: <key>: <value> is invalid. Expected: <what would be accepted>`, one problem a line.
+    The message is `<file>: <key>: <value> is invalid. Expected: <accepted values>`, one line per problem.
     """
 
     def __init__(self, problem: str, expected: str = "", *, file: Path | str = "") -> None:
@@ -21,8 +21,8 @@ class InputError(ValueError):
 
         Args:
             problem: What is wrong, the key first.
-            expected: What would be accepted; empty where `problem` says what to do.
-            file: The file that is at fault, where it is another one than the experiment's.
+            expected: Accepted values; empty if `problem` already tells the user what to do.
+            file: The file with the problem, if it is not the experiment file.
         """
         self.problems = [f"{problem}. Expected: {expected}" if expected else problem]
         self.names_file = False
@@ -33,7 +33,7 @@ class InputError(ValueError):
 
     @classmethod
     def join(cls, errors: Iterable["InputError"]) -> "InputError":
-        """Return several problems as one error."""
+        """Combine the problems of several errors in one error."""
         joined = cls("")
         joined.problems = [problem for error in errors for problem in error.problems]
         return joined
@@ -42,17 +42,17 @@ class InputError(ValueError):
         return "\n".join(self.problems)
 
     def put_under(self, place: Path | str) -> None:
-        """Begin each problem with the place that it is in: a key, or a file."""
+        """Prefix each problem with its place: a key or a file."""
         self.problems = [f"{place}: {problem}" for problem in self.problems]
 
 
 class JobError(RuntimeError):
-    """A job cannot be done; the message says why, and is all that a person has to read."""
+    """A job failed for a reason that the message explains in full; no traceback is needed."""
 
 
 @contextmanager
 def naming_key(key: str) -> Iterator[None]:
-    """Have an InputError that is raised within begin with the key that led to it."""
+    """Prefix an InputError raised in this context with a key."""
     try:
         yield
     except InputError as error:
@@ -62,7 +62,7 @@ def naming_key(key: str) -> Iterator[None]:
 
 @contextmanager
 def naming_file(file: Path | str) -> Iterator[None]:
-    """Have an InputError that is raised within begin with a file, unless it names its own."""
+    """Prefix an InputError raised in this context with a file, unless the error already names one."""
     try:
         yield
     except InputError as error:
@@ -72,7 +72,7 @@ def naming_file(file: Path | str) -> Iterator[None]:
         raise
 
 
-FAULT = "The lines above are a fault of lorasweep, not of your input. Please report them, and the command that you ran."
+FAULT = "The traceback above is a bug in lorasweep, not in your input. Please report it with the command that you ran."
 
 
 def end(message: str) -> NoReturn:
@@ -82,9 +82,9 @@ def end(message: str) -> NoReturn:
 
 @contextmanager
 def ending_with_a_message() -> Iterator[None]:
-    """End the process with a message alone, where the user or the machine is at fault; with a traceback, where we are.
+    """End the process on an exception: with a message for errors of input or machine, with a traceback for bugs.
 
-    Snakemake prints what is raised below a Snakefile with a place in the code and its frames.
+    Snakemake would print any exception from a Snakefile with its own traceback.
     """
     try:
         yield
@@ -93,23 +93,23 @@ def ending_with_a_message() -> Iterator[None]:
 
 
 def call_to_the_end(function: Callable[[], None], prefix: str = "") -> None:
-    """Call a function, and end the process as `ending_with_a_message` does if it fails; `prefix` names the job.
+    """Call a function; if it fails, end the process like `ending_with_a_message`. `prefix` names the job.
 
-    The message is the last line: what the function left, such as a progress bar, is gone by then.
+    The message is printed last, after objects of the function such as progress bars are closed.
     """
     try:
         function()
         return
     except Exception as error:
         if prefix and _is_ours(error):
-            raise  # a job runs tasks and trainers of others: whose fault it is, its traceback shows
+            raise  # a job runs third-party tasks and trainers: the traceback shows where the bug is
         message = prefix + _explain(error)
     gc.collect()
     end(message)
 
 
 def _is_ours(error: Exception) -> bool:
-    return not isinstance(error, InputError | JobError | OSError)  # the last: no permission, no room, no such file
+    return not isinstance(error, InputError | JobError | OSError)  # OSError: no permission, disk full, no such file
 
 
 def _explain(error: Exception) -> str:
@@ -120,6 +120,6 @@ def _explain(error: Exception) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the known word closest to ``word``, or nothing if none is close."""
+    """Return `` (did you mean 'x'?)`` for the known word closest to ``word``, or "" if no word is close."""
     matches = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{matches[0]}'?)" if matches else ""

@@ -1,4 +1,4 @@
-"""Files that others read, and that only one process at a time may write."""
+"""Read and write shared files: atomic writes, JSON records, locks, sizes."""
 
 import fcntl
 import json
@@ -14,24 +14,24 @@ from lorasweep.util.errors import InputError
 
 
 def give_default_mode(file: Path) -> None:
-    """Give a file the permissions that the umask leaves to new ones: safetensors' are their owner's alone."""
-    mask = os.umask(0)  # it can only be read by setting it
+    """Give a file the default permissions by the umask; safetensors writes files that only their owner may read."""
+    mask = os.umask(0)  # the umask can only be read by setting it
     os.umask(mask)
     file.chmod(0o666 & ~mask)
 
 
 def write_aside(file: Path, text: str) -> None:
-    """Write a file so that it is there whole or, whatever happens, as it was."""
+    """Write a file atomically: after a crash it has either its old or its new content."""
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     aside.write_text(text, encoding="utf-8")
     aside.replace(file)
 
 
 def read_record(file: Path, kind: type) -> dict[str, Any]:
-    """Return a record that `write_record` wrote, with values of a kind; an empty one where there is no file.
+    """Return a record written by `write_record`, whose values are of type `kind`; {} if there is no file.
 
     Raises:
-        InputError: the file holds something else.
+        InputError: the file is not such a record.
     """
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ def read_record(file: Path, kind: type) -> dict[str, Any]:
 
 
 def find_record(file: Path) -> dict[str, Any]:
-    """Return a record, or an empty one where there is none that is whole: a full disk can cut one short."""
+    """Return a record; {} if it is missing or not readable, for example truncated by a full disk."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -53,22 +53,22 @@ def find_record(file: Path) -> dict[str, Any]:
 
 
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, whole or not at all; make its folder if it is not there."""
+    """Write a record as JSON, atomically. Its folder is created if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_aside(file, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def end_last_line(file: Path) -> None:
-    """End a line that a crash cut short, so that what is appended begins a line of its own."""
+    """Add a missing line break at the end of a file, so that an appended row begins on a new line."""
     with file.open("a+b") as last:
         if last.tell() and last.seek(-1, os.SEEK_END) and last.read() != b"\n":
             last.write(b"\n")
 
 
 def explain_write_failure(folder: Path) -> str:
-    """Return what the system says when a megabyte cannot be written to a folder (disk full, quota), or nothing.
+    """Return the system's error if one megabyte cannot be written to a folder (disk full, quota), else "".
 
-    For programs that fail on a full disk in words of their own.
+    For programs whose own error messages hide that the disk is full.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -82,26 +82,25 @@ def explain_write_failure(folder: Path) -> str:
 
 @contextmanager
 def hold_alone(file: Path, what: str) -> Iterator[None]:
-    """Hold a lock file while `what` is done; wait, and say so, while another process of whatever run holds it.
+    """Hold a lock file in this context; print a message and wait while another process holds it.
 
-    The lock ends with the process, however it ends. Where the file system has no locks, none is held, and that is said.
+    `what` is the activity, such as `training x`. The system releases the lock when the process ends, even if it is
+    killed. On a file system without locks, print a message and continue without a lock.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(
-                f"Another process still does this ({what}), left by an earlier run; waiting for its end ...", flush=True
-            )
+            print(f"Waiting for a process of an earlier run that is still {what} ...", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
-            print(f"{file}: the file system has no locks ({error}); going on without", flush=True)
+            print(f"{file}: the file system does not support locks ({error}); continuing without", flush=True)
         yield
 
 
 def get_size(folder: Path) -> int:
-    """Return the bytes of all files below a folder; of one that is not there, 0. Files may vanish meanwhile."""
+    """Return the total size in bytes of all files below a folder; 0 if it is missing. Files may vanish meanwhile."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:
@@ -113,7 +112,7 @@ def get_size(folder: Path) -> int:
 
 
 def read_tail(log: Path, size: int = 20_000) -> list[str]:
-    """Return the last lines of a log, progress bars as lines of their own."""
+    """Return the last lines of a log, from its last `size` bytes. Each update of a progress bar is a line."""
     if not log.is_file():
         return []
     with log.open("rb") as file:

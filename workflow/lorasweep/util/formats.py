@@ -1,8 +1,8 @@
-"""Numbers as people read them: bytes, counts, seconds."""
+"""Format numbers for people: bytes, counts, seconds."""
 
 
 def format_bytes(size: float) -> str:
-    """A size in the unit that fits it, of 1000 each."""
+    """Return a size with a decimal unit (1 kB = 1000 B) that fits it."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(size) < 999.5:
             return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
@@ -11,12 +11,12 @@ def format_bytes(size: float) -> str:
 
 
 def format_count(number: int) -> str:
-    """A number in thousands, millions or billions where it is large."""
+    """Return a number as text; from 1000 on, in thousands (K), millions (M) or billions (G)."""
     return format_bytes(number).rstrip("B").rstrip().replace("k", "K") if number >= 1000 else str(number)
 
 
 def format_seconds(seconds: float) -> str:
-    """A time in the unit that fits it."""
+    """Return a duration in seconds, minutes or hours, whichever fits."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -1,4 +1,4 @@
-"""How a job's process ends."""
+"""End a job's process in order when it is cancelled or preempted."""
 
 import ctypes
 import signal
@@ -9,18 +9,17 @@ from typing import NoReturn
 from lorasweep.util.slurm import requeue_if_preempted
 
 _PR_SET_PDEATHSIG = 1
-"""prctl(2): which signal the kernel sends when the parent is gone."""
+"""Option of prctl(2) that sets the signal to send to this process when its parent ends."""
 
 _SECONDS_TO_END = 30
-"""How long a job has to end in order; the default of SLURM's KillWait."""
+"""Seconds that a job has to end in order. This is the default of SLURM's KillWait."""
 
 
 def end_on_sigterm(outlives_parent: bool = False) -> None:
-    """Let a cancelled job end as on an error: what it holds is released, and what it wrote aside goes with it.
+    """Make SIGTERM end the job like an error, so that locks are released and temporary files removed.
 
-    One that has to give way to another is queued again. Snakemake ends the shell of a job that is cancelled, and not
-    what that has started, which some clusters then lose sight of: so the end of the shell counts as the signal too,
-    unless this process outlives its parent.
+    A preempted job is requeued. When a job is cancelled, Snakemake ends only the job's shell, and some clusters lose
+    track of its children. So the end of the parent counts as SIGTERM too, unless `outlives_parent`.
     """
     signal.signal(signal.SIGTERM, _end)
     if not outlives_parent:
@@ -28,14 +27,14 @@ def end_on_sigterm(outlives_parent: bool = False) -> None:
 
 
 def get_signal_at_parents_end(number: int) -> None:
-    """Have the kernel send this process a signal when its parent is gone; on Linux alone."""
+    """Have the kernel send this process a signal when its parent ends. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    # An exit is lost where Python swallows it, as in a finalizer: such a job went on as if nothing had been said.
+    # Python swallows SystemExit in a finalizer, and the job would then run on. The alarm ends it.
     signal.alarm(_SECONDS_TO_END)
-    if said := requeue_if_preempted():
-        print(said, flush=True)
+    if message := requeue_if_preempted():
+        print(message, flush=True)
     sys.exit(128 + number)

@@ -1,4 +1,4 @@
-"""What the SLURM executor plugin leaves to be done: see docs/slurm.md."""
+"""Queries and commands to SLURM beyond those of the executor plugin: see docs/slurm.md."""
 
 import logging
 import os
@@ -9,34 +9,34 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MEMORY_KILL = r"exceeded memory limit|oom.kill"
-"""What SLURM writes into a job's log when it, or the kernel for it, ends the job for its memory."""
+"""Pattern of the lines that SLURM writes into a job's log when the job is killed for running out of memory."""
 
 SLURM_LOGS = Path(".snakemake/slurm_logs")
-"""Where the executor plugin has SLURM write the logs of jobs, as `<job>.log`."""
+"""Folder in which the executor plugin has SLURM write the logs of jobs, as `<job>.log`."""
 
 
 _SETTINGS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SCONTROL_")
-"""What the names of variables begin with by which a person has SLURM's programs show less, or ask back."""
+"""Prefixes of environment variables with which a user changes the output or the prompts of SLURM's commands."""
 
 SECONDS_TO_CANCEL = 120
 SECONDS_TO_SAY = 12
-"""For each of two questions of a job that has half a minute to end."""
+"""Timeout in seconds of each of two SLURM commands in a job that has 30 seconds to end."""
 
 LOGGER = logging.getLogger("snakemake.logging")
 
 
 def forget_settings() -> None:
-    """Drop from this process, and so from what it starts, a person's settings of the programs that ask SLURM.
+    """Remove the user's settings of SLURM's query commands from the environment of this process and its children.
 
-    `SQUEUE_PARTITION` hides a run's jobs, with `SQUEUE_FORMAT2` every `squeue --format` fails, and
-    `SCANCEL_INTERACTIVE` waits for an answer. What `sbatch` is told stays.
+    `SQUEUE_PARTITION` hides jobs of the run, `SQUEUE_FORMAT2` makes every `squeue --format` fail, and
+    `SCANCEL_INTERACTIVE` waits for an answer. The settings of `sbatch` stay.
     """
     for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
         del os.environ[name]
 
 
 def read_elapsed(jobs: Iterable[str]) -> dict[str, float]:
-    """Return the seconds that SLURM's accounting has for each job; nothing where there is none."""
+    """Return the elapsed seconds of each job from SLURM's accounting; {} if there is no accounting."""
     ids = ",".join(jobs)
     if not ids:
         return {}
@@ -51,26 +51,27 @@ def read_elapsed(jobs: Iterable[str]) -> dict[str, float]:
 
 
 def cancel_jobs(jobs: Iterable[str]) -> set[str]:
-    """Cancel jobs and wait until they are gone; return those that are still there after two minutes.
+    """Cancel jobs and wait until they end; return the ids of those that still exist after two minutes.
 
     Raises:
         OSError, subprocess.SubprocessError: SLURM does not answer.
     """
-    left = set(jobs)
-    if left:
-        ask("scancel", *sorted(left))
+    remaining = set(jobs)
+    if remaining:
+        ask("scancel", *sorted(remaining))
     deadline = time.monotonic() + SECONDS_TO_CANCEL
-    while left and time.monotonic() < deadline:
+    while remaining and time.monotonic() < deadline:
         time.sleep(1)
-        left &= {line.strip() for line in ask("squeue", "--me", "--noheader", "--format=%i")}
-    return left
+        remaining &= {line.strip() for line in ask("squeue", "--me", "--noheader", "--format=%i")}
+    return remaining
 
 
 def find_memory_kill(job: str) -> str:
-    """Return by what SLURM says that it ended a job for its memory, or nothing where it does not say so.
+    """Return SLURM's evidence that a job was killed for running out of memory, or "" if there is no evidence.
 
-    It is asked for the states of the job and of its steps, in its accounting and, for some minutes after the end, in
-    its controller; and the job's own log is read, for where a node counts memory itself it calls the job failed.
+    Checked are the states of the job and its steps in the accounting and in the controller, which keeps them for some
+    minutes after the job's end. The job's own log is read too: where the node enforces the memory limit by itself,
+    SLURM reports the job as failed.
     """
     for command in (
         ("sacct", "--noheader", "--parsable2", f"--jobs={job}", "--format=State"),
@@ -81,7 +82,7 @@ def find_memory_kill(job: str) -> str:
         except (OSError, subprocess.SubprocessError):
             continue
         if any("OUT_OF_MEMORY" in line for line in lines):
-            return f"SLURM job {job}: OUT_OF_MEMORY, says {command[0]}"
+            return f"SLURM job {job}: OUT_OF_MEMORY, reported by {command[0]}"
     for log in SLURM_LOGS.rglob(f"{job}.log"):
         for line in log.read_text(errors="replace", encoding="utf-8").splitlines():
             if re.search(MEMORY_KILL, line):
@@ -90,24 +91,25 @@ def find_memory_kill(job: str) -> str:
 
 
 def requeue_if_preempted() -> str:
-    """Have SLURM queue this process's job again, if it is one that has to give way; return what to say of it.
+    """Have SLURM requeue the job of this process if it is being preempted; return a message, or "".
 
-    SLURM tells such a job by SIGTERM, a GraceTime before it takes the node and queues the job again. One that ends by
-    itself in that time has failed for SLURM, unless it is queued again before.
+    SLURM sends a preempted job SIGTERM, and requeues it only after the partition's GraceTime. A job that ends within
+    that time counts as failed, unless it is requeued before.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return ""
     try:
-        said = " ".join(ask("scontrol", "show", "job", job, timeout=SECONDS_TO_SAY))
-        if not re.search(r"\bPreemptTime=\d", said):
+        output = " ".join(ask("scontrol", "show", "job", job, timeout=SECONDS_TO_SAY))
+        if not re.search(r"\bPreemptTime=\d", output):
             return ""
         ask("scontrol", "requeue", job, timeout=SECONDS_TO_SAY)
     except (OSError, subprocess.SubprocessError) as error:
-        return f"whether SLURM job {job} had to give way, and is queued again, is not known: {error}"
-    return f"SLURM job {job} has to give way to another, and is queued again"
+        return f"could not check whether SLURM job {job} is preempted, or could not requeue it: {error}"
+    return f"SLURM job {job} is preempted, and was requeued"
 
 
 def ask(*command: str, timeout: float = 60) -> list[str]:
+    """Run a SLURM command and return the lines of its output."""
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=timeout)
     return done.stdout.splitlines()

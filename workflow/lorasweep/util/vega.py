@@ -1,4 +1,4 @@
-"""Plots: their look, and how they are written as SVG. Altair describes them, and vl-convert draws them."""
+"""The theme of plots, and their output as SVG. Altair builds the specifications, vl-convert renders them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Any
 import altair as alt
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
-"""Okabe and Ito's colours, the first ones apart in grey too."""
+"""Colours of series, by Okabe and Ito. The first ones differ in grey prints too."""
 
 WIDTH, HEIGHT = 560, 300
-"""Of a picture file, in pixels."""
+"""Size of a plot in pixels."""
 
 _INK = {"light": "#1f2328", "dark": "#e6e6e6"}
 
@@ -22,13 +22,13 @@ _PAPER = {"light": "#ffffff", "dark": "#0d1117"}
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot, and what is said below it."""
+    """A plot with its caption."""
 
     name: str
     title: str
     caption: str
     spec: Mapping[str, Any]
-    """Vega-Lite."""
+    """The Vega-Lite specification."""
 
 
 def get_theme(theme: str, is_transparent: bool = False) -> dict[str, Any]:
@@ -70,6 +70,7 @@ def write_pictures(plots: Sequence[Plot], folder: Path) -> None:
 
 
 def finish(name: str, title: str, caption: str, chart: Any) -> Plot:
+    """Return a chart as a plot, with the default size where the chart sets none."""
     if isinstance(chart, alt.LayerChart) and chart.width is alt.Undefined:
         chart = chart.properties(width=WIDTH)
     if isinstance(chart, alt.LayerChart | alt.Chart) and chart.height is alt.Undefined:

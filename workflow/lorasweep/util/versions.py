@@ -1,4 +1,4 @@
-"""What a number was made with: versions of packages, and the revision of the workflow."""
+"""Provenance of results: versions of packages, and the revision of the workflow."""
 
 import platform
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def get_versions(*packages: str) -> dict[str, str]:
-    """Return the versions of Python and of those of the packages that are installed here."""
+    """Return the versions of Python and of the given packages; packages that are not installed are left out."""
     versions = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -18,10 +18,10 @@ def get_versions(*packages: str) -> dict[str, str]:
 
 
 def get_git_revision(directory: Path) -> str | None:
-    """Return the commit that is checked out, with `-dirty` where tracked files differ; `None` outside of git."""
+    """Return the checked-out commit, with `-dirty` if tracked files were changed; `None` outside of git."""
     command = ["git", "-C", str(directory), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-    except FileNotFoundError:  # no git here
+        output = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False).stdout
+    except FileNotFoundError:  # git is not installed
         return None
-    return found.stdout.strip() or None
+    return output.strip() or None

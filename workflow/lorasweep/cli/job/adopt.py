@@ -1,4 +1,4 @@
-"""Take over an adapter that exists: check that it changes the base model, and copy it to its point."""
+"""Copy an existing adapter to a point, after a check that it changes the base model."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from lorasweep.adapters.adopt import adopt_adapter
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="PEFT adapter directory")
-    parser.add_argument("--adapter", type=Path, required=True, help="directory to copy it to")
+    parser.add_argument("--adapter", type=Path, required=True, help="directory to copy the adapter to")
     parser.add_argument("--base", type=Path, required=True, help="Hugging Face checkpoint directory")
 
 

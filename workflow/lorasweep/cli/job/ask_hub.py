@@ -1,4 +1,4 @@
-"""Look at what a reference stands for on the Hugging Face hub, or fetch it; the last line says so as JSON."""
+"""Look up a reference on the Hugging Face hub, or download it. The last line of output is the result as JSON."""
 
 import argparse
 import contextlib
@@ -18,10 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            found = look(arguments.reference) if arguments.what == "look" else {}
+            result = look(arguments.reference) if arguments.what == "look" else {}
             if arguments.what == "fetch":
                 fetch(arguments.reference)
-        print(json.dumps(found))
+        print(json.dumps(result))
     except (InputError, OSError) as error:
         print(json.dumps({"error": str(error)}))
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Check what a point keeps, remove what it need not, and write its manifest."""
+"""Check the files that a point keeps, remove its temporary files, and write its manifest."""
 
 import argparse
 import json

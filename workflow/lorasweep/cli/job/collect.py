@@ -1,4 +1,4 @@
-"""Make the tables of results, and the answer that they give, from the manifests and the samples' scores."""
+"""Make the tables of results and the answer from the manifests and the samples' scores."""
 
 import argparse
 import json
@@ -19,15 +19,15 @@ from lorasweep.util.files import write_aside
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, required=True, help="the experiment's folder of results")
     parser.add_argument("--samples", type=Path, help="the samples' scores, as Parquet")
-    parser.add_argument("--variables", nargs="*", default=[], help="the keys that vary: a column each")
-    parser.add_argument("--tasks", nargs="*", default=[], help="the tasks, the one that decides first")
+    parser.add_argument("--variables", nargs="*", default=[], help="the keys that vary, each of which becomes a column")
+    parser.add_argument("--tasks", nargs="*", default=[], help="the tasks; the first decides which point is best")
     parser.add_argument(
         "--report", type=Report.model_validate_json, required=True, help="the section `report`, as JSON"
     )
-    parser.add_argument("--baselines", nargs="*", default=[], help="the points that are a base model")
-    parser.add_argument("--points", nargs="*", help="the points to take; by default all of the experiment")
+    parser.add_argument("--baselines", nargs="*", default=[], help="names of the baselines")
+    parser.add_argument("--points", nargs="*", help="the points to include (default: all of the experiment)")
     parser.add_argument(
-        "--output", type=Path, required=True, help="the table of points, as CSV; the others lie beside it"
+        "--output", type=Path, required=True, help="the table of points, as CSV; the other files are written beside it"
     )
 
 

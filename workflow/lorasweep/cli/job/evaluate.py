@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spec", type=EvaluationSpec.model_validate_json, required=True, help="EvaluationSpec as JSON")
     parser.add_argument("--point", type=Path, required=True, help="the point's folder of results")
     parser.add_argument("--probes", type=Path, required=True, help="folder that keeps the base model's probe logits")
-    parser.add_argument("--merge-in", type=Path, help="folder to make the merged model in, which goes when this ends")
+    parser.add_argument("--merge-in", type=Path, help="folder for the merged model, which is removed at the end")
     parser.add_argument("--threads", type=int, default=2, help="shards of the merged model to write at once")
 
 
@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def evaluate_merged(spec: EvaluationSpec, point: Path, probes: Path, merge_in: Path, threads: int) -> None:
+    """Merge a point's adapter into a temporary model below `merge_in`, and evaluate that model."""
     merge_in.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="lorasweep-", dir=merge_in) as folder:
         merged = Path(folder, "model")

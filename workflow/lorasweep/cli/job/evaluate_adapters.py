@@ -1,4 +1,4 @@
-"""Evaluate the adapters of several points, with Inspect, on one base model that is loaded once."""
+"""Evaluate the adapters of several points with Inspect on one base model, which is loaded once."""
 
 import argparse
 import json

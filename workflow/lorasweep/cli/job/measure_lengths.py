@@ -1,4 +1,4 @@
-"""Print how many tokens training samples have, as JSON: by the trainer's own tokenizer, template and columns."""
+"""Print the token counts of training samples as JSON, with the trainer's own tokenizer, template and columns."""
 
 import argparse
 import json
@@ -9,9 +9,9 @@ from lorasweep.trainers import DEFAULT_TRAINER, get_trainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", type=Path, required=True, help="a recipe that reads the samples")
-    parser.add_argument("--most", type=int, default=1000, help="samples to look at, evenly taken")
-    parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="its name, or the path of its module")
+    parser.add_argument("--recipe", type=Path, required=True, help="a recipe that uses the samples")
+    parser.add_argument("--most", type=int, default=1000, help="maximum number of samples to read, evenly spaced")
+    parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="name of the trainer, or path of its module")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Print how many samples tasks have and how long their prompts are, as JSON: nothing is evaluated."""
+"""Print the number of samples of tasks and the mean size of their prompts as JSON, without evaluating them."""
 
 import argparse
 import json
@@ -14,15 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     measured = {}
-    for given in json.loads(arguments.tasks):
-        (task,) = load_tasks([given["task"]], given["args"])
-        samples = list(task.dataset)[: given["limit"]]
+    for entry in json.loads(arguments.tasks):
+        (task,) = load_tasks([entry["task"]], entry["args"])
+        samples = list(task.dataset)[: entry["limit"]]
         sizes = [len(get_text(sample.input).encode()) for sample in samples]
-        epochs = given["epochs"] or task.epochs or 1
-        measured[given["name"]] = {"samples": len(samples) * epochs, "prompt_bytes": sum(sizes) / max(1, len(sizes))}
+        epochs = entry["epochs"] or task.epochs or 1
+        measured[entry["name"]] = {"samples": len(samples) * epochs, "prompt_bytes": sum(sizes) / max(1, len(sizes))}
     json.dump(measured, sys.stdout)
 
 
 def get_text(messages: Any) -> str:
-    """A prompt is text, or a list of messages."""
+    """Return the text of a prompt, which is a string or a list of messages."""
     return messages if isinstance(messages, str) else "".join(str(message.text) for message in messages)

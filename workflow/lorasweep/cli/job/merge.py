@@ -10,10 +10,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, required=True, help="Hugging Face checkpoint directory")
     parser.add_argument("--adapter", type=Path, required=True, help="PEFT adapter directory")
     parser.add_argument("--output", type=Path, required=True, help="directory to write the merged model to")
-    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="precision of the result, if not the base's")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp16", "fp32"), help="precision of the result (default: that of the base)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="shards to write at once")
-    parser.add_argument("--verify", action="store_true", help="read the result again, and compute some of it anew")
-    parser.add_argument("--temporary", action="store_true", help="link to shards of the base that do not change")
+    parser.add_argument("--verify", action="store_true", help="read the result again, and recompute a part of it")
+    parser.add_argument(
+        "--temporary", action="store_true", help="link to unchanged shards of the base instead of copying"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

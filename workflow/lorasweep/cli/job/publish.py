@@ -1,4 +1,4 @@
-"""Put a point's evaluation, which was made along with others, into its place; or say why there is none."""
+"""Move a point's result of a batch evaluation to the point's folder, or fail with the error of its evaluation."""
 
 import argparse
 from pathlib import Path

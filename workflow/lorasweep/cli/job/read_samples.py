@@ -1,4 +1,4 @@
-"""Read the scores of every sample from the logs of an experiment's points."""
+"""Read the scores of all samples from the logs of an experiment's points."""
 
 import argparse
 from pathlib import Path
@@ -9,9 +9,9 @@ from lorasweep.results.samples import read_samples
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, required=True, help="the experiment's folder of results")
-    parser.add_argument("--baselines", nargs="*", default=[], help="the points that are a base model")
-    parser.add_argument("--points", nargs="*", help="the points to take; by default all of the experiment")
-    parser.add_argument("--output", type=Path, required=True, help="a row a sample, epoch and score, as Parquet")
+    parser.add_argument("--baselines", nargs="*", default=[], help="names of the baselines")
+    parser.add_argument("--points", nargs="*", help="the points to include (default: all of the experiment)")
+    parser.add_argument("--output", type=Path, required=True, help="Parquet file: one row per sample, epoch and score")
 
 
 def run(arguments: argparse.Namespace) -> None:

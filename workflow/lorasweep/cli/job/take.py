@@ -1,4 +1,4 @@
-"""Take a training's adapter, as the adapter of a point."""
+"""Use a training's adapter as the adapter of a point."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from lorasweep.adapters.take import take_adapter
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="directory of the training's adapter")
     parser.add_argument("--recipe", type=Path, required=True, help="the training's recipe")
-    parser.add_argument("--state", type=Path, required=True, help="what the training needed only while it ran")
+    parser.add_argument("--state", type=Path, required=True, help="folder of the training's temporary files")
     parser.add_argument("--point", type=Path, required=True, help="the point's folder of results")
 
 

@@ -1,4 +1,4 @@
-"""Run a recipe, and publish the adapter that it trains."""
+"""Train an adapter from a recipe, and publish it."""
 
 import argparse
 from pathlib import Path
@@ -13,10 +13,10 @@ from lorasweep.util.slurm import requeue_if_preempted
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", type=Path, required=True, help="the trainer's recipe")
     parser.add_argument("--adapter", type=Path, required=True, help="directory to publish the adapter to")
-    parser.add_argument("--metric-loggers", default="disk", help="who is told each step, joined by commas")
-    parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="between one saved state and the next")
-    parser.add_argument("--epochs", default="last", help="those whose adapters are published too, joined by commas")
-    parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="its name, or the path of its module")
+    parser.add_argument("--metric-loggers", default="disk", help="names of metric loggers, joined by commas")
+    parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="minutes between saved states")
+    parser.add_argument("--epochs", default="last", help="epochs whose adapters are published, joined by commas")
+    parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="name of the trainer, or path of its module")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
         if epoch != "last"
     }
     loggers, minutes = arguments.metric_loggers.split(","), arguments.save_minutes
-    # Until there is a state to save, and after.
+    # For the time before the trainer handles the signal itself to save its state, and after.
     end_on_sigterm(outlives_parent=True)
     try:
         get_trainer(arguments.trainer).train(arguments.recipe, arguments.adapter, loggers, minutes, earlier)
