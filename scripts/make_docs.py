@@ -53,12 +53,13 @@ HEAD = """\
 | `experiment_adapter_only.yaml` | the same with adapters kept (mode B1; B2 by one line) |
 | `existing_adapters.yaml` | the demo's adapters beside their base (mode B2), nothing trained; after `make demo` |
 
-`snakemake --configfile my.yaml` replaces the default experiment as a whole.
-`--config 'evaluation={enabled: false}'` lies over single keys of it.
+`snakemake --configfile my.yaml` runs `my.yaml` instead of the default experiment.
+`--config 'evaluation={enabled: false}'` overrides single keys of the file.
 Paths are relative to the directory in which Snakemake runs.
-`${section.key}` stands for another key's value, anywhere in the file.
+`${section.key}` is replaced by the value of another key, anywhere in the file.
 
-A sweep is every combination of the values in `variables`, less `exclude`, plus `runs`:
+A sweep has a point for every combination of the values in `variables` that `exclude` does not remove, and one for each
+of the `runs`:
 
 ```yaml
 variables:
@@ -72,14 +73,15 @@ exclude:
   - lora_rank < 16 and lr <= 1e-4
 runs:
   - {name: all_linear, lora_rank: 8, apply_lora_to_mlp: true}
-  - {name: told, lora_rank: 8, system_prompt: Answer in one word., prompt: "Capitalise: {input}"}
+  - {name: one_word, lora_rank: 8, system_prompt: Answer in one word., prompt: "Capitalise: {input}"}
 ```
 
-A condition under `exclude` can speak of any key that can vary, with `<`, `<=`, `>`, `>=`, `==`, `!=`, `in`, `not in`,
-`and`, `or`, `not`, `+`, `-`, `*`, `/`, numbers, quoted text, lists, `true`, `false` and `null`. What leaves nothing out
-is refused, unless it speaks of what is drawn at random.
+A condition under `exclude` can use every key that can vary, with `<`, `<=`, `>`, `>=`, `==`, `!=`, `in`, `not in`,
+`and`, `or`, `not`, `+`, `-`, `*`, `/`, numbers, quoted text, lists, `true`, `false` and `null`. A condition that
+removes no point is refused, unless it uses a key that is drawn at random.
 
-Or its points are drawn at random (beside `variables`: each of them with every combination):
+Points can also be drawn at random. If the file has `variables` too, each drawn point is combined with every combination
+of theirs:
 
 ```yaml
 sample:
@@ -91,12 +93,13 @@ sample:
 ```
 
 Keys that can vary, or be set by a run: KEYS.
-A run can also have an `_override` of its own, merged over that of `controls`.
+A run can also have its own `_override`, which is merged over that of `controls`.
 
-A point is called after the values that vary (`lora_rank=8__lr=1e-4`), wherever they stand in the file. Each number is
-written in one way: `lr` and `weight_decay` as `1e-2`, all others as `0.01`. How the checkpoint is kept stands there as
-`mode=A`, `mode=B1` or `mode=B2`, and `variables: {mode: [A, B1, B2]}` is short for the two keys that say it. Values
-that cannot stand in a file name (paths, say) are for `runs`, which have names of their own.
+A point's name is made of the values that vary (`lora_rank=8__lr=1e-4`), wherever the file sets them.
+Each number is written in one way: `lr` and `weight_decay` as `1e-2`, all others as `0.01`. Where the way of keeping
+checkpoints varies, the name has `mode=A`, `mode=B1` or `mode=B2`. `variables: {mode: [A, B1, B2]}` is short for
+`model_format` and `merge_adapters`. Values that cannot be part of a file name, such as paths, can be set by `runs`,
+which have names of their own.
 """
 
 

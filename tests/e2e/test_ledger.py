@@ -85,7 +85,7 @@ def test_the_ledger_has_what_was_kept_and_spent(finished: Sweep) -> None:
 def test_a_finished_run_leaves_its_last_status_and_its_storage_over_time(finished: Sweep) -> None:
     said = " ".join(finished.call("status").split())
     assert "no run is going on. The last ended" in said
-    assert "all that it was to do is done" in said
+    assert "with all its jobs done" in said
     assert "Points: 4. waiting 0, training 0, trained 0, evaluating 0, done 4, failed 0." in said
     samples = read_storage(finished.results / "storage.csv")
     kept = [json.loads(file.read_text())["bytes"] for file in finished.results.glob("*/manifest.json")]

@@ -43,7 +43,7 @@ def test_a_run_leaves_its_last_status_its_storage_and_its_failures(make: Callabl
     sweep = make(variables={"lora_rank": [4]})
     sweep.run("configure_all")
     said = " ".join(sweep.call("status").split())
-    assert "all that it was to do is done: 1 of 1 jobs done." in said
+    assert "with all its jobs done: 1 of 1 jobs done." in said
     assert "Points: 2. waiting 2, training 0, trained 0, evaluating 0, done 0, failed 0." in said
     assert (sweep.results / "storage.csv").read_text().startswith("time,kept_bytes,temporary_bytes\n20")
     assert not (sweep.results / "failures.json").exists()

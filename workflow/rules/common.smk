@@ -34,7 +34,7 @@ with ending_with_a_message():
     SWEEP = Sweep.load(
         config,
         ", ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles)),
-        given=workflow.config_settings.config,
+        overrides=workflow.config_settings.config,
         is_job=not workflow.is_main_process,
         # On a cluster, each job has its own GPUs; on one machine, jobs share the GPUs of --resources gpu=N.
         shared_gpus=None if workflow.nodes else workflow.global_resources.get("gpu").value,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lorasweep.experiment.loading import load_experiment, read_given_values
+from lorasweep.experiment.loading import load_experiment, read_overrides
 from lorasweep.util.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -100,7 +100,7 @@ def test_bad_input_is_refused_with_file_key_value_and_what_is_accepted(text: str
 def test_values_given_on_the_command_line_are_read_as_yaml() -> None:
     config = {"a": {"b": "false", "c": "8"}, "d": ["1", "x"], "e": 3, "f": "file"}
     given = {"a": {"b": "false"}, "d": ["1", "x"], "e": 3}
-    assert read_given_values(config, given) == {"a": {"b": False, "c": "8"}, "d": [1, "x"], "e": 3, "f": "file"}
+    assert read_overrides(config, given) == {"a": {"b": False, "c": "8"}, "d": [1, "x"], "e": 3, "f": "file"}
 
 
 def test_every_problem_is_told_at_once() -> None:

@@ -134,7 +134,7 @@ def test_other_models_are_planned_by_their_own_size(tmp_path: Path) -> None:
     assert rows["large"].seconds["evaluate"] > 5 * rows["baseline"].seconds["evaluate"]
     assert rows["same"].seconds == rows["baseline"].seconds
     assert rows["large"].mem_mb == plan.mem_mb > rows["same"].mem_mb
-    assert planner.plan_rest({("evaluate", "large")}, {}).seconds == rows["large"].seconds
+    assert planner.plan_remaining({("evaluate", "large")}, {}).seconds == rows["large"].seconds
 
 
 def test_a_tasks_own_options_are_planned(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_what_points_keep_is_what_the_sweep_keeps_with_adapters_that_are_given_t
     assert whole.kept_bytes == pytest.approx(sum(point.kept_bytes for point in points), abs=8_001)
     assert whole.tokens == sum(point.tokens for point in points)
     wanted = {("adopt", "theirs")}
-    assert planner.plan_rest(wanted, {}).kept_bytes == 108_000
+    assert planner.plan_remaining(wanted, {}).kept_bytes == 108_000
 
 
 def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +216,19 @@ def test_what_is_to_do_is_planned_apart(tmp_path: Path) -> None:
         ("collect", ""),
         ("report", ""),
     }
-    rest, whole = planner.plan_rest(wanted, {}), planner.plan_all()
-    assert rest.jobs == {"train": 1, "evaluate_merged": 1, "cleanup": 1, "read_samples": 1, "collect": 1, "report": 1}
-    assert rest.kept_bytes < whole.kept_bytes / 2
-    assert rest.seconds["train"] == pytest.approx(whole.seconds["train"] / 4, rel=0.01)
+    remaining, whole = planner.plan_remaining(wanted, {}), planner.plan_all()
+    assert remaining.jobs == {
+        "train": 1,
+        "evaluate_merged": 1,
+        "cleanup": 1,
+        "read_samples": 1,
+        "collect": 1,
+        "report": 1,
+    }
+    assert remaining.kept_bytes < whole.kept_bytes / 2
+    assert remaining.seconds["train"] == pytest.approx(whole.seconds["train"] / 4, rel=0.01)
     assert {point.name for point in planner.plan_points({name}) if point.is_done} == {name}
-    assert planner.plan_rest([], {}).wall_seconds == 0
+    assert planner.plan_remaining([], {}).wall_seconds == 0
 
 
 def test_steps_and_tokens_are_those_of_whole_batches(tmp_path: Path) -> None:

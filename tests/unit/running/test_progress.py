@@ -79,7 +79,7 @@ def test_each_point_is_in_the_stage_that_its_jobs_say(forecast: Forecast) -> Non
 
 def test_the_time_left_is_the_plans_until_something_is_known(forecast: Forecast) -> None:
     left = estimate_left(forecast, [], [], {})
-    assert left.seconds == pytest.approx(forecast.rest.wall_seconds)
+    assert left.seconds == pytest.approx(forecast.remaining.wall_seconds)
     assert left.error is None
 
 
@@ -104,7 +104,7 @@ def test_what_runs_is_less_by_what_it_took_and_longer_once_it_is_late(forecast: 
     planned = forecast.jobs[key].seconds
     half = estimate_left(forecast, [], [Running(*key, planned / 2, None)], {})
     assert half.jobs == {key: pytest.approx(planned / 2)}
-    assert half.seconds == pytest.approx(forecast.rest.wall_seconds - planned / 2)
+    assert half.seconds == pytest.approx(forecast.remaining.wall_seconds - planned / 2)
     late = estimate_left(forecast, [], [Running(*key, 2 * planned, None)], {})
     assert late.error == pytest.approx(2)
     assert late.jobs == {}

@@ -27,19 +27,21 @@ from lorasweep.util.files import write_aside
 _Section = TypeVar("_Section", bound=Section)
 
 
-def read_given_values(config: Any, given: Any) -> Any:
-    """Return the configuration with the values `given` on the command line parsed as YAML.
+def read_overrides(config: Any, overrides: Any) -> Any:
+    """Return the configuration with the values of `overrides`, as set on the command line, parsed as YAML.
 
     Snakemake parses `--config 'evaluation={enabled: false}'` into a mapping, and leaves its values as text.
     """
-    if isinstance(config, Mapping) and isinstance(given, Mapping):
-        return {key: read_given_values(value, given[key]) if key in given else value for key, value in config.items()}
-    if isinstance(given, list):
-        return [read_given_values(value, value) for value in given]
+    if isinstance(config, Mapping) and isinstance(overrides, Mapping):
+        return {
+            key: read_overrides(value, overrides[key]) if key in overrides else value for key, value in config.items()
+        }
+    if isinstance(overrides, list):
+        return [read_overrides(value, value) for value in overrides]
     try:
-        return yaml.safe_load(given) if isinstance(given, str) else config
+        return yaml.safe_load(overrides) if isinstance(overrides, str) else config
     except yaml.YAMLError as error:
-        raise InputError(f"{given!r} is invalid: {str(error).splitlines()[0]}", "YAML", file="--config") from error
+        raise InputError(f"{overrides!r} is invalid: {str(error).splitlines()[0]}", "YAML", file="--config") from error
 
 
 def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:

@@ -49,16 +49,19 @@ def find_room(folder: Path, limit_gb: float | None) -> list[Room]:
     return rooms
 
 
-def explain_shortage(rooms: Iterable[Room], need: int, parallel: int, others: Mapping[str, int]) -> str | None:
+def explain_shortage(rooms: Iterable[Room], need: int, parallel: int, alternatives: Mapping[str, int]) -> str | None:
     """Return a message if a limit leaves less than `need` bytes, with the alternatives that would fit; else `None`.
 
-    `need` was planned for `parallel` jobs at a time. `others` are the alternatives, with the bytes that each needs.
+    `need` was planned for `parallel` jobs at a time. `alternatives` has the bytes that other ways of keeping
+    checkpoints need, by their names.
     """
     short = [room for room in rooms if room.free_bytes < need * MARGIN]
     if not short:
         return None
     tightest = min(short, key=lambda room: room.free_bytes)
-    fitting = [f"{name} ({size / GB:,.2f} GB)" for name, size in others.items() if size * MARGIN <= tightest.free_bytes]
+    fitting = [
+        f"{name} ({size / GB:,.2f} GB)" for name, size in alternatives.items() if size * MARGIN <= tightest.free_bytes
+    ]
     free = max(0, tightest.free_bytes) / GB
     fits = ", or ".join(fitting) or "no mode of this sweep"
     return (

@@ -55,9 +55,9 @@ class Forecast:
         return {member for rule, name in self.wanted for member in self.get_members(rule, name)}
 
     @cached_property
-    def rest(self) -> SweepPlan:
+    def remaining(self) -> SweepPlan:
         """The plan of the remaining jobs."""
-        return self.planner.plan_rest(self.wanted, self.batches)
+        return self.planner.plan_remaining(self.wanted, self.batches)
 
     @cached_property
     def jobs(self) -> dict[tuple[str, str], PlannedJob]:
@@ -82,12 +82,14 @@ class Forecast:
     def describe_shortly(self) -> str:
         """Return the summary that a dry run prints."""
         done = sum(point.is_done for point in self.points)
-        guessed = [rule for rule in RULE_NAMES if rule in self.rest.seconds and not self.planner.costs.is_counted(rule)]
-        return describe_shortly(self.rest, self.whole, done, len(self.points), self.planner.parallel, guessed)
+        guessed = [
+            rule for rule in RULE_NAMES if rule in self.remaining.seconds and not self.planner.costs.is_counted(rule)
+        ]
+        return describe_shortly(self.remaining, self.whole, done, len(self.points), self.planner.parallel, guessed)
 
     def show(self, console: Console) -> None:
         """Print the whole plan."""
-        show_plan(console, self.results.name, self.rest, self.whole, self.points, self._notes)
+        show_plan(console, self.results.name, self.remaining, self.whole, self.points, self._notes)
 
     @cached_property
     def _notes(self) -> list[str]:
@@ -128,7 +130,7 @@ class Forecast:
             "tokens_are_counted": self.planner.costs.data.are_counted,
             "times_from": {rule: asdict(experience) for rule, experience in self.experience.items()},
             "last_run_took_of_its_plan": get_last_error(self.records),
-            "to_do": self.rest.as_json(),
+            "to_do": self.remaining.as_json(),
             **{name: plan.as_json() for name, plan in self.whole.items()},
             "points": [asdict(point) for point in self.points],
         }
@@ -139,7 +141,7 @@ class Forecast:
 
     def explain_shortage(self) -> str | None:
         """Return a message if the remaining jobs do not fit on disk; else `None`."""
-        need = self.rest.kept_bytes + self.rest.temporary_bytes
+        need = self.remaining.kept_bytes + self.remaining.temporary_bytes
         rooms = find_room(self.results, self.experiment.plan.storage_limit_gb)
         if not explain_shortage(rooms, need, self.planner.parallel, {}):
             return None
@@ -150,18 +152,18 @@ class Forecast:
             for wanted, point in self.wanted
             if wanted == rule
         )
-        others: dict[str, int] = {}
+        alternatives: dict[str, int] = {}
         if any(rule == "evaluate_merged" for rule, _ in self.wanted):
             evaluation = self.experiment.evaluation.model_copy(update={"max_merged_models": 1})
             bounded = replace(self.planner, experiment=self.experiment.model_copy(update={"evaluation": evaluation}))
-            plan = bounded.plan_rest(self.wanted, self.batches)
-            others["evaluation.max_merged_models: 1"] = plan.kept_bytes + plan.temporary_bytes
+            plan = bounded.plan_remaining(self.wanted, self.batches)
+            alternatives["evaluation.max_merged_models: 1"] = plan.kept_bytes + plan.temporary_bytes
         names = {"B1": "merge_adapters: true", "B2": "merge_adapters: false"}
         for mode, setting in names.items():
             plan = self.whole[mode]
             if plan.kept_bytes + plan.temporary_bytes < need:
-                others[f"mode {mode} (model_format: adapter, {setting})"] = plan.kept_bytes + plan.temporary_bytes
-        return explain_shortage(rooms, need, self.planner.parallel, others)
+                alternatives[f"mode {mode} (model_format: adapter, {setting})"] = plan.kept_bytes + plan.temporary_bytes
+        return explain_shortage(rooms, need, self.planner.parallel, alternatives)
 
 
 def make_forecast(

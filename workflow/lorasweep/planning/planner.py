@@ -190,7 +190,7 @@ class Planner:
         }
         return self._sum_up(jobs, {**Counter(job.rule for job in jobs), **counts})
 
-    def plan_rest(self, wanted: Collection[tuple[str, str]], batches: Mapping[str, Sequence[str]]) -> SweepPlan:
+    def plan_remaining(self, wanted: Collection[tuple[str, str]], batches: Mapping[str, Sequence[str]]) -> SweepPlan:
         """Plan the remaining jobs: pairs of a rule and the name of a point or a batch."""
         return self._sum_up(list(self.list_rest(wanted, batches).values()), Counter(rule for rule, _ in wanted))
 

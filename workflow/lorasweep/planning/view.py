@@ -36,11 +36,11 @@ def describe_error(error: float | None) -> str:
 
 
 def describe_shortly(
-    rest: SweepPlan, whole: Mapping[str, SweepPlan], done: int, points: int, parallel: int, guessed: Sequence[str]
+    todo: SweepPlan, whole: Mapping[str, SweepPlan], done: int, points: int, parallel: int, guessed: Sequence[str]
 ) -> str:
     """Return a summary of the plan for a dry run; `guessed` are the rules whose workload was not counted."""
-    gpu = f", {rest.gpu_hours:,.1f} GPU hours" if rest.gpu_hours else ""
-    wall = format_seconds(rest.wall_seconds)
+    gpu = f", {todo.gpu_hours:,.1f} GPU hours" if todo.gpu_hours else ""
+    wall = format_seconds(todo.wall_seconds)
     modes = ", ".join(
         f"{mode} {format_bytes(plan.kept_bytes)}"
         + (f" + {format_bytes(plan.temporary_bytes)} at the peak" if mode == "B1" else "")
@@ -49,9 +49,9 @@ def describe_shortly(
     )
     return "\n".join(
         [
-            f"Plan: {done} of {points} points done. To do: {format_bytes(rest.kept_bytes)} kept, "
-            f"{format_bytes(rest.temporary_bytes)} temporary at the peak, {format_bytes(rest.written_bytes)} written,",
-            f"  {format_seconds(rest.hours * 3600)} of job time{gpu}; wall time {wall} with {parallel} jobs at a time.",
+            f"Plan: {done} of {points} points done. To do: {format_bytes(todo.kept_bytes)} kept, "
+            f"{format_bytes(todo.temporary_bytes)} temporary at the peak, {format_bytes(todo.written_bytes)} written,",
+            f"  {format_seconds(todo.hours * 3600)} of job time{gpu}; wall time {wall} with {parallel} jobs at a time.",
             f"  The whole sweep keeps: {modes}.",
             "  Times of " + f"{', '.join(guessed)} are guessed. To count tokens and samples: lorasweep plan"
             if guessed
@@ -63,7 +63,7 @@ def describe_shortly(
 def show_plan(
     console: Console,
     title: str,
-    rest: SweepPlan,
+    remaining: SweepPlan,
     whole: Mapping[str, SweepPlan],
     points: Sequence[PointPlan],
     notes: Sequence[str],
@@ -72,7 +72,7 @@ def show_plan(
     console.print(_make_point_table(points, f"{title}: points"))
     table = Table(title=f"{title}: the sweep")
     table.add_column("")
-    columns: dict[str, SweepPlan] = {"to do": rest, **whole}
+    columns: dict[str, SweepPlan] = {"to do": remaining, **whole}
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     plans = list(columns.values())

@@ -150,7 +150,7 @@ class Accounts:
             temporary_bytes=temporary,
             peak_temporary_bytes=self.peak_temporary_bytes,
             seconds_left=None if outcome or left.seconds is None else round(left.seconds, 1),
-            planned_wall_seconds=round(forecast.rest.wall_seconds, 1),
+            planned_wall_seconds=round(forecast.remaining.wall_seconds, 1),
             error=None if left.error is None else round(left.error, 3),
         )
 
@@ -202,8 +202,8 @@ class Accounts:
                 began=self._began,
                 wall_seconds=round(time.monotonic() - self._started, 3),
                 peak_temporary_bytes=self.peak_temporary_bytes,
-                planned_wall_seconds=round(forecast.rest.wall_seconds, 3),
-                planned_temporary_bytes=forecast.rest.temporary_bytes,
+                planned_wall_seconds=round(forecast.remaining.wall_seconds, 3),
+                planned_temporary_bytes=forecast.remaining.temporary_bytes,
             ),
         )
 

@@ -160,7 +160,7 @@ class FailureRecorder(logging.Handler):
                 self._by_job[fields["jobid"]] = Failure(fields["rule_name"], point, reason, log)
 
 
-def find_reason(log: Path, message: str, others: Iterable[Path] = ()) -> str:
+def find_reason(log: Path, message: str, scheduler_logs: Iterable[Path] = ()) -> str:
     """Return the reason why a job failed, in one line: from its logs, or from the state that SLURM reports."""
     state = re.search(r"SLURM status is: '(\w+)", message)
     killed = {
@@ -172,7 +172,7 @@ def find_reason(log: Path, message: str, others: Iterable[Path] = ()) -> str:
     if state and state[1] in killed:
         return killed[state[1]]
     lines = [line.strip() for line in read_tail(log) if line.strip()]
-    for line in reversed([line for file in others for line in read_tail(file)] + lines):
+    for line in reversed([line for file in scheduler_logs for line in read_tail(file)] + lines):
         for pattern, reason in _REASONS.items():
             if re.search(pattern, line):
                 return f"{reason} ({line.strip()[:120]})"

@@ -17,7 +17,7 @@ from lorasweep.checkpoints.shapes import read_shape
 from lorasweep.evaluation.spec import EvaluationSpec, Mode, make_evaluation_spec
 from lorasweep.evaluation.state import is_evaluated
 from lorasweep.experiment.devices import check_device
-from lorasweep.experiment.loading import load_experiment, read_given_values
+from lorasweep.experiment.loading import load_experiment, read_overrides
 from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
 from lorasweep.experiment.sections import NAME_PATTERN, Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
@@ -93,16 +93,16 @@ class Sweep:
         config: Mapping[str, Any],
         source: str,
         *,
-        given: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
         is_job: bool = False,
         shared_gpus: int | None = None,
     ) -> "Sweep":
-        """Load a sweep from an experiment's configuration; `given` are the values set on the command line.
+        """Load a sweep from an experiment's configuration; `overrides` are the values set on the command line.
 
         Raises:
             InputError: the file, one of its task files, or a record of the experiment is invalid.
         """
-        as_written = load_experiment(read_given_values(config, given or {}), source)
+        as_written = load_experiment(read_overrides(config, overrides or {}), source)
         results = RESULTS / as_written.experiment.name
         with naming_file(source):
             trainer = find_trainer(as_written)

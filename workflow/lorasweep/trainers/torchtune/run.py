@@ -31,7 +31,7 @@ from lorasweep.trainers.torchtune.memory import (
 )
 from lorasweep.trainers.torchtune.recipe import PROCESSES
 from lorasweep.util.digest import digest_file
-from lorasweep.util.files import explain_write_failure, hold_alone, write_aside
+from lorasweep.util.files import explain_write_failure, hold_alone, write_aside, write_record
 from lorasweep.util.versions import get_versions
 
 STAGE = "train"
@@ -203,9 +203,7 @@ def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], fac
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": str(base.path.resolve()),
         }
-        (adapter / ADAPTER_CONFIG).write_text(
-            json.dumps(peft_config, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        write_record(adapter / ADAPTER_CONFIG, peft_config)
         complete(adapter, base, recipe, Path(config.output_dir, TRAINING_LOG), epoch, _PACKAGES, facts)
     return folder
 
