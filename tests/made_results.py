@@ -96,7 +96,7 @@ def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: An
             "tasks": {TASK: {"scores": {METRIC: scores.mean(), "match/stderr": 0.05}, "samples": len(scores)}},
             "versions": {"inspect-ai": "0.3.285"},
         },
-        "seconds": {"evaluate": 4.0} if is_base else {"train": 10.0, "evaluate_merged": 5.0},
+        "seconds": {"evaluate": 4.0} if is_base else {"train": 10.0, "evaluate": 5.0},
         "bytes": 10 if is_base else 5_000_000,
         "files": [],
     }

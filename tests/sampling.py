@@ -20,17 +20,17 @@ class Samples:
 
 @contextmanager
 def sample_merged_models(*folders: Path, seconds: float = 0.05) -> Iterator[Samples]:
-    """Look for weights of merged models below the folders, whole ones and those being written."""
+    """Look for weights in the folders of merged models, whole ones and those being written."""
     samples = Samples()
     stop = threading.Event()
 
     def look() -> None:
         while not stop.is_set():
+            # A model that is being written is in a folder `.<point>.partial`.
             models = {
-                file.parent
+                file.parent.name.removeprefix(".").removesuffix(".partial")
                 for folder in folders
-                for pattern in ("*/merged/lorasweep-*/*/config.json", "lorasweep-*/*/config.json")
-                for file in folder.glob(pattern)
+                for file in folder.glob("*/*.safetensors")
             }
             samples.counts.append(len(models))
             stop.wait(seconds)

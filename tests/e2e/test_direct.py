@@ -239,7 +239,7 @@ def test_adapters_that_exist_are_evaluated_without_a_training(sweep: Sweep, mode
     runs = [{"name": f"direct_{i}", "adapter": f"adapters/{POINTS[i]}"} for i in (0, 1)]
     runs += [{"name": name, "adapter": f"adapters/{POINTS[0]}", **mode} for name, mode in modes.items()]
     sweep.edit(experiment={"name": "given"}, runs=runs)
-    of_one = {"merge": 1, "evaluate": 1} if "full" in modes else {"evaluate_merged": 1}
+    of_one = {"export" if "full" in modes else "merge": 1, "evaluate": 1}
     assert sweep.plan() == {
         "adopt": 3,
         "evaluate_adapters": 1,

@@ -36,8 +36,9 @@ def evaluated(make: Callable[..., Sweep], modes: tuple[str, ...]) -> Sweep:
         "configure": 1,
         "train": 1,
         "take": 2 * len(modes),
-        **({"merge": 2, "evaluate": 2} if "A" in modes else {}),
-        "evaluate_merged": 2,
+        **({"export": 2} if "A" in modes else {}),
+        "merge": 2,
+        "evaluate": 4 if "A" in modes else 2,
         "evaluate_adapters": 1,
         "publish": 2,
         "cleanup": 2 * len(modes),
@@ -74,7 +75,7 @@ def test_each_epoch_has_a_row_with_its_own_adapter_and_how_far_it_was_trained(
             assert (log["step"].max(), log["epoch"].max()) == (row["steps"], row["epoch"])
             assert log["loss"].iloc[-1] == row["final_train_loss"]
     assert not any(evaluated.results.glob("*/state"))
-    assert not any(evaluated.results.glob("*/merged"))
+    assert not (evaluated.results / ".merged").exists()
 
 
 def test_the_modes_agree_at_each_epoch(evaluated: Sweep, table: pd.DataFrame, modes: tuple[str, ...]) -> None:
@@ -124,7 +125,7 @@ def test_fewer_epochs_and_the_same_again_rerun_nothing_but_the_tables_and_a_lost
     sweep.edit(evaluation={"epochs": "all"})
     assert sweep.plan() == {}
     (sweep.results / get_name("B1", 1) / "adapter/adapter_model.safetensors").unlink()
-    assert sweep.plan() == {"take": 1, "evaluate_merged": 1, "cleanup": 1, **SUMMED_UP}
+    assert sweep.plan() == {"take": 1, "merge": 1, "evaluate": 1, "cleanup": 1, **SUMMED_UP}
 
 
 def test_a_last_epoch_that_is_not_listed_is_kept_and_not_evaluated(sweep: Sweep, modes: tuple[str, ...]) -> None:

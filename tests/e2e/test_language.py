@@ -52,7 +52,7 @@ def evaluated(finished: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Swee
     shutil.copytree(sweep.results / POINTS["A"] / "hf_model", sweep.directory / "checkpoint")
     baselines = [{"name": "checkpoint", "model": "checkpoint"}]
     sweep.edit(evaluation={"tasks": TASKS, "baselines": baselines}, plan={"count": False})
-    evaluations = {"evaluate": 3, "evaluate_merged": 1, "evaluate_adapters": 1, "publish": 1}
+    evaluations = {"merge": 1, "evaluate": 4, "evaluate_adapters": 1, "publish": 1}
     assert sweep.plan() == {**evaluations, "cleanup": 5, **SUMMED_UP}
     sweep.run()
     assert sweep.plan() == {}

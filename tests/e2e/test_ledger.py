@@ -49,7 +49,7 @@ def test_a_finished_sweep_has_nothing_to_do_and_was_learnt_from(finished: Sweep,
     assert plan["to_do"]["jobs"] == {}
     assert all(point["is_done"] for point in plan["points"])
     assert plan["tokens_are_counted"] is True
-    assert {"train", "merge", "evaluate", "evaluate_merged", "evaluate_adapters"} <= plan["times_from"].keys()
+    assert {"train", "export", "merge", "evaluate", "evaluate_adapters"} <= plan["times_from"].keys()
     records = read_records(finished.results / "jobs.csv")
     # The corrected plan of the jobs that were done is what they took, as far as a median can say.
     for rule, found in plan["times_from"].items():
@@ -69,8 +69,8 @@ def test_the_ledger_has_what_was_kept_and_spent(finished: Sweep) -> None:
         manifest = json.loads((finished.results / name / "manifest.json").read_text())
         assert int(rows[name]["kept_bytes"]) == manifest["bytes"]
     attempts = {name: float(row["attempts"]) for name, row in rows.items()}
-    # Trained, for all three, and merged and evaluated; evaluated; and the baseline, evaluated.
-    assert attempts == {POINTS["A"]: 3, POINTS["B1"]: 1, POINTS["B2"]: 1, "baseline": 1, "total": 6}
+    # Trained, for all three, exported and evaluated; merged and evaluated; evaluated; and the baseline, evaluated.
+    assert attempts == {POINTS["A"]: 3, POINTS["B1"]: 2, POINTS["B2"]: 1, "baseline": 1, "total": 7}
     records = read_records(finished.results / "jobs.csv")
     assert float(rows["total"]["job_seconds"]) == pytest.approx(sum(r.seconds for r in records), abs=0.1)
     assert float(rows["total"]["wall_seconds"]) > 0

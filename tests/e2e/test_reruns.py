@@ -19,17 +19,17 @@ ALL_OF_EVERY_POINT = {
     "configure": 1,
     "train": 1,
     "take": 3,
+    "export": 1,
     "merge": 1,
-    "evaluate": 1,
-    "evaluate_merged": 1,
+    "evaluate": 2,
     "evaluate_adapters": 1,
     "publish": 1,
     "cleanup": 3,
     **SUMMED_UP,
 }
 ALL_EVALUATIONS = {
-    "evaluate": 2,
-    "evaluate_merged": 1,
+    "merge": 1,
+    "evaluate": 3,
     "evaluate_adapters": 1,
     "publish": 1,
     "cleanup": 4,
@@ -139,7 +139,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     "the report deleted": (delete("report.html"), {"report": 1}),
     "a log deleted (B1)": (
         delete(f"{POINTS['B1']}/eval/letters.eval"),
-        {"evaluate_merged": 1, "cleanup": 1, **SUMMED_UP},
+        {"merge": 1, "evaluate": 1, "cleanup": 1, **SUMMED_UP},
     ),
     "a log deleted (B2)": (
         delete(f"{POINTS['B2']}/eval/letters.eval"),
@@ -151,7 +151,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
     ),
     "a full model deleted": (
         delete(f"{POINTS['A']}/hf_model"),
-        {"merge": 1, "evaluate": 1, "cleanup": 1, **SUMMED_UP},
+        {"export": 1, "evaluate": 1, "cleanup": 1, **SUMMED_UP},
     ),
     "a manifest deleted": (delete(f"{POINTS['A']}/manifest.json"), {"cleanup": 1, **SUMMED_UP}),
     "the table deleted": (delete("results.csv"), {"collect": 1, "report": 1}),
@@ -196,7 +196,9 @@ def test_a_mode_more_or_less_trains_nothing_and_concerns_no_other(sweep: Sweep, 
     assert not {"configure", "train", "take"} & sweep.plan().keys()
     shutil.rmtree(sweep.results / POINTS[mode])
     sweep.edit(variables={"mode": [*others, mode]})
-    evaluation = {"A": ("merge", "evaluate"), "B1": ("evaluate_merged",), "B2": ("evaluate_adapters", "publish")}[mode]
+    evaluation = {"A": ("export", "evaluate"), "B1": ("merge", "evaluate"), "B2": ("evaluate_adapters", "publish")}[
+        mode
+    ]
     assert sweep.plan() == {**dict.fromkeys(("take", *evaluation, "cleanup"), 1), **SUMMED_UP}
     sweep.run("--until", "take")
     assert sweep.plan() == {**dict.fromkeys((*evaluation, "cleanup"), 1), **SUMMED_UP}
@@ -217,7 +219,7 @@ def test_points_of_one_training_have_an_adapter_each_and_its_time_is_counted_onc
 def test_a_new_base_model_reruns_everything(sweep: Sweep, other_model: Path) -> None:
     shutil.rmtree(sweep.directory / "model")
     shutil.copytree(other_model, sweep.directory / "model")
-    assert sweep.plan() == {**ALL_OF_EVERY_POINT, "evaluate": 2, "cleanup": 4}
+    assert sweep.plan() == {**ALL_OF_EVERY_POINT, "evaluate": 3, "cleanup": 4}
 
 
 def test_a_finished_sweep_has_nothing_to_do_on_slurm(sweep: Sweep) -> None:
@@ -266,17 +268,17 @@ class TestFailures:
 
     def test_the_logs_say_what_happened(self, failed: Sweep) -> None:
         assert "the training diverged" in failed.find_training_log("diverges").read_text()
-        assert "told to fail" in (failed.results / "logs/evaluate_merged/lora_rank=4.log").read_text()
+        assert "told to fail" in (failed.results / "logs/evaluate/lora_rank=4.log").read_text()
 
     def test_nothing_half_made_is_kept(self, failed: Sweep) -> None:
         assert not (failed.results / "diverges").exists()
         assert not (failed.find_training("diverges") / "adapter").exists()
         assert not list((failed.results / "lora_rank=4").glob("eval/*"))
-        assert not list((failed.results / "lora_rank=4").glob("merged*"))
+        assert not (failed.results / ".merged").exists()
         assert not (failed.results / "lora_rank=4/manifest.json").exists()
 
     def test_each_failed_point_goes_on_from_where_it_failed(self, failed: Sweep) -> None:
-        assert failed.plan() == {"train": 1, "take": 1, "evaluate_merged": 2, "cleanup": 2, **SUMMED_UP}
+        assert failed.plan() == {"train": 1, "take": 1, "merge": 2, "evaluate": 2, "cleanup": 2, **SUMMED_UP}
 
     def test_what_was_mended_is_run_and_the_rest_is_not(self, failed: Sweep, tmp_path: Path) -> None:
         sweep = failed.copy(tmp_path)
@@ -285,7 +287,7 @@ class TestFailures:
         sweep.run()
         assert json.loads((sweep.results / "lora_rank=4/manifest.json").read_text())["mode"] == "B1"
         assert (sweep.results / "lora_rank=2/manifest.json").stat().st_mtime_ns == before
-        assert not list(sweep.results.glob("*/merged"))
+        assert not (sweep.results / ".merged").exists()
         assert not list(sweep.results.glob("*-partial*"))
         assert "Not finished" not in (sweep.results / "report.html").read_text()
         assert set(pd.read_csv(sweep.results / "results.csv")["point"]) == {"baseline", "lora_rank=2", "lora_rank=4"}

@@ -31,7 +31,7 @@ RESOURCES = ("--default-resources", f"slurm_partition={PARTITION}", "mem_mb=4000
 SAVED_OFTEN = ("--set-resources", "train:save_minutes='0.02'")
 ONE_THREAD = (
     "--set-threads",
-    *(f"{rule}=1" for rule in ("train", "merge", "evaluate", "evaluate_merged", "evaluate_adapters")),
+    *(f"{rule}=1" for rule in ("train", "export", "merge", "evaluate", "evaluate_adapters")),
 )
 SECONDS_BETWEEN = (2.0, 14.0)
 SECONDS_DOWN = (5.0, 60.0)
@@ -274,7 +274,7 @@ def _strip(value: Any) -> Any:
 
 def find_leftovers(directory: Path, results: Path, tmp: Path) -> list[str]:
     """Return what should be gone when a sweep is done: merged models, what was half made, locks, states."""
-    patterns = ("*/merged", "*/.*.partial", "*/state", "*/.*.tmp", ".batches", ".*.tmp", ".controller.json")
+    patterns = (".merged", "*/.*.partial", "*/state", "*/.*.tmp", ".batches", ".*.tmp", ".controller.json")
     left = [path for pattern in patterns for path in results.glob(pattern)]
     left += [
         *directory.glob(".snakemake/locks/*"),

@@ -38,7 +38,7 @@ class SlurmSweep(Sweep):
         # The nodes share the cores of one machine.
         threads = [
             "--set-threads",
-            *(f"{rule}=1" for rule in ("train", "merge", "evaluate", "evaluate_merged", "evaluate_adapters")),
+            *(f"{rule}=1" for rule in ("train", "export", "merge", "evaluate", "evaluate_adapters")),
         ]
         retries = [] if "--retries" in arguments else ["--retries", "0"]
         name = ["--slurm-jobname-prefix", self.job_name]

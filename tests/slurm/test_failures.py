@@ -226,18 +226,16 @@ class TestControllerKilled:
         run = sweep.start("--retries", "0")
         [orphan] = sweep.wait_for(
             "the evaluation to run",
-            lambda: [job for job, comment in sweep.list_jobs().items() if "evaluate_merged" in comment],
+            lambda: [job for job, comment in sweep.list_jobs().items() if "evaluate" in comment],
         )
-        sweep.wait_for(
-            "the merged model", lambda: list(sweep.results.glob("*/merged/lorasweep-*/model/lorasweep.json"))
-        )
+        assert (sweep.results / ".merged/point/lorasweep.json").is_file()
         run.kill()
         run.wait()
         del sweep.environment["HELD_EVALUATION_OF"]
         said = finish(sweep)
         assert f"SLURM job {orphan} of an earlier run" in said
         assert "is cancelled" in said
-        assert not list(sweep.results.glob("*/merged"))
+        assert not (sweep.results / ".merged").exists()
 
 
 def test_a_second_shell_is_told_who_runs_the_sweep(make: Callable[..., SlurmSweep]) -> None:
@@ -268,14 +266,16 @@ def small_disk(cluster: Cluster | None, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    "stage", ["train", *(pytest.param(stage, marks=pytest.mark.long) for stage in ("merge", "evaluate_merged"))]
+    "stage", ["train", *(pytest.param(stage, marks=pytest.mark.long) for stage in ("export", "merge", "evaluate"))]
 )
 def test_a_full_disk_is_named_and_nothing_cut_short_counts(
     make: Callable[..., SlurmSweep], small_disk: Path, stage: str
 ) -> None:
-    runs = [{"name": "point", "model_format": "hf" if stage == "merge" else "adapter"}]
+    runs = [{"name": "point", "model_format": "hf" if stage == "export" else "adapter"}]
     sweep = make("full", trainer="torchtune" if stage == "train" else "quick_trainer", runs=runs)
     sweep.edit(evaluation=TRAINING_ONLY if stage == "train" else {"baseline": False})
+    if stage == "merge":
+        sweep.edit(evaluation={"merged_models_in": str(small_disk)})
     if stage != "train":
         sweep.run("--retries", "0", "--until", "take")
     # The folder of what is written moves to the small disk; what is there leaves room for less than the stage writes.

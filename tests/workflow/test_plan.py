@@ -14,8 +14,8 @@ import yaml
 from sweep import ROOT, SUMMED_UP, Sweep
 
 PLANS = [
-    ({"model_format": "hf"}, {"merge": 2, "evaluate": 3}),
-    ({"model_format": "adapter", "merge_adapters": True}, {"evaluate_merged": 2, "evaluate": 1}),
+    ({"model_format": "hf"}, {"export": 2, "evaluate": 3}),
+    ({"model_format": "adapter", "merge_adapters": True}, {"merge": 2, "evaluate": 3}),
     ({"model_format": "adapter", "merge_adapters": False}, {"evaluate_adapters": 1, "publish": 2, "evaluate": 1}),
 ]
 
@@ -103,7 +103,7 @@ def test_a_configfile_replaces_the_default_experiment(make: Callable[..., Sweep]
 
 def test_single_keys_can_be_changed_on_the_command_line(make: Callable[..., Sweep]) -> None:
     sweep = make()
-    assert "evaluate_merged" not in sweep.plan("--config", "evaluation={enabled: false}")
+    assert not {"merge", "evaluate"} & sweep.plan("--config", "evaluation={enabled: false}").keys()
     assert sweep.plan("--config", "variables={lora_rank: [2, 4, 8]}")["train"] == 3
 
 
@@ -173,15 +173,16 @@ def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_
     said = sweep.run("--profile", ROOT / "slurm", "--dry-run")
     resources = {
         rule: re.search(rf"rule {rule}:.*?resources: ([^\n]*)", said, flags=re.DOTALL)[1]
-        for rule in ("train", "evaluate_merged")
+        for rule in ("train", "merge", "evaluate")
     }
     assert "gpu=2" in resources["train"]
     assert "nodes=1" in resources["train"]
-    assert "gpu=1" in resources["evaluate_merged"]
+    assert "gpu=1" in resources["evaluate"]
+    assert "gpu=" not in resources["merge"]
     here = sweep.run("--cores", "16", "--resources", "gpu=2", "--dry-run")
     assert re.search(r"rule train:.*?threads: (\d+)", here, flags=re.DOTALL)[1] == "8"
     # Here a job at a time has the GPUs of the machine.
-    assert re.search(r"rule evaluate_merged:.*?gpu=(\d+)", here, flags=re.DOTALL)[1] == "2"
+    assert re.search(r"rule evaluate:.*?gpu=(\d+)", here, flags=re.DOTALL)[1] == "2"
     shared = sweep.snakemake("--cores", "8", "--resources", "gpu=4", "--dry-run")
     assert shared.returncode == 1
     assert "--resources: gpu=4: jobs on one machine take its first GPUs" in shared.stdout + shared.stderr

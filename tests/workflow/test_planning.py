@@ -67,7 +67,7 @@ def test_a_dry_run_ends_with_the_plan_in_short_and_writes_nothing(make: Callable
     sweep = make()
     said = sweep.run("--dry-run")
     assert "Plan: 0 of 3 points done. To do: " in said
-    assert "Times of train, evaluate, evaluate_merged are guessed" in said
+    assert "Times of train, evaluate are guessed" in said
     assert re.search(r"The whole sweep keeps: A [\d.]+ [kMG]B, B1 [\d.]+ [kMG]B \+ [\d.]+ [kMG]B at the peak", said)
     assert not sweep.results.exists()
 

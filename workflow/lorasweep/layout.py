@@ -37,6 +37,10 @@ def get_epoch_folder(epoch: int) -> str:
     return f"epoch={epoch}"
 
 
+MERGED = ".merged"
+"""Folder in an experiment's folder with the merged models of mode B1, each in a subfolder named after its point. If the
+models are elsewhere (`evaluation.merged_models_in`), it is a link."""
+
 FAILURE_RECORD = "failures.json"
 """File in an experiment's folder: the failures of the last run, if any."""
 

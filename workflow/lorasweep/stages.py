@@ -32,9 +32,9 @@ RULES = (
     Rule("train", _KEPT, makes_adapter=True, is_timed=True, has_gpu=True, priority=2),
     Rule("take", _KEPT, makes_adapter=True),
     Rule("adopt", _KEPT, makes_adapter=True),
-    Rule("merge", ("A",), is_timed=True, priority=1),
-    Rule("evaluate", ("A", "base"), is_timed=True, has_gpu=True),
-    Rule("evaluate_merged", ("B1",), is_timed=True, has_gpu=True),
+    Rule("export", ("A",), is_timed=True, priority=1),
+    Rule("merge", ("B1",), is_timed=True, priority=1),
+    Rule("evaluate", ("A", "B1", "base"), is_timed=True, has_gpu=True),
     Rule("evaluate_adapters", ("B2",), is_timed=True, has_gpu=True),
     Rule("publish", ("B2",)),
     Rule("cleanup", _ALL),
@@ -93,7 +93,7 @@ def get_stages(
 
     for name, mode in points.items():
         made = ("configure", "train", "take") if name in taken else () if mode == "base" else ("adopt",)
-        branch = [rule for rule in _get_branch(mode) if rule == "merge" or name in evaluated]
+        branch = [rule for rule in _get_branch(mode) if rule == "export" or name in evaluated]
         pass_through(*made, *branch, "cleanup", count_from=2 if name in taken and name not in trained else 0)
     stages = [
         # Sorted, so that the drawing does not depend on the order of points in the file.

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 try:
     from lorasweep.util.errors import ending_with_a_message
     from lorasweep.experiment.sections import NAME_PATTERN
-    from lorasweep.layout import METRICS
+    from lorasweep.layout import MERGED, METRICS
     from lorasweep.sweep.sweep import Sweep
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -50,14 +50,6 @@ EVALUATED = SWEEP.evaluated
 
 # Relative to the working directory, so that moving the clone does not cause reruns.
 RUN = shlex.quote(os.path.relpath(ROOT / "scripts/run"))
-
-# Where a model is merged for its evaluation: in a temporary output, or in the job's own temporary folder.
-MERGES_IN_TMPDIR = EXPERIMENT.evaluation.merged_models_in == "tmpdir"
-MERGE_IN = "{resources.tmpdir:q}" if MERGES_IN_TMPDIR else "{output.merged:q}"
-
-# Each job that makes a merged model uses one of these. Without a limit, there are as many as parallel evaluations.
-if EXPERIMENT.evaluation.max_merged_models:
-    workflow.register_resource("merged_models", EXPERIMENT.evaluation.max_merged_models)
 
 # scripts/run starts every command with the Python of its stage.
 os.environ.update(LORASWEEP_CONDA=str(int(USES_CONDA)), LORASWEEP_DRIVER=sys.executable)
@@ -109,11 +101,6 @@ def get_evaluation_outputs():
         "logs": [f"<results>/{{point}}/eval/{entry.name}.eval" for entry in SWEEP.tasks],
         "metrics": f"<results>/{{point}}/eval/{METRICS}",
     }
-
-
-def get_merged_output():
-    """Return the merged model as a temporary output, unless it is made in the job's own temporary folder."""
-    return {} if MERGES_IN_TMPDIR else {"merged": temp(directory("<results>/{point}/merged"))}
 
 
 def get_base_fingerprint(wildcards):

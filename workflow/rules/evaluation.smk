@@ -1,15 +1,11 @@
 """Evaluation: all tasks of a point in one process, so that its model is loaded once.
 
-In: the model that the point's mode makes; for a baseline, an existing model.
+In: the full model of modes A and B1, or the adapter of mode B2; for a baseline, an existing model.
 Out: one Inspect log per task, and `metrics.json`: the scores, and the proof that the adapter was applied.
 
 In mode B2, one job evaluates a batch of points on one loaded base. It writes each point's result to the point's state
 folder, which stays if the job fails. `publish` then moves the result to `eval/`, or fails with the point's own error.
 Each run forms new batches of the points without a result.
-
-In mode B1, one job merges, evaluates and removes the merged model. So only running jobs have merged models, and
-`max_merged_models` limits their number. The model is a temporary output, which Snakemake deletes if the job fails too,
-or is made in the job's own temporary folder, depending on `merged_models_in`.
 """
 
 
@@ -24,8 +20,8 @@ rule evaluate:
     benchmark:
         "<benchmarks>/evaluate/{point}.tsv"
     wildcard_constraints:
-        point=SWEEP.match_points(lambda point: EVALUATED.get(point) in ("A", "base")),
-    # Before further trainings, so that results of finished points are available early.
+        point=SWEEP.match_points(lambda point: EVALUATED.get(point) in ("A", "B1", "base")),
+    # Before merges, whose number is limited, and before further trainings.
     priority: 10
     conda:
         f"../../envs/{SWEEP.evaluation_stage}.yaml"
@@ -34,45 +30,15 @@ rule evaluate:
         mem_mb=request("evaluate", "mem_mb"),
         runtime=request("evaluate", "runtime"),
         gpu=SWEEP.evaluation_gpus,
+        merged_models=lambda wildcards: int(EVALUATED[wildcards.point] == "B1"),
     params:
         spec=get_evaluation,
         point=in_results("{point}"),
+        model=of(SWEEP.get_model_options),
         probes=f"{RESULTS}/.probes",
     shell:
         f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}}"
-        " --probes {params.probes:q} > {log:q} 2>&1"
-
-
-rule evaluate_merged:
-    input:
-        adapter=SWEEP.get_adapter_files("{point}"),
-        tasks=SWEEP.task_files,
-    output:
-        **get_evaluation_outputs(),
-        **get_merged_output(),
-    log:
-        "<logs>/evaluate_merged/{point}.log",
-    benchmark:
-        "<benchmarks>/evaluate_merged/{point}.tsv"
-    wildcard_constraints:
-        point=SWEEP.match_points(lambda point: EVALUATED.get(point) == "B1"),
-    priority: 10
-    conda:
-        "../../envs/eval.yaml"
-    threads: 4
-    resources:
-        mem_mb=request("evaluate_merged", "mem_mb"),
-        runtime=request("evaluate_merged", "runtime"),
-        disk_mb=request("evaluate_merged", "disk_mb"),
-        gpu=SWEEP.evaluation_gpus,
-        merged_models=1,
-    params:
-        spec=get_evaluation,
-        point=in_results("{point}"),
-        probes=f"{RESULTS}/.probes",
-    shell:
-        f"{RUN} eval -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
-        f" --merge-in {MERGE_IN} --threads {{threads}} > {{log:q}} 2>&1"
+        " {params.model:q} --probes {params.probes:q} > {log:q} 2>&1"
 
 
 localrules:

@@ -1,7 +1,9 @@
-"""Merging: merge the base model and an adapter to a full model that is kept (mode A).
+"""Merging: make a full model from the base model and an adapter, without a GPU.
 
-In: the adapter. Out: `hf_model/`, a full model without adapter files.
-In mode B1, the evaluation job merges a temporary model itself: see evaluation.smk.
+In: the adapter. Out: a full model without adapter files.
+`export` makes the model that mode A keeps. `merge` makes the model that mode B1 is evaluated on: a temporary output,
+which Snakemake deletes when no job needs it any more. At most `max_merged_models` of these exist at a time: the
+scheduler `lorasweep` starts no merge beyond that number (workflow/snakemake_scheduler_plugin_lorasweep).
 """
 
 
@@ -9,11 +11,15 @@ rule merge:
     input:
         adapter=SWEEP.get_adapter_files("{point}"),
     output:
-        model=directory("<results>/{point}/hf_model"),
+        model=temp(directory(f"<results>/{MERGED}/{{point}}")),
     log:
         "<logs>/merge/{point}.log",
     benchmark:
         "<benchmarks>/merge/{point}.tsv"
+    wildcard_constraints:
+        point=SWEEP.match_points(lambda point: EVALUATED.get(point) == "B1"),
+    # Before further trainings, as an evaluation waits for it.
+    priority: 5
     conda:
         "../../envs/eval.yaml"
     threads: 2
@@ -21,10 +27,33 @@ rule merge:
         mem_mb=request("merge", "mem_mb"),
         runtime=request("merge", "runtime"),
         disk_mb=request("merge", "disk_mb"),
+        merged_models=1,
     params:
         adapter=in_results("{point}/adapter"),
         base=SWEEP.base_model,
         dtype=EXPERIMENT.model.dtype,
+        option="--temporary",
     shell:
         f"{RUN} eval -m lorasweep job merge --base {{params.base:q}} --adapter {{params.adapter:q}} --output {{output.model:q}}"
-        " --dtype {params.dtype:q} --threads {threads} --verify > {log:q} 2>&1"
+        " --dtype {params.dtype:q} --threads {threads} {params.option} > {log:q} 2>&1"
+
+
+use rule merge as export with:
+    output:
+        model=directory("<results>/{point}/hf_model"),
+    log:
+        "<logs>/export/{point}.log",
+    benchmark:
+        "<benchmarks>/export/{point}.tsv"
+    wildcard_constraints:
+        point=SWEEP.match_points(lambda point: point in POINTS and POINTS[point].mode == "A"),
+    resources:
+        mem_mb=request("merge", "mem_mb"),
+        runtime=request("merge", "runtime"),
+        disk_mb=request("merge", "disk_mb"),
+        merged_models=0,
+    params:
+        adapter=in_results("{point}/adapter"),
+        base=SWEEP.base_model,
+        dtype=EXPERIMENT.model.dtype,
+        option="--verify",

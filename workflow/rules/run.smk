@@ -5,7 +5,7 @@ The work is done by `lorasweep.running.run.Run`; this file passes on what only S
 
 from snakemake.io import IOFile
 
-from lorasweep.running.run import Places, Run
+from lorasweep.running.run import THREADS, Places, Run
 from lorasweep.util.slurm import forget_settings
 from lorasweep.running.slurm_plugin import (
     mend_end_by_signal,
@@ -23,6 +23,18 @@ if workflow.is_main_process:
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
     THIS_RUN = Run(SWEEP, ROOT, SOURCES, uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN)
     THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
+
+
+def get_places():
+    """Return the limits on what runs in parallel."""
+    threads = workflow.resource_settings.overwrite_threads.get("evaluate", THREADS)
+    gpus = workflow.global_resources.get("gpu").value
+    return Places(workflow.resource_settings.cores, workflow.nodes, gpus, int(getattr(threads, "value", threads)))
+
+
+# A merge holds one of these, and an evaluation of its model. The scheduler reads the number that no job holds.
+if workflow.is_main_process and workflow.global_resources.get("merged_models").value is None:
+    workflow.register_resource("merged_models", THIS_RUN.count_merged_models(get_places()))
 
 
 def get_orphan_dependency():
@@ -53,11 +65,6 @@ def get_unfinished():
     return {name for name in SWEEP.folders if {name, name in POINTS and POINTS[name].training} & unfinished}
 
 
-def get_places():
-    """Return the limits on what runs in parallel."""
-    return Places(workflow.resource_settings.cores, workflow.nodes, workflow.global_resources.get("gpu").value)
-
-
 def get_slurm_run():
     """Return the name of this run's jobs on SLURM, else `None`. No public attribute gives access to the executor."""
     return workflow.scheduler._executor.run_uuid if workflow.executor_plugin.name == "slurm" else None
@@ -71,7 +78,14 @@ def conclude(is_well):
 
 
 onstart:
-    THIS_RUN.begin(get_wanted_jobs(), get_places(), get_slurm_run(), is_touch=workflow.touch)
+    THIS_RUN.begin(
+        get_wanted_jobs(),
+        get_places(),
+        get_slurm_run(),
+        scheduler=workflow.scheduling_settings.scheduler,
+        retries=workflow.execution_settings.retries,
+        is_touch=workflow.touch,
+    )
     mend_end_by_signal(workflow.scheduler)
     # Otherwise, Snakemake does not report the end of a job with --quiet progress.
     workflow.scheduler.print_progress = True

@@ -115,8 +115,8 @@ def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
     shared = {"configure": 4, "train": 4, "take": 4, "cleanup": 5, "read_samples": 1, "collect": 1, "report": 1}
     unevaluated = make_planner(tmp_path, evaluation={"enabled": False, "tasks": [], "merge_adapters": False})
     assert unevaluated.plan_all("B2").jobs == shared | {"cleanup": 4}
-    assert planner.plan_all("A").jobs == shared | {"merge": 4, "evaluate": 5}
-    assert planner.plan_all("B1").jobs == shared | {"evaluate_merged": 4, "evaluate": 1}
+    assert planner.plan_all("A").jobs == shared | {"export": 4, "evaluate": 5}
+    assert planner.plan_all("B1").jobs == shared | {"merge": 4, "evaluate": 5}
     assert planner.plan_all("B2").jobs == shared | {"evaluate_adapters": 2, "publish": 4, "evaluate": 1}
     assert planner.plan_all().jobs == planner.plan_all("B1").jobs
 
@@ -142,7 +142,7 @@ def test_a_tasks_own_options_are_planned(tmp_path: Path) -> None:
         planner = make_planner(tmp_path, evaluation={"tasks": [{"task": "pkg/t", "limit": 100, **options}]})
         size = TaskSize(100 * options.get("epochs", 1), 256, options.get("max_tokens"))
         costs = replace(planner.costs, tasks={"t": size} if counted else {})
-        return replace(planner, costs=costs).plan_all("B1").seconds["evaluate_merged"]
+        return replace(planner, costs=costs).plan_all("B1").seconds["evaluate"]
 
     for counted in (True, False):
         assert plan(counted, epochs=3) > plan(counted) > plan(counted, max_tokens=8)
@@ -156,16 +156,17 @@ def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: P
     assert plans["A"].kept_bytes - plans["B2"].kept_bytes == pytest.approx(4 * full, rel=0.001)
     assert plans["B1"].kept_bytes == plans["B2"].kept_bytes
     assert full <= plans["B1"].temporary_bytes <= 4.2 * full
+    assert planner.max_merged_models == 5
     assert plans["B2"].temporary_bytes < full / 10
     bounded = make_planner(tmp_path, parallel=4, evaluation={"max_merged_models": 1}).plan_all("B1")
     assert full < bounded.temporary_bytes < 1.1 * full
     assert plans["B1"].written_bytes > 4 * full > plans["B2"].written_bytes
 
 
-def test_models_merged_in_a_temporary_folder_do_not_count_among_the_results(tmp_path: Path) -> None:
+def test_models_merged_elsewhere_do_not_count_among_the_results(tmp_path: Path) -> None:
     there, here = (
         make_planner(tmp_path, parallel=4, evaluation={"merged_models_in": where}).plan_all("B1")
-        for where in ("tmpdir", "results")
+        for where in ("/scratch", None)
     )
     assert there.temporary_bytes < here.temporary_bytes / 10
     assert there.written_bytes == here.written_bytes
@@ -210,7 +211,8 @@ def test_what_is_to_do_is_planned_apart(tmp_path: Path) -> None:
     name = "lora_rank=16"
     wanted = {
         ("train", name),
-        ("evaluate_merged", name),
+        ("merge", name),
+        ("evaluate", name),
         ("cleanup", name),
         ("read_samples", ""),
         ("collect", ""),
@@ -219,7 +221,8 @@ def test_what_is_to_do_is_planned_apart(tmp_path: Path) -> None:
     remaining, whole = planner.plan_remaining(wanted, {}), planner.plan_all()
     assert remaining.jobs == {
         "train": 1,
-        "evaluate_merged": 1,
+        "merge": 1,
+        "evaluate": 1,
         "cleanup": 1,
         "read_samples": 1,
         "collect": 1,
@@ -275,7 +278,7 @@ def test_where_there_is_no_room_it_is_said_which_bound_or_mode_would_fit(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**15))
     planner = make_planner(tmp_path, parallel=4, plan={"storage_limit_gb": 20.0})
-    wanted = {(rule, name) for name in planner.points for rule in ("train", "evaluate_merged")}
+    wanted = {(rule, name) for name in planner.points for rule in ("train", "merge", "evaluate")}
     forecast = Forecast(planner.experiment, tmp_path / "results/e", planner, {}, [], wanted, {}, "")
     said = forecast.explain_shortage()
     assert said is not None
@@ -294,17 +297,22 @@ def job(seconds: float, *after: int, **changes: Any) -> PlannedJob:
 
 def test_jobs_wait_for_places_for_each_other_and_for_the_bound() -> None:
     trainings = [job(10), job(10), job(10), job(10)]
-    assert simulate(trainings, 1, None).seconds == 40
-    assert simulate(trainings, 3, None).seconds == 20
-    assert simulate([job(10), job(5, 0, rule="evaluate")], 4, None).seconds == 15
-    merged = [job(10, rule="evaluate_merged", temporary=100, merged_models=1) for _ in range(4)]
-    free, bounded = simulate(merged, 4, None), simulate(merged, 4, 2)
-    assert (free.seconds, free.peak_temporary) == (10, 400)
-    assert (bounded.seconds, bounded.peak_temporary) == (20, 200)
+    assert simulate(trainings, 1, 9, 0).seconds == 40
+    assert simulate(trainings, 3, 9, 0).seconds == 20
+    assert simulate([job(10), job(5, 0, rule="evaluate")], 4, 9, 0).seconds == 15
+    merges = [job(2, rule="merge") for _ in range(4)]
+    evaluations = [job(10, index, rule="evaluate", reads_merged=True) for index in range(4)]
+    free, bounded = (simulate([*merges, *evaluations], 4, bound, 100) for bound in (4, 2))
+    assert (free.seconds, free.peak_temporary) == (12, 400)
+    assert (bounded.seconds, bounded.peak_temporary) == (24, 200)
+    # One job at a time: the next model is merged before the previous one is gone only if the bound allows two.
+    assert simulate([*merges, *evaluations], 1, 2, 100).peak_temporary == 100
+    left_behind = [job(10, rule="evaluate", reads_merged=True) for _ in range(3)]
+    assert simulate([*left_behind, merges[0]], 4, 2, 100).peak_temporary == 300
 
 
 def test_bytes_are_there_when_they_should_be() -> None:
-    line = simulate([job(10, kept=5, temporary=7), job(1, 0, rule="evaluate", kept=1)], 1, None)
+    line = simulate([job(10, kept=5, temporary=7), job(1, 0, rule="evaluate", kept=1)], 1, 1, 0)
     assert line.kept == 6
     assert line.peak_temporary == 7
     assert (10.0, 5, 0) in line.moments
@@ -320,13 +328,10 @@ def test_gpus_share_a_training_and_each_of_them_is_paid(tmp_path: Path) -> None:
     load = one.costs.model("train", [])
     assert four.costs.model("train", [shared]) - load == pytest.approx((one.costs.model("train", [point]) - load) / 4)
     plan = four.plan_all("B1")
-    alone = ("evaluate", "evaluate_merged")
-    assert plan.gpu_hours == pytest.approx(
-        (4 * plan.seconds["train"] + sum(plan.seconds[rule] for rule in alone)) / 3600
-    )
+    assert plan.gpu_hours == pytest.approx((4 * plan.seconds["train"] + plan.seconds["evaluate"]) / 3600)
     assert plan.as_json()["gpu_hours"]["train"] == pytest.approx(4 * plan.seconds["train"] / 3600)
     [row] = [row for row in four.plan_points([]) if row.name == "lora_rank=8"]
-    assert row.gpu_hours == pytest.approx((4 * row.seconds["train"] + row.seconds["evaluate_merged"]) / 3600)
+    assert row.gpu_hours == pytest.approx((4 * row.seconds["train"] + row.seconds["evaluate"]) / 3600)
     assert row.mem_mb == 4 * next(row for row in one.plan_points([]) if row.name == "lora_rank=8").mem_mb
 
 

@@ -335,9 +335,9 @@ def test_stages_are_those_of_the_modes() -> None:
         "train": 2,
         "take": 3,
         "adopt": 1,
+        "export": 1,
         "merge": 1,
-        "evaluate": 2,
-        "evaluate_merged": 1,
+        "evaluate": 3,
         "evaluate_adapters": None,
         "publish": 2,
         "cleanup": 5,
@@ -346,7 +346,7 @@ def test_stages_are_those_of_the_modes() -> None:
         "report": 1,
     }
     assert stages["evaluate_adapters"].after == ("take", "adopt")
-    assert stages["cleanup"].after == ("evaluate", "evaluate_merged", "publish")
+    assert stages["cleanup"].after == ("evaluate", "publish")
 
 
 STAGE: dict[str, Any] = {"rule": "train", "jobs": 3, "after": []}

@@ -91,14 +91,14 @@ def test_orphans_are_read_from_names_states_and_comments(monkeypatch: pytest.Mon
     lines = [
         "7|lorasweep_a|RUNNING|rule_train_wildcards_lora_rank=8__lr=1e-4",
         "8|lorasweep_a|PENDING|rule_train_wildcards_lora_rank=16",
-        "9|lorasweep_a|RUNNING|rule_evaluate_merged_wildcards_x",
+        "9|lorasweep_a|RUNNING|rule_evaluate_wildcards_x",
     ]
     monkeypatch.setattr(orphans, "ask", lambda *command: lines)
     found = orphans.find_orphans(["lorasweep_a"])
     assert [(o.job, o.rule, o.name, o.is_awaited) for o in found] == [
         ("7", "train", "lora_rank=8__lr=1e-4", True),
         ("8", "train", "lora_rank=16", False),
-        ("9", "evaluate_merged", "x", False),
+        ("9", "evaluate", "x", False),
     ]
 
 

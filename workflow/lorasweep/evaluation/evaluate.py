@@ -29,11 +29,12 @@ _PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """A chat template that outputs the messages' text alone."""
 
 
-def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | None = None) -> None:
-    """Evaluate a point on its own full model: write `eval/<task>.eval` for each task, and `eval/metrics.json`.
+def evaluate(spec: EvaluationSpec, point: Path, probes: Path, model: Path | None = None) -> None:
+    """Evaluate a full model: write `eval/<task>.eval` for each task, and `eval/metrics.json`.
 
-    `point` is the point's folder, with its adapter and, in mode A, its full model. `merged` is, in mode B1, the model
-    merged for this evaluation. `probes` is a folder that caches the base model's logits between evaluations.
+    `point` is the point's folder, with its adapter. `model` is the folder of the full model, kept (A) or merged for
+    this evaluation (B1); `None` for a baseline. `probes` is a folder that caches the base model's logits between
+    evaluations.
 
     Raises:
         AdapterError: the adapter is not in the evaluated model.
@@ -43,8 +44,8 @@ def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | Non
     if not state.is_finished():
         state.begin(_get_versions(spec))
         base = _read_base(spec)
-        model, proof = _open_full_model(spec, base, point, probes, merged or point / "hf_model")
-        _run_tasks(spec, point.name, state, model, proof)
+        opened, proof = _open_full_model(spec, base, point, probes, model)
+        _run_tasks(spec, point.name, state, opened, proof)
     state.keep()
     state.publish()
 
@@ -90,11 +91,11 @@ def _read_base(spec: EvaluationSpec) -> Checkpoint:
 
 
 def _open_full_model(
-    spec: EvaluationSpec, base: Checkpoint, point: Path, probes: Path, full: Path
+    spec: EvaluationSpec, base: Checkpoint, point: Path, probes: Path, full: Path | None
 ) -> tuple[Any, dict[str, Any]]:
     """Return the Inspect model and the proof that it has the point's adapter; `full` is the model folder of A or B1."""
     proof: dict[str, Any] = spec.base_proof
-    if spec.mode == "base":
+    if full is None:
         if spec.backend == "vllm":
             from lorasweep.evaluation.vllm import make_served_model
 
@@ -102,16 +103,13 @@ def _open_full_model(
         return make_model(spec, f"hf/{point.name}", base, model_path=str(base.path)), proof
     adapter = read_adapter(point / "adapter", base)
     record = json.loads((full / RECORD).read_text(encoding="utf-8"))
-    if record["adapter_sha256"] != adapter.sha256:
-        raise AdapterError(f"{full}: this model was not made from the adapter in {adapter.path}")
+    if (record["adapter_sha256"], record["base_model_fingerprint"]) != (adapter.sha256, base.fingerprint):
+        raise AdapterError(f"{full}: this model was not made from {base.path} and the adapter in {adapter.path}")
     proof["adapter_sha256"] = adapter.sha256
     proof["adapter_tensors"] = record["adapter_tensors"]
     proof["merged_weights_sha256"] = record.get("weights_sha256")
     before = base_logits(base, spec.dtype, spec.device, probes)
     model = make_model(spec, f"hf/{point.name}", base, model_path=str(full))
-    if spec.mode == "B1":
-        # Inspect resumes an evaluation if the model's arguments are unchanged; the path of a merged model may change.
-        model.model_args.pop("model_path")
     proof["probe_distance"] = measure_effect(adapter, probe_logits(model.api.model), before)
     return model, proof
 

@@ -333,9 +333,10 @@ class Evaluation(Section):
     """Epochs after which a point is kept and evaluated: `last`, `all`, or a list of numbers from 1. Each epoch but the
     last has its own folder and rows, `<point>__epoch=<epoch>`. Adding epochs later retrains the points."""
     max_merged_models: PositiveInt | None = None
-    """Maximum number of merged models (B1) that exist at the same time; `null`: one per running evaluation."""
-    merged_models_in: Literal["results", "tmpdir"] = "results"
-    """Where merged models are written: under `results/` as temporary output, or in `TMPDIR` of the evaluating node."""
+    """Maximum number of merged models (B1) that exist at the same time; `null`: one for each job that runs at a time
+    according to the plan, and one more that is merged meanwhile."""
+    merged_models_in: PathText | None = None
+    """Directory for merged models (B1), such as a scratch file system that all nodes see; `null`: under `results/`."""
     base_model: ModelPath | None = None
     """Checkpoint that adapters are evaluated on; `null`: `model.path`. Must be the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []

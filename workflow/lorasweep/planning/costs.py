@@ -145,10 +145,10 @@ class Costs:
         if rule == "train":
             return load + sum(self._train(point.controls) for point in points if point)
         merge = 2 * self._model_bytes / DISK_BANDWIDTH
-        if rule == "merge":
+        if rule in ("merge", "export"):
             return START_SECONDS + merge
         answers = len(points) * self._answer(self.experiment.evaluation)
-        return load + answers + (merge if rule == "evaluate_merged" else 0)
+        return load + answers
 
     def is_counted(self, rule: str) -> bool:
         """Whether the workload behind a rule's time was counted, not guessed."""

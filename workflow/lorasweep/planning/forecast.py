@@ -103,7 +103,7 @@ class Forecast:
             + describe_error(get_last_error(self.records)),
             f"Jobs at a time: {self.planner.parallel}. Training tokens are {tokens}, evaluation samples are {samples}."
             + self._note_gpus,
-            *self._note_tmpdir,
+            *self._note_merged_models,
         ]
 
     @property
@@ -115,11 +115,13 @@ class Forecast:
         return ""
 
     @property
-    def _note_tmpdir(self) -> list[str]:
-        if self.experiment.evaluation.merged_models_in != "tmpdir" or not self.whole["B1"].jobs.get("evaluate_merged"):
+    def _note_merged_models(self) -> list[str]:
+        if not self.whole["B1"].jobs.get("merge"):
             return []
-        size = get_model_folder_size(self.planner.base, self.experiment.model.dtype)
-        return [f"Each evaluate_merged job also needs {format_bytes(size)} in its node's TMPDIR, not included above."]
+        size = format_bytes(get_model_folder_size(self.planner.base, self.experiment.model.dtype))
+        folder = self.experiment.evaluation.merged_models_in
+        where = f" in {folder}, which is not included above" if folder else ""
+        return [f"Mode B1 has up to {self.planner.max_merged_models} merged models of {size} at a time{where}."]
 
     def write(self) -> list[Path]:
         """Write the plan and its picture. Return the paths of both files."""
@@ -148,12 +150,12 @@ class Forecast:
         # Files that a job replaces are removed before the job starts.
         need -= sum(
             get_size(self.results / point / folder)
-            for rule, folder in (("adopt", "adapter"), ("merge", "hf_model"))
+            for rule, folder in (("adopt", "adapter"), ("export", "hf_model"))
             for wanted, point in self.wanted
             if wanted == rule
         )
         alternatives: dict[str, int] = {}
-        if any(rule == "evaluate_merged" for rule, _ in self.wanted):
+        if any(rule == "merge" for rule, _ in self.wanted) and not self.experiment.evaluation.merged_models_in:
             evaluation = self.experiment.evaluation.model_copy(update={"max_merged_models": 1})
             bounded = replace(self.planner, experiment=self.experiment.model_copy(update={"evaluation": evaluation}))
             plan = bounded.plan_remaining(self.wanted, self.batches)
@@ -175,6 +177,7 @@ def make_forecast(
     batches: Mapping[str, Sequence[str]],
     fingerprint: str,
     parallel: int,
+    evaluations: int,
     samples: int,
     tasks: Sequence[TaskEntry],
     task_files: Sequence[Path],
@@ -191,6 +194,7 @@ def make_forecast(
         batches: Points of each batch, by the batch's name.
         fingerprint: The base model's fingerprint; empty if its weights are missing.
         parallel: Jobs at a time.
+        evaluations: Evaluations at a time.
         samples: Number of training samples.
         tasks: The evaluation tasks.
         task_files: The tasks' source files.
@@ -209,7 +213,7 @@ def make_forecast(
     experience = learn(all_records, costs.device_name, fingerprint)
     costs = replace(costs, factors={rule: past.factor for rule, past in experience.items()})
     log_bytes = _get_log_bytes(results, [BASELINE, *other_baselines, *points], tasks)
-    planner = Planner(experiment, points, base, costs, parallel, log_bytes, other_baselines)
+    planner = Planner(experiment, points, base, costs, parallel, log_bytes, other_baselines, evaluations)
     return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
 
 

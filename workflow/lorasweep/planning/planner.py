@@ -115,6 +115,13 @@ class Planner:
     """Mean bytes of an evaluated point's logs; `None` before the first evaluation."""
     other_baselines: Mapping[str, Checkpoint] = field(default_factory=dict)
     """Models, besides the base model, that are evaluated without an adapter."""
+    evaluations: int | None = None
+    """The number of evaluations at a time; `None`: as many as jobs."""
+
+    @property
+    def max_merged_models(self) -> int:
+        """The maximum number of merged models: by default one for each evaluation, and one that is merged meanwhile."""
+        return self.experiment.evaluation.max_merged_models or (self.evaluations or self.parallel) + 1
 
     @cached_property
     def _evaluation(self) -> bool:
@@ -134,6 +141,11 @@ class Planner:
     @cached_property
     def _model(self) -> int:
         return get_model_folder_size(self.base, self.experiment.model.dtype)
+
+    @property
+    def _temporary_model(self) -> int:
+        """Bytes of a merged model in the results' file system."""
+        return 0 if self.experiment.evaluation.merged_models_in else self._model
 
     @cached_property
     def _logs(self) -> int:
@@ -218,8 +230,10 @@ class Planner:
         written: dict[str, int] = {}
         own_batches = [[name] for name, p in self.points.items() if p.mode == "B2" and self._is_evaluated(p)]
         for job in self._make_jobs({name: point.mode for name, point in self.points.items()}, own_batches):
-            temporary[job.points[0]] = max(temporary.get(job.points[0], 0), job.temporary)
-            written[job.points[0]] = written.get(job.points[0], 0) + job.written
+            is_merge = job.rule == "merge"
+            here = job.temporary + self._temporary_model * is_merge
+            temporary[job.points[0]] = max(temporary.get(job.points[0], 0), here)
+            written[job.points[0]] = written.get(job.points[0], 0) + job.written + self._model * is_merge
         rows = []
         for name, point in self._named(self.points):
             mode = point.mode if point else "base"
@@ -276,7 +290,7 @@ class Planner:
         if rule == "train" and point:
             return resources.train_mem_mb(base, point.controls, model)
         merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
-        return {"adopt": 0, "merge": merge, "evaluate_merged": max(merge, evaluate)}.get(rule, evaluate)
+        return {"adopt": 0, "merge": merge, "export": merge}.get(rule, evaluate)
 
     def _make_jobs(self, modes: Mapping[str, str], batches: Sequence[Sequence[str]]) -> list[PlannedJob]:
         """Return all jobs that take time; each follows the jobs that it waits for."""
@@ -308,20 +322,12 @@ class Planner:
                 trained[name] = add("train", [name], kept=own + small, temporary=own + state)
             before = (trained[name],)
             if mode == "A":
-                before = (add("merge", [name], after=before, kept=self._model),)
+                before = (add("export", [name], after=before, kept=self._model),)
             if mode == "B2" or not self._is_evaluated(point):
                 continue
-            is_merged = mode == "B1"
-            is_here = self.experiment.evaluation.merged_models_in == "results"
-            add(
-                "evaluate_merged" if is_merged else "evaluate",
-                [name],
-                after=before,
-                kept=self._logs,
-                temporary=self._model * (is_merged and is_here),
-                elsewhere=self._model * (is_merged and not is_here),
-                merged_models=int(is_merged),
-            )
+            if mode == "B1":
+                before = (add("merge", [name], after=before),)
+            add("evaluate", [name], after=before, kept=self._logs, reads_merged=mode == "B1")
         for batch in batches if self._evaluation else ():
             add(
                 "evaluate_adapters",
@@ -331,8 +337,12 @@ class Planner:
             )
         return jobs
 
+    def simulate(self, jobs: Sequence[PlannedJob]) -> Timeline:
+        """Simulate jobs of this sweep, as many at a time as the plan assumes."""
+        return simulate(jobs, self.parallel, self.max_merged_models, self._temporary_model)
+
     def _sum_up(self, jobs: Sequence[PlannedJob], counts: Mapping[str, int]) -> SweepPlan:
-        line = simulate(jobs, self.parallel, self.experiment.evaluation.max_merged_models)
+        line = self.simulate(jobs)
         seconds: dict[str, float] = {}
         gpu_seconds: dict[str, float] = {}
         written, memory, steps, tokens = 0, 0, 0, 0
@@ -341,7 +351,7 @@ class Planner:
             if job.rule in GPU_RULES:
                 taken = self.get_gpus(job.rule, job.points[0]) * job.seconds
                 gpu_seconds[job.rule] = gpu_seconds.get(job.rule, 0.0) + taken
-            written += job.written
+            written += job.written + (self._model if job.rule == "merge" else 0)
             if job.rule == "train":
                 training = self.costs.get_training(self.points[job.points[0]].controls)
                 steps, tokens = steps + training.steps, tokens + training.tokens

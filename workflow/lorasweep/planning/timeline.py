@@ -22,14 +22,13 @@ class PlannedJob:
     """Bytes that remain after the job."""
     temporary: int = 0
     """Bytes on disk only while the job runs."""
-    elsewhere: int = 0
-    """Bytes in the node's temporary folder while the job runs."""
-    merged_models: int = 0
+    reads_merged: bool = False
+    """Whether the job evaluates a merged model, which is deleted at its end. A job of the rule `merge` made it."""
 
     @property
     def written(self) -> int:
-        """All bytes that the job writes."""
-        return self.kept + self.temporary + self.elsewhere
+        """All bytes that the job writes, without a merged model."""
+        return self.kept + self.temporary
 
 
 @dataclass
@@ -46,10 +45,11 @@ class Timeline:
     """(seconds, bytes kept, temporary bytes) after each change."""
 
 
-def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int | None) -> Timeline:
+def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int, merged_bytes: int) -> Timeline:
     """Simulate jobs, `parallel` at a time: a job starts when a slot is free and its predecessors have ended.
 
-    `max_merged_models` limits the merged models on disk at one time; `None`: no limit.
+    `max_merged_models` limits the merged models that exist at one time, each of `merged_bytes` temporary bytes: from
+    the start of a job of the rule `merge` to the end of the job that reads the model.
     """
     waits_for = [len(job.after) for job in jobs]
     followers: list[list[int]] = [[] for _ in jobs]
@@ -61,7 +61,9 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int |
     running: list[tuple[float, int, int]] = []
     order = count()
     line = Timeline()
-    now, kept, temporary, free, merged = 0.0, 0, 0, parallel, max_merged_models or len(jobs)
+    # An earlier run left the models that are read but not merged in this plan.
+    merged = sum(job.reads_merged and not any(jobs[before].rule == "merge" for before in job.after) for job in jobs)
+    now, kept, temporary, free = 0.0, 0, merged * merged_bytes, parallel
 
     def note() -> None:
         line.moments.append((now, kept, temporary))
@@ -75,19 +77,22 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int |
         while free and ready:
             entry = heapq.heappop(ready)
             job = jobs[entry[1]]
-            if job.merged_models > merged:
-                held_back.append(entry)
-                continue
-            free, merged, temporary = free - 1, merged - job.merged_models, temporary + job.temporary
+            if job.rule == "merge":
+                if merged >= max_merged_models:
+                    held_back.append(entry)
+                    continue
+                merged, temporary = merged + 1, temporary + merged_bytes
+            free, temporary = free - 1, temporary + job.temporary
             heapq.heappush(running, (now + job.seconds, next(order), entry[1]))
             note()
         now, _, index = heapq.heappop(running)
         job = jobs[index]
-        free, merged = free + 1, merged + job.merged_models
-        kept, temporary = kept + job.kept, temporary - job.temporary
+        free, kept, temporary = free + 1, kept + job.kept, temporary - job.temporary
+        if job.reads_merged:
+            merged, temporary = merged - 1, temporary - merged_bytes
+            if held_back:
+                heapq.heappush(ready, held_back.popleft())
         note()
-        if job.merged_models and held_back:
-            heapq.heappush(ready, held_back.popleft())
         for follower in followers[index]:
             waits_for[follower] -= 1
             if not waits_for[follower]:

@@ -50,7 +50,7 @@ def clean_up(
     for file in kept:
         if not file.is_file() or file.stat().st_size == 0:
             raise InputError(f"{file}: the file is missing or empty; remove it and run again")
-    left_over = ("merged", ".hf_model.partial", ".hf_model.old")
+    left_over = (".hf_model.partial", ".hf_model.old")
     for unneeded in (STATE, *left_over, *(() if mode == "A" else ("hf_model",))):
         shutil.rmtree(point / unneeded, ignore_errors=True)
     if is_trained and (difference := describe_adapter_difference(point / "adapter", settings)):

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasweep.layout import STATE
+from lorasweep.layout import MERGED, STATE
 from lorasweep.planning.history import CANCELLED, DONE, FAILED
 from lorasweep.util.files import get_size, read_tail
 from lorasweep.util.slurm import MEMORY_KILL
 
-TEMPORARY = ("merged", ".hf_model.partial", ".adapter.partial", STATE)
+TEMPORARY = (".hf_model.partial", ".adapter.partial", STATE)
 """Temporary files and folders in the folder of a point or a training."""
 
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
@@ -93,8 +93,12 @@ class JobWatcher(logging.Handler):
 
 
 def measure_temporary(results: Path, folders: Iterable[str]) -> int:
-    """Return the size in bytes of the temporary files in folders of points and trainings. Missing folders count 0."""
-    total = 0
+    """Return the size in bytes of the merged models, and of the temporary files in folders of points and trainings.
+
+    Missing folders count 0, and so do merged models that are elsewhere.
+    """
+    merged = results / MERGED
+    total = 0 if merged.is_symlink() else get_size(merged)
     for name in folders:
         folder = results / name
         try:

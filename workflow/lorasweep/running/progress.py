@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from lorasweep.planning.forecast import Forecast
 from lorasweep.planning.history import DONE
-from lorasweep.planning.timeline import simulate
 from lorasweep.running.events import Attempt, Running
 from lorasweep.stages import ADAPTER_RULES
 
@@ -111,6 +110,6 @@ def estimate_left(
     seconds_left |= {key: max(0.0, seconds_left[key] - seconds) for key, seconds in elapsed.items()}
     seconds_left |= by_own_speed | dict.fromkeys(((attempt.rule, attempt.name) for attempt in done), 0.0)
     jobs = [replace(job, seconds=seconds_left[key]) for key, job in plan.items()]
-    line = simulate(jobs, forecast.planner.parallel, forecast.experiment.evaluation.max_merged_models)
+    line = forecast.planner.simulate(jobs)
     running_left = {key: seconds_left[key] for key in elapsed if seconds_left[key] or key in by_own_speed}
     return TimeLeft(line.seconds if line.seconds or len(running_left) == len(elapsed) else None, error, running_left)

@@ -24,6 +24,7 @@ from lorasweep.layout import (
     EXPERIMENT,
     FAILURE_RECORD,
     HOLDER,
+    MERGED,
     POINTS,
     REVISIONS,
     TRAININGS,
@@ -34,6 +35,7 @@ from lorasweep.planning.forecast import Forecast, make_forecast
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
 from lorasweep.running.events import FailureRecorder, JobWatcher
+from lorasweep.running.merged_models import MergedModels
 from lorasweep.running.orphans import Orphan, find_orphans
 from lorasweep.running.partial_results import drop_partial_results, write_partial_results
 from lorasweep.running.summary import summarise, write_failures
@@ -42,6 +44,9 @@ from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
 from lorasweep.util.errors import InputError, ending_with_a_message
 from lorasweep.util.slurm import cancel_jobs
+
+SCHEDULER = "lorasweep"
+"""The scheduler that limits the number of merged models: workflow/snakemake_scheduler_plugin_lorasweep."""
 
 MOST_PARALLEL = 1000
 """Assumed number of parallel jobs on a scheduler without a limit."""
@@ -71,6 +76,7 @@ class Places:
     """Maximum number of jobs submitted to a scheduler; `None` on one machine."""
     gpus: int | None
     """Maximum number of GPUs of all jobs together; `None` if not limited."""
+    evaluation_threads: int = THREADS
 
 
 class Run:
@@ -97,6 +103,7 @@ class Run:
         self._slurm_run: str | None = None
         self._leaves_name = False
         self._accounts: Accounts | None = None
+        self._merged_models = MergedModels(self._sweep.results / MERGED)
 
     def listen(
         self, logger: logging.Logger, is_dry_run: Callable[[], bool], look: Callable[[], tuple[Jobs, Places]]
@@ -108,6 +115,7 @@ class Run:
         hub.forget_token()
         logger.addHandler(self._failures)
         logger.addHandler(self._jobs)
+        logger.addHandler(self._merged_models)
         logger.addHandler(_Ending(self, is_dry_run, look))
         logger.addFilter(_says_something)
         holder = read_holder(self._holder)
@@ -125,15 +133,23 @@ class Run:
         if self._sweep.missing_model:
             logger.warning(f"{self._sweep.missing_model}\nA dry run continues without it; a run stops here.")
 
+    def count_merged_models(self, places: Places) -> int:
+        """Return the maximum number of merged models that exist at a time."""
+        sweep = self._sweep
+        return sweep.experiment.evaluation.max_merged_models or count_parallel_evaluations(sweep, places) + 1
+
     @property
     def awaited_jobs(self) -> dict[str, str]:
         """SLURM job ids of trainings of an earlier run that still run, by training. A new job waits for their end."""
         return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
 
-    def begin(self, wanted: Jobs, places: Places, slurm_run: str | None, *, is_touch: bool) -> None:
+    def begin(
+        self, wanted: Jobs, places: Places, slurm_run: str | None, *, scheduler: str, retries: int, is_touch: bool
+    ) -> None:
         """Do the work before the first job. End the process with a message if the run is not possible.
 
-        `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM.
+        `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM. `scheduler` is the name of
+        Snakemake's scheduler. `retries` is the number of times that a failed job is started again.
         """
         sweep, results = self._sweep, self._sweep.results
         with ending_with_a_message():
@@ -150,6 +166,13 @@ class Run:
                     raise InputError(shortage)
                 LOGGER.warning(shortage)
             self._settle_orphans()
+            if any(rule == "merge" for rule, _ in wanted):
+                if scheduler != SCHEDULER:
+                    raise InputError(
+                        f"--scheduler: {scheduler!r} does not limit the number of merged models (mode B1)",
+                        f"{SCHEDULER}, as in profiles/default",
+                    )
+                self._merged_models.prepare(sweep.experiment.evaluation.merged_models_in, retries)
             self._slurm_run = slurm_run
             awaited = {orphan.run for orphan in self._orphans if orphan.is_awaited}
             hold(self._holder, sorted(awaited | ({slurm_run} if slurm_run else set())))
@@ -174,6 +197,8 @@ class Run:
         is_over = is_well or self._cancel_forgotten_jobs()
         for leftover in (*results.glob("*/.*.partial"), results / ".batches"):
             shutil.rmtree(leftover, ignore_errors=True)
+        if is_over:
+            self._merged_models.remove_all()
         drop_unused(results / TRAININGS, sweep.trainings)
         summary = summarise(results, sweep.folders, unfinished, self._failures.failures, self._command)
         try:
@@ -305,6 +330,7 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
         sweep.batches,
         "" if sweep.missing_model else sweep.base.fingerprint,
         count_parallel_jobs(sweep, places),
+        count_parallel_evaluations(sweep, places),
         sweep.samples if sweep.trained else 0,
         sweep.tasks,
         list(map(Path, sweep.task_files)),
@@ -314,13 +340,22 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
 
 def count_parallel_jobs(sweep: Sweep, places: Places) -> int:
     """Return the number of jobs that run in parallel, limited by the cores of this machine or by `--jobs`."""
+    # As if each job had as many GPUs as the largest training.
+    return _count_parallel(sweep, places, THREADS, sweep.most_gpus)
+
+
+def count_parallel_evaluations(sweep: Sweep, places: Places) -> int:
+    """Return the number of evaluations that run in parallel, limited like `count_parallel_jobs`."""
+    return _count_parallel(sweep, places, places.evaluation_threads, max(1, sweep.evaluation_gpus))
+
+
+def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> int:
     if sweep.experiment.plan.parallel_jobs:
         return sweep.experiment.plan.parallel_jobs
     cores = places.cores or 1
-    most = [places.nodes or cores // min(cores, THREADS), MOST_PARALLEL]
+    most = [places.nodes or cores // min(cores, threads), MOST_PARALLEL]
     if sweep.gpus and places.gpus is not None:
-        # As if each job had as many GPUs as the largest training.
-        most.append(places.gpus // sweep.most_gpus)
+        most.append(places.gpus // gpus)
     return max(1, min(most))
 
 

@@ -28,6 +28,7 @@ from lorasweep.layout import (
     ADAPTER_WEIGHTS,
     BASELINE,
     BATCHES,
+    MERGED,
     METRICS,
     POINTS,
     RECORD,
@@ -312,8 +313,13 @@ class Sweep:
         """Return the files of a point that its evaluation reads; empty for a baseline, whose model is not declared."""
         if point in self.baselines:
             return {}
-        model = {"model": f"<results>/{point}/hf_model"} if self.points[point].mode == "A" else {}
-        return {"adapter": self.get_adapter_files(point), **model}
+        folders = {"A": f"<results>/{point}/hf_model", "B1": f"<results>/{MERGED}/{point}"}
+        return {"adapter": self.get_adapter_files(point), "model": folders[self.points[point].mode]}
+
+    def get_model_options(self, point: str) -> list[str]:
+        """Return the evaluation's option that names a point's full model; empty for a baseline."""
+        model = self.get_model_files(point).get("model")
+        return ["--model", str(model).replace("<results>", str(self.results))] if model else []
 
     def get_kept_files(self, point: str) -> dict[str, list[str]]:
         """Return the files that a point keeps, by kind, without its manifest."""
@@ -504,14 +510,6 @@ _REQUESTS: Mapping[tuple[str, str], _Request] = {
     ("evaluate", "runtime"): lambda s, point, base: resources.evaluate_runtime(
         base, s.experiment.model, s.experiment.evaluation
     ),
-    ("evaluate_merged", "mem_mb"): lambda s, point, base: max(
-        resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, s.experiment.model)
-    ),
-    ("evaluate_merged", "runtime"): lambda s, point, base: (
-        resources.merge_runtime(base, s.experiment.model)
-        + resources.evaluate_runtime(base, s.experiment.model, s.experiment.evaluation)
-    ),
-    ("evaluate_merged", "disk_mb"): lambda s, point, base: resources.model_disk_mb(base, s.experiment.model),
     ("evaluate_adapters", "mem_mb"): lambda s, batch, base: resources.evaluate_mem_mb(base, s.experiment.model),
     ("evaluate_adapters", "runtime"): lambda s, batch, base: resources.evaluate_runtime(
         base, s.experiment.model, s.experiment.evaluation, adapters=len(s.batches[batch])

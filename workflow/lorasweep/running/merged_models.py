@@ -1,0 +1,74 @@
+"""The merged models of a run (mode B1): their folder, and the removal of those that no job will read."""
+
+import hashlib
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from lorasweep.util.errors import InputError
+
+
+class MergedModels(logging.Handler):
+    """Remove the merged model of a point whose merge or evaluation has failed for good, from Snakemake's messages.
+
+    Snakemake deletes a merged model after its evaluation. One that was merged for an evaluation that fails would stay.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the experiment's folder of merged models."""
+        super().__init__()
+        self._folder = folder
+        self._retries = 0
+        self._failures: dict[int, int] = {}
+
+    def prepare(self, elsewhere: str | None, retries: int) -> None:
+        """Make the folder, as a link if the models are to be `elsewhere`, a directory that all nodes see.
+
+        `retries` is the number of times that a failed job is started again.
+
+        Raises:
+            InputError: the directory cannot be written to.
+        """
+        self._retries = retries
+        if self._folder.exists() and any(self._folder.iterdir()):
+            return  # a killed run left models that this run evaluates
+        self.remove_all()
+        if not elsewhere:
+            return
+        key = hashlib.sha256(str(self._folder.absolute()).encode()).hexdigest()[:8]
+        target = Path(elsewhere).absolute() / f"lorasweep-{self._folder.parent.name}-{key}"
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.symlink_to(target)
+        except OSError as error:
+            raise InputError(
+                f"evaluation.merged_models_in: {elsewhere!r} cannot be written to ({error.strerror})",
+                "a directory that all nodes can write to, or null",
+            ) from error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count the failures of a job, and remove its model after the last one."""
+        if str(getattr(record, "event", "")) != "job_error":
+            return
+        fields = record.__dict__
+        if fields["rule_name"] not in ("merge", "evaluate"):
+            return
+        job = fields["jobid"]
+        self._failures[job] = self._failures.get(job, 0) + 1
+        if self._failures[job] > self._retries:
+            for log in map(Path, map(str, fields["log"])):
+                if log.parent.name == fields["rule_name"]:
+                    self._remove(log.name.removesuffix(".log"))
+
+    def _remove(self, point: str) -> None:
+        for model in (self._folder / point, self._folder / f".{point}.partial"):
+            shutil.rmtree(model, ignore_errors=True)
+
+    def remove_all(self) -> None:
+        """Remove all merged models and their folder."""
+        target = Path(os.path.realpath(self._folder))
+        shutil.rmtree(target, ignore_errors=True)
+        if self._folder.is_symlink():
+            self._folder.unlink()
