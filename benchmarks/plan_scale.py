@@ -77,10 +77,19 @@ rule take:
     params: source="results/trainings/{{point}}"
     shell: "true"
 
-rule evaluate_merged:
-    input: adapter=["results/{{point}}/" + name for name in KEPT[1:4]], tasks="tasks.py"
-    output: logs="results/{{point}}/eval/letters.eval", metrics="results/{{point}}/eval/metrics.json",
-            merged=temp(directory("results/{{point}}/merged"))
+rule merge:
+    input: adapter=["results/{{point}}/" + name for name in KEPT[1:4]]
+    output: model=temp(directory("results/.merged/{{point}}"))
+    log: "logs/merge/{{point}}.log"
+    benchmark: "benchmarks/merge/{{point}}.tsv"
+    params: adapter="results/{{point}}/adapter"
+    resources: mem_mb=1000, runtime=10, merged_models=1
+    shell: "true"
+
+rule evaluate:
+    input: adapter=["results/{{point}}/" + name for name in KEPT[1:4]], tasks="tasks.py",
+           model="results/.merged/{{point}}"
+    output: logs="results/{{point}}/eval/letters.eval", metrics="results/{{point}}/eval/metrics.json"
     log: "logs/evaluate/{{point}}.log"
     benchmark: "benchmarks/evaluate/{{point}}.tsv"
     params: spec="{{}}", point="results/{{point}}"
@@ -178,7 +187,7 @@ def load(folder: Path) -> Sweep:
 
 def time_plan(sweep: Sweep, folder: Path) -> float:
     """Return the seconds of making the plan that a dry run prints, of points that are known already."""
-    wanted = {(rule, name) for name in sweep.points for rule in ("configure", "train", "take", "evaluate_merged")}
+    wanted = {(rule, name) for name in sweep.points for rule in ("configure", "train", "take", "merge", "evaluate")}
     wanted |= {("cleanup", name) for name in sweep.points}
     began = time.monotonic()
     with chdir(folder):

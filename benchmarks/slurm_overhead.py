@@ -73,8 +73,8 @@ def make(directory: Path, model: Path) -> Sweep:
 
 def run_workflow(sweep: Sweep) -> tuple[list[float], float]:
     """Return how long each job ran, and the median wait between a point's training and its evaluation."""
-    resources = ["--set-resources", *(f"{rule}:mem_mb=4000" for rule in ("train", "evaluate_merged"))]
-    threads = ["--set-threads", "train=2", "evaluate_merged=2"]
+    resources = ["--set-resources", *(f"{rule}:mem_mb=4000" for rule in ("train", "merge", "evaluate"))]
+    threads = ["--set-threads", "train=2", "evaluate=2"]
     prefix = f"overhead-{os.getpid()}"
     profile = ["--profile", ROOT / "slurm", "--slurm-no-account", "--slurm-jobname-prefix", prefix]
     start = datetime.now()

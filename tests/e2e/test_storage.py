@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sampling import sample_merged_models
-from sweep import TRAINED_POINTS as POINTS
 from sweep import SUMMED_UP, Sweep
+from sweep import TRAINED_POINTS as POINTS
 
 
 def evaluate_and_sample(

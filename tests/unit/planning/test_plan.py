@@ -126,7 +126,7 @@ def test_other_models_are_planned_by_their_own_size(tmp_path: Path) -> None:
     large = make_base(tmp_path / "large", "Llama-3.1-70B")
     planner = replace(planner, other_baselines={"large": large, "same": planner.base})
     plan = planner.plan_all("B1")
-    assert plan.jobs["evaluate"] == 3
+    assert plan.jobs["evaluate"] == 7
     assert plan.jobs["cleanup"] == 7
     rows = {row.name: row for row in planner.plan_points([])}
     assert list(rows)[:3] == ["baseline", "large", "same"]
@@ -193,7 +193,7 @@ def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**15))
     planner = make_planner(tmp_path, evaluation={"model_format": "hf"}, plan={"storage_limit_gb": 0.1})
     results = tmp_path / "results/e"
-    wanted = {("merge", name) for name in planner.points}
+    wanted = {("export", name) for name in planner.points}
     forecast = Forecast(planner.experiment, results, planner, {}, [], wanted, {}, "")
     assert forecast.explain_shortage() is not None
     for name in planner.points:
