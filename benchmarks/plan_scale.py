@@ -79,7 +79,7 @@ rule take:
 
 rule merge:
     input: adapter=["results/{{point}}/" + name for name in KEPT[1:4]]
-    output: model=temp(directory("results/.merged/{{point}}"))
+    output: model=temp(directory("results/.scratch/merged/{{point}}"))
     log: "logs/merge/{{point}}.log"
     benchmark: "benchmarks/merge/{{point}}.tsv"
     params: adapter="results/{{point}}/adapter"
@@ -88,7 +88,7 @@ rule merge:
 
 rule evaluate:
     input: adapter=["results/{{point}}/" + name for name in KEPT[1:4]], tasks="tasks.py",
-           model="results/.merged/{{point}}"
+           model="results/.scratch/merged/{{point}}"
     output: logs="results/{{point}}/eval/letters.eval", metrics="results/{{point}}/eval/metrics.json"
     log: "logs/evaluate/{{point}}.log"
     benchmark: "benchmarks/evaluate/{{point}}.tsv"

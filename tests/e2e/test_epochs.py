@@ -75,7 +75,7 @@ def test_each_epoch_has_a_row_with_its_own_adapter_and_how_far_it_was_trained(
             assert (log["step"].max(), log["epoch"].max()) == (row["steps"], row["epoch"])
             assert log["loss"].iloc[-1] == row["final_train_loss"]
     assert not any(evaluated.results.glob("*/state"))
-    assert not (evaluated.results / ".merged").exists()
+    assert not (evaluated.results / ".scratch").exists()
 
 
 def test_the_modes_agree_at_each_epoch(evaluated: Sweep, table: pd.DataFrame, modes: tuple[str, ...]) -> None:

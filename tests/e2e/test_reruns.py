@@ -274,7 +274,7 @@ class TestFailures:
         assert not (failed.results / "diverges").exists()
         assert not (failed.find_training("diverges") / "adapter").exists()
         assert not list((failed.results / "lora_rank=4").glob("eval/*"))
-        assert not (failed.results / ".merged").exists()
+        assert not (failed.results / ".scratch").exists()
         assert not (failed.results / "lora_rank=4/manifest.json").exists()
 
     def test_each_failed_point_goes_on_from_where_it_failed(self, failed: Sweep) -> None:
@@ -287,7 +287,7 @@ class TestFailures:
         sweep.run()
         assert json.loads((sweep.results / "lora_rank=4/manifest.json").read_text())["mode"] == "B1"
         assert (sweep.results / "lora_rank=2/manifest.json").stat().st_mtime_ns == before
-        assert not (sweep.results / ".merged").exists()
+        assert not (sweep.results / ".scratch").exists()
         assert not list(sweep.results.glob("*-partial*"))
         assert "Not finished" not in (sweep.results / "report.html").read_text()
         assert set(pd.read_csv(sweep.results / "results.csv")["point"]) == {"baseline", "lora_rank=2", "lora_rank=4"}

@@ -23,7 +23,7 @@ def evaluate_and_sample(
     sweep.edit(variables={"seed": list(range(points))}, evaluation=evaluation)
     has_ended = threading.Event()
 
-    with sample_merged_models(sweep.results / ".merged") as samples:
+    with sample_merged_models(sweep.results / ".scratch/merged") as samples:
 
         def let_go() -> None:
             began = time.monotonic()
@@ -39,7 +39,7 @@ def evaluate_and_sample(
             has_ended.set()
             thread.join()
     assert len(list(sweep.results.glob("*/eval/metrics.json"))) == points - 1
-    assert not (sweep.results / ".merged").exists()
+    assert not (sweep.results / ".scratch").exists()
     return done.returncode, samples.peak
 
 
@@ -73,6 +73,7 @@ def test_merged_models_can_be_elsewhere_and_leave_nothing_there(
     status, peak = evaluate_and_sample(sweep, 2, 2, *ALIKE, max_merged_models=2, merged_models_in=str(scratch))
     assert (status, peak) == (1, 2)
     assert not list(scratch.iterdir())
+    assert not (sweep.results / ".scratch").is_symlink()
     sweep.edit(evaluation={"merged_models_in": None})
     assert sweep.plan() == {"merge": 1, "evaluate": 1, "cleanup": 1, **SUMMED_UP}
 

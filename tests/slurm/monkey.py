@@ -274,7 +274,7 @@ def _strip(value: Any) -> Any:
 
 def find_leftovers(directory: Path, results: Path, tmp: Path) -> list[str]:
     """Return what should be gone when a sweep is done: merged models, what was half made, locks, states."""
-    patterns = (".merged", "*/.*.partial", "*/state", "*/.*.tmp", ".batches", ".*.tmp", ".controller.json")
+    patterns = (".scratch", "*/.*.partial", "*/state", "*/.*.tmp", ".batches", ".*.tmp", ".controller.json")
     left = [path for pattern in patterns for path in results.glob(pattern)]
     left += [
         *directory.glob(".snakemake/locks/*"),

@@ -228,14 +228,14 @@ class TestControllerKilled:
             "the evaluation to run",
             lambda: [job for job, comment in sweep.list_jobs().items() if "evaluate" in comment],
         )
-        assert (sweep.results / ".merged/point/lorasweep.json").is_file()
+        assert (sweep.results / ".scratch/merged/point/lorasweep.json").is_file()
         run.kill()
         run.wait()
         del sweep.environment["HELD_EVALUATION_OF"]
         said = finish(sweep)
         assert f"SLURM job {orphan} of an earlier run" in said
         assert "is cancelled" in said
-        assert not (sweep.results / ".merged").exists()
+        assert not (sweep.results / ".scratch").exists()
 
 
 def test_a_second_shell_is_told_who_runs_the_sweep(make: Callable[..., SlurmSweep]) -> None:

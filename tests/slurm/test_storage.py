@@ -27,7 +27,7 @@ def test_the_bound_holds_while_evaluations_fail_and_adapters_stay(make: Callable
     held.touch()
     disturbances = {"FAIL_EVALUATION_OF": "seed=1", "HELD_EVALUATION_OF": f"seed=3:{held}"}
     sweep.environment |= disturbances
-    with sample_merged_models(sweep.results / ".merged") as samples:
+    with sample_merged_models(sweep.results / ".scratch/merged") as samples:
         run = sweep.start("--retries", "0")
         [slow] = sweep.wait_for(
             "the evaluation to run",
@@ -37,7 +37,7 @@ def test_the_bound_holds_while_evaluations_fail_and_adapters_stay(make: Callable
         assert sweep.wait(run) == 1
     assert f"bounded: {points - 2} of {points} points done, 2 failed" in sweep.said
     assert samples.peak == BOUND
-    assert not (sweep.results / ".merged").exists()
+    assert not (sweep.results / ".scratch").exists()
     assert (sweep.results / "seed=1/adapter/adapter_model.safetensors").is_file()
     assert sweep.plan() == {"merge": 2, "evaluate": 2, "cleanup": 2, **SUMMED_UP}
     for name in disturbances:

@@ -37,9 +37,9 @@ def get_epoch_folder(epoch: int) -> str:
     return f"epoch={epoch}"
 
 
-MERGED = ".merged"
-"""Folder in an experiment's folder with the merged models of mode B1, each in a subfolder named after its point. If the
-models are elsewhere (`evaluation.merged_models_in`), it is a link."""
+MERGED = ".scratch/merged"
+"""Folder in an experiment's folder with the merged models of mode B1, each in a subfolder named after its point. Its
+parent is a link if the models are elsewhere (`evaluation.merged_models_in`)."""
 
 FAILURE_RECORD = "failures.json"
 """File in an experiment's folder: the failures of the last run, if any."""

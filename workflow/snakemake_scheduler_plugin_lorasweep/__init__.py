@@ -17,7 +17,7 @@ from snakemake.scheduling.greedy import SchedulerSettings as GreedySettings
 RESOURCE = "merged_models"
 
 
-class Scheduler(GreedyScheduler):
+class Scheduler(GreedyScheduler):  # type: ignore[misc]
     """Select jobs by priority, and start no merge while as many merged models exist as are allowed."""
 
     def __post_init__(self) -> None:
@@ -34,7 +34,8 @@ class Scheduler(GreedyScheduler):
         """Return the jobs to start now, of those whose inputs exist (`selectable_jobs`)."""
         free = int(available_resources.get(RESOURCE, len(selectable_jobs)))
         jobs = list(drop_merges(selectable_jobs, free))
-        return super().select_jobs(jobs, remaining_jobs, available_resources, input_sizes)
+        selected: Sequence[Any] = super().select_jobs(jobs, remaining_jobs, available_resources, input_sizes)
+        return selected
 
 
 def drop_merges(jobs: Sequence[Any], free: int) -> Iterable[Any]:

@@ -155,7 +155,11 @@ def test_each_attempt_of_a_job_is_seen_with_its_slurm_job() -> None:
 
 
 def test_temporary_files_are_measured_and_kept_ones_not(tmp_path: Path) -> None:
-    for name, size in {".merged/a/model": 1000, "a/adapter/w": 10_000, "trainings/b/state/train/x": 100}.items():
+    for name, size in {
+        ".scratch/merged/a/model": 1000,
+        "a/adapter/w": 10_000,
+        "trainings/b/state/train/x": 100,
+    }.items():
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"x" * size)
     assert measure_temporary(tmp_path, ["a", "trainings/b", "not_begun"]) == 1100

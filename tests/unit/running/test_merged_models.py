@@ -19,7 +19,7 @@ def fail(models: MergedModels, rule: str, point: str, job: int = 1) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "results/e/.merged"
+    return tmp_path / "results/e/.scratch/merged"
 
 
 def make_models(folder: Path, *names: str) -> None:
@@ -53,17 +53,17 @@ def test_models_elsewhere_have_a_folder_of_their_own_which_goes_at_the_end(folde
     models = MergedModels(folder)
     models.prepare(str(scratch), retries=0)
     make_models(folder, "a")
-    assert len(list(scratch.glob("lorasweep-e-*/a/model.safetensors"))) == 1
+    assert len(list(scratch.glob("lorasweep-e-*/merged/a/model.safetensors"))) == 1
     models.remove_all()
     assert [path.name for path in scratch.iterdir()] == ["of-others"]
-    assert not folder.is_symlink()
+    assert not folder.parent.is_symlink()
 
 
 def test_models_that_a_killed_run_left_are_used_where_they_are(folder: Path, tmp_path: Path) -> None:
     make_models(folder, "a")
     MergedModels(folder).prepare(str(tmp_path / "scratch"), retries=0)
     assert (folder / "a/model.safetensors").is_file()
-    assert not folder.is_symlink()
+    assert not folder.parent.is_symlink()
 
 
 def test_a_directory_that_cannot_be_written_to_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def measure_temporary(results: Path, folders: Iterable[str]) -> int:
     Missing folders count 0, and so do merged models that are elsewhere.
     """
     merged = results / MERGED
-    total = 0 if merged.is_symlink() else get_size(merged)
+    total = 0 if merged.parent.is_symlink() else get_size(merged)
     for name in folders:
         folder = results / name
         try:

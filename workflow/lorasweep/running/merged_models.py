@@ -16,14 +16,14 @@ class MergedModels(logging.Handler):
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is the experiment's folder of merged models."""
+        """`folder` is the experiment's folder of merged models, in a folder that has nothing else."""
         super().__init__()
         self._folder = folder
         self._retries = 0
         self._failures: dict[int, int] = {}
 
     def prepare(self, elsewhere: str | None, retries: int) -> None:
-        """Make the folder, as a link if the models are to be `elsewhere`, a directory that all nodes see.
+        """Make the folder's parent a link if the models are to be `elsewhere`, a directory that all nodes see.
 
         `retries` is the number of times that a failed job is started again.
 
@@ -36,12 +36,13 @@ class MergedModels(logging.Handler):
         self.remove_all()
         if not elsewhere:
             return
-        key = hashlib.sha256(str(self._folder.absolute()).encode()).hexdigest()[:8]
-        target = Path(elsewhere).absolute() / f"lorasweep-{self._folder.parent.name}-{key}"
+        link = self._folder.parent
+        key = hashlib.sha256(str(link.absolute()).encode()).hexdigest()[:8]
+        target = Path(elsewhere).absolute() / f"lorasweep-{link.parent.name}-{key}"
         try:
             target.mkdir(parents=True, exist_ok=True)
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
-            self._folder.symlink_to(target)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(target)
         except OSError as error:
             raise InputError(
                 f"evaluation.merged_models_in: {elsewhere!r} cannot be written to ({error.strerror})",
@@ -67,8 +68,8 @@ class MergedModels(logging.Handler):
             shutil.rmtree(model, ignore_errors=True)
 
     def remove_all(self) -> None:
-        """Remove all merged models and their folder."""
-        target = Path(os.path.realpath(self._folder))
-        shutil.rmtree(target, ignore_errors=True)
-        if self._folder.is_symlink():
-            self._folder.unlink()
+        """Remove all merged models, their folder and its parent."""
+        link = self._folder.parent
+        shutil.rmtree(os.path.realpath(link), ignore_errors=True)
+        if link.is_symlink():
+            link.unlink()
