@@ -67,7 +67,7 @@ def test_without_evaluation_points_are_trained_and_kept_only(make: Callable[...,
 def test_without_baseline_the_base_model_is_not_evaluated(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"baseline": False})
-    assert "evaluate" not in sweep.plan()
+    assert sweep.plan()["evaluate"] == 2
 
 
 def test_other_models_are_evaluated_as_they_are(make: Callable[..., Sweep]) -> None:
