@@ -328,7 +328,7 @@ def test_a_run_is_seen_while_it_goes_on_and_what_outlives_it_is_not_done_twice(
         (job,) = status["running"]
         assert (job["rule"], job["name"], job["steps"]) == ("train", "point", 5)
         with sweep.start() as again:
-            waits = "left by an earlier run; waiting for its end"
+            waits = "Waiting for a process of an earlier run"
             wait_until(lambda: again.poll() is not None or (log.is_file() and waits in log.read_text()))
             go_on.touch()
             assert again.wait() == 0, sweep.read_said()
