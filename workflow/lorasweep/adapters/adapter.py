@@ -9,7 +9,8 @@ name. Names and meanings follow PEFT's `LoraConfig` and `save_pretrained`
 import json
 import re
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import sqrt
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, inject_adapter_in_model
 
-from lorasweep.adapters.architecture import Architecture, read_architecture
+from lorasweep.adapters.architecture import find_targets, read_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint, Tensor, read_header
 from lorasweep.checkpoints.tensors import DTYPES, read_tensor
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
@@ -73,6 +75,9 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "rank_pattern": dict,
     "alpha_pattern": dict,
 }
+_SELECTING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+"""Keys that select modules of the base model."""
+
 _NEEDED = ("r", "lora_alpha", "target_modules")
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -134,10 +139,7 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
             belongs to another base model (by the fingerprint in its record, by names, or by shapes).
         InputError: the base model's configuration and files disagree.
     """
-    try:
-        config = _read_config(path)
-    except re.error as error:
-        raise _refuse_pattern(path, error) from error
+    config = _read_config(path)
     try:
         header = read_header(path / ADAPTER_WEIGHTS)
     except InputError as error:
@@ -157,19 +159,30 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
     adapter = Adapter(path, config, {name.removeprefix(_PREFIX): tensor for name, tensor in header.items()})
     if not adapter.tensors:
         raise AdapterError(f"{path}: the adapter has no tensors")
-    try:
-        modules = _sort_tensors(adapter, base)
-        for module, parts in modules.items():
-            _add_update(adapter, module, parts, base)
-        _check_targets(adapter, modules.keys(), base)
-    except re.error as error:
-        raise _refuse_pattern(path, error) from error
+    with _refuse_errors(path):
+        targets, replaced = find_targets(base, json.dumps({key: config.get(key) for key in _SELECTING}))
+    modules = _sort_tensors(adapter, base, replaced)
+    for module, parts in modules.items():
+        _add_update(adapter, module, parts, base)
+    _check_targets(adapter, modules.keys(), targets)
     _check_values(adapter, base)
     return adapter
 
 
-def _refuse_pattern(path: Path, error: re.error) -> AdapterError:
-    return AdapterError(f"{path / ADAPTER_CONFIG}: {error.pattern!r} is not a regular expression: {error}")
+@contextmanager
+def _refuse_errors(path: Path) -> Iterator[None]:
+    """Refuse an adapter's configuration if PEFT raises an error of any type."""
+    file = path / ADAPTER_CONFIG
+    try:
+        yield
+    except InputError:
+        raise
+    except re.error as error:
+        raise AdapterError(f"{file}: {error.pattern!r} is not a regular expression: {error}") from error
+    except Exception as error:
+        raise AdapterError(
+            f"{file}: PEFT cannot apply it: {type(error).__name__}: {error}", "values as written by PEFT"
+        ) from error
 
 
 def _read_fingerprint(record: Path) -> str | None:
@@ -260,33 +273,18 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _check_with_peft(path: Path) -> None:
     """Let PEFT read a configuration and apply it to one layer, since it reads most values only when it applies them."""
-    from peft import PeftConfig, inject_adapter_in_model
-
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # unknown keys are refused above
-            everywhere = {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
-            config = replace(
-                PeftConfig.from_pretrained(str(path)),
-                **everywhere,
-                target_modules=["0"],
-                modules_to_save=None,
-                init_lora_weights=True,
-            )
-            inject_adapter_in_model(config, torch.nn.Sequential(torch.nn.Linear(1, 1)))
-    except re.error:
-        raise
-    except Exception as error:  # PEFT raises whatever the value leads to
-        raise AdapterError(
-            f"{path / ADAPTER_CONFIG}: PEFT cannot apply this configuration: {type(error).__name__}: {error}",
-            "values as written by PEFT",
-        ) from error
+    with _refuse_errors(path), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # unknown keys are refused above
+        selection: dict[str, Any] = {**dict.fromkeys(_SELECTING), "target_modules": ["0"]}
+        config = replace(PeftConfig.from_pretrained(str(path)), **selection, init_lora_weights=True)
+        inject_adapter_in_model(config, torch.nn.Sequential(torch.nn.Linear(1, 1)))
 
 
-def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str]]:
+def _sort_tensors(adapter: Adapter, base: Checkpoint, replaced: Set[str]) -> dict[str, dict[str, str]]:
     """Return the names of the LoRA tensors by module and part, and enter all others in `adapter.replaced`.
 
-    Copies that PEFT saved without effect are removed from `adapter.tensors`.
+    Copies that PEFT saved without effect are removed from `adapter.tensors`. `replaced` are the modules that PEFT
+    replaces.
     """
     architecture = read_architecture(base)
     modules: dict[str, dict[str, str]] = {}
@@ -298,7 +296,7 @@ def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str
         target = name.replace(".base_layer.", ".")  # PEFT saves a changed embedding together with its update
         module, _, kind = target.rpartition(".")
         is_bias = kind == "bias" and adapter.config.get("bias", "none") != "none"
-        if target == name and not is_bias and not _is_kept(adapter.config, module):
+        if target == name and not is_bias and not _is_within(module, replaced):
             if name not in {*architecture.embeddings, architecture.head}:
                 raise AdapterError(
                     f"{adapter.path}: '{name}' is not a LoRA tensor",
@@ -313,7 +311,7 @@ def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str
         _check_shape(adapter, target, tensor.shape, base)
         adapter.replaced[target] = name
     for name in sorted(architecture.names):
-        if name not in adapter.replaced and _is_kept(adapter.config, name.rpartition(".")[0]):
+        if name not in adapter.replaced and _is_within(name.rpartition(".")[0], replaced):
             raise AdapterError(
                 f"{adapter.path}: {ADAPTER_CONFIG} includes '{name}' in modules_to_save, but there is no such tensor"
             )
@@ -341,11 +339,10 @@ def _drop_copy(adapter: Adapter, name: str, target: str, base: Checkpoint, of_ad
     del adapter.tensors[name]
 
 
-def _is_kept(config: Mapping[str, Any], module: str) -> bool:
-    """Whether an entry of `modules_to_save` is a suffix of the name of the module or of one of its parents."""
+def _is_within(module: str, parents: Set[str]) -> bool:
+    """Whether a module is one of the parents or a part of one."""
     path = module.split(".")
-    wholes = [".".join(path[: index + 1]) for index in range(len(path))]
-    return any(whole.endswith(suffix) for whole in wholes for suffix in config.get("modules_to_save") or [])
+    return any(".".join(path[: index + 1]) in parents for index in range(len(path)))
 
 
 def _check_values(adapter: Adapter, base: Checkpoint) -> None:
@@ -449,11 +446,8 @@ def _match(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> A
     return otherwise
 
 
-def _check_targets(adapter: Adapter, modules: Set[str], base: Checkpoint) -> None:
-    """Check that the adapter has tensors for exactly the modules that its configuration targets, as PEFT requires."""
-    architecture = read_architecture(base)
-    weights = [name.removesuffix(".weight") for name in architecture.linear | architecture.embeddings]
-    targets = {name for name in weights if _is_target(adapter.config, name, architecture)}
+def _check_targets(adapter: Adapter, modules: Set[str], targets: Set[str]) -> None:
+    """Check that the adapter has tensors for exactly the modules that PEFT adapts."""
     extra, missing = sorted(modules - targets), sorted(targets - modules)
     if extra:
         raise AdapterError(
@@ -462,33 +456,3 @@ def _check_targets(adapter: Adapter, modules: Set[str], base: Checkpoint) -> Non
         )
     if missing:
         raise AdapterError(f"{adapter.path}: {ADAPTER_CONFIG} targets '{missing[0]}', which has no tensors")
-
-
-def _is_target(config: Mapping[str, Any], module: str, architecture: Architecture) -> bool:
-    """Whether an adapter's configuration targets a module of the base model, by PEFT's rules."""
-    if config.get("exclude_modules") and _names(config["exclude_modules"], module):
-        return False
-    if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in config.get("modules_to_save") or []):
-        return False
-    targets = config["target_modules"]
-    if isinstance(targets, list) and module in targets:
-        return True  # a full name matches in any layer
-    if targets == "all-linear":
-        return f"{module}.weight" in architecture.linear - architecture.embeddings - {architecture.head}
-    if not _names(targets, module):
-        return False
-    layers = config.get("layers_to_transform")
-    if isinstance(targets, str) or layers is None or layers == []:
-        return True
-    patterns = config.get("layers_pattern") or r"[^.]*"
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
-        if match:
-            return int(match["layer"]) in ([layers] if isinstance(layers, int) else layers)
-    return False
-
-
-def _names(names: str | list[str], module: str) -> bool:
-    if isinstance(names, str):
-        return bool(re.fullmatch(names, module))
-    return module in names or any(module.endswith(f".{name}") for name in names)

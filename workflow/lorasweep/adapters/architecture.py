@@ -1,16 +1,26 @@
-"""Ask transformers what it makes of a checkpoint: the names of its parameters in memory, and which of them are tied.
+"""Ask transformers and PEFT what they make of a checkpoint: names in memory, tied parameters, modules that LoRA adapts.
 
 PEFT names the modules of the model in memory. A checkpoint may store them under other names: GPT-NeoX's `lm_head` is
 `embed_out` on disk. Tied parameters are stored once. Lists of names would always be incomplete, so the model class is
 instantiated on the meta device, which needs neither weights nor memory.
 """
 
+import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch.nn import Embedding
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
 
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.util.errors import InputError
@@ -27,10 +37,8 @@ class Architecture:
     """
     names: frozenset[str]
     """Names of all parameters and buffers in memory."""
-    linear: frozenset[str]
-    """Names of the weights of linear layers, the head included."""
     conv1d: frozenset[str]
-    """Those of them that have shape [in, out], as in GPT-2."""
+    """Names of the weights of linear layers that have shape [in, out], as in GPT-2."""
     embeddings: frozenset[str]
     """Names of the weights of embeddings."""
     head: str | None
@@ -59,7 +67,6 @@ def read_architecture(base: Checkpoint) -> Architecture:
     model = _instantiate(base)
     if model is None:
         return _guess(base)
-    names, linear, conv1d, embeddings = _list_parameters(model)
     stored = _find_stored(model, base)
     ambiguous = set()
     for parameter, source in model.all_tied_weights_keys.items():
@@ -74,7 +81,34 @@ def read_architecture(base: Checkpoint) -> Architecture:
             f"'{base.path}' has no {head}, and its config.json ties it to no other tensor (tie_word_embeddings)",
             "a configuration that agrees with the files",
         )
-    return Architecture(stored, names, linear, conv1d, embeddings, head, frozenset(ambiguous))
+    names, conv1d, embeddings = (
+        frozenset(model.state_dict()),
+        _find_weights(model, Conv1D),
+        _find_weights(model, Embedding),
+    )
+    return Architecture(stored, names, conv1d, embeddings, head, frozenset(ambiguous))
+
+
+@lru_cache
+def find_targets(base: Checkpoint, selection: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of the modules that PEFT adapts, and of those that it replaces. The result is cached.
+
+    Args:
+        selection: arguments of `LoraConfig` that select modules, as JSON.
+
+    Raises:
+        Exception: PEFT cannot apply this selection to this model; of any type.
+    """
+    config = LoraConfig(r=1, task_type="CAUSAL_LM", **json.loads(selection))
+    model = _instantiate(base) or _imitate(base)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+
+    def find(kind: type) -> frozenset[str]:
+        return frozenset(name for name, module in model.named_modules() if isinstance(module, kind))
+
+    return find(LoraLayer), find(ModulesToSaveWrapper)
 
 
 def can_untie(base: Checkpoint) -> bool:
@@ -85,8 +119,6 @@ def can_untie(base: Checkpoint) -> bool:
 
 def _instantiate(base: Checkpoint, **changes: Any) -> Any:
     """Return the model on the meta device; `None` if transformers has no class for it, or only custom code is one."""
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
-
     model_type = base.config.get("model_type")
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
@@ -101,21 +133,13 @@ def _instantiate(base: Checkpoint, **changes: Any) -> Any:
         ) from error
 
 
-def _list_parameters(model: Any) -> tuple[frozenset[str], frozenset[str], frozenset[str], frozenset[str]]:
-    """Return the names of all parameters, and of the weights of linear layers, `Conv1D` layers and embeddings."""
-    from transformers.pytorch_utils import Conv1D
-
-    def find(*kinds: type) -> frozenset[str]:
-        return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kinds))
-
-    return frozenset(model.state_dict()), find(torch.nn.Linear, Conv1D), find(Conv1D), find(torch.nn.Embedding)
+def _find_weights(model: Any, kind: type) -> frozenset[str]:
+    """Return the names of the weights of a kind of module."""
+    return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kind))
 
 
 def _find_stored(model: Any, base: Checkpoint) -> dict[str, str]:
     """Return the tensor on disk of each parameter that `from_pretrained` loads unchanged."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
     conversions = get_model_conversion_mapping(model)
     renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
     converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
@@ -140,8 +164,23 @@ def _find_head(model: Any) -> str | None:
 
 def _guess(base: Checkpoint) -> Architecture:
     """Return what the names and shapes on disk say of a model whose class is unknown."""
-    matrices = {name for name, tensor in base.tensors.items() if len(tensor.shape) == 2 and name.endswith(".weight")}
-    vocabulary = {name for name in matrices if base.tensors[name].shape[0] == base.config.get("vocab_size")}
-    names = frozenset(base.tensors)
+    size = base.config.get("vocab_size")
+    vocabulary = {name for name, tensor in base.tensors.items() if len(tensor.shape) == 2 and tensor.shape[0] == size}
     same = {name: name for name in base.tensors}
-    return Architecture(same, names, frozenset(matrices), frozenset(), frozenset(vocabulary), None, frozenset(), False)
+    return Architecture(same, frozenset(same), frozenset(), frozenset(vocabulary), None, frozenset(), is_known=False)
+
+
+def _imitate(base: Checkpoint) -> torch.nn.Module:
+    """Return modules on the meta device with the names on disk, where every matrix is the weight of a linear layer."""
+    model = torch.nn.Module()
+    matrices = {name for name, tensor in base.tensors.items() if len(tensor.shape) == 2}
+    for name in base.tensors:
+        *path, leaf = name.split(".")
+        parent = model
+        for depth, part in enumerate(path, start=1):
+            if part not in dict(parent.named_children()):
+                is_linear = f"{'.'.join(path[:depth])}.weight" in matrices
+                parent.add_module(part, torch.nn.Linear(1, 1, device="meta") if is_linear else torch.nn.Module())
+            parent = parent.get_submodule(part)
+        parent.register_parameter(leaf, torch.nn.Parameter(torch.empty(1, device="meta"), requires_grad=False))
+    return model
