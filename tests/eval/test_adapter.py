@@ -150,6 +150,38 @@ def test_a_spoilt_adapter_is_neither_merged_nor_evaluated(
     assert sorted(file.name for file in point.iterdir()) == ["adapter", "state"]
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rank_pattern", None), ("bias", "some"), ("alpha_pattern", "q_proj"), ("lora_dropout", 2), ("r", "4")],
+)
+def test_a_configuration_that_peft_cannot_read_is_refused_with_its_file_however_it_is_evaluated(
+    base: Path, point: Path, key: str, value: Any
+) -> None:
+    file = point / "adapter/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises((AttributeError, NotImplementedError, TypeError, ValueError)):
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(point / "adapter"))
+    with pytest.raises(AdapterError) as refused:
+        merge(base, point / "adapter", point / "merged", "fp32")
+    assert str(file) in str(refused.value)
+    assert evaluate_adapters(spec(base, point, "B2"), [point])["point"].endswith(str(refused.value))
+
+
+def test_an_adapter_in_the_folder_of_the_base_is_not_evaluated_as_the_base(
+    base: Path, point: Path, tmp_path: Path
+) -> None:
+    """Transformers would load both."""
+    both = Path(shutil.copytree(base, tmp_path / "both"))
+    for file in (point / "adapter").iterdir():
+        shutil.copyfile(file, both / file.name)
+    logits = [probe_logits(AutoModelForCausalLM.from_pretrained(folder)) for folder in (base, both)]
+    assert (logits[0] - logits[1]).abs().max() > 1
+    with pytest.raises(InputError, match=r"transformers would apply that adapter to the base model"):
+        merge(both, point / "adapter", point / "merged", "fp32")
+    with pytest.raises(InputError, match=r"has adapter_config\.json"):
+        read_checkpoint(both)
+
+
 def test_an_adapter_of_a_base_of_the_same_shapes_is_refused_by_its_fingerprint(
     base: Path, point: Path, make_base: Callable[..., Path]
 ) -> None:

@@ -20,7 +20,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CTRLConfig,
+    FalconMambaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    MambaConfig,
+    ModernBertDecoderConfig,
+    OpenAIGPTConfig,
+    Phi3Config,
+    Qwen2MoeConfig,
+    XLMConfig,
+)
 
 import forked_evaluation
 from lorasweep.adapters import merge as merge_module
@@ -34,7 +47,20 @@ ROOT = Path(__file__).parents[2]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FAMILIES["gpt2"] = (GPT2Config, {"n_embd": 64, "n_layer": 3, "n_head": 4, "tie_word_embeddings": True})
+_TRANSFORMER = {"n_embd": 64, "n_layer": 2, "n_head": 4, "dff": 128, "n_positions": 128, "tie_word_embeddings": True}
 FAMILIES["phi3"] = (Phi3Config, {})
+FAMILIES["gpt_neox"] = (GPTNeoXConfig, {})
+FAMILIES["gpt_neox, tied"] = (GPTNeoXConfig, {"tie_word_embeddings": True})
+FAMILIES["mamba"] = (MambaConfig, {"state_size": 4, "tie_word_embeddings": True})
+FAMILIES["falcon_mamba"] = (FalconMambaConfig, {"state_size": 4, "tie_word_embeddings": True})
+FAMILIES["ctrl"] = (CTRLConfig, _TRANSFORMER)
+FAMILIES["openai-gpt"] = (OpenAIGPTConfig, _TRANSFORMER)
+FAMILIES["xlm"] = (XLMConfig, {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "tie_word_embeddings": True})
+FAMILIES["modernbert-decoder"] = (ModernBertDecoderConfig, {"tie_word_embeddings": True})
+FAMILIES["qwen2_moe"] = (
+    Qwen2MoeConfig,
+    {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2},
+)
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +101,11 @@ def merge_with_peft(base: Path, adapter: Path, dtype: str) -> dict[str, torch.Te
 
 def read_weights(model: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in model.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def read_model(model: Path, dtype: str) -> dict[str, torch.Tensor]:
+    """Read a model's weights as transformers does, under their names in memory."""
+    return dict(AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[dtype]).state_dict())
 
 
 def find_differences(ours: dict[str, torch.Tensor], peft: dict[str, torch.Tensor]) -> list[str]:
@@ -141,6 +172,32 @@ def test_a_merged_model_is_bit_for_bit_what_peft_makes(
     assert record["verified_tensors"] > 0
 
 
+NAMED_OTHERWISE: dict[str, tuple[str, dict[str, Any]]] = {
+    "the head of GPT-NeoX, which is embed_out on disk": ("gpt_neox", {"target_modules": ["lm_head", "dense"]}),
+    "a new head of GPT-NeoX": ("gpt_neox", {"target_modules": ["dense"], "modules_to_save": ["lm_head"]}),
+    "the embedding of GPT-NeoX": ("gpt_neox", {"target_modules": ["embed_in", "query_key_value"]}),
+    "the shared expert, which shares its experts' names": ("qwen2_moe", {"target_modules": LINEAR}),
+    "a part of the shared expert": ("qwen2_moe", {"target_modules": r".*shared_expert\.(gate|down)_proj"}),
+    "the layers of Mamba": ("mamba", {"target_modules": ["in_proj", "x_proj", "dt_proj"]}),
+    "the layers of GPT": ("openai-gpt", {"target_modules": ["c_attn", "c_proj"]}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("feature", NAMED_OTHERWISE)
+def test_a_model_that_is_stored_under_other_names_is_merged_where_peft_merges_it(
+    make_base: Callable[..., Path], tmp_path: Path, feature: str, dtype: str
+) -> None:
+    family, settings = NAMED_OTHERWISE[feature]
+    base = make_base(family, dtype)
+    adapter = make_adapter(base, tmp_path / "adapter", **settings)
+    merge(base, adapter, tmp_path / "merged", verify=True)
+    ours = read_model(tmp_path / "merged", dtype)
+    assert find_differences(ours, merge_with_peft(base, adapter, dtype)) == []
+    assert find_differences(ours, read_model(base, dtype))
+    assert read_weights(tmp_path / "merged").keys() == read_weights(base).keys()
+
+
 @pytest.mark.parametrize(("stored", "dtype"), [("bf16", "fp32"), ("fp32", "bf16"), ("fp16", "bf16"), ("fp32", "fp16")])
 def test_another_precision_is_that_of_peft_with_the_base_loaded_in_it(
     make_base: Callable[..., Path], tmp_path: Path, stored: str, dtype: str
@@ -181,6 +238,22 @@ TIED: dict[str, tuple[str, dict[str, Any]]] = {
     "a new embedding": ("smollm2", {"modules_to_save": ["embed_tokens"]}),
     "the head of GPT-2": ("gpt2", {"target_modules": ["lm_head", "c_attn"]}),
     "the embedding of GPT-2": ("gpt2", {"target_modules": ["wte", "c_attn"]}),
+    "the head of GPT-NeoX": ("gpt_neox, tied", {"target_modules": ["lm_head"]}),
+    "a new embedding of GPT-NeoX": ("gpt_neox, tied", {"modules_to_save": ["embed_in"], "target_modules": ["dense"]}),
+    "a new embedding of Mamba": ("mamba", {"modules_to_save": ["embeddings"], "target_modules": ["in_proj"]}),
+    "a new embedding of Falcon-Mamba": (
+        "falcon_mamba",
+        {"modules_to_save": ["embeddings"], "target_modules": ["in_proj"]},
+    ),
+    "the head of Mamba": ("mamba", {"target_modules": ["lm_head"]}),
+    "a new embedding of CTRL": ("ctrl", {"modules_to_save": ["w"], "target_modules": ["Wq"]}),
+    "a new embedding of GPT": ("openai-gpt", {"modules_to_save": ["tokens_embed"], "target_modules": ["c_attn"]}),
+    "a new embedding of XLM": ("xlm", {"modules_to_save": ["embeddings"], "target_modules": ["q_lin"]}),
+    "a new embedding of ModernBERT": (
+        "modernbert-decoder",
+        {"modules_to_save": ["tok_embeddings"], "target_modules": ["q_proj"]},
+    ),
+    "the head of ModernBERT, which is decoder": ("modernbert-decoder", {"target_modules": ["decoder"]}),
 }
 
 
@@ -221,6 +294,11 @@ def set_key(key: str, value: Any) -> Callable[[Path], None]:
         file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
 
     return change
+
+
+def set_base_key(base: Path, key: str, value: Any) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {key: value}))
 
 
 def edit(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
@@ -308,7 +386,22 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         set_key("modules_to_save", ["lm_head"]),
         "includes 'lm_head.weight' in modules_to_save, but there is no such tensor",
     ),
-    "a tensor twice": (edit(lambda t: t | {f"{Q[17:]}.lora_A.weight": torch.ones(4, 64)}), "has tensors twice"),
+    "a tensor twice": (
+        edit(lambda t: t | {f"{Q[17:]}.lora_A.weight": torch.ones(4, 64)}),
+        "PEFT would ignore 1 of 43 tensors",
+    ),
+    "no prefix": (
+        edit(lambda t: {name.removeprefix("base_model.model."): tensor for name, tensor in t.items()}),
+        "PEFT would ignore 42 of 42 tensors .* Expected: names that begin with 'base_model.model.'",
+    ),
+    "a pattern that is null": (set_key("rank_pattern", None), "PEFT cannot apply it: AttributeError"),
+    "an unknown bias": (set_key("bias", "some"), "PEFT cannot apply it: .*bias: some"),
+    "a pattern as text": (set_key("alpha_pattern", "q_proj"), "alpha_pattern is 'q_proj'"),
+    "a dropout of 2": (
+        set_key("lora_dropout", 2),
+        "PEFT cannot apply it: .*between 0 and 1, but got 2",
+    ),
+    "an unknown task": (set_key("task_type", "DREAM"), "PEFT cannot apply it: .*Invalid task type"),
     "a record of something else": (poison_record, "lorasweep.json: has no base_model_fingerprint"),
     "a pickle": (pickle, "its weights are not a safetensors file"),
     "an empty file": (cut(0), "not a safetensors file"),
@@ -336,6 +429,107 @@ def test_an_adapter_of_a_model_of_other_shapes_is_refused(make_base: Callable[..
         merge(make_base("llama3"), adapter, tmp_path / "merged")
 
 
+def resize(base: Path, folder: Path, **changes: Any) -> tuple[Path, Path]:
+    """Add tokens to a base, save it, and let PEFT train on it without being told of the new folder."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(280, mean_resizing=False)
+    model.save_pretrained(folder / "base")
+    make_tokenizer(has_chat_template=True).save_pretrained(folder / "base")
+    config = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj"], **changes}
+    injected = get_peft_model(model, LoraConfig(**config))
+    for name, parameter in injected.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    injected.save_pretrained(folder / "adapter")
+    return folder / "base", folder / "adapter"
+
+
+RESIZED: dict[str, tuple[str, dict[str, Any]]] = {
+    "both": ("qwen2.5", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "the embedding": ("qwen2.5", {"modules_to_save": ["embed_tokens"]}),
+    "neither": ("qwen2.5", {}),
+    "the embedding as a target": ("qwen2.5", {"target_modules": ["embed_tokens"], "modules_to_save": ["lm_head"]}),
+    "both of a tied model": ("qwen2", {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "the embedding of a tied model": ("qwen2", {"modules_to_save": ["embed_tokens"]}),
+    "neither of a tied model": ("qwen2", {}),
+}
+
+
+@pytest.mark.parametrize("case", RESIZED)
+def test_copies_that_peft_saves_of_a_resized_vocabulary_change_nothing(
+    make_base: Callable[..., Path], tmp_path: Path, case: str
+) -> None:
+    family, settings = RESIZED[case]
+    base, adapter = resize(make_base(family, "fp32"), tmp_path, **settings)
+    merge(base, adapter, tmp_path / "merged", verify=True)
+    assert_same_logits(base, adapter, tmp_path / "merged")
+    if family == "qwen2.5":
+        ours = read_weights(tmp_path / "merged")
+        assert find_differences(ours, merge_with_peft(base, adapter, "fp32")) == []
+    else:
+        assert ("lm_head.weight" in read_weights(tmp_path / "merged")) == bool(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("embed_tokens.modules_to_save.weight", "differs from the adapter's 'model.embed_tokens.weight'"),
+        ("embed_tokens.original_module.weight", "differs from the base model's 'model.embed_tokens.weight'"),
+    ],
+)
+def test_a_copy_that_differs_is_refused(make_base: Callable[..., Path], tmp_path: Path, name: str, said: str) -> None:
+    base, adapter = resize(make_base("qwen2", "fp32"), tmp_path, modules_to_save=["embed_tokens"])
+    edit(lambda t: {key: tensor + (name in key) for key, tensor in t.items()})(adapter)
+    with pytest.raises(AdapterError, match=said):
+        merge(base, adapter, tmp_path / "merged")
+
+
+def test_tensors_without_the_prefix_have_no_effect_in_peft(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    """So that it would be wrong to merge them."""
+    base = make_base("llama3")
+    REFUSED["no prefix"][0](make_adapter(base, tmp_path / "adapter"))
+    assert find_differences(merge_with_peft(base, tmp_path / "adapter", "bf16"), read_model(base, "bf16")) == []
+
+
+TEMPLATES = {
+    "chat_template.jinja": "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}",
+    "additional_chat_templates/tool_use.jinja": "{% for m in messages %}<tools> {{ m['content'] }}{% endfor %}",
+    "additional_chat_templates/rag.jinja": "{% for m in messages %}<documents> {{ m['content'] }}{% endfor %}",
+}
+OTHERS = {
+    "spiece.model": "pieces",
+    "qwen.tiktoken": "tokens",
+    "chat_template.json": "{}",
+    "modeling_own.py": "code = 1",
+    "custom_generate/generate.py": "def generate(): ...",
+}
+
+
+def test_prompts_of_a_merged_model_are_those_of_its_base(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = Path(shutil.copytree(make_base("llama3"), tmp_path / "base"))
+    set_base_key(base, "auto_map", {"AutoModelForCausalLM": "modeling_own.Own"})
+    for name, content in (TEMPLATES | OTHERS).items():
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(content)
+    record = merge(base, make_adapter(base, tmp_path / "adapter"), tmp_path / "merged")
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (base, tmp_path / "merged")]
+    messages = [{"role": "user", "content": "hello"}]
+    prompts = {
+        name: [t.apply_chat_template(messages, chat_template=name, tokenize=False) for t in tokenizers]
+        for name in ("default", "tool_use", "rag")
+    }
+    assert [ours for _, ours in prompts.values()] == ["[user] hello", "<tools> hello", "<documents> hello"]
+    assert all(theirs == ours for theirs, ours in prompts.values())
+    tokenizers[0].save_pretrained(tmp_path / "saved")
+    merged = list_files(tmp_path / "merged")
+    assert {*list_files(tmp_path / "saved"), *TEMPLATES, *OTHERS} <= merged.keys()
+    assert {name: merged[name].decode() for name in OTHERS} == OTHERS
+    assert {*record["sha256"], "config.json", "lorasweep.json"} == merged.keys()
+    merge(base, tmp_path / "adapter", tmp_path / "merged")
+    assert list_files(tmp_path / "merged") == merged
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -343,7 +537,7 @@ def test_an_adapter_of_a_model_of_other_shapes_is_refused(make_base: Callable[..
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
             r"quantized \(bitsandbytes\)",
         ),
-        ({"tie_word_embeddings": True}, "both sets tie_word_embeddings and has an lm_head.weight"),
+        ({"tie_word_embeddings": True}, "both sets tie_word_embeddings and has lm_head.weight and model.embed_tokens"),
     ],
     ids=["4-bit", "tied twice"],
 )
@@ -352,8 +546,8 @@ def test_a_base_that_cannot_be_merged_is_refused(
 ) -> None:
     adapter = make_adapter(make_base("llama3"), tmp_path / "adapter", target_modules=["lm_head"])
     base = Path(shutil.copytree(make_base("llama3"), tmp_path / "base"))
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | changes))
+    for key, value in changes.items():
+        set_base_key(base, key, value)
     with pytest.raises(InputError, match=said):
         merge(base, adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -474,12 +668,45 @@ def test_an_embedding_that_was_changed_before_the_training_is_the_base_of_both_s
     assert_same_logits(base, adapter, tmp_path / "merged")
 
 
-def test_a_tied_head_of_an_unknown_name_is_refused(make_base: Callable[..., Path], tmp_path: Path) -> None:
-    base = Path(shutil.copytree(make_base("qwen2"), tmp_path / "base"))
-    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens"])
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"model_type": "biogpt"}))
-    with pytest.raises(AdapterError, match="Tied weights are known for llama, mistral"):
+@pytest.mark.parametrize("changes", [{"target_modules": ["embed_tokens"]}, {"modules_to_save": ["embed_tokens"]}])
+def test_an_embedding_of_a_model_class_that_transformers_does_not_know_is_refused_unless_it_is_not_tied(
+    make_base: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    for family in ("qwen2", "qwen2.5"):
+        known = make_base(family, "fp32")
+        base = Path(shutil.copytree(known, tmp_path / f"{family}/base"))
+        adapter = make_adapter(base, tmp_path / f"{family}/adapter", **changes)
+        set_base_key(base, "model_type", "unheard_of")
+        if family == "qwen2":
+            with pytest.raises(
+                AdapterError, match=r"changes model.embed_tokens.weight, but .* tied weights are unknown"
+            ):
+                merge(base, adapter, tmp_path / "merged")
+        else:
+            merge(base, adapter, tmp_path / "merged")
+            assert find_differences(read_weights(tmp_path / "merged"), merge_with_peft(known, adapter, "fp32")) == []
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt_neox, tied"])
+def test_a_base_without_the_head_that_its_configuration_asks_for_is_refused(
+    make_base: Callable[..., Path], tmp_path: Path, family: str
+) -> None:
+    base = Path(shutil.copytree(make_base(family), tmp_path / "base"))
+    module = "embed_in" if "neox" in family else "embed_tokens"
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=[module])
+    set_base_key(base, "tie_word_embeddings", False)
+    with pytest.raises(InputError, match=r"has no lm_head.weight, and its config.json ties it to no other tensor"):
+        merge(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_head_under_another_name_that_the_configuration_ties_is_refused(
+    make_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(make_base("gpt_neox"), tmp_path / "base"))
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["dense"], modules_to_save=["lm_head"])
+    set_base_key(base, "tie_word_embeddings", True)
+    with pytest.raises(AdapterError, match=r"changes lm_head.weight, but .* both sets tie_word_embeddings and has"):
         merge(base, adapter, tmp_path / "merged")
 
 
@@ -782,7 +1009,8 @@ def test_an_embedding_that_may_be_tied_to_something_else_is_refused(tmp_path: Pa
     write_base(tmp_path / "base", {"shared": torch.ones(5, 4), "layer": torch.ones(3, 4)})
     write_adapter(tmp_path / "adapter", {}, 1, ["shared"], rank=2)
     names = ("lora_embedding_A", (2, 5)), ("lora_embedding_B", (4, 2))
-    save_file({f"shared.{name}": torch.ones(s) for name, s in names}, tmp_path / "adapter/adapter_model.safetensors")
+    tensors = {f"base_model.model.shared.{name}": torch.ones(shape) for name, shape in names}
+    save_file(tensors, tmp_path / "adapter/adapter_model.safetensors")
     with pytest.raises(AdapterError, match=r"changes shared.weight, but .* its tied weights are unknown"):
         merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
 

@@ -57,6 +57,15 @@ def test_a_model_is_fetched_once_and_read_as_a_local_one(sweep: Sweep, hub: Hub,
     assert written["model"]["path"] == f"hf://org/plain@{hub.repositories['models/org/plain'].branches['main']}"
 
 
+def test_templates_vocabularies_and_code_are_fetched_with_a_model(sweep: Sweep, hub: Hub, model: Path) -> None:
+    names = ("additional_chat_templates/tool_use.jinja", "tokenizer.model", "qwen.tiktoken", "modeling_own.py")
+    files = read_files(model) | dict.fromkeys((*names, "custom_generate/generate.py", "vocab.txt"), b"own")
+    hub.add("models/org/rich", files | UNREAD)
+    sweep.edit(model={"path": "hf://org/rich"})
+    sweep.call("download")
+    assert read_files(sweep.directory / get_folder(hub, "rich")) == files
+
+
 @pytest.mark.parametrize("options", [(), ("--dry-run",), ("--lint",), ("--summary",), ("--dag",), ("--unlock",)])
 def test_snakemake_asks_no_hub_and_says_what_to_do(sweep: Sweep, hub: Hub, options: tuple[str, ...]) -> None:
     refused = sweep.snakemake(*options)

@@ -43,11 +43,31 @@ def test_a_copy_has_the_same_fingerprint_and_other_weights_another(tmp_path: Pat
     assert read_checkpoint(tmp_path / "other").fingerprint != read_checkpoint(whole).fingerprint
 
 
-@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer.model", "qwen.tiktoken"),
+        *("additional_chat_templates/tool_use.jinja", "custom_generate/generate.py"),
+    ],
+)
 def test_what_decides_prompts_and_answers_is_in_the_fingerprint(tmp_path: Path, whole: Path, name: str) -> None:
     shutil.copytree(whole, tmp_path / "other")
+    (tmp_path / "other" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "other" / name).write_text('{"changed": true}')
     assert read_checkpoint(tmp_path / "other").fingerprint != read_checkpoint(whole).fingerprint
+
+
+@pytest.mark.parametrize("config", ["config.json", "tokenizer_config.json"])
+def test_code_is_in_the_fingerprint_if_a_configuration_names_it(tmp_path: Path, whole: Path, config: str) -> None:
+    shutil.copytree(whole, tmp_path / "other")
+    (tmp_path / "other/modeling_own.py").write_text("")
+    assert read_checkpoint(tmp_path / "other").fingerprint == read_checkpoint(whole).fingerprint
+    content = json.loads((whole / config).read_text()) | {"auto_map": {}}
+    (tmp_path / "other" / config).write_text(json.dumps(content))
+    shutil.copytree(tmp_path / "other", tmp_path / "changed")
+    (tmp_path / "changed/modeling_own.py").write_text("changed = True")
+    named, changed = (read_checkpoint.__wrapped__(tmp_path / name).fingerprint for name in ("other", "changed"))
+    assert named != changed
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
@@ -62,6 +82,10 @@ def remove(name: str, model: Path) -> None:
 def truncate(name: str, model: Path) -> None:
     content = (model / name).read_bytes()
     (model / name).write_bytes(content[:-40])
+
+
+def add_adapter(name: str, model: Path) -> None:
+    (model / name).write_text("{}")
 
 
 def scribble(name: str, model: Path) -> None:
@@ -121,6 +145,7 @@ BROKEN = [
     (remove, "config.json", "has no config.json"),
     (remove, "tokenizer.json", "has no tokenizer"),
     (remove, "model-00001.safetensors", "lacks model-00001.safetensors"),
+    (add_adapter, "adapter_config.json", "transformers would apply that adapter to the base model"),
     (truncate, "model-00000.safetensors", "is truncated"),
     (scribble, "model-00000.safetensors", "is not a safetensors file"),
     (scribble, "config.json", "is not JSON"),

@@ -8,15 +8,19 @@ name. Names and meanings follow PEFT's `LoraConfig` and `save_pretrained`
 
 import json
 import re
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, inject_adapter_in_model
 
+from lorasweep.adapters.architecture import find_targets, read_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint, Tensor, read_header
 from lorasweep.checkpoints.tensors import DTYPES, read_tensor
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
@@ -28,9 +32,8 @@ _LORA_NAME = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector)"
 )
-_EMBEDDING = ("embed_tokens", "wte", "word_embeddings", "embed_in")
-_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
-"""Models of transformers whose linear weights have shape [in, out], except for the head."""
+_COPY_NAME = re.compile(r"(?P<module>.+)\.(?P<copy>original_module|modules_to_save)\.(?P<kind>[^.]+)")
+"""Name of a copy of a saved module. PEFT also saves two copies if the vocabulary was resized before the training."""
 
 _HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
@@ -72,6 +75,9 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "rank_pattern": dict,
     "alpha_pattern": dict,
 }
+_SELECTING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+"""Keys that select modules of the base model."""
+
 _NEEDED = ("r", "lora_alpha", "target_modules")
 
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -108,11 +114,11 @@ class Adapter:
     tensors: dict[str, Tensor]
     """Tensors by PEFT's name without its prefix, such as `<module>.lora_A.weight` and `<module>.lora_B.weight`."""
     updates: dict[str, Update] = field(default_factory=dict)
-    """Updates by the name of the base model's weight. A tied head is called `lm_head.weight` here."""
+    """Updates by the name of the base model's parameter in memory (`Architecture`)."""
     biases: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """For each changed bias of the base model, the tensor that is added to it and its scale (`lora_bias`)."""
+    """For each changed bias, by the name in memory, the tensor that is added to it and its scale (`lora_bias`)."""
     replaced: dict[str, str] = field(default_factory=dict)
-    """For each replaced tensor of the base model, the adapter's tensor (`bias`, `modules_to_save`)."""
+    """For each replaced parameter, by the name in memory, the adapter's tensor (`bias`, `modules_to_save`)."""
 
     @cached_property
     def sha256(self) -> str:
@@ -129,8 +135,9 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
 
     Raises:
         AdapterError: a file is missing or unreadable, a feature of PEFT is not supported, a value is not finite, the
-            whole update is zero, tensors and configuration do not match, or the adapter belongs to another base model
-            (by the fingerprint in its record, by names, or by shapes).
+            whole update is zero, tensors and configuration do not match, PEFT would not apply it, or the adapter
+            belongs to another base model (by the fingerprint in its record, by names, or by shapes).
+        InputError: the base model's configuration and files disagree.
     """
     config = _read_config(path)
     try:
@@ -143,22 +150,39 @@ def read_adapter(path: Path, base: Checkpoint) -> Adapter:
             f"{path}: the adapter was trained on another base model (fingerprint {trained_on[:12]}) than {base.path} "
             f"(fingerprint {base.fingerprint[:12]})"
         )
+    ignored = sorted(name for name in header if not name.startswith(_PREFIX))
+    if ignored:
+        raise AdapterError(
+            f"{path}: PEFT would ignore {len(ignored)} of {len(header)} tensors (first: '{ignored[0]}')",
+            f"names that begin with '{_PREFIX}', as saved by PEFT",
+        )
     adapter = Adapter(path, config, {name.removeprefix(_PREFIX): tensor for name, tensor in header.items()})
     if not adapter.tensors:
         raise AdapterError(f"{path}: the adapter has no tensors")
-    if len(adapter.tensors) < len(header):
-        raise AdapterError(f"{path}: has tensors twice, with and without the prefix '{_PREFIX}'", "one of them")
-    try:
-        modules = _sort_tensors(adapter, base)
-        for module, parts in modules.items():
-            _add_update(adapter, module, parts, base)
-        _check_targets(adapter, modules.keys(), base)
-    except re.error as error:
-        raise AdapterError(
-            f"{path / ADAPTER_CONFIG}: {error.pattern!r} is not a regular expression: {error}"
-        ) from error
+    with _refuse_errors(path):
+        targets, replaced = find_targets(base, json.dumps({key: config.get(key) for key in _SELECTING}))
+    modules = _sort_tensors(adapter, base, replaced)
+    for module, parts in modules.items():
+        _add_update(adapter, module, parts, base)
+    _check_targets(adapter, modules.keys(), targets)
     _check_values(adapter, base)
     return adapter
+
+
+@contextmanager
+def _refuse_errors(path: Path) -> Iterator[None]:
+    """Refuse an adapter's configuration if PEFT raises an error of any type."""
+    file = path / ADAPTER_CONFIG
+    try:
+        yield
+    except InputError:
+        raise
+    except re.error as error:
+        raise AdapterError(f"{file}: {error.pattern!r} is not a regular expression: {error}") from error
+    except Exception as error:
+        raise AdapterError(
+            f"{file}: PEFT cannot apply it: {type(error).__name__}: {error}", "values as written by PEFT"
+        ) from error
 
 
 def _read_fingerprint(record: Path) -> str | None:
@@ -243,13 +267,28 @@ def _read_config(path: Path) -> dict[str, Any]:
         value = config.get(key)
         if (not value and key in _NEEDED) or (value and not isinstance(value, types)):
             raise AdapterError(f"{file}: {key} is {value!r}", "a value as written by PEFT")
+    _check_with_peft(path)
     return config
 
 
-def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str]]:
-    """Return the names of the LoRA tensors by module and part, and enter all others in `adapter.replaced`."""
+def _check_with_peft(path: Path) -> None:
+    """Let PEFT read a configuration and apply it to one layer, since it reads most values only when it applies them."""
+    with _refuse_errors(path), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # unknown keys are refused above
+        selection: dict[str, Any] = {**dict.fromkeys(_SELECTING), "target_modules": ["0"]}
+        config = replace(PeftConfig.from_pretrained(str(path)), **selection, init_lora_weights=True)
+        inject_adapter_in_model(config, torch.nn.Sequential(torch.nn.Linear(1, 1)))
+
+
+def _sort_tensors(adapter: Adapter, base: Checkpoint, replaced: Set[str]) -> dict[str, dict[str, str]]:
+    """Return the names of the LoRA tensors by module and part, and enter all others in `adapter.replaced`.
+
+    Copies that PEFT saved without effect are removed from `adapter.tensors`. `replaced` are the modules that PEFT
+    replaces.
+    """
+    architecture = read_architecture(base)
     modules: dict[str, dict[str, str]] = {}
-    for name, tensor in adapter.tensors.items():
+    for name, tensor in list(adapter.tensors.items()):
         match = _LORA_NAME.fullmatch(name)
         if match:
             modules.setdefault(match["module"], {})[match["part"]] = name
@@ -257,26 +296,53 @@ def _sort_tensors(adapter: Adapter, base: Checkpoint) -> dict[str, dict[str, str
         target = name.replace(".base_layer.", ".")  # PEFT saves a changed embedding together with its update
         module, _, kind = target.rpartition(".")
         is_bias = kind == "bias" and adapter.config.get("bias", "none") != "none"
-        if target == name and not is_bias and not _is_kept(adapter.config, module):
-            raise AdapterError(
-                f"{adapter.path}: '{name}' is not a LoRA tensor",
-                "<module>.lora_A.weight and lora_B.weight, and tensors that bias or modules_to_save include",
-            )
+        if target == name and not is_bias and not _is_within(module, replaced):
+            if name not in {*architecture.embeddings, architecture.head}:
+                raise AdapterError(
+                    f"{adapter.path}: '{name}' is not a LoRA tensor",
+                    "<module>.lora_A.weight and lora_B.weight, and tensors that bias or modules_to_save include",
+                )
+            _drop_copy(adapter, name, name, base)
+            continue
+        copy = _COPY_NAME.fullmatch(name)
+        if copy:
+            _drop_copy(adapter, name, f"{copy['module']}.{copy['kind']}", base, copy["copy"] == "modules_to_save")
+            continue
         _check_shape(adapter, target, tensor.shape, base)
         adapter.replaced[target] = name
-    for name in [*base.tensors, *(["lm_head.weight"] if base.tied else [])]:
-        if name not in adapter.replaced and _is_kept(adapter.config, name.rpartition(".")[0]):
+    for name in sorted(architecture.names):
+        if name not in adapter.replaced and _is_within(name.rpartition(".")[0], replaced):
             raise AdapterError(
                 f"{adapter.path}: {ADAPTER_CONFIG} includes '{name}' in modules_to_save, but there is no such tensor"
             )
     return modules
 
 
-def _is_kept(config: Mapping[str, Any], module: str) -> bool:
-    """Whether an entry of `modules_to_save` is a suffix of the name of the module or of one of its parents."""
+def _drop_copy(adapter: Adapter, name: str, target: str, base: Checkpoint, of_adapter: bool = False) -> None:
+    """Remove a tensor that equals the base model's tensor `target`, or the adapter's.
+
+    PEFT saves such copies of embeddings and heads if the vocabulary is larger than that of `base_model_name_or_path`.
+
+    Raises:
+        AdapterError: the tensor is not a copy.
+    """
+    if of_adapter:
+        is_copy = target in adapter.tensors and torch.equal(adapter.read(name), adapter.read(target))
+    else:
+        _check_shape(adapter, target, adapter.tensors[name].shape, base)
+        is_copy = not _differs(adapter, name, target, base)
+    if not is_copy:
+        raise AdapterError(
+            f"{adapter.path}: '{name}' differs from the {'adapter' if of_adapter else 'base model'}'s '{target}'",
+            "a copy of it, which PEFT saves if the vocabulary was resized before the training",
+        )
+    del adapter.tensors[name]
+
+
+def _is_within(module: str, parents: Set[str]) -> bool:
+    """Whether a module is one of the parents or a part of one."""
     path = module.split(".")
-    wholes = [".".join(path[: index + 1]) for index in range(len(path))]
-    return any(whole.endswith(suffix) for whole in wholes for suffix in config.get("modules_to_save") or [])
+    return any(".".join(path[: index + 1]) in parents for index in range(len(path)))
 
 
 def _check_values(adapter: Adapter, base: Checkpoint) -> None:
@@ -294,19 +360,19 @@ def _check_values(adapter: Adapter, base: Checkpoint) -> None:
         other = name.replace("lora_B", "lora_A").replace("lora_embedding_B", "lora_embedding_A")
         effective |= any_value and name.endswith("lora_B.bias")
         effective |= any_value and other != name and nonzero.get(other, False)
-    if not effective and not any(_differs(adapter, name, base) for name in adapter.replaced):
+    if not effective and not any(_differs(adapter, name, target, base) for target, name in adapter.replaced.items()):
         raise AdapterError(
             f"{adapter.path}: the adapter is zero: it has no effect, and would give the base model's results"
         )
 
 
-def _differs(adapter: Adapter, name: str, base: Checkpoint) -> bool:
-    """Whether a replacement differs from the base model's tensor."""
-    target = base.tensors.get(name) or base.tensors.get(find_embedding(base) or "")
-    if target is None or target.dtype not in DTYPES:
+def _differs(adapter: Adapter, name: str, target: str, base: Checkpoint) -> bool:
+    """Whether a tensor of the adapter differs from the base model's parameter `target` in the base's precision."""
+    stored = base.tensors[read_architecture(base).stored[target]]
+    if stored.dtype not in DTYPES:
         return True
-    old = read_tensor(base.path, target)
-    return not torch.equal(adapter.read(adapter.replaced[name]).to(old.dtype), old)
+    old = read_tensor(base.path, stored)
+    return not torch.equal(adapter.read(name).to(old.dtype), old)
 
 
 def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Checkpoint) -> None:
@@ -330,7 +396,7 @@ def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Chec
     if stated != rank:
         raise AdapterError(f"{adapter.path}: '{module}' has rank {rank}, but {ADAPTER_CONFIG} says {stated}")
     alpha = _match(config.get("alpha_pattern"), module, config["lora_alpha"])
-    transposed = embedding or (base.config.get("model_type") in _CONV1D_MODELS and module != "lm_head")
+    transposed = embedding or f"{module}.weight" in read_architecture(base).conv1d
     out, width = shapes[b][0], shapes[a][1]
     _check_shape(adapter, f"{module}.weight", (width, out) if transposed else (out, width), base)
     if "lora_magnitude_vector" in parts and shapes["lora_magnitude_vector"] != (out,):
@@ -352,24 +418,24 @@ def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Chec
 
 
 def _check_shape(adapter: Adapter, name: str, shape: tuple[int, ...], base: Checkpoint) -> None:
-    tied_to = find_embedding(base) if name == "lm_head.weight" and base.tied else None
-    target = base.tensors.get(tied_to or name)
-    if target is None:
+    architecture = read_architecture(base)
+    if name not in architecture.stored:
+        if name in architecture.names:
+            raise AdapterError(
+                f"{adapter.path}: the adapter changes '{name}', which transformers makes of several tensors of the "
+                f"base model {base.path}, or of none",
+                "an adapter of parameters that the base model stores",
+            )
         raise AdapterError(
             f"{adapter.path}: the adapter changes '{name}', which the base model {base.path} does not have: it was "
             "trained for another model, or its tensors have wrong names"
         )
+    target = base.tensors[architecture.stored[name]]
     if target.shape != shape:
         raise AdapterError(
             f"{adapter.path}: '{name}' is {list(target.shape)} in the base model {base.path}, but {list(shape)} in the "
             "adapter, which was trained for another model"
         )
-
-
-def find_embedding(base: Checkpoint) -> str | None:
-    """Return the name of a checkpoint's embedding matrix; `None` unless exactly one tensor has such a name."""
-    names = [name for name in base.tensors if name.rpartition(".")[0].rpartition(".")[2] in _EMBEDDING]
-    return names[0] if len(names) == 1 else None
 
 
 def _match(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
@@ -380,11 +446,8 @@ def _match(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> A
     return otherwise
 
 
-def _check_targets(adapter: Adapter, modules: Set[str], base: Checkpoint) -> None:
-    """Check that the adapter has tensors for exactly the modules that its configuration targets, as PEFT requires."""
-    weights = [name.removesuffix(".weight") for name, tensor in base.tensors.items() if len(tensor.shape) == 2]
-    weights += ["lm_head"] if base.tied else []
-    targets = {name for name in weights if _is_target(adapter.config, name)}
+def _check_targets(adapter: Adapter, modules: Set[str], targets: Set[str]) -> None:
+    """Check that the adapter has tensors for exactly the modules that PEFT adapts."""
     extra, missing = sorted(modules - targets), sorted(targets - modules)
     if extra:
         raise AdapterError(
@@ -393,33 +456,3 @@ def _check_targets(adapter: Adapter, modules: Set[str], base: Checkpoint) -> Non
         )
     if missing:
         raise AdapterError(f"{adapter.path}: {ADAPTER_CONFIG} targets '{missing[0]}', which has no tensors")
-
-
-def _is_target(config: Mapping[str, Any], module: str) -> bool:
-    """Whether an adapter's configuration targets a module of the base model, by PEFT's rules."""
-    if config.get("exclude_modules") and _names(config["exclude_modules"], module):
-        return False
-    if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in config.get("modules_to_save") or []):
-        return False
-    targets = config["target_modules"]
-    if isinstance(targets, list) and module in targets:
-        return True  # a full name matches in any layer
-    if targets == "all-linear":
-        return module.rpartition(".")[2] not in (*_EMBEDDING, "lm_head")
-    if not _names(targets, module):
-        return False
-    layers = config.get("layers_to_transform")
-    if isinstance(targets, str) or layers is None or layers == []:
-        return True
-    patterns = config.get("layers_pattern") or r"[^.]*"
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.", module)
-        if match:
-            return int(match["layer"]) in ([layers] if isinstance(layers, int) else layers)
-    return False
-
-
-def _names(names: str | list[str], module: str) -> bool:
-    if isinstance(names, str):
-        return bool(re.fullmatch(names, module))
-    return module in names or any(module.endswith(f".{name}") for name in names)

@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from lorasweep.adapters.adapter import Adapter, AdapterError, Update, find_embedding, read_adapter
-from lorasweep.checkpoints.checkpoint import GENERATION_CONFIG, INDEX, Checkpoint, Tensor, read_checkpoint, read_header
+from lorasweep.adapters.adapter import Adapter, AdapterError, Update, read_adapter
+from lorasweep.adapters.architecture import Architecture, can_untie, read_architecture
+from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, Tensor, read_checkpoint, read_header
 from lorasweep.checkpoints.dtypes import PRECISIONS
 from lorasweep.checkpoints.tensors import DTYPES, read_tensor
 from lorasweep.layout import RECORD
@@ -42,12 +43,6 @@ _FICLONE = 0x40049409
 
 _VERIFIED = 8
 """Number of tensors that are recomputed for verification: up to so many copied and so many changed ones."""
-
-_TIED_TO_LM_HEAD = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2")
-"""Models of transformers whose tied head is called `lm_head`."""
-
-_COPIED = (GENERATION_CONFIG, "vocab.txt", "preprocessor_config.json", "processor_config.json")
-"""Files that a model needs besides its weights, configuration and tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +177,7 @@ def _claim(aside: Path, output: Path) -> Iterator[None]:
         if not is_free:
             raise InputError(f"{output}: another process is merging to it", "one merge at a time")
         for leftover in aside.iterdir():
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
         yield
     finally:
         os.close(handle)
@@ -196,50 +191,68 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
             f"'{base.path}' is quantized ({method})",
             "weights in bf16, fp16 or fp32",
         )
+    architecture = read_architecture(base)
     changed = {*adapter.updates, *adapter.biases, *adapter.replaced}
-    for name in sorted(changed & base.tensors.keys()):
-        if base.tensors[name].dtype not in PRECISIONS.values():
-            raise InputError(f"'{base.path}' has {name} as {base.tensors[name].dtype}", "F32, F16, BF16")
-    tied_to = find_embedding(base)
-    unties = bool(changed & {"lm_head.weight", tied_to}) and (base.tied or bool(base.config.get("tie_word_embeddings")))
-    # The head's name is known if the adapter contains it, or by the model type.
-    is_head_known = "lm_head.weight" in changed or base.config.get("model_type") in _TIED_TO_LM_HEAD
-    unknown = {name for name, update in adapter.updates.items() if "lora_embedding" in update.a} - {tied_to}
-    if base.tied and (unknown or (unties and not is_head_known)):
+    for name in sorted(changed):
+        source = base.tensors[architecture.stored[name]]
+        if source.dtype not in PRECISIONS.values():
+            raise InputError(f"'{base.path}' has {name} as {source.dtype}", "F32, F16, BF16")
+    unties = any(len(tied) > 1 and changed & {*tied} for tied in architecture.parameters.values())
+    _check_ties(adapter, base, architecture, changed, unties)
+    main = _find_main_dtype(base)
+    shards: dict[str, list[_Planned]] = {shard: [] for shard in base.shards}
+    for name, source in base.tensors.items():
+        tied = architecture.parameters.get(name, [name])
+        # If PEFT saved an embedding together with its update, it replaces all tied parameters.
+        saved = [adapter.replaced[other] for other in tied if ".base_layer." in adapter.replaced.get(other, "")]
+        for index, parameter in enumerate(tied if unties else tied[:1]):
+            replacement = adapter.replaced.get(parameter) or (saved[0] if saved else None)
+            planned = _Planned(
+                parameter if index else name,
+                PRECISIONS[dtype] if dtype and source.dtype == main else source.dtype,
+                adapter.path if replacement else base.path,
+                adapter.tensors[replacement] if replacement else source,
+                adapter.updates.get(parameter),
+                adapter.biases.get(parameter),
+                replacement is not None,
+            )
+            shards[source.shard].append(planned)
+    return _Plan(base, adapter, shards, unties)
+
+
+def _check_ties(
+    adapter: Adapter, base: Checkpoint, architecture: Architecture, changed: set[str], unties: bool
+) -> None:
+    """Check that it is known which parameters are tied to the changed ones, and that they can be untied."""
+    if changed & architecture.ambiguous:
         raise AdapterError(
-            f"{adapter.path}: the adapter changes {min(unknown or {str(tied_to)})}, but '{base.path}' has no "
-            "lm_head.weight, and its tied weights are unknown. Tied weights are known for "
-            f"{', '.join(_TIED_TO_LM_HEAD)}"
+            f"{adapter.path}: the adapter changes {min(changed & architecture.ambiguous)}, but '{base.path}' both sets "
+            f"tie_word_embeddings and has {' and '.join(sorted(architecture.ambiguous))}: which of them the training "
+            "used is unknown"
         )
-    if unties and not base.tied:
-        raise AdapterError(
-            f"{adapter.path}: the adapter changes the embedding or the head, but '{base.path}' both sets "
-            "tie_word_embeddings and has an lm_head.weight: which of the two the training used is unknown"
-        )
+    if not architecture.is_known:
+        sides = {name for name, update in adapter.updates.items() if "lora_embedding" in update.a}
+        sides |= changed & architecture.embeddings
+        if "vocab_size" not in base.config:
+            sides |= {name for name in adapter.replaced if len(base.tensors[name].shape) == 2}
+        shapes = [tensor.shape for tensor in base.tensors.values()]
+        is_untied = base.config.get("tie_word_embeddings") is False
+        unknown = [name for name in sorted(sides) if not is_untied or shapes.count(base.tensors[name].shape) < 2]
+        if unknown:
+            raise AdapterError(
+                f"{adapter.path}: the adapter changes {unknown[0]}, but transformers does not know the model class of "
+                f"'{base.path}' (model_type {base.config.get('model_type')!r}), so that its tied weights are unknown"
+            )
     if unties and adapter.config.get("ensure_weight_tying"):
         raise AdapterError(
             f"{adapter.path / 'adapter_config.json'}: ensure_weight_tying is set for an embedding that is the head of "
             "the base model, which is not supported"
         )
-    # If PEFT saved the embedding together with its update, it replaces both tied tensors.
-    sides = ("lm_head.weight", str(tied_to)) if unties else ()
-    saved = [adapter.replaced[name] for name in sides if ".base_layer." in adapter.replaced.get(name, "")]
-    main = _find_main_dtype(base)
-    shards: dict[str, list[_Planned]] = {shard: [] for shard in base.shards}
-    for name, source in base.tensors.items():
-        for made in (name, "lm_head.weight") if unties and name == tied_to else (name,):
-            replacement = adapter.replaced.get(made) or (saved[0] if saved and made in sides else None)
-            planned = _Planned(
-                made,
-                PRECISIONS[dtype] if dtype and source.dtype == main else source.dtype,
-                adapter.path if replacement else base.path,
-                adapter.tensors[replacement] if replacement else source,
-                adapter.updates.get(made),
-                adapter.biases.get(made),
-                replacement is not None,
-            )
-            shards[source.shard].append(planned)
-    return _Plan(base, adapter, shards, unties)
+    if unties and not can_untie(base):
+        raise AdapterError(
+            f"{adapter.path}: the adapter changes one of several tied weights of '{base.path}', which stay tied "
+            "without tie_word_embeddings"
+        )
 
 
 def _find_main_dtype(base: Checkpoint) -> str | None:
@@ -285,14 +298,14 @@ def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: boo
                 raise
     finally:
         torch.set_num_threads(before)
-    code = [file.name for file in plan.base.path.glob("*.py")] if "auto_map" in plan.base.config else []
-    for name in (*plan.base.tokenizer_files, *_COPIED, *code):
-        if (plan.base.path / name).is_file():
-            shutil.copyfile(plan.base.path / name, folder / name)
+    for name in (*plan.base.tokenizer_files, *plan.base.companions):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(plan.base.path / name, folder / name)
     if (plan.base.path / INDEX).is_file():
         (folder / INDEX).write_text(_make_index(plan), encoding="utf-8")
     digests = {shard: part.sha256 for shard, part in zip(plan.shards, written, strict=True)}
-    other_files = sorted(file for file in folder.iterdir() if file.name not in digests)
+    names = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    other_files = {name: file for name, file in names.items() if name not in digests}
     unchanged = [name for part in written for name in part.unchanged]
     if unchanged:
         print(
@@ -315,7 +328,7 @@ def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: boo
         "versions": get_versions("torch", "safetensors"),
     }
     if digest:
-        record["sha256"] = digests | {file.name: digest_file(file) for file in other_files}
+        record["sha256"] = digests | {name: digest_file(file) for name, file in other_files.items()}
         record["weights_sha256"] = digest_weights(digests)
     return record
 
@@ -541,7 +554,7 @@ def _reflink(source: Path, target: Path) -> bool:
 
 def _publish(aside: Path, output: Path, temporary: bool) -> None:
     if not temporary:
-        for path in (*aside.iterdir(), aside):
+        for path in (*aside.rglob("*"), aside):
             _sync(path)
     old = output.with_name(f".{output.name}.old")
     shutil.rmtree(old, ignore_errors=True)

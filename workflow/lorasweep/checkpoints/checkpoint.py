@@ -6,28 +6,39 @@ A safetensors file consists of 8 bytes with the length of the header (little-end
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from lorasweep.checkpoints.dtypes import BITS
+from lorasweep.layout import ADAPTER_CONFIG
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
+_VOCABULARIES = (
+    *("tokenizer.json", "tekken.json", "vocab*.json", "vocab*.txt", "dict.txt"),
+    *("*.model", "tokenizer.model.*", "*.spm", "*.tiktoken"),  # of sentencepiece and tiktoken
 )
 
+TOKENIZER_FILES = (
+    *_VOCABULARIES,
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "normalizer.json"),
+    *("merges.txt", "bpe.codes", "emoji.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+)
+"""Patterns of the files that transformers' tokenizers read and write."""
+
 GENERATION_CONFIG = "generation_config.json"
+
+CODE = ("*.py", "custom_generate/*")
+"""Patterns of code that a model may bring along (`auto_map`, `custom_generate`)."""
+
+COMPANIONS = (GENERATION_CONFIG, "preprocessor_config.json", "processor_config.json")
+"""Files besides weights, configuration and tokenizer that a model may need."""
 
 SINGLE = "model.safetensors"
 """Name of the weights file of a checkpoint that is not sharded."""
@@ -74,6 +85,14 @@ class Checkpoint:
         return "lm_head.weight" not in self.tensors
 
     @cached_property
+    def companions(self) -> tuple[str, ...]:
+        """Files that the model needs besides its weights, configuration and tokenizer, code included."""
+        settings = self.path / "tokenizer_config.json"
+        configs = [self.config, _read_json(settings) if settings.is_file() else {}]
+        code = [pattern for pattern in CODE if "/" in pattern or any("auto_map" in config for config in configs)]
+        return find_files(self.path, (*COMPANIONS, *code))
+
+    @cached_property
     def has_chat_template(self) -> bool:
         if "chat_template.jinja" in self.tokenizer_files:
             return True
@@ -82,15 +101,14 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A sha256 of config.json, generation_config.json, the tokenizer and the tensors.
+        """A sha256 of config.json, the tokenizer, the companions and the tensors.
 
         Of each tensor, the name, dtype, shape and first 4 KiB are hashed. That is fast even for a model of 16 GB, and
         any training changes the first values of some tensor, so that different models have different fingerprints.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for name in (*self.tokenizer_files, GENERATION_CONFIG):
-            if (self.path / name).is_file():
-                digest.update(f"\0{name}\0{digest_file(self.path / name)}".encode())
+        for name in (*self.tokenizer_files, *self.companions):
+            digest.update(f"\0{name}\0{digest_file(self.path / name)}".encode())
         by_shard: dict[str, list[str]] = {}
         for name in sorted(self.tensors):
             by_shard.setdefault(self.tensors[name].shard, []).append(name)
@@ -117,6 +135,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"no such directory: '{path}'", "a local Hugging Face checkpoint directory")
     if not (path / "config.json").is_file():
         raise InputError(f"'{path}' has no config.json", "a Hugging Face checkpoint directory")
+    if (path / ADAPTER_CONFIG).exists():
+        raise InputError(
+            f"'{path}' has {ADAPTER_CONFIG}, so that transformers would apply that adapter to the base model",
+            "the base model and the adapter in separate folders",
+        )
     config = _read_json(path / "config.json")
     weight_map = _read_index(path)
     shards = tuple(sorted(set(weight_map.values()))) if weight_map else (_find_single(path),)
@@ -134,10 +157,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, shard in weight_map.items():
         if name not in tensors or tensors[name].shard != shard:
             raise InputError(f"'{path / INDEX}' has {name} in {shard}, which lacks it; fetch the checkpoint again")
-    tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())
-    if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & set(tokenizer_files):
-        raise InputError(f"'{path}' has no tokenizer", "a checkpoint with tokenizer.json or tokenizer.model")
-    return Checkpoint(path, config, shards, tensors, tokenizer_files)
+    if not find_files(path, _VOCABULARIES):
+        raise InputError(f"'{path}' has no tokenizer", "a checkpoint with tokenizer.json or another vocabulary")
+    return Checkpoint(path, config, shards, tensors, find_files(path, TOKENIZER_FILES))
+
+
+def choose_files(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that match a pattern, sorted. As in a shell, `*` does not match `/`."""
+    split = [pattern.split("/") for pattern in patterns]
+
+    def matches(name: str) -> bool:
+        parts = name.split("/")
+        return any(len(parts) == len(pattern) and all(map(fnmatchcase, parts, pattern)) for pattern in split)
+
+    return tuple(sorted(filter(matches, names)))
+
+
+def find_files(folder: Path, patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the files in a folder that match a pattern, as sorted names relative to the folder."""
+    found = (file for pattern in patterns for file in folder.glob(pattern) if file.is_file())
+    return tuple(sorted({file.relative_to(folder).as_posix() for file in found}))
 
 
 def _read_index(path: Path) -> dict[str, str]:

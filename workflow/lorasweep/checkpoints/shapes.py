@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoints.checkpoint import SINGLE, TOKENIZER_FILES, Checkpoint, Tensor
+from lorasweep.checkpoints.checkpoint import SINGLE, TOKENIZER_FILES, Checkpoint, Tensor, find_files
 from lorasweep.checkpoints.dtypes import BITS, TORCH_NAMES
 from lorasweep.util.errors import InputError
 
@@ -44,8 +44,7 @@ def read_shape(path: Path) -> Checkpoint:
         name: Tensor(SINGLE, dtype, shape, 0, prod(shape) * BITS[dtype] // 8)
         for name, shape in _get_shapes(config, str(family)).items()
     }
-    tokenizer_files = tuple(name for name in TOKENIZER_FILES if (path / name).is_file())
-    return Checkpoint(path, config, (SINGLE,), tensors, tokenizer_files)
+    return Checkpoint(path, config, (SINGLE,), tensors, find_files(path, TOKENIZER_FILES))
 
 
 def _get_shapes(config: dict[str, Any], family: str) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 
-from lorasweep.checkpoints.checkpoint import GENERATION_CONFIG, SINGLE, Checkpoint
+from lorasweep.checkpoints.checkpoint import SINGLE, Checkpoint
 from lorasweep.checkpoints.dtypes import BYTES, PRECISIONS
 from lorasweep.checkpoints.lora import find_lora_targets
 from lorasweep.experiment.sections import Controls
@@ -65,7 +65,7 @@ def get_tokenizer_size(base: Checkpoint) -> int:
 def get_model_folder_size(base: Checkpoint, dtype: str) -> int:
     """Return the size in bytes of a full model's folder: weights, configuration, index, tokenizer and record."""
     index = sum(len(name) + len(tensor.shard) + 10 for name, tensor in base.tensors.items())
-    beside = [base.path / name for name in ("config.json", GENERATION_CONFIG)]
+    beside = [base.path / name for name in ("config.json", *base.companions)]
     small = sum(file.stat().st_size for file in beside if file.is_file())
     is_sharded = base.shards != (SINGLE,)
     return get_model_size(base, dtype) + get_tokenizer_size(base) + small + index * is_sharded + 1_000

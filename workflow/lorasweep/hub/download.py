@@ -12,7 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoints.checkpoint import GENERATION_CONFIG, INDEX, SINGLE, TOKENIZER_FILES, read_checkpoint
+from lorasweep.checkpoints.checkpoint import (
+    CODE,
+    COMPANIONS,
+    INDEX,
+    SINGLE,
+    TOKENIZER_FILES,
+    choose_files,
+    read_checkpoint,
+)
 from lorasweep.hub.references import DOWNLOADS, TOKEN, Reference
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import hold_alone
@@ -80,8 +88,8 @@ def _choose(reference: Reference, names: Collection[str]) -> list[str]:
     if "config.json" not in names or not weights:
         raise InputError(f"it has no config.json with {SINGLE} or its shards", "a model in safetensors")
     index = [INDEX] if weights != [SINGLE] else []
-    wanted = ["config.json", GENERATION_CONFIG, *TOKENIZER_FILES, *index]
-    return [*(name for name in wanted if name in names), *weights]
+    wanted = ("config.json", *COMPANIONS, *TOKENIZER_FILES, *CODE, *index)
+    return [*choose_files(names, wanted), *weights]
 
 
 def _fetch_files(reference: Reference, files: Collection[str], folder: Path) -> None:

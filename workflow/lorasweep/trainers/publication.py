@@ -49,6 +49,7 @@ def complete(
     `data_sha256`, `peak_memory_bytes`.
     """
     for name in base.tokenizer_files:
+        (adapter / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(base.path / name, adapter / name)
     rows = cut_log(log, epoch, adapter / TRAINING_LOG)
     record = {

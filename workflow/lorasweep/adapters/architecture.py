@@ -1,0 +1,186 @@
+"""Ask transformers and PEFT what they make of a checkpoint: names in memory, tied parameters, modules that LoRA adapts.
+
+PEFT names the modules of the model in memory. A checkpoint may store them under other names: GPT-NeoX's `lm_head` is
+`embed_out` on disk. Tied parameters are stored once. Lists of names would always be incomplete, so the model class is
+instantiated on the meta device, which needs neither weights nor memory.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch.nn import Embedding
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
+
+from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.util.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """How the parameters of a model in memory are stored in its checkpoint."""
+
+    stored: Mapping[str, str]
+    """The tensor on disk that holds a parameter, by the parameter's name. Tied parameters have the same tensor.
+
+    A parameter that is made of several tensors, such as the fused experts of a mixture, is not included.
+    """
+    names: frozenset[str]
+    """Names of all parameters and buffers in memory."""
+    conv1d: frozenset[str]
+    """Names of the weights of linear layers that have shape [in, out], as in GPT-2."""
+    embeddings: frozenset[str]
+    """Names of the weights of embeddings."""
+    head: str | None
+    """Name of the head's weight."""
+    ambiguous: frozenset[str]
+    """Parameters that the configuration ties, although the checkpoint stores each of them."""
+    is_known: bool = True
+    """Whether transformers knows the model class. If not, names are those on disk, and tied parameters are unknown."""
+
+    @cached_property
+    def parameters(self) -> Mapping[str, list[str]]:
+        """Names of the parameters that a tensor on disk holds, by its name; first the one that has its name."""
+        parameters: dict[str, list[str]] = {}
+        for parameter, name in self.stored.items():
+            parameters.setdefault(name, []).append(parameter)
+        return parameters
+
+
+@lru_cache
+def read_architecture(base: Checkpoint) -> Architecture:
+    """Return the architecture of a base model. The result is cached.
+
+    Raises:
+        InputError: the model class cannot be instantiated with this configuration, or the checkpoint lacks the head.
+    """
+    model = _instantiate(base)
+    if model is None:
+        return _guess(base)
+    stored = _find_stored(model, base)
+    ambiguous = set()
+    for parameter, source in model.all_tied_weights_keys.items():
+        if parameter in stored and source in stored:
+            ambiguous |= {parameter, source}
+        elif parameter in stored or source in stored:
+            tensor = stored.get(parameter) or stored[source]
+            stored |= {parameter: tensor, source: tensor}
+    head = _find_head(model)
+    if head is not None and head not in stored:
+        raise InputError(
+            f"'{base.path}' has no {head}, and its config.json ties it to no other tensor (tie_word_embeddings)",
+            "a configuration that agrees with the files",
+        )
+    names, conv1d, embeddings = (
+        frozenset(model.state_dict()),
+        _find_weights(model, Conv1D),
+        _find_weights(model, Embedding),
+    )
+    return Architecture(stored, names, conv1d, embeddings, head, frozenset(ambiguous))
+
+
+@lru_cache
+def find_targets(base: Checkpoint, selection: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names of the modules that PEFT adapts, and of those that it replaces. The result is cached.
+
+    Args:
+        selection: arguments of `LoraConfig` that select modules, as JSON.
+
+    Raises:
+        Exception: PEFT cannot apply this selection to this model; of any type.
+    """
+    config = LoraConfig(r=1, task_type="CAUSAL_LM", **json.loads(selection))
+    model = _instantiate(base) or _imitate(base)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
+
+    def find(kind: type) -> frozenset[str]:
+        return frozenset(name for name, module in model.named_modules() if isinstance(module, kind))
+
+    return find(LoraLayer), find(ModulesToSaveWrapper)
+
+
+def can_untie(base: Checkpoint) -> bool:
+    """Whether no parameters are tied once `tie_word_embeddings` is false."""
+    model = _instantiate(base, tie_word_embeddings=False)
+    return model is not None and not model.all_tied_weights_keys
+
+
+def _instantiate(base: Checkpoint, **changes: Any) -> Any:
+    """Return the model on the meta device; `None` if transformers has no class for it, or only custom code is one."""
+    model_type = base.config.get("model_type")
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(base.config | changes)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    except Exception as error:  # a configuration can be wrong in any way
+        raise InputError(
+            f"'{base.path / 'config.json'}': transformers cannot build this {model_type} model: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _find_weights(model: Any, kind: type) -> frozenset[str]:
+    """Return the names of the weights of a kind of module."""
+    return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, kind))
+
+
+def _find_stored(model: Any, base: Checkpoint) -> dict[str, str]:
+    """Return the tensor on disk of each parameter that `from_pretrained` loads unchanged."""
+    conversions = get_model_conversion_mapping(model)
+    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
+    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+    state = model.state_dict()
+    stored: dict[str, str] = {}
+    for name in base.tensors:
+        parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if parameter not in state and name in state:
+            parameter, pattern = name, None
+        if pattern is not None or parameter not in state:
+            continue
+        if parameter in stored:
+            raise InputError(f"'{base.path}' has {parameter} as {stored[parameter]} and as {name}", "one of them")
+        stored[parameter] = name
+    return stored
+
+
+def _find_head(model: Any) -> str | None:
+    head = model.get_output_embeddings()
+    return next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
+
+
+def _guess(base: Checkpoint) -> Architecture:
+    """Return what the names and shapes on disk say of a model whose class is unknown."""
+    size = base.config.get("vocab_size")
+    vocabulary = {name for name, tensor in base.tensors.items() if len(tensor.shape) == 2 and tensor.shape[0] == size}
+    same = {name: name for name in base.tensors}
+    return Architecture(same, frozenset(same), frozenset(), frozenset(vocabulary), None, frozenset(), is_known=False)
+
+
+def _imitate(base: Checkpoint) -> torch.nn.Module:
+    """Return modules on the meta device with the names on disk, where every matrix is the weight of a linear layer."""
+    model = torch.nn.Module()
+    matrices = {name for name, tensor in base.tensors.items() if len(tensor.shape) == 2}
+    for name in base.tensors:
+        *path, leaf = name.split(".")
+        parent = model
+        for depth, part in enumerate(path, start=1):
+            if part not in dict(parent.named_children()):
+                is_linear = f"{'.'.join(path[:depth])}.weight" in matrices
+                parent.add_module(part, torch.nn.Linear(1, 1, device="meta") if is_linear else torch.nn.Module())
+            parent = parent.get_submodule(part)
+        parent.register_parameter(leaf, torch.nn.Parameter(torch.empty(1, device="meta"), requires_grad=False))
+    return model
