@@ -37,6 +37,9 @@ from lorasweep.util.versions import get_versions
 _BLOCK = 2 * 1024 * 1024
 """Number of values that are processed at once, which fit into a CPU's caches."""
 
+_PART = 64 * 1024
+"""Number of values of a block that one operation after the other is applied to, which fit into a core's own cache."""
+
 _FICLONE = 0x40049409
 """The ioctl that makes a file share the blocks of another, copy-on-write (man 2 ioctl_ficlone)."""
 
@@ -436,19 +439,36 @@ class Source:
             result = self._take((end - begin) * width, target) if out is None else out[begin * width : end * width]
             result = result.view(end - begin, width)
             delta = (b @ a[:, begin:end]).T if update.transposed else self._multiply(b[begin:end], a)
-            delta *= update.scale
             if magnitude is not None:
+                delta *= update.scale
                 _add_with_dora(start, delta, magnitude if update.transposed else magnitude[begin:end], update, result)
-            elif update.rounded_first:
-                torch.add(start, delta.to(target), out=result)
+                _check_finite(result, tensor.name)
+                moved = not torch.equal(result, start)
             else:
-                delta += self._widen(start)
-                result.copy_(delta)
-            _check_finite(result, tensor.name)
-            moved = not torch.equal(result, start)
+                moved = self._add(start, delta, update, result, tensor.name)
             del start
             self._release(tensor, offset, size)
             yield result, moved
+
+    def _add(
+        self, start: torch.Tensor, delta: torch.Tensor, update: Update, result: torch.Tensor, name: str
+    ) -> bool:
+        """Write W + scale · delta to `result`, part by part; return whether it differs from W."""
+        moved = False
+        step = max(1, _PART // start.shape[1])
+        for begin in range(0, start.shape[0], step):
+            old, change, new = (values[begin : begin + step] for values in (start, delta, result))
+            change *= update.scale
+            if update.rounded_first:
+                torch.add(old, change.to(new.dtype), out=new)
+            elif new.dtype == torch.float32:
+                torch.add(change, old, out=new)
+            else:
+                change += self._widen(old)
+                new.copy_(change)
+            _check_finite(new, name)
+            moved = moved or not torch.equal(new, old)
+        return moved
 
     def _multiply(self, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         """Return B·A in a reused buffer, since allocating memory takes longer than the product."""
