@@ -270,6 +270,7 @@ class _Names:
         self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
         self._state = model.state_dict(keep_vars=True)
         self._found: dict[str, tuple[str, str | None]] = {}
+        self._located: dict[str, tuple[torch.nn.Module, str]] = {}
         tied: dict[int, list[str]] = {}
         for name, parameter in self._state.items():
             tied.setdefault(id(parameter), []).append(name)
@@ -311,5 +312,7 @@ class _Names:
 
     def locate(self, name: str) -> tuple[torch.nn.Module, str]:
         """Return the module and the attribute of a parameter."""
-        module, _, attribute = name.rpartition(".")
-        return self._model.get_submodule(module), attribute
+        if name not in self._located:
+            module, _, attribute = name.rpartition(".")
+            self._located[name] = self._model.get_submodule(module), attribute
+        return self._located[name]

@@ -37,9 +37,6 @@ from lorasweep.util.versions import get_versions
 _BLOCK = 2 * 1024 * 1024
 """Number of values that are processed at once, which fit into a CPU's caches."""
 
-_PART = 64 * 1024
-"""Number of values of a block that one operation after the other is applied to, which fit into a core's own cache."""
-
 _FICLONE = 0x40049409
 """The ioctl that makes a file share the blocks of another, copy-on-write (man 2 ioctl_ficlone)."""
 
@@ -398,7 +395,7 @@ class Source:
         elif tensor.bias is not None:
             name, scale = tensor.bias
             start = read_tensor(tensor.folder, tensor.source).to(DTYPES[tensor.dtype])
-            start += self._read(name).float() * scale
+            start += self._read(name) * scale
             _check_finite(start, tensor.name)
             yield start if out is None else out.copy_(start), True
         else:
@@ -418,15 +415,19 @@ class Source:
                 yield block, True
 
     def _read(self, name: str) -> torch.Tensor:
+        """Return a tensor of the adapter in float32."""
         assert self._adapter is not None
-        self.used.add(self._adapter.tensors[name])
-        return self._adapter.read(name)
+        tensor = self._adapter.tensors[name]
+        self.used.add(tensor)
+        planned = Planned(name, tensor.dtype, self._adapter.path, tensor)
+        values = self._map(planned, DTYPES[tensor.dtype], 0, prod(tensor.shape)).view(tensor.shape)
+        return values.to(torch.float32, copy=True)  # where torch aligns it: a product's last bits may depend on that
 
     def _compute_updated(
         self, tensor: Planned, update: Update, out: torch.Tensor | None
     ) -> Iterator[tuple[torch.Tensor, bool]]:
-        a, b = self._read(update.a).float(), self._read(update.b).float()
-        magnitude = self._read(update.magnitude).float() if update.magnitude else None
+        a, b = self._read(update.a), self._read(update.b)
+        magnitude = self._read(update.magnitude) if update.magnitude else None
         rows, width = tensor.shape
         source, target = DTYPES[tensor.source.dtype], DTYPES[tensor.dtype]
         # Blocks have nearly equal heights: a matrix product of only a few rows may sum in another order.
@@ -439,36 +440,21 @@ class Source:
             result = self._take((end - begin) * width, target) if out is None else out[begin * width : end * width]
             result = result.view(end - begin, width)
             delta = (b @ a[:, begin:end]).T if update.transposed else self._multiply(b[begin:end], a)
+            delta *= update.scale
             if magnitude is not None:
-                delta *= update.scale
                 _add_with_dora(start, delta, magnitude if update.transposed else magnitude[begin:end], update, result)
-                _check_finite(result, tensor.name)
-                moved = not torch.equal(result, start)
+            elif update.rounded_first:
+                torch.add(start, delta.to(target), out=result)
+            elif target == torch.float32:
+                torch.add(delta, start, out=result)
             else:
-                moved = self._add(start, delta, update, result, tensor.name)
+                delta += self._widen(start)
+                result.copy_(delta)
+            _check_finite(result, tensor.name)
+            moved = not torch.equal(result, start)
             del start
             self._release(tensor, offset, size)
             yield result, moved
-
-    def _add(
-        self, start: torch.Tensor, delta: torch.Tensor, update: Update, result: torch.Tensor, name: str
-    ) -> bool:
-        """Write W + scale · delta to `result`, part by part; return whether it differs from W."""
-        moved = False
-        step = max(1, _PART // start.shape[1])
-        for begin in range(0, start.shape[0], step):
-            old, change, new = (values[begin : begin + step] for values in (start, delta, result))
-            change *= update.scale
-            if update.rounded_first:
-                torch.add(old, change.to(new.dtype), out=new)
-            elif new.dtype == torch.float32:
-                torch.add(change, old, out=new)
-            else:
-                change += self._widen(old)
-                new.copy_(change)
-            _check_finite(new, name)
-            moved = moved or not torch.equal(new, old)
-        return moved
 
     def _multiply(self, b: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         """Return B·A in a reused buffer, since allocating memory takes longer than the product."""
@@ -476,8 +462,6 @@ class Source:
 
     def _widen(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values in float32. Adding two dtypes directly gives the same result, but is slower."""
-        if values.dtype == torch.float32:
-            return values
         return self._buffer(3, values.numel(), torch.float32).view(values.shape).copy_(values)
 
     def _take(self, count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -495,6 +479,8 @@ class Source:
             with file.open("rb") as stream:
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._maps[file].madvise(mmap.MADV_SEQUENTIAL)
+        if tensor.source.offset + tensor.source.size > len(self._maps[file]):
+            raise InputError(f"'{file}' was truncated while it was read; fetch it again")
         return torch.frombuffer(self._maps[file], dtype=dtype, count=count, offset=tensor.source.offset + offset)
 
     def _release(self, tensor: Planned, offset: int, size: int) -> None:
