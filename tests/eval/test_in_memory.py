@@ -114,9 +114,9 @@ def write_adapter(base: Path, folder: Path, targets: list[str]) -> Path:
 
 @pytest.mark.parametrize(
     ("family", "targets"),
-    [("mixtral", ["w1", "w3", "q_proj"]), ("mixtral", ["w2"]), ("qwen2_moe", ["gate_proj"]), ("neox", ["dense"])],
+    [("mixtral", ["q_proj"]), ("qwen2_moe", ["v_proj", "shared_expert_gate"]), ("neox", ["dense"])],
 )
-def test_tensors_that_transformers_renames_or_joins_are_found(
+def test_models_whose_tensors_transformers_renames_or_joins_are_merged_in_memory(
     make_base: MakeBase,
     tmp_path: Path,
     family: str,
@@ -126,6 +126,15 @@ def test_tensors_that_transformers_renames_or_joins_are_found(
     adapter = write_adapter(base, tmp_path / "adapter", targets)
     for dtype in ("bf16", "fp32"):
         check(base, adapter, tmp_path / dtype, dtype)
+
+
+def test_a_change_to_a_tensor_that_is_no_parameter_is_refused_by_name(make_base: MakeBase, tmp_path: Path) -> None:
+    base = make_base("llama3", "bf16")
+    read = read_adapter(make_adapter(base, tmp_path / "adapter"), read_checkpoint(base))
+    model = load(base, "bf16")
+    model.model.layers = model.model.layers[:2]
+    with pytest.raises(AdapterError, match=r"changes model\.layers\.2\.\S+, which is no parameter of the loaded Llama"):
+        ModelInMemory(model, read_checkpoint(base)).merge(read)
 
 
 def test_adapters_of_different_parts_follow_each_other(make_base: MakeBase, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -31,8 +30,8 @@ _ARITHMETIC = threading.Lock()
 class ModelInMemory:
     """A transformers model that was loaded from a checkpoint, with at most one adapter merged into it.
 
-    The model's parameters are changed in place. Their names may differ from those in the files, and a parameter may be
-    made of several tensors, such as the weights of all experts: transformers' own rules say how.
+    The model's parameters are changed in place. Their names may differ from those in the files, as transformers' own
+    rules say.
     """
 
     def __init__(self, model: Any, base: Checkpoint) -> None:
@@ -44,9 +43,7 @@ class ModelInMemory:
         self._model = model
         self._base = base
         self._names = _Names(model)
-        self._sources: dict[str, list[str]] = {}  # the tensors in the files that a parameter is made of
-        for name in sorted(base.tensors, key=self._names.sort_key):
-            self._sources.setdefault(self._names.find(name)[0], []).append(name)
+        self._sources = {self._names.find(name): name for name in base.tensors}
         self._files = [base.path / shard for shard in base.shards]
         self._state = [get_state(file) for file in self._files]
         self._compared: set[str] = set()
@@ -106,26 +103,26 @@ class ModelInMemory:
         if [get_state(file) for file in self._files] != self._state:
             raise InputError(f"'{self._base.path}': the base model has changed since it was loaded")
 
-    def _find_changed(self, planned: dict[str, Planned]) -> dict[str, list[Planned]]:
-        """Return the parameters that the merged model has other values of, each with the tensors that it is made of."""
-        made_of: dict[str, list[Planned]] = {}
-        for name in sorted(planned, key=self._names.sort_key):
-            made_of.setdefault(self._names.find(name)[0], []).append(planned[name])
+    def _find_changed(self, planned: dict[str, Planned]) -> dict[str, Planned]:
+        """Return the parameters that the merged model has other values of, each with its tensor."""
+        tensors = {self._names.find(name): tensor for name, tensor in planned.items()}
         changed: set[str] = set()
-        for target, tensors in made_of.items():
+        for tensor in planned.values():
+            target = self._names.find(tensor.name)
             parameter = self._names.get(target)
-            for tensor in tensors:
-                is_changed = tensor.update is not None or tensor.bias is not None or tensor.replaced
-                if parameter is None and is_changed:
-                    raise AdapterError(
-                        f"{self._base.path}: the adapter changes {tensor.name}, which is no parameter of the loaded "
-                        f"{type(self._model).__name__}"
-                    )
-                # A parameter that is loaded in a higher precision than the merge writes is rounded by the merge.
-                is_rounded = tensor.dtype != tensor.source.dtype and parameter is not None
-                if is_changed or (is_rounded and DTYPES[tensor.dtype] != parameter.dtype):  # type: ignore[union-attr]
-                    changed |= set(self._names.get_tied(target)) & made_of.keys()
-        return {target: made_of[target] for target in sorted(changed)}
+            is_changed = tensor.update is not None or tensor.bias is not None or tensor.replaced
+            # A parameter that is loaded in a higher precision than the merge writes is rounded by the merge.
+            is_rounded = tensor.dtype != tensor.source.dtype and parameter is not None
+            is_rounded = is_rounded and DTYPES[tensor.dtype] != parameter.dtype  # type: ignore[union-attr]
+            if not is_changed and not is_rounded:
+                continue
+            if parameter is None or self._names.is_computed(tensor.name):
+                raise AdapterError(
+                    f"{self._base.path}: the adapter changes {tensor.name}, which is no parameter of the loaded "
+                    f"{type(self._model).__name__}"
+                )
+            changed |= set(self._names.get_tied(target)) & tensors.keys()
+        return {target: tensors[target] for target in sorted(changed)}
 
     def _untie(self, targets: Collection[str]) -> None:
         """Give tied parameters that the merged model stores separately each a tensor of its own."""
@@ -162,16 +159,18 @@ class ModelInMemory:
         self._run(names, compare)
         self._compared |= names
 
-    def _get_loaded(self, name: str) -> list[Planned]:
-        tensors = [(source, self._base.tensors[source]) for source in self._sources[name]]
-        return [Planned(source, tensor.dtype, self._base.path, tensor) for source, tensor in tensors]
+    def _get_loaded(self, name: str) -> Planned:
+        source = self._sources[name]
+        tensor = self._base.tensors[source]
+        return Planned(source, tensor.dtype, self._base.path, tensor)
 
-    def _write(self, adapter: Adapter, targets: dict[str, list[Planned]]) -> tuple[set[Any], list[str]]:
+    def _write(self, adapter: Adapter, targets: dict[str, Planned]) -> tuple[set[Any], list[str]]:
         """Write merged values; return the adapter's tensors that were used, and the weights that did not move."""
         unchanged: list[str] = []
 
         def write(name: str, source: Source) -> None:
-            unchanged.extend(self._put(name, targets[name], source))
+            if not self._put(name, targets[name], source):
+                unchanged.append(targets[name].name)
 
         return self._run(targets, write, adapter), unchanged
 
@@ -203,11 +202,8 @@ class ModelInMemory:
             finally:
                 torch.set_num_threads(threads)
 
-    def _put(self, name: str, tensors: list[Planned], source: Source, *, is_comparison: bool = False) -> list[str]:
-        """Write tensors to the parameter that is made of them, or compare it; return the weights that did not move."""
-        if self._names.find(tensors[0].name)[1] is not None:
-            return self._put_converted(name, tensors, source, is_comparison=is_comparison)
-        [tensor] = tensors
+    def _put(self, name: str, tensor: Planned, source: Source, *, is_comparison: bool = False) -> bool:
+        """Write a tensor to a parameter, or compare them; return whether an update moved a value."""
         parameter = self._names.get(name)
         assert parameter is not None
         if parameter.shape != tensor.shape:
@@ -226,28 +222,7 @@ class ModelInMemory:
                 part.copy_(flat)
             begin += flat.numel()
             has_moved |= differs
-        return [] if has_moved else [tensor.name]
-
-    def _put_converted(self, name: str, tensors: list[Planned], source: Source, *, is_comparison: bool) -> list[str]:
-        """Do the same for a parameter that transformers computes from several tensors, or from parts of one."""
-        converter = deepcopy(self._names.find(tensors[0].name)[1])
-        unchanged = []
-        for tensor in tensors:
-            whole = torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype])
-            moved = [differs for _, differs in source.compute(tensor, whole.view(-1))]
-            unchanged += [tensor.name] if tensor.update is not None and not any(moved) else []
-            parameter = self._names.get(name)
-            assert parameter is not None
-            converter.add_tensor(name, tensor.name, self._names.find_pattern(tensor.name), whole.to(parameter.dtype))
-        for target, values in converter.convert(name, model=self._model, config=self._model.config).items():
-            parameter = self._names.get(target)
-            assert parameter is not None
-            values = values[0] if isinstance(values, list) else values
-            if is_comparison:
-                self._check_equal(target, parameter.detach(), values)
-            else:
-                parameter.detach().copy_(values)
-        return unchanged
+        return has_moved
 
     def _check_equal(self, name: str, held: torch.Tensor, stored: torch.Tensor) -> None:
         as_bits = _INTEGERS[held.element_size()]
@@ -261,9 +236,8 @@ class _Names:
 
     def __init__(self, model: Any) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-        self.sort_key: Callable[[str], Any] = dot_natural_key
         self._model = model
         rules = get_model_conversion_mapping(model)
         self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -278,14 +252,13 @@ class _Names:
         self.tied = [names for names in tied.values() if len(names) > 1]
         """The names of parameters that are one tensor in the loaded model."""
 
-    def find(self, name: str) -> tuple[str, Any]:
-        """Return the parameter of a tensor in the files, and its converter if its values are computed."""
-        target, pattern = self._rename(name)
-        return target, next((rule for rule in self._converters if pattern in rule.source_patterns), None)
+    def find(self, name: str) -> str:
+        """Return the parameter of a tensor in the files."""
+        return self._rename(name)[0]
 
-    def find_pattern(self, name: str) -> str | None:
-        """Return the converter's pattern that matches a tensor's name."""
-        return self._rename(name)[1]
+    def is_computed(self, name: str) -> bool:
+        """Whether transformers computes the parameter of a tensor in the files, such as that of all experts."""
+        return self._rename(name)[1] is not None
 
     def _rename(self, name: str) -> tuple[str, str | None]:
         from transformers.core_model_loading import rename_source_key
