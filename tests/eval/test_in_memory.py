@@ -3,6 +3,7 @@
 # ruff: noqa: F811  a fixture is imported
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,20 @@ def test_an_overflow_in_fp16_is_refused_as_on_disk(make_base: MakeBase, tmp_path
         ModelInMemory(model, read_checkpoint(base)).merge(read_adapter(adapter, read_checkpoint(base)))
     assert "float16" in str(on_disk.value)
     assert find_different(model, load(base, "fp16")) == []
+
+
+def test_a_base_that_overflows_in_fp16_is_refused_as_on_disk(make_base: MakeBase, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(make_base("qwen2", "fp32", shards=False), base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][3] = 1e5
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    adapter = make_adapter(base, tmp_path / "adapter")
+    with pytest.raises(InputError, match="not finite"):
+        merge(base, adapter, tmp_path / "merged", "fp16")
+    with pytest.raises(InputError, match=r"model\.norm\.weight has values that are not finite in torch\.float16"):
+        ModelInMemory(load(base, "fp16"), read_checkpoint(base))
+    ModelInMemory(load(base, "bf16"), read_checkpoint(base)).merge(read_adapter(adapter, read_checkpoint(base)))
 
 
 def test_a_loaded_model_that_is_not_the_checkpoint_is_refused_before_it_is_changed(

@@ -40,6 +40,9 @@ class ModelInMemory:
                 f"'{base.path}': the loaded model is quantized, so that no adapter can be merged into it",
                 "merged=false",
             )
+        for name, parameter in model.named_parameters():  # which a merge on disk refuses, changed or not
+            if parameter.dtype == torch.float16 and not parameter.detach().isfinite().all():
+                raise InputError(f"'{base.path}': {name} has values that are not finite in {parameter.dtype}")
         self._model = model
         self._base = base
         self._names = _Names(model)
