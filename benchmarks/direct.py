@@ -3,8 +3,13 @@
     make demo && .venv/driver/bin/python benchmarks/direct.py --picture docs/direct.svg
 
 Runs what the rules run, one after another on this machine: `evaluate_adapters` for all (B2 shared) and for each (B2 one
-by one), and `evaluate_merged` for each (B1). The adapters are random, of rank 8 on all linear layers; the task is the
-demo's. A second model, random and larger, shows the share of the load. Times are of whole processes, imports included.
+by one), and `merge` and `evaluate` for each (B1). The adapters are random, of rank 8 on all linear layers; the task is
+the demo's. A second model, random and larger, shows the share of the load. Times are of whole processes, imports
+included.
+
+Then, in one process, it measures an adapter merged in memory beside the merged model: the time of generation, the time
+of a switch beside that of reading the switched weights from the mapped checkpoint and writing them to memory once, and
+how many of 40 answers are equal in each precision.
 """
 
 import argparse
@@ -41,9 +46,15 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="SVG file to draw the curves to")
     # What needs the environment that has torch.
     parser.add_argument("--make", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--compare", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.make:
         make_adapters(Path(arguments.make[0]), Path(arguments.make[1]), int(arguments.make[2]))
+        return
+    if arguments.compare:
+        base, adapters, folder = map(Path, arguments.compare)
+        for dtype in ("fp32", "bf16", "fp16"):
+            compare(base, adapters, folder, dtype)
         return
     rows = []
     with tempfile.TemporaryDirectory(dir=ROOT / "benchmarks") as name:
@@ -56,7 +67,10 @@ def main() -> None:
                 arguments.model, larger, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors*", "c*.json")
             )
             rows += measure(folder / "large", larger, arguments.larger_adapters, arguments.samples, arguments.repeats)
-    print_goals(rows)
+        print_goals(rows)
+        run_eval(
+            Path(__file__), "--compare", arguments.model, folder / "small/adapters", folder / "merged", quiet=False
+        )
     if arguments.picture:
         draw([row for row in rows if row["model"] == arguments.model.name], arguments.picture)
 
@@ -108,16 +122,21 @@ def run(folder: Path, model: Path, way: str, number: int, samples: int) -> dict[
         files={},
     ).model_dump_json()
     if way == SHARED:
-        jobs = [["evaluate_adapters", "--points", *points, "--output", results / "failed.json"]]
+        jobs = [["evaluate_adapters", "--spec", spec, "--points", *points, "--output", results / "failed.json"]]
     elif way == EACH:
-        jobs = [["evaluate_adapters", "--points", point, "--output", results / "failed.json"] for point in points]
+        options = ["--spec", spec, "--output", results / "failed.json"]
+        jobs = [["evaluate_adapters", *options, "--points", point] for point in points]
     else:
-        shared = ["--probes", results / "probes", "--merge-in", results / "merged"]
-        jobs = [["evaluate", "--point", point, *shared] for point in points]
+        jobs = []
+        for point in points:
+            full, adapter = results / "merged" / point.name, point / "adapter"
+            merging = ["--base", model, "--adapter", adapter, "--output", full, "--dtype", "fp32", "--temporary"]
+            jobs.append(["merge", *merging])
+            jobs.append(["evaluate", "--spec", spec, "--point", point, "--model", full, "--probes", results / "probes"])
     wall, peak, written, loads = 0.0, 0, 0, 0
     for word, *options in jobs:
         with tempfile.TemporaryFile("w+") as log:
-            command = [RUN, "eval", "-m", "lorasweep", "job", word, "--spec", spec, *options]
+            command = [RUN, "eval", "-m", "lorasweep", "job", word, *options]
             began = time.monotonic()
             process = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=log, stderr=log)
             _, status, used = os.wait4(process.pid, 0)
@@ -126,6 +145,8 @@ def run(folder: Path, model: Path, way: str, number: int, samples: int) -> dict[
             said = log.read()
             if status:
                 sys.exit(said[-3000:])
+        if word == "evaluate":
+            shutil.rmtree(results / "merged")
         peak, written = max(peak, used.ru_maxrss * 1024), written + used.ru_oublock * 512
         loads += said.count("Loading weights: 100%")
     if way != MERGED:
@@ -171,9 +192,9 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
-def run_eval(script: Path, *arguments: object) -> None:
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run([RUN, "eval", script, *map(str, arguments)], check=True, **quiet)
+def run_eval(script: Path, *arguments: object, quiet: bool = True) -> None:
+    output = subprocess.DEVNULL if quiet else None
+    subprocess.run([RUN, "eval", script, *map(str, arguments)], check=True, stdout=output, stderr=subprocess.DEVNULL)
 
 
 def make_adapters(folder: Path, model: Path, count: int) -> None:
@@ -191,6 +212,64 @@ def make_adapters(folder: Path, model: Path, count: int) -> None:
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
         adapted.save_pretrained(folder / f"point{index}")
+
+
+def compare(base: Path, adapters: Path, folder: Path, dtype: str) -> None:
+    """Print how an adapter merged in memory compares with the merged model, in one precision."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lorasweep.adapters.adapter import read_adapter
+    from lorasweep.adapters.in_memory import ModelInMemory
+    from lorasweep.adapters.merge import merge
+    from lorasweep.checkpoints.tensors import get_torch_name
+    from lorasweep.evaluation.shared_base import SharedBase
+
+    checkpoint = read_checkpoint(base)
+    read = [read_adapter(path, checkpoint) for path in sorted(adapters.iterdir())[:4]]
+    merge(base, read[0].path, folder, dtype)
+    loaded = {"dtype": getattr(torch, get_torch_name(dtype))}
+    merged = AutoModelForCausalLM.from_pretrained(folder, **loaded)
+    held = AutoModelForCausalLM.from_pretrained(base, **loaded)
+    shared = SharedBase(held, checkpoint)
+    names = [shared.attach(adapter)[0] for adapter in read]
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    lines = (ROOT / "demo/test.jsonl").read_text().splitlines()[:40]
+    inputs = tokenizer([json.loads(line)["input"] for line in lines], return_tensors="pt", padding=True)
+    options = {**inputs, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    ours, theirs = [], []
+    torch.set_num_threads(1)  # so that a thread's time is not spent on waiting for others
+    shared.probe(names[0])
+    for _ in range(2):  # in turn, so that a busy machine slows both
+        began = time.process_time()
+        expected = merged.generate(**options)
+        middle = time.process_time()
+        found = shared.generate(names[0], **options)
+        theirs.append(middle - began)
+        ours.append(time.process_time() - middle)
+    equal = sum(bool(torch.equal(one, other)) for one, other in zip(found, expected, strict=True))
+    weights = dict(merged.state_dict())
+    same = sum(bool(torch.equal(tensor, weights[name])) for name, tensor in held.state_dict().items())
+    shared.restore()
+    holder, parameters = ModelInMemory(held, checkpoint), held.state_dict()
+    switches, passes = [], []
+    for _ in range(5):
+        began = time.process_time()
+        for adapter in read:
+            holder.merge(adapter)
+        switches.append((time.process_time() - began) / len(read))
+        began = time.process_time()
+        with safe_open(base / checkpoint.shards[0], framework="pt") as file:
+            for name in read[0].updates:
+                parameters[name].copy_(file.get_tensor(name))
+        passes.append(time.process_time() - began)
+    print(
+        f"{dtype}: {same} of {len(weights)} tensors and {equal} of {len(lines)} answers are those of the merged model; "
+        f"generation takes {min(ours) / min(theirs):.3f} of its time; a switch takes {min(switches):.3f} s of the CPU, "
+        f"{min(switches) / min(passes):.2f} of the time of reading and writing the same weights once",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

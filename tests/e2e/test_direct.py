@@ -264,3 +264,25 @@ def test_adapters_that_exist_are_evaluated_without_a_training(sweep: Sweep, mode
     changed = {"adopt": 2, "evaluate_adapters": 1, "publish": 2, **of_one}
     # Both of a batch are given anew what they have; only one is evaluated.
     assert {rule: count for rule, count in sweep.plan().items() if rule in changed} == changed
+
+
+@pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.long)])
+def test_an_adapter_gives_the_same_completions_in_every_mode_in_half_precision(sweep: Sweep, dtype: str) -> None:
+    adapter = sweep.directory / "adapters/strong"
+    shutil.copytree(sweep.results / POINTS[0] / "adapter", adapter)
+    (adapter / "lorasweep.json").unlink()
+    weights = adapter / "adapter_model.safetensors"
+    save_file({n: 30 * value if "lora_B" in n else value for n, value in load_file(weights).items()}, weights)
+    shutil.rmtree(sweep.results)
+    del sweep.config["variables"], sweep.config["data"], sweep.config["controls"]
+    modes = {"A": {"model_format": "hf"}, "B1": {"merge_adapters": True}, "B2": {}}
+    runs = [{"name": name, "adapter": "adapters/strong", **mode} for name, mode in modes.items()]
+    sweep.edit(experiment={"name": "given"}, model={"dtype": dtype}, runs=runs)
+    sweep.run()
+    kept, temporary, in_memory = read_answers(*(sweep.results / point / "eval/letters.eval" for point in modes))
+    assert kept == temporary == in_memory
+    assert all(kept.values())
+    table = pd.read_csv(sweep.results / "results.csv").set_index("point").loc[list(modes)]
+    assert table["probe_distance"].nunique() == 1
+    assert table["probe_distance"].min() > 1
+    assert table["adapter_sha256"].nunique() == 1

@@ -34,8 +34,7 @@ from inspect_ai.model import (
 from inspect_ai.model._providers.hf import HuggingFaceAPI
 from inspect_ai.tool import ToolInfo, ToolParams
 from inspect_ai.util import JSONSchema
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -45,6 +44,7 @@ from lorasweep.adapters.merge import merge
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation.probe import probe_logits
 from lorasweep.evaluation.shared_base import SharedBase
+from lorasweep.util.errors import InputError
 from tiny_model import make_model, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Adapter .* was active which is now deleted:UserWarning")
@@ -120,7 +120,9 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 def open_model(base: Path, adapter: Path | None = None, **arguments: Any) -> Model:
     arguments = {"do_sample": False, "device": "cpu", **arguments}
-    return get_model("lorasweep/x", memoize=False, base=str(base), adapter=adapter and str(adapter), **arguments)
+    if adapter:
+        arguments["adapter"] = str(adapter)
+    return get_model("lorasweep/x", memoize=False, base=str(base), **arguments)
 
 
 def open_merged(folder: Path, **arguments: Any) -> Model:
@@ -422,21 +424,27 @@ def test_the_base_is_freed_when_it_has_answered(
     assert loads[0]() is None
 
 
-def test_an_adapter_costs_its_own_tensors_and_gives_them_back(
+def test_adapters_cost_no_memory(
     own_base: Path, adapters: dict[str, Path], loads: list["weakref.ref[torch.nn.Module]"]
 ) -> None:
-    with open_model(own_base):
+    with open_model(own_base) as plain:
         held = get_held(loads[0])
         before = count_bytes(held)
         for names in (list(ADAPTERS), ["head"], ["biased", "whole"], ["dora", "linear"]):
             with ExitStack() as opened:
-                expected = before
                 for name in names:
                     opened.enter_context(open_model(own_base, adapters[name]))
-                    expected += sum(tensor.nbytes for tensor in load_file(adapters[name] / WEIGHTS).values())
-                    assert count_bytes(held) == expected
+                    assert count_bytes(held) == before
+        tied = make_base(own_base.with_name("tied"), "qwen2")
+        head = make_adapter(tied, own_base.with_name("head"), target_modules=["lm_head"])
+        with open_model(tied) as other:
+            held = get_held(loads[1])
+            before = count_bytes(held)
+            with open_model(tied, head):
+                assert count_bytes(held) == before + held.get_input_embeddings().weight.nbytes
+            other.api.base.restore()
             assert count_bytes(held) == before
-        assert not [name for name, _ in held.named_parameters() if re.search(r"adapter_\d", name)]
+        assert plain.api.base.attached == 0
 
 
 def test_the_base_is_bit_for_bit_what_it_was_after_adapters_were_used_and_dropped(
@@ -453,23 +461,27 @@ def test_the_base_is_bit_for_bit_what_it_was_after_adapters_were_used_and_droppe
 def assert_is_base(folder: Path, model: Model, load: "weakref.ref[torch.nn.Module]") -> None:
     """Check weights and answers of a shared base against the same base loaded anew."""
     fresh = AutoModelForCausalLM.from_pretrained(folder)
-    wrapped = re.compile(r"\.(base_layer|original_module)\b")
-    held = {wrapped.sub("", name): tensor for name, tensor in get_held(load).state_dict().items()}
-    assert all(torch.equal(tensor, held[name]) for name, tensor in fresh.state_dict().items())
     assert torch.equal(model.api.base.probe(None), probe_logits(fresh))
+    held = get_held(load).state_dict()
+    assert held.keys() == fresh.state_dict().keys()
+    assert all(torch.equal(tensor, held[name]) for name, tensor in fresh.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["head", "dora", "biased"])
 def test_an_adapter_that_came_and_went_leaves_room_for_the_next(
-    own_base: Path, adapters: dict[str, Path], name: str
+    own_base: Path, adapters: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
-    fresh = AutoModelForCausalLM.from_pretrained(own_base)
-    expected = probe_logits(PeftModel.from_pretrained(fresh, str(adapters["linear"])))
+    expected = probe_merged(own_base, adapters["linear"], tmp_path / "merged")
     with open_model(own_base):
         with open_model(own_base, adapters[name]):
             pass
         with open_model(own_base, adapters["linear"]) as model:
             assert torch.equal(model.api.base.probe(name_adapter(model)), expected)
+
+
+def probe_merged(base: Path, adapter: Path, folder: Path) -> torch.Tensor:
+    merge(base, adapter, folder, "fp32")
+    return probe_logits(AutoModelForCausalLM.from_pretrained(folder))
 
 
 def test_a_batch_that_failed_changes_no_later_answer(own_base: Path, adapters: dict[str, Path]) -> None:
@@ -511,7 +523,7 @@ def test_an_adapter_that_fails_to_attach_leaves_nothing(
         read = read_adapter(bad, read_checkpoint(own_base))
         if failure == "cut short":
             os.truncate(bad / WEIGHTS, (bad / WEIGHTS).stat().st_size - 100)
-        with pytest.raises(AdapterError if failure == "no effect" else SafetensorError):
+        with pytest.raises(AdapterError if failure == "no effect" else InputError):
             plain.api.base.attach(read)
         assert plain.api.base.attached == len(others)
         assert count_bytes(get_held(loads[0])) == before
@@ -522,33 +534,41 @@ def test_an_adapter_that_fails_to_attach_leaves_nothing(
         assert models[-1].api.proof["probe_distance"] > 0
 
 
-def test_an_adapter_that_cannot_be_beside_another_is_refused_and_leaves_nothing(
-    own_base: Path, adapters: dict[str, Path], loads: list["weakref.ref[torch.nn.Module]"], tmp_path: Path
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "o_proj"], "bias": "all"},
+    ],
+    ids=["embedding", "saved head", "biases"],
+)
+def test_an_adapter_that_replaces_parts_of_the_base_acts_beside_others_and_leaves_the_base_usable(
+    own_base: Path, adapters: dict[str, Path], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    other = make_adapter(own_base, tmp_path / "other", target_modules=["q_proj"], modules_to_save=["lm_head"])
-    with open_model(own_base, adapters["head"]) as first:
-        before = count_bytes(get_held(loads[0]))
-        probe = first.api.base.probe(name_adapter(first))
-        with pytest.raises(AdapterError, match="other"):
-            open_model(own_base, other)
-        assert first.api.base.attached == 1
-        assert count_bytes(get_held(loads[0])) == before
-        assert torch.equal(first.api.base.probe(name_adapter(first)), probe)
-        assert_is_base(own_base, first, loads[0])
-
-
-def test_an_adapter_of_the_embedding_acts_and_leaves_the_base_usable(
-    own_base: Path, adapters: dict[str, Path], tmp_path: Path
-) -> None:
-    adapter = make_adapter(own_base, tmp_path / "embedding", target_modules=["embed_tokens", "q_proj"])
-    expected = probe_logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(own_base), str(adapter)))
-    with open_model(own_base) as plain:
-        untouched = plain.api.base.probe(None)
+    adapter = make_adapter(own_base, tmp_path / "other", **changes)
+    expected = probe_merged(own_base, adapter, tmp_path / "merged")
+    with open_model(own_base) as plain, open_model(own_base, adapters["head"]) as first:
+        untouched, probe = plain.api.base.logits, first.api.base.probe(name_adapter(first))
         with open_model(own_base, adapter) as model:
             assert torch.equal(model.api.base.probe(name_adapter(model)), expected)
+            assert torch.equal(first.api.base.probe(name_adapter(first)), probe)
+            assert torch.equal(model.api.base.probe(name_adapter(model)), expected)
+        assert torch.equal(plain.api.base.probe(None), untouched)
         with open_model(own_base, adapters["attention"]) as model:
             assert model.api.proof["probe_distance"] > 0
-        assert torch.equal(plain.api.base.probe(None), untouched)
+
+
+def test_an_adapter_that_changes_on_disk_is_not_merged_again(
+    own_base: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    adapter = shutil.copytree(adapters["linear"], tmp_path / "adapter")
+    with open_model(own_base) as plain, open_model(own_base, adapter) as model:
+        shutil.copy(adapters["mlp"] / WEIGHTS, adapter / WEIGHTS)
+        plain.api.base.restore()
+        with pytest.raises(AdapterError, match="has changed since it was attached"):
+            plain.api.base.probe(name_adapter(model))
+        assert torch.equal(plain.api.base.probe(None), plain.api.base.logits)
 
 
 def make_zero(base: Path, adapter: Path, folder: Path) -> Path:
@@ -565,14 +585,9 @@ def make_foreign(base: Path, adapter: Path, folder: Path) -> Path:
     return make_adapter(make_base(folder / "llama2", "llama2"), folder, target_modules=["k_proj", "v_proj"])
 
 
-def make_biased(base: Path, adapter: Path, folder: Path) -> Path:
-    return make_adapter(base, folder, target_modules=["q_proj", "o_proj"], bias="all")
-
-
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (make_biased, "merge_adapters"),
         (make_zero, "the adapter is zero"),
         (make_corrupt, "not a readable adapter"),
         (make_foreign, "trained for another model"),
@@ -619,6 +634,33 @@ def test_every_answer_carries_the_proof_of_its_adapter_and_the_bases_carry_none(
         assert found["adapter_sha256"] == subprocess.check_output(["sha256sum", file], text=True).split()[0]
         assert found["adapter_tensors"] == len(load_file(file))
         assert found["probe_distance"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"adapter": ""}, "the argument 'adapter' is ''"),
+        ({"adapter": None}, "the argument 'adapter' is None"),
+        ({"adapter": 8}, "the argument 'adapter' is 8"),
+        ({"adapter": ["one", "two"]}, "the argument 'adapter' is ['one', 'two']"),
+        ({"base": None}, "the argument 'base' is None"),
+        ({"base": ...}, "the argument 'base' is missing"),
+        ({"model_path": "other"}, "the argument 'model_path' is 'other'"),
+        ({"merged": "perhaps"}, "the argument 'merged' is 'perhaps'. Expected: true or false"),
+        ({"merged": None}, "the argument 'merged' has no value"),
+        ({"do_sample": "false"}, "the argument 'do_sample' is 'false'. Expected: true or false"),
+        ({"trust_remote_code": 1}, "the argument 'trust_remote_code' is 1"),
+        ({"enable_thinking": "off "}, "the argument 'enable_thinking' is 'off '"),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    base: Path, loads: list["weakref.ref[torch.nn.Module]"], arguments: dict[str, Any], said: str
+) -> None:
+    given = {"base": str(base), **arguments}
+    given = {name: value for name, value in given.items() if value is not ...}
+    with pytest.raises(InputError, match=re.escape(said)):
+        get_model("lorasweep/x", memoize=False, device="cpu", **given)
+    assert not loads
 
 
 TASK = """
@@ -671,26 +713,67 @@ def test_inspects_command_line_evaluates_an_adapter_and_refuses_a_bad_one(
     assert not list((tmp_path / "bad").glob("logs/*.eval"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_base_in_bf16_holds_an_adapter_unrounded(
-    base: Path,
-    adapters: dict[str, Path],
-    loads: list["weakref.ref[torch.nn.Module]"],
-    tmp_path: Path,
-    dtype: torch.dtype,
-) -> None:
-    half = make_base(tmp_path / "base", dtype=torch.bfloat16)
-    with ExitStack() as opened:
-        for name in ("linear", "dora"):
-            path = spoil(adapters[name], tmp_path / name, lambda _, tensor: tensor.to(dtype))
-            adapter = read_adapter(path, read_checkpoint(half))
-            model = opened.enter_context(open_model(half, path))
-            assert model.api.proof["adapter_tensors"] == len(adapter.tensors)
-            held = get_held(loads[0])
-            assert held.dtype == torch.bfloat16
-            state = {f"base_model.model.{key}": tensor for key, tensor in held.state_dict().items()}
-            assert check_injected(adapter, state, name_adapter(model)) == len(adapter.tensors)
-            if dtype == torch.float32:
-                rounded = {key: tensor.bfloat16() for key, tensor in state.items()}
-                with pytest.raises(AdapterError, match="changed on loading"):
-                    check_injected(adapter, rounded, name_adapter(model))
+class TestUnmerged:
+    """With merged=false, PEFT computes the updates beside the base's weights."""
+
+    def test_an_adapter_answers_as_its_merged_model_does(
+        self, base: Path, adapters: dict[str, Path], alone: Mapping[str | None, Mapping[str, str]]
+    ) -> None:
+        names = [None, "head", "dora", "biased"]
+        asked = [(name, prompt) for name in names for prompt in PROMPTS[:6]]
+        with ExitStack() as opened:
+            models = {
+                name: opened.enter_context(open_model(base, adapters.get(name or ""), merged=False)) for name in names
+            }
+            assert models[None].api.base is models["head"].api.base
+            with open_model(base) as merged:
+                assert merged.api.base is not models[None].api.base
+            assert complete([(models[name], prompt) for name, prompt in asked]) == [alone[n][p] for n, p in asked]
+
+    def test_the_base_is_what_it_was_and_no_parameter_is_frozen(
+        self, own_base: Path, adapters: dict[str, Path], loads: list["weakref.ref[torch.nn.Module]"]
+    ) -> None:
+        wrapped = re.compile(r"\.(base_layer|original_module)\b")
+        fresh = AutoModelForCausalLM.from_pretrained(own_base)
+        with open_model(own_base, merged=False) as plain:
+            before = count_bytes(get_held(loads[0]))
+            with (
+                open_model(own_base, adapters["head"], merged=False),
+                open_model(own_base, adapters["dora"], merged=False),
+            ):
+                held = dict(get_held(loads[0]).named_parameters())
+                assert all(parameter.requires_grad for name, parameter in held.items() if "lora_" not in name)
+                plain_names = {wrapped.sub("", name): parameter for name, parameter in held.items()}
+                assert all(torch.equal(p, plain_names[name]) for name, p in fresh.named_parameters())
+            assert count_bytes(get_held(loads[0])) == before
+            assert torch.equal(plain.api.base.probe(None), probe_logits(fresh))
+
+    def test_an_adapter_that_replaces_parts_of_the_base_is_refused(self, base: Path, tmp_path: Path) -> None:
+        adapter = make_adapter(base, tmp_path / "biased", target_modules=["q_proj", "o_proj"], bias="all")
+        with pytest.raises(AdapterError, match="merged=true"):
+            open_model(base, adapter, merged=False)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_base_in_bf16_holds_an_adapter_unrounded(
+        self,
+        base: Path,
+        adapters: dict[str, Path],
+        loads: list["weakref.ref[torch.nn.Module]"],
+        tmp_path: Path,
+        dtype: torch.dtype,
+    ) -> None:
+        half = make_base(tmp_path / "base", dtype=torch.bfloat16)
+        with ExitStack() as opened:
+            for name in ("linear", "dora"):
+                path = spoil(adapters[name], tmp_path / name, lambda _, tensor: tensor.to(dtype))
+                adapter = read_adapter(path, read_checkpoint(half))
+                model = opened.enter_context(open_model(half, path, merged=False))
+                assert model.api.proof["adapter_tensors"] == len(adapter.tensors)
+                held = get_held(loads[0])
+                assert held.dtype == torch.bfloat16
+                state = {f"base_model.model.{key}": tensor for key, tensor in held.state_dict().items()}
+                assert check_injected(adapter, state, name_adapter(model)) == len(adapter.tensors)
+                if dtype == torch.float32:
+                    rounded = {key: tensor.bfloat16() for key, tensor in state.items()}
+                    with pytest.raises(AdapterError, match="changed on loading"):
+                        check_injected(adapter, rounded, name_adapter(model))

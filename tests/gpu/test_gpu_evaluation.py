@@ -31,7 +31,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 SAMPLES = 12
 
 NEAR = {"bf16": 0.08, "fp32": 1e-4}
-"""How far logits of the same adapter may be apart, as a part of the largest: merging rounds the weights."""
+"""How far logits of the same adapter may be apart on two devices, as a part of the largest."""
 FAR = 0.3
 """Those of another adapter, and of the base, are farther."""
 
@@ -93,7 +93,7 @@ def distance(some: torch.Tensor, others: torch.Tensor) -> float:
 class TestLogits:
     @pytest.fixture(scope="class")
     def shared(self, base: Path, dtype: str) -> SharedBase:
-        return SharedBase(load(base, dtype))
+        return SharedBase(load(base, dtype), read_checkpoint(base))
 
     def test_an_attached_adapter_answers_as_its_merged_model_does(
         self, shared: SharedBase, base: Path, dtype: str, points: dict[str, Path], merged: dict[str, Path]
@@ -101,11 +101,7 @@ class TestLogits:
         for name, point in points.items():
             attached, proof = shared.attach(read_adapter(point / "adapter", read_checkpoint(base)))
             expected = probe_logits(load(merged[name], dtype))
-            apart = distance(shared.probe(attached), expected)
-            print(
-                f"{dtype} {name}: merged and direct {apart:.2g} apart, the base {distance(shared.logits, expected):.2g}"
-            )
-            assert apart < NEAR[dtype]
+            assert torch.equal(shared.probe(attached), expected)
             assert distance(shared.logits, expected) > FAR
             assert proof["probe_distance"] > 0
             on_cpu = distance(probe_logits(load(merged[name], dtype, "cpu")), expected)
@@ -132,7 +128,7 @@ class TestLogits:
         for name in reversed(order):
             again = shared.generate(name, input_ids=tokens, **options).logits[0]
             apart = {other: distance(again, logits) for other, logits in first.items()}
-            assert apart.pop(name) < NEAR[dtype]
+            assert apart.pop(name) == 0
             assert min(apart.values()) > FAR
 
 

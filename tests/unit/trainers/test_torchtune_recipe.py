@@ -1,7 +1,7 @@
 """torchtune's recipe: derived from the checkpoint, overridden last, and refused where it would train another thing."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -26,13 +26,14 @@ def make(
     override: dict[str, Any] | None = None,
     swept: tuple[str, ...] = (),
     data: Data = Data(train="train.jsonl"),  # noqa: B008
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
     **controls: Any,
 ) -> dict[str, Any]:
     spec = TrainingSpec(
         checkpoint=read_checkpoint(model),
         controls=Controls(_override=override or {}, **controls),
         swept=swept,
-        model=Model(path=str(model), device="cpu"),
+        model=Model(path=str(model), device="cpu", dtype=dtype),
         data=data,
         output_dir="results/x/point",
     )
@@ -252,3 +253,8 @@ def test_several_gpus_are_so_many_processes_of_the_distributed_recipe_and_one_is
     assert make(model, gpus=2, swept=("gpus",)) == make(model, gpus=2)
     with pytest.raises(InputError, match=r"_override\.nproc_per_node: 3 is invalid: this is set by controls\.gpus"):
         make(model, {"nproc_per_node": 3}, gpus=2)
+
+
+def test_a_training_in_fp16_is_refused(model: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.dtype: 'fp16' is invalid: torchtune does not train in fp16"):
+        make(model, dtype="fp16")

@@ -46,7 +46,7 @@ _VERIFIED = 8
 
 
 @dataclass(frozen=True)
-class _Planned:
+class Planned:
     """A tensor of the merged model, and its sources."""
 
     name: str
@@ -73,10 +73,10 @@ class _Planned:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     base: Checkpoint
     adapter: Adapter
-    shards: dict[str, list[_Planned]]
+    shards: dict[str, list[Planned]]
     unties: bool
     """Whether the head, which is tied to the embedding in the base model, becomes a separate tensor."""
 
@@ -125,7 +125,7 @@ def merge(
     checkpoint = read_checkpoint(base)
     output = Path(os.path.abspath(output))
     _check_output(output, base, adapter)
-    plan = _make_plan(checkpoint, read_adapter(adapter, checkpoint), dtype)
+    plan = make_plan(checkpoint, read_adapter(adapter, checkpoint), dtype)
     _check_room(plan, output, temporary)
     aside = output.with_name(f".{output.name}.partial")
     missing = [folder for folder in output.parents if not folder.exists()]
@@ -183,7 +183,7 @@ def _claim(aside: Path, output: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
+def make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> Plan:
     quantized = base.config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -200,14 +200,14 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
     unties = any(len(tied) > 1 and changed & {*tied} for tied in architecture.parameters.values())
     _check_ties(adapter, base, architecture, changed, unties)
     main = _find_main_dtype(base)
-    shards: dict[str, list[_Planned]] = {shard: [] for shard in base.shards}
+    shards: dict[str, list[Planned]] = {shard: [] for shard in base.shards}
     for name, source in base.tensors.items():
         tied = architecture.parameters.get(name, [name])
         # If PEFT saved an embedding together with its update, it replaces all tied parameters.
         saved = [adapter.replaced[other] for other in tied if ".base_layer." in adapter.replaced.get(other, "")]
         for index, parameter in enumerate(tied if unties else tied[:1]):
             replacement = adapter.replaced.get(parameter) or (saved[0] if saved else None)
-            planned = _Planned(
+            planned = Planned(
                 parameter if index else name,
                 PRECISIONS[dtype] if dtype and source.dtype == main else source.dtype,
                 adapter.path if replacement else base.path,
@@ -217,7 +217,7 @@ def _make_plan(base: Checkpoint, adapter: Adapter, dtype: str | None) -> _Plan:
                 replacement is not None,
             )
             shards[source.shard].append(planned)
-    return _Plan(base, adapter, shards, unties)
+    return Plan(base, adapter, shards, unties)
 
 
 def _check_ties(
@@ -264,7 +264,7 @@ def _find_main_dtype(base: Checkpoint) -> str | None:
     return max(sizes, key=sizes.__getitem__, default=None)
 
 
-def _check_room(plan: _Plan, output: Path, temporary: bool) -> None:
+def _check_room(plan: Plan, output: Path, temporary: bool) -> None:
     need = sum(
         tensor.size
         for shard, tensors in plan.shards.items()
@@ -282,7 +282,7 @@ def _check_room(plan: _Plan, output: Path, temporary: bool) -> None:
         )
 
 
-def _write(plan: _Plan, folder: Path, temporary: bool, threads: int, digest: bool) -> dict[str, Any]:
+def _write(plan: Plan, folder: Path, temporary: bool, threads: int, digest: bool) -> dict[str, Any]:
     """Write everything except the configuration and the record; return the record."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # shards and digests have threads of their own
@@ -347,7 +347,7 @@ class _Written:
     unchanged: tuple[str, ...] = ()
 
 
-def _write_shard(plan: _Plan, shard: str, folder: Path, temporary: bool, digest: bool) -> _Written:
+def _write_shard(plan: Plan, shard: str, folder: Path, temporary: bool, digest: bool) -> _Written:
     file, source = folder / shard, plan.base.path / shard
     if plan.is_linked(shard):
         if temporary:
@@ -358,7 +358,7 @@ def _write_shard(plan: _Plan, shard: str, folder: Path, temporary: bool, digest:
     sha = sha256(header)
     unchanged: list[str] = []
     # A block is hashed while the next one is computed, so there are two buffers.
-    values = _Source(plan.adapter)
+    values = Source(plan.adapter)
     with ThreadPoolExecutor(1) as digester, file.open("xb") as stream:
         stream.write(header)
         pending: Future[None] | None = None
@@ -382,30 +382,35 @@ def _write_shard(plan: _Plan, shard: str, folder: Path, temporary: bool, digest:
     return _Written(size, 0, sha.hexdigest() if digest else "", tuple(unchanged))
 
 
-class _Source:
+class Source:
     """Computes the values of merged tensors from mapped shards of the base model and the adapter."""
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: Adapter | None = None) -> None:
         self._adapter = adapter
+        self.used: set[Tensor] = set()
+        """The adapter's tensors that were read."""
         self._maps: dict[Path, mmap.mmap] = {}  # unmapped when the last tensor that uses it is gone
         self._buffers: dict[int, torch.Tensor] = {}
         self._turn = cycle((0, 1))
 
-    def compute(self, tensor: _Planned) -> Iterator[tuple[torch.Tensor, bool]]:
+    def compute(self, tensor: Planned, out: torch.Tensor | None = None) -> Iterator[tuple[torch.Tensor, bool]]:
         """Yield the values of a merged tensor block by block, each with whether it differs from the base model.
 
-        A block is valid until the second block after it is requested.
+        Blocks are parts of `out`, a vector of the tensor's dtype, if it is given. Otherwise, a block is valid until the
+        second block after it is requested.
         """
+        if tensor.replaced:
+            self.used.add(tensor.source)
         if not tensor.size:
             return
         if tensor.update is not None:
-            yield from self._compute_updated(tensor, tensor.update)
+            yield from self._compute_updated(tensor, tensor.update, out)
         elif tensor.bias is not None:
             name, scale = tensor.bias
             start = read_tensor(tensor.folder, tensor.source).to(DTYPES[tensor.dtype])
-            start += self._adapter.read(name).float() * scale
+            start += self._read(name) * scale
             _check_finite(start, tensor.name)
-            yield start, True
+            yield start if out is None else out.copy_(start), True
         else:
             is_cast = tensor.dtype != tensor.source.dtype
             # Without a cast, values are copied as bytes, whatever their dtype.
@@ -415,16 +420,27 @@ class _Source:
             values, step = tensor.source.size // source.itemsize, _BLOCK if is_cast else 2 * _BLOCK
             for begin in range(0, values, step):
                 count = min(step, values - begin)
-                block = self._take(count, target)
+                block = self._take(count, target) if out is None else out.view(target)[begin : begin + count]
                 block.copy_(self._map(tensor, source, begin * source.itemsize, count))
                 self._release(tensor, begin * source.itemsize, count * source.itemsize)
                 if is_cast:
                     _check_finite(block, tensor.name)
                 yield block, True
 
-    def _compute_updated(self, tensor: _Planned, update: Update) -> Iterator[tuple[torch.Tensor, bool]]:
-        a, b = self._adapter.read(update.a).float(), self._adapter.read(update.b).float()
-        magnitude = self._adapter.read(update.magnitude).float() if update.magnitude else None
+    def _read(self, name: str) -> torch.Tensor:
+        """Return a tensor of the adapter in float32."""
+        assert self._adapter is not None
+        tensor = self._adapter.tensors[name]
+        self.used.add(tensor)
+        planned = Planned(name, tensor.dtype, self._adapter.path, tensor)
+        values = self._map(planned, DTYPES[tensor.dtype], 0, prod(tensor.shape)).view(tensor.shape)
+        return values.to(torch.float32, copy=True)  # where torch aligns it: a product's last bits may depend on that
+
+    def _compute_updated(
+        self, tensor: Planned, update: Update, out: torch.Tensor | None
+    ) -> Iterator[tuple[torch.Tensor, bool]]:
+        a, b = self._read(update.a), self._read(update.b)
+        magnitude = self._read(update.magnitude) if update.magnitude else None
         rows, width = tensor.shape
         source, target = DTYPES[tensor.source.dtype], DTYPES[tensor.dtype]
         # Blocks have nearly equal heights: a matrix product of only a few rows may sum in another order.
@@ -434,13 +450,16 @@ class _Source:
             begin, end = rows * index // count, rows * (index + 1) // count
             offset, size = begin * width * source.itemsize, (end - begin) * width * source.itemsize
             start = self._map(tensor, source, offset, (end - begin) * width).view(end - begin, width).to(target)
-            result = self._take((end - begin) * width, target).view(end - begin, width)
+            result = self._take((end - begin) * width, target) if out is None else out[begin * width : end * width]
+            result = result.view(end - begin, width)
             delta = (b @ a[:, begin:end]).T if update.transposed else self._multiply(b[begin:end], a)
             delta *= update.scale
             if magnitude is not None:
                 _add_with_dora(start, delta, magnitude if update.transposed else magnitude[begin:end], update, result)
             elif update.rounded_first:
                 torch.add(start, delta.to(target), out=result)
+            elif target == torch.float32:
+                torch.add(delta, start, out=result)
             else:
                 delta += self._widen(start)
                 result.copy_(delta)
@@ -456,8 +475,6 @@ class _Source:
 
     def _widen(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values in float32. Adding two dtypes directly gives the same result, but is slower."""
-        if values.dtype == torch.float32:
-            return values
         return self._buffer(3, values.numel(), torch.float32).view(values.shape).copy_(values)
 
     def _take(self, count: int, dtype: torch.dtype) -> torch.Tensor:
@@ -469,15 +486,17 @@ class _Source:
             self._buffers[key] = torch.empty(size, dtype=torch.uint8)
         return self._buffers[key][:size].view(dtype)
 
-    def _map(self, tensor: _Planned, dtype: torch.dtype, offset: int, count: int) -> torch.Tensor:
+    def _map(self, tensor: Planned, dtype: torch.dtype, offset: int, count: int) -> torch.Tensor:
         file = tensor.folder / tensor.source.shard
         if file not in self._maps:
             with file.open("rb") as stream:
                 self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._maps[file].madvise(mmap.MADV_SEQUENTIAL)
+        if tensor.source.offset + tensor.source.size > len(self._maps[file]):
+            raise InputError(f"'{file}' was truncated while it was read; fetch it again")
         return torch.frombuffer(self._maps[file], dtype=dtype, count=count, offset=tensor.source.offset + offset)
 
-    def _release(self, tensor: _Planned, offset: int, size: int) -> None:
+    def _release(self, tensor: Planned, offset: int, size: int) -> None:
         """Release mapped pages after use. They would otherwise count as this process's memory until it ends."""
         begin = -(-(tensor.source.offset + offset) // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (tensor.source.offset + offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -501,7 +520,7 @@ def _check_finite(values: torch.Tensor, name: str) -> None:
         raise InputError(f"{name}: the merged tensor has values that are not finite in {values.dtype}")
 
 
-def _make_header(tensors: list[_Planned]) -> bytes:
+def _make_header(tensors: list[Planned]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -516,7 +535,7 @@ def _make_header(tensors: list[_Planned]) -> bytes:
     return len(content).to_bytes(8, "little") + content
 
 
-def _make_index(plan: _Plan) -> str:
+def _make_index(plan: Plan) -> str:
     tensors = {tensor.name: (shard, tensor) for shard, tensors in plan.shards.items() for tensor in tensors}
     index = {
         "metadata": {
@@ -528,7 +547,7 @@ def _make_index(plan: _Plan) -> str:
     return json.dumps(index, indent=2) + "\n"
 
 
-def _make_config(plan: _Plan, dtype: str | None) -> str:
+def _make_config(plan: Plan, dtype: str | None) -> str:
     config = dict(plan.base.config)
     if dtype:
         name = str(DTYPES[PRECISIONS[dtype]]).removeprefix("torch.")
@@ -579,7 +598,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def verify_merged(plan: _Plan, folder: Path) -> int:
+def verify_merged(plan: Plan, folder: Path) -> int:
     """Check all headers and some recomputed tensors of a merged model; return the number of recomputed tensors.
 
     Raises:
@@ -603,8 +622,8 @@ def verify_merged(plan: _Plan, folder: Path) -> int:
     return len(sample)
 
 
-def _recompute(tensor: _Planned, plan: _Plan) -> torch.Tensor:
-    """Return the values that `_Source` computes in blocks, computed at once and without its buffers."""
+def _recompute(tensor: Planned, plan: Plan) -> torch.Tensor:
+    """Return the values that `Source` computes in blocks, computed at once and without its buffers."""
     start = read_tensor(tensor.folder, tensor.source).to(DTYPES[tensor.dtype])
     if tensor.bias is not None:
         return (start + plan.adapter.read(tensor.bias[0]).float() * tensor.bias[1]).to(start.dtype)

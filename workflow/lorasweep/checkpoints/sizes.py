@@ -22,7 +22,7 @@ LOG_ROW = 45
 
 
 def get_safetensors_size(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> int:
-    """Return the size in bytes of a safetensors file with tensors in this order, all of `dtype` (`fp32` or `bf16`)."""
+    """Return the size in bytes of a safetensors file with tensors in this order, all of `dtype`."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():

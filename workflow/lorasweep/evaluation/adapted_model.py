@@ -1,13 +1,14 @@
-"""Inspect's Hugging Face provider for a base model and a LoRA adapter, without a merged model.
+"""Inspect's Hugging Face provider for a base model and a LoRA adapter, which is merged into the base in memory.
 
     inspect eval task.py --model lorasweep/NAME -M base=DIR -M adapter=DIR
 
-In one process, models with the same base and the same other arguments share the base, which is loaded once. Batches,
-chat templates, tools, logprobs, stop sequences and sampling are inherited from the provider `hf`. A batch holds
-requests to one model only.
+In one process, models with the same base and the same other arguments share the base, which is loaded once, and take
+turns by batch: a batch holds requests to one model only. Batches, chat templates, tools, logprobs, stop sequences and
+sampling are inherited from the provider `hf`.
 """
 
 import json
+import os
 import threading
 import weakref
 from pathlib import Path
@@ -18,8 +19,14 @@ from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput
 from inspect_ai.model._providers.hf import HF_TOKEN, HuggingFaceAPI, set_random_seeds
 
 from lorasweep.adapters.adapter import read_adapter
-from lorasweep.checkpoints.checkpoint import read_checkpoint
-from lorasweep.evaluation.shared_base import SharedBase
+from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from lorasweep.evaluation.shared_base import SharedBase, UnmergedBase
+from lorasweep.util.errors import InputError
+
+_FLAGS = ("do_sample", "trust_remote_code", "use_chat_template", "enable_thinking", "hidden_states")
+"""Arguments of `hf` that are truth values."""
+
+_NOT_GIVEN: Any = object()
 
 
 class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
@@ -31,11 +38,14 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         api_key: Not used.
         config: Inspect's generation configuration.
         base: The base model, a Hugging Face checkpoint directory.
-        adapter: A PEFT LoRA adapter directory; `None`: the base model alone.
+        adapter: A PEFT LoRA adapter directory. Without this argument, the base model alone answers.
+        merged: Whether the adapter is merged into the base's weights in memory, with the results of the merged model.
+            `False`: PEFT computes its update beside the weights, which takes longer but is possible for a quantized
+            base.
         **model_args: Arguments of the provider `hf`: `device`, `dtype`, `do_sample`, `chat_template` and so on.
 
     Raises:
-        InputError: `base` is not a checkpoint directory.
+        InputError: `base` is not a checkpoint directory, or an argument has a wrong value.
         AdapterError: The adapter does not fit this base, or the check on loading shows that it was not applied.
     """
 
@@ -52,13 +62,16 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         api_key: str | None = None,
         config: GenerateConfig = GenerateConfig(),  # noqa: B008
         *,
-        base: str,
-        adapter: str | None = None,
+        base: str = _NOT_GIVEN,
+        adapter: str = _NOT_GIVEN,
+        merged: bool = True,
         **model_args: Any,
     ) -> None:
+        has_adapter = adapter is not _NOT_GIVEN
+        _check_arguments(base, adapter, {"merged": merged, **model_args})
         checkpoint = read_checkpoint(Path(base))
-        read = read_adapter(Path(adapter), checkpoint) if adapter else None
-        loaded = _load(checkpoint.path, config, model_args)
+        read = read_adapter(Path(adapter), checkpoint) if has_adapter else None
+        loaded = _load(checkpoint, config, merged, model_args)
         self.__dict__.update(vars(loaded.api))
         ModelAPI.__init__(self, model_name, base_url, api_key, [HF_TOKEN], config)
         self.base = loaded.base
@@ -101,24 +114,42 @@ class _Adapted:
 class _Loaded:
     """A loaded base model, and the `hf` provider that all models on it share."""
 
-    def __init__(self, api: HuggingFaceAPI) -> None:
+    def __init__(self, api: HuggingFaceAPI, checkpoint: Checkpoint, merged: bool) -> None:
         self.api = api
-        self.base = SharedBase(api.model)
+        self.base = (SharedBase if merged else UnmergedBase)(api.model, checkpoint)
 
 
 _LOADED: "weakref.WeakValueDictionary[str, _Loaded]" = weakref.WeakValueDictionary()
 _LOADING = threading.Lock()
 
 
-def _load(path: Path, config: GenerateConfig, model_args: dict[str, Any]) -> _Loaded:
+def _load(checkpoint: Checkpoint, config: GenerateConfig, merged: bool, model_args: dict[str, Any]) -> _Loaded:
     """Return a base model: the one already loaded in this process with the same arguments, else a new one."""
-    key = json.dumps([str(path.resolve()), model_args], sort_keys=True, default=str)
+    path = checkpoint.path
+    key = json.dumps([str(path.resolve()), merged, model_args], sort_keys=True, default=str)
     with _LOADING:
         loaded = _LOADED.get(key)
         if loaded is None:
-            loaded = _Loaded(HuggingFaceAPI(str(path), config=config, model_path=str(path), **model_args))
+            api = HuggingFaceAPI(str(path), config=config, model_path=str(path), **model_args)
+            loaded = _Loaded(api, checkpoint, merged)
             _LOADED[key] = loaded
         return loaded
+
+
+def _check_arguments(base: Any, adapter: Any, others: dict[str, Any]) -> None:
+    if base is _NOT_GIVEN:
+        raise InputError("the argument 'base' is missing", "-M base=DIR, the directory of the base model")
+    for name, value in {"base": base, "adapter": adapter}.items():
+        if value is not _NOT_GIVEN and (not value or not isinstance(value, str | os.PathLike)):
+            without = "; without -M adapter, the base model alone answers" if name == "adapter" else ""
+            raise InputError(f"the argument {name!r} is {value!r}", f"-M {name}=DIR, a directory{without}")
+    if "model_path" in others:
+        raise InputError(f"the argument 'model_path' is {others['model_path']!r}", "the base model as -M base=DIR")
+    for name in ("merged", *_FLAGS):
+        if not isinstance(others.get(name, False), bool | None):
+            raise InputError(f"the argument {name!r} is {others[name]!r}", "true or false")
+    if others["merged"] is None:
+        raise InputError("the argument 'merged' has no value", "true or false")
 
 
 def _detach(loaded: _Loaded, name: str | None) -> None:

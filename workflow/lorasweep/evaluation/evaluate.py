@@ -141,6 +141,7 @@ def _open_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> Iterator[Cal
 
     yield open_model
     for model in kept:
+        model.api.base.restore()  # shows that the base was the same for all adapters
         model.api.close()
 
 

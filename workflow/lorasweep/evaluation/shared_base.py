@@ -1,7 +1,8 @@
-"""One base model in memory with any number of LoRA adapters: attached, switched by batch, detached.
+"""One base model in memory with any number of LoRA adapters, of which one acts at a time.
 
-The base is loaded once and never changed. An adapter takes memory for its own tensors, freed when it is detached.
-Attaching checks that the model holds the adapter's tensors bit for bit, and that the adapter changes the logits.
+The base is loaded once. An adapter is merged into it when its turn comes, and gives way to the next one: see
+lorasweep.adapters.in_memory. Attaching checks that every tensor of the adapter is applied, that the weights move, and
+that the adapter changes the logits.
 """
 
 import threading
@@ -12,20 +13,28 @@ import torch
 from peft import PeftConfig, PeftModel
 
 from lorasweep.adapters.adapter import Adapter, AdapterError, check_injected
+from lorasweep.adapters.in_memory import ModelInMemory
+from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.evaluation.probe import measure_effect, probe_logits
+from lorasweep.layout import ADAPTER_WEIGHTS
+from lorasweep.util.files import get_state
+
+_NOBODY = ""
+"""The active adapter after it was detached, or could not be merged."""
 
 
 class SharedBase:
-    """A transformers model that several adapters share.
+    """A transformers model that several adapters share, loaded from a checkpoint.
 
     All methods are thread-safe: one runs at a time.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
         self._model = model
-        self._peft: PeftModel | None = None
+        self._checkpoint = checkpoint
+        self._in_memory: ModelInMemory | None = None
         self._active: str | None = None
-        self._attached: set[str] = set()
+        self._attached: dict[str, tuple[Adapter, Any]] = {}  # with the state of the weights file
         self._names = (f"adapter_{number}" for number in count())
         self._lock = threading.RLock()
         self.logits = probe_logits(model)
@@ -44,25 +53,19 @@ class SharedBase:
     def attach(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
         """Attach an adapter. Return its name in this model, and the proof that it is applied.
 
-        The proof has `adapter_sha256`, the digest of the weights file; `adapter_tensors`, the number of its tensors
-        that the model holds unchanged; and `probe_distance`, the largest difference of a logit from the base's on the
+        The proof has `adapter_sha256`, the digest of the weights file; `adapter_tensors`, the number of its tensors,
+        all of which were applied; and `probe_distance`, the largest difference of a logit from the base's on the
         probe's tokens.
 
         Raises:
-            AdapterError: the adapter would change the shared base, was not loaded completely, or has no effect.
+            AdapterError: the adapter cannot be applied, was not applied completely, or has no effect.
+            InputError: the base model's files have changed, or a merged value is not finite.
         """
-        _refuse_changes_of_the_base(adapter)
         with self._lock:
             name = next(self._names)
+            self._attached[name] = adapter, get_state(adapter.path / ADAPTER_WEIGHTS)
             try:
-                if self._peft is None:
-                    config = PeftConfig.from_pretrained(str(adapter.path))
-                    config.inference_mode = True
-                    self._peft = PeftModel(self._model, config, adapter_name=name)
-                self._attached.add(name)
-                # PEFT's default: an adapter in a higher precision than the base keeps its own.
-                self._peft.load_adapter(str(adapter.path), name, torch_device=str(self.device))
-                tensors = check_injected(adapter, self._peft.state_dict(), name)
+                tensors = self._add(name, adapter)
                 distance = measure_effect(adapter, self.probe(name), self.logits)
             except BaseException:
                 self.detach(name)
@@ -70,13 +73,19 @@ class SharedBase:
         return name, {"adapter_sha256": adapter.sha256, "adapter_tensors": tensors, "probe_distance": distance}
 
     def detach(self, name: str) -> None:
-        """Detach an adapter and free its memory. Does nothing if the adapter is not attached."""
+        """Detach an adapter. Does nothing if the adapter is not attached."""
         with self._lock:
-            self._attached.discard(name)
-            if self._active == name:
-                self._active = None
-            if self._peft is not None and name in self._peft.peft_config:
-                self._peft.delete_adapter(name)
+            if self._attached.pop(name, None):
+                self._remove(name)
+
+    def restore(self) -> None:
+        """Have the model be its base, and check that it is.
+
+        Raises:
+            InputError: a weight that an adapter changed differs from the base model's files.
+        """
+        with self._lock:
+            self._activate(None)
 
     def probe(self, name: str | None) -> torch.Tensor:
         """Return the logits on the probe's tokens with an adapter; `None`: with the base alone."""
@@ -98,6 +107,59 @@ class SharedBase:
             self._activate(name)
             return self._model.generate(**inputs)
 
+    def _add(self, name: str, adapter: Adapter) -> int:
+        """Have an adapter act; return the number of its tensors that are applied."""
+        if self._in_memory is None:
+            self._in_memory = ModelInMemory(self._model, self._checkpoint)
+        self._active = _NOBODY  # also if the merge fails
+        tensors = self._in_memory.merge(adapter)
+        self._active = name
+        return tensors
+
+    def _remove(self, name: str) -> None:
+        if self._active == name:
+            self._active = _NOBODY  # restored when the base has its turn, and overwritten when an adapter has
+
+    def _activate(self, name: str | None) -> None:
+        if name == self._active or self._in_memory is None:
+            return
+        if name is not None:
+            adapter, state = self._attached[name]
+            if get_state(adapter.path / ADAPTER_WEIGHTS) != state:
+                raise AdapterError(f"{adapter.path}: the adapter has changed since it was attached")
+            self._add(name, adapter)
+            return
+        self._active = _NOBODY
+        self._in_memory.restore()
+        self._active = None
+
+
+class UnmergedBase(SharedBase):
+    """A base whose weights stay as they are, such as a quantized one. PEFT computes the updates beside them."""
+
+    _peft: PeftModel | None = None
+
+    def _add(self, name: str, adapter: Adapter) -> int:
+        if adapter.replaced:
+            raise AdapterError(
+                f"{adapter.path}: the adapter replaces '{next(iter(adapter.replaced))}' in the base model (bias, "
+                "modules_to_save), which other adapters share",
+                "merged=true",
+            )
+        if self._peft is None:
+            config = PeftConfig.from_pretrained(str(adapter.path))
+            config.inference_mode = True
+            self._peft = PeftModel(self._model, config, adapter_name=name)
+        # PEFT's default: an adapter in a higher precision than the base keeps its own.
+        self._peft.load_adapter(str(adapter.path), name, torch_device=str(self.device))
+        return check_injected(adapter, self._peft.state_dict(), name)
+
+    def _remove(self, name: str) -> None:
+        if self._active == name:
+            self._active = _NOBODY
+        if self._peft is not None and name in self._peft.peft_config:
+            self._peft.delete_adapter(name)
+
     def _activate(self, name: str | None) -> None:
         if self._peft is None or not self._attached:
             return
@@ -107,12 +169,7 @@ class SharedBase:
             self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(name, inference_mode=True)
         self._active = name
-
-
-def _refuse_changes_of_the_base(adapter: Adapter) -> None:
-    if adapter.replaced:
-        raise AdapterError(
-            f"{adapter.path}: the adapter replaces '{next(iter(adapter.replaced))}' in the base model (bias, "
-            "modules_to_save), which other adapters share",
-            "merge_adapters: true",
-        )
+        # PEFT freezes the base. On a CPU, torch multiplies by a frozen head row by row, each time with a copy of it.
+        for key, parameter in self._model.named_parameters():
+            if ".lora_" not in key and parameter.is_floating_point():
+                parameter.requires_grad_(True)

@@ -51,7 +51,7 @@ class EvaluationSpec(BaseModel):
     backend: Literal["hf", "vllm"] = "hf"
     base_model: str
     base_fingerprint: str
-    dtype: Literal["bf16", "fp32"]
+    dtype: Literal["bf16", "fp16", "fp32"]
     device: Literal["cuda", "cpu"]
     system_prompt: str | None
     tasks: list[TaskSpec]

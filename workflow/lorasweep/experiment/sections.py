@@ -224,8 +224,9 @@ class Model(Section):
     path: ModelPath
     """A local Hugging Face checkpoint directory (config.json, safetensors, tokenizer), or `hf://org/name[@revision]` on
     the hub, which is downloaded once; see docs/hub.md."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Precision of training, merging and evaluation."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Precision of training, merging and evaluation. torchtune does not train in `fp16`, which is for adapters that
+    exist."""
     device: Literal["cuda", "cpu"] = "cuda"
     """Where training and evaluation run. `cuda` requests one GPU per job; for a training, `controls.gpus`."""
 
@@ -361,7 +362,7 @@ class Device(Section):
     """Peak performance of a device, for the plan."""
 
     bf16_flops: PositiveNumber
-    """Peak dense bf16 FLOP/s."""
+    """Peak dense FLOP/s in bf16 and fp16."""
     fp32_flops: PositiveNumber
     """Peak dense fp32 FLOP/s."""
     bandwidth: PositiveNumber

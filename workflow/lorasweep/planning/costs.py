@@ -110,7 +110,7 @@ class Costs:
     @cached_property
     def _flops(self) -> float:
         device = self.device
-        peak = device.bf16_flops if self.experiment.model.dtype == "bf16" else device.fp32_flops
+        peak = device.fp32_flops if self.experiment.model.dtype == "fp32" else device.bf16_flops
         return peak * self.experiment.plan.efficiency
 
     @cached_property

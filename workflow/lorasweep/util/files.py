@@ -118,3 +118,9 @@ def read_tail(log: Path, size: int = 20_000) -> list[str]:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - size))
         return re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+
+
+def get_state(file: Path) -> tuple[int, int, int]:
+    """Return what changes when a file is replaced or written to: its inode, size and time."""
+    state = file.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns

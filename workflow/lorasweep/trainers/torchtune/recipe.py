@@ -76,6 +76,11 @@ def recipe(spec: TrainingSpec) -> str:
     Raises:
         InputError: torchtune cannot train this model with these settings, or the override contradicts them.
     """
+    if spec.model.dtype == "fp16":
+        raise InputError(
+            "model.dtype: 'fp16' is invalid: torchtune does not train in fp16",
+            "bf16 or fp32; or only runs with an adapter of their own, and baselines",
+        )
     override = _strip_override(spec)
     model, model_type = _get_model(spec, override)
     made = _make_recipe(spec, model, model_type)
