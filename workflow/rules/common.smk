@@ -111,6 +111,12 @@ def get_evaluation_outputs():
     }
 
 
+def get_placement():
+    """Return the resources of an evaluation that say where its model is. Not params: a change reruns nothing."""
+    # All GPUs on one node: otherwise SLURM may spread them over several.
+    return {"nodes": 1, "model_gpus": of(SWEEP.get_model_gpus)}
+
+
 def get_merged_output():
     """Return the merged model as a temporary output, unless it is made in the job's own temporary folder."""
     return {} if MERGES_IN_TMPDIR else {"merged": temp(directory("<results>/{point}/merged"))}

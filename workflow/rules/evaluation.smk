@@ -31,16 +31,17 @@ rule evaluate:
         f"../../envs/{SWEEP.evaluation_stage}.yaml"
     threads: 4
     resources:
+        **get_placement(),
         mem_mb=request("evaluate", "mem_mb"),
         runtime=request("evaluate", "runtime"),
-        gpu=SWEEP.evaluation_gpus,
+        gpu=of(SWEEP.get_evaluation_gpus),
     params:
         spec=get_evaluation,
         point=in_results("{point}"),
         probes=f"{RESULTS}/.probes",
     shell:
         f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}}"
-        " --probes {params.probes:q} > {log:q} 2>&1"
+        " --probes {params.probes:q} --gpus {resources.model_gpus} > {log:q} 2>&1"
 
 
 rule evaluate_merged:
@@ -61,6 +62,7 @@ rule evaluate_merged:
         "../../envs/eval.yaml"
     threads: 4
     resources:
+        **get_placement(),
         mem_mb=request("evaluate_merged", "mem_mb"),
         runtime=request("evaluate_merged", "runtime"),
         disk_mb=request("evaluate_merged", "disk_mb"),
@@ -72,7 +74,7 @@ rule evaluate_merged:
         probes=f"{RESULTS}/.probes",
     shell:
         f"{RUN} eval -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}} --probes {{params.probes:q}}"
-        f" --merge-in {MERGE_IN} --threads {{threads}} > {{log:q}} 2>&1"
+        f" --merge-in {MERGE_IN} --threads {{threads}} --gpus {{resources.model_gpus}} > {{log:q}} 2>&1"
 
 
 localrules:
@@ -95,6 +97,7 @@ rule evaluate_adapters:
         f"../../envs/{SWEEP.evaluation_stage}.yaml"
     threads: 4
     resources:
+        **get_placement(),
         mem_mb=request("evaluate_adapters", "mem_mb"),
         runtime=request("evaluate_adapters", "runtime"),
         gpu=SWEEP.evaluation_gpus,
@@ -103,7 +106,7 @@ rule evaluate_adapters:
         points=of(SWEEP.get_batch_folders),
     shell:
         f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate_adapters --spec {{params.spec:q}} --points {{params.points:q}}"
-        " --output {output.batch:q} > {log:q} 2>&1"
+        " --output {output.batch:q} --gpus {resources.model_gpus} > {log:q} 2>&1"
 
 
 rule publish:

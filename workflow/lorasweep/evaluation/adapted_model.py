@@ -19,6 +19,7 @@ from inspect_ai.model._providers.hf import HF_TOKEN, HuggingFaceAPI, set_random_
 
 from lorasweep.adapters.adapter import read_adapter
 from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.evaluation.placement import refuse_offload
 from lorasweep.evaluation.shared_base import SharedBase
 
 
@@ -117,6 +118,7 @@ def _load(path: Path, config: GenerateConfig, model_args: dict[str, Any]) -> _Lo
         loaded = _LOADED.get(key)
         if loaded is None:
             loaded = _Loaded(HuggingFaceAPI(str(path), config=config, model_path=str(path), **model_args))
+            refuse_offload(loaded.api.model)
             _LOADED[key] = loaded
         return loaded
 

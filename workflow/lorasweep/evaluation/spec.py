@@ -66,6 +66,13 @@ class EvaluationSpec(BaseModel):
     """Whether prompts are plain text, even if the model has a chat template."""
     prompt: str | None = _optional
     """A template of the user's message, with `{input}`."""
+    gpus: int = Field(default=1, exclude=True)
+    """Number of GPUs that hold the model. Not a part of the evaluation: it changes where the weights are, not them."""
+
+    @property
+    def placement(self) -> str:
+        """Where transformers puts a model: its layers are spread over several GPUs, as evenly as they fit."""
+        return "cpu" if self.device == "cpu" else "cuda:0" if self.gpus <= 1 else "auto"
 
     @property
     def sha256(self) -> str:

@@ -227,7 +227,8 @@ class Model(Section):
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of training, merging and evaluation."""
     device: Literal["cuda", "cpu"] = "cuda"
-    """Where training and evaluation run. `cuda` requests one GPU per job; for a training, `controls.gpus`."""
+    """Where training and evaluation run. `cuda` requests one GPU per job, or `controls.gpus` and
+    `evaluation.gpus`."""
 
 
 class Data(Section):
@@ -346,6 +347,9 @@ class Evaluation(Section):
     """With `adapters_per_job: auto`: maximum expected duration of a job, in minutes."""
     backend: Literal["hf", "vllm"] = "hf"
     """What generates answers: transformers (`hf`), or a vLLM server (B2 and the baseline only); see docs/direct.md."""
+    gpus: Annotated[PositiveInt | Literal["auto"], Field(exclude_if=lambda value: value == 1)] = 1
+    """GPUs of one node that hold the model of an evaluation: its layers are spread over them (`hf`), or each tensor is
+    (`vllm`). `auto`: as few as the weights fit into; see docs/resources.md. Changing it evaluates nothing again."""
     max_connections: PositiveInt = 32
     """Samples generated in one batch (Inspect's name for it)."""
     max_tokens: PositiveInt | None = None
@@ -357,7 +361,7 @@ class Evaluation(Section):
 
 
 class Device(Section):
-    """Peak performance of a device, for the plan."""
+    """Peak performance and memory of a device, for the plan."""
 
     bf16_flops: PositiveNumber
     """Peak dense bf16 FLOP/s."""
@@ -365,6 +369,8 @@ class Device(Section):
     """Peak dense fp32 FLOP/s."""
     bandwidth: PositiveNumber
     """Memory bandwidth in bytes per second."""
+    memory: Annotated[PositiveNumber | None, Field(exclude_if=lambda value: value is None)] = None
+    """Memory in bytes; needed by `evaluation.gpus: auto` only."""
 
 
 class Planning(Section):

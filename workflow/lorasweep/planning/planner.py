@@ -125,7 +125,9 @@ class Planner:
         if self.experiment.model.device != "cuda" or rule not in GPU_RULES:
             return 0
         point = self.points.get(name)
-        return point.controls.gpus if rule == "train" and point else 1
+        if rule == "train" and point:
+            return point.controls.gpus
+        return resources.get_evaluation_gpus(self.get_costs(name).base, self.experiment)
 
     @cached_property
     def _tokenizer(self) -> int:

@@ -40,6 +40,10 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     for point in points:
         _check_prompts(point.data, f" (point '{point.name}')")
     _check_backend(experiment, points)
+    if evaluation.gpus not in (1, "auto") and experiment.model.device != "cuda":
+        raise InputError(
+            f"evaluation.gpus: {evaluation.gpus} is invalid with model.device: {experiment.model.device}", "1, or cuda"
+        )
     for point in points:
         # A point's own adapter would be deleted before it is copied; another point's may not exist yet.
         if point.adapter and Path(point.adapter).resolve().is_relative_to(results.resolve()):

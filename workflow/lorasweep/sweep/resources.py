@@ -9,7 +9,8 @@ from math import ceil, prod
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
-from lorasweep.experiment.sections import MOST_ADAPTERS, Controls, Evaluation, Model
+from lorasweep.experiment.devices import get_device
+from lorasweep.experiment.sections import MOST_ADAPTERS, Controls, Evaluation, Experiment, Model
 
 PROCESS_MB = 3000
 """Memory in MB of Python with torch, transformers and a framework, without the weights."""
@@ -35,6 +36,8 @@ UNSTATED_SAMPLES = 1000
 SAVED_STATES = 6
 """Size of a training's saved states, in adapter sizes: two states, each with weights and AdamW's two moments."""
 
+WEIGHTS_SHARE = 0.7
+"""Share of a GPU's memory that an evaluation's weights may take; the rest is for the cache of keys and values."""
 
 MB = 1_000_000
 
@@ -127,6 +130,35 @@ def get_adapters_per_job(checkpoint: Checkpoint, model: Model, evaluation: Evalu
     start = START_SECONDS + _load_seconds(checkpoint, model)
     each = _answer_seconds(checkpoint, model, evaluation)
     return max(1, min(ceil(9 * start / each), int((60 * evaluation.job_minutes - start) / each), MOST_ADAPTERS))
+
+
+def get_evaluation_gpus(checkpoint: Checkpoint | None, experiment: Experiment) -> int:
+    """Return the number of GPUs that hold the model of an evaluation: the experiment's `evaluation.gpus`.
+
+    With `auto`, as few as hold P · w bytes in `WEIGHTS_SHARE` of their memory; for vLLM, a number that divides the
+    model's heads. 1 on a CPU, and for a model whose size is not known.
+    """
+    gpus = experiment.evaluation.gpus
+    if gpus != "auto":
+        return gpus
+    memory = get_device(experiment).memory
+    if experiment.model.device == "cpu" or checkpoint is None or memory is None:
+        return 1
+    least = ceil(checkpoint.num_parameters * BYTES[experiment.model.dtype] / (WEIGHTS_SHARE * memory))
+    if experiment.evaluation.backend == "vllm":
+        heads = checkpoint.config.get("num_attention_heads", least)
+        return next((gpus for gpus in range(least, heads + 1) if can_split(checkpoint, gpus)), least)
+    return least
+
+
+def can_split(checkpoint: Checkpoint, gpus: int) -> bool:
+    """Whether vLLM can split each tensor over so many GPUs: they divide the heads of queries and those of keys.
+
+    Fewer heads of keys than GPUs are copied, if their number divides that of the GPUs.
+    """
+    heads = int(checkpoint.config.get("num_attention_heads", gpus))
+    keys = checkpoint.config.get("num_key_value_heads") or heads
+    return heads % gpus == 0 and 0 in (keys % gpus, gpus % keys)
 
 
 def _load_seconds(checkpoint: Checkpoint, model: Model) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lorasweep.adapters.merge import merge
 from lorasweep.evaluation.evaluate import evaluate
+from lorasweep.evaluation.placement import take_gpus
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.layout import STATE
 from lorasweep.util.files import hold_alone
@@ -17,16 +18,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--point", type=Path, required=True, help="the point's folder of results")
     parser.add_argument("--probes", type=Path, required=True, help="folder that keeps the base model's probe logits")
     parser.add_argument("--merge-in", type=Path, help="folder for the merged model, which is removed at the end")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that hold the model")
     parser.add_argument("--threads", type=int, default=2, help="shards of the merged model to write at once")
 
 
 def run(arguments: argparse.Namespace) -> None:
     end_on_sigterm()
     with hold_alone(arguments.point / STATE / "evaluate.lock", f"evaluating {arguments.point.name}"):
+        spec = take_gpus(arguments.spec, arguments.gpus)
         if arguments.merge_in:
-            evaluate_merged(arguments.spec, arguments.point, arguments.probes, arguments.merge_in, arguments.threads)
+            evaluate_merged(spec, arguments.point, arguments.probes, arguments.merge_in, arguments.threads)
         else:
-            evaluate(arguments.spec, arguments.point, arguments.probes)
+            evaluate(spec, arguments.point, arguments.probes)
 
 
 def evaluate_merged(spec: EvaluationSpec, point: Path, probes: Path, merge_in: Path, threads: int) -> None:
