@@ -203,3 +203,55 @@ def test_gpus_that_cannot_hold_a_model_are_refused(
     sweep = load(evaluation=evaluation, model={"path": "model", "device": device}, variables={"seed": [1]})
     with pytest.raises(InputError, match=re.escape(message)):
         sweep.check(asks_inspect=False)
+
+
+def test_a_judge_is_a_part_of_the_evaluation_with_its_weights(load: Callable[..., Sweep], tmp_path: Path) -> None:
+    def make(**evaluation: Any) -> Sweep:
+        return load(runs=MODES, evaluation=evaluation)
+
+    plain = make()
+    assert not {"model_roles", "gpus"} & {*json.loads(plain.get_evaluation_spec("merged").model_dump_json())}
+    for name in ("judge", "stricter"):
+        write_checkpoint(tmp_path / name, vocab_size={"judge": 4000, "stricter": 5000}[name])
+    sweeps = [
+        plain,
+        make(model_roles={"grader": "hf/judge"}),
+        make(model_roles={"grader": "hf/stricter"}),
+        make(model_roles={"grader": {"model": "hf/judge", "config": {"max_tokens": 8}}}),
+        make(model_roles={"critic": "hf/judge"}),
+        make(model_roles={"grader": "openai/gpt-4o"}, allow_network=True),
+    ]
+    for name in plain.evaluated:
+        assert len({sweep.get_evaluation_spec(name).sha256 for sweep in sweeps}) == len(sweeps)
+    said = json.loads(sweeps[1].get_evaluation_spec("merged").model_dump_json())["model_roles"]["grader"]
+    assert said == {
+        "model": "hf/judge",
+        "config": {},
+        "args": {},
+        "fingerprint": read_checkpoint(Path("judge")).fingerprint,
+    }
+    allowed = make(model_roles={"grader": "hf/judge"}, allow_network=True)
+    assert allowed.get_evaluation_spec("merged") == sweeps[1].get_evaluation_spec("merged")
+    more = 1.5 * sum(tensor.size for tensor in read_checkpoint(Path("judge")).tensors.values()) / 1e6
+    for rule, point in (("evaluate", "baseline"), ("evaluate_merged", "merged")):
+        own, judged = (sweep.request(rule, "mem_mb", point) for sweep in sweeps[:2])
+        assert own + more <= judged < own + more + 1
+    assert sweeps[1].request("merge", "mem_mb", "full") == plain.request("merge", "mem_mb", "full")
+
+
+@pytest.mark.parametrize(
+    ("grader", "message"),
+    [
+        ("hf/none", "evaluation.model_roles.grader: no such directory: 'none'"),
+        (
+            {"model": "lorasweep/judge", "args": {"base": "model", "adapter": "none"}},
+            "evaluation.model_roles.grader.args.adapter: no adapter_model.safetensors in 'none'",
+        ),
+    ],
+)
+def test_a_judge_that_is_not_there_is_missed_before_any_job(
+    load: Callable[..., Sweep], grader: Any, message: str
+) -> None:
+    sweep = load(runs=MODES, evaluation={"model_roles": {"grader": grader}})
+    with pytest.raises(InputError, match=re.escape(message)):
+        sweep.check(asks_inspect=False)

@@ -19,6 +19,7 @@ from lorasweep.checkpoints.tensors import get_torch_name
 from lorasweep.evaluation.inspect_tasks import EvaluationError, run_task
 from lorasweep.evaluation.placement import refuse_offload
 from lorasweep.evaluation.probe import base_logits, measure_effect, probe_logits
+from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.evaluation.state import EvaluationState
 from lorasweep.layout import RECORD, STATE
@@ -44,6 +45,7 @@ def evaluate(spec: EvaluationSpec, point: Path, probes: Path, merged: Path | Non
     if not state.is_finished():
         state.begin(_get_surroundings(spec))
         base = _read_base(spec)
+        open_roles(spec)
         model, proof = _open_full_model(spec, base, point, probes, merged or point / "hf_model")
         _run_tasks(spec, point.name, state, model, proof)
     state.keep()
@@ -69,6 +71,7 @@ def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str,
                     if not state.is_finished():
                         print(f"Evaluating {point.name}", flush=True)
                         state.begin(_get_surroundings(spec))
+                        open_roles(spec)
                         with open_model(point) as (model, proof):
                             _run_tasks(spec, point.name, state, model, proof)
                     state.keep()
@@ -175,6 +178,7 @@ def _get_versions(spec: EvaluationSpec) -> dict[str, str]:
     packages = {task.task.partition("/")[0] for task in spec.tasks if not task.task.partition("@")[0].endswith(".py")}
     used = {name for task in spec.tasks for name in (task.solver, task.scorer) if name}
     packages |= {name.partition("/")[0] for name in used if "/" in name and not name.partition("@")[0].endswith(".py")}
+    packages |= {role.model.partition("/")[0] for role in (spec.model_roles or {}).values()}
     backend = ["vllm"] if spec.backend == "vllm" else ["peft"]
     return get_versions("torch", "transformers", "inspect-ai", "tokenizers", *backend, *sorted(packages))
 
@@ -188,6 +192,8 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
     """Run every task of a point, and store the result in its state."""
     metrics: dict[str, Any] = {"mode": spec.mode, "backend": spec.backend, "proof": proof, "tasks": {}}
     metrics["versions"] = _get_versions(spec)
+    if spec.model_roles:
+        metrics["model_roles"] = {name: role.model for name, role in spec.model_roles.items()}
     if spec.gpus > 1:
         metrics["gpus"] = spec.gpus
     logs = {}

@@ -316,6 +316,20 @@ class Baseline(Section):
     """A local Hugging Face checkpoint directory, or `hf://org/name[@revision]`."""
 
 
+class ModelRole(Section):
+    """The model of one of Inspect's roles. Plain text is short for `{model: text}`."""
+
+    model: Text
+    """Inspect's name: `hf/FOLDER` is a local checkpoint, `lorasweep/NAME` one with an adapter (`args: {base: FOLDER,
+    adapter: FOLDER}`), `openai/...` and other providers are asked over the network (`allow_network`)."""
+    config: dict[str, Any] = {}
+    """Inspect's generation options: `temperature`, `max_tokens` and so on. A local model is greedy by default."""
+    base_url: Text | None = None
+    """URL of the provider's server; `null`: the provider's own. Keys are read from the environment only."""
+    args: dict[str, Any] = {}
+    """Arguments of the provider."""
+
+
 class Evaluation(Section):
     """How each point is evaluated, and how its checkpoint is kept."""
 
@@ -341,6 +355,14 @@ class Evaluation(Section):
     """Checkpoint that adapters are evaluated on; `null`: `model.path`. Must be the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
     """The Inspect tasks to evaluate."""
+    model_roles: Annotated[
+        dict[Name, Annotated[ModelRole, BeforeValidator(lambda v: {"model": v} if isinstance(v, str) else v)]],
+        Field(exclude_if=lambda value: not value),
+    ] = {}
+    """Models that tasks ask for by role, such as `grader`, the judge of Inspect's model-graded scorers; see
+    docs/judges.md."""
+    allow_network: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """Whether evaluations may ask models over the network: `model_roles` that are not local."""
     adapters_per_job: Annotated[int, Field(ge=1, le=MOST_ADAPTERS)] | Literal["auto"] = "auto"
     """Points (B2) per job, which loads the base once; `auto`: enough that start-up is a tenth of the job's time."""
     job_minutes: PositiveInt = 240

@@ -278,6 +278,7 @@ class Planner:
         if rule == "train" and point:
             return resources.train_mem_mb(base, point.controls, model)
         merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
+        evaluate += resources.roles_mem_mb(self.experiment.evaluation)
         return {"adopt": 0, "merge": merge, "evaluate_merged": max(merge, evaluate)}.get(rule, evaluate)
 
     def _make_jobs(self, modes: Mapping[str, str], batches: Sequence[Sequence[str]]) -> list[PlannedJob]:

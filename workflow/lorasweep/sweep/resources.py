@@ -5,11 +5,13 @@ the formulas. Predictions are in lorasweep.planning.costs.
 """
 
 from math import ceil, prod
+from pathlib import Path
 
-from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
 from lorasweep.experiment.devices import get_device
+from lorasweep.experiment.roles import get_folders
 from lorasweep.experiment.sections import MOST_ADAPTERS, Controls, Evaluation, Experiment, Model
 
 PROCESS_MB = 3000
@@ -113,6 +115,16 @@ def evaluate_mem_mb(checkpoint: Checkpoint, model: Model) -> int:
     return PROCESS_MB + 1000 + ceil(1.5 * checkpoint.num_parameters * BYTES[model.dtype] / MB)
 
 
+def roles_mem_mb(evaluation: Evaluation) -> int:
+    """Return the main memory of the local models of roles in MB: 1.5 times their files, as for the evaluated model."""
+    return ceil(1.5 * _count_role_bytes(evaluation) / MB)
+
+
+def _count_role_bytes(evaluation: Evaluation) -> int:
+    folders = {folder for role in evaluation.model_roles.values() if (folder := get_folders(role.model, role.args)[0])}
+    return sum(tensor.size for folder in folders for tensor in read_checkpoint(Path(folder)).tensors.values())
+
+
 def evaluate_runtime(checkpoint: Checkpoint, model: Model, evaluation: Evaluation, adapters: int = 1) -> int:
     """Return the time of an evaluation in minutes: 15, plus loading the model, plus the answers of each adapter."""
     seconds = _load_seconds(checkpoint, model) + adapters * _answer_seconds(checkpoint, model, evaluation)
@@ -135,8 +147,8 @@ def get_adapters_per_job(checkpoint: Checkpoint, model: Model, evaluation: Evalu
 def get_evaluation_gpus(checkpoint: Checkpoint | None, experiment: Experiment) -> int:
     """Return the number of GPUs that hold the model of an evaluation: the experiment's `evaluation.gpus`.
 
-    With `auto`, as few as hold P · w bytes in `WEIGHTS_SHARE` of their memory; for vLLM, a number that divides the
-    model's heads. 1 on a CPU, and for a model whose size is not known.
+    With `auto`, as few as hold P · w bytes, and the local models of roles, in `WEIGHTS_SHARE` of their memory; for
+    vLLM, a number that divides the model's heads. 1 on a CPU, and for a model whose size is not known.
     """
     gpus = experiment.evaluation.gpus
     if gpus != "auto":
@@ -144,7 +156,8 @@ def get_evaluation_gpus(checkpoint: Checkpoint | None, experiment: Experiment) -
     memory = get_device(experiment).memory
     if experiment.model.device == "cpu" or checkpoint is None or memory is None:
         return 1
-    least = ceil(checkpoint.num_parameters * BYTES[experiment.model.dtype] / (WEIGHTS_SHARE * memory))
+    weights = checkpoint.num_parameters * BYTES[experiment.model.dtype] + _count_role_bytes(experiment.evaluation)
+    least = ceil(weights / (WEIGHTS_SHARE * memory))
     if experiment.evaluation.backend == "vllm":
         heads = checkpoint.config.get("num_attention_heads", least)
         return next((gpus for gpus in range(least, heads + 1) if can_split(checkpoint, gpus)), least)

@@ -19,6 +19,7 @@ from lorasweep.evaluation.state import is_evaluated
 from lorasweep.experiment.devices import check_device
 from lorasweep.experiment.loading import load_experiment, read_overrides
 from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
+from lorasweep.experiment.roles import check_roles
 from lorasweep.experiment.sections import NAME_PATTERN, Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
 from lorasweep.experiment.training_data import check_data
@@ -42,6 +43,7 @@ from lorasweep.sweep.batches import assign_batches, read_batches
 from lorasweep.sweep.checks import (
     check_inputs,
     check_registered_tasks,
+    check_role_models,
     find_missing_model,
     find_trainer,
     has_configuration_alone,
@@ -107,6 +109,7 @@ class Sweep:
         with naming_file(source):
             trainer = find_trainer(as_written)
             tasks = get_tasks(as_written.evaluation.tasks)
+            check_roles(as_written.evaluation)
             revisions = read_revisions(results / REVISIONS)
             check_fetched(as_written, revisions, source)
             experiment = with_local_paths(as_written, revisions)
@@ -131,6 +134,7 @@ class Sweep:
             if asks_inspect:
                 run = Path(__file__).parents[3] / "scripts/run"
                 check_registered_tasks(self.tasks, [str(run), self.evaluation_stage])
+                check_role_models(self.experiment.evaluation, [str(run), self.evaluation_stage])
         for point in self.named_points.values() if not self.missing_model else ():
             if not point.adapter:
                 self.make_recipe(point)
@@ -516,7 +520,10 @@ class Sweep:
             return MISSING_MODEL_AMOUNT
         name = self.trainings.get(name, name) if rule == "train" else name
         base = read_checkpoint(Path(self.baselines.get(name, self.base_model)))
-        return attempt * _REQUESTS[rule, resource](self, name, base)
+        amount = _REQUESTS[rule, resource](self, name, base)
+        if resource == "mem_mb" and rule.startswith("evaluate"):
+            amount += resources.roles_mem_mb(self.experiment.evaluation)
+        return attempt * amount
 
 
 _Request = Callable[[Sweep, str, Checkpoint], int]
