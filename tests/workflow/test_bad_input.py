@@ -176,7 +176,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     ),
     "a judge whose key is not in the environment": (
         edit(evaluation={"allow_network": True, "model_roles": {"grader": "openai/gpt-4o"}}),
-        ["evaluation.model_roles.grader: openai/gpt-4o: ", "OPENAI_API_KEY"],
+        ["evaluation.model_roles.grader: openai/gpt-4o: Unable to initialise OpenAI client No OPENAI_API_KEY, "],
     ),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{

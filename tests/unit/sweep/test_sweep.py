@@ -180,6 +180,11 @@ def test_gpus_are_as_many_as_the_weights_of_each_model_need(load: Callable[..., 
     sweep = load(plan={"device": "mine", "devices": {"mine": mine}}, **sections)
     sweep.check(asks_inspect=False)
     assert (sweep.get_evaluation_gpus("wider"), sweep.evaluation_gpus, sweep.most_gpus) == (2, 1, 2)
+    judged = load(
+        plan={"device": "mine", "devices": {"mine": mine}},
+        **sections | {"evaluation": {"gpus": "auto", "model_roles": {"grader": "hf/wider"}}},
+    )
+    assert judged.evaluation_gpus == 4  # whose files are in fp32
     del mine["memory"]
     without = load(plan={"device": "mine", "devices": {"mine": mine}}, **sections)
     with pytest.raises(InputError, match=r"evaluation\.gpus: 'auto' needs the memory .* plan\.devices\.mine\.memory"):

@@ -1,6 +1,7 @@
 """Check everything that an experiment needs from outside its file, before any job is planned."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from math import ceil
@@ -217,9 +218,14 @@ def check_role_models(evaluation: Evaluation, python: Sequence[str]) -> None:
     refused = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
     if refused:
         raise InputError.join(
-            InputError(f"evaluation.model_roles.{name}: {evaluation.model_roles[name].model}: {' '.join(said.split())}")
+            InputError(f"evaluation.model_roles.{name}: {evaluation.model_roles[name].model}: {_make_plain(said)}")
             for name, said in refused
         )
+
+
+def _make_plain(message: str) -> str:
+    """Return a message of Inspect's in one line, without its markup."""
+    return " ".join(re.sub(r"\[/?(?:bold|blue)\]|ERROR:?", "", message).split()).lstrip(": ")
 
 
 def _check_role_folders(role: ModelRole, key: str) -> None:
