@@ -15,6 +15,7 @@ from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.evaluation import evaluate
 from lorasweep.evaluation.placement import refuse_offload, take_gpus
 from lorasweep.evaluation.probe import probe_logits
+from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.util.errors import InputError
 from tiny_model import make_model, make_tokenizer
 
@@ -102,3 +103,13 @@ def test_a_model_that_does_not_fit_its_gpus_is_refused(base: Checkpoint, tmp_pat
     with pytest.raises(InputError, match=r"parts of it would be on cpu and disk. Expected: a larger evaluation\.gpus"):
         refuse_offload(model)
     refuse_offload(AutoModelForCausalLM.from_pretrained(base.path, device_map="cpu"))
+
+
+def test_neither_provider_answers_with_a_model_that_does_not_fit(
+    base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EvaluationSpec, "placement", SPREAD)
+    folder = str(base.path)
+    for name, arguments in {"hf/x": {"model_path": folder}, "lorasweep/x": {"base": folder}}.items():
+        with pytest.raises(InputError, match="is not enough for the model"):
+            evaluate.make_model(make_spec(), name, base, offload_folder=str(tmp_path), **arguments)

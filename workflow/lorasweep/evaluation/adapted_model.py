@@ -117,8 +117,9 @@ def _load(path: Path, config: GenerateConfig, model_args: dict[str, Any]) -> _Lo
     with _LOADING:
         loaded = _LOADED.get(key)
         if loaded is None:
-            loaded = _Loaded(HuggingFaceAPI(str(path), config=config, model_path=str(path), **model_args))
-            refuse_offload(loaded.api.model)
+            api = HuggingFaceAPI(str(path), config=config, model_path=str(path), **model_args)
+            refuse_offload(api.model)
+            loaded = _Loaded(api)
             _LOADED[key] = loaded
         return loaded
 
