@@ -17,6 +17,7 @@ from lorasweep.experiment.sections import (
     Evaluation,
     Experiment,
     Model,
+    ModelRole,
     Planning,
     Sample,
     Section,
@@ -37,6 +38,7 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluation": Evaluation,
     "evaluation.baselines": Baseline,
     "evaluation.tasks": Task,
+    "evaluation.model_roles": ModelRole,
     "plan": Planning,
     "plan.devices": Device,
 }

@@ -113,6 +113,7 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
         edit(evaluation={"tasks": [{"task": "tasks.py@letters", "temperature": 0.5}]}),
         ALL_EVALUATIONS,
     ),
+    "a judge added": (edit(evaluation={"model_roles": {"grader": "hf/model"}}), ALL_EVALUATIONS),
     "a baseline added": (
         edit(evaluation={"baselines": [{"name": "again", "model": "model"}]}),
         {"evaluate": 1, "cleanup": 1, **SUMMED_UP},

@@ -57,6 +57,11 @@ def test_a_larger_rank_of_a_pattern_counts(spec: EvaluationSpec, base: Any, tmp_
     assert get_server_args(spec, base, [adapter])["max_lora_rank"] == 64
 
 
+def test_several_gpus_split_each_tensor(spec: EvaluationSpec, base: Any) -> None:
+    arguments = get_server_args(spec.model_copy(update={"gpus": 4}), base, [])
+    assert arguments == {"dtype": "bfloat16", "seed": 3, "tensor_parallel_size": 4}
+
+
 def test_a_rank_that_vllm_does_not_take_is_refused(spec: EvaluationSpec, base: Any, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="a rank over 512 is not applied"):
         refuse_unserved(make_adapter(tmp_path, 1000))

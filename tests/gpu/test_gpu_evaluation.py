@@ -1,6 +1,7 @@
 """Evaluation on a GPU: the three modes agree, and a batch of adapters on one base gives each row its own."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lorasweep.adapters.merge import merge
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.checkpoints.dtypes import PRECISIONS
 from lorasweep.checkpoints.tensors import DTYPES
-from lorasweep.evaluation.evaluate import evaluate, evaluate_adapters
+from lorasweep.evaluation.evaluate import evaluate, evaluate_adapters, make_model
 from lorasweep.evaluation.probe import probe_logits
 from lorasweep.evaluation.shared_base import SharedBase
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
@@ -190,3 +191,58 @@ class TestModes:
     def test_each_adapter_changes_the_answers(self, completions: dict[str, dict[str, list[str]]]) -> None:
         answers = [completions["base"]["base"], *completions["B2"].values()]
         assert len({tuple(answer) for answer in answers}) == 1 + len(ADAPTERS)
+
+
+class TestSeveralGpus:
+    @pytest.fixture(autouse=True)
+    def _two_gpus(self) -> None:
+        if (seen := torch.cuda.device_count()) < 2:
+            pytest.skip(f"needs two GPUs: torch.cuda.device_count() is {seen} here")
+
+    def test_a_spread_model_answers_as_one_on_a_single_gpu(
+        self, base: Path, dtype: str, points: dict[str, Path], merged: dict[str, Path], tmp_path: Path
+    ) -> None:
+        (tmp_path / "task.py").write_text(TASK)
+        answers: dict[tuple[str, str, int], list[str]] = {}
+        distances: dict[tuple[str, str, int], float] = {}
+        for mode in ("A", "B2"):
+            for gpus in (1, 2):
+                spec = make_spec(
+                    mode=mode,
+                    base_model=str(base),
+                    base_fingerprint=read_checkpoint(base).fingerprint,
+                    dtype=dtype,
+                    device="cuda",
+                    tasks=[TaskSpec(name="numbers", task=f"{tmp_path}/task.py@numbers", args={}, limit=None)],
+                    max_connections=8,
+                    max_tokens=8,
+                    gpus=gpus,
+                )
+                folder = tmp_path / f"{mode}-{gpus}"
+                for name, point in points.items():
+                    shutil.copytree(point / "adapter", folder / name / "adapter")
+                    shutil.copytree(merged[name], folder / name / "hf_model")
+                if mode == "A":
+                    for name in points:
+                        evaluate(spec, folder / name, tmp_path / "probes")
+                else:
+                    assert evaluate_adapters(spec, [folder / name for name in points]) == {}
+                for name in points:
+                    if mode == "B2":
+                        EvaluationState(spec, folder / name).publish()
+                    metrics = json.loads((folder / name / "eval/metrics.json").read_text())
+                    assert metrics.get("gpus", 1) == gpus
+                    log = read_eval_log(str(folder / name / "eval/numbers.eval"))
+                    assert log.samples is not None
+                    answers[mode, name, gpus] = [sample.output.completion for sample in log.samples]
+                    distances[mode, name, gpus] = metrics["proof"]["probe_distance"]
+        for (mode, name, gpus), answer in answers.items():
+            assert answer == answers[mode, name, 1]
+            assert distances[mode, name, gpus] == distances[mode, name, 1]
+
+    def test_its_layers_are_on_both(self, base: Path, dtype: str) -> None:
+        spec = make_spec(base_model=str(base), dtype=dtype, device="cuda", gpus=2)
+        model = make_model(spec, "hf/base", read_checkpoint(base), model_path=str(base)).api.model
+        assert {parameter.device.index for parameter in model.parameters()} == {0, 1}
+        whole = load(base, dtype, "cuda:0")
+        assert torch.equal(probe_logits(model), probe_logits(whole))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lorasweep.experiment.loading import load_experiment
+from lorasweep.experiment.roles import get_folders
 from lorasweep.running.run import Places, forecast_run
 from lorasweep.sweep.sweep import Sweep
 from plain_checkpoint import write_checkpoint
@@ -70,9 +71,14 @@ def test_blocks_of_yaml_are_planned(block: str, tmp_path: Path, monkeypatch: pyt
         return
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for folder in {whole["model"]["path"], *find_values(whole.get("evaluation"), "model")}:
+    roles = load_experiment(whole, "shown.yaml").evaluation.model_roles.values()
+    asked = [get_folders(role.model, role.args) for role in roles]
+    baselines = (whole.get("evaluation") or {}).get("baselines")
+    bases = {whole["model"]["path"], *find_values(baselines, "model"), *(base for base, _ in asked if base)}
+    for folder in bases:
         write_checkpoint(tmp_path / folder)
-    for folder in set(find_values(whole.get("runs"), "adapter")):
+    adapters = {*find_values(whole.get("runs"), "adapter"), *(adapter for _, adapter in asked if adapter)}
+    for folder in adapters:
         (tmp_path / folder).mkdir(parents=True)
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             (tmp_path / folder / name).write_bytes(b"{}")

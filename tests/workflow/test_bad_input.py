@@ -150,6 +150,34 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(trainer="lorasweep.trainers.torchtune.tokenizer"),
         ["trainer: 'lorasweep.trainers.torchtune.tokenizer' cannot be imported where Snakemake runs: No module named"],
     ),
+    "a judge on a server without the network": (
+        edit(evaluation={"model_roles": {"grader": "openai/gpt-4o"}}),
+        ["sweep.yaml: evaluation.model_roles.grader: 'openai/gpt-4o' is asked over the network", "allow_network: true"],
+    ),
+    "a judge with a key": (
+        edit(evaluation={"model_roles": {"grader": {"model": "openai/gpt-4o", "args": {"api_key": "sk-1"}}}}),
+        ["evaluation.model_roles.grader.args.api_key: a secret does not belong in the file", "environment variable"],
+    ),
+    "judges that Inspect refuses": (
+        edit(
+            evaluation={
+                "allow_network": True,
+                "model_roles": {
+                    "grader": "opnai/gpt-4o",
+                    "critic": {"model": "mockllm/model", "config": {"temprature": 1}},
+                },
+            }
+        ),
+        [
+            "evaluation.model_roles.grader: opnai/gpt-4o: Model API opnai of model 'opnai/gpt-4o' not recognized",
+            "evaluation.model_roles.critic: mockllm/model: ",
+            "Unknown GenerateConfig field(s): temprature",
+        ],
+    ),
+    "a judge whose key is not in the environment": (
+        edit(evaluation={"allow_network": True, "model_roles": {"grader": "openai/gpt-4o"}}),
+        ["evaluation.model_roles.grader: openai/gpt-4o: Unable to initialise OpenAI client No OPENAI_API_KEY, "],
+    ),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{
         f"a run called {name!r}": (edit(runs=[{"name": name, "lora_rank": 2}]), ["runs.0.name", "letters, digits"])

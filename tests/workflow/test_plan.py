@@ -189,3 +189,17 @@ def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_
     refused = sweep.snakemake("--cores", "8", "--resources", "gpu=1", "--dry-run")
     assert refused.returncode == 1
     assert "controls.gpus: 2 is invalid with --resources gpu=1. Expected: at most 1" in refused.stdout + refused.stderr
+
+
+def test_an_evaluation_asks_for_its_gpus_on_one_node(make: Callable[..., Sweep]) -> None:
+    sweep = make(variables={"mode": ["B1", "B2"]})
+    sweep.edit(model={"device": "cuda", "dtype": "bf16"}, evaluation={"gpus": 2})
+    said = sweep.run("--profile", ROOT / "slurm", "--dry-run", "--printshellcmds")
+    for rule in ("evaluate", "evaluate_merged", "evaluate_adapters"):
+        job = re.search(rf"rule {rule}:.*?\n\n", said, flags=re.DOTALL)[0]
+        assert "gpu=2, nodes=1, model_gpus=2" in job
+        assert "--gpus 2" in job
+    assert "evaluations on up to 2 GPUs" in sweep.call("plan", "--cores", "2")
+    refused = sweep.snakemake("--cores", "8", "--resources", "gpu=1", "--dry-run")
+    assert refused.returncode == 1
+    assert "evaluation.gpus: 2 is invalid with --resources gpu=1" in refused.stdout + refused.stderr

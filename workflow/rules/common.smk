@@ -103,6 +103,12 @@ def get_evaluation_outputs():
     }
 
 
+def get_placement():
+    """Return the resources of an evaluation that say where its model is. Not params: a change reruns nothing."""
+    # All GPUs on one node: otherwise SLURM may spread them over several.
+    return {"nodes": 1, "model_gpus": of(SWEEP.get_model_gpus)}
+
+
 def get_base_fingerprint(wildcards):
     return SWEEP.base_fingerprint
 

@@ -27,9 +27,10 @@ rule evaluate:
         f"../../envs/{SWEEP.evaluation_stage}.yaml"
     threads: 4
     resources:
+        **get_placement(),
         mem_mb=request("evaluate", "mem_mb"),
         runtime=request("evaluate", "runtime"),
-        gpu=SWEEP.evaluation_gpus,
+        gpu=of(SWEEP.get_evaluation_gpus),
         merged_models=lambda wildcards: int(EVALUATED[wildcards.point] == "B1"),
     params:
         spec=get_evaluation,
@@ -38,7 +39,7 @@ rule evaluate:
         probes=f"{RESULTS}/.probes",
     shell:
         f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate --spec {{params.spec:q}} --point {{params.point:q}}"
-        " {params.model:q} --probes {params.probes:q} > {log:q} 2>&1"
+        " {params.model:q} --probes {params.probes:q} --gpus {resources.model_gpus} > {log:q} 2>&1"
 
 
 localrules:
@@ -61,6 +62,7 @@ rule evaluate_adapters:
         f"../../envs/{SWEEP.evaluation_stage}.yaml"
     threads: 4
     resources:
+        **get_placement(),
         mem_mb=request("evaluate_adapters", "mem_mb"),
         runtime=request("evaluate_adapters", "runtime"),
         gpu=SWEEP.evaluation_gpus,
@@ -69,7 +71,7 @@ rule evaluate_adapters:
         points=of(SWEEP.get_batch_folders),
     shell:
         f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job evaluate_adapters --spec {{params.spec:q}} --points {{params.points:q}}"
-        " --output {output.batch:q} > {log:q} 2>&1"
+        " --output {output.batch:q} --gpus {resources.model_gpus} > {log:q} 2>&1"
 
 
 rule publish:

@@ -339,3 +339,19 @@ def test_samples_that_no_gpu_has_too_few_of_are_seen_twice(tmp_path: Path) -> No
     planner = make_planner(tmp_path, controls={"batch_size": 1, "gpus": 3})
     # 1000 samples are 334 for each of three.
     assert planner.costs.get_training(planner.points["lora_rank=8"].controls).steps == 334
+
+
+def test_the_gpus_of_an_evaluation_are_paid_and_share_its_time_if_vllm_splits_each_tensor(tmp_path: Path) -> None:
+    def make(gpus: int, backend: str) -> Planner:
+        evaluation = {"gpus": gpus, "backend": backend, "merge_adapters": False}
+        return make_planner(tmp_path, evaluation=evaluation)
+
+    one, four, split = make(1, "hf"), make(4, "hf"), make(4, "vllm")
+    load = one.costs.model("evaluate", [])
+    answers = [planner.costs.model("evaluate", [None]) - load for planner in (one, four, split)]
+    assert answers == pytest.approx([answers[0], answers[0], answers[0] / 4])
+    plan = four.plan_all("B2")
+    rules = {"train": 1, "evaluate": 4, "evaluate_adapters": 4}
+    assert plan.gpu_hours * 3600 == pytest.approx(sum(n * plan.seconds[rule] for rule, n in rules.items()))
+    row = next(row for row in four.plan_points([]) if row.name == "baseline")
+    assert row.gpu_hours == pytest.approx(4 * row.seconds["evaluate"] / 3600)

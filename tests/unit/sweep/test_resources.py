@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorasweep.checkpoints.checkpoint import Checkpoint, Tensor, read_checkpoint
-from lorasweep.experiment.sections import Controls, Evaluation, Model
+from lorasweep.experiment.sections import Controls, Evaluation, Experiment, Model
 from lorasweep.sweep import resources
 from plain_checkpoint import write_checkpoint
 
@@ -125,3 +125,28 @@ def test_of_several_gpus_each_process_has_the_model_and_all_share_the_time(llama
     assert resources.train_mem_mb(llama, four, GPU) == 4 * resources.train_mem_mb(llama, one, GPU)
     long, short = (resources.train_runtime(llama, controls, GPU, 8000) - 15 for controls in (one, four))
     assert short == pytest.approx(long / 4, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "gpus"),
+    [
+        ("a100", {}, 1),  # 16.06 GB of 56
+        ("rtx4090", {}, 1),  # of 16.8
+        ("rtx4090", {"dtype": "fp32"}, 2),
+        ("small", {}, 12),  # 1.4 GB each
+        ("small", {"backend": "vllm"}, 16),  # which divides 32 heads
+        ("small", {"gpus": 3}, 3),
+    ],
+)
+def test_auto_is_as_few_gpus_as_hold_the_weights_in_seven_tenths_of_their_memory(
+    llama: Checkpoint, device: str, changes: dict[str, Any], gpus: int
+) -> None:
+    small = {"bf16_flops": 1e12, "fp32_flops": 1e12, "bandwidth": 1e12, "memory": 2e9}
+    plain = {
+        "experiment": {"name": "e"},
+        "model": {"path": "x", "dtype": changes.pop("dtype", "bf16")},
+        "evaluation": {"gpus": "auto", **changes},
+        "plan": {"device": device, "devices": {"small": small}},
+    }
+    llama.config.update(num_attention_heads=32, num_key_value_heads=8)
+    assert resources.get_evaluation_gpus(llama, Experiment.model_validate(plain)) == gpus

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.points import record_points
 from lorasweep.sweep.batches import record_batches
 from lorasweep.sweep.sweep import MISSING_MODEL_AMOUNT, Sweep
@@ -131,16 +132,18 @@ def test_a_job_has_the_sweep_as_its_run_has_it(load: Callable[..., Sweep]) -> No
 
 
 @pytest.mark.parametrize(
-    ("gpus", "shared", "message"),
+    ("section", "shared", "message"),
     [
-        (2, 1, "controls.gpus: 2 is invalid with --resources gpu=1"),
-        (1, 2, "--resources: gpu=2: jobs on one machine"),
+        ("controls", 1, "controls.gpus: 2 is invalid with --resources gpu=1"),
+        ("evaluation", 1, "evaluation.gpus: 2 is invalid with --resources gpu=1"),
+        ("evaluation", 4, "--resources: gpu=4: jobs on one machine"),
+        (None, 2, "--resources: gpu=2: jobs on one machine"),
     ],
 )
 def test_gpus_that_jobs_would_share_are_refused(
-    load: Callable[..., Sweep], gpus: int, shared: int, message: str
+    load: Callable[..., Sweep], section: str | None, shared: int, message: str
 ) -> None:
-    on_gpus = {"controls": {"gpus": gpus}, "model": {"path": "model"}, "variables": {"seed": [1]}}
+    on_gpus = {"model": {"path": "model"}, "variables": {"seed": [1]}, **({section: {"gpus": 2}} if section else {})}
     with pytest.raises(InputError, match=re.escape(message)):
         load(shared_gpus=shared, **on_gpus).check(asks_inspect=False)
 
@@ -151,3 +154,109 @@ def test_a_training_on_a_shared_machine_has_all_of_its_gpus(load: Callable[..., 
     assert [cluster.get_train_gpus(training) for training in cluster.trainings] == [1, 2]
     assert [machine.get_train_gpus(training) for training in machine.trainings] == [2, 2]
     assert (cluster.evaluation_gpus, machine.evaluation_gpus) == (1, 2)
+    assert machine.get_model_gpus("one") == 1
+
+
+def test_an_evaluation_asks_for_its_gpus_and_is_the_same_evaluation(load: Callable[..., Sweep]) -> None:
+    sections = {"runs": MODES, "model": {"path": "model"}}
+    one, three = (load(evaluation={"gpus": gpus}, **sections) for gpus in (1, 3))
+    for name in one.evaluated:
+        assert (one.get_evaluation_gpus(name), three.get_evaluation_gpus(name)) == (1, 3)
+        assert three.get_evaluation_spec(name).model_dump_json() == one.get_evaluation_spec(name).model_dump_json()
+    assert [three.get_train_gpus(training) for training in three.trainings] == [1]
+    assert [load(shared_gpus=3, evaluation={"gpus": 3}, **sections).get_train_gpus(t) for t in three.trainings] == [3]
+    assert load(evaluation={"gpus": "auto"}, runs=MODES).evaluation_gpus == 0  # on a CPU
+
+
+def test_gpus_are_as_many_as_the_weights_of_each_model_need(load: Callable[..., Sweep], tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "wider", hidden_size=32)
+    sizes = {name: read_checkpoint(tmp_path / name).num_parameters * 2 for name in ("model", "wider")}
+    mine = {"bf16_flops": 1e12, "fp32_flops": 1e12, "bandwidth": 1e12, "memory": float(sizes["wider"])}
+    sections = {
+        "runs": MODES,
+        "model": {"path": "model"},
+        "evaluation": {"gpus": "auto", "baselines": [{"name": "wider", "model": "wider"}]},
+    }
+    sweep = load(plan={"device": "mine", "devices": {"mine": mine}}, **sections)
+    sweep.check(asks_inspect=False)
+    assert (sweep.get_evaluation_gpus("wider"), sweep.evaluation_gpus, sweep.most_gpus) == (2, 1, 2)
+    judged = load(
+        plan={"device": "mine", "devices": {"mine": mine}},
+        **sections | {"evaluation": {"gpus": "auto", "model_roles": {"grader": "hf/wider"}}},
+    )
+    assert judged.evaluation_gpus == 4  # whose files are in fp32
+    del mine["memory"]
+    without = load(plan={"device": "mine", "devices": {"mine": mine}}, **sections)
+    with pytest.raises(InputError, match=r"evaluation\.gpus: 'auto' needs the memory .* plan\.devices\.mine\.memory"):
+        without.check(asks_inspect=False)
+
+
+BAD_GPUS = [
+    ({"gpus": 2}, "cpu", "evaluation.gpus: 2 is invalid with model.device: cpu. Expected: 1, or cuda"),
+    (
+        {"gpus": 3, "backend": "vllm", "merge_adapters": False},
+        "cuda",
+        "evaluation.gpus: 3 is invalid: vLLM cannot split the heads of 'model' over so many. Expected: 1, 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("evaluation", "device", "message"), BAD_GPUS)
+def test_gpus_that_cannot_hold_a_model_are_refused(
+    load: Callable[..., Sweep], evaluation: dict[str, Any], device: str, message: str
+) -> None:
+    sweep = load(evaluation=evaluation, model={"path": "model", "device": device}, variables={"seed": [1]})
+    with pytest.raises(InputError, match=re.escape(message)):
+        sweep.check(asks_inspect=False)
+
+
+def test_a_judge_is_a_part_of_the_evaluation_with_its_weights(load: Callable[..., Sweep], tmp_path: Path) -> None:
+    def make(**evaluation: Any) -> Sweep:
+        return load(runs=MODES, evaluation=evaluation)
+
+    plain = make()
+    assert not {"model_roles", "gpus"} & {*json.loads(plain.get_evaluation_spec("merged").model_dump_json())}
+    for name in ("judge", "stricter"):
+        write_checkpoint(tmp_path / name, vocab_size={"judge": 4000, "stricter": 5000}[name])
+    sweeps = [
+        plain,
+        make(model_roles={"grader": "hf/judge"}),
+        make(model_roles={"grader": "hf/stricter"}),
+        make(model_roles={"grader": {"model": "hf/judge", "config": {"max_tokens": 8}}}),
+        make(model_roles={"critic": "hf/judge"}),
+        make(model_roles={"grader": "openai/gpt-4o"}, allow_network=True),
+    ]
+    for name in plain.evaluated:
+        assert len({sweep.get_evaluation_spec(name).sha256 for sweep in sweeps}) == len(sweeps)
+    said = json.loads(sweeps[1].get_evaluation_spec("merged").model_dump_json())["model_roles"]["grader"]
+    assert said == {
+        "model": "hf/judge",
+        "config": {},
+        "args": {},
+        "fingerprint": read_checkpoint(Path("judge")).fingerprint,
+    }
+    allowed = make(model_roles={"grader": "hf/judge"}, allow_network=True)
+    assert allowed.get_evaluation_spec("merged") == sweeps[1].get_evaluation_spec("merged")
+    more = 1.5 * sum(tensor.size for tensor in read_checkpoint(Path("judge")).tensors.values()) / 1e6
+    for rule, point in (("evaluate", "baseline"), ("evaluate_merged", "merged")):
+        own, judged = (sweep.request(rule, "mem_mb", point) for sweep in sweeps[:2])
+        assert own + more <= judged < own + more + 1
+    assert sweeps[1].request("merge", "mem_mb", "full") == plain.request("merge", "mem_mb", "full")
+
+
+@pytest.mark.parametrize(
+    ("grader", "message"),
+    [
+        ("hf/none", "evaluation.model_roles.grader: no such directory: 'none'"),
+        (
+            {"model": "lorasweep/judge", "args": {"base": "model", "adapter": "none"}},
+            "evaluation.model_roles.grader.args.adapter: no adapter_model.safetensors in 'none'",
+        ),
+    ],
+)
+def test_a_judge_that_is_not_there_is_missed_before_any_job(
+    load: Callable[..., Sweep], grader: Any, message: str
+) -> None:
+    sweep = load(runs=MODES, evaluation={"model_roles": {"grader": grader}})
+    with pytest.raises(InputError, match=re.escape(message)):
+        sweep.check(asks_inspect=False)

@@ -20,6 +20,7 @@ from inspect_ai.model._providers.hf import HF_TOKEN, HuggingFaceAPI, set_random_
 
 from lorasweep.adapters.adapter import read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from lorasweep.evaluation.placement import refuse_offload
 from lorasweep.evaluation.shared_base import SharedBase, UnmergedBase
 from lorasweep.util.errors import InputError
 
@@ -131,6 +132,7 @@ def _load(checkpoint: Checkpoint, config: GenerateConfig, merged: bool, model_ar
         loaded = _LOADED.get(key)
         if loaded is None:
             api = HuggingFaceAPI(str(path), config=config, model_path=str(path), **model_args)
+            refuse_offload(api.model)
             loaded = _Loaded(api, checkpoint, merged)
             _LOADED[key] = loaded
         return loaded

@@ -17,7 +17,9 @@ from lorasweep.adapters.adapter import AdapterError, read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.tensors import get_torch_name
 from lorasweep.evaluation.inspect_tasks import EvaluationError, run_task
+from lorasweep.evaluation.placement import refuse_offload
 from lorasweep.evaluation.probe import base_logits, measure_effect, probe_logits
+from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.evaluation.state import EvaluationState
 from lorasweep.layout import RECORD, STATE
@@ -42,8 +44,9 @@ def evaluate(spec: EvaluationSpec, point: Path, probes: Path, model: Path | None
     """
     state = EvaluationState(spec, point)
     if not state.is_finished():
-        state.begin(_get_versions(spec))
+        state.begin(_get_surroundings(spec))
         base = _read_base(spec)
+        open_roles(spec)
         opened, proof = _open_full_model(spec, base, point, probes, model)
         _run_tasks(spec, point.name, state, opened, proof)
     state.keep()
@@ -68,7 +71,8 @@ def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str,
                 try:
                     if not state.is_finished():
                         print(f"Evaluating {point.name}", flush=True)
-                        state.begin(_get_versions(spec))
+                        state.begin(_get_surroundings(spec))
+                        open_roles(spec)
                         with open_model(point) as (model, proof):
                             _run_tasks(spec, point.name, state, model, proof)
                     state.keep()
@@ -108,7 +112,7 @@ def _open_full_model(
     proof["adapter_sha256"] = adapter.sha256
     proof["adapter_tensors"] = record["adapter_tensors"]
     proof["merged_weights_sha256"] = record.get("weights_sha256")
-    before = base_logits(base, spec.dtype, spec.device, probes)
+    before = base_logits(base, spec, probes)
     model = make_model(spec, f"hf/{point.name}", base, model_path=str(full))
     proof["probe_distance"] = measure_effect(adapter, probe_logits(model.api.model), before)
     return model, proof
@@ -154,16 +158,18 @@ def make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model_
         model_args["chat_template"] = _PLAIN
     # A chat template writes the special tokens; the tokenizer would add a second one in front.
     writes_special_tokens = checkpoint.has_chat_template and not spec.has_plain_prompts
-    return get_model(
+    model = get_model(
         name,
         memoize=False,
         config=spec.make_generate_config(temperature=spec.temperature if sampled else None),
-        device="cuda:0" if spec.device == "cuda" else "cpu",
+        device=spec.placement,
         dtype=get_torch_name(spec.dtype),
         do_sample=sampled,
         tokenizer_call_args={"add_special_tokens": not writes_special_tokens},
         **model_args,
     )
+    refuse_offload(model.api.model)
+    return model
 
 
 def _get_versions(spec: EvaluationSpec) -> dict[str, str]:
@@ -171,14 +177,24 @@ def _get_versions(spec: EvaluationSpec) -> dict[str, str]:
     packages = {task.task.partition("/")[0] for task in spec.tasks if not task.task.partition("@")[0].endswith(".py")}
     used = {name for task in spec.tasks for name in (task.solver, task.scorer) if name}
     packages |= {name.partition("/")[0] for name in used if "/" in name and not name.partition("@")[0].endswith(".py")}
+    packages |= {role.model.partition("/")[0] for role in (spec.model_roles or {}).values()}
     backend = ["vllm"] if spec.backend == "vllm" else ["peft"]
     return get_versions("torch", "transformers", "inspect-ai", "tokenizers", *backend, *sorted(packages))
+
+
+def _get_surroundings(spec: EvaluationSpec) -> dict[str, str]:
+    """Return what an unfinished evaluation is continued under only: versions, and the number of GPUs if several."""
+    return _get_versions(spec) | ({"gpus": str(spec.gpus)} if spec.gpus > 1 else {})
 
 
 def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: Any, proof: dict[str, Any]) -> None:
     """Run every task of a point, and store the result in its state."""
     metrics: dict[str, Any] = {"mode": spec.mode, "backend": spec.backend, "proof": proof, "tasks": {}}
     metrics["versions"] = _get_versions(spec)
+    if spec.model_roles:
+        metrics["model_roles"] = {name: role.model for name, role in spec.model_roles.items()}
+    if spec.gpus > 1:
+        metrics["gpus"] = spec.gpus
     logs = {}
     began = time.monotonic()
     with _keep_inspects_files_in(state.data):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.evaluation.state import EvaluationState
 from lorasweep.util.errors import JobError
@@ -102,6 +103,7 @@ def run_task(
         retry_attempts=1,  # one attempt in all
         retry_immediate=False,
         model=model,
+        model_roles=open_roles(spec) or None,
         task_args=task.args if loaded is task.task else {},
         limit=task.limit,
         **make_options(spec, task, model),

@@ -11,6 +11,7 @@ from lorasweep.adapters.adapter import Adapter, AdapterError
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.dtypes import PRECISIONS
 from lorasweep.checkpoints.tensors import DTYPES
+from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.util.files import give_default_mode
 
 _LENGTH = 32
@@ -22,8 +23,8 @@ def probe_logits(model: Any) -> torch.Tensor:
     A fixed rule spreads the tokens over the vocabulary, so that the probe needs no tokenizer.
     """
     embedding = model.get_input_embeddings()
-    size = getattr(embedding, "base_layer", embedding).num_embeddings  # LoRA may wrap the embedding
-    tokens = torch.tensor([[(7919 * (i + 1)) % size for i in range(_LENGTH)]], device=model.device)
+    embedding = getattr(embedding, "base_layer", embedding)  # LoRA may wrap the embedding
+    tokens = torch.tensor([[(7919 * (i + 1)) % embedding.num_embeddings for i in range(_LENGTH)]], device=model.device)
     with torch.inference_mode():
         return model(input_ids=tokens).logits[0].float().cpu()
 
@@ -40,19 +41,21 @@ def measure_effect(adapter: Adapter, logits: torch.Tensor, base: torch.Tensor) -
     return distance
 
 
-def base_logits(base: Checkpoint, dtype: str, device: str, cache: Path) -> torch.Tensor:
+def base_logits(base: Checkpoint, spec: EvaluationSpec, cache: Path) -> torch.Tensor:
     """Return the base model's logits on the probe's tokens, computed once and then read from the folder `cache`.
 
-    The cache's key has the fingerprint, the precision and the kind of device, as a merged model must be compared with
-    its base under the same arithmetic.
+    The cache's key has the fingerprint, the precision, and the kind and number of devices, as a merged model must be
+    compared with its base under the same arithmetic.
     """
     from transformers import AutoModelForCausalLM
 
-    kind = torch.cuda.get_device_name() if device == "cuda" else device
-    key = hashlib.sha256(f"{base.fingerprint} {dtype} {kind} {torch.__version__}".encode()).hexdigest()[:16]
+    kind = torch.cuda.get_device_name() if spec.device == "cuda" else spec.device
+    kind += f" {spec.gpus}" if spec.gpus > 1 else ""
+    key = hashlib.sha256(f"{base.fingerprint} {spec.dtype} {kind} {torch.__version__}".encode()).hexdigest()[:16]
     file = cache / f"{key}.safetensors"
     if not file.is_file():
-        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=DTYPES[PRECISIONS[dtype]], device_map=device)
+        dtype = DTYPES[PRECISIONS[spec.dtype]]
+        model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, device_map=spec.placement)
         cache.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(f".{hashlib.sha256(str(id(model)).encode()).hexdigest()[:8]}.tmp")
         save_file({"logits": probe_logits(model)}, aside)

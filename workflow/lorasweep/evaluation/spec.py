@@ -1,17 +1,20 @@
 """The specification of an evaluation: all settings that determine its results, as one serializable value."""
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.experiment.roles import get_folders
+from lorasweep.layout import ADAPTER_WEIGHTS
 from lorasweep.util.digest import digest_file
 
 if TYPE_CHECKING:  # the evaluation environment only reads specs, and lacks the dependencies of these modules
     from collections.abc import Iterable
-    from pathlib import Path
 
-    from lorasweep.experiment.sections import Data, Experiment
+    from lorasweep.experiment.sections import Data, Experiment, ModelRole
     from lorasweep.experiment.tasks import TaskEntry
 
 Mode = Literal["A", "B1", "B2", "base"]
@@ -42,6 +45,19 @@ class TaskSpec(BaseModel):
     scorer_args: dict[str, Any] | None = _optional
 
 
+class RoleSpec(BaseModel):
+    """The model of one of Inspect's roles."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    config: dict[str, Any]
+    args: dict[str, Any]
+    base_url: str | None = _optional
+    fingerprint: str | None = _optional
+    """Of a local model: its checkpoint's fingerprint, and the digest of its adapter's weights."""
+
+
 class EvaluationSpec(BaseModel):
     """Everything that an evaluation's results depend on, except the adapter's weights."""
 
@@ -66,6 +82,15 @@ class EvaluationSpec(BaseModel):
     """Whether prompts are plain text, even if the model has a chat template."""
     prompt: str | None = _optional
     """A template of the user's message, with `{input}`."""
+    model_roles: dict[str, RoleSpec] | None = _optional
+    """The models that tasks ask for by role."""
+    gpus: int = Field(default=1, exclude=True)
+    """Number of GPUs that hold the model. Not a part of the evaluation: it changes where the weights are, not them."""
+
+    @property
+    def placement(self) -> str:
+        """Where transformers puts a model: its layers are spread over several GPUs, as evenly as they fit."""
+        return "cpu" if self.device == "cpu" else "cuda:0" if self.gpus <= 1 else "auto"
 
     @property
     def sha256(self) -> str:
@@ -121,6 +146,26 @@ def make_evaluation_spec(
         files={str(file): digest_file(file) for file in sorted(files)},
         has_plain_prompts=True if data.format == "completion" else None,
         prompt=data.prompt,
+        model_roles={name: _make_role_spec(role) for name, role in sorted(evaluation.model_roles.items())} or None,
+    )
+
+
+def fingerprint_role(role: "ModelRole | RoleSpec") -> str | None:
+    """Return what identifies the weights of a role's local model; `None` for any other."""
+    folder, adapter = get_folders(role.model, role.args)
+    if not folder:
+        return None
+    fingerprint = read_checkpoint(Path(folder)).fingerprint
+    return f"{fingerprint} {digest_file(Path(adapter, ADAPTER_WEIGHTS))}" if adapter else fingerprint
+
+
+def _make_role_spec(role: "ModelRole") -> RoleSpec:
+    return RoleSpec(
+        model=role.model,
+        config=_sort(role.config),
+        args=_sort(role.args),
+        base_url=role.base_url,
+        fingerprint=fingerprint_role(role),
     )
 
 

@@ -101,6 +101,8 @@ def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection
     `rank_pattern` can have a larger rank, and vLLM accepts only the values in `RANKS`.
     """
     arguments: dict[str, Any] = {"dtype": get_torch_name(spec.dtype), "seed": spec.seed}
+    if spec.gpus > 1:
+        arguments["tensor_parallel_size"] = spec.gpus
     if adapters:
         rank = max(map(_get_rank, adapters))
         arguments |= {"enable_lora": True, "max_lora_rank": next(limit for limit in RANKS if rank <= limit)}

@@ -228,7 +228,8 @@ class Model(Section):
     """Precision of training, merging and evaluation. torchtune does not train in `fp16`, which is for adapters that
     exist."""
     device: Literal["cuda", "cpu"] = "cuda"
-    """Where training and evaluation run. `cuda` requests one GPU per job; for a training, `controls.gpus`."""
+    """Where training and evaluation run. `cuda` requests one GPU per job, or `controls.gpus` and
+    `evaluation.gpus`."""
 
 
 class Data(Section):
@@ -316,6 +317,20 @@ class Baseline(Section):
     """A local Hugging Face checkpoint directory, or `hf://org/name[@revision]`."""
 
 
+class ModelRole(Section):
+    """The model of one of Inspect's roles. Plain text is short for `{model: text}`."""
+
+    model: Text
+    """Inspect's name: `hf/FOLDER` is a local checkpoint, `lorasweep/NAME` one with an adapter (`args: {base: FOLDER,
+    adapter: FOLDER}`), `openai/...` and other providers are asked over the network (`allow_network`)."""
+    config: dict[str, Any] = {}
+    """Inspect's generation options: `temperature`, `max_tokens` and so on. A local model is greedy by default."""
+    base_url: Text | None = None
+    """URL of the provider's server; `null`: the provider's own. Keys are read from the environment only."""
+    args: dict[str, Any] = {}
+    """Arguments of the provider."""
+
+
 class Evaluation(Section):
     """How each point is evaluated, and how its checkpoint is kept."""
 
@@ -342,12 +357,23 @@ class Evaluation(Section):
     """Checkpoint that adapters are evaluated on; `null`: `model.path`. Must be the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
     """The Inspect tasks to evaluate."""
+    model_roles: Annotated[
+        dict[Name, Annotated[ModelRole, BeforeValidator(lambda v: {"model": v} if isinstance(v, str) else v)]],
+        Field(exclude_if=lambda value: not value),
+    ] = {}
+    """Models that tasks ask for by role, such as `grader`, the judge of Inspect's model-graded scorers; see
+    docs/judges.md."""
+    allow_network: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """Whether evaluations may ask models over the network: `model_roles` that are not local."""
     adapters_per_job: Annotated[int, Field(ge=1, le=MOST_ADAPTERS)] | Literal["auto"] = "auto"
     """Points (B2) per job, which loads the base once; `auto`: enough that start-up is a tenth of the job's time."""
     job_minutes: PositiveInt = 240
     """With `adapters_per_job: auto`: maximum expected duration of a job, in minutes."""
     backend: Literal["hf", "vllm"] = "hf"
     """What generates answers: transformers (`hf`), or a vLLM server (B2 and the baseline only); see docs/direct.md."""
+    gpus: Annotated[PositiveInt | Literal["auto"], Field(exclude_if=lambda value: value == 1)] = 1
+    """GPUs of one node that hold the model of an evaluation: its layers are spread over them (`hf`), or each tensor is
+    (`vllm`). `auto`: as few as the weights fit into; see docs/resources.md. Changing it evaluates nothing again."""
     max_connections: PositiveInt = 32
     """Samples generated in one batch (Inspect's name for it)."""
     max_tokens: PositiveInt | None = None
@@ -359,7 +385,7 @@ class Evaluation(Section):
 
 
 class Device(Section):
-    """Peak performance of a device, for the plan."""
+    """Peak performance and memory of a device, for the plan."""
 
     bf16_flops: PositiveNumber
     """Peak dense FLOP/s in bf16 and fp16."""
@@ -367,6 +393,8 @@ class Device(Section):
     """Peak dense fp32 FLOP/s."""
     bandwidth: PositiveNumber
     """Memory bandwidth in bytes per second."""
+    memory: Annotated[PositiveNumber | None, Field(exclude_if=lambda value: value is None)] = None
+    """Memory in bytes; needed by `evaluation.gpus: auto` only."""
 
 
 class Planning(Section):

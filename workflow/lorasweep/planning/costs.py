@@ -12,10 +12,10 @@ from math import ceil
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
-from lorasweep.experiment.devices import DEFAULT_DEVICES, DEVICES
+from lorasweep.experiment.devices import get_device, get_device_name
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import Controls, Device, Evaluation, Experiment
-from lorasweep.sweep.resources import get_effective_batch
+from lorasweep.sweep.resources import get_effective_batch, get_evaluation_gpus
 
 BANDWIDTH_EFFICIENCY = 0.5
 """Share of the device's memory bandwidth that decoding reaches."""
@@ -101,11 +101,11 @@ class Costs:
 
     @cached_property
     def device_name(self) -> str:
-        return self.experiment.plan.device or DEFAULT_DEVICES[self.experiment.model.device]
+        return get_device_name(self.experiment)
 
     @cached_property
     def device(self) -> Device:
-        return {**DEVICES, **self.experiment.plan.devices}[self.device_name]
+        return get_device(self.experiment)
 
     @cached_property
     def _flops(self) -> float:
@@ -184,7 +184,7 @@ class Costs:
         """Return the modelled seconds of all answers of one model.
 
         Prompts take 2 P operations per token. An answer's token takes the longer of reading all weights once and
-        computing with them for the whole batch.
+        computing with them for the whole batch. vLLM's GPUs share both; those of `hf` hold layers that take turns.
         """
         sizes = list(self.tasks.values()) or [
             TaskSize((task.limit or TASK_SAMPLES) * (task.epochs or 1), PROMPT_TOKENS, task.max_tokens)
@@ -198,4 +198,5 @@ class Costs:
             computing = min(batch, size.samples) * 2 * self._matrix_values / self._flops
             steps = ceil(size.samples / batch) * (size.max_tokens or evaluation.max_tokens or ANSWER_TOKENS)
             seconds += prompts + steps * max(reading, computing)
-        return seconds
+        gpus = get_evaluation_gpus(self.base, self.experiment) if evaluation.backend == "vllm" else 1
+        return seconds / gpus

@@ -108,11 +108,16 @@ class Forecast:
 
     @property
     def _note_gpus(self) -> str:
+        if self.experiment.model.device != "cuda":
+            return ""
         trained = [name for name, point in self.planner.points.items() if point.is_trained]
-        if most := max((self.planner.get_gpus("train", name) for name in trained), default=0):
-            several = f", except trainings on up to {most} GPUs" if most > 1 else ""
-            return f" Every training or evaluation job uses one GPU{several}."
-        return ""
+        names = [BASELINE, *self.planner.baselines] if self.experiment.evaluation.enabled else []
+        most = {
+            "trainings": max((self.planner.get_gpus("train", name) for name in trained), default=0),
+            "evaluations": max((self.planner.get_gpus("evaluate", name) for name in names), default=0),
+        }
+        several = [f"{jobs} on up to {gpus} GPUs" for jobs, gpus in most.items() if gpus > 1]
+        return f" Every training or evaluation job uses one GPU{', except ' if several else ''}{' and '.join(several)}."
 
     @property
     def _note_merged_models(self) -> list[str]:

@@ -132,7 +132,9 @@ class Planner:
         if self.experiment.model.device != "cuda" or rule not in GPU_RULES:
             return 0
         point = self.points.get(name)
-        return point.controls.gpus if rule == "train" and point else 1
+        if rule == "train" and point:
+            return point.controls.gpus
+        return resources.get_evaluation_gpus(self.get_costs(name).base, self.experiment)
 
     @cached_property
     def _tokenizer(self) -> int:
@@ -290,6 +292,7 @@ class Planner:
         if rule == "train" and point:
             return resources.train_mem_mb(base, point.controls, model)
         merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
+        evaluate += resources.roles_mem_mb(self.experiment.evaluation)
         return {"adopt": 0, "merge": merge, "export": merge}.get(rule, evaluate)
 
     def _make_jobs(self, modes: Mapping[str, str], batches: Sequence[Sequence[str]]) -> list[PlannedJob]:

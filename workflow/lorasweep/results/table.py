@@ -179,7 +179,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
         "mode": settings[MODE_KEY],
     }
     proof = {key: (evaluation.get("proof") or {}).get(key) for key in _PROOF}
-    gpus = {"train": settings.get("gpus", 1)}
+    gpus = {stage: evaluation.get("gpus", 1) for stage in GPU_RULES} | {"train": settings.get("gpus", 1)}
     on_gpu = sum((value or 0) * gpus.get(stage, 1) for stage, value in seconds.items() if stage in GPU_RULES)
     facts = {
         **{key: training.get(key) for key in _TRAINING},

@@ -1,5 +1,7 @@
 """Check everything that an experiment needs from outside its file, before any job is planned."""
 
+import json
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from math import ceil
@@ -9,9 +11,11 @@ from typing import cast
 
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.experiment.points import Point
-from lorasweep.experiment.sections import Controls, Data, Experiment
+from lorasweep.experiment.roles import get_folders, is_local
+from lorasweep.experiment.sections import Controls, Data, Evaluation, Experiment, ModelRole
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError, naming_key
@@ -40,6 +44,10 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     for point in points:
         _check_prompts(point.data, f" (point '{point.name}')")
     _check_backend(experiment, points)
+    if evaluation.gpus not in (1, "auto") and experiment.model.device != "cuda":
+        raise InputError(
+            f"evaluation.gpus: {evaluation.gpus} is invalid with model.device: {experiment.model.device}", "1, or cuda"
+        )
     for point in points:
         # A point's own adapter would be deleted before it is copied; another point's may not exist yet.
         if point.adapter and Path(point.adapter).resolve().is_relative_to(results.resolve()):
@@ -55,6 +63,8 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
                 f"a model outside of {results}",
             )
         _read(baseline.model, where)
+    for name, role in evaluation.model_roles.items():
+        _check_role_folders(role, f"evaluation.model_roles.{name}")
     trained = [point for point in points if point.is_trained]
     if trained:
         # The data's check depends only on whether there is a system prompt, not on its text.
@@ -174,6 +184,57 @@ def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str]) ->
             "file.py@task, or a name registered by a package in the evaluation environment "
             "(.venv/eval/bin/pip install ...)",
         )
+
+
+def check_role_models(evaluation: Evaluation, python: Sequence[str]) -> None:
+    """Check the roles' models with Inspect: their options, their providers, and what those need of the environment.
+
+    `python` is the command that starts the evaluation environment's Python. No local model is loaded.
+
+    Raises:
+        InputError: Inspect refuses a model.
+    """
+    if not evaluation.model_roles:
+        return
+    program = (
+        "import json, sys; from inspect_ai.model import GenerateConfig, get_model\n"
+        "for name, role, is_local in json.loads(sys.argv[1]):\n"
+        "    try:\n"
+        "        options = {'config': GenerateConfig(**role['config']), 'base_url': role['base_url'], **role['args']}\n"
+        "        is_local or get_model(role['model'], memoize=False, **options)\n"
+        "    except Exception as error:\n"
+        "        print(json.dumps([name, getattr(error, 'message', None) or str(error)]))\n"
+    )
+    roles = [[name, role.model_dump(), is_local(role.model)] for name, role in evaluation.model_roles.items()]
+    result = subprocess.run(
+        [*python, "-c", program, json.dumps(roles)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if result.returncode:
+        raise InputError(f"evaluation.model_roles: could not be checked: {result.stderr.strip()[-300:]}")
+    refused = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+    if refused:
+        raise InputError.join(
+            InputError(f"evaluation.model_roles.{name}: {evaluation.model_roles[name].model}: {_make_plain(said)}")
+            for name, said in refused
+        )
+
+
+def _make_plain(message: str) -> str:
+    """Return a message of Inspect's in one line, without its markup."""
+    return " ".join(re.sub(r"\[/?(?:bold|blue)\]|ERROR:?", "", message).split()).lstrip(": ")
+
+
+def _check_role_folders(role: ModelRole, key: str) -> None:
+    folder, adapter = get_folders(role.model, role.args)
+    if folder:
+        _read(folder, key)
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if adapter else ():
+        if not Path(str(adapter), name).is_file():
+            raise InputError(f"{key}.args.adapter: no {name} in {adapter!r}", "the folder of a PEFT LoRA adapter")
 
 
 def _read(path: str, key: str) -> Checkpoint:

@@ -5,11 +5,14 @@ the formulas. Predictions are in lorasweep.planning.costs.
 """
 
 from math import ceil, prod
+from pathlib import Path
 
-from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
-from lorasweep.experiment.sections import MOST_ADAPTERS, Controls, Evaluation, Model
+from lorasweep.experiment.devices import get_device
+from lorasweep.experiment.roles import get_folders
+from lorasweep.experiment.sections import MOST_ADAPTERS, Controls, Evaluation, Experiment, Model
 
 PROCESS_MB = 3000
 """Memory in MB of Python with torch, transformers and a framework, without the weights."""
@@ -35,6 +38,8 @@ UNSTATED_SAMPLES = 1000
 SAVED_STATES = 6
 """Size of a training's saved states, in adapter sizes: two states, each with weights and AdamW's two moments."""
 
+WEIGHTS_SHARE = 0.7
+"""Share of a GPU's memory that an evaluation's weights may take; the rest is for the cache of keys and values."""
 
 MB = 1_000_000
 
@@ -110,6 +115,16 @@ def evaluate_mem_mb(checkpoint: Checkpoint, model: Model) -> int:
     return PROCESS_MB + 1000 + ceil(1.5 * checkpoint.num_parameters * BYTES[model.dtype] / MB)
 
 
+def roles_mem_mb(evaluation: Evaluation) -> int:
+    """Return the main memory of the local models of roles in MB: 1.5 times their files, as for the evaluated model."""
+    return ceil(1.5 * _count_role_bytes(evaluation) / MB)
+
+
+def _count_role_bytes(evaluation: Evaluation) -> int:
+    folders = {folder for role in evaluation.model_roles.values() if (folder := get_folders(role.model, role.args)[0])}
+    return sum(tensor.size for folder in folders for tensor in read_checkpoint(Path(folder)).tensors.values())
+
+
 def evaluate_runtime(checkpoint: Checkpoint, model: Model, evaluation: Evaluation, adapters: int = 1) -> int:
     """Return the time of an evaluation in minutes: 15, plus loading the model, plus the answers of each adapter."""
     seconds = _load_seconds(checkpoint, model) + adapters * _answer_seconds(checkpoint, model, evaluation)
@@ -127,6 +142,36 @@ def get_adapters_per_job(checkpoint: Checkpoint, model: Model, evaluation: Evalu
     start = START_SECONDS + _load_seconds(checkpoint, model)
     each = _answer_seconds(checkpoint, model, evaluation)
     return max(1, min(ceil(9 * start / each), int((60 * evaluation.job_minutes - start) / each), MOST_ADAPTERS))
+
+
+def get_evaluation_gpus(checkpoint: Checkpoint | None, experiment: Experiment) -> int:
+    """Return the number of GPUs that hold the model of an evaluation: the experiment's `evaluation.gpus`.
+
+    With `auto`, as few as hold P · w bytes, and the local models of roles, in `WEIGHTS_SHARE` of their memory; for
+    vLLM, a number that divides the model's heads. 1 on a CPU, and for a model whose size is not known.
+    """
+    gpus = experiment.evaluation.gpus
+    if gpus != "auto":
+        return gpus
+    memory = get_device(experiment).memory
+    if experiment.model.device == "cpu" or checkpoint is None or memory is None:
+        return 1
+    weights = checkpoint.num_parameters * BYTES[experiment.model.dtype] + _count_role_bytes(experiment.evaluation)
+    least = ceil(weights / (WEIGHTS_SHARE * memory))
+    if experiment.evaluation.backend == "vllm":
+        heads = checkpoint.config.get("num_attention_heads", least)
+        return next((gpus for gpus in range(least, heads + 1) if can_split(checkpoint, gpus)), least)
+    return least
+
+
+def can_split(checkpoint: Checkpoint, gpus: int) -> bool:
+    """Whether vLLM can split each tensor over so many GPUs: they divide the heads of queries and those of keys.
+
+    Fewer heads of keys than GPUs are copied, if their number divides that of the GPUs.
+    """
+    heads = int(checkpoint.config.get("num_attention_heads", gpus))
+    keys = checkpoint.config.get("num_key_value_heads") or heads
+    return heads % gpus == 0 and 0 in (keys % gpus, gpus % keys)
 
 
 def _load_seconds(checkpoint: Checkpoint, model: Model) -> float:

@@ -19,6 +19,7 @@ from lorasweep.evaluation.state import is_evaluated
 from lorasweep.experiment.devices import check_device
 from lorasweep.experiment.loading import load_experiment, read_overrides
 from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
+from lorasweep.experiment.roles import check_roles
 from lorasweep.experiment.sections import NAME_PATTERN, Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
 from lorasweep.experiment.training_data import check_data
@@ -43,6 +44,7 @@ from lorasweep.sweep.batches import assign_batches, read_batches
 from lorasweep.sweep.checks import (
     check_inputs,
     check_registered_tasks,
+    check_role_models,
     find_missing_model,
     find_trainer,
     has_configuration_alone,
@@ -108,6 +110,7 @@ class Sweep:
         with naming_file(source):
             trainer = find_trainer(as_written)
             tasks = get_tasks(as_written.evaluation.tasks)
+            check_roles(as_written.evaluation)
             revisions = read_revisions(results / REVISIONS)
             check_fetched(as_written, revisions, source)
             experiment = with_local_paths(as_written, revisions)
@@ -127,23 +130,32 @@ class Sweep:
         """
         with naming_file(self.source):
             check_device(self.experiment)
-            self._check_gpus()
             check_inputs(self.experiment, self.named_points.values(), self.tasks, self.results)
+            self._check_gpus()
             if asks_inspect:
                 run = Path(__file__).parents[3] / "scripts/run"
                 check_registered_tasks(self.tasks, [str(run), self.evaluation_stage])
+                check_role_models(self.experiment.evaluation, [str(run), self.evaluation_stage])
         for point in self.named_points.values() if not self.missing_model else ():
             if not point.adapter:
                 self.make_recipe(point)
 
     def _check_gpus(self) -> None:
+        for name in self.evaluated if self.experiment.evaluation.backend == "vllm" else ():
+            model, gpus = self.baselines.get(name, self.base_model), self.get_model_gpus(name)
+            base = self._read(model)
+            if base and not resources.can_split(base, gpus):
+                raise InputError(
+                    f"evaluation.gpus: {gpus} is invalid: vLLM cannot split the heads of {model!r} over so many",
+                    ", ".join(str(fewer) for fewer in range(1, gpus) if resources.can_split(base, fewer)),
+                )
         if not self.gpus or self.shared_gpus is None:
             return
-        if self.most_gpus > self.shared_gpus:
-            raise InputError(
-                f"controls.gpus: {self.most_gpus} is invalid with --resources gpu={self.shared_gpus}",
-                f"at most {self.shared_gpus}",
-            )
+        for key, gpus in (("controls.gpus", self._most_train_gpus), ("evaluation.gpus", self._most_evaluation_gpus)):
+            if gpus > self.shared_gpus:
+                raise InputError(
+                    f"{key}: {gpus} is invalid with --resources gpu={self.shared_gpus}", f"at most {self.shared_gpus}"
+                )
         if self.most_gpus < self.shared_gpus:
             raise InputError(
                 f"gpu={self.shared_gpus}: jobs on one machine take its first GPUs, so that concurrent jobs would share "
@@ -177,6 +189,9 @@ class Sweep:
         if not self.missing_model:
             return read_checkpoint(path)
         return read_shape(path) if has_configuration_alone(path) else None
+
+    def _read(self, model: str) -> Checkpoint | None:
+        return self.base if model == self.base_model else read_checkpoint(Path(model))
 
     @property
     def base_fingerprint(self) -> str:
@@ -449,23 +464,46 @@ class Sweep:
 
     @property
     def gpus(self) -> int:
-        """The number of GPUs of a training or evaluation job with one process."""
+        """1 on GPUs, 0 on a CPU."""
         return 1 if self.experiment.model.device == "cuda" else 0
 
-    @cached_property
+    @property
     def most_gpus(self) -> int:
-        """The largest `controls.gpus` of all trainings, whatever the device."""
+        """The most GPUs of one training or evaluation, whatever the device."""
+        return max(self._most_train_gpus, self._most_evaluation_gpus)
+
+    @cached_property
+    def _most_train_gpus(self) -> int:
         return max((self.points[point].controls.gpus for point in self.trained), default=1)
+
+    @cached_property
+    def _most_evaluation_gpus(self) -> int:
+        models = {self.baselines.get(name, self.base_model) for name in self.evaluated}
+        return max(map(self._count_gpus, models), default=1)
+
+    def _count_gpus(self, model: str) -> int:
+        return resources.get_evaluation_gpus(self._read(model), self.experiment)
 
     @property
     def evaluation_gpus(self) -> int:
-        """The number of GPUs of an evaluation. If jobs share one machine's GPUs, each job reserves all of them."""
-        return self.gpus * (1 if self.shared_gpus is None else self.most_gpus)
+        """The number of GPUs that an evaluation of the base model, or of a point, requests."""
+        return self.get_evaluation_gpus(BASELINE)
+
+    def get_evaluation_gpus(self, name: str) -> int:
+        """Return the number of GPUs that the evaluation of a point, a batch or a baseline requests.
+
+        If jobs share one machine's GPUs, each job reserves all of them.
+        """
+        return self.gpus * self.most_gpus if self.shared_gpus is not None else self.get_model_gpus(name)
+
+    def get_model_gpus(self, name: str) -> int:
+        """Return the number of GPUs that the evaluation of a point, a batch or a baseline uses."""
+        return self.gpus * self._count_gpus(self.baselines.get(name, self.base_model))
 
     def get_train_gpus(self, training: str) -> int:
         """Return the number of GPUs of a training."""
         own = self.points[self.trainings[training]].controls.gpus
-        return self.evaluation_gpus if self.shared_gpus is not None else self.gpus * own
+        return self.gpus * (self.most_gpus if self.shared_gpus is not None else own)
 
     def get_train_threads(self, training: str) -> int:
         """Return the number of threads of a training: four per process."""
@@ -488,7 +526,10 @@ class Sweep:
             return MISSING_MODEL_AMOUNT
         name = self.trainings.get(name, name) if rule == "train" else name
         base = read_checkpoint(Path(self.baselines.get(name, self.base_model)))
-        return attempt * _REQUESTS[rule, resource](self, name, base)
+        amount = _REQUESTS[rule, resource](self, name, base)
+        if resource == "mem_mb" and rule.startswith("evaluate"):
+            amount += resources.roles_mem_mb(self.experiment.evaluation)
+        return attempt * amount
 
 
 _Request = Callable[[Sweep, str, Checkpoint], int]

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lorasweep.evaluation.evaluate import evaluate
+from lorasweep.evaluation.placement import take_gpus
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.layout import STATE
 from lorasweep.util.files import hold_alone
@@ -15,9 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--point", type=Path, required=True, help="the point's folder of results")
     parser.add_argument("--model", type=Path, help="the point's full model; without it, the base model is evaluated")
     parser.add_argument("--probes", type=Path, required=True, help="folder that keeps the base model's probe logits")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that hold the model")
 
 
 def run(arguments: argparse.Namespace) -> None:
     end_on_sigterm()
     with hold_alone(arguments.point / STATE / "evaluate.lock", f"evaluating {arguments.point.name}"):
-        evaluate(arguments.spec, arguments.point, arguments.probes, arguments.model)
+        spec = take_gpus(arguments.spec, arguments.gpus)
+        evaluate(spec, arguments.point, arguments.probes, arguments.model)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from lorasweep.evaluation.evaluate import evaluate_adapters
+from lorasweep.evaluation.placement import take_gpus
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.util.process import end_on_sigterm
 
@@ -12,10 +13,11 @@ from lorasweep.util.process import end_on_sigterm
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spec", type=EvaluationSpec.model_validate_json, required=True, help="EvaluationSpec as JSON")
     parser.add_argument("--points", type=Path, nargs="+", required=True, help="the points' folders of results")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that hold the model")
     parser.add_argument("--output", type=Path, required=True, help="file for the points that failed, as JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
     end_on_sigterm()
-    failures = evaluate_adapters(arguments.spec, arguments.points)
+    failures = evaluate_adapters(take_gpus(arguments.spec, arguments.gpus), arguments.points)
     arguments.output.write_text(json.dumps(failures, indent=1) + "\n", encoding="utf-8")
