@@ -37,7 +37,7 @@ def said(finished: Sweep, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             command, cwd=sweep.directory, env=environment, capture_output=True, text=True, check=False
         )
     assert read_files(sweep.results) == before
-    assert list(scratch.iterdir()) == []
+    assert read_files(scratch) == {}
     return done
 
 

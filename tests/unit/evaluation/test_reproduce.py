@@ -60,6 +60,7 @@ def test_a_page_is_whole_and_names_what_it_evaluates(point: Path, mode: Any, bac
     text = page.read_text()
     named = [f"({mode})" if mode != "base" else "the base model alone", "# base:     m\n", "# tasks:    a.py\n"]
     named += ["# versions: torch 2.13.0\n", f"scripts/run {'vllm' if backend == 'vllm' else 'eval'} {page} ["]
+    named.append("# options:  dtype fp32, device cpu, max_connections 4, max_tokens 4, temperature 0.0, seed 0\n")
     for part in [*named, "# adapter:  none\n" if mode == "base" else f"# adapter:  {point}/adapter\n"]:
         assert part in text
     literal = text.partition("model_validate(")[2].partition("\n)\n")[0]

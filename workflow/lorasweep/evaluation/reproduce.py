@@ -33,6 +33,7 @@ The exit status is 0 if the scores are the same.
 # base:     $base
 # adapter:  $adapter
 # tasks:    $tasks
+# options:  $options
 # versions: $versions
 
 import sys
@@ -77,6 +78,9 @@ _MODES = {
     "B2": "direct (B2): base and adapter in memory",
     "base": "the base model alone",
 }
+
+_OPTIONS = ("dtype", "device", "max_connections", "max_tokens", "temperature", "seed")
+"""The options in the head of the page. `SPEC` has the others: prompts, and those of each task."""
 
 _MAKE = "from lorasweep.evaluation.evaluate import make_model\n"
 _SERVE = "from lorasweep.evaluation.vllm import make_served_model\n"
@@ -124,6 +128,7 @@ def write_reproduction(spec: EvaluationSpec, point: Path, versions: Mapping[str,
         "base": spec.base_model,
         "adapter": point / "adapter" if spec.mode != "base" else "none",
         "tasks": ", ".join(task.task for task in spec.tasks),
+        "options": ", ".join(f"{name} {getattr(spec, name)}" for name in _OPTIONS),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "imports": imports,
         "spec": indent(pformat(spec.model_dump(mode="json"), width=116, sort_dicts=False), " " * 4),
