@@ -119,8 +119,7 @@ def read_revisions(record: Path) -> dict[str, str]:
 def check_fetched(experiment: Experiment, revisions: Mapping[str, str], source: str) -> None:
     """Check that all hub references of an experiment are downloaded; `source` is the experiment file.
 
-    A base model without `hf://` is left to `lorasweep.sweep.checks.find_missing_model`, since it may also be a path
-    that does not exist yet.
+    A base model without `hf://` is left to `find_missing_model`, since it may also be a path that does not exist yet.
 
     Raises:
         InputError: A reference is not downloaded, or its download was deleted.
@@ -131,7 +130,7 @@ def check_fetched(experiment: Experiment, revisions: Mapping[str, str], source: 
             continue
         if read_reference(models.get(key, str(reference))):
             raise InputError(f"{key}: {reference} is not downloaded; run: lorasweep download {source}")
-        if key not in ("model.path", "evaluation.base_model"):
+        if key.startswith("evaluation.baselines") and experiment.evaluation.enabled:
             raise InputError(f"{key}: {explain_absence(models[key], source)}")
 
 
