@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -53,7 +54,8 @@ def test_a_page_finds_the_scores_that_were_recorded(
     assert said[point].stdout.count(f"\n  letters match/accuracy: {accuracy}\n") == 2
     head = (finished.results / point / "eval/reproduce.py").read_text().partition("import")[0]
     assert f"CLONE/scripts/run eval results/{finished.results.name}/{point}/eval/reproduce.py" in head
-    assert ", ".join(f"{package} {version}" for package, version in metrics["versions"].items()) in head
+    [versions] = re.findall(r"^# versions: (.+)$", head, flags=re.MULTILINE)
+    assert set(versions.split(", ")) == {f"{package} {version}" for package, version in metrics["versions"].items()}
     assert str(finished.directory) not in (finished.results / point / "eval/reproduce.py").read_text()
 
 
