@@ -51,7 +51,7 @@ HEAD = """\
 | file | what it is |
 |---|---|
 | `demo.yaml` | the demo: SmolLM2-135M at four ranks, on a CPU; `make demo` runs it |
-| `experiment.yaml` | Llama-3.1-8B, full models kept (mode A); runs when `model.path` is set; the default |
+| `experiment.yaml` | Llama-3.1-8B, full models kept (mode A); after `lorasweep download`; the default |
 | `experiment_adapter_only.yaml` | the same with adapters kept (mode B1; B2 by one line) |
 | `existing_adapters.yaml` | the demo's adapters beside their base (mode B2), nothing trained; after `make demo` |
 

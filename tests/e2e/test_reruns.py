@@ -94,7 +94,7 @@ def vary(**variables: list[Any]) -> Callable[[Sweep], None]:
     return edit(variables={**MODES["variables"], **variables})
 
 
-CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
+CHANGES: dict[str, tuple[Callable[[Sweep], Any], dict[str, int]]] = {
     "nothing": (lambda sweep: None, {}),
     "everything touched": (touch, {}),
     "inputs touched": (touch_inputs_before_outputs, {}),
@@ -154,6 +154,11 @@ CHANGES: dict[str, tuple[Callable[[Sweep], None], dict[str, int]]] = {
         delete(f"{POINTS['A']}/hf_model"),
         {"export": 1, "evaluate": 1, "cleanup": 1, **SUMMED_UP},
     ),
+    "the pages that evaluate again edited, as by another version": (
+        lambda sweep: [page.write_text("# another page\n") for page in sweep.results.glob("*/eval/reproduce.py")],
+        {},
+    ),
+    "a page that evaluates again deleted": (delete(f"{POINTS['B1']}/eval/reproduce.py"), {}),
     "a manifest deleted": (delete(f"{POINTS['A']}/manifest.json"), {"cleanup": 1, **SUMMED_UP}),
     "the table deleted": (delete("results.csv"), {"collect": 1, "report": 1}),
     "a point left out": (
@@ -274,7 +279,7 @@ class TestFailures:
     def test_nothing_half_made_is_kept(self, failed: Sweep) -> None:
         assert not (failed.results / "diverges").exists()
         assert not (failed.find_training("diverges") / "adapter").exists()
-        assert not list((failed.results / "lora_rank=4").glob("eval/*"))
+        assert [file.name for file in (failed.results / "lora_rank=4/eval").iterdir()] == ["reproduce.py"]
         assert not (failed.results / ".scratch").exists()
         assert not (failed.results / "lora_rank=4/manifest.json").exists()
 

@@ -4,21 +4,26 @@ In vLLM's place stands a server that speaks as much of its API as Inspect uses; 
 """
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
+import forked_evaluation
 from evaluation_specs import make_spec
 from lorasweep.adapters.adapter import Adapter, AdapterError
 from lorasweep.checkpoints.checkpoint import Tensor
 from lorasweep.evaluation import vllm as vllm_server
+from lorasweep.evaluation.reproduce import write_reproduction
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.evaluation.vllm import RANKS, get_server_args, measure_distance, open_server, refuse_unserved
+from tiny_model import make_model, make_tokenizer
 
 
 def make_adapter(path: Path, rank: int, **config: Any) -> Adapter:
@@ -158,3 +163,37 @@ def test_every_adapter_is_loaded_into_one_server_and_its_effect_is_measured(
             pass
     assert [entry["lora_path"] for entry in server["loaded"]] == [str(point / "adapter") for point in points]
     assert {body["model"] for body in server["asked"]} == {str(base.path), *(str(p / "adapter") for p in points)}
+
+
+TASK = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.scorer import match
+
+
+@task
+def a():
+    return Task(dataset=[Sample(input="?", target="a")], scorer=match())
+"""
+
+
+@pytest.mark.parametrize("mode", ["B2", "base"])
+def test_the_page_that_evaluates_again_asks_a_server(
+    server: dict[str, Any], tmp_path: Path, mode: Literal["B2", "base"]
+) -> None:
+    tokenizer = make_tokenizer(has_chat_template=True)
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = make_model("llama3", tokenizer, seed=0)
+    model.save_pretrained(tmp_path / "base")
+    point = tmp_path / "results/x/point"
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(point / "adapter")
+    (tmp_path / "a.py").write_text(TASK)
+    spec = make_spec(mode=mode, backend="vllm", base_model="base", dtype="bf16", device="cuda")
+    write_reproduction(spec, point, {})
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "XDG_DATA_HOME": str(tmp_path / "data")}
+    done = forked_evaluation.call(point / "eval/reproduce.py", environment=environment, cwd=tmp_path)
+    assert "point: no scores of this evaluation are recorded\n  a match/accuracy: 1.0\n" in done.stdout, done.stderr
+    assert done.returncode == 1
+    asked = point / "adapter" if mode == "B2" else tmp_path / "base"
+    assert {body["model"] for body in server["asked"]} == {str(asked)}

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -86,6 +87,36 @@ def test_a_dry_run_says_what_would_be_fetched_and_fetches_and_writes_nothing(swe
     sweep.call("download")
     assert sweep.plan()["train"] == 2
     assert "Everything is downloaded." in sweep.call("download", "--dry-run")
+
+
+def test_a_model_is_named_as_on_the_hub_where_no_directory_has_that_name(sweep: Sweep, hub: Hub, model: Path) -> None:
+    sweep.edit(model={"path": "org/plain"}, evaluation={"base_model": "org/plain"})
+    absent = "sweep.yaml: model.path: no such directory: 'org/plain'. If this model on the hub is meant, run: "
+    said = sweep.run("--dry-run")
+    assert f"{absent}lorasweep download {sweep.directory / 'sweep.yaml'}" in said
+    assert "A dry run continues without it" in said
+    refused = sweep.snakemake("configure_all")
+    assert refused.returncode == 1
+    assert absent in refused.stderr
+    assert hub.requests == []
+    said = sweep.call("download", "--dry-run")
+    assert f"  hf://org/plain@main: {len(read_files(model))} files, " in said
+    assert said.count(f" MB, to {get_folder(hub)}\n") == 1
+    assert not (sweep.directory / "downloads").exists()
+    sweep.call("download")
+    hub.requests.clear()
+    sweep.run("configure_all")
+    assert hub.requests == []
+    assert str(get_base(sweep)) == get_folder(hub)
+    written = yaml.safe_load((sweep.results / "experiment.yaml").read_text())
+    commit = hub.repositories["models/org/plain"].branches["main"]
+    assert written["model"]["path"] == written["evaluation"]["base_model"] == f"hf://org/plain@{commit}"
+    sweep.edit(model={"path": "hf://org/plain"}, evaluation={"base_model": f"org/plain@{commit}"})
+    assert sweep.plan("configure_all") == {}
+    shutil.copytree(model, sweep.directory / "org/plain")
+    sweep.edit(model={"path": "org/plain"}, evaluation={"base_model": None})
+    sweep.run("configure_all")
+    assert str(get_base(sweep)) == "org/plain"
 
 
 def test_a_branch_that_moves_changes_no_sweep_that_has_begun(sweep: Sweep, hub: Hub, model: Path) -> None:
@@ -191,6 +222,11 @@ BAD: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "",
         ["data.train", "no such file. Expected: train.jsonl"],
     ),
+    "no such baseline, named as on the hub": (
+        {"evaluation": {"baselines": [{"name": "other", "model": "org/none"}]}},
+        "",
+        ["evaluation.baselines.0.model: hf://org/none@main"],
+    ),
     "no such baseline": (
         {"evaluation": {"baselines": [{"name": "other", "model": "hf://org/none"}]}},
         "",
@@ -217,6 +253,14 @@ def test_what_the_hub_does_not_give_is_told_by_key_and_without_the_token(
     if token:
         assert token not in refused.stdout + refused.stderr
         assert [path for path, data in read_files(sweep.directory).items() if token.encode() in data] == []
+
+
+def test_a_baseline_that_is_named_as_on_the_hub_and_not_fetched_is_refused(sweep: Sweep) -> None:
+    baselines = [{"name": "other", "model": "org/other"}]
+    sweep.edit(model={"path": "model"}, evaluation={"baselines": baselines})
+    refused = sweep.snakemake("--dry-run")
+    assert refused.returncode == 1
+    assert "evaluation.baselines.0.model: no such directory: 'org/other'. If this model on the hub is" in refused.stderr
 
 
 def test_a_hub_out_of_reach_is_told_with_what_to_do(sweep: Sweep) -> None:

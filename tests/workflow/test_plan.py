@@ -195,7 +195,7 @@ def test_an_evaluation_asks_for_its_gpus_on_one_node(make: Callable[..., Sweep])
     sweep = make(variables={"mode": ["B1", "B2"]})
     sweep.edit(model={"device": "cuda", "dtype": "bf16"}, evaluation={"gpus": 2})
     said = sweep.run("--profile", ROOT / "slurm", "--dry-run", "--printshellcmds")
-    for rule in ("evaluate", "evaluate_merged", "evaluate_adapters"):
+    for rule in ("evaluate", "evaluate_adapters"):
         job = re.search(rf"rule {rule}:.*?\n\n", said, flags=re.DOTALL)[0]
         assert "gpu=2, nodes=1, model_gpus=2" in job
         assert "--gpus 2" in job

@@ -15,6 +15,9 @@ TRAINING_LOG = "training_log.csv"
 METRICS = "metrics.json"
 """File in `eval/` with the scores of every task, and the proof that the adapter was applied."""
 
+REPRODUCTION = "reproduce.py"
+"""Script in `eval/` that runs the evaluation again."""
+
 MANIFEST = "manifest.json"
 """List of the files that a point keeps, with their provenance."""
 

@@ -86,11 +86,11 @@ def test_what_was_begun_with_other_versions_is_begun_anew(point: Path) -> None:
 def test_a_result_waits_to_be_published_and_counts_only_then(point: Path) -> None:
     state = finish(point, make_spec())
     assert state.is_finished()
-    assert not (point / "eval").exists()
+    assert [file.name for file in (point / "eval").iterdir()] == ["reproduce.py"]
     assert not is_evaluated(make_spec(), point)
     state.publish()
     assert is_evaluated(make_spec(), point)
-    assert sorted(file.name for file in (point / "eval").iterdir()) == ["a.eval", "metrics.json"]
+    assert sorted(file.name for file in (point / "eval").iterdir()) == ["a.eval", "metrics.json", "reproduce.py"]
     assert not (point / "state/eval").exists()
     assert json.loads((point / "eval/metrics.json").read_text())["evaluation_sha256"] == make_spec().sha256
 

@@ -9,6 +9,7 @@ from lorasweep.experiment.sections import Experiment
 from lorasweep.hub.references import (
     Reference,
     check_fetched,
+    read_model_name,
     read_reference,
     read_revisions,
     with_commits,
@@ -49,6 +50,23 @@ def test_a_reference_is_read_and_written(text: str, reference: Reference, path: 
 @pytest.mark.parametrize("text", ["model", "models/hf", "/data/model", "data/train.jsonl"])
 def test_a_local_path_is_none(text: str) -> None:
     assert read_reference(text) is None
+
+
+@pytest.mark.parametrize("text", ["org/name", "org/na.me-7B@v1", "org/name@refs/pr/1"])
+def test_a_model_may_lack_the_prefix_if_no_path_has_its_name(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_model_name(text) == read_reference(f"hf://{text}")
+    (tmp_path / text).mkdir(parents=True)
+    assert read_model_name(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["model", "./model", "../model", "/org/name", "a/b/c", "models/", "hf://org/name", "a/ b"]
+)
+def test_what_can_only_be_a_path_is_none(text: str) -> None:
+    assert read_model_name(text) is None
 
 
 @pytest.fixture

@@ -425,7 +425,7 @@ def test_an_experiment_cannot_put_markup_into_its_report(tmp_path: Path) -> None
 def test_each_gpu_of_an_evaluation_is_paid(tmp_path: Path) -> None:
     samples = make_results(tmp_path, {"lora_rank": [4]}, by_rank(RISING))
     file = tmp_path / "lora_rank=4/manifest.json"
-    manifest = json.loads(file.read_text()) | {"device": "cuda", "seconds": {"train": 3600, "evaluate_merged": 1800}}
+    manifest = json.loads(file.read_text()) | {"device": "cuda", "seconds": {"train": 3600, "evaluate": 1800}}
     manifest["evaluation"]["gpus"] = 4
     file.write_text(json.dumps(manifest))
     assert tabulate(tmp_path, ["lora_rank"], samples).set_index("point").loc["lora_rank=4", "gpu_hours"] == 1 + 4 * 0.5

@@ -238,7 +238,7 @@ def test_a_judge_is_a_part_of_the_evaluation_with_its_weights(load: Callable[...
     allowed = make(model_roles={"grader": "hf/judge"}, allow_network=True)
     assert allowed.get_evaluation_spec("merged") == sweeps[1].get_evaluation_spec("merged")
     more = 1.5 * sum(tensor.size for tensor in read_checkpoint(Path("judge")).tensors.values()) / 1e6
-    for rule, point in (("evaluate", "baseline"), ("evaluate_merged", "merged")):
+    for rule, point in (("evaluate", "baseline"), ("evaluate", "merged")):
         own, judged = (sweep.request(rule, "mem_mb", point) for sweep in sweeps[:2])
         assert own + more <= judged < own + more + 1
     assert sweeps[1].request("merge", "mem_mb", "full") == plain.request("merge", "mem_mb", "full")

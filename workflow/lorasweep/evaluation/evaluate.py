@@ -200,7 +200,8 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
     with _keep_inspects_files_in(state.data):
         for task in spec.tasks:
             metadata = {"point": point, "mode": spec.mode, **proof}
-            logs[task.name], metrics["tasks"][task.name] = run_task(spec, task, model, state, point, metadata)
+            log_dir = state.get_log_dir(task.name)
+            logs[task.name], metrics["tasks"][task.name] = run_task(spec, task, model, log_dir, point, metadata)
     metrics["seconds"] = round(time.monotonic() - began, 3)
     state.finish(logs, metrics)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
-from lorasweep.evaluation.state import EvaluationState
 from lorasweep.util.errors import JobError
 
 
@@ -87,9 +86,11 @@ def _with_scorer(loaded: Any, task: TaskSpec) -> Any:
 
 
 def run_task(
-    spec: EvaluationSpec, task: TaskSpec, model: Any, state: EvaluationState, point: str, metadata: dict[str, Any]
+    spec: EvaluationSpec, task: TaskSpec, model: Any, log_dir: Path, point: str, metadata: dict[str, Any]
 ) -> tuple[Path, dict[str, Any]]:
     """Run or resume one task. Return its log's path, and its scores with sample count and seconds.
+
+    `log_dir` is the folder of the task's logs, from this attempt and earlier ones.
 
     Raises:
         EvaluationError: the task failed, or did not complete all of its samples.
@@ -99,7 +100,7 @@ def run_task(
     loaded = load_task(spec, task)
     _, [log] = eval_set(
         loaded,
-        log_dir=str(state.get_log_dir(task.name).resolve()),
+        log_dir=str(log_dir.resolve()),
         retry_attempts=1,  # one attempt in all
         retry_immediate=False,
         model=model,

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorasweep.evaluation.reproduce import write_reproduction
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, STATE
 from lorasweep.util.digest import digest_file
@@ -32,6 +33,7 @@ class EvaluationState:
     """The state of one point's evaluation by one spec."""
 
     def __init__(self, spec: EvaluationSpec, point: Path) -> None:
+        self._spec = spec
         self._point = point
         self._folder = point / STATE / "eval"
         self._names = _get_names(spec)
@@ -51,13 +53,17 @@ class EvaluationState:
         return self._folder / "logs" / task
 
     def begin(self, versions: Mapping[str, str]) -> None:
-        """Prepare a run: keep an earlier attempt's state if its key and versions are the same, else discard it."""
+        """Prepare a run: keep an earlier attempt's state if its key and versions are the same, else discard it.
+
+        Write the page that runs this evaluation again.
+        """
         key = {**self._key, "versions": dict(versions)}
         if find_record(self._folder / "key.json") != key:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
             write_record(self._folder / "key.json", key)
         (self._folder / "error.txt").unlink(missing_ok=True)
+        write_reproduction(self._spec, self._point, versions)
 
     def finish(self, logs: Mapping[str, Path], metrics: Mapping[str, Any]) -> None:
         """Store the log of each task, and the metrics, as the result."""

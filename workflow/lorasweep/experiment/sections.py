@@ -38,11 +38,13 @@ def _path(value: str) -> str:
 _REPOSITORY = r"(?P<repository>[\w.-]+/[\w.-]+)"
 
 MODEL_REFERENCE = rf"hf://(?!datasets/){_REPOSITORY}(?:@(?P<revision>[^@\s]+))?"
+MODEL_NAME = r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^@\s]+))?"
 DATA_REFERENCE = (
     rf"hf://datasets/{_REPOSITORY}(?:@(?P<revision>refs/pr/\d+|refs/convert/\w+|[^/@\s]+))?"
     r"/(?P<file>[^@\s]+\.(?:jsonl|json|parquet))"
 )
-"""Patterns of references to models, and to files of data sets, on the Hugging Face hub; see lorasweep.hub."""
+"""Patterns of references to models, and to files of data sets, on the Hugging Face hub; see lorasweep.hub. A
+`MODEL_NAME` is a reference only if it is no local path."""
 
 
 def _model_path(value: str) -> str:
@@ -222,8 +224,8 @@ class Model(Section):
     """The base model."""
 
     path: ModelPath
-    """A local Hugging Face checkpoint directory (config.json, safetensors, tokenizer), or `hf://org/name[@revision]` on
-    the hub, which is downloaded once; see docs/hub.md."""
+    """A local Hugging Face checkpoint directory (config.json, safetensors, tokenizer), or a model on the hub, which is
+    downloaded once: `org/name[@revision]`, with or without `hf://` in front; see docs/hub.md."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Precision of training, merging and evaluation. torchtune does not train in `fp16`, which is for adapters that
     exist."""
@@ -314,7 +316,7 @@ class Baseline(Section):
     name: Name
     """Name of the baseline's folder and of its row in the table, which has the mode `base`."""
     model: ModelPath
-    """A local Hugging Face checkpoint directory, or `hf://org/name[@revision]`."""
+    """A local Hugging Face checkpoint directory, or `org/name[@revision]` on the hub."""
 
 
 class ModelRole(Section):
@@ -354,7 +356,7 @@ class Evaluation(Section):
     merged_models_in: PathText | None = None
     """Directory for merged models (B1), such as a scratch file system that all nodes see; `null`: under `results/`."""
     base_model: ModelPath | None = None
-    """Checkpoint that adapters are evaluated on; `null`: `model.path`. Must be the same model."""
+    """Model that adapters are evaluated on, local or on the hub; `null`: `model.path`. Must be the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
     """The Inspect tasks to evaluate."""
     model_roles: Annotated[

@@ -1,6 +1,7 @@
 """Models and data on the Hugging Face hub: how the experiment refers to them, and where they are downloaded to.
 
     hf://org/name[@revision]                    a model
+    org/name[@revision]                         the same, if there is no such path in the working directory
     hf://datasets/org/name[@revision]/FILE      a file of a data set: .jsonl, .json or .parquet
 
 The process that plans and submits downloads them into `downloads/` first, because the plan depends on the base model's
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorasweep.experiment.sections import DATA_REFERENCE, MODEL_REFERENCE, Experiment
+from lorasweep.experiment.sections import DATA_REFERENCE, MODEL_NAME, MODEL_REFERENCE, Experiment
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import read_record, write_record
 
@@ -71,26 +72,39 @@ class Reference:
 
 
 def read_reference(text: str) -> Reference | None:
-    """Return the hub reference of a value in the experiment file, or `None` for a local path."""
+    """Return the reference that a value with `hf://` is, or `None` for any other value."""
     match = re.fullmatch(DATA_REFERENCE, text) or re.fullmatch(MODEL_REFERENCE, text)
-    if not match:
-        return None
+    return _make_reference(match) if match else None
+
+
+def read_model_name(text: str) -> Reference | None:
+    """Return the reference that the value of a model is without `hf://`, or `None`: a local path has precedence."""
+    match = re.fullmatch(MODEL_NAME, text)
+    return _make_reference(match) if match and not Path(text).exists() else None
+
+
+def _make_reference(match: re.Match[str]) -> Reference:
     parts = match.groupdict()
     return Reference(parts["repository"], parts["revision"] or "main", parts.get("file"))
 
 
 def find_references(experiment: Experiment) -> dict[str, Reference]:
     """Return the experiment's references to the hub, by key."""
+    data, models = experiment.data, _get_models(experiment)
+    named = {**models, "data.train": data.train, "data.validation": data.validation}
+    found = {key: read_reference(value) for key, value in named.items() if value}
+    found |= {key: read_model_name(value) for key, value in models.items() if not found[key]}
+    return {key: reference for key, reference in found.items() if reference}
+
+
+def _get_models(experiment: Experiment) -> dict[str, str]:
+    """Return the values that name models, by key."""
     evaluation = experiment.evaluation
-    values = {
+    return {
         "model.path": experiment.model.path,
-        "data.train": experiment.data.train,
-        "data.validation": experiment.data.validation,
-        "evaluation.base_model": evaluation.base_model,
+        **({"evaluation.base_model": evaluation.base_model} if evaluation.base_model else {}),
         **{f"evaluation.baselines.{i}.model": baseline.model for i, baseline in enumerate(evaluation.baselines)},
     }
-    references = {key: read_reference(value) for key, value in values.items() if value}
-    return {key: reference for key, reference in references.items() if reference}
 
 
 def read_revisions(record: Path) -> dict[str, str]:
@@ -105,28 +119,62 @@ def read_revisions(record: Path) -> dict[str, str]:
 def check_fetched(experiment: Experiment, revisions: Mapping[str, str], source: str) -> None:
     """Check that all hub references of an experiment are downloaded; `source` is the experiment file.
 
+    A base model without `hf://` is left to `find_missing_model`, since it may also be a path that does not exist yet.
+
     Raises:
         InputError: A reference is not downloaded, or its download was deleted.
     """
+    models = _get_models(experiment)
     for key, reference in find_references(experiment).items():
-        pinned = pin(reference, revisions)
-        if not (pinned.is_pinned and pinned.path.exists()):
+        if _is_fetched(pin(reference, revisions)):
+            continue
+        if read_reference(models.get(key, str(reference))):
             raise InputError(f"{key}: {reference} is not downloaded; run: lorasweep download {source}")
+        if key.startswith("evaluation.baselines") and experiment.evaluation.enabled:
+            raise InputError(f"{key}: {explain_absence(models[key], source)}")
+
+
+def explain_absence(model: str, source: str) -> str:
+    """Return a message about a model that is not there; `source` is the experiment file."""
+    if read_model_name(model):
+        return f"no such directory: {model!r}. If this model on the hub is meant, run: lorasweep download {source}"
+    expected = "a local Hugging Face checkpoint directory, or hf://org/name on the hub"
+    return str(InputError(f"no such directory: {model!r}", expected))
 
 
 def with_local_paths(experiment: Experiment, revisions: Mapping[str, str]) -> Experiment:
-    """Return the experiment with references replaced by local paths of their downloads."""
-    return _replace(experiment, lambda reference: str(pin(reference, revisions).path))
+    """Return the experiment with references replaced by local paths of their downloads.
+
+    A model without `hf://` that is not downloaded stays as it is.
+    """
+
+    def find(value: str, reference: Reference) -> str:
+        pinned = pin(reference, revisions)
+        return str(pinned.path) if read_reference(value) or _is_fetched(pinned) else value
+
+    return _replace(experiment, find)
 
 
 def with_commits(experiment: Experiment, revisions: Mapping[str, str]) -> Experiment:
-    """Return the experiment with references pinned to commits, so that a rerun uses the same files."""
-    return _replace(experiment, lambda reference: str(pin(reference, revisions)))
+    """Return the experiment with references pinned to commits, so that a rerun uses the same files.
+
+    A model without `hf://` whose commit is not recorded stays as it is.
+    """
+
+    def find(value: str, reference: Reference) -> str:
+        pinned = pin(reference, revisions)
+        return str(pinned) if read_reference(value) or pinned.is_pinned else value
+
+    return _replace(experiment, find)
 
 
 def pin(reference: Reference, revisions: Mapping[str, str]) -> Reference:
     """Return the reference pinned to its recorded commit; unchanged if no commit is recorded."""
     return replace(reference, revision=revisions.get(reference.key, reference.revision))
+
+
+def _is_fetched(pinned: Reference) -> bool:
+    return pinned.is_pinned and pinned.path.exists()
 
 
 def fetch(references: Mapping[str, Reference], record: Path) -> None:
@@ -155,7 +203,7 @@ def describe_missing(references: Mapping[str, Reference], record: Path) -> str:
     lines = {}
     for key, reference in references.items():
         pinned = pin(reference, revisions)
-        if pinned.is_pinned and pinned.path.exists():
+        if _is_fetched(pinned):
             continue
         info = _ask("look", pinned, key)
         pinned = replace(reference, revision=info["commit"])
@@ -203,20 +251,24 @@ def _ask(what: str, reference: Reference, key: str) -> Any:
     return output
 
 
-def _replace(experiment: Experiment, find: Callable[[Reference], str]) -> Experiment:
+def _replace(experiment: Experiment, find: Callable[[str, Reference], str]) -> Experiment:
     def change(value: str | None) -> str | None:
         reference = read_reference(value) if value else None
-        return find(reference) if reference else value
+        return find(str(value), reference) if reference else value
+
+    def change_model(value: str | None) -> str | None:
+        reference = read_model_name(value) if value else None
+        return find(str(value), reference) if reference else change(value)
 
     model, data, evaluation = experiment.model, experiment.data, experiment.evaluation
     return experiment.model_copy(
         update={
-            "model": model.model_copy(update={"path": change(model.path)}),
+            "model": model.model_copy(update={"path": change_model(model.path)}),
             "data": data.model_copy(update={key: change(getattr(data, key)) for key in ("train", "validation")}),
             "evaluation": evaluation.model_copy(
                 update={
-                    "base_model": change(evaluation.base_model),
-                    "baselines": [b.model_copy(update={"model": change(b.model)}) for b in evaluation.baselines],
+                    "base_model": change_model(evaluation.base_model),
+                    "baselines": [b.model_copy(update={"model": change_model(b.model)}) for b in evaluation.baselines],
                 }
             ),
         }

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, METRICS, RECORD, STATE
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, METRICS, RECORD, REPRODUCTION, STATE
 from lorasweep.stages import get_timed_rules
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
@@ -46,6 +46,8 @@ def clean_up(
     kept += _files(point / "adapter") if mode != "base" else []
     kept += _files(point / "hf_model") if mode == "A" else []
     kept += [point / "eval" / name for name in (*(f"{task}.eval" for task in tasks), METRICS)] if tasks else []
+    # Not an output of a rule: an evaluation of an earlier version has none, and who copied it may have removed it.
+    kept += [file for file in (point / "eval" / REPRODUCTION,) if tasks and file.is_file()]
     digests = _recorded_digests(point / "hf_model") if mode == "A" else {}
     for file in kept:
         if not file.is_file() or file.stat().st_size == 0:

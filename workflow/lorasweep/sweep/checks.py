@@ -15,6 +15,7 @@ from lorasweep.experiment.roles import get_folders, is_local
 from lorasweep.experiment.sections import Controls, Data, Evaluation, Experiment, ModelRole
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
+from lorasweep.hub.references import explain_absence
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
 from lorasweep.util.digest import digest_file
@@ -75,7 +76,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         for point in trained:
             _check_weights_key(experiment, point)
             _check_batch(point, samples)
-    if find_missing_model(experiment):
+    if find_missing_model(experiment, ""):
         return
     checkpoint = _read(experiment.model.path, "model.path")
     if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
@@ -102,13 +103,15 @@ def find_trainer(experiment: Experiment) -> Trainer:
         return get_trainer(experiment.trainer)
 
 
-def find_missing_model(experiment: Experiment) -> str | None:
-    """Return a message about a missing base model; `None` if the model and its weights exist."""
+def find_missing_model(experiment: Experiment, source: str) -> str | None:
+    """Return a message about a missing base model; `None` if the model and its weights exist.
+
+    `source` is the experiment file.
+    """
     named = {"model.path": experiment.model.path, "evaluation.base_model": experiment.evaluation.base_model}
     for key, value in named.items():
         if value and not Path(value).is_dir():
-            expected = "a local Hugging Face checkpoint directory, or hf://org/name on the hub"
-            return str(InputError(f"{key}: no such directory: {value!r}", expected))
+            return f"{key}: {explain_absence(value, source)}"
         if value and has_configuration_alone(Path(value)):
             problem = f"{key}: {value!r} has a config.json but no weights, which is enough for a plan, not for a run"
             return str(InputError(problem, "a local Hugging Face checkpoint directory"))

@@ -179,7 +179,7 @@ class Sweep:
     @cached_property
     def missing_model(self) -> str | None:
         """A message about a missing base model; `None` if the model exists."""
-        missing = find_missing_model(self.experiment)
+        missing = find_missing_model(self.experiment, self.source)
         return missing and f"{self.source}: {missing}"
 
     @cached_property
