@@ -3,8 +3,8 @@
     make install-test && python3 tests/slurm/cluster.py install && .venv/driver/bin/python benchmarks/slurm_overhead.py
 
 Both on the same cluster (started for it, four nodes on this machine) in one go, the chains first and last: each point
-trains and evaluates (mode B1) a tiny model, some ten seconds of work a job. Printed are the makespans, their ratio, and
-where the difference goes, by `sacct`.
+trains, merges and evaluates (mode B1) a tiny model, some ten seconds of work a job. Printed are the makespans, their
+ratio, and where the difference goes, by `sacct`.
 """
 
 import os
@@ -97,17 +97,20 @@ def run_chains(sweep: Sweep) -> tuple[float, list[float]]:
     fingerprint = read_checkpoint(Path("model")).fingerprint
     spec = make_evaluation_spec(experiment, tasks, files, "B1", fingerprint).model_dump_json()
     start, began = datetime.now(), time.monotonic()
-    for recipe in sorted(sweep.results.glob("*/recipe.yaml")):
-        point = recipe.parent.relative_to(sweep.directory)
-        train = [
-            *(RUN, "train", *JOB, "train"),
-            *("--recipe", point / "recipe.yaml", "--adapter", point / "adapter"),
-        ]
-        probes = point.parent / ".probes"
-        evaluate = [RUN, "eval", *JOB, "evaluate", "--spec", spec, "--point", point, "--probes", probes]
-        evaluate += ["--merge-in", point / "merged"]
-        job = submit(train)
-        submit(evaluate, f"--dependency=afterok:{job}")
+    for recipe in sorted(sweep.results.glob("trainings/*/recipe.yaml")):
+        training = recipe.parent.relative_to(sweep.directory)
+        point = training.parents[1] / training.name.rpartition("-")[0]
+        recipe, adapter, merged = training / "recipe.yaml", training / "adapter", point / "merged"
+        train = [RUN, "train", *JOB, "train", "--recipe", recipe, "--adapter", adapter]
+        take = [RUN, "driver", *JOB, "take", "--source", adapter, "--recipe", recipe]
+        take += ["--state", training / "state", "--point", point]
+        merge = [RUN, "eval", *JOB, "merge", "--base", "model", "--adapter", point / "adapter", "--output", merged]
+        merge += ["--dtype", "fp32", "--temporary"]
+        evaluate = [RUN, "eval", *JOB, "evaluate", "--spec", spec, "--point", point]
+        evaluate += ["--model", merged, "--probes", point.parent / ".probes"]
+        job = submit([train, take])
+        job = submit([merge], f"--dependency=afterok:{job}")
+        submit([evaluate, ["rm", "-r", merged]], f"--dependency=afterok:{job}")
     while subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout.strip():
         time.sleep(0.5)
     makespan = time.monotonic() - began
@@ -116,9 +119,9 @@ def run_chains(sweep: Sweep) -> tuple[float, list[float]]:
     return makespan, [job["end"] - job["start"] for job in read_accounts(start)]
 
 
-def submit(command: list[object], *options: str) -> str:
+def submit(commands: list[list[object]], *options: str) -> str:
     sbatch = ["sbatch", "--parsable", CPUS, MEMORY, "--output=/dev/null", *options]
-    wrapped = shlex.join(map(str, command))
+    wrapped = " && ".join(shlex.join(map(str, command)) for command in commands)
     return subprocess.run([*sbatch, "--wrap", wrapped], capture_output=True, text=True, check=True).stdout.strip()
 
 
