@@ -1,6 +1,7 @@
 """Where the clone lies, what it is called, and what a login shell sets, make no difference."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def test_a_plan_and_a_mistake_read_alike_wherever_the_clone_lies(
     variables = {**ODD_ENVIRONMENT, "HOME": str(home), "TMPDIR": str(temporary)}
     planned = call(sweep, link, **variables)
     assert planned.returncode == 0, planned.stderr
-    assert "train                  2" in planned.stdout
+    assert re.search(r"^train +2$", planned.stdout, flags=re.MULTILINE)
     assert not [path for path in home.rglob("*") if path.is_file()]
     sweep.edit(controls={"lora_rank": 0})
     refused = call(sweep, link, **variables)
