@@ -60,7 +60,7 @@ BAD = [
     ("controls: {lora_attn_modules: [q_proj, o_proj]}", ["controls.lora_attn_modules.1", "'o_proj'", "output_proj"]),
     ("variables: {lora_rank: []}", ["variables.lora_rank", "[]", "at least 1 item"]),
     ("model: {dtype: bf16}", ["'model.path'", "missing"]),
-    ("model: {path: base, dtype: fp8}", ["model.dtype", "'fp8'", "'bf16' or 'fp32'"]),
+    ("model: {path: base, dtype: fp8}", ["model.dtype", "'fp8'", "'bf16', 'fp16' or 'fp32'"]),
     ("model: {path: '${no.such}'}", ["no.such", "model.path"]),
     ("experiment: {name: ../elsewhere}", ["experiment.name", "'../elsewhere'", "letters, digits"]),
     ("experiment: {name: 'a b'}", ["experiment.name", "'a b'"]),
