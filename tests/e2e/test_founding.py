@@ -54,7 +54,10 @@ evaluation:
 """
 
 
-@pytest.mark.parametrize(("text", "mode"), [(FULL, "A"), (ADAPTER, "B1")], ids=["full", "adapter"])
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [pytest.param(FULL, "A", marks=pytest.mark.long, id="full"), pytest.param(ADAPTER, "B1", id="adapter")],
+)
 def test_an_example_runs_as_it_is_written(make: Callable[..., Sweep], model: Path, text: str, mode: str) -> None:
     sweep = make(f"founding_{mode}", variables={"lora_rank": [8, 16]})
     sweep.edit(**yaml.safe_load(text))

@@ -126,5 +126,5 @@ def test_another_solver_evaluates_anew(evaluated: Sweep, tmp_path: Path) -> None
     with (sweep.directory / "solvers.py").open("a") as file:
         file.write("# another\n")
     plan = sweep.plan()
-    assert plan["evaluate"] == 3
+    assert plan["evaluate"] == 4
     assert "train" not in plan

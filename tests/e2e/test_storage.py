@@ -51,7 +51,7 @@ MERGES_ASK_FOR_LESS = ("--set-threads", "merge=1", "evaluate=2", "--retries", "1
     ("bound", "options", "points"),
     [
         (2, MERGES_ASK_FOR_LESS, POINTS),
-        (1, ALIKE, 2),
+        pytest.param(1, ALIKE, 2, marks=pytest.mark.long),
         pytest.param(2, ALIKE, POINTS, marks=pytest.mark.long),
         pytest.param(1, MERGES_ASK_FOR_LESS, POINTS, marks=pytest.mark.long),
     ],
