@@ -198,6 +198,22 @@ def test_a_model_that_is_stored_under_other_names_is_merged_where_peft_merges_it
     assert read_weights(tmp_path / "merged").keys() == read_weights(base).keys()
 
 
+@pytest.mark.parametrize("targets", [["c_attn", "c_proj"], ["lm_head", "c_attn"], ["wte"]])
+def test_a_base_that_was_saved_without_its_head_is_merged_as_with_it(
+    make_base: Callable[..., Path], tmp_path: Path, targets: list[str]
+) -> None:
+    """As GPT-2 is on the hub, whose names lack `transformer.`."""
+    whole = make_base("gpt2", "fp32")
+    AutoModelForCausalLM.from_pretrained(whole).transformer.save_pretrained(tmp_path / "base")
+    make_tokenizer(has_chat_template=True).save_pretrained(tmp_path / "base")
+    adapter = make_adapter(whole, tmp_path / "adapter", target_modules=targets)
+    merge(tmp_path / "base", adapter, tmp_path / "merged", verify=True)
+    assert "h.0.attn.c_attn.weight" in read_weights(tmp_path / "merged")
+    merge(whole, adapter, tmp_path / "other")
+    assert find_differences(read_model(tmp_path / "merged", "fp32"), read_model(tmp_path / "other", "fp32")) == []
+    assert_same_logits(whole, adapter, tmp_path / "merged")
+
+
 @pytest.mark.parametrize(("stored", "dtype"), [("bf16", "fp32"), ("fp32", "bf16"), ("fp16", "bf16"), ("fp32", "fp16")])
 def test_another_precision_is_that_of_peft_with_the_base_loaded_in_it(
     make_base: Callable[..., Path], tmp_path: Path, stored: str, dtype: str
@@ -1013,6 +1029,15 @@ def test_an_embedding_that_may_be_tied_to_something_else_is_refused(tmp_path: Pa
     save_file(tensors, tmp_path / "adapter/adapter_model.safetensors")
     with pytest.raises(AdapterError, match=r"changes shared.weight, but .* its tied weights are unknown"):
         merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_reading_an_adapter_draws_no_random_number(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    """Answers that are drawn with a seed do not depend on what was read before."""
+    base = make_base("mistral")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    before = torch.get_rng_state()
+    read_adapter(adapter, read_checkpoint(base))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_adapter_that_began_with_eva_is_plain_lora(make_base: Callable[..., Path], tmp_path: Path) -> None:

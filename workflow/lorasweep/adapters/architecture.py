@@ -81,11 +81,8 @@ def read_architecture(base: Checkpoint) -> Architecture:
             f"'{base.path}' has no {head}, and its config.json ties it to no other tensor (tie_word_embeddings)",
             "a configuration that agrees with the files",
         )
-    names, conv1d, embeddings = (
-        frozenset(model.state_dict()),
-        _find_weights(model, Conv1D),
-        _find_weights(model, Embedding),
-    )
+    names = frozenset(model.state_dict())
+    conv1d, embeddings = _find_weights(model, Conv1D), _find_weights(model, Embedding)
     return Architecture(stored, names, conv1d, embeddings, head, frozenset(ambiguous))
 
 
@@ -112,7 +109,7 @@ def find_targets(base: Checkpoint, selection: str) -> tuple[frozenset[str], froz
 
 
 def can_untie(base: Checkpoint) -> bool:
-    """Whether no parameters are tied once `tie_word_embeddings` is false."""
+    """Whether no parameters are tied if `tie_word_embeddings` is false."""
     model = _instantiate(base, tie_word_embeddings=False)
     return model is not None and not model.all_tied_weights_keys
 
@@ -124,7 +121,7 @@ def _instantiate(base: Checkpoint, **changes: Any) -> Any:
         return None
     try:
         config = CONFIG_MAPPING[model_type].from_dict(base.config | changes)
-        with torch.device("meta"):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     except Exception as error:  # a configuration can be wrong in any way
         raise InputError(
