@@ -24,9 +24,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     CTRLConfig,
+    FalconH1Config,
     FalconMambaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    LagunaConfig,
     MambaConfig,
     ModernBertDecoderConfig,
     OpenAIGPTConfig,
@@ -57,10 +59,15 @@ FAMILIES["ctrl"] = (CTRLConfig, _TRANSFORMER)
 FAMILIES["openai-gpt"] = (OpenAIGPTConfig, _TRANSFORMER)
 FAMILIES["xlm"] = (XLMConfig, {"emb_dim": 64, "n_layers": 2, "n_heads": 4, "tie_word_embeddings": True})
 FAMILIES["modernbert-decoder"] = (ModernBertDecoderConfig, {"tie_word_embeddings": True})
-FAMILIES["qwen2_moe"] = (
-    Qwen2MoeConfig,
-    {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2},
-)
+_EXPERTS = {
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+FAMILIES["qwen2_moe"] = (Qwen2MoeConfig, _EXPERTS)
+FAMILIES["laguna"] = (LagunaConfig, {**_EXPERTS, "head_dim": 16})
+FAMILIES["falcon_h1"] = (FalconH1Config, {"head_dim": 16})
 
 
 @pytest.fixture(scope="session")
@@ -179,6 +186,7 @@ NAMED_OTHERWISE: dict[str, tuple[str, dict[str, Any]]] = {
     "the shared expert, which shares its experts' names": ("qwen2_moe", {"target_modules": LINEAR}),
     "a part of the shared expert": ("qwen2_moe", {"target_modules": r".*shared_expert\.(gate|down)_proj"}),
     "the layers of Mamba": ("mamba", {"target_modules": ["in_proj", "x_proj", "dt_proj"]}),
+    "a configuration with infinity": ("falcon_h1", {"target_modules": ["q_proj", "lm_head"]}),
     "the layers of GPT": ("openai-gpt", {"target_modules": ["c_attn", "c_proj"]}),
 }
 
@@ -196,6 +204,16 @@ def test_a_model_that_is_stored_under_other_names_is_merged_where_peft_merges_it
     assert find_differences(ours, merge_with_peft(base, adapter, dtype)) == []
     assert find_differences(ours, read_model(base, dtype))
     assert read_weights(tmp_path / "merged").keys() == read_weights(base).keys()
+
+
+def test_tensors_that_peft_renames_and_loses_are_refused(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    base = make_base("laguna")
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["shared_experts.down_proj"])
+    assert find_differences(merge_with_peft(base, adapter, "bf16"), read_model(base, "bf16")) == []
+    with pytest.raises(
+        AdapterError, match=r"'model.layers.\d.mlp.shared_experts.down_proj', which PEFT would not apply"
+    ):
+        merge(base, adapter, tmp_path / "merged")
 
 
 @pytest.mark.parametrize("targets", [["c_attn", "c_proj"], ["lm_head", "c_attn"], ["wte"]])
@@ -370,7 +388,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no targets": (set_key("target_modules", None), "target_modules is None"),
     "no rank": (set_key("r", 0), "r is 0"),
     "another rank": (set_key("r", 5), "has rank 4, but adapter_config.json says 5"),
-    "fewer targets": (set_key("target_modules", ["q_proj"]), "which adapter_config.json does not target"),
+    "fewer targets": (
+        set_key("target_modules", ["q_proj"]),
+        "which PEFT would not apply: adapter_config.json does not target it",
+    ),
     "more targets": (
         set_key("target_modules", [*LINEAR, "lm_head"]),
         "targets 'lm_head', which has no tensors",

@@ -451,8 +451,8 @@ def _check_targets(adapter: Adapter, modules: Set[str], targets: Set[str]) -> No
     extra, missing = sorted(modules - targets), sorted(targets - modules)
     if extra:
         raise AdapterError(
-            f"{adapter.path}: has tensors for '{extra[0]}', which {ADAPTER_CONFIG} does not target: PEFT would "
-            "not apply them"
+            f"{adapter.path}: has tensors for '{extra[0]}', which PEFT would not apply: {ADAPTER_CONFIG} does not "
+            "target it, or PEFT renames them"
         )
     if missing:
         raise AdapterError(f"{adapter.path}: {ADAPTER_CONFIG} targets '{missing[0]}', which has no tensors")

@@ -16,8 +16,9 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from torch.nn import Embedding
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
@@ -105,7 +106,14 @@ def find_targets(base: Checkpoint, selection: str) -> tuple[frozenset[str], froz
     def find(kind: type) -> frozenset[str]:
         return frozenset(name for name, module in model.named_modules() if isinstance(module, kind))
 
-    return find(LoraLayer), find(ModulesToSaveWrapper)
+    targets = find(LoraLayer)
+    if isinstance(model, PreTrainedModel):
+        # On loading, PEFT renames tensors as transformers renames those of a checkpoint, and loses those misnamed.
+        keys = {name: f"base_model.model.{name}.lora_A.weight" for name in targets}
+        tensors = dict.fromkeys(keys.values(), torch.empty(1, 1))
+        loaded = convert_peft_adapter_state_dict_for_transformers(model, config, tensors)
+        targets = frozenset(name for name in targets if keys[name] in loaded)
+    return targets, find(ModulesToSaveWrapper)
 
 
 def can_untie(base: Checkpoint) -> bool:
@@ -120,7 +128,7 @@ def _instantiate(base: Checkpoint, **changes: Any) -> Any:
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(base.config | changes)
+        config = CONFIG_MAPPING[model_type].from_pretrained(base.path, local_files_only=True, **changes)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     except Exception as error:  # a configuration can be wrong in any way
