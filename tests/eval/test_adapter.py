@@ -224,7 +224,7 @@ def test_a_merged_model_is_base_and_adapter_in_one_and_carries_no_adapter_file(
 def test_a_model_that_was_made_of_another_adapter_is_not_evaluated(base: Path, point: Path) -> None:
     merge(base, point / "adapter", point / "merged", "fp32")
     spoil(point / "adapter", lambda tensors: {name: t * 2 for name, t in tensors.items()})
-    with pytest.raises(AdapterError, match="this model was not made from .* and the adapter in"):
+    with pytest.raises(AdapterError, match=r"this model was not made from .* and the adapter in"):
         evaluate(spec(base, point, "B1"), point, point / "probes", point / "merged")
 
 
