@@ -1,5 +1,6 @@
 """Read the experiment file into its sections, with messages for invalid values, and write it."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -64,8 +65,10 @@ def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
         plain["controls"] = dict(plain["controls"])
         if "_override" in plain["controls"]:
             override = {"_override": plain["controls"].pop("_override")}
+    resolved: Any = plain
     try:
-        resolved: Any = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+        if "${" in json.dumps(plain, default=str):  # OmegaConf takes seconds for tens of thousands of values
+            resolved = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
     except OmegaConfBaseException as error:
         raise InputError(f"{str(error).splitlines()[0]} (key: {error.full_key})") from error
     if override:

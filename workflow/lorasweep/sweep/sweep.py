@@ -271,7 +271,7 @@ class Sweep:
     def pipeline(self) -> str:
         """The rules in order, each with its number of jobs, as JSON."""
         modes = {**{point.name: point.mode for point in self.points.values()}, **self.evaluated}
-        taken = [point.name for point in self.points.values() if point.training]
+        taken = {point.name for point in self.points.values() if point.training}
         return json.dumps([asdict(stage) for stage in get_stages(modes, self.evaluated, self.trained, taken)])
 
     @property
