@@ -202,8 +202,10 @@ class Monkey:
 def find_program(job: str) -> psutil.Process | None:
     """Return the process of a SLURM job, whose node is this machine, that does what a rule runs."""
     is_ours = " -m lorasweep job "
-    found = [process for process, line in _find_processes(job) if is_ours in line and "snakemake" not in line]
-    return found[-1] if found else None
+    lines = {process: line for process, line in _find_processes(job) if is_ours in line and "snakemake" not in line}
+    pythons = [process for process, line in lines.items() if "python" in line.partition(" ")[0]]
+    # The oldest: a child that is about to become another program has its parent's command line.
+    return min(pythons, key=lambda process: process.pid, default=None)
 
 
 def _find_processes(job: str) -> Iterator[tuple[psutil.Process, str]]:
