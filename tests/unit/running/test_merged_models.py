@@ -30,7 +30,7 @@ def make_models(folder: Path, *names: str) -> None:
 
 def test_a_model_stays_for_the_retry_and_goes_with_the_last_failure(folder: Path) -> None:
     models = MergedModels(folder)
-    models.prepare(None, retries=1)
+    models.expect_retries(1)
     make_models(folder, "lr=1e-4", "lr=1e-3", "7")
     fail(models, "evaluate", "lr=1e-4")
     assert (folder / "lr=1e-4").is_dir()
@@ -38,9 +38,9 @@ def test_a_model_stays_for_the_retry_and_goes_with_the_last_failure(folder: Path
     assert sorted(path.name for path in folder.iterdir()) == ["7", "lr=1e-3"]
 
 
-def test_what_a_killed_merge_has_written_goes_too(folder: Path) -> None:
+def test_what_a_killed_merge_has_written_goes_before_its_retry(folder: Path) -> None:
     models = MergedModels(folder)
-    models.prepare(None, retries=0)
+    models.expect_retries(1)
     make_models(folder, ".a.partial", ".b.partial")
     fail(models, "train", "b")
     fail(models, "merge", "a")
@@ -51,7 +51,7 @@ def test_models_elsewhere_have_a_folder_of_their_own_which_goes_at_the_end(folde
     scratch = tmp_path / "scratch"
     make_models(scratch / "of-others", "model")
     models = MergedModels(folder)
-    models.prepare(str(scratch), retries=0)
+    models.prepare(str(scratch))
     make_models(folder, "a")
     assert len(list(scratch.glob("lorasweep-e-*/merged/a/model.safetensors"))) == 1
     models.remove_all()
@@ -61,7 +61,7 @@ def test_models_elsewhere_have_a_folder_of_their_own_which_goes_at_the_end(folde
 
 def test_models_that_a_killed_run_left_are_used_where_they_are(folder: Path, tmp_path: Path) -> None:
     make_models(folder, "a")
-    MergedModels(folder).prepare(str(tmp_path / "scratch"), retries=0)
+    MergedModels(folder).prepare(str(tmp_path / "scratch"))
     assert (folder / "a/model.safetensors").is_file()
     assert not folder.parent.is_symlink()
 
@@ -69,4 +69,4 @@ def test_models_that_a_killed_run_left_are_used_where_they_are(folder: Path, tmp
 def test_a_directory_that_cannot_be_written_to_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^evaluation\.merged_models_in: '.*/file/models' cannot be written to"):
-        MergedModels(folder).prepare(str(tmp_path / "file/models"), retries=0)
+        MergedModels(folder).prepare(str(tmp_path / "file/models"))

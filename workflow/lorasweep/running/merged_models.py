@@ -22,15 +22,16 @@ class MergedModels(logging.Handler):
         self._retries = 0
         self._failures: dict[int, int] = {}
 
-    def prepare(self, elsewhere: str | None, retries: int) -> None:
-        """Make the folder's parent a link if the models are to be `elsewhere`, a directory that all nodes see.
+    def expect_retries(self, retries: int) -> None:
+        """Set the number of times that a failed job is started again."""
+        self._retries = retries
 
-        `retries` is the number of times that a failed job is started again.
+    def prepare(self, elsewhere: str | None) -> None:
+        """Make the folder's parent a link if the models are to be `elsewhere`, a directory that all nodes see.
 
         Raises:
             InputError: the directory cannot be written to.
         """
-        self._retries = retries
         if self._folder.exists() and any(self._folder.iterdir()):
             return  # a killed run left models that this run evaluates
         self.remove_all()
@@ -58,14 +59,13 @@ class MergedModels(logging.Handler):
             return
         job = fields["jobid"]
         self._failures[job] = self._failures.get(job, 0) + 1
-        if self._failures[job] > self._retries:
-            for log in map(Path, map(str, fields["log"])):
-                if log.parent.name == fields["rule_name"]:
-                    self._remove(log.name.removesuffix(".log"))
-
-    def _remove(self, point: str) -> None:
-        for model in (self._folder / point, self._folder / f".{point}.partial"):
-            shutil.rmtree(model, ignore_errors=True)
+        for log in map(Path, map(str, fields["log"])):
+            if log.parent.name == fields["rule_name"]:
+                point = log.name.removesuffix(".log")
+                # What a killed merge has written is of no use to its retry.
+                shutil.rmtree(self._folder / f".{point}.partial", ignore_errors=True)
+                if self._failures[job] > self._retries:
+                    shutil.rmtree(self._folder / point, ignore_errors=True)
 
     def remove_all(self) -> None:
         """Remove all merged models, their folder and its parent."""

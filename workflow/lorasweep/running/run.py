@@ -166,13 +166,14 @@ class Run:
                     raise InputError(shortage)
                 LOGGER.warning(shortage)
             self._settle_orphans()
+            self._merged_models.expect_retries(retries)
             if any(rule == "merge" for rule, _ in wanted):
                 if scheduler != SCHEDULER:
                     raise InputError(
                         f"--scheduler: {scheduler!r} does not limit the number of merged models (mode B1)",
                         f"{SCHEDULER}, as in profiles/default",
                     )
-                self._merged_models.prepare(sweep.experiment.evaluation.merged_models_in, retries)
+                self._merged_models.prepare(sweep.experiment.evaluation.merged_models_in)
             self._slurm_run = slurm_run
             awaited = {orphan.run for orphan in self._orphans if orphan.is_awaited}
             hold(self._holder, sorted(awaited | ({slurm_run} if slurm_run else set())))
