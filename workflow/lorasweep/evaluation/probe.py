@@ -1,5 +1,6 @@
 """The probe: a model's logits on fixed tokens, to check that an adapter changes them."""
 
+import gc
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -61,5 +62,8 @@ def base_logits(base: Checkpoint, spec: EvaluationSpec, cache: Path) -> torch.Te
         save_file({"logits": probe_logits(model)}, aside)
         give_default_mode(aside)
         aside.replace(file)
+        # A model that is spread over GPUs is part of reference cycles.
         del model
+        gc.collect()
+        torch.cuda.empty_cache()
     return load_file(file)["logits"]

@@ -26,6 +26,8 @@ def open_roles(spec: EvaluationSpec) -> dict[str, Any]:
 def _open(spec: EvaluationSpec, name: str, role: RoleSpec) -> Any:
     from inspect_ai.model import GenerateConfig, ModelInfo, get_model, set_model_info
 
+    import lorasweep.evaluation.provider  # noqa: F401  registers the provider, even if this package is not installed
+
     key = (role.model_dump_json(), spec.placement)
     if key not in _OPENED:
         config, arguments = dict(role.config), dict(role.args)
