@@ -232,10 +232,9 @@ class Planner:
         written: dict[str, int] = {}
         own_batches = [[name] for name, p in self.points.items() if p.mode == "B2" and self._is_evaluated(p)]
         for job in self._make_jobs({name: point.mode for name, point in self.points.items()}, own_batches):
-            is_merge = job.rule == "merge"
-            here = job.temporary + self._temporary_model * is_merge
+            here = job.temporary + (self._temporary_model if job.rule == "merge" else 0)
             temporary[job.points[0]] = max(temporary.get(job.points[0], 0), here)
-            written[job.points[0]] = written.get(job.points[0], 0) + job.written + self._model * is_merge
+            written[job.points[0]] = written.get(job.points[0], 0) + self._get_written_bytes(job)
         rows = []
         for name, point in self._named(self.points):
             mode = point.mode if point else "base"
@@ -340,6 +339,9 @@ class Planner:
             )
         return jobs
 
+    def _get_written_bytes(self, job: PlannedJob) -> int:
+        return job.written + (self._model if job.rule == "merge" else 0)
+
     def simulate(self, jobs: Sequence[PlannedJob]) -> Timeline:
         """Simulate jobs of this sweep, as many at a time as the plan assumes."""
         return simulate(jobs, self.parallel, self.max_merged_models, self._temporary_model)
@@ -354,7 +356,7 @@ class Planner:
             if job.rule in GPU_RULES:
                 taken = self.get_gpus(job.rule, job.points[0]) * job.seconds
                 gpu_seconds[job.rule] = gpu_seconds.get(job.rule, 0.0) + taken
-            written += job.written + (self._model if job.rule == "merge" else 0)
+            written += self._get_written_bytes(job)
             if job.rule == "train":
                 training = self.costs.get_training(self.points[job.points[0]].controls)
                 steps, tokens = steps + training.steps, tokens + training.tokens
