@@ -7,7 +7,7 @@ instantiated on the meta device, which needs neither weights nor memory.
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -145,21 +145,34 @@ def _find_weights(model: Any, kind: type) -> frozenset[str]:
 
 def _find_stored(model: Any, base: Checkpoint) -> dict[str, str]:
     """Return the tensor on disk of each parameter that `from_pretrained` loads unchanged."""
-    conversions = get_model_conversion_mapping(model)
-    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
-    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
     state = model.state_dict()
+    find_parameter = make_parameter_finder(model, state)
     stored: dict[str, str] = {}
     for name in base.tensors:
-        parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if parameter not in state and name in state:
-            parameter, pattern = name, None
+        parameter, pattern = find_parameter(name)
         if pattern is not None or parameter not in state:
             continue
         if parameter in stored:
             raise InputError(f"'{base.path}' has {parameter} as {stored[parameter]} and as {name}", "one of them")
         stored[parameter] = name
     return stored
+
+
+def make_parameter_finder(model: Any, state: Mapping[str, Any]) -> Callable[[str], tuple[str, str | None]]:
+    """Return a function of a tensor's name on disk, by transformers' rules for loading a checkpoint into a model.
+
+    It returns the parameter's name in memory, and the pattern of the rule by which transformers makes that parameter
+    of several tensors; `None` if it is loaded unchanged. `state` is the model's state dict.
+    """
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+
+    def find(name: str) -> tuple[str, str | None]:
+        parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        return (name, None) if parameter not in state and name in state else (parameter, pattern)
+
+    return find
 
 
 def _find_head(model: Any) -> str | None:

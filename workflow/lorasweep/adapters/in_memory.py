@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lorasweep.adapters.adapter import Adapter, AdapterError
+from lorasweep.adapters.architecture import make_parameter_finder
 from lorasweep.adapters.merge import Planned, Source, make_plan
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.dtypes import PRECISIONS
@@ -238,14 +239,9 @@ class _Names:
     """The names of a loaded model's parameters, by transformers' rules for loading a checkpoint."""
 
     def __init__(self, model: Any) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-
         self._model = model
-        rules = get_model_conversion_mapping(model)
-        self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
         self._state = model.state_dict(keep_vars=True)
+        self._find_parameter = make_parameter_finder(model, self._state)
         self._found: dict[str, tuple[str, str | None]] = {}
         self._located: dict[str, tuple[torch.nn.Module, str]] = {}
         tied: dict[int, list[str]] = {}
@@ -264,14 +260,8 @@ class _Names:
         return self._rename(name)[1] is not None
 
     def _rename(self, name: str) -> tuple[str, str | None]:
-        from transformers.core_model_loading import rename_source_key
-
         if name not in self._found:
-            prefix = self._model.base_model_prefix
-            found = rename_source_key(name, self._renamings, self._converters, prefix, self._state)
-            if found[0] not in self._state and name in self._state:
-                found = rename_source_key(name, [], [], prefix, self._state)
-            self._found[name] = found
+            self._found[name] = self._find_parameter(name)
         return self._found[name]
 
     def get(self, name: str) -> torch.Tensor | None:
