@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from evaluation_specs import make_spec
-from lorasweep.adapters.adapter import AdapterError, check_injected, read_adapter
+from lorasweep.adapters.adapter import AdapterError, ChangedBaseError, check_injected, read_adapter
 from lorasweep.adapters.merge import merge
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation import evaluate as evaluator
 from lorasweep.evaluation.evaluate import evaluate, evaluate_adapters
 from lorasweep.evaluation.inspect_tasks import EvaluationError
 from lorasweep.evaluation.probe import probe_logits
+from lorasweep.evaluation.shared_base import SharedBase
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.evaluation.state import EvaluationState
 from lorasweep.util.errors import InputError
@@ -286,6 +287,18 @@ def test_a_gpu_that_gave_up_is_not_held_against_the_adapters_after_it(
         evaluate_adapters(spec(base, point, "B2"), [point, other])
     assert (point / "state/eval/error.txt").is_file()
     assert not (other / "state").exists()
+
+
+def test_results_on_a_base_that_was_not_the_one_in_its_files_are_discarded(
+    base: Path, point: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_a_difference(shared: SharedBase) -> None:
+        raise ChangedBaseError("a weight in memory differs from the base model's files")
+
+    monkeypatch.setattr(SharedBase, "restore", find_a_difference)
+    with pytest.raises(ChangedBaseError):
+        evaluate_adapters(spec(base, point, "B2"), [point])
+    assert not EvaluationState(spec(base, point, "B2"), point).is_finished()
 
 
 def test_what_is_done_is_not_done_again(base: Path, point: Path, monkeypatch: pytest.MonkeyPatch) -> None:

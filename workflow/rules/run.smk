@@ -5,8 +5,8 @@ The work is done by `lorasweep.running.run.Run`; this file passes on what only S
 
 from snakemake.io import IOFile
 
-from lorasweep.running.run import THREADS, Places, Run
-from lorasweep.util.slurm import forget_settings
+from lorasweep.running.run import THREADS, Options, Places, Run
+from lorasweep.util.slurm import count_gpus, forget_settings
 from lorasweep.running.slurm_plugin import (
     mend_end_by_signal,
     mend_python_path,
@@ -29,6 +29,8 @@ def get_places():
     """Return the limits on what runs in parallel."""
     threads = workflow.resource_settings.overwrite_threads.get("evaluate", THREADS)
     gpus = workflow.global_resources.get("gpu").value
+    if gpus is None and workflow.nodes:
+        gpus = count_gpus()
     return Places(workflow.resource_settings.cores, workflow.nodes, gpus, int(getattr(threads, "value", threads)))
 
 
@@ -82,9 +84,13 @@ onstart:
         get_wanted_jobs(),
         get_places(),
         get_slurm_run(),
-        scheduler=workflow.scheduling_settings.scheduler,
-        retries=workflow.execution_settings.retries,
-        is_touch=workflow.touch,
+        Options(
+            scheduler=workflow.scheduling_settings.scheduler,
+            subsample=workflow.scheduling_settings.subsample,
+            keeps_temporary=workflow.storage_settings.notemp,
+            retries=workflow.execution_settings.retries,
+            is_touch=workflow.touch,
+        ),
     )
     mend_end_by_signal(workflow.scheduler)
     # Otherwise, Snakemake does not report the end of a job with --quiet progress.

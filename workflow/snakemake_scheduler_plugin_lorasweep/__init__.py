@@ -33,12 +33,12 @@ class Scheduler(GreedyScheduler):  # type: ignore[misc]
     ) -> Sequence[Any]:
         """Return the jobs to start now, of those whose inputs exist (`selectable_jobs`)."""
         free = int(available_resources.get(RESOURCE, len(selectable_jobs)))
-        jobs = list(drop_merges(selectable_jobs, free))
+        jobs = list(hold_back_merges(selectable_jobs, free))
         selected: Sequence[Any] = super().select_jobs(jobs, remaining_jobs, available_resources, input_sizes)
         return selected
 
 
-def drop_merges(jobs: Sequence[Any], free: int) -> Iterable[Any]:
+def hold_back_merges(jobs: Sequence[Any], free: int) -> Iterable[Any]:
     """Return the jobs without the merges that would exceed the bound; `free` is the number of units that no job holds.
 
     An evaluation among the jobs has its merged model already, whether it is selected now or not.

@@ -10,11 +10,10 @@ from lorasweep.util.errors import InputError
 
 
 def fail(models: MergedModels, rule: str, point: str, job: int = 1) -> None:
-    """Pass on Snakemake's message about a failed job."""
-    record = logging.LogRecord("snakemake", logging.ERROR, "", 0, None, None, None)
-    record.__dict__ |= {"event": "job_error", "rule_name": rule, "jobid": job}
-    record.__dict__["log"] = [f"results/e/logs/{rule}/{point}.log", f".snakemake/slurm_logs/rule_{rule}/{point}/7.log"]
-    models.emit(record)
+    """Pass on Snakemake's messages about a job that starts and fails."""
+    started = {"event": "job_info", "rule_name": rule, "jobid": job, "wildcards": {"point": point}}
+    models.emit(logging.makeLogRecord(started))
+    models.emit(logging.makeLogRecord({"event": "job_error", "jobid": job}))
 
 
 @pytest.fixture
@@ -59,14 +58,63 @@ def test_models_elsewhere_have_a_folder_of_their_own_which_goes_at_the_end(folde
     assert not folder.parent.is_symlink()
 
 
-def test_models_that_a_killed_run_left_are_used_where_they_are(folder: Path, tmp_path: Path) -> None:
-    make_models(folder, "a")
+def test_a_model_goes_when_its_evaluation_ends_without_its_outputs(folder: Path) -> None:
+    models = MergedModels(folder)
+    make_models(folder, "a", "b")
+    started = {"event": "job_info", "rule_name": "evaluate", "jobid": 7, "wildcards": {"point": "a"}}
+    models.emit(logging.makeLogRecord(started))
+    text = (
+        "in rule evaluate:\nJob 7  completed successfully, but some output files are missing. Missing files after 60 s"
+    )
+    models.emit(logging.makeLogRecord({"msg": text, "event": "error"}))
+    assert [path.name for path in folder.iterdir()] == ["b"]
+
+
+def test_models_that_a_killed_run_left_move_with_the_folder_and_unfinished_ones_go(
+    folder: Path, tmp_path: Path
+) -> None:
+    places = [tmp_path / "scratch", tmp_path / "other", None]
+    make_models(folder, "a", ".b.partial")
+    before = (folder / "a").stat().st_mtime
+    for place in places:
+        if place:
+            place.mkdir()
+        MergedModels(folder).prepare(str(place) if place else None)
+        assert [path.name for path in folder.iterdir()] == ["a"]
+        assert (folder / "a").stat().st_mtime == before
+        assert folder.parent.is_symlink() == bool(place)
+        for another in places:
+            assert another is None or not another.exists() or bool(list(another.iterdir())) == (another == place)
+
+
+def test_models_of_a_copied_results_folder_are_left_to_the_original(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
     MergedModels(folder).prepare(str(tmp_path / "scratch"))
+    make_models(folder, "a")
+    copy = tmp_path / "copy/.scratch"
+    copy.parent.mkdir()
+    copy.symlink_to(folder.parent.readlink())
+    models = MergedModels(copy / "merged")
+    with pytest.raises(InputError, match=r"the merged models of the folder that '.*/copy' was copied or moved from"):
+        models.prepare(None)
+    models.remove_all()
     assert (folder / "a/model.safetensors").is_file()
-    assert not folder.parent.is_symlink()
+    assert not copy.is_symlink()
 
 
-def test_a_directory_that_cannot_be_written_to_is_refused(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("file", "is not a directory"), ("nowhere", "is not a directory"), ("full", "cannot be written to")],
+)
+def test_a_directory_that_cannot_be_used_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
+) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"^evaluation\.merged_models_in: '.*/file/models' cannot be written to"):
-        MergedModels(folder).prepare(str(tmp_path / "file/models"))
+    (tmp_path / "full").mkdir()
+
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=rf"^evaluation\.merged_models_in: '.*/{place}' {said}"):
+        MergedModels(folder).prepare(str(tmp_path / place))

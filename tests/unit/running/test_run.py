@@ -1,6 +1,7 @@
 """The run around the jobs: who holds the sweep, how much runs at a time, and what is left at the end."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,8 +10,9 @@ import pytest
 
 from lorasweep.layout import HOLDER
 from lorasweep.running.controller import hold, read_holder
-from lorasweep.running.run import MOST_PARALLEL, Places, Run, count_parallel_jobs
+from lorasweep.running.run import MOST_PARALLEL, Options, Places, Run, count_parallel_jobs
 from lorasweep.sweep.sweep import Sweep
+from lorasweep.util.errors import InputError
 
 CLUSTER = Places(cores=None, nodes=50, gpus=None)
 
@@ -20,7 +22,7 @@ def make_sweep(device: str = "cuda", parallel_jobs: int | None = None, most_gpus
     plan = SimpleNamespace(parallel_jobs=parallel_jobs)
     stands_in = SimpleNamespace(
         experiment=SimpleNamespace(plan=plan),
-        gpus=int(device == "cuda"),
+        is_on_gpus=device == "cuda",
         most_gpus=most_gpus,
         results=Path("results/mine"),
         missing_model=None,
@@ -47,6 +49,21 @@ def make_sweep(device: str = "cuda", parallel_jobs: int | None = None, most_gpus
 )
 def test_as_many_jobs_run_at_a_time_as_have_a_place(sweep: Sweep, places: Places, jobs: int) -> None:
     assert count_parallel_jobs(sweep, places) == jobs
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"scheduler": "greedy"}, "--scheduler: 'greedy' does not limit the number of merged models"),
+        ({"subsample": 10}, "--scheduler-subsample: 10 does not limit the number of merged models"),
+        ({"keeps_temporary": True}, "--notemp does not limit the number of merged models"),
+    ],
+)
+def test_an_option_that_takes_the_limit_off_merged_models_is_refused(changed: dict[str, Any], said: str) -> None:
+    good = Options(scheduler="lorasweep", subsample=None, keeps_temporary=False, retries=1, is_touch=False)
+    good.check()
+    with pytest.raises(InputError, match=said):
+        replace(good, **changed).check()
 
 
 @pytest.fixture

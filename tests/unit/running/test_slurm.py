@@ -57,6 +57,18 @@ def test_a_query_without_jobs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> N
     assert query(monkeypatch, [({}, 0.1)]) == ({}, 0.1)
 
 
+def test_the_gpus_of_a_cluster_are_counted_once_for_each_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    nodes = "a|gpu:4 \nb|gpu:a100:2(S:0-1),gpu:v100:1,mps:400\na|gpu:4 \nc|(null) \nd|gpu:a100_3g.20gb:7"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    slurm.count_gpus.cache_clear()
+    assert slurm.count_gpus() is None
+    (tmp_path / "sinfo").write_text(f"#!/bin/sh\necho '{nodes}'\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    slurm.count_gpus.cache_clear()
+    assert slurm.count_gpus() == 4 + 2 + 1 + 7
+    slurm.count_gpus.cache_clear()
+
+
 def test_another_version_than_the_tested_one_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,24 @@ def test_a_failure_that_a_retry_mends_is_forgotten(tmp_path: Path) -> None:
     assert [(failure.rule, failure.point) for failure in recorder.failures] == [("train", "lr=1e-1")] * 2
     recorder.emit(logging.makeLogRecord({"event": "job_finished", "job_id": 3}))
     assert len(recorder.failures) == 1
+
+
+def test_a_job_whose_outputs_do_not_appear_has_failed(tmp_path: Path) -> None:
+    """Snakemake finds the outputs missing after the job's end, and says it without an event of the job."""
+    (tmp_path / "Snakefile").write_text(
+        "from pathlib import Path\n"
+        "from lorasweep.running.events import FailureRecorder, JobWatcher\n"
+        "recorder, watcher = FailureRecorder(Path('logs'), {}), JobWatcher({})\n"
+        "for handler in (recorder, watcher): logger.addHandler(handler)\n"
+        "onerror: print([(one.point, one.reason) for one in recorder.failures], len(watcher.attempts))\n"
+        "rule evaluate:\n output: 'a/{point}.json'\n log: 'logs/evaluate/{point}.log'\n"
+        " shell: 'echo all is well > {log}'\n"
+    )
+    options = ["--cores=1", "--latency-wait=0", "--scheduler=greedy", "--retries=1"]
+    command = ["-m", "snakemake", *options, "a/p.json"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "workflow")}
+    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "[('p', 'it ended without an error, but not all of its output files appeared')] 2"
 
 
 def test_the_end_says_what_is_done_what_failed_and_how_to_go_on(tmp_path: Path) -> None:

@@ -185,6 +185,11 @@ def test_gpus_are_as_many_as_the_weights_of_each_model_need(load: Callable[..., 
         **sections | {"evaluation": {"gpus": "auto", "model_roles": {"grader": "hf/wider"}}},
     )
     assert judged.evaluation_gpus == 4  # whose files are in fp32
+    other = {"model": "hf/wider", "config": {"max_tokens": 8}}
+    roles = {"grader": "hf/wider", "critic": "hf/wider", "strict": other}
+    sections["evaluation"] = {"gpus": "auto", "model_roles": roles}
+    twice = load(plan={"device": "mine", "devices": {"mine": mine}}, **sections)
+    assert twice.evaluation_gpus == 6  # the same settings share a model
     del mine["memory"]
     without = load(plan={"device": "mine", "devices": {"mine": mine}}, **sections)
     with pytest.raises(InputError, match=r"evaluation\.gpus: 'auto' needs the memory .* plan\.devices\.mine\.memory"):

@@ -87,6 +87,10 @@ class AdapterError(InputError):
     """An adapter cannot be applied to its base model, or was not applied."""
 
 
+class ChangedBaseError(InputError):
+    """The base model in memory is not the one in its files, so that no earlier result on it can be trusted."""
+
+
 @dataclass(frozen=True)
 class Update:
     """LoRA's update of one weight W of the base model: W + scale · (B·A), which DoRA also rescales."""

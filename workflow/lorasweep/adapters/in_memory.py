@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lorasweep.adapters.adapter import Adapter, AdapterError
+from lorasweep.adapters.adapter import Adapter, AdapterError, ChangedBaseError
 from lorasweep.adapters.architecture import make_parameter_finder
 from lorasweep.adapters.merge import Planned, Source, make_plan
 from lorasweep.checkpoints.checkpoint import Checkpoint
@@ -96,7 +96,7 @@ class ModelInMemory:
         """Have the model be the base model again.
 
         Raises:
-            InputError: a restored parameter differs from the base model's files.
+            ChangedBaseError: a restored parameter differs from the base model's files.
         """
         self._retie()
         if self._changed:
@@ -232,7 +232,7 @@ class ModelInMemory:
         as_bits = _INTEGERS[held.element_size()]
         expected = stored.to(held.dtype).contiguous()
         if not torch.equal(held.cpu().contiguous().view(as_bits), expected.view(as_bits)):
-            raise InputError(f"'{self._base.path}': {name} in memory differs from the base model's files")
+            raise ChangedBaseError(f"'{self._base.path}': {name} in memory differs from the base model's files")
 
 
 class _Names:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lorasweep.adapters.adapter import AdapterError, read_adapter
+from lorasweep.adapters.adapter import AdapterError, ChangedBaseError, read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.tensors import get_torch_name
 from lorasweep.evaluation.inspect_tasks import EvaluationError, run_task
@@ -60,9 +60,21 @@ def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str,
     there, and the next point is evaluated.
 
     Raises:
+        ChangedBaseError: the base model in memory is not the one in its files; this call's results are discarded.
         InputError: the base model has changed since the run began.
         RuntimeError: a CUDA error; all later points would fail too, whatever their adapters.
     """
+    evaluated: list[EvaluationState] = []
+    try:
+        return _evaluate_all(spec, points, evaluated)
+    except ChangedBaseError:
+        for state in evaluated:
+            state.discard()
+        raise
+
+
+def _evaluate_all(spec: EvaluationSpec, points: Sequence[Path], evaluated: list[EvaluationState]) -> dict[str, str]:
+    """Do the work of `evaluate_adapters`; add the states of the points that it evaluates."""
     failures = {}
     with _open_adapters(spec, points) as open_model:
         for point in points:
@@ -75,7 +87,10 @@ def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str,
                         open_roles(spec)
                         with open_model(point) as (model, proof):
                             _run_tasks(spec, point.name, state, model, proof)
+                        evaluated.append(state)
                     state.keep()
+                except ChangedBaseError:
+                    raise
                 except Exception as error:
                     is_expected = isinstance(error, InputError | EvaluationError | OSError)
                     reason = str(error) if is_expected else f"{type(error).__name__}: {error}"

@@ -42,6 +42,7 @@ from pathlib import Path
 
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 ${imports}from lorasweep.evaluation.inspect_tasks import run_task
+from lorasweep.evaluation.placement import take_gpus
 from lorasweep.evaluation.reproduce import compare
 from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec
@@ -58,6 +59,7 @@ $spec
 
 def main():
     end_on_sigterm(outlives_parent=True)
+    take_gpus(SPEC, SPEC.gpus)
     base = read_checkpoint(Path(SPEC.base_model))
     open_roles(SPEC)
     with tempfile.TemporaryDirectory() as folder:

@@ -82,7 +82,7 @@ class SharedBase:
         """Have the model be its base, and check that it is.
 
         Raises:
-            InputError: a weight that an adapter changed differs from the base model's files.
+            ChangedBaseError: a weight that an adapter changed differs from the base model's files.
         """
         with self._lock:
             self._activate(None)

@@ -75,6 +75,10 @@ class EvaluationState:
         for folder in ("logs", "data"):
             shutil.rmtree(self._folder / folder, ignore_errors=True)
 
+    def discard(self) -> None:
+        """Remove the state, with a result that was not published."""
+        shutil.rmtree(self._folder)
+
     def fail(self, reason: str) -> None:
         """Record why there is no result."""
         self._folder.mkdir(parents=True, exist_ok=True)

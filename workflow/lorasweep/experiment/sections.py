@@ -35,6 +35,12 @@ def _path(value: str) -> str:
     return value
 
 
+def _absolute(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("an absolute path, of a directory that all nodes see")
+    return value
+
+
 _REPOSITORY = r"(?P<repository>[\w.-]+/[\w.-]+)"
 
 MODEL_REFERENCE = rf"hf://(?!datasets/){_REPOSITORY}(?:@(?P<revision>[^@\s]+))?"
@@ -351,10 +357,11 @@ class Evaluation(Section):
     """Epochs after which a point is kept and evaluated: `last`, `all`, or a list of numbers from 1. Each epoch but the
     last has its own folder and rows, `<point>__epoch=<epoch>`. Adding epochs later retrains the points."""
     max_merged_models: PositiveInt | None = None
-    """Maximum number of merged models (B1) that exist at the same time; `null`: one for each job that runs at a time
-    according to the plan, and one more that is merged meanwhile."""
-    merged_models_in: PathText | None = None
-    """Directory for merged models (B1), such as a scratch file system that all nodes see; `null`: under `results/`."""
+    """Maximum number of merged models (B1) that exist at the same time; `null`: as many as evaluations can run at a
+    time (see docs/plan.md), and one that is merged meanwhile."""
+    merged_models_in: Annotated[PathText, AfterValidator(_absolute)] | None = None
+    """Absolute path of an existing directory for merged models (B1), such as one on a scratch file system that all nodes
+    see; `null`: under `results/`."""
     base_model: ModelPath | None = None
     """Model that adapters are evaluated on, local or on the hub; `null`: `model.path`. Must be the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
@@ -409,7 +416,8 @@ class Planning(Section):
     efficiency: Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)] = 0.35
     """Fraction of the device's peak FLOP/s that training reaches."""
     parallel_jobs: PositiveInt | None = None
-    """Number of jobs that run at the same time; `null`: Snakemake's `--jobs`, or as many as fit `--cores`."""
+    """Number of trainings or evaluations that run at the same time; `null`: as many as `--jobs` or `--cores`, and the
+    GPUs, have room for; see docs/plan.md."""
     count: bool = True
     """Whether a run first counts tokens and samples, unless `lorasweep plan` did; takes about 10 seconds, once."""
     storage_limit_gb: PositiveNumber | None = None

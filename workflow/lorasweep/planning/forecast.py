@@ -85,7 +85,9 @@ class Forecast:
         guessed = [
             rule for rule in RULE_NAMES if rule in self.remaining.seconds and not self.planner.costs.is_counted(rule)
         ]
-        return describe_shortly(self.remaining, self.whole, done, len(self.points), self.planner.parallel, guessed)
+        notes = self._note_merged_models if any(rule == "merge" for rule, _ in self.wanted) else []
+        parallel = self.planner.parallel
+        return describe_shortly(self.remaining, self.whole, done, len(self.points), parallel, guessed, notes)
 
     def show(self, console: Console) -> None:
         """Print the whole plan."""

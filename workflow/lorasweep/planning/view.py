@@ -36,7 +36,13 @@ def describe_error(error: float | None) -> str:
 
 
 def describe_shortly(
-    todo: SweepPlan, whole: Mapping[str, SweepPlan], done: int, points: int, parallel: int, guessed: Sequence[str]
+    todo: SweepPlan,
+    whole: Mapping[str, SweepPlan],
+    done: int,
+    points: int,
+    parallel: int,
+    guessed: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> str:
     """Return a summary of the plan for a dry run; `guessed` are the rules whose workload was not counted."""
     gpu = f", {todo.gpu_hours:,.1f} GPU hours" if todo.gpu_hours else ""
@@ -53,6 +59,7 @@ def describe_shortly(
             f"{format_bytes(todo.temporary_bytes)} temporary at the peak, {format_bytes(todo.written_bytes)} written,",
             f"  {format_seconds(todo.hours * 3600)} of job time{gpu}; wall time {wall} with {parallel} jobs at a time.",
             f"  The whole sweep keeps: {modes}.",
+            *(f"  {note}" for note in notes),
             "  Times of " + f"{', '.join(guessed)} are guessed. To count tokens and samples: lorasweep plan"
             if guessed
             else "  More: lorasweep plan",

@@ -17,6 +17,18 @@ TEMPORARY = (".hf_model.partial", ".adapter.partial", STATE)
 """Temporary files and folders in the folder of a point or a training."""
 
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
+_WITHOUT_OUTPUT = re.compile(r"Job (\d+)\s+completed successfully, but some output files are missing")
+
+
+def find_failed_job(record: logging.LogRecord) -> int | None:
+    """Return Snakemake's id of the job that failed according to a message; `None` for other messages.
+
+    Of a job that ended well, but whose output files did not appear, Snakemake has only a text.
+    """
+    if str(getattr(record, "event", "")) == "job_error":
+        return int(record.__dict__["jobid"])
+    missing = _WITHOUT_OUTPUT.search(record.getMessage()) if record.msg else None
+    return int(missing[1]) if missing else None
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,8 @@ class JobWatcher(logging.Handler):
                 self._started[job] = time.monotonic()
         elif event == "job_finished":
             self._end(fields["job_id"], DONE)
-        elif event == "job_error":
-            self._end(fields["jobid"], FAILED)
+        elif (job := find_failed_job(record)) is not None:
+            self._end(job, FAILED)
         elif submitted := _SUBMITTED.search(record.getMessage() if record.msg else ""):
             self._submitted[int(submitted[1])] = submitted[2]
 
@@ -142,6 +154,7 @@ class FailureRecorder(logging.Handler):
         super().__init__()
         self._logs = logs
         self._trainings = trainings
+        self._started: dict[int, tuple[str, list[Path]]] = {}  # rule and logs
         self._by_job: dict[int, Failure] = {}
 
     @property
@@ -149,19 +162,24 @@ class FailureRecorder(logging.Handler):
         return list(self._by_job.values())
 
     def emit(self, record: logging.LogRecord) -> None:
-        event = str(getattr(record, "event", ""))
+        event, fields = str(getattr(record, "event", "")), record.__dict__
+        failed = find_failed_job(record)
+        if event in ("job_info", "job_error"):
+            self._started[fields["jobid"]] = fields["rule_name"], [Path(str(file)) for file in fields["log"]]
         if event == "job_finished":
-            self._by_job.pop(record.__dict__["job_id"], None)
-        elif event == "job_error":
-            fields = record.__dict__
-            logs = [Path(str(file)) for file in fields["log"]]
+            self._by_job.pop(fields["job_id"], None)
+        elif failed is not None and failed in self._started:
+            rule, logs = self._started[failed]
             log = next((file for file in logs if file.is_relative_to(self._logs)), None)
             if log:
-                scheduler_logs = [file for file in logs if file != log]
-                reason = find_reason(log, str(fields["rule_msg"] or ""), scheduler_logs)
+                if event == "job_error":
+                    scheduler_logs = [file for file in logs if file != log]
+                    reason = find_reason(log, str(fields["rule_msg"] or ""), scheduler_logs)
+                else:
+                    reason = "it ended without an error, but not all of its output files appeared"
                 name = _name_of(log, self._logs)
                 point = self._trainings.get(name, name)
-                self._by_job[fields["jobid"]] = Failure(fields["rule_name"], point, reason, log)
+                self._by_job[failed] = Failure(rule, point, reason, log)
 
 
 def find_reason(log: Path, message: str, scheduler_logs: Iterable[Path] = ()) -> str:

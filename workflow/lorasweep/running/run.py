@@ -79,6 +79,34 @@ class Places:
     evaluation_threads: int = THREADS
 
 
+@dataclass(frozen=True)
+class Options:
+    """Options of Snakemake that a run depends on."""
+
+    scheduler: str
+    subsample: int | None
+    """Maximum number of jobs that the scheduler sees at a time; `None` if not limited."""
+    keeps_temporary: bool
+    """Whether temporary outputs stay."""
+    retries: int
+    """Number of times that a failed job is started again."""
+    is_touch: bool
+
+    def check(self) -> None:
+        """Check that the number of merged models (mode B1) is limited.
+
+        Raises:
+            InputError: it is not.
+        """
+        problem = "does not limit the number of merged models (mode B1)"
+        if self.scheduler != SCHEDULER:
+            raise InputError(f"--scheduler: {self.scheduler!r} {problem}", f"{SCHEDULER}, as in profiles/default")
+        if self.subsample is not None:
+            raise InputError(f"--scheduler-subsample: {self.subsample} {problem}", "no such option")
+        if self.keeps_temporary:
+            raise InputError(f"--notemp {problem}", "no such option; mode A (model_format: hf) keeps full models")
+
+
 class Run:
     """One call of Snakemake on a sweep."""
 
@@ -143,13 +171,10 @@ class Run:
         """SLURM job ids of trainings of an earlier run that still run, by training. A new job waits for their end."""
         return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
 
-    def begin(
-        self, wanted: Jobs, places: Places, slurm_run: str | None, *, scheduler: str, retries: int, is_touch: bool
-    ) -> None:
+    def begin(self, wanted: Jobs, places: Places, slurm_run: str | None, options: Options) -> None:
         """Do the work before the first job. End the process with a message if the run is not possible.
 
-        `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM. `scheduler` is the name of
-        Snakemake's scheduler. `retries` is the number of times that a failed job is started again.
+        `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM.
         """
         sweep, results = self._sweep, self._sweep.results
         with ending_with_a_message():
@@ -157,7 +182,7 @@ class Run:
                 raise InputError(sweep.missing_model)
             self._check_environments()
             takes_time = any(rule.startswith(("train", "evaluate")) for rule, _ in wanted)
-            if sweep.experiment.plan.count and takes_time and not is_touch:
+            if sweep.experiment.plan.count and takes_time and not options.is_touch:
                 count_tokens_and_samples(sweep, self._root)
             forecast = forecast_run(sweep, wanted, places)
             assert forecast
@@ -166,13 +191,9 @@ class Run:
                     raise InputError(shortage)
                 LOGGER.warning(shortage)
             self._settle_orphans()
-            self._merged_models.expect_retries(retries)
+            self._merged_models.expect_retries(options.retries)
             if any(rule == "merge" for rule, _ in wanted):
-                if scheduler != SCHEDULER:
-                    raise InputError(
-                        f"--scheduler: {scheduler!r} does not limit the number of merged models (mode B1)",
-                        f"{SCHEDULER}, as in profiles/default",
-                    )
+                options.check()
                 self._merged_models.prepare(sweep.experiment.evaluation.merged_models_in)
             self._slurm_run = slurm_run
             awaited = {orphan.run for orphan in self._orphans if orphan.is_awaited}
@@ -184,7 +205,7 @@ class Run:
             if sweep.batches:
                 record_batches(dict(sweep.batches), results / BATCHES)
             LOGGER.info(forecast.describe_shortly())
-            if not is_touch:
+            if not options.is_touch:
                 self._accounts = Accounts(forecast, self._jobs, self._failures)
                 self._accounts.start()
 
@@ -355,7 +376,7 @@ def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> in
         return sweep.experiment.plan.parallel_jobs
     cores = places.cores or 1
     most = [places.nodes or cores // min(cores, threads), MOST_PARALLEL]
-    if sweep.gpus and places.gpus is not None:
+    if sweep.is_on_gpus and places.gpus is not None:
         most.append(places.gpus // gpus)
     return max(1, min(most))
 

@@ -121,7 +121,9 @@ def roles_mem_mb(evaluation: Evaluation) -> int:
 
 
 def _count_role_bytes(evaluation: Evaluation) -> int:
-    folders = {folder for role in evaluation.model_roles.values() if (folder := get_folders(role.model, role.args)[0])}
+    # Roles with the same settings share a model.
+    roles = {role.model_dump_json(): role for role in evaluation.model_roles.values()}
+    folders = [folder for role in roles.values() if (folder := get_folders(role.model, role.args)[0])]
     return sum(tensor.size for folder in folders for tensor in read_checkpoint(Path(folder)).tensors.values())
 
 

@@ -149,7 +149,7 @@ class Sweep:
                     f"evaluation.gpus: {gpus} is invalid: vLLM cannot split the heads of {model!r} over so many",
                     ", ".join(str(fewer) for fewer in range(1, gpus) if resources.can_split(base, fewer)),
                 )
-        if not self.gpus or self.shared_gpus is None:
+        if not self.is_on_gpus or self.shared_gpus is None:
             return
         for key, gpus in (("controls.gpus", self._most_train_gpus), ("evaluation.gpus", self._most_evaluation_gpus)):
             if gpus > self.shared_gpus:
@@ -463,9 +463,9 @@ class Sweep:
     # Resource requests.
 
     @property
-    def gpus(self) -> int:
-        """1 on GPUs, 0 on a CPU."""
-        return 1 if self.experiment.model.device == "cuda" else 0
+    def is_on_gpus(self) -> bool:
+        """Whether trainings and evaluations run on GPUs."""
+        return self.experiment.model.device == "cuda"
 
     @property
     def most_gpus(self) -> int:
@@ -494,16 +494,16 @@ class Sweep:
 
         If jobs share one machine's GPUs, each job reserves all of them.
         """
-        return self.gpus * self.most_gpus if self.shared_gpus is not None else self.get_model_gpus(name)
+        return self.is_on_gpus * self.most_gpus if self.shared_gpus is not None else self.get_model_gpus(name)
 
     def get_model_gpus(self, name: str) -> int:
         """Return the number of GPUs that the evaluation of a point, a batch or a baseline uses."""
-        return self.gpus * self._count_gpus(self.baselines.get(name, self.base_model))
+        return self.is_on_gpus * self._count_gpus(self.baselines.get(name, self.base_model))
 
     def get_train_gpus(self, training: str) -> int:
         """Return the number of GPUs of a training."""
         own = self.points[self.trainings[training]].controls.gpus
-        return self.gpus * (self.most_gpus if self.shared_gpus is not None else own)
+        return self.is_on_gpus * (self.most_gpus if self.shared_gpus is not None else own)
 
     def get_train_threads(self, training: str) -> int:
         """Return the number of threads of a training: four per process."""

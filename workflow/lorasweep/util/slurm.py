@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 MEMORY_KILL = r"exceeded memory limit|oom.kill"
@@ -33,6 +34,18 @@ def forget_settings() -> None:
     """
     for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
         del os.environ[name]
+
+
+@cache
+def count_gpus() -> int | None:
+    """Return the number of GPUs of the cluster; `None` if SLURM knows of none, or does not answer."""
+    try:
+        lines = ask("sinfo", "--noheader", "--Node", "--format=%N|%G", timeout=SECONDS_TO_SAY)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    nodes = dict(line.split("|", 1) for line in lines if "|" in line)  # a node has a line for each partition
+    # Such as gpu:4 or gpu:a100:4(S:0-1), beside other devices.
+    return sum(int(gpus) for text in nodes.values() for gpus in re.findall(r"\bgpu:(?:[^:,()]+:)?(\d+)", text)) or None
 
 
 def read_elapsed(jobs: Iterable[str]) -> dict[str, float]:
