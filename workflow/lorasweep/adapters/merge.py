@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import cycle
-from math import ceil, prod
+from math import ceil, frexp, prod
 from pathlib import Path
 from typing import Any
 
@@ -394,7 +394,7 @@ class Source:
         self._turn = cycle((0, 1))
 
     def compute(self, tensor: Planned, out: torch.Tensor | None = None) -> Iterator[tuple[torch.Tensor, bool]]:
-        """Yield the values of a merged tensor block by block, each with whether it differs from the base model.
+        """Yield the values of a merged tensor block by block, each with whether it or an earlier one differs from the base.
 
         Blocks are parts of `out`, a vector of the tensor's dtype, if it is given. Otherwise, a block is valid until the
         second block after it is requested.
@@ -446,6 +446,9 @@ class Source:
         # Blocks have nearly equal heights: a matrix product of only a few rows may sum in another order.
         # DoRA's norms of a transposed weight need all rows.
         count = 1 if magnitude is not None and update.transposed else ceil(rows / max(1, _BLOCK // width))
+        scale, moved = update.scale, False
+        if frexp(scale)[0] == 0.5:  # times a power of two, values are exact: the smaller matrix takes less time
+            b, scale = b * scale, 1.0
         for index in range(count):
             begin, end = rows * index // count, rows * (index + 1) // count
             offset, size = begin * width * source.itemsize, (end - begin) * width * source.itemsize
@@ -453,7 +456,8 @@ class Source:
             result = self._take((end - begin) * width, target) if out is None else out[begin * width : end * width]
             result = result.view(end - begin, width)
             delta = (b @ a[:, begin:end]).T if update.transposed else self._multiply(b[begin:end], a)
-            delta *= update.scale
+            if scale != 1:
+                delta *= scale
             if magnitude is not None:
                 _add_with_dora(start, delta, magnitude if update.transposed else magnitude[begin:end], update, result)
             elif update.rounded_first:
@@ -464,7 +468,7 @@ class Source:
                 delta += self._widen(start)
                 result.copy_(delta)
             _check_finite(result, tensor.name)
-            moved = not torch.equal(result, start)
+            moved = moved or not torch.equal(result, start)
             del start
             self._release(tensor, offset, size)
             yield result, moved
