@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.chat_template import read_chat_template
 from lorasweep.checkpoints.dtypes import BITS
 from lorasweep.layout import ADAPTER_CONFIG
 from lorasweep.util.digest import digest_file
@@ -93,11 +94,13 @@ class Checkpoint:
         return find_files(self.path, (*COMPANIONS, *code))
 
     @cached_property
+    def chat_template(self) -> str | None:
+        """The text of the chat template; `None` if there is none."""
+        return read_chat_template(self.path)
+
+    @property
     def has_chat_template(self) -> bool:
-        if "chat_template.jinja" in self.tokenizer_files:
-            return True
-        file = self.path / "tokenizer_config.json"
-        return file.is_file() and bool(_read_json(file).get("chat_template"))
+        return self.chat_template is not None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from lorasweep.checkpoints.chat_template import read_chat_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
+from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.roles import get_folders, is_local
 from lorasweep.experiment.sections import Controls, Data, Evaluation, Experiment, ModelRole
@@ -63,7 +65,8 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
                 f"{where}: {baseline.model!r} ('{baseline.name}') is in this experiment's folder",
                 f"a model outside of {results}",
             )
-        _read(baseline.model, where)
+        with naming_key(where):
+            check_vocabulary(read_checkpoint(Path(baseline.model)))
     for name, role in evaluation.model_roles.items():
         _check_role_folders(role, f"evaluation.model_roles.{name}")
     trained = [point for point in points if point.is_trained]
@@ -79,6 +82,8 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     if find_missing_model(experiment, ""):
         return
     checkpoint = _read(experiment.model.path, "model.path")
+    with naming_key("model.path"):
+        check_vocabulary(checkpoint)
     if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
         raise InputError(
             f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: "
@@ -116,6 +121,18 @@ def find_missing_model(experiment: Experiment, source: str) -> str | None:
             problem = f"{key}: {value!r} has a config.json but no weights, which is enough for a plan, not for a run"
             return str(InputError(problem, "a local Hugging Face checkpoint directory"))
     return None
+
+
+def warn_of_prompts(experiment: Experiment) -> list[str]:
+    """Return a warning if the base model has no chat template, and prompts are made of roles nevertheless."""
+    folder = Path(experiment.model.path)
+    if experiment.data.format == "completion" or not folder.is_dir() or read_chat_template(folder):
+        return []
+    return [
+        f"{experiment.model.path}: the tokenizer has no chat template, so training and evaluation write a prompt as "
+        "'user: ' with the text and a line break. To ask with the text alone: data.format: completion. To shape the "
+        "text: data.prompt."
+    ]
 
 
 def has_configuration_alone(path: Path) -> bool:
@@ -234,7 +251,8 @@ def _make_plain(message: str) -> str:
 def _check_role_folders(role: ModelRole, key: str) -> None:
     folder, adapter = get_folders(role.model, role.args)
     if folder:
-        _read(folder, key)
+        with naming_key(key):
+            check_vocabulary(read_checkpoint(Path(folder)))
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if adapter else ():
         if not Path(str(adapter), name).is_file():
             raise InputError(f"{key}.args.adapter: no {name} in {adapter!r}", "the folder of a PEFT LoRA adapter")
