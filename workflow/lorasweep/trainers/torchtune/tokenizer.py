@@ -83,7 +83,7 @@ class ChatTokenizer:
         plain = [{"role": message.role, "content": self._fill(message)} for message in messages]
         tokens: list[int] = []
         mask: list[bool] = []
-        done, start = "", 0
+        done, start, is_ended = "", 0, False
         for index, message in enumerate(messages):
             if message.role != "assistant":
                 continue
@@ -91,13 +91,15 @@ class ChatTokenizer:
             self._check_text(done, prompt, full, plain, start, index)
             question = self._encode(prompt[len(done) :], is_start=not tokens)
             if tokens and tokens + question != self._encode(prompt, is_start=True):
+                why = "have other tokens alone than in the conversation, which evaluation tokenizes as a whole"
+                if is_ended:
+                    why = "end with a token that the chat template does not write, so that evaluation lacks it"
                 raise SampleError(
-                    f"{self.path}: message {index}: the turns before it have other tokens alone than in the "
-                    "conversation, which evaluation tokenizes as a whole",
-                    "one question and one answer in each sample",
+                    f"{self.path}: message {index}: the answers before it {why}",
+                    "one question and one answer in each sample, or another chat template",
                 )
             answer = self._encode(full[len(prompt) :], is_start=False)
-            if not set(answer) & set(self.end.ids):
+            if is_ended := not set(answer) & set(self.end.ids):
                 answer.append(self.end.taught)
             tokens += question + answer
             mask += [all(m.masked for m in messages[start:index])] * len(question) + [message.masked] * len(answer)
