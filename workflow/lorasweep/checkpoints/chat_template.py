@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.json_files import find_json
 from lorasweep.util.errors import InputError
 
 _CALL = "strftime_now("
@@ -24,9 +25,7 @@ def read_chat_template(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    file = folder / "tokenizer_config.json"
-    templates = json.loads(file.read_text(encoding="utf-8")).get("chat_template") if file.is_file() else None
-    return get_default_template(templates)
+    return get_default_template(find_json(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def get_default_template(templates: Any) -> str | None:

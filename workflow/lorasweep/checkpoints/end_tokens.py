@@ -1,11 +1,11 @@
 """The tokens that end an answer. Checkpoints name them in several places, which often disagree."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.json_files import find_json
 from lorasweep.util.errors import InputError
 
 _ANSWER = "answer"
@@ -63,7 +63,7 @@ def _find_written(tokenizer: Any, template: str) -> int | None:
 
 def _read_configured(folder: Path) -> Iterator[int]:
     for name in ("generation_config.json", "config.json"):
-        content = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        content = find_json(folder / name)
         for section in (content, content.get("text_config") or {}):
             ids = section.get("eos_token_id")
             yield from ids if isinstance(ids, list) else [] if ids is None else [ids]

@@ -1,12 +1,12 @@
 """Compare a checkpoint's tokenizer with its embedding, by the files' headers: a token needs a row."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lorasweep.checkpoints.chat_template import read_chat_template
 from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.checkpoints.json_files import find_json
 from lorasweep.util.errors import InputError
 
 _EMBEDDINGS = (
@@ -38,7 +38,7 @@ def check_vocabulary(checkpoint: Checkpoint) -> None:
     rows = count_rows(checkpoint)
     if rows is None:
         return
-    settings = _read_json(checkpoint.path / "tokenizer_config.json")
+    settings = find_json(checkpoint.path / "tokenizer_config.json")
     roles = {_get_text(settings.get(role)) for role in _ROLES}
     template = read_chat_template(checkpoint.path) or ""
     beyond = {
@@ -57,7 +57,7 @@ def check_vocabulary(checkpoint: Checkpoint) -> None:
 
 def _list_tokens(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[int, str, bool]]:
     """Yield the id and the text of tokens, and whether each is special; of the vocabulary, only the last token."""
-    tokenizer = _read_json(folder / "tokenizer.json")
+    tokenizer = find_json(folder / "tokenizer.json")
     vocabulary = tokenizer.get("model", {}).get("vocab") or {}
     if isinstance(vocabulary, list):  # of a Unigram model: pairs of a text and a score, in order
         vocabulary = {pair[0]: number for number, pair in enumerate(vocabulary)}
@@ -65,7 +65,7 @@ def _list_tokens(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[int, 
     added |= {int(number): entry for number, entry in settings.get("added_tokens_decoder", {}).items()}
     added |= {
         number: {"content": text}
-        for text, number in _read_json(folder / "added_tokens.json").items()
+        for text, number in find_json(folder / "added_tokens.json").items()
         if number not in added
     }
     for number, entry in added.items():
@@ -77,7 +77,3 @@ def _list_tokens(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[int, 
 
 def _get_text(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
