@@ -17,6 +17,8 @@ import pytest
 from lorasweep.evaluation.spec import TaskSpec, make_evaluation_spec
 from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.points import get_points
+from lorasweep.experiment.sections import Task
+from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.sweep.checks import check_inputs, make_recipe
 from lorasweep.util.errors import InputError
 from sweep import ROOT, make_sweep, run_stage
@@ -70,7 +72,7 @@ def expect_refusal(cell: Cell) -> str | None:
     if form == "chat" and template == "no template":
         return "chat needs one"
     if template == "without system role" and has_prompt and form != "completion":
-        return "the chat template refuses the messages"
+        return "refuses a system message: Conversation roles must alternate"
     if "own" in SYSTEM[system] and entry is None:
         return "brings a system message of its own"
     return None
@@ -145,7 +147,7 @@ class Cells:
         }
 
 
-TASK: Any = type("Entry", (), {"name": "asked"})
+TASK = TaskEntry("asked", Task(task="none"), None)
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,12 @@ def with_a_token_too_many(sweep: Sweep) -> None:
     (sweep.directory / "model/tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def with_a_clock(sweep: Sweep) -> None:
-    (sweep.directory / "model/chat_template.jinja").write_text("{{ strftime_now(messages[0].form) }}")
+def with_template(text: str, system_prompt: str | None = None) -> Callable[[Sweep], None]:
+    def change(sweep: Sweep) -> None:
+        (sweep.directory / "model/chat_template.jinja").write_text(text)
+        sweep.edit(data={"system_prompt": system_prompt})
+
+    return change
 
 
 def own_adapter(sweep: Sweep) -> None:
@@ -62,6 +66,9 @@ def own_adapter(sweep: Sweep) -> None:
 def adapter_only(said: bool) -> dict[str, Any]:
     return {"_override": {"checkpointer": {"save_adapter_weights_only": said}}}
 
+
+CLOCK = "{{ strftime_now(messages[0].form) }}"
+FORBIDS = "{% if messages[0].role == 'system' %}{{ raise_exception('Nobody.') }}{% endif %}"
 
 BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "an unknown key": (edit(evalution={}), ["sweep.yaml", "'evalution'", "did you mean 'evaluation'"]),
@@ -194,7 +201,14 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         ["sweep.yaml: model.path: 'model': the tokenizer has the token '<|im_end|>' with the id 32", "has 32 rows"],
     ),
     "a tokenizer that is no JSON": (write("model/tokenizer.json", "{"), ["model/tokenizer.json' is not JSON"]),
-    "a date that cannot be fixed": (with_a_clock, ["model.path: data.template_date cannot fix the date"]),
+    "a system prompt that the template refuses": (
+        with_template(FORBIDS, "Be brief."),
+        ["sweep.yaml: data.system_prompt: the chat template of 'model' refuses a system message: Nobody."],
+    ),
+    "a date that cannot be fixed": (
+        with_template(CLOCK),
+        ["model.path: data.template_date cannot fix the date"],
+    ),
     "a date that is none": (edit(data={"template_date": "26 Jul 2024"}), ["data.template_date", "YYYY-MM-DD"]),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{

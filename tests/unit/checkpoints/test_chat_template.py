@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lorasweep.checkpoints.chat_template import fix_date, has_date, read_chat_template
+from lorasweep.checkpoints.chat_template import find_system_refusal, fix_date, has_date, read_chat_template
 from lorasweep.util.errors import InputError
 from sweep import ROOT
 
@@ -39,6 +39,19 @@ def test_a_template_without_a_clock_stays_as_it_is() -> None:
 def test_a_date_that_cannot_be_fixed_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.template_date cannot fix the date .*strftime_now\(form\)"):
         fix_date("{% set form = '%Y' %}{{ strftime_now(form) }}", "2024-07-26")
+
+
+@pytest.mark.parametrize("file", sorted(TEMPLATES.glob("*.jinja")), ids=lambda file: file.stem)
+def test_a_template_that_forbids_a_system_message_is_known(file: Path) -> None:
+    said = {"gemma_2": "System role not supported", "mistral_0_2": "Conversation roles must alternate"}
+    refusal = find_system_refusal(file.read_text())
+    assert (refusal is None) == (file.stem not in said)
+    assert (refusal or "").startswith(said.get(file.stem, ""))
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('never') }}", "{% if %}", "{{ messages[0].none.none }}"])
+def test_a_template_that_fails_anyway_is_not_said_to_forbid_one(template: str) -> None:
+    assert find_system_refusal(template) is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ every library that renders the template writes the same.
 
 import json
 import re
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,34 @@ def get_default_template(templates: Any) -> str | None:
     if isinstance(templates, dict):
         templates = templates.get("default")
     return templates or None
+
+
+def find_system_refusal(template: str) -> str | None:
+    """Return what a template says when it refuses a system message; `None` if it takes one, or fails without too."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    said: list[str] = []
+
+    def refuse(message: str) -> None:
+        said.append(message)
+        raise TemplateError(message)
+
+    # As transformers renders it, as far as a conversation without tools needs.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals.update(raise_exception=refuse, strftime_now=lambda form: form)
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    tokens = {"bos_token": "", "eos_token": ""}
+    try:
+        compiled = environment.from_string(template)
+        compiled.render(messages=chat[1:], add_generation_prompt=True, **tokens)
+    except (TemplateError, TypeError):
+        return None
+    with suppress(TemplateError, TypeError):
+        compiled.render(messages=chat, add_generation_prompt=True, **tokens)
+    return said[0] if said else None
 
 
 def has_date(template: str | None) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from lorasweep.checkpoints.chat_template import read_chat_template
+from lorasweep.checkpoints.chat_template import find_system_refusal, read_chat_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
@@ -33,7 +33,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     Raises:
         InputError: a check failed; the message has the key, the value, and what is expected.
     """
-    evaluation = experiment.evaluation
+    evaluation, tasks = experiment.evaluation, list(tasks)
     if evaluation.enabled and not tasks:
         raise InputError("evaluation.tasks: [] is invalid", "at least one Inspect task, or enabled: false")
     names = [task.name for task in tasks]
@@ -84,6 +84,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     checkpoint = _read(experiment.model.path, "model.path")
     with naming_key("model.path"):
         check_vocabulary(checkpoint)
+    _check_system_role(experiment, points, tasks, checkpoint)
     if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
         raise InputError(
             f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: "
@@ -96,6 +97,24 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             f"evaluation.base_model: {base_model!r} holds another model than model.path ({experiment.model.path!r})",
             "the model that the adapters are trained on",
         )
+
+
+def _check_system_role(
+    experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], base: Checkpoint
+) -> None:
+    """Check that the base model's chat template takes a system message, if there is one."""
+    given = {"data.system_prompt": experiment.data.system_prompt}
+    given |= {f"data.system_prompt (point '{point.name}')": point.data.system_prompt for point in points}
+    if experiment.evaluation.enabled:
+        given |= {f"evaluation.tasks: '{task.name}': system_prompt": task.spec.system_prompt for task in tasks}
+    place = next((key for key, text in given.items() if text), None)
+    if place and experiment.data.format != "completion" and base.chat_template:
+        refusal = find_system_refusal(base.chat_template)
+        if refusal is not None:
+            raise InputError(
+                f"{place}: the chat template of {experiment.model.path!r} refuses a system message: {refusal}",
+                "no system_prompt; or the text in data.prompt",
+            )
 
 
 def find_trainer(experiment: Experiment) -> Trainer:
