@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT / "workflow"))
 try:
     from lorasweep.util.errors import ending_with_a_message
     from lorasweep.experiment.sections import NAME_PATTERN
-    from lorasweep.layout import MERGED, METRICS
+    from lorasweep.layout import MERGED, METRICS, TABLES_RECORD
+    from lorasweep.running.outdated import find_outdated
     from lorasweep.sweep.sweep import Sweep
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -67,9 +68,34 @@ wildcard_constraints:
     training=NAME_PATTERN,
 
 
+# What is to be made, by the content of the results. A job makes its own part only.
+OUTDATED = find_outdated(SWEEP) if workflow.is_main_process else []
+IS_OUTDATED = {(outdated.rule, outdated.name) for outdated in OUTDATED}
+
+
 def of(function):
     """Turn a function of a name (of a point, training or batch) into a function of a rule's wildcards."""
     return lambda wildcards: function(wildcards[0])
+
+
+def inputs(rule, get_files):
+    """Return an input function of a rule whose result is made again if it is outdated, whatever the times of files.
+
+    `get_files` returns files, or files by kind, by the name of a point or training; "" without wildcards.
+    """
+
+    def get_inputs(wildcards):
+        # Input functions are the first of our code that sees the DAG.
+        workflow.dag.forcefiles.update(outdated.file for outdated in OUTDATED if outdated.reason)
+        name = next(iter(wildcards), "")
+        files = get_files(name)
+        if (rule, name) in IS_OUTDATED:
+            return files
+        if isinstance(files, dict):
+            return {kind: ancient(part) for kind, part in files.items()}
+        return ancient(files)
+
+    return get_inputs
 
 
 def in_results(path="."):
@@ -92,8 +118,17 @@ def get_recipes(wildcards):
     return [f"<results>/trainings/{training}/recipe.yaml" for training in SWEEP.trainings]
 
 
-def get_manifests(wildcards):
+def get_manifests(_):
     return [f"<results>/{point}/manifest.json" for point in sorted(SWEEP.folders)]
+
+
+def get_tables(_):
+    return {
+        "table": "<results>/results.csv",
+        "parquet": "<results>/results.parquet",
+        "replicates": "<results>/replicates.csv",
+        "answer": "<results>/answer.json",
+    }
 
 
 def get_evaluation_outputs():

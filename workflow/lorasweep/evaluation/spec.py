@@ -94,8 +94,11 @@ class EvaluationSpec(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """sha256 of the spec. Two evaluations of the same adapter with the same digest are identical."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """sha256 of the spec, without the path of the base model, which the fingerprint identifies.
+
+        Two evaluations of the same adapter with the same digest are identical.
+        """
+        return hashlib.sha256(self.model_dump_json(exclude={"base_model"}).encode()).hexdigest()
 
     @property
     def base_proof(self) -> dict[str, Any]:

@@ -200,6 +200,7 @@ class Accounts:
             forecast,
             RunRecord(
                 began=self._began,
+                folder=str(forecast.results.resolve()),
                 wall_seconds=round(time.monotonic() - self._started, 3),
                 peak_temporary_bytes=self.peak_temporary_bytes,
                 planned_wall_seconds=round(forecast.remaining.wall_seconds, 3),

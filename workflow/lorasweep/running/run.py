@@ -110,10 +110,20 @@ class Options:
 class Run:
     """One call of Snakemake on a sweep."""
 
-    def __init__(self, sweep: Sweep, root: Path, sources: Path, *, uses_conda: bool, ignores_shortage: bool) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        root: Path,
+        sources: Path,
+        outdated: str = "",
+        *,
+        uses_conda: bool,
+        ignores_shortage: bool,
+    ) -> None:
         """`root` is the clone.
 
-        `sources` is the folder of Snakemake's copies of the rules for this call.
+        `sources` is the folder of Snakemake's copies of the rules for this call. `outdated` says which results are made
+        again, and why.
         `ignores_shortage`: whether to run although there is not enough disk space according to the plan.
         """
         self._sweep = sweep
@@ -121,6 +131,7 @@ class Run:
         self._command = shlex.join(["snakemake", *sys.argv[1:]])
         self._root = root
         self._sources = sources.absolute()
+        self._outdated = outdated
         self._uses_conda = uses_conda
         self._ignores_shortage = ignores_shortage
         self._directory = Path.cwd()
@@ -204,6 +215,8 @@ class Run:
             )
             if sweep.batches:
                 record_batches(dict(sweep.batches), results / BATCHES)
+            if self._outdated:
+                LOGGER.warning(self._outdated)
             LOGGER.info(forecast.describe_shortly())
             if not options.is_touch:
                 self._accounts = Accounts(forecast, self._jobs, self._failures)
@@ -247,6 +260,8 @@ class Run:
         sweep = self._sweep
         is_whole = os.environ.get(WANTED_PLAN) == "whole"
         with contextlib.chdir(self._directory):
+            if self._outdated:
+                print(self._outdated)
             if is_whole:
                 count_tokens_and_samples(sweep, self._root)
             forecast = forecast_run(sweep, wanted, places)

@@ -4,6 +4,7 @@ Every mode trains and saves adapters only. torchtune's export of full models add
 on a CPU corrupts the model from the second epoch on.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -129,7 +130,7 @@ def _is_trained(adapter: Path, recipe: Path) -> bool:
 def _check_digest(recipe: Path, data: Path) -> str:
     """Return the sha256 of the training data, after comparing it with the one in the recipe, if there is one."""
     actual = digest_file(data)
-    named = re.match(r"# training data sha256: (\w+)\n", recipe.read_text(encoding="utf-8"))
+    named = re.search(r"(?m)^# training data sha256: (\w+)$", recipe.read_text(encoding="utf-8"))
     if named and named[1] != actual:
         raise TrainingError(
             f"{data}: has changed since {recipe} was written (sha256 {named[1][:12]}, now {actual[:12]}); run again"
@@ -180,9 +181,13 @@ def _run(
 
 
 def _get_key(recipe: Path, config: Any) -> dict[str, Any]:
-    """Return the key of a training: only states and divergences with the same key apply to it."""
+    """Return the key of a training: only states and divergences with the same key apply to it.
+
+    The folder of the training may have moved since.
+    """
+    text = recipe.read_text(encoding="utf-8").replace(str(Path(config.output_dir).parents[1]), "")
     return {
-        "recipe_sha256": digest_file(recipe),
+        "recipe_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "base_model_fingerprint": read_checkpoint(Path(config.checkpointer.checkpoint_dir)).fingerprint,
         "versions": get_versions(*_PACKAGES),
     }
