@@ -114,7 +114,7 @@ def get_results(wildcards):
     return ["<results>/report.html", "<results>/results.csv", *get_manifests(wildcards), *kept]
 
 
-def get_recipes(wildcards):
+def get_recipes(_):
     return [f"<results>/trainings/{training}/recipe.yaml" for training in SWEEP.trainings]
 
 
