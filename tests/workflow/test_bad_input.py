@@ -40,6 +40,21 @@ def without_chat_template(sweep: Sweep) -> None:
     (sweep.directory / "model/tokenizer_config.json").write_text("{}")
 
 
+def with_a_token_too_many(sweep: Sweep) -> None:
+    tokens = {"added_tokens": [{"id": 32, "content": "<|im_end|>", "special": True}]}
+    (sweep.directory / "model/tokenizer.json").write_text(json.dumps(tokens))
+    settings = {"chat_template": "{{ messages }}", "eos_token": "<|im_end|>"}
+    (sweep.directory / "model/tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def with_template(text: str, system_prompt: str | None = None) -> Callable[[Sweep], None]:
+    def change(sweep: Sweep) -> None:
+        (sweep.directory / "model/chat_template.jinja").write_text(text)
+        sweep.edit(data={"system_prompt": system_prompt})
+
+    return change
+
+
 def own_adapter(sweep: Sweep) -> None:
     adapter = sweep.results / "lora_rank=4/adapter"
     adapter.mkdir(parents=True)
@@ -51,6 +66,9 @@ def own_adapter(sweep: Sweep) -> None:
 def adapter_only(said: bool) -> dict[str, Any]:
     return {"_override": {"checkpointer": {"save_adapter_weights_only": said}}}
 
+
+CLOCK = "{{ strftime_now(messages[0].form) }}"
+FORBIDS = "{% if messages[0].role == 'system' %}{{ raise_exception('Nobody.') }}{% endif %}"
 
 BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "an unknown key": (edit(evalution={}), ["sweep.yaml", "'evalution'", "did you mean 'evaluation'"]),
@@ -178,6 +196,20 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(evaluation={"allow_network": True, "model_roles": {"grader": "openai/gpt-4o"}}),
         ["evaluation.model_roles.grader: openai/gpt-4o: Unable to initialise OpenAI client No OPENAI_API_KEY, "],
     ),
+    "a token without a row": (
+        with_a_token_too_many,
+        ["sweep.yaml: model.path: 'model': the tokenizer has the token '<|im_end|>' with the id 32", "has 32 rows"],
+    ),
+    "a tokenizer that is no JSON": (write("model/tokenizer.json", "{"), ["model/tokenizer.json' is not JSON"]),
+    "a system prompt that the template refuses": (
+        with_template(FORBIDS, "Be brief."),
+        ["sweep.yaml: data.system_prompt: the chat template of 'model' refuses a system message: Nobody."],
+    ),
+    "a date that cannot be fixed": (
+        with_template(CLOCK),
+        ["model.path: data.template_date cannot fix the date"],
+    ),
+    "a date that is none": (edit(data={"template_date": "26 Jul 2024"}), ["data.template_date", "YYYY-MM-DD"]),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{
         f"a run called {name!r}": (edit(runs=[{"name": name, "lora_rank": 2}]), ["runs.0.name", "letters, digits"])

@@ -67,6 +67,20 @@ def test_plain_text_and_the_first_samples_are_what_torchtune_is_told(model: Path
     }
 
 
+def test_the_date_stands_in_the_recipe_where_the_template_writes_one(model: Path, tmp_path: Path) -> None:
+    day = Data(train="t", template_date="2025-01-31")
+    assert make(model, data=day) == make(model, data=Data(train="t"))
+    dated = write_checkpoint(tmp_path / "dated")
+    (dated / "chat_template.jinja").write_text('{{ strftime_now("%d %b %Y") }}{{ messages }}')
+    assert make(dated)["tokenizer"]["template_date"] == "2024-07-26"
+    assert make(dated, data=day)["tokenizer"]["template_date"] == "2025-01-31"
+    assert "template_date" not in make(dated, data=Data(train="t", format="completion"))["tokenizer"]
+    (dated / "chat_template.jinja").write_text("{{ strftime_now(form) }}")
+    read_checkpoint.cache_clear()
+    with pytest.raises(InputError, match=r"^model\.path: data\.template_date cannot fix"):
+        make(dated)
+
+
 def test_a_prompt_stands_in_the_recipe_where_there_is_one(model: Path) -> None:
     assert make(model, data=Data(train="t", prompt="Say {input}"))["tokenizer"]["prompt_template"] == "Say {input}"
     assert "prompt_template" not in make(model, data=Data(train="t", prompt="{input}"))["tokenizer"]

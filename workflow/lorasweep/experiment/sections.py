@@ -5,6 +5,7 @@ These classes are the single source of the keys: ``workflow/schemas/experiment.s
 """
 
 import re
+from datetime import date
 from string import Formatter
 from typing import Annotated, Any, Literal
 
@@ -81,6 +82,14 @@ def _prompt(value: str) -> str:
     return value
 
 
+def _day(value: Any) -> Any:
+    """Check a date. YAML reads a date without quotes as a date, not as text."""
+    try:
+        return date.fromisoformat(str(value)).isoformat()
+    except ValueError as error:
+        raise ValueError("a date as YYYY-MM-DD") from error
+
+
 def _or_none(value: str | None) -> str | None:
     return value or None
 
@@ -90,12 +99,16 @@ NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+TEMPLATE_DATE = "2024-07-26"
+"""Default of `data.template_date`: the date that Llama's templates write where there is no clock."""
+
 MOST_ADAPTERS = 200
 """Most points that one job can evaluate. The job's command lists their names and is limited to 128 KiB."""
 
 Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, Field(min_length=1)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
+Day = Annotated[str, BeforeValidator(_day)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 ModelPath = Annotated[PathText, AfterValidator(_model_path)]
 DataPath = Annotated[PathText, AfterValidator(_data_path)]
@@ -265,6 +278,9 @@ class Data(Section):
     prompt: Annotated[Prompt | None, AfterValidator(_or_none), Field(exclude_if=lambda value: value is None)] = None
     """`instruct`: a template of the user's turn, in training and evaluation, such as `"Capitalise: {input}"`; write
     braces as `{{` and `}}`. `null`, `""` or `"{input}"`: the input alone. Can be a variable, or be set by a run."""
+    template_date: Annotated[Day, Field(exclude_if=lambda value: value == TEMPLATE_DATE)] = TEMPLATE_DATE
+    """The date that a chat template writes where it asks for the date of the day (`strftime_now`: Llama 3.2, Granite,
+    SmolLM3), in training and evaluation, as YYYY-MM-DD. Without effect on other templates."""
     max_samples: Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)] = None
     """Number of samples to train on, from the start of the file; `null`: all."""
     train_on_input: bool = False
@@ -303,7 +319,8 @@ class Task(Section):
     temperature: NonNegativeNumber | None = None
     """Temperature for this task: 0 for greedy decoding, above 0 for sampling; `null`: `evaluation.temperature`."""
     system_prompt: str | None = None
-    """System prompt for this task; `null`: `data.system_prompt`, as in training; `""`: no system prompt."""
+    """System prompt for this task; `null`: `data.system_prompt`, as in training; `""`: none but the task's own. A task
+    with a system message of its own is refused with `null`; a text replaces it."""
     prompt: Prompt | None = None
     """Template of the last user message, applied before any solver runs; `null`: `data.prompt`; `""`: no template."""
     solver: PathText | None = None

@@ -1,5 +1,7 @@
 """Count the workload for the plan: training tokens with the trainer, evaluation samples with Inspect.
 
+With the samples, Inspect tells which tasks bring a system message of their own.
+
 Counting takes seconds and needs environments that Snakemake's process lacks. So `lorasweep plan` counts and stores the
 figures in the experiment's folder, and a dry run reads them there.
 """
@@ -12,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lorasweep.evaluation.system_messages import refuse_system_message
 from lorasweep.experiment.sections import Data
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.layout import LENGTHS, TASK_SIZES
@@ -95,6 +98,20 @@ def count_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[
     write_record(results / TASK_SIZES, {"key": _get_task_key(tasks, files), "tasks": sizes})
 
 
+def check_system_messages(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path]) -> None:
+    """Check that no counted task brings a system message of its own, unless its entry says which one stands.
+
+    Raises:
+        InputError: a task does.
+    """
+    content = find_record(results / TASK_SIZES)
+    if content.get("key") != _get_task_key(tasks, files):
+        return
+    places = {e.name: content["tasks"][e.name]["system_message"] for e in tasks if e.spec.system_prompt is None}
+    if errors := [refuse_system_message(name, place) for name, place in places.items() if place]:
+        raise InputError.join(errors)
+
+
 def _run(command: Sequence[str]) -> Any:
     result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if result.returncode:
@@ -114,5 +131,5 @@ def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path]) -> list[Any
 
 
 def _get_request(entry: TaskEntry) -> dict[str, Any]:
-    """Return the settings that determine a task's number of answers and the length of its prompts."""
-    return entry.spec.model_dump(mode="json", include={"task", "args", "limit", "epochs"})
+    """Return the settings that determine a task's number of answers, and its prompts as the task makes them."""
+    return entry.spec.model_dump(mode="json", include={"task", "args", "limit", "epochs", "solver", "solver_args"})

@@ -22,6 +22,7 @@ from lorasweep.planning.planner import MODES, Planner, PointPlan, SweepPlan
 from lorasweep.planning.timeline import PlannedJob
 from lorasweep.planning.view import describe_error, describe_shortly, describe_times, draw_storage, show_plan
 from lorasweep.stages import RULE_NAMES
+from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.util.files import get_size, write_aside
 from lorasweep.util.formats import format_bytes
 
@@ -106,6 +107,7 @@ class Forecast:
             f"Jobs at a time: {self.planner.parallel}. Training tokens are {tokens}, evaluation samples are {samples}."
             + self._note_gpus,
             *self._note_merged_models,
+            *warn_of_prompts(self.experiment),
         ]
 
     @property

@@ -40,9 +40,10 @@ from lorasweep.running.orphans import Orphan, find_orphans
 from lorasweep.running.partial_results import drop_partial_results, write_partial_results
 from lorasweep.running.summary import summarise, write_failures
 from lorasweep.sweep.batches import record_batches
+from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
-from lorasweep.util.errors import InputError, ending_with_a_message
+from lorasweep.util.errors import InputError, ending_with_a_message, naming_file
 from lorasweep.util.slurm import cancel_jobs
 
 SCHEDULER = "lorasweep"
@@ -169,6 +170,8 @@ class Run:
                     f"A run of '{self._sweep.results}' by {holder} ended before it was done; its lock is removed."
                 )
             self._orphans = find_orphans(holder.slurm_runs)
+        for warning in warn_of_prompts(self._sweep.experiment):
+            logger.warning(warning)
         if self._sweep.missing_model:
             logger.warning(f"{self._sweep.missing_model}\nA dry run continues without it; a run stops here.")
 
@@ -397,7 +400,11 @@ def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> in
 
 
 def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
-    """Have the trainer count tokens and Inspect count the tasks' samples, unless the counts are on record."""
+    """Have the trainer count tokens and Inspect count the tasks' samples, unless the counts are on record.
+
+    Raises:
+        InputError: a task brings a system message of its own, and its entry does not say which one stands.
+    """
     experiment, results, files = sweep.experiment, sweep.results, list(map(Path, sweep.task_files))
     run = str(root / "scripts/run")
     try:
@@ -418,3 +425,5 @@ def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
             measuring.count_task_sizes(results, sweep.tasks, files, command)
     except InputError as error:
         print(f"Numbers of samples are guessed: {error}")
+    with naming_file(sweep.source):
+        measuring.check_system_messages(results, sweep.tasks, files)

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from lorasweep.checkpoints.chat_template import find_system_refusal, read_chat_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
+from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.roles import get_folders, is_local
 from lorasweep.experiment.sections import Controls, Data, Evaluation, Experiment, ModelRole
@@ -31,7 +33,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     Raises:
         InputError: a check failed; the message has the key, the value, and what is expected.
     """
-    evaluation = experiment.evaluation
+    evaluation, tasks = experiment.evaluation, list(tasks)
     if evaluation.enabled and not tasks:
         raise InputError("evaluation.tasks: [] is invalid", "at least one Inspect task, or enabled: false")
     names = [task.name for task in tasks]
@@ -63,7 +65,8 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
                 f"{where}: {baseline.model!r} ('{baseline.name}') is in this experiment's folder",
                 f"a model outside of {results}",
             )
-        _read(baseline.model, where)
+        with naming_key(where):
+            check_vocabulary(read_checkpoint(Path(baseline.model)))
     for name, role in evaluation.model_roles.items():
         _check_role_folders(role, f"evaluation.model_roles.{name}")
     trained = [point for point in points if point.is_trained]
@@ -79,6 +82,9 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     if find_missing_model(experiment, ""):
         return
     checkpoint = _read(experiment.model.path, "model.path")
+    with naming_key("model.path"):
+        check_vocabulary(checkpoint)
+    _check_system_role(experiment, points, tasks, checkpoint)
     if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
         raise InputError(
             f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: "
@@ -91,6 +97,24 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             f"evaluation.base_model: {base_model!r} holds another model than model.path ({experiment.model.path!r})",
             "the model that the adapters are trained on",
         )
+
+
+def _check_system_role(
+    experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], base: Checkpoint
+) -> None:
+    """Check that the base model's chat template takes a system message, if there is one."""
+    given = {"data.system_prompt": experiment.data.system_prompt}
+    given |= {f"data.system_prompt (point '{point.name}')": point.data.system_prompt for point in points}
+    if experiment.evaluation.enabled:
+        given |= {f"evaluation.tasks: '{task.name}': system_prompt": task.spec.system_prompt for task in tasks}
+    place = next((key for key, text in given.items() if text), None)
+    if place and experiment.data.format != "completion" and base.chat_template:
+        refusal = find_system_refusal(base.chat_template)
+        if refusal is not None:
+            raise InputError(
+                f"{place}: the chat template of {experiment.model.path!r} refuses a system message: {refusal}",
+                "no system_prompt; or the text in data.prompt",
+            )
 
 
 def find_trainer(experiment: Experiment) -> Trainer:
@@ -116,6 +140,18 @@ def find_missing_model(experiment: Experiment, source: str) -> str | None:
             problem = f"{key}: {value!r} has a config.json but no weights, which is enough for a plan, not for a run"
             return str(InputError(problem, "a local Hugging Face checkpoint directory"))
     return None
+
+
+def warn_of_prompts(experiment: Experiment) -> list[str]:
+    """Return a warning if the base model has no chat template, and prompts are made of roles nevertheless."""
+    folder = Path(experiment.model.path)
+    if experiment.data.format == "completion" or not folder.is_dir() or read_chat_template(folder):
+        return []
+    return [
+        f"{experiment.model.path}: the tokenizer has no chat template, so training and evaluation write a prompt as "
+        "'user: ' with the text and a line break. To ask with the text alone: data.format: completion. To shape the "
+        "text: data.prompt."
+    ]
 
 
 def has_configuration_alone(path: Path) -> bool:
@@ -234,7 +270,8 @@ def _make_plain(message: str) -> str:
 def _check_role_folders(role: ModelRole, key: str) -> None:
     folder, adapter = get_folders(role.model, role.args)
     if folder:
-        _read(folder, key)
+        with naming_key(key):
+            check_vocabulary(read_checkpoint(Path(folder)))
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if adapter else ():
         if not Path(str(adapter), name).is_file():
             raise InputError(f"{key}.args.adapter: no {name} in {adapter!r}", "the folder of a PEFT LoRA adapter")

@@ -10,12 +10,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lorasweep.checkpoints.chat_template import fix_date, has_date
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.experiment.sections import Controls, Data
 from lorasweep.layout import STATE
 from lorasweep.trainers import TrainingSpec
 from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
-from lorasweep.util.errors import InputError
+from lorasweep.util.errors import InputError, naming_key
 
 PROCESSES = "nproc_per_node"
 """The recipe's key for `controls.gpus` if that is more than one. `tune run` has an option of this name."""
@@ -45,6 +46,7 @@ _OWNED = {
     "tokenizer._component_": "model.path",
     "tokenizer.path": "model.path",
     "tokenizer.prompt_template": "data.prompt",
+    "tokenizer.template_date": "data.template_date",
     "dataset.new_system_prompt": "data.system_prompt",
     "metric_logger.log_dir": "experiment.name",
     "model.use_dora": "the workflow, since adapters are plain LoRA",
@@ -146,6 +148,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
             "path": str(spec.checkpoint.path),
             "max_seq_len": controls.max_seq_len,
             **({"prompt_template": spec.data.prompt} if spec.data.prompt else {}),
+            **_make_date(spec),
         },
         "checkpointer": {
             "_component_": "torchtune.training.FullModelHFCheckpointer",
@@ -190,6 +193,16 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
         "enable_activation_offloading": False,
         "profiler": {"_component_": "torchtune.training.setup_torch_profiler", "enabled": False},
     }
+
+
+def _make_date(spec: TrainingSpec) -> dict[str, str]:
+    """Return the tokenizer's `template_date`, if a chat template is used that writes a date."""
+    template = None if spec.data.format == "completion" else spec.checkpoint.chat_template
+    if not template or not has_date(template):
+        return {}
+    with naming_key("model.path"):
+        fix_date(template, spec.data.template_date)
+    return {"template_date": spec.data.template_date}
 
 
 def _make_validation(data: Data) -> dict[str, Any]:

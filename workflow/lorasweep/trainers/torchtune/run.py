@@ -196,7 +196,7 @@ def _get_key(recipe: Path, config: Any) -> dict[str, Any]:
 def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], facts: Mapping[str, Any]) -> Path:
     """Make the directories to publish, `folder/EPOCH`, and return `folder`."""
     base = read_checkpoint(Path(config.checkpointer.checkpoint_dir))
-    facts = {"trainer": "torchtune", "dtype": config.dtype, **facts}
+    facts = {"trainer": "torchtune", "dtype": config.dtype, **_get_prompt_facts(config), **facts}
     folder.mkdir()
     for epoch in epochs:
         adapter, trained = folder / str(epoch), Path(config.checkpointer.output_dir) / f"epoch_{epoch - 1}"
@@ -211,6 +211,16 @@ def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], fac
         write_record(adapter / ADAPTER_CONFIG, peft_config)
         complete(adapter, base, recipe, Path(config.output_dir, TRAINING_LOG), epoch, _PACKAGES, facts)
     return folder
+
+
+def _get_prompt_facts(config: Any) -> dict[str, Any]:
+    """Return what a record says of prompts: the tokens that end an answer, the one that is taught first; the date."""
+    from torchtune import config as components
+
+    tokenizer = components.instantiate(config.tokenizer)
+    end = tokenizer.plain_end if "completion" in config.dataset._component_ else tokenizer.end
+    day = config.tokenizer.get("template_date")
+    return {"end_tokens": end.names, **({"template_date": day} if day else {})}
 
 
 def _check_weights(weights: Path) -> None:
