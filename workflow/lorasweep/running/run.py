@@ -17,6 +17,7 @@ from pathlib import Path
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.loading import write_experiment
 from lorasweep.experiment.points import record_points
+from lorasweep.experiment.sections import DATA_KEYS
 from lorasweep.hub import references as hub
 from lorasweep.layout import (
     BASELINE,
@@ -31,7 +32,8 @@ from lorasweep.layout import (
     WANTED_PLAN,
 )
 from lorasweep.planning import counting as measuring
-from lorasweep.planning.forecast import Forecast, make_forecast
+from lorasweep.planning.forecast import Forecast, list_data, make_forecast
+from lorasweep.planning.lengths import check_too_long
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
 from lorasweep.running.events import FailureRecorder, JobWatcher
@@ -40,9 +42,10 @@ from lorasweep.running.orphans import Orphan, find_orphans
 from lorasweep.running.partial_results import drop_partial_results, write_partial_results
 from lorasweep.running.summary import summarise, write_failures
 from lorasweep.sweep.batches import record_batches
+from lorasweep.sweep.checks import check_batch
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
-from lorasweep.util.errors import InputError, ending_with_a_message
+from lorasweep.util.errors import InputError, ending_with_a_message, naming_file
 from lorasweep.util.slurm import cancel_jobs
 
 SCHEDULER = "lorasweep"
@@ -184,6 +187,7 @@ class Run:
             takes_time = any(rule.startswith(("train", "evaluate")) for rule, _ in wanted)
             if sweep.experiment.plan.count and takes_time and not options.is_touch:
                 count_tokens_and_samples(sweep, self._root)
+            notes = check_lengths(sweep, {name for rule, name in wanted if rule == "train"})
             forecast = forecast_run(sweep, wanted, places)
             assert forecast
             if shortage := forecast.explain_shortage():
@@ -204,7 +208,7 @@ class Run:
             )
             if sweep.batches:
                 record_batches(dict(sweep.batches), results / BATCHES)
-            LOGGER.info(forecast.describe_shortly())
+            LOGGER.info("\n".join([forecast.describe_shortly(), *notes]))
             if not options.is_touch:
                 self._accounts = Accounts(forecast, self._jobs, self._failures)
                 self._accounts.start()
@@ -260,6 +264,11 @@ class Run:
                 print("Written:", *forecast.write())
             else:
                 print(forecast.describe_shortly())
+            try:
+                for note in check_lengths(sweep, {name for rule, name in wanted if rule == "train"}):
+                    print(note)
+            except InputError as error:
+                print(f"A run would be refused: {error}")
             if shortage := forecast.explain_shortage():
                 print(f"A run would be refused: {shortage}")
 
@@ -353,7 +362,6 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
         "" if sweep.missing_model else sweep.base.fingerprint,
         count_parallel_jobs(sweep, places),
         count_parallel_evaluations(sweep, places),
-        sweep.samples if sweep.trained else 0,
         sweep.tasks,
         list(map(Path, sweep.task_files)),
         other_baselines,
@@ -386,15 +394,13 @@ def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
     experiment, results, files = sweep.experiment, sweep.results, list(map(Path, sweep.task_files))
     run = str(root / "scripts/run")
     try:
-        counted = (results, experiment.data, sweep.base_fingerprint)
-        if (
-            not sweep.missing_model
-            and sweep.trained
-            and not measuring.read_lengths(*counted, sweep.samples, experiment.trainer)
-        ):
-            recipe = sweep.get_recipe(next(iter(sweep.trainings)))
+        counted = (sweep.base_fingerprint, experiment.trainer)
+        data = [] if sweep.missing_model else list_data(sweep.points)
+        if not all(measuring.read_count(results, each, *counted) for each in data):
+            trainings = {sweep.points[point].data: training for training, point in sweep.trainings.items()}
+            recipes = {each: sweep.get_recipe(trainings[each]) for each in data}
             command = [run, sweep.trainer.STAGE, *JOB, "measure_lengths"]
-            measuring.count_lengths(*counted, recipe, command, experiment.trainer)
+            measuring.count_lengths(results, recipes, counted[0], command, experiment.trainer)
     except InputError as error:
         print(f"Numbers of tokens are guessed: {error}")
     try:
@@ -403,3 +409,33 @@ def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
             measuring.count_task_sizes(results, sweep.tasks, files, command)
     except InputError as error:
         print(f"Numbers of samples are guessed: {error}")
+
+
+def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
+    """Check the counted samples of the points to train; return notes on those that are cut or left out.
+
+    Nothing is checked that was not counted.
+
+    Raises:
+        InputError: a sample cannot be tokenized, or is too long; or an epoch has no optimizer step.
+    """
+    points = [] if sweep.missing_model else [sweep.points[name] for name in sweep.trained if name in trained]
+    counted = (sweep.base_fingerprint, sweep.experiment.trainer)
+    counts = {data: measuring.read_count(sweep.results, data, *counted) for data in {point.data for point in points}}
+    notes: dict[str, None] = {}
+    with naming_file(sweep.source):
+        for point in points:
+            count = counts[point.data]
+            if count is None:
+                continue
+            if count.refused:
+                raise InputError(count.refused)
+            limit = point.controls.max_seq_len
+            for key in DATA_KEYS:
+                lengths = getattr(count, key)
+                if limit and lengths and (note := check_too_long(lengths, key, limit)):
+                    notes[note] = None
+            if count.train:
+                sequences = count.train.get_sequences(point.controls).number
+                check_batch(point, sequences, "packs" if point.controls.packed else "samples")
+    return list(notes)

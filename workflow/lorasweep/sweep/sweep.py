@@ -202,7 +202,7 @@ class Sweep:
     def samples(self) -> int:
         """The number of training samples."""
         with naming_file(self.source):
-            return check_data(self.experiment.data)
+            return check_data(self.experiment.data).samples
 
     # Points, trainings and evaluations.
 

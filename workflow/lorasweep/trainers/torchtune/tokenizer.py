@@ -21,7 +21,7 @@ class ChatTokenizer:
 
     Args:
         path: the checkpoint directory.
-        max_seq_len: number of tokens to which a sample is truncated; `None`: no limit.
+        max_seq_len: the most tokens of a sample, kept here for the dataset, which cuts; `None`: no limit.
         prompt_template: template of user messages; `{input}` stands for the message. `None`: the message as it is.
     """
 
@@ -44,8 +44,7 @@ class ChatTokenizer:
         """Return the tokens of a conversation that ends with an answer, and for each whether the loss ignores it.
 
         Raises:
-            ValueError: the chat template changes earlier text when messages are added, or no token within `max_seq_len`
-                is learnt.
+            ValueError: the chat template changes earlier text when messages are added.
         """
         plain = [{"role": message.role, "content": self._fill(message)} for message in messages]
         tokens: list[int] = []
@@ -67,12 +66,6 @@ class ChatTokenizer:
             tokens += question + answer
             mask += [all(m.masked for m in messages[start:index])] * len(question) + [message.masked] * len(answer)
             done, start = full, index + 1
-        tokens, mask = tokens[: self.max_seq_len], mask[: self.max_seq_len]
-        if all(mask):
-            raise ValueError(
-                f"a sample has no tokens to learn: its prompt alone fills max_seq_len = {self.max_seq_len} tokens: "
-                f"{done[:100]!r}"
-            )
         return tokens, mask
 
     def encode(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
