@@ -74,7 +74,10 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "a point twice": (edit(runs=[{"name": "again", "lora_rank": 4}]), ["'lora_rank=4'", "'again'", "the same"]),
     "a section twice": (
         append("sweep.yaml", "variables: {lora_rank: [16]}\ncontrols: {lr: 1.0e-3}\n"),
-        ["sweep.yaml:29: the key 'variables' is there twice, first in line ", "sweep.yaml:30: the key 'controls' is there twice"],
+        [
+            "sweep.yaml:29: the key 'variables' is there twice, first",
+            "sweep.yaml:30: the key 'controls' is there twice",
+        ],
     ),
     "no such model": (edit(model={"path": "none"}), ["model.path", "'none'", "a local Hugging Face checkpoint"]),
     "no weights": (remove("model/model.safetensors.index.json"), ["model.path", "has no weights"]),
