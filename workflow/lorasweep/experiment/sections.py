@@ -467,7 +467,8 @@ class Planning(Section):
     """Number of trainings or evaluations that run at the same time; `null`: as many as `--jobs` or `--cores`, and the
     GPUs, have room for; see docs/plan.md."""
     count: bool = True
-    """Whether a run first counts tokens and samples, unless `lorasweep plan` did; takes about 10 seconds, once."""
+    """Whether a run first counts tokens and samples, unless `lorasweep plan` did; once, about 10 seconds or more. Only
+    counted samples that are too long are found before any job."""
     storage_limit_gb: PositiveNumber | None = None
     """Maximum size of the experiment's folder in GB (1e9 bytes); `null`: limited by the file system and quotas only."""
 

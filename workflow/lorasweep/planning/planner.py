@@ -291,7 +291,7 @@ class Planner:
     def _get_memory(self, rule: str, name: str) -> int:
         base, model, point = self.get_costs(name).base, self.experiment.model, self.points.get(name)
         if rule == "train" and point:
-            return resources.train_mem_mb(base, point.controls, model)
+            return resources.train_mem_mb(base, point.controls, model, point.data)
         merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
         evaluate += resources.roles_mem_mb(self.experiment.evaluation)
         return {"adopt": 0, "merge": merge, "export": merge}.get(rule, evaluate)

@@ -536,7 +536,7 @@ _Request = Callable[[Sweep, str, Checkpoint], int]
 
 _REQUESTS: Mapping[tuple[str, str], _Request] = {
     ("train", "mem_mb"): lambda s, point, base: resources.train_mem_mb(
-        base, s.points[point].controls, s.experiment.model
+        base, s.points[point].controls, s.experiment.model, s.experiment.data
     ),
     ("train", "runtime"): lambda s, point, base: resources.train_runtime(
         base, s.points[point].controls, s.experiment.model, s.samples
