@@ -150,8 +150,11 @@ class TestTooLong:
     def test_dropped_it_is_in_no_batch(self, model: Path, tmp_path: Path) -> None:
         assert read_answers(model, self.load(model, tmp_path, "drop")) == ["b" + END]
 
-    def test_cut_it_has_no_end_and_without_an_answer_it_is_left_out(self, model: Path, tmp_path: Path) -> None:
+    def test_cut_it_has_no_end_and_without_an_answer_it_is_left_out(
+        self, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         dataset = self.load(model, tmp_path, "truncate")
+        assert capsys.readouterr().out == "Samples longer than max_seq_len: 1 left out, 1 cut\n"
         assert read_answers(model, dataset) == ["b" + END, "b" * 5]
         assert [len(sample["tokens"]) for sample in list_samples(dataset)] == [33, 35]
 

@@ -40,7 +40,8 @@ def training_data(
     """
     files = [data_files] if isinstance(data_files, str) else data_files
     samples = read_samples(files, format, column_map, max_samples, new_system_prompt)
-    tokenized = []
+    tokenized: list[tuple[Any, Any]] = []
+    left_out = cut = 0
     for sample in samples:
         tokens, is_learnt = _tokenize(tokenizer, sample, new_system_prompt, train_on_input)
         limit = tokenizer.max_seq_len or len(tokens)
@@ -49,11 +50,15 @@ def training_data(
                 f"{sample.place}: has {len(tokens)} tokens, more than max_seq_len = {limit} (data.too_long: error)"
             )
         if len(tokens) > limit and (too_long == "drop" or not any(is_learnt[:limit])):
+            left_out += 1
             continue
+        cut += len(tokens) > limit
         # A list of integers is ten times as large.
         tokenized.append((np.array(tokens[:limit], np.int32), np.array(is_learnt[:limit], bool)))
     if not tokenized:
-        raise TrainingError(f"{', '.join(map(str, files))}: all samples are longer than max_seq_len, and left out")
+        raise TrainingError(f"{', '.join(files)}: all samples are longer than max_seq_len, and left out")
+    if left_out or cut:
+        print(f"Samples longer than max_seq_len: {left_out} left out, {cut} cut", flush=True)
     dataset = Samples(tokenized)
     if not packed:
         return dataset
