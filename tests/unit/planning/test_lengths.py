@@ -12,7 +12,7 @@ from lorasweep.experiment.sections import Controls, Data
 from lorasweep.layout import LENGTHS
 from lorasweep.planning.counting import count_lengths, guess_lengths, read_count
 from lorasweep.planning.lengths import Lengths, check_too_long
-from lorasweep.running.run import check_lengths
+from lorasweep.running.lengths import check_lengths
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.util.errors import InputError
 from plain_checkpoint import write_checkpoint

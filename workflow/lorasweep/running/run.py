@@ -17,7 +17,6 @@ from pathlib import Path
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.loading import write_experiment
 from lorasweep.experiment.points import record_points
-from lorasweep.experiment.sections import DATA_KEYS
 from lorasweep.hub import references as hub
 from lorasweep.layout import (
     BASELINE,
@@ -33,19 +32,18 @@ from lorasweep.layout import (
 )
 from lorasweep.planning import counting as measuring
 from lorasweep.planning.forecast import Forecast, list_data, make_forecast
-from lorasweep.planning.lengths import check_too_long
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
 from lorasweep.running.events import FailureRecorder, JobWatcher
+from lorasweep.running.lengths import check_lengths
 from lorasweep.running.merged_models import MergedModels
 from lorasweep.running.orphans import Orphan, find_orphans
 from lorasweep.running.partial_results import drop_partial_results, write_partial_results
 from lorasweep.running.summary import summarise, write_failures
 from lorasweep.sweep.batches import record_batches
-from lorasweep.sweep.checks import check_batch
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
-from lorasweep.util.errors import InputError, ending_with_a_message, naming_file
+from lorasweep.util.errors import InputError, ending_with_a_message
 from lorasweep.util.slurm import cancel_jobs
 
 SCHEDULER = "lorasweep"
@@ -409,33 +407,3 @@ def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
             measuring.count_task_sizes(results, sweep.tasks, files, command)
     except InputError as error:
         print(f"Numbers of samples are guessed: {error}")
-
-
-def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
-    """Check the counted samples of the points to train; return notes on those that are cut or left out.
-
-    Nothing is checked that was not counted.
-
-    Raises:
-        InputError: a sample cannot be tokenized, or is too long; or an epoch has no optimizer step.
-    """
-    points = [] if sweep.missing_model else [sweep.points[name] for name in sweep.trained if name in trained]
-    counted = (sweep.base_fingerprint, sweep.experiment.trainer)
-    counts = {data: measuring.read_count(sweep.results, data, *counted) for data in {point.data for point in points}}
-    notes: dict[str, None] = {}
-    with naming_file(sweep.source):
-        for point in points:
-            count = counts[point.data]
-            if count is None:
-                continue
-            if count.refused:
-                raise InputError(count.refused)
-            limit = point.controls.max_seq_len
-            for key in DATA_KEYS:
-                lengths = getattr(count, key)
-                if limit and lengths and (note := check_too_long(lengths, key, limit)):
-                    notes[note] = None
-            if count.train:
-                sequences = count.train.get_sequences(point.controls).number
-                check_batch(point, sequences, "packs" if point.controls.packed else "samples")
-    return list(notes)

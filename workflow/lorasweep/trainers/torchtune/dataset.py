@@ -14,6 +14,7 @@ from torchtune.datasets import PackedDataset
 from lorasweep.experiment.training_data import Sample, read_samples
 from lorasweep.trainers import TrainingError
 from lorasweep.trainers.torchtune.tokenizer import ChatTokenizer
+from lorasweep.util.errors import InputError
 
 
 def training_data(
@@ -94,5 +95,6 @@ def _tokenize(
             return tokens, [True] * len(tokens)
         tokens, mask = tokenizer.tokenize_messages(messages)
     except Exception as error:
-        raise TrainingError(f"{sample.place}: cannot be tokenized: {type(error).__name__}: {error}") from error
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        raise TrainingError(f"{sample.place}: cannot be tokenized: {reason}") from error
     return tokens, [not is_masked for is_masked in mask]
