@@ -158,6 +158,7 @@ class TestFile:
             ("a: 1\nb: [1, 2\nc: 3\n", "my.yaml:3:2: not YAML: "),
             ("a: 1\n\tb: 2\n", "my.yaml:2:1: not YAML: "),
             ("a: b: c\n", "my.yaml:1:5: not YAML: mapping values are not allowed in this context"),
+            ("a: 2024-13-01\n", "my.yaml: not YAML: month must be in 1..12"),
             ("a: *x\n", "my.yaml:1:4: not YAML: found undefined alias"),
             (b"a: \xff\n", "my.yaml: not UTF-8 text (invalid start byte at byte 4)"),
             ("", "my.yaml: not an experiment"),

@@ -277,6 +277,18 @@ class TestFormats:
         said = refuse(tmp_path / "data", line, format=format, system_prompt="another")
         assert f"{key}.0: a system message is invalid beside data.system_prompt" in said
 
+    @pytest.mark.parametrize(
+        ("format", "line", "said"),
+        [
+            ("chat", '{"conversations": []}', "it has: conversations. Expected: this column, or data.format: sharegpt"),
+            ("alpaca", GOOD, "it has: input, output. Expected: this column, or data.format: instruct"),
+            ("instruct", '{"a": "b"}', "data:1: no column 'input' (data.input_column); it has: a"),
+            ("instruct", "{}", "it has: none"),
+        ],
+    )
+    def test_the_format_that_the_columns_fit_is_named(self, tmp_path: Path, format: str, line: str, said: str) -> None:
+        assert refuse(tmp_path / "data", line, format=format).endswith(said)
+
     def test_conversations_are_not_in_csv(self, tmp_path: Path) -> None:
         said = refuse(tmp_path / "data.csv", "messages\na\n", format="chat")
         assert "data.csv:2: messages: 'a' is invalid. Expected: a list of messages" in said

@@ -63,7 +63,7 @@ def read_config(file: Path) -> dict[str, Any]:
         content = yaml.load(text, Loader=loader)
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text ({error.reason} at byte {error.start + 1})", file=file) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
         raise _refuse_yaml(file, error) from error
     if not isinstance(content, dict):
         raise InputError("not an experiment", "YAML with the keys of config/README.md", file=file)
@@ -75,7 +75,7 @@ def read_config(file: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_yaml(file: Path, error: yaml.YAMLError) -> InputError:
+def _refuse_yaml(file: Path, error: Exception) -> InputError:
     mark = getattr(error, "problem_mark", None)
     problem = ", ".join(filter(None, [getattr(error, "context", None), getattr(error, "problem", None)]))
     place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file

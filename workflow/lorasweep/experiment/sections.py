@@ -307,16 +307,17 @@ class Data(Section):
     @property
     def columns(self) -> dict[str, str]:
         """The columns that samples of this format are made of, by part: `data.<part>_column` names each."""
-        return {part: getattr(self, f"{part}_column") for part in _PARTS[self.format]}
+        return {part: getattr(self, f"{part}_column") for part in PARTS[self.format]}
 
 
-_PARTS = {
+PARTS = {
     "instruct": ("input", "output"),
     "alpaca": ("instruction", "input", "output"),
     "chat": ("messages",),
     "sharegpt": ("conversations",),
     "completion": ("text",),
 }
+"""The parts of a sample by `data.format`. A part is also the default name of its column."""
 
 
 MetricLogger = Literal["disk", "tensorboard", "wandb"]

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorasweep.experiment.sections import Data, DataKey
+from lorasweep.experiment.sections import PARTS, Data, DataKey
 from lorasweep.util.errors import InputError, naming_file, nearest
 from lorasweep.util.files import get_state
 
@@ -300,9 +300,9 @@ def _pair(question: str, answer: str) -> tuple[Message, ...]:
 def _get(row: Mapping[str, Any], columns: Mapping[str, str], part: str) -> Any:
     column = columns[part]
     if column not in row:
-        raise InputError(
-            f"no column '{column}' (data.{part}_column){nearest(column, row)}; it has: {', '.join(row) or 'nothing'}"
-        )
+        problem = f"no column '{column}' (data.{part}_column){nearest(column, row)}; it has: {', '.join(row) or 'none'}"
+        fitting = [f"data.format: {format}" for format, parts in PARTS.items() if row.keys() >= set(parts)]
+        raise InputError(problem, f"this column, or {' or '.join(fitting)}" if fitting else "")
     return row[column]
 
 
