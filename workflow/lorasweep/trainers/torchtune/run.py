@@ -145,7 +145,7 @@ def _check_digest(recipe: Path, data: str | Iterable[str]) -> str:
     """Return the sha256 of the training data, after comparing it with the one in the recipe, if there is one."""
     files = [data] if isinstance(data, str) else list(data)
     actual = digest_files(files)
-    named = re.match(r"# training data sha256: ([\w ]+)\n", recipe.read_text(encoding="utf-8"))
+    named = re.search(r"(?m)^# training data sha256: ([\w ]+)$", recipe.read_text(encoding="utf-8"))
     if named and named[1] != actual:
         raise TrainingError(
             f"{', '.join(files)}: has changed since {recipe} was written (sha256 {named[1][:12]}, now {actual[:12]}); "
