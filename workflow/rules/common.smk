@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 try:
     from lorasweep.util.errors import ending_with_a_message
+    from lorasweep.experiment.loading import read_config
     from lorasweep.experiment.sections import NAME_PATTERN
     from lorasweep.layout import MERGED, METRICS, TABLES_RECORD
     from lorasweep.running.outdated import find_outdated
@@ -31,10 +32,15 @@ USES_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_m
 # Whether to run although there is not enough disk space according to the plan.
 FORCES_PLAN = str(config.pop("force_plan", False)).lower() == "true"
 
+CONFIG_FILES = workflow.overwrite_configfiles or workflow.configfiles
+
 with ending_with_a_message():
+    # Snakemake has read the files, but not seen keys that are there twice.
+    for file in CONFIG_FILES if workflow.is_main_process else ():
+        read_config(Path(file))
     SWEEP = Sweep.load(
         config,
-        ", ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles)),
+        ", ".join(map(str, CONFIG_FILES)),
         overrides=workflow.config_settings.config,
         is_job=not workflow.is_main_process,
         # On a cluster, each job has its own GPUs; on one machine, jobs share the GPUs of --resources gpu=N.

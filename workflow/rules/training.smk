@@ -19,8 +19,8 @@ localrules:
 rule train:
     input:
         recipe=inputs("train", lambda training: f"<results>/trainings/{training}/recipe.yaml"),
-        data=ancient(EXPERIMENT.data.train or []),
-        validation=ancient(EXPERIMENT.data.validation or []),
+        data=ancient(list(EXPERIMENT.data.get_files("train"))),
+        validation=ancient(list(EXPERIMENT.data.get_files("validation"))),
     output:
         # The file that a training writes last. The weights are not an output: a point's link to them changes their time.
         record=SWEEP.get_trained_file("{training}"),

@@ -5,8 +5,8 @@ A run itself downloads nothing. It is refused until these files are present.
 
 import argparse
 
-from lorasweep.cli.experiments import add_experiment, read_config
-from lorasweep.experiment.loading import load_experiment
+from lorasweep.cli.experiments import add_experiment
+from lorasweep.experiment.loading import load_experiment, read_config
 from lorasweep.hub import references as hub
 from lorasweep.layout import REVISIONS
 from lorasweep.sweep.sweep import RESULTS

@@ -7,7 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from lorasweep.cli.experiments import add_results, find_results, read_config
+from lorasweep.cli.experiments import add_results, find_results
+from lorasweep.experiment.loading import read_config
 from lorasweep.results.verification import Mismatch, verify
 from lorasweep.running.outdated import find_outdated
 from lorasweep.sweep.sweep import Sweep

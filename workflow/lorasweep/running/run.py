@@ -31,10 +31,11 @@ from lorasweep.layout import (
     WANTED_PLAN,
 )
 from lorasweep.planning import counting as measuring
-from lorasweep.planning.forecast import Forecast, make_forecast
+from lorasweep.planning.forecast import Forecast, list_data, make_forecast
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
 from lorasweep.running.events import FailureRecorder, JobWatcher
+from lorasweep.running.lengths import check_lengths
 from lorasweep.running.merged_models import MergedModels
 from lorasweep.running.orphans import Orphan, find_orphans
 from lorasweep.running.partial_results import drop_partial_results, write_partial_results
@@ -198,6 +199,7 @@ class Run:
             takes_time = any(rule.startswith(("train", "evaluate")) for rule, _ in wanted)
             if sweep.experiment.plan.count and takes_time and not options.is_touch:
                 count_tokens_and_samples(sweep, self._root)
+            notes = check_lengths(sweep, {name for rule, name in wanted if rule == "train"})
             forecast = forecast_run(sweep, wanted, places)
             assert forecast
             if shortage := forecast.explain_shortage():
@@ -220,7 +222,7 @@ class Run:
                 record_batches(dict(sweep.batches), results / BATCHES)
             if self._outdated:
                 LOGGER.warning(self._outdated)
-            LOGGER.info(forecast.describe_shortly())
+            LOGGER.info("\n".join([forecast.describe_shortly(), *notes]))
             if not options.is_touch:
                 self._accounts = Accounts(forecast, self._jobs, self._failures)
                 self._accounts.start()
@@ -278,6 +280,11 @@ class Run:
                 print("Written:", *forecast.write())
             else:
                 print(forecast.describe_shortly())
+            try:
+                for note in check_lengths(sweep, {name for rule, name in wanted if rule == "train"}):
+                    print(note)
+            except InputError as error:
+                print(f"A run would be refused: {error}")
             if shortage := forecast.explain_shortage():
                 print(f"A run would be refused: {shortage}")
 
@@ -371,7 +378,6 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
         "" if sweep.missing_model else sweep.base.fingerprint,
         count_parallel_jobs(sweep, places),
         count_parallel_evaluations(sweep, places),
-        sweep.samples if sweep.trained else 0,
         sweep.tasks,
         list(map(Path, sweep.task_files)),
         other_baselines,
@@ -408,15 +414,13 @@ def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
     experiment, results, files = sweep.experiment, sweep.results, list(map(Path, sweep.task_files))
     run = str(root / "scripts/run")
     try:
-        counted = (results, experiment.data, sweep.base_fingerprint)
-        if (
-            not sweep.missing_model
-            and sweep.trained
-            and not measuring.read_lengths(*counted, sweep.samples, experiment.trainer)
-        ):
-            recipe = sweep.get_recipe(next(iter(sweep.trainings)))
+        counted = (sweep.base_fingerprint, experiment.trainer)
+        data = [] if sweep.missing_model else list_data(sweep.points)
+        if not all(measuring.read_count(results, each, *counted) for each in data):
+            trainings = {sweep.points[point].data: training for training, point in sweep.trainings.items()}
+            recipes = {each: sweep.get_recipe(trainings[each]) for each in data}
             command = [run, sweep.trainer.STAGE, *JOB, "measure_lengths"]
-            measuring.count_lengths(*counted, recipe, command, experiment.trainer)
+            measuring.count_lengths(results, recipes, counted[0], command, experiment.trainer)
     except InputError as error:
         print(f"Numbers of tokens are guessed: {error}")
     try:

@@ -20,7 +20,7 @@ from lorasweep.experiment.devices import check_device
 from lorasweep.experiment.loading import load_experiment, read_overrides
 from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
 from lorasweep.experiment.roles import check_roles
-from lorasweep.experiment.sections import NAME_PATTERN, Data, Experiment
+from lorasweep.experiment.sections import DATA_KEYS, NAME_PATTERN, Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import check_fetched, read_revisions, with_local_paths
@@ -203,7 +203,7 @@ class Sweep:
     def samples(self) -> int:
         """The number of training samples."""
         with naming_file(self.source):
-            return check_data(self.experiment.data)
+            return check_data(self.experiment.data).samples
 
     # Points, trainings and evaluations.
 
@@ -384,8 +384,8 @@ class Sweep:
         key = point.name.removesuffix(f"__epoch={point.epoch}")
         if key not in self._identities:
             text = self.make_recipe(point)
-            paths = (self.experiment.model.path, self.experiment.data.train, self.experiment.data.validation)
-            for path in filter(None, paths):
+            files = [file for key in DATA_KEYS for file in self.experiment.data.get_files(key)]
+            for path in (self.experiment.model.path, *files):
                 text = re.sub(rf"(?m)(?<=[:-] ){re.escape(path)}$", "<path>", text)
             self._identities[key] = hashlib.sha256(f"{self.base_fingerprint}\n{text}".encode()).hexdigest()
         return self._identities[key]
@@ -572,7 +572,7 @@ _Request = Callable[[Sweep, str, Checkpoint], int]
 
 _REQUESTS: Mapping[tuple[str, str], _Request] = {
     ("train", "mem_mb"): lambda s, point, base: resources.train_mem_mb(
-        base, s.points[point].controls, s.experiment.model
+        base, s.points[point].controls, s.experiment.model, s.experiment.data
     ),
     ("train", "runtime"): lambda s, point, base: resources.train_runtime(
         base, s.points[point].controls, s.experiment.model, s.samples

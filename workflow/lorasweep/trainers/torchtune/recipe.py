@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep.checkpoints.chat_template import fix_date, has_date
 from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.experiment.sections import Controls, Data
+from lorasweep.experiment.sections import Controls, Data, DataKey
 from lorasweep.layout import STATE
 from lorasweep.trainers import TrainingSpec
 from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
@@ -47,15 +47,22 @@ _OWNED = {
     "tokenizer.path": "model.path",
     "tokenizer.prompt_template": "data.prompt",
     "tokenizer.template_date": "data.template_date",
-    "dataset.new_system_prompt": "data.system_prompt",
     "metric_logger.log_dir": "experiment.name",
     "model.use_dora": "the workflow, since adapters are plain LoRA",
     "model.quantize_base": "the workflow, since the base model is not quantized",
-    "dataset.source": "data.train",
     "dataset.data_files": "data.train",
-    "dataset_val.new_system_prompt": "data.system_prompt",
-    "dataset_val.source": "data.validation",
+    "dataset.max_samples": "data.max_samples",
     "dataset_val.data_files": "data.validation",
+    **{
+        f"{section}.{name}": key
+        for section in ("dataset", "dataset_val")
+        for name, key in {
+            "format": "data.format",
+            "column_map": "data.format and the columns under data",
+            "new_system_prompt": "data.system_prompt",
+            "too_long": "data.too_long",
+        }.items()
+    },
     "dtype": "model.dtype",
     "device": "model.device",
 }
@@ -160,7 +167,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
         },
         "resume_from_checkpoint": False,
         _ADAPTER_ONLY: True,
-        "dataset": _make_dataset(spec.data, spec.data.train, _get_split(spec.data), packed=controls.packed),
+        "dataset": _make_dataset(spec.data, "train", controls.packed),
         **_make_validation(spec.data),
         "seed": controls.seed,
         "shuffle": True,
@@ -207,39 +214,21 @@ def _make_date(spec: TrainingSpec) -> dict[str, str]:
 
 def _make_validation(data: Data) -> dict[str, Any]:
     """Return the section `dataset_val`. torchtune's LoRA recipes ignore it; the workflow's loop reads it."""
-    return {"dataset_val": _make_dataset(data, data.validation, "train", packed=False)} if data.validation else {}
+    return {"dataset_val": _make_dataset(data, "validation", packed=False)} if data.validation else {}
 
 
-def _get_split(data: Data) -> str:
-    return f"train[:{data.max_samples}]" if data.max_samples else "train"
-
-
-def _make_dataset(data: Data, file: str | None, split: str, packed: bool) -> dict[str, Any]:
-    if data.format == "completion":
-        return {
-            "_component_": "torchtune.datasets.text_completion_dataset",
-            "column": data.text_column,
-            "source": "json",
-            "data_files": file,
-            "split": split,
-            "packed": packed,
-        }
-    shared = {
-        "source": "json",
-        "data_files": file,
-        "split": split,
+def _make_dataset(data: Data, key: DataKey, packed: bool) -> dict[str, Any]:
+    files = data.get_files(key)
+    return {
+        "_component_": "lorasweep.trainers.torchtune.dataset.training_data",
+        "data_files": files[0] if len(files) == 1 else list(files),
+        "format": data.format,
+        "column_map": data.columns,
         "new_system_prompt": data.system_prompt,
         "train_on_input": data.train_on_input,
+        **({"max_samples": data.max_samples} if data.max_samples and key == "train" else {}),
+        "too_long": data.too_long,
         "packed": packed,
-    }
-    if data.format == "instruct":
-        columns = {"input": data.input_column, "output": data.output_column}
-        return {"_component_": "torchtune.datasets.instruct_dataset", "column_map": columns, **shared}
-    return {
-        "_component_": "torchtune.datasets.chat_dataset",
-        "conversation_column": data.messages_column,
-        "conversation_style": "openai",
-        **shared,
     }
 
 
