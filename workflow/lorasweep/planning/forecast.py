@@ -215,7 +215,7 @@ def make_forecast(
         experiment,
         base,
         lengths or guess_lengths(experiment.data, samples),
-        read_task_sizes(results, tasks, task_files),
+        read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles),
     )
     experience = learn(all_records, costs.device_name, fingerprint)
     costs = replace(costs, factors={rule: past.factor for rule, past in experience.items()})

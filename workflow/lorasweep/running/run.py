@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from lorasweep.layout import (
 )
 from lorasweep.planning import counting as measuring
 from lorasweep.planning.forecast import Forecast, make_forecast
+from lorasweep.running import start
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
 from lorasweep.running.events import FailureRecorder, JobWatcher
@@ -50,9 +51,6 @@ SCHEDULER = "lorasweep"
 
 MOST_PARALLEL = 1000
 """Assumed number of parallel jobs on a scheduler without a limit."""
-
-JOB = ("-m", "lorasweep", "job")
-"""Arguments to Python that precede the name of a job."""
 
 THREADS = 4
 """Number of threads of a training or an evaluation, as assumed by the plan."""
@@ -171,10 +169,18 @@ class Run:
         """SLURM job ids of trainings of an earlier run that still run, by training. A new job waits for their end."""
         return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
 
-    def begin(self, wanted: Jobs, places: Places, slurm_run: str | None, options: Options) -> None:
+    def begin(
+        self,
+        wanted: Jobs,
+        places: Places,
+        slurm_run: str | None,
+        options: Options,
+        environments: Mapping[str, Path],
+    ) -> None:
         """Do the work before the first job. End the process with a message if the run is not possible.
 
-        `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM.
+        `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM. `environments` are the folders of
+        conda environments by rule; empty without conda, and if they are made where the jobs run.
         """
         sweep, results = self._sweep, self._sweep.results
         with ending_with_a_message():
@@ -183,7 +189,7 @@ class Run:
             self._check_environments()
             takes_time = any(rule.startswith(("train", "evaluate")) for rule, _ in wanted)
             if sweep.experiment.plan.count and takes_time and not options.is_touch:
-                count_tokens_and_samples(sweep, self._root)
+                self._look({rule for rule, _ in wanted}, environments)
             forecast = forecast_run(sweep, wanted, places)
             assert forecast
             if shortage := forecast.explain_shortage():
@@ -247,8 +253,14 @@ class Run:
         sweep = self._sweep
         is_whole = os.environ.get(WANTED_PLAN) == "whole"
         with contextlib.chdir(self._directory):
-            if is_whole:
-                count_tokens_and_samples(sweep, self._root)
+            rules = {rule for rule, _ in wanted}
+            fault = start.find_faults(sweep, rules)
+            if is_whole and not self._uses_conda:
+                try:
+                    self._look(rules, {})
+                    fault = None
+                except InputError as error:
+                    fault = error
             forecast = forecast_run(sweep, wanted, places)
             if forecast is None:
                 print(f"No plan: {sweep.base_model}/config.json is missing. The plan needs no other file of the model.")
@@ -260,8 +272,8 @@ class Run:
                 print("Written:", *forecast.write())
             else:
                 print(forecast.describe_shortly())
-            if shortage := forecast.explain_shortage():
-                print(f"A run would be refused: {shortage}")
+            for reason in filter(None, [fault, forecast.explain_shortage()]):
+                print(f"A run would be refused: {reason}")
 
     def end(self) -> None:
         """Remove this process's holder file, unless jobs still run that the next run must find by it."""
@@ -274,6 +286,19 @@ class Run:
     def give_up(self) -> None:
         """Mark the holder as dead, after `--unlock` by the user."""
         give_up(self._holder)
+
+    def _look(self, rules: Collection[str], environments: Mapping[str, Path]) -> None:
+        """Look at what jobs of these rules need.
+
+        Raises:
+            InputError: something is wrong with it.
+        """
+        if self._uses_conda and not environments:
+            return
+        count_tokens(self._sweep, self._root, environments)
+        start.look(self._sweep, self._root, rules, environments)
+        if fault := start.find_faults(self._sweep, rules):
+            raise fault
 
     def _check_environments(self) -> None:
         for stage in () if self._uses_conda else {self._sweep.trainer.STAGE, "eval", self._sweep.evaluation_stage}:
@@ -381,25 +406,18 @@ def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> in
     return max(1, min(most))
 
 
-def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
-    """Have the trainer count tokens and Inspect count the tasks' samples, unless the counts are on record."""
-    experiment, results, files = sweep.experiment, sweep.results, list(map(Path, sweep.task_files))
-    run = str(root / "scripts/run")
+def count_tokens(sweep: Sweep, root: Path, environments: Mapping[str, Path]) -> None:
+    """Have the trainer count tokens, unless the counts are on record."""
+    experiment = sweep.experiment
+    counted = (sweep.results, experiment.data, sweep.base_fingerprint)
+    if sweep.missing_model or not sweep.trained:
+        return
+    if measuring.read_lengths(*counted, sweep.samples, experiment.trainer):
+        return
+    recipe = sweep.get_recipe(next(iter(sweep.trainings)))
+    command = [str(root / "scripts/run"), sweep.trainer.STAGE, *start.JOB, "measure_lengths"]
     try:
-        counted = (results, experiment.data, sweep.base_fingerprint)
-        if (
-            not sweep.missing_model
-            and sweep.trained
-            and not measuring.read_lengths(*counted, sweep.samples, experiment.trainer)
-        ):
-            recipe = sweep.get_recipe(next(iter(sweep.trainings)))
-            command = [run, sweep.trainer.STAGE, *JOB, "measure_lengths"]
-            measuring.count_lengths(*counted, recipe, command, experiment.trainer)
+        variables = start.get_variables(environments, "train")
+        measuring.count_lengths(*counted, recipe, command, experiment.trainer, variables)
     except InputError as error:
         print(f"Numbers of tokens are guessed: {error}")
-    try:
-        if sweep.evaluated and not measuring.read_task_sizes(results, sweep.tasks, files):
-            command = [run, sweep.evaluation_stage, *JOB, "measure_tasks"]
-            measuring.count_task_sizes(results, sweep.tasks, files, command)
-    except InputError as error:
-        print(f"Numbers of samples are guessed: {error}")

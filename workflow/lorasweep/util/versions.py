@@ -1,5 +1,6 @@
 """Provenance of results: versions of packages, and the revision of the workflow."""
 
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,13 @@ def get_versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def digest_packages() -> str:
+    """Return a digest of the names and versions of all packages in the clone's environments."""
+    environments = Path(__file__).parents[3] / ".venv"
+    names = sorted(package.name for package in environments.glob("*/lib/*/site-packages/*.dist-info"))
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def get_git_revision(directory: Path) -> str | None:

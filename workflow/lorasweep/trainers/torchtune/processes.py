@@ -20,6 +20,7 @@ from tqdm import tqdm
 from lorasweep.trainers import Diverged, Killed, Stopped, TrainingError
 from lorasweep.trainers.torchtune import loop as recipes
 from lorasweep.trainers.torchtune.saved_states import SavedStates
+from lorasweep.util.errors import describe
 from lorasweep.util.process import get_signal_at_parents_end
 
 _SECONDS_TO_END = 10
@@ -126,7 +127,7 @@ def _work(
         # Not after a failure: this call would wait for the other processes.
         distributed.destroy_process_group()
     except Exception as error:
-        reports.put((type(error).__name__, str(error)[:_LONGEST_MESSAGE]))
+        reports.put((type(error).__name__, describe(error)[:_LONGEST_MESSAGE]))
         if not isinstance(error, TrainingError):
             traceback.print_exc()
         raise

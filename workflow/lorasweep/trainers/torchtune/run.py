@@ -31,6 +31,7 @@ from lorasweep.trainers.torchtune.memory import (
 )
 from lorasweep.trainers.torchtune.recipe import PROCESSES
 from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import describe
 from lorasweep.util.files import explain_write_failure, hold_alone, write_aside, write_record
 from lorasweep.util.versions import get_versions
 
@@ -56,6 +57,13 @@ def measure_lengths(recipe: Path, most: int) -> list[int]:
         dataset = components.instantiate(config.dataset, components.instantiate(config.tokenizer), cache_dir=cache)
         step = max(1, -(-len(dataset) // most))
         return [len(dataset[index]["tokens"]) for index in range(0, len(dataset), step)]
+
+
+def find_faults(recipe: str) -> dict[str, str]:
+    """Return why parts of a recipe, given as text, cannot be built, by section; empty if nothing is wrong."""
+    from lorasweep.trainers.torchtune import building
+
+    return building.find_faults(recipe)
 
 
 def train(
@@ -173,8 +181,8 @@ def _run(
         traceback.print_exc()
         if re.search(OUT_OF_MEMORY, str(error)):
             first = re.split(r"[.] |\n", str(error))[0]
-            raise TrainingError(f"{first}; {plan_halving(recipe, original, halvings)}") from error
-        why = explain_write_failure(folder) or f"{type(error).__name__}: {error}"
+            raise TrainingError(f"{first}; {plan_halving(recipe, original, halvings)}\n{describe(error)}") from error
+        why = explain_write_failure(folder) or describe(error)
         raise TrainingError(f"torchtune failed; {why}") from error
     return {"peak_memory_bytes": peak, "batch_size_used": config.batch_size}
 
