@@ -1,4 +1,4 @@
-"""Download the models and data sets that an experiment names on the Hugging Face hub, and what its tasks load from there.
+"""Download what an experiment names on the Hugging Face hub, models and data sets, and what its tasks load from there.
 
 Models and data sets are pinned to commits. A run itself downloads nothing. It is refused until these files are present.
 """

@@ -99,7 +99,7 @@ def read_task_sizes(
 def read_tasks(
     results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return what `load_tasks` stored of each task, by name; empty if nothing is stored, or a task has changed since."""
+    """Return what `load_tasks` stored of each task, by name; empty if that is nothing, or a task has changed since."""
     content = find_record(results / TASK_SIZES)
     return dict(content["tasks"]) if content.get("key") == _get_task_key(tasks, files, roles) else {}
 

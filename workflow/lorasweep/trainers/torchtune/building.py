@@ -1,4 +1,4 @@
-"""Build what recipes name, as far as that is possible without the model's weights, to find before any training what fails.
+"""Build what recipes name, as far as that needs no weights, to find before any training what fails.
 
 The optimizer gets a tiny parameter, and the model has one layer on torch's device `meta`, which has no memory. What
 reads or writes files when it is built (data, tokenizer, checkpointer, loggers) is imported, and its arguments are
