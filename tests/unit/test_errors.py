@@ -62,5 +62,5 @@ def test_a_command_of_the_users_says_its_message_alone(capsys: pytest.CaptureFix
     def fail() -> None:
         raise InputError("no such file", "a file")
 
-    with pytest.raises(SystemExit, match="^no such file. Expected: a file$"):
+    with pytest.raises(SystemExit, match=r"^no such file\. Expected: a file$"):
         call_to_the_end(fail)

@@ -1,12 +1,13 @@
 """What can be known before the first job is said before it: tasks that do not load, metrics, and recipes' parts."""
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from sweep import Sweep
+from sweep import ROOT, Sweep
 
 BAD_TASKS = """
 from pathlib import Path
@@ -114,6 +115,38 @@ def test_a_metric_that_the_tasks_scorer_does_not_have_is_told_before_the_first_j
     assert expected in baseline.run("--dry-run")
     baseline.edit(report={"metric": "match/accuracy"})
     assert "would be refused" not in baseline.run("--dry-run")
+
+
+CONDA = """#!/bin/sh
+# What Snakemake asks of conda; an environment's Python is that of the clone's with the same packages.
+case "$*" in
+"info --json") echo '{"conda_prefix": "/none", "platform": "linux-64"}' ;;
+"--version") echo "conda 24.11.1" ;;
+"config "*) echo '{"get": {"channel_priority": "strict"}}' ;;
+"env create "*)
+    while [ "$1" != --file ]; do shift; done
+    stage=driver
+    grep -q inspect-ai== "$2" && stage=eval
+    grep -q torchtune== "$2" && stage=train
+    mkdir -p "$4/bin"
+    printf '#!/bin/sh\\nexec ROOT/.venv/%s/bin/python "$@"\\n' "$stage" > "$4/bin/python"
+    chmod +x "$4/bin/python" ;;
+*) exit 1 ;;
+esac
+"""
+
+
+def test_with_conda_the_same_is_told_by_the_environments_that_snakemake_makes(
+    baseline: Sweep, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    conda = tmp_path_factory.mktemp("conda") / "conda"
+    conda.write_text(CONDA.replace("ROOT", str(ROOT)))
+    conda.chmod(0o755)
+    baseline.environment["PATH"] = f"{conda.parent}:{os.environ['PATH']}"
+    baseline.edit(evaluation={"tasks": [LETTERS, "bad.py@lacks"]})
+    assert "evaluation.tasks.1: 'bad.py@lacks' does not load: ValueError" in refuse(baseline, "--sdm", "conda")
+    tasks = json.loads((baseline.results / "task_sizes.json").read_text())["tasks"]
+    assert tasks["letters"]["samples"] == 6
 
 
 def override(name: str, seed: int = 0, **sections: Any) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def read_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Return what `load_tasks` stored of each task, by name; empty if that is nothing, or a task has changed since."""
     content = find_record(results / TASK_SIZES)
-    return dict(content["tasks"]) if content.get("key") == _get_task_key(tasks, files, roles) else {}
+    return dict(content["tasks"]) if content and content["key"] == _get_task_key(tasks, files, roles) else {}
 
 
 def digest_tasks(tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str]) -> str:
@@ -135,7 +135,7 @@ def read_recipe_faults(results: Path, recipes: Mapping[str, str], trainer: str) 
     `None` if nothing is stored of these recipes, which are texts by training.
     """
     content = find_record(results / RECIPES)
-    return list(content["faults"]) if content.get("key") == _get_recipes_key(recipes, trainer) else None
+    return list(content["faults"]) if content and content["key"] == _get_recipes_key(recipes, trainer) else None
 
 
 def build_recipes(

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from textwrap import shorten
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -36,7 +37,8 @@ _SMALLEST_HEIGHT = 24
 _LINES_BESIDE_JOBS = 13
 _FAILURES_SHOWN = 5
 _REASON_LINES = 4
-"""Lines of a reason in a view that has to fit the terminal."""
+_REASON_WIDTH = 160
+"""Lines of a reason, and characters of each, in a view that has to fit the terminal."""
 
 _ENDS = {
     WELL: "with all its jobs done",
@@ -164,8 +166,9 @@ def _describe_failures(status: RunStatus, height: int | None) -> Iterator[str]:
     for failure in shown:
         where = f"{failure.rule} of {failure.point}" if failure.point else failure.rule
         reason = failure.reason.splitlines()
-        if height is not None and len(reason) > _REASON_LINES:
-            reason = [*reason[:_REASON_LINES], "..."]
+        if height is not None:
+            cut = ["..."] if len(reason) > _REASON_LINES else []
+            reason = [shorten(line, _REASON_WIDTH) for line in reason[:_REASON_LINES]] + cut
         yield f"failed: {where}: " + "\n  ".join(reason)
         yield f"  its log: {failure.log}"
 

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def get_versions(*packages: str) -> dict[str, str]:
     return versions
 
 
+@cache
 def digest_packages() -> str:
     """Return a digest of the names and versions of all packages in the clone's environments."""
     environments = Path(__file__).parents[3] / ".venv"

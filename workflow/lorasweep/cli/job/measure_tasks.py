@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any
 
+import tenacity.nap
+
 from lorasweep.evaluation.inspect_tasks import load_parts, name_metrics, stand_in_for_models
 from lorasweep.evaluation.spec import TaskSpec
 from lorasweep.util.errors import describe
@@ -23,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):  # of the tasks' own code
         stand_in_for_models(arguments.roles)
+        if os.environ.get("HF_HUB_OFFLINE") != "0":
+            # Inspect waits for minutes before it asks the hub again.
+            tenacity.nap.sleep = lambda seconds: None
         tasks = [TaskSpec.model_validate(entry) for entry in json.loads(arguments.tasks)]
         measured = {task.name: _measure(task) for task in tasks}
     print(json.dumps(measured))
@@ -33,7 +38,7 @@ def _measure(spec: TaskSpec) -> dict[str, Any]:
         task = load_parts(spec)
         samples = list(task.dataset)[: spec.limit]
         sizes = [len(get_text(sample.input).encode()) for sample in samples]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         token = os.environ.get("HF_TOKEN")  # in `lorasweep download` alone
         return {"error": describe(error).replace(token, "***") if token else describe(error)}
     return {
