@@ -131,6 +131,7 @@ case "$*" in
     mkdir -p "$4/bin"
     printf '#!/bin/sh\\nexec ROOT/.venv/%s/bin/python "$@"\\n' "$stage" > "$4/bin/python"
     chmod +x "$4/bin/python" ;;
+"clean "*) ;;
 *) exit 1 ;;
 esac
 """

@@ -394,7 +394,7 @@ class Source:
         self._turn = cycle((0, 1))
 
     def compute(self, tensor: Planned, out: torch.Tensor | None = None) -> Iterator[tuple[torch.Tensor, bool]]:
-        """Yield the values of a merged tensor block by block, each with whether it or an earlier one differs from the base.
+        """Yield the values of a merged tensor block by block, each with whether the base model differs up to here.
 
         Blocks are parts of `out`, a vector of the tensor's dtype, if it is given. Otherwise, a block is valid until the
         second block after it is requested.

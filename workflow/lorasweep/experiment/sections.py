@@ -361,8 +361,8 @@ class Evaluation(Section):
     """Maximum number of merged models (B1) that exist at the same time; `null`: as many as evaluations can run at a
     time (see docs/plan.md), and one that is merged meanwhile."""
     merged_models_in: Annotated[PathText, AfterValidator(_absolute)] | None = None
-    """Absolute path of an existing directory for merged models (B1), such as one on a scratch file system that all nodes
-    see; `null`: under `results/`."""
+    """Absolute path of an existing directory for merged models (B1), such as one on a scratch file system that all
+    nodes see; `null`: under `results/`."""
     base_model: ModelPath | None = None
     """Model that adapters are evaluated on, local or on the hub; `null`: `model.path`. Must be the same model."""
     tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
