@@ -180,7 +180,7 @@ def _run(
     except Exception as error:
         traceback.print_exc()
         if re.search(OUT_OF_MEMORY, str(error)):
-            first = re.split(r"[.] |\n", str(error))[0]
+            first = re.split(r"[.] |\n", str(error))[0].rpartition("Error: ")[2]
             raise TrainingError(f"{first}; {plan_halving(recipe, original, halvings)}\n{describe(error)}") from error
         why = explain_write_failure(folder) or describe(error)
         raise TrainingError(f"torchtune failed; {why}") from error
