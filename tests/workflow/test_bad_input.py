@@ -29,6 +29,14 @@ def write(name: str, text: str) -> Callable[[Sweep], None]:
     return change
 
 
+def append(name: str, text: str) -> Callable[[Sweep], None]:
+    def change(sweep: Sweep) -> None:
+        with (sweep.directory / name).open("a") as file:
+            file.write(text)
+
+    return change
+
+
 def write_bytes(name: str) -> Callable[[Sweep], None]:
     return lambda sweep: (sweep.directory / name).write_bytes(b"\xff\xfe\x00\x80")
 
@@ -82,6 +90,13 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "an empty variable": (edit(variables={"lora_rank": []}), ["variables.lora_rank", "at least 1 item"]),
     "a value twice": (edit(variables={"lora_rank": [4, 4]}), ["variables.lora_rank", "4", "listed twice"]),
     "a point twice": (edit(runs=[{"name": "again", "lora_rank": 4}]), ["'lora_rank=4'", "'again'", "the same"]),
+    "a section twice": (
+        append("sweep.yaml", "variables: {lora_rank: [16]}\ncontrols: {lr: 1.0e-3}\n"),
+        [
+            "sweep.yaml:29: the key 'variables' is there twice, first",
+            "sweep.yaml:30: the key 'controls' is there twice",
+        ],
+    ),
     "no such model": (edit(model={"path": "none"}), ["model.path", "'none'", "a local Hugging Face checkpoint"]),
     "no weights": (remove("model/model.safetensors.index.json"), ["model.path", "has no weights"]),
     "a shard missing": (remove("model/model-00001.safetensors"), ["model.path", "lacks model-00001.safetensors"]),
@@ -107,6 +122,18 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "data without a column": (
         write("train.jsonl", '{"input": "a", "output": "b"}\n{"input": "a"}\n'),
         ["train.jsonl:2", "no column 'output'"],
+    ),
+    "a number in place of text": (
+        append("train.jsonl", '{"input": "a", "output": 7}\n'),
+        ["train.jsonl:26: output: 7 is invalid. Expected: text"],
+    ),
+    "half a character": (
+        append("train.jsonl", r'{"input": "a", "output": "\ud83d"}'),
+        ["train.jsonl:26: output: character 1 is a lone surrogate"],
+    ),
+    "a sample with a key twice": (
+        append("train.jsonl", '{"input": "a", "output": "b", "output": "c"}'),
+        ["train.jsonl:26: the key 'output' is there twice"],
     ),
     "data that is no text": (write_bytes("train.jsonl"), ["train.jsonl", "UTF-8"]),
     "a task file that is no text": (write_bytes("tasks.py"), ["tasks.py"]),
@@ -141,7 +168,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(data={"format": "completion"}, runs=[{"name": "asked", "prompt": "Answer {input}"}]),
         ["data.prompt", "'Answer {input}' (point 'asked')", "data.format: completion"],
     ),
-    "no text": (edit(data={"format": "completion"}), ["train.jsonl:1", "no text in the column 'text'"]),
+    "no text": (edit(data={"format": "completion"}), ["train.jsonl:1: no column 'text' (data.text_column)"]),
     "no such baseline": (
         edit(evaluation={"baselines": [{"name": "other", "model": "none"}]}),
         ["evaluation.baselines.0.model", "no such directory: 'none'"],

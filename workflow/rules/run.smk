@@ -5,6 +5,7 @@ The work is done by `lorasweep.running.run.Run`; this file passes on what only S
 
 from snakemake.io import IOFile
 
+from lorasweep.running.outdated import describe_outdated
 from lorasweep.running.run import THREADS, Options, Places, Run
 from lorasweep.util.slurm import count_gpus, forget_settings
 from lorasweep.running.slurm_plugin import (
@@ -21,7 +22,9 @@ if workflow.is_main_process:
     warn_of_other_versions()
     mend_status_queries()
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
-    THIS_RUN = Run(SWEEP, ROOT, SOURCES, uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN)
+    THIS_RUN = Run(
+        SWEEP, ROOT, SOURCES, describe_outdated(SWEEP, OUTDATED), uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN
+    )
     THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
 
 
@@ -72,6 +75,13 @@ def get_slurm_run():
     return workflow.scheduler._executor.run_uuid if workflow.executor_plugin.name == "slurm" else None
 
 
+def get_conda_environments():
+    """Return the folders of conda environments, which Snakemake has made by now, by rule."""
+    jobs = workflow.dag.needrun_jobs(exclude_finished=False) if USES_CONDA else ()
+    folders = {job.rule.name: Path(job.conda_env.address) for job in jobs if job.conda_env}
+    return {rule: folder for rule, folder in folders.items() if folder.is_dir()}
+
+
 def conclude(is_well):
     # Batches exist in one run only: the next run forms new ones.
     for batch in SWEEP.batches:
@@ -91,6 +101,7 @@ onstart:
             retries=workflow.execution_settings.retries,
             is_touch=workflow.touch,
         ),
+        get_conda_environments(),
     )
     mend_end_by_signal(workflow.scheduler)
     # Otherwise, Snakemake does not report the end of a job with --quiet progress.

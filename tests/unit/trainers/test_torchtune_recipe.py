@@ -54,17 +54,24 @@ def test_the_same_settings_give_the_same_text(model: Path) -> None:
     assert make(model, lr=1e-4) == make(model, lr=0.0001)
 
 
-def test_plain_text_and_the_first_samples_are_what_torchtune_is_told(model: Path) -> None:
-    assert make(model)["dataset"]["split"] == "train"
-    assert make(model, data=Data(train="t", max_samples=5))["dataset"]["split"] == "train[:5]"
-    assert make(model, data=Data(train="t", format="completion", text_column="body"))["dataset"] == {
-        "_component_": "torchtune.datasets.text_completion_dataset",
-        "column": "body",
-        "source": "json",
-        "data_files": "t",
-        "split": "train",
-        "packed": False,
+def test_the_dataset_is_read_by_our_own_component_as_the_section_says(model: Path) -> None:
+    assert make(model, packed=True, max_seq_len=64)["dataset"] == {
+        "_component_": "lorasweep.trainers.torchtune.dataset.training_data",
+        "data_files": "train.jsonl",
+        "format": "instruct",
+        "column_map": {"input": "input", "output": "output"},
+        "new_system_prompt": None,
+        "train_on_input": False,
+        "too_long": "error",
+        "packed": True,
     }
+    data = Data(train=("a", "b.csv"), validation="v", format="completion", text_column="body", max_samples=5)
+    made = make(model, data=data.model_copy(update={"too_long": "drop"}))
+    assert made["dataset"]["data_files"] == ["a", "b.csv"]
+    assert made["dataset"]["column_map"] == {"text": "body"}
+    assert made["dataset"]["too_long"] == made["dataset_val"]["too_long"] == "drop"
+    assert (made["dataset"]["max_samples"], "max_samples" in made["dataset_val"]) == (5, False)
+    assert made["dataset_val"]["data_files"] == "v"
 
 
 def test_the_date_stands_in_the_recipe_where_the_template_writes_one(model: Path, tmp_path: Path) -> None:
@@ -111,6 +118,29 @@ class TestOverride:
         adapter["checkpointer"]["save_adapter_weights_only"] = True
         assert make(model, full) == make(model, adapter) == make(model)
 
+    def test_null_removes_a_key_of_a_section_and_is_a_value_outside_of_sections(self, model: Path) -> None:
+        override = {
+            "optimizer": {"fused": None, "weight_decay": None},
+            "profiler": {"schedule": {"wait_steps": None, "active_steps": 1}},
+            "clip_grad_norm": None,
+        }
+        made = make(model, override, clip_grad_norm=1.0, lr=1e-3)
+        assert made["optimizer"] == {"_component_": "torch.optim.AdamW", "lr": 1e-3}
+        assert made["profiler"]["schedule"] == {"active_steps": 1}
+        assert made["clip_grad_norm"] is None
+        assert make(model)["tokenizer"]["max_seq_len"] is None
+
+    def test_null_removes_nothing_that_the_workflow_or_a_variable_sets(self, model: Path) -> None:
+        as_none = {"checkpointer": {"recipe_checkpoint": None}, "tokenizer": {"prompt_template": None}}
+        assert make(model, as_none) == make(model)
+        for section, key in (("tokenizer", "path"), ("dataset", "source"), ("checkpointer", "checkpoint_files")):
+            with pytest.raises(InputError, match=rf"_override\.{section}\.{key}: None is invalid: this is set by"):
+                make(model, {section: {key: None}})
+        with pytest.raises(InputError, match=r"prompt_template: None is invalid: this is set by data\.prompt"):
+            make(model, as_none, data=Data(train="t", prompt="Say {input}"))
+        with pytest.raises(InputError, match="None contradicts the variable 'lr'"):
+            make(model, {"optimizer": {"lr": None}}, swept=("lr",))
+
     def test_what_the_workflow_does_anyway_may_be_said(self, model: Path) -> None:
         said = {"model": {"use_dora": False}, "resume_from_checkpoint": False, "dtype": "bf16", "device": "cpu"}
         assert make(model, said) == make(model)
@@ -132,6 +162,9 @@ class TestOverride:
             ({"tokenizer": {"path": "elsewhere"}}, ["tokenizer.path", "'elsewhere'", "model.path"]),
             ({"tokenizer": {"prompt_template": "x"}}, ["tokenizer.prompt_template", "data.prompt"]),
             ({"dataset": {"new_system_prompt": "x"}}, ["dataset.new_system_prompt", "data.system_prompt"]),
+            ({"dataset": {"data_files": "x"}}, ["dataset.data_files", "data.train"]),
+            ({"dataset": {"max_samples": 1}}, ["dataset.max_samples", "data.max_samples"]),
+            ({"dataset_val": {"too_long": "drop"}}, ["dataset_val.too_long", "data.too_long"]),
             ({"model": {"use_dora": True}}, ["model.use_dora", "True", "plain LoRA"]),
             ({"note": "${"}, ["_override"]),
             ({"dtype": "fp16"}, ["dtype", "'fp16'", "model.dtype"]),

@@ -20,8 +20,8 @@ from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import explain_absence
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
-from lorasweep.util.digest import digest_file
-from lorasweep.util.errors import InputError, naming_key
+from lorasweep.util.digest import digest_file, digest_files
+from lorasweep.util.errors import InputError, find_reason, naming_key
 
 
 def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], results: Path) -> None:
@@ -73,22 +73,24 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     if trained:
         # The data's check depends only on whether there is a system prompt, not on its text.
         data = next((point.data for point in trained if point.data.system_prompt), experiment.data)
-        samples = check_data(data)
+        samples = check_data(data).samples
         if data.validation:
             check_data(data, "validation")
         for point in trained:
             _check_weights_key(experiment, point)
-            _check_batch(point, samples)
+            if not point.controls.packed:  # the number of packs is known when tokens are counted
+                check_batch(point, samples)
     if find_missing_model(experiment, ""):
         return
     checkpoint = _read(experiment.model.path, "model.path")
     with naming_key("model.path"):
         check_vocabulary(checkpoint)
     _check_system_role(experiment, points, tasks, checkpoint)
-    if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
+    chat = experiment.data.format
+    if trained and chat in ("chat", "sharegpt") and not checkpoint.has_chat_template:
         raise InputError(
-            f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: "
-            "chat needs one",
+            f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: {chat} "
+            "needs one",
             "a checkpoint with a chat template, or data.format: instruct",
         )
     base_model = evaluation.base_model
@@ -179,8 +181,8 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     )
     trainer = find_trainer(experiment)
     recipe = trainer.recipe(spec)
-    named = {"training": experiment.data.train, "validation": experiment.data.validation}
-    digests = [f"# {what} data sha256: {digest_file(Path(file))}\n" for what, file in named.items() if file]
+    named = {"training": experiment.data.get_files("train"), "validation": experiment.data.get_files("validation")}
+    digests = [f"# {what} data sha256: {digest_files(files)}\n" for what, files in named.items() if files]
     if experiment.trainer != DEFAULT_TRAINER:
         module = Path(str(cast(ModuleType, trainer).__file__))
         digests.append(f"# trainer: {experiment.trainer} sha256: {digest_file(module)}\n")
@@ -215,7 +217,7 @@ def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str]) ->
     if result.returncode:
         raise InputError(
             f"evaluation.tasks: could not check that {', '.join(names)} is registered in the evaluation environment "
-            f"(is it installed? 'make install'): {result.stderr.strip()[-300:]}"
+            f"(is it installed? 'make install'): {_find_reason(result.stderr)}"
         )
     if result.stdout.split():
         raise InputError(
@@ -253,13 +255,17 @@ def check_role_models(evaluation: Evaluation, python: Sequence[str]) -> None:
         check=False,
     )
     if result.returncode:
-        raise InputError(f"evaluation.model_roles: could not be checked: {result.stderr.strip()[-300:]}")
+        raise InputError(f"evaluation.model_roles: could not be checked: {_find_reason(result.stderr)}")
     refused = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
     if refused:
         raise InputError.join(
             InputError(f"evaluation.model_roles.{name}: {evaluation.model_roles[name].model}: {_make_plain(said)}")
             for name, said in refused
         )
+
+
+def _find_reason(said: str) -> str:
+    return find_reason(said.splitlines()) or said.strip()
 
 
 def _make_plain(message: str) -> str:
@@ -290,11 +296,11 @@ def _check_prompts(data: Data, where: str) -> None:
             "is plain text",
             "no system_prompt, or another format",
         )
-    if data.format != "instruct" and data.prompt:
+    if data.format not in ("instruct", "alpaca") and data.prompt:
         raise InputError(
             f"data.prompt: {data.prompt!r}{where} does not go with data.format: {data.format}, whose samples "
             "have no input column",
-            "no prompt, or data.format: instruct; for a task: its own 'prompt'",
+            "no prompt, or data.format: instruct or alpaca; for a task: its own 'prompt'",
         )
 
 
@@ -319,18 +325,21 @@ def _check_backend(experiment: Experiment, points: Iterable[Point]) -> None:
         )
 
 
-def _check_batch(point: Point, samples: int) -> None:
-    """Check that an epoch has at least one optimizer step; not for packed samples, whose number is not known yet."""
+def check_batch(point: Point, sequences: int, kind: str = "samples") -> None:
+    """Check that an epoch of so many samples or packs has at least one optimizer step.
+
+    Raises:
+        InputError: it has none.
+    """
     controls = point.controls
-    batches = ceil(samples / controls.gpus) // controls.batch_size
-    if controls.packed or batches >= controls.gradient_accumulation_steps:
+    if ceil(sequences / controls.gpus) // controls.batch_size >= controls.gradient_accumulation_steps:
         return
     gpus = f" on {controls.gpus} gpus" if controls.gpus > 1 else ""
     raise InputError(
         f"batch_size: {controls.batch_size} with gradient_accumulation_steps: "
-        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') gives no optimizer step with {samples} "
-        "samples, as incomplete batches are dropped",
-        f"a product of {('the three' if gpus else 'the two')} of at most the number of samples",
+        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') gives no optimizer step with {sequences} "
+        f"{kind}, as incomplete batches are dropped",
+        f"a product of {('the three' if gpus else 'the two')} of at most the number of {kind}",
     )
 
 

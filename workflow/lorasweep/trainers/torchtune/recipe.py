@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep.checkpoints.chat_template import fix_date, has_date
 from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.experiment.sections import Controls, Data
+from lorasweep.experiment.sections import Controls, Data, DataKey
 from lorasweep.layout import STATE
 from lorasweep.trainers import TrainingSpec
 from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
@@ -47,15 +47,22 @@ _OWNED = {
     "tokenizer.path": "model.path",
     "tokenizer.prompt_template": "data.prompt",
     "tokenizer.template_date": "data.template_date",
-    "dataset.new_system_prompt": "data.system_prompt",
     "metric_logger.log_dir": "experiment.name",
     "model.use_dora": "the workflow, since adapters are plain LoRA",
     "model.quantize_base": "the workflow, since the base model is not quantized",
-    "dataset.source": "data.train",
     "dataset.data_files": "data.train",
-    "dataset_val.new_system_prompt": "data.system_prompt",
-    "dataset_val.source": "data.validation",
+    "dataset.max_samples": "data.max_samples",
     "dataset_val.data_files": "data.validation",
+    **{
+        f"{section}.{name}": key
+        for section in ("dataset", "dataset_val")
+        for name, key in {
+            "format": "data.format",
+            "column_map": "data.format and the columns under data",
+            "new_system_prompt": "data.system_prompt",
+            "too_long": "data.too_long",
+        }.items()
+    },
     "dtype": "model.dtype",
     "device": "model.device",
 }
@@ -65,6 +72,8 @@ _ACCEPTED = {
     "checkpointer.checkpoint_dir": ("${output_dir}/checkpoints",),
     "checkpointer.output_dir": ("${output_dir}", "${output_dir}/hf_model", "${output_dir}/adapter"),
     "resume_from_checkpoint": (False,),
+    "checkpointer.adapter_checkpoint": (None,),
+    "checkpointer.recipe_checkpoint": (None,),
     "model.use_dora": (False,),
     "model.quantize_base": (False,),
 }
@@ -160,7 +169,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
         },
         "resume_from_checkpoint": False,
         _ADAPTER_ONLY: True,
-        "dataset": _make_dataset(spec.data, spec.data.train, _get_split(spec.data), packed=controls.packed),
+        "dataset": _make_dataset(spec.data, "train", controls.packed),
         **_make_validation(spec.data),
         "seed": controls.seed,
         "shuffle": True,
@@ -207,39 +216,21 @@ def _make_date(spec: TrainingSpec) -> dict[str, str]:
 
 def _make_validation(data: Data) -> dict[str, Any]:
     """Return the section `dataset_val`. torchtune's LoRA recipes ignore it; the workflow's loop reads it."""
-    return {"dataset_val": _make_dataset(data, data.validation, "train", packed=False)} if data.validation else {}
+    return {"dataset_val": _make_dataset(data, "validation", packed=False)} if data.validation else {}
 
 
-def _get_split(data: Data) -> str:
-    return f"train[:{data.max_samples}]" if data.max_samples else "train"
-
-
-def _make_dataset(data: Data, file: str | None, split: str, packed: bool) -> dict[str, Any]:
-    if data.format == "completion":
-        return {
-            "_component_": "torchtune.datasets.text_completion_dataset",
-            "column": data.text_column,
-            "source": "json",
-            "data_files": file,
-            "split": split,
-            "packed": packed,
-        }
-    shared = {
-        "source": "json",
-        "data_files": file,
-        "split": split,
+def _make_dataset(data: Data, key: DataKey, packed: bool) -> dict[str, Any]:
+    files = data.get_files(key)
+    return {
+        "_component_": "lorasweep.trainers.torchtune.dataset.training_data",
+        "data_files": files[0] if len(files) == 1 else list(files),
+        "format": data.format,
+        "column_map": data.columns,
         "new_system_prompt": data.system_prompt,
         "train_on_input": data.train_on_input,
+        **({"max_samples": data.max_samples} if data.max_samples and key == "train" else {}),
+        "too_long": data.too_long,
         "packed": packed,
-    }
-    if data.format == "instruct":
-        columns = {"input": data.input_column, "output": data.output_column}
-        return {"_component_": "torchtune.datasets.instruct_dataset", "column_map": columns, **shared}
-    return {
-        "_component_": "torchtune.datasets.chat_dataset",
-        "conversation_column": data.messages_column,
-        "conversation_style": "openai",
-        **shared,
     }
 
 
@@ -253,9 +244,12 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
         override: Any = _sort_keys(OmegaConf.to_container(OmegaConf.create(spec.controls.override)))
     except OmegaConfBaseException as error:
         raise InputError(f"controls._override: {str(error).splitlines()[0]}") from error
-    spec_values = {
+    spec_values: dict[str, Any] = {
         "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
         "checkpointer.checkpoint_dir": str(spec.checkpoint.path),
+        "tokenizer.prompt_template": spec.data.prompt,
+        "dataset.new_system_prompt": spec.data.system_prompt,
+        "dataset_val.new_system_prompt": spec.data.system_prompt,
         "dtype": spec.model.dtype,
         "device": spec.model.device,
     }
@@ -274,7 +268,7 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
         if last not in keys:
             continue
         value = keys.pop(last)
-        if value not in (*_ACCEPTED.get(path, ()), spec_values.get(path)):
+        if value not in (*_ACCEPTED.get(path, ()), *([spec_values[path]] if path in spec_values else [])):
             raise InputError(f"controls._override.{path}: {value!r} is invalid: this is set by {key}")
     for key, path in _PLACES.items():
         if key in override:
@@ -313,7 +307,11 @@ def _get_model_type(checkpoint: Checkpoint, controls: Controls) -> str:
 
 
 def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Merge the override over the recipe, and resolve `${...}` from the recipe and the controls."""
+    """Merge the override over the recipe, and resolve `${...}` from the recipe and the controls.
+
+    `null` removes a key of a section, so that the section's component gets its own default. A key outside of sections
+    stays, as torchtune reads it: there, `null` is a value.
+    """
     plain = {"gpus": spec.controls.gpus, **spec.controls.model_dump(exclude={"override"})}
     variables = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
     merged: Any = made
@@ -323,6 +321,9 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
         except OmegaConfBaseException as error:
             raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
     merged = {key: value for key, value in merged.items() if key not in variables}
+    for key, section in override.items():
+        if isinstance(section, dict):
+            _remove_nulls(merged[key], section)
     for key in spec.swept:
         path = _PLACES.get(key, key)
         value, swept = _select(merged, path), _select(made, path)
@@ -332,6 +333,15 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
                 f"no {path} in the override, or ${{{key}}}",
             )
     return dict(merged)
+
+
+def _remove_nulls(merged: dict[str, Any], section: dict[str, Any]) -> None:
+    """Remove the keys from a merged section that are `null` in the override's section."""
+    for key, value in section.items():
+        if value is None:
+            del merged[key]
+        elif isinstance(value, dict):
+            _remove_nulls(merged[key], value)
 
 
 def _select(recipe: dict[str, Any], path: str) -> Any:

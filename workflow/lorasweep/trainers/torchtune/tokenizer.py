@@ -36,7 +36,7 @@ class ChatTokenizer:
 
     Args:
         path: the checkpoint directory.
-        max_seq_len: number of tokens to which a sample is truncated; `None`: no limit.
+        max_seq_len: the most tokens of a sample, kept here for the dataset, which cuts; `None`: no limit.
         prompt_template: template of user messages; `{input}` stands for the message. `None`: the message as it is.
         template_date: the date that the chat template writes, as YYYY-MM-DD; `None`: that of the day.
     """
@@ -78,7 +78,7 @@ class ChatTokenizer:
 
         Raises:
             SampleError: the chat template refuses the messages, changes one of them, or changes earlier text when
-                messages are added; a token has no row in the embedding; or no token within `max_seq_len` is learnt.
+                messages are added; or a token has no row in the embedding.
         """
         plain = [{"role": message.role, "content": self._fill(message)} for message in messages]
         tokens: list[int] = []
@@ -105,12 +105,6 @@ class ChatTokenizer:
             mask += [all(m.masked for m in messages[start:index])] * len(question) + [message.masked] * len(answer)
             done, start = full, index + 1
         self._check_tokens(tokens)
-        tokens, mask = tokens[: self.max_seq_len], mask[: self.max_seq_len]
-        if all(mask):
-            raise SampleError(
-                f"a sample has no tokens to learn: its prompt alone fills max_seq_len = {self.max_seq_len} tokens: "
-                f"{done[:100]!r}"
-            )
         return tokens, mask
 
     def encode(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
