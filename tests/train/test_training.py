@@ -63,6 +63,14 @@ def test_it_is_bit_for_bit_torchtunes_own(make: Callable[..., Path], controls: d
     assert [row.loss for row in log(ours)] == pytest.approx(losses, rel=1e-5)
 
 
+@pytest.mark.long  # compiles for a minute
+def test_an_8_bit_optimizer_trains_where_null_removes_what_it_does_not_take(make: Callable[..., Path]) -> None:
+    recipe = make(_override={"optimizer": {"_component_": "torchao.optim.AdamW8bit", "fused": None}})
+    run(recipe)
+    losses = [row.loss for row in log(recipe)]
+    assert losses[-1] < losses[0]
+
+
 class TestEarlierEpochs:
     def test_each_is_what_torchtune_has_after_it_with_its_part_of_the_log(self, make: Callable[..., Path]) -> None:
         file = make(epochs=3)

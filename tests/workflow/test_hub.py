@@ -32,7 +32,8 @@ def hub(model: Path) -> Iterator[Hub]:
 @pytest.fixture
 def sweep(make: Callable[..., Sweep], hub: Hub) -> Sweep:
     sweep = make()
-    sweep.edit(model={"path": "hf://org/plain"})
+    # Without tasks, which take seconds to load.
+    sweep.edit(model={"path": "hf://org/plain"}, evaluation={"enabled": False})
     sweep.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": ""}
     return sweep
 
@@ -261,7 +262,7 @@ def test_what_the_hub_does_not_give_is_told_by_key_and_without_the_token(
 
 def test_a_baseline_that_is_named_as_on_the_hub_and_not_fetched_is_refused(sweep: Sweep) -> None:
     baselines = [{"name": "other", "model": "org/other"}]
-    sweep.edit(model={"path": "model"}, evaluation={"baselines": baselines})
+    sweep.edit(model={"path": "model"}, evaluation={"baselines": baselines, "enabled": True})
     refused = sweep.snakemake("--dry-run")
     assert refused.returncode == 1
     assert "evaluation.baselines.0.model: no such directory: 'org/other'. If this model on the hub is" in refused.stderr
@@ -273,3 +274,70 @@ def test_a_hub_out_of_reach_is_told_with_what_to_do(sweep: Sweep) -> None:
     assert refused.returncode == 1
     assert "model.path: hf://org/plain@main: the download failed" in refused.stderr
     assert "run 'lorasweep download' on one that has access" in refused.stderr
+
+
+ASKING = """
+from huggingface_hub import hf_hub_download
+from inspect_ai import Task, task
+from inspect_ai.dataset import json_dataset
+from inspect_ai.scorer import match
+
+
+@task
+def asked() -> Task:
+    file = hf_hub_download("org/questions", "test.jsonl", repo_type="dataset")
+    return Task(dataset=json_dataset(file), scorer=match())
+"""
+
+
+def test_what_tasks_load_from_the_hub_is_fetched_once_into_the_working_directory(
+    make: Callable[..., Sweep], hub: Hub, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sweep, home = make(variables={}, plan={}), tmp_path_factory.mktemp("home")
+    questions = {"test.jsonl": b'{"input": "after a", "target": "b"}\n'}
+    hub.add("datasets/org/questions", questions, is_gated=True)
+    (sweep.directory / "asked.py").write_text(ASKING)
+    models = {"baseline": False, "baselines": [{"name": "base", "model": "model"}]}
+    sweep.edit(data={"train": None}, evaluation={**models, "tasks": ["asked.py@asked"]})
+    sweep.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HOME": str(home), "XDG_CACHE_HOME": ""}
+    file = sweep.directory / "sweep.yaml"
+    refused = sweep.snakemake()
+    assert refused.returncode == 1
+    assert f"{file}: evaluation.tasks.0: 'asked.py@asked' does not load: " in refused.stderr
+    assert f"'lorasweep download {file}' fetches what it needs of the hub" in refused.stderr
+    assert hub.requests == []
+    assert "The tasks would be loaded with access to the hub: asked" in sweep.call("download", "--dry-run")
+    # Of two at once, one fetches.
+    other = sweep.directory / "other.yaml"
+    other.write_text(yaml.safe_dump({**sweep.config, "experiment": {"name": "other"}}))
+    environment = {**os.environ, **sweep.environment, "PYTHONPATH": str(ROOT / "workflow")}
+    command = [sys.executable, "-m", "lorasweep", "download"]
+    runs = [subprocess.Popen([*command, name], cwd=sweep.directory, env=environment) for name in (file, other)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert hub.count("GET", "/test.jsonl") == 1
+    assert list((sweep.directory / "downloads/tasks").rglob("test.jsonl"))
+    hub.requests.clear()
+    assert "The tasks were loaded with access to the hub: asked" in sweep.call("download")
+    assert "would be refused" not in sweep.run("--dry-run")
+    (sweep.results / "task_sizes.json").unlink()
+    assert "would be refused" not in sweep.call("plan", "--cores", "2")
+    assert json.loads((sweep.results / "task_sizes.json").read_text())["tasks"]["asked"]["samples"] == 1
+    assert hub.requests == []
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    assert [path for path, data in read_files(sweep.directory).items() if TOKEN.encode() in data] == []
+
+
+def test_a_task_that_the_hub_refuses_is_told_by_its_key_and_without_the_token(
+    make: Callable[..., Sweep], hub: Hub
+) -> None:
+    sweep = make()
+    (sweep.directory / "asked.py").write_text(ASKING.replace('"dataset")', '"dataset", token="hf_anotherSecret")'))
+    sweep.edit(evaluation={"tasks": ["asked.py@asked"]})
+    hub.add("datasets/org/questions", {"test.jsonl": b"{}"}, is_gated=True)
+    sweep.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_anotherSecret"}
+    refused = sweep.lorasweep("download")
+    assert refused.returncode == 1
+    assert "sweep.yaml: evaluation.tasks.0: 'asked.py@asked' does not load: " in refused.stderr
+    assert "gated" in refused.stderr
+    assert "hf_anotherSecret" not in refused.stdout + refused.stderr
+    assert not list((sweep.directory / "downloads/tasks").glob(".loaded-*"))

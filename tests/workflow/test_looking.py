@@ -53,10 +53,16 @@ def test_a_run_leaves_its_last_status_its_storage_and_its_failures(make: Callabl
     failures = json.loads((sweep.results / "failures.json").read_text())
     assert [(failure["rule"], failure["point"]) for failure in failures] == [("train", "lora_rank=4")]
     assert all(Path(sweep.directory, failure["log"]).is_file() and failure["reason"] for failure in failures)
+    # The whole reason, and nothing else, is what the job said last.
+    [failure] = failures
+    log = Path(sweep.directory, failure["log"]).read_text()
+    assert failure["reason"] == log.partition("\nWhy this job failed:\n")[2].strip()
+    assert failure["reason"].startswith("train: torchtune failed; ")
+    assert f"failed: train of lora_rank=4: {failure['reason']}\n" in failed.stdout + failed.stderr
     said = " ".join(sweep.call("status").split())
     assert "with failures" in said
     assert "failed 1." in said
-    assert f"failed: train of lora_rank=4: {failures[0]['reason'][:40]}" in said
+    assert f"failed: train of lora_rank=4: {' '.join(failure['reason'].split())}" in said
     # What ends well leaves none behind.
     (sweep.find_training("lora_rank=4") / "recipe.yaml").unlink()
     sweep.run("configure_all")

@@ -84,7 +84,10 @@ HOLDER = ".controller.json"
 LENGTHS = "lengths.json"
 
 TASK_SIZES = "task_sizes.json"
-"""Files in an experiment's folder: the token counts of training samples, and the sizes of tasks."""
+"""Files in an experiment's folder: the token counts of training samples, and what is known of loaded tasks."""
+
+RECIPES = "recipes.json"
+"""File in an experiment's folder: what cannot be built of the recipes' parts."""
 
 BASELINE = "baseline"
 """Point name of the unmodified base model."""
@@ -92,16 +95,8 @@ BASELINE = "baseline"
 RESERVED_NAMES = (
     BASELINE,
     *("logs", "benchmarks", TRAININGS, "plots", "plots-partial", "tensorboard", "wandb"),
-    *(
-        "points.json",
-        "batches.json",
-        "tables.json",
-        "lengths.json",
-        "task_sizes.json",
-        "plan.json",
-        "plan.svg",
-        "experiment.yaml",
-    ),
+    *("points.json", "batches.json", "tables.json", "lengths.json", "task_sizes.json", "recipes.json"),
+    *("plan.json", "plan.svg", "experiment.yaml"),
     *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv", "revisions.json"),
     *("results.csv", "results.parquet", "replicates.csv", "samples.parquet", "answer.json", "report.html"),
     *("results-partial.csv", "results-partial.parquet", "replicates-partial.csv", "samples-partial.parquet"),

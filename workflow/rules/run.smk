@@ -75,6 +75,13 @@ def get_slurm_run():
     return workflow.scheduler._executor.run_uuid if workflow.executor_plugin.name == "slurm" else None
 
 
+def get_conda_environments():
+    """Return the folders of conda environments, which Snakemake has made by now, by rule."""
+    jobs = workflow.dag.needrun_jobs(exclude_finished=False) if USES_CONDA else ()
+    folders = {job.rule.name: Path(job.conda_env.address) for job in jobs if job.conda_env}
+    return {rule: folder for rule, folder in folders.items() if folder.is_dir()}
+
+
 def conclude(is_well):
     # Batches exist in one run only: the next run forms new ones.
     for batch in SWEEP.batches:
@@ -94,6 +101,7 @@ onstart:
             retries=workflow.execution_settings.retries,
             is_touch=workflow.touch,
         ),
+        get_conda_environments(),
     )
     mend_end_by_signal(workflow.scheduler)
     # Otherwise, Snakemake does not report the end of a job with --quiet progress.

@@ -124,6 +124,17 @@ def test_a_small_screen_shows_the_first_jobs_and_counts_the_rest(results: Path) 
     assert f"... {300 - MOST_LISTED} more" in show(results)
 
 
+def test_a_reason_is_shown_whole_and_on_a_screen_its_first_lines(results: Path) -> None:
+    reason = "\n".join([f"line {number}" for number in range(30)] + ["x" * 500])
+    failures = [FailureStatus(rule="train", point=f"lr={i}", reason=reason, log=f"logs/{i}.log") for i in range(5)]
+    begin(results, failures=failures, running=[make_job(name=f"seed={i}") for i in range(50)], running_jobs=50)
+    assert "failed: train of lr=0: line 0\n  line 1\n" in (said := show(results, width=1000))
+    assert said.count("  line 29\n  " + "x" * 500) == 5
+    assert "  line 3\n  ...\n  its log: logs/4.log\n" in (said := show(results, height=50))
+    assert "line 4" not in said
+    assert len(said.splitlines()) <= 50
+
+
 def test_a_job_in_a_schedulers_queue_is_told_from_one_that_began(results: Path) -> None:
     begin(results, running=[make_job(slurm_job="7")])
     assert "queued" in show(results)

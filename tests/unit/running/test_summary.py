@@ -26,6 +26,28 @@ REASONS = [
         "",
         "the GPU's memory was not enough",
     ),
+    (
+        "Traceback (most recent call last):\n  File 'x'\nValueError: one\n\n  two\n"
+        "Why this job failed:\ntrain: one\n  two\n",
+        "",
+        "train: one\n  two",
+    ),
+    (
+        "Traceback (most recent call last):\n  File 'x', line 1\n    x()\nDatasetError: line 3\n  of the file\n",
+        "SLURM status is: 'FAILED'",
+        "DatasetError: line 3\n  of the file",
+    ),
+    ("x" * 300, "", "x" * 300),
+    (
+        "Why this job failed:\ntrain: CUDA out of memory; batch_size 4 is too large\nTried to allocate 2 GiB\n",
+        "",
+        "the GPU's memory was not enough (train: CUDA out of memory; batch_size 4 is too large\nTried to allocate 2",
+    ),
+    (
+        "OSError: [Errno 28] No space left on device\nWhy this job failed:\nmerge: could not\nbe written\n",
+        "",
+        "the disk is full (OSError: [Errno 28] No space left on device)\nmerge: could not\nbe written",
+    ),
     ("half way\n", "SLURM status is: 'TIMEOUT'", "SLURM ended it at its time limit"),
     ("half way\n", "SLURM status is: 'OUT_OF_MEMORY'", "SLURM killed it for running out of memory"),
     ("half way\n", "SLURM status is: 'CANCELLED'", "it was cancelled"),
@@ -84,15 +106,16 @@ def test_the_end_says_what_is_done_what_failed_and_how_to_go_on(tmp_path: Path) 
     (results / "a").mkdir(parents=True)
     (results / "a/manifest.json").write_text("{}")
     log = tmp_path / "b.log"
-    log.write_text("one\rtwo\nthe end\n")
-    said = summarise(results, ["a", "b", "c"], {"b", "c"}, [Failure("train", "b", "a reason", log)], "snakemake -c2")
+    log.write_text("one\rtwo\nWhy this job failed:\na reason\nof two lines\n")
+    failure = Failure("train", "b", "a reason\nof two lines", log)
+    said = summarise(results, ["a", "b", "c"], {"b", "c"}, [failure], "snakemake -c2")
     assert said.splitlines() == [
         "sweep: 1 of 3 points done, 1 failed, 1 not finished",
         "  failed: train of b: a reason",
+        "    of two lines",
         f"    its log: {log}",
         "    | one",
         "    | two",
-        "    | the end",
         "To continue with what is missing: snakemake -c2",
     ]
 

@@ -118,6 +118,29 @@ class TestOverride:
         adapter["checkpointer"]["save_adapter_weights_only"] = True
         assert make(model, full) == make(model, adapter) == make(model)
 
+    def test_null_removes_a_key_of_a_section_and_is_a_value_outside_of_sections(self, model: Path) -> None:
+        override = {
+            "optimizer": {"fused": None, "weight_decay": None},
+            "profiler": {"schedule": {"wait_steps": None, "active_steps": 1}},
+            "clip_grad_norm": None,
+        }
+        made = make(model, override, clip_grad_norm=1.0, lr=1e-3)
+        assert made["optimizer"] == {"_component_": "torch.optim.AdamW", "lr": 1e-3}
+        assert made["profiler"]["schedule"] == {"active_steps": 1}
+        assert made["clip_grad_norm"] is None
+        assert make(model)["tokenizer"]["max_seq_len"] is None
+
+    def test_null_removes_nothing_that_the_workflow_or_a_variable_sets(self, model: Path) -> None:
+        as_none = {"checkpointer": {"recipe_checkpoint": None}, "tokenizer": {"prompt_template": None}}
+        assert make(model, as_none) == make(model)
+        for section, key in (("tokenizer", "path"), ("dataset", "source"), ("checkpointer", "checkpoint_files")):
+            with pytest.raises(InputError, match=rf"_override\.{section}\.{key}: None is invalid: this is set by"):
+                make(model, {section: {key: None}})
+        with pytest.raises(InputError, match=r"prompt_template: None is invalid: this is set by data\.prompt"):
+            make(model, as_none, data=Data(train="t", prompt="Say {input}"))
+        with pytest.raises(InputError, match="None contradicts the variable 'lr'"):
+            make(model, {"optimizer": {"lr": None}}, swept=("lr",))
+
     def test_what_the_workflow_does_anyway_may_be_said(self, model: Path) -> None:
         said = {"model": {"use_dora": False}, "resume_from_checkpoint": False, "dtype": "bf16", "device": "cpu"}
         assert make(model, said) == make(model)

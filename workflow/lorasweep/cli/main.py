@@ -30,7 +30,8 @@ JOBS = {
     "collect": "make the tables of results",
     "report": "make the report",
     "measure_lengths": "count the tokens of training samples",
-    "measure_tasks": "count the samples of tasks",
+    "measure_tasks": "load tasks, and count their samples",
+    "check_recipes": "build what recipes name, without the model's weights",
     "ask_hub": "look up a reference on the hub, or download it",
 }
 
@@ -48,10 +49,15 @@ def main() -> None:
         # Only the called subcommand's module is imported: requirements of the others may not be installed here.
         words.add_parser(word, help=summary, add_help=False)
     word = parser.parse_known_args(arguments[:1])[0].word
+    call_to_the_end(
+        lambda: _call(word, f"{program} {word}", package, arguments[1:]), f"{word}: " if commands is JOBS else ""
+    )
+
+
+def _call(word: str, program: str, package: str, arguments: list[str]) -> None:
     module = import_module(f"{package}.{word}")
     parser = argparse.ArgumentParser(
-        prog=f"{program} {word}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    options = parser.parse_args(arguments[1:])
-    call_to_the_end(lambda: module.run(options), f"{word}: " if commands is JOBS else "")
+    module.run(parser.parse_args(arguments))

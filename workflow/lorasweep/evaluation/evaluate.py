@@ -24,7 +24,7 @@ from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.evaluation.state import EvaluationState
 from lorasweep.layout import RECORD, STATE
-from lorasweep.util.errors import InputError
+from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import hold_alone
 from lorasweep.util.versions import get_versions
 
@@ -91,7 +91,7 @@ def _evaluate_all(spec: EvaluationSpec, points: Sequence[Path], evaluated: list[
                     raise
                 except Exception as error:
                     is_expected = isinstance(error, InputError | EvaluationError | OSError)
-                    reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
+                    reason = describe(error)
                     state.fail(reason)
                     print(f"{point.name} failed: {reason if is_expected else traceback.format_exc()}", flush=True)
                     if "CUDA error" in reason:

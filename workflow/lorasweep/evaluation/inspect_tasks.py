@@ -1,7 +1,9 @@
 """Inspect tasks: load a task, override its settings, run it."""
 
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
@@ -51,6 +53,56 @@ def load_task(spec: EvaluationSpec, task: TaskSpec) -> Any:
     (loaded,) = load_tasks([task.task], task.args)
     loaded = with_prompt(spec, task, loaded)
     return _with_scorer(loaded, task) if task.scorer else loaded
+
+
+def stand_in_for_models(roles: Iterable[str]) -> None:
+    """Let tasks that ask for a model when they are loaded have one that answers nothing; the same for roles."""
+    from inspect_ai.model import GenerateConfig, get_model
+    from inspect_ai.model._model import init_active_model, init_model_roles
+
+    model = get_model("mockllm/model")
+    init_active_model(model, GenerateConfig())
+    init_model_roles(dict.fromkeys(roles, model))
+
+
+def load_parts(task: TaskSpec) -> Any:
+    """Load a task, with the solver and the scorer that replace its own.
+
+    Raises:
+        TypeError: a registered task does not have one of the arguments, of which Inspect only warns.
+    """
+    from inspect_ai import task_with
+    from inspect_ai._eval.loader import load_tasks, solver_from_spec
+    from inspect_ai._util.registry import registry_lookup
+    from inspect_ai.solver import SolverSpec
+
+    if registered := registry_lookup("task", task.task):
+        inspect.signature(cast(Any, registered)).bind_partial(**task.args)
+    (loaded,) = load_tasks([task.task], task.args)
+    if task.solver:
+        arguments = task.solver_args or {}
+        loaded = task_with(loaded, solver=solver_from_spec(SolverSpec(task.solver, arguments, arguments)))
+    return _with_scorer(loaded, task) if task.scorer else loaded
+
+
+def name_metrics(task: Any) -> list[str] | None:
+    """Return the names of a loaded task's metrics, as in the table; `None` if only the scores tell them.
+
+    The latter holds for metrics whose value may be a mapping, and for those of all keys of a score.
+    """
+    from inspect_ai._eval.task.results import _flatten_metrics, eval_results
+    from inspect_ai._util.registry import registry_info
+    from inspect_ai.scorer._scorer import scorer_metrics
+
+    for metrics in map(scorer_metrics, task.scorer or []):
+        groups = [metrics] if isinstance(metrics, dict) else [part for part in metrics if isinstance(part, dict)]
+        names = [registry_info(metric).name for metric in _flatten_metrics(metrics)]
+        if any(not name.startswith("inspect_ai/") or name == "inspect_ai/grouped" for name in names):
+            return None
+        if any("*" in key or "?" in key for group in groups for key in group):
+            return None
+    results, _ = eval_results(0, [], task.epochs_reducer, task.scorer, task.metrics)
+    return [f"{_name(score)}/{name}" for score in results.scores for name in score.metrics] or None
 
 
 def _get_prompt(spec: EvaluationSpec, task: TaskSpec) -> str | None:

@@ -147,7 +147,7 @@ def make_evaluation_spec(
         device=experiment.model.device,
         system_prompt=data.system_prompt,
         # Sorted: the order of tasks and arguments in the file must not change the digest.
-        tasks=[_make_task_spec(t) for t in sorted(tasks, key=lambda t: t.name)],
+        tasks=[make_task_spec(t) for t in sorted(tasks, key=lambda t: t.name)],
         max_connections=evaluation.max_connections,
         max_tokens=evaluation.max_tokens,
         temperature=evaluation.temperature,
@@ -179,7 +179,7 @@ def _make_role_spec(role: "ModelRole") -> RoleSpec:
     )
 
 
-def _make_task_spec(entry: "TaskEntry") -> TaskSpec:
+def make_task_spec(entry: "TaskEntry") -> TaskSpec:
     task = entry.spec
     return TaskSpec(
         name=entry.name,

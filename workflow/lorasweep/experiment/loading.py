@@ -42,7 +42,9 @@ def read_overrides(config: Any, overrides: Any) -> Any:
     try:
         return yaml.safe_load(overrides) if isinstance(overrides, str) else config
     except yaml.YAMLError as error:
-        raise InputError(f"{overrides!r} is invalid: {str(error).splitlines()[0]}", "YAML", file="--config") from error
+        raise InputError(
+            f"{overrides!r} is invalid: {' '.join(str(error).split())}", "YAML", file="--config"
+        ) from error
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -198,7 +198,8 @@ class Controls(Section):
     enable_activation_checkpointing: bool = False
     """Whether to recompute activations in the backward pass, which saves memory and takes more time."""
     override: dict[str, Any] = Field(default={}, alias="_override")
-    """Keys merged into the torchtune recipe last. `${...}` refers to any key of the recipe or of `controls`."""
+    """Keys merged into the torchtune recipe last. `${...}` refers to any key of the recipe or of `controls`. `null`
+    removes a key of a section, such as `fused` of `optimizer`."""
 
 
 Bounds = Annotated[list[Annotated[float, BeforeValidator(_number)]], Field(min_length=2, max_length=2)]
@@ -485,8 +486,8 @@ class Planning(Section):
     """Number of trainings or evaluations that run at the same time; `null`: as many as `--jobs` or `--cores`, and the
     GPUs, have room for; see docs/plan.md."""
     count: bool = True
-    """Whether a run first counts tokens and samples, unless `lorasweep plan` did; once, about 10 seconds or more. Only
-    counted samples that are too long are found before any job."""
+    """Whether a run first loads its tasks, builds what its recipes name, and counts tokens and samples, unless
+    `lorasweep plan` did; takes some 20 seconds, once. `false`: what is wrong with them, only the jobs tell."""
     storage_limit_gb: PositiveNumber | None = None
     """Maximum size of the experiment's folder in GB (1e9 bytes); `null`: limited by the file system and quotas only."""
 
@@ -497,7 +498,8 @@ class Report(Section):
     task: Name | None = None
     """Task that decides which setting is best; `null`: the first of `evaluation.tasks`."""
     metric: Text | None = None
-    """Metric of that task, written `<score>/<metric>` as in the table; `null`: the first."""
+    """Metric of that task, written `<score>/<metric>` as in the table; `null`: the first. It is checked before the
+    first job, if the scorer tells its metrics."""
     higher_is_better: bool = True
     """Whether a higher value of the metric is better."""
     confidence: Annotated[float, Field(gt=0.5, lt=1), BeforeValidator(_number)] = 0.95

@@ -21,7 +21,7 @@ from lorasweep.checkpoints.checkpoint import (
     read_checkpoint,
 )
 from lorasweep.hub.references import DOWNLOADS, TOKEN, Reference
-from lorasweep.util.errors import InputError
+from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import hold_alone
 
 _SHARD = r"model-\d+(-of-\d+)?\.safetensors"
@@ -137,9 +137,8 @@ def _explain(error: Exception, reference: Reference) -> str:
         return str(InputError(f"no such revision '{reference.revision}'", "a branch, a tag or a commit of it"))
     if status in (401, 403):
         return f"the hub refuses access with status {status}, and {state}; {_HINT}"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
     text = (
-        f"the download failed ({type(error).__name__}: {lines[0]}); run the same command again to resume it. If this "
+        f"the download failed ({' '.join(describe(error).split())}); run the same command again to resume it. If this "
         "node has no access to the hub, run 'lorasweep download' on one that has access"
     )
     return text.replace(token, "***") if token else text

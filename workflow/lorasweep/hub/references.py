@@ -27,6 +27,9 @@ from lorasweep.util.files import read_record, write_record
 DOWNLOADS = Path("downloads")
 """Folder of downloads in the working directory, shared by all its experiments."""
 
+TASK_DATA = DOWNLOADS / "tasks"
+"""Folder of the caches of what tasks load from the hub. If it exists, scripts/run has evaluations use them."""
+
 TOKEN = "HF_TOKEN"
 """The environment variable of the token. It is read only by the process that accesses the hub."""
 

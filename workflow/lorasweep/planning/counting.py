@@ -6,25 +6,28 @@ Counting takes seconds and needs environments that Snakemake's process lacks. So
 figures in the experiment's folder, and a dry run reads them there.
 """
 
+import hashlib
 import json
+import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasweep.evaluation.system_messages import refuse_system_message
+from lorasweep.evaluation.spec import make_task_spec
 from lorasweep.experiment.sections import DATA_KEYS, Data
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
-from lorasweep.layout import LENGTHS, TASK_SIZES
+from lorasweep.layout import LENGTHS, RECIPES, TASK_SIZES
 from lorasweep.planning.costs import TEMPLATE_TOKENS, TaskSize
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
 from lorasweep.trainers import DEFAULT_TRAINER
 from lorasweep.util.digest import digest_file, digest_files
-from lorasweep.util.errors import InputError
+from lorasweep.util.errors import InputError, find_reason
 from lorasweep.util.files import find_record, write_aside, write_record
+from lorasweep.util.versions import digest_packages
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def count_lengths(
     fingerprint: str,
     command: Sequence[str],
     trainer: str = DEFAULT_TRAINER,
+    environment: Mapping[str, str] = os.environ,
 ) -> None:
     """Have the trainer count the tokens of all samples, and store the counts. What is on record stays.
 
@@ -78,63 +82,103 @@ def count_lengths(
             with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
                 file.write(recipe)
                 file.flush()
-                entry = {"key": key, **_run([*command, "--recipe", file.name, "--trainer", trainer])}
+                entry = {"key": key, **_run([*command, "--recipe", file.name, "--trainer", trainer], environment)}
         counts.append(entry)
     results.mkdir(parents=True, exist_ok=True)
     # Not `write_record`, which puts each of a million numbers in a line of its own.
     write_aside(results / LENGTHS, json.dumps({"counts": counts}) + "\n")
 
 
-def read_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path]) -> dict[str, TaskSize]:
+def read_task_sizes(
+    results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str] = ()
+) -> dict[str, TaskSize]:
     """Return the stored sizes of tasks by name; empty if they were not counted, or a task has changed since.
 
-    `files` are the tasks' source files.
+    `files` are the tasks' source files, and `roles` those that have a model.
     """
-    content = find_record(results / TASK_SIZES)
-    if content.get("key") != _get_task_key(tasks, files):
+    found = read_tasks(results, tasks, files, roles)
+    if any("error" in measured for measured in found.values()):
         return {}
     return {
         entry.name: TaskSize(
-            content["tasks"][entry.name]["samples"],
-            TEMPLATE_TOKENS + content["tasks"][entry.name]["prompt_bytes"] / BYTES_PER_TOKEN,
+            found[entry.name]["samples"],
+            TEMPLATE_TOKENS + found[entry.name]["prompt_bytes"] / BYTES_PER_TOKEN,
             entry.spec.max_tokens,
         )
-        for entry in tasks
+        for entry in (tasks if found else ())
     }
 
 
-def count_task_sizes(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path], command: Sequence[str]) -> None:
-    """Have Inspect count the samples of tasks, and store the sizes.
+def read_tasks(
+    results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Return what `load_tasks` stored of each task, by name; empty if that is nothing, or a task has changed since."""
+    content = find_record(results / TASK_SIZES)
+    return dict(content["tasks"]) if content and content["key"] == _get_task_key(tasks, files, roles) else {}
+
+
+def digest_tasks(tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str]) -> str:
+    """Return a digest of all that decides what tasks load."""
+    return hashlib.sha256(json.dumps(_get_task_key(tasks, files, roles)).encode()).hexdigest()
+
+
+def load_tasks(
+    results: Path,
+    tasks: Sequence[TaskEntry],
+    files: Sequence[Path],
+    roles: Iterable[str],
+    command: Sequence[str],
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Have Inspect load tasks with their solvers and scorers; store their sizes and metrics, or why one does not load.
 
     `command` starts `lorasweep job measure_tasks` in Inspect's environment.
 
     Raises:
         InputError: the command failed.
     """
-    requests = [{"name": entry.name, **_get_request(entry)} for entry in tasks]
-    sizes = _run([*command, "--tasks", json.dumps(requests)])
-    write_record(results / TASK_SIZES, {"key": _get_task_key(tasks, files), "tasks": sizes})
+    key = _get_task_key(tasks, files, roles)
+    found = _run([*command, "--tasks", json.dumps(key["tasks"]), "--roles", *key["roles"]], environment)
+    write_record(results / TASK_SIZES, {"key": key, "tasks": found})
 
 
-def check_system_messages(results: Path, tasks: Sequence[TaskEntry], files: Sequence[Path]) -> None:
-    """Check that no counted task brings a system message of its own, unless its entry says which one stands.
+def read_recipe_faults(results: Path, recipes: Mapping[str, str], trainer: str) -> list[list[str]] | None:
+    """Return what `build_recipes` stored: lists of a training, a part of its recipe and why that cannot be built.
+
+    `None` if nothing is stored of these recipes, which are texts by training.
+    """
+    content = find_record(results / RECIPES)
+    return list(content["faults"]) if content and content["key"] == _get_recipes_key(recipes, trainer) else None
+
+
+def build_recipes(
+    results: Path,
+    recipes: Mapping[str, str],
+    trainer: str,
+    command: Sequence[str],
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Have the trainer build what recipes name, as far as that needs no weights, and store what cannot be built.
+
+    `command` starts `lorasweep job check_recipes` in the trainer's environment.
 
     Raises:
-        InputError: a task does.
+        InputError: the command failed.
     """
-    content = find_record(results / TASK_SIZES)
-    if content.get("key") != _get_task_key(tasks, files):
-        return
-    places = {e.name: content["tasks"][e.name]["system_message"] for e in tasks if e.spec.system_prompt is None}
-    if errors := [refuse_system_message(name, place) for name, place in places.items() if place]:
-        raise InputError.join(errors)
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        json.dump(recipes, file)
+        file.flush()
+        faults = _run([*command, "--recipes", file.name, "--trainer", trainer], environment)
+    write_record(results / RECIPES, {"key": _get_recipes_key(recipes, trainer), "faults": faults})
 
 
-def _run(command: Sequence[str]) -> Any:
-    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+def _run(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> Any:
+    result = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment
+    )
     if result.returncode:
-        errors = result.stderr.strip().splitlines()
-        raise InputError(f"{command[5]} failed: {errors[-1] if errors else 'no error output'}")
+        lines = result.stderr.splitlines()
+        raise InputError(find_reason(lines) or f"{command[5]} failed: {' '.join(lines[-1:]) or 'no error output'}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -143,10 +187,15 @@ def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
     return [*(digest_files(data.get_files(key)) for key in DATA_KEYS), settings, fingerprint, trainer]
 
 
-def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path]) -> list[Any]:
-    return [[_get_request(entry) for entry in tasks], [digest_file(file) for file in files]]
+def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str]) -> dict[str, Any]:
+    return {
+        "tasks": [make_task_spec(entry).model_dump(mode="json") for entry in tasks],
+        "files": [digest_file(file) for file in files],
+        "roles": sorted(roles),
+        "packages": digest_packages(),
+    }
 
 
-def _get_request(entry: TaskEntry) -> dict[str, Any]:
-    """Return the settings that determine a task's number of answers, and its prompts as the task makes them."""
-    return entry.spec.model_dump(mode="json", include={"task", "args", "limit", "epochs", "solver", "solver_args"})
+def _get_recipes_key(recipes: Mapping[str, str], trainer: str) -> str:
+    content = [sorted(recipes.items()), trainer, digest_packages()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -217,7 +217,8 @@ def make_forecast(
         for count in [read_count(results, data, fingerprint, experiment.trainer)]
     }
     first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))
-    costs = Costs(experiment, base, first, read_task_sizes(results, tasks, task_files), others=lengths)
+    sizes = read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles)
+    costs = Costs(experiment, base, first, sizes, others=lengths)
     experience = learn(all_records, costs.device_name, fingerprint)
     costs = replace(costs, factors={rule: past.factor for rule, past in experience.items()})
     log_bytes = _get_log_bytes(results, [BASELINE, *other_baselines, *points], tasks)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lorasweep.layout import MERGED, STATE
 from lorasweep.planning.history import CANCELLED, DONE, FAILED
+from lorasweep.util import errors
 from lorasweep.util.files import get_size, read_tail
 from lorasweep.util.slurm import MEMORY_KILL
 
@@ -121,6 +122,9 @@ def measure_temporary(results: Path, folders: Iterable[str]) -> int:
     return total
 
 
+_REASON_BYTES = 50_000
+"""Bytes at the end of a log that may hold the reason."""
+
 _MEMORY = "SLURM killed it for running out of memory; for more: --set-resources RULE:mem_mb=MB, or --retries 1"
 
 # Patterns to look for in a log, with the reason to report. The first match counts.
@@ -183,7 +187,7 @@ class FailureRecorder(logging.Handler):
 
 
 def find_reason(log: Path, message: str, scheduler_logs: Iterable[Path] = ()) -> str:
-    """Return the reason why a job failed, in one line: from its logs, or from the state that SLURM reports."""
+    """Return the whole reason why a job failed: from its logs, or from the state that SLURM reports."""
     state = re.search(r"SLURM status is: '(\w+)", message)
     killed = {
         "TIMEOUT": "SLURM ended it at its time limit; for more: --set-resources RULE:runtime=MINUTES, or --retries 1",
@@ -193,13 +197,15 @@ def find_reason(log: Path, message: str, scheduler_logs: Iterable[Path] = ()) ->
     }
     if state and state[1] in killed:
         return killed[state[1]]
-    lines = [line.strip() for line in read_tail(log) if line.strip()]
+    lines = [line.rstrip() for line in read_tail(log, _REASON_BYTES) if line.strip()]
+    told = errors.find_reason(lines)
     for line in reversed([line for file in scheduler_logs for line in read_tail(file)] + lines):
         for pattern, reason in _REASONS.items():
             if re.search(pattern, line):
-                return f"{reason} ({line.strip()[:120]})"
+                line = line.strip()
+                return f"{reason} ({told})" if line in told else "\n".join(filter(None, [f"{reason} ({line})", told]))
     if lines:
-        return lines[-1][:200]
+        return told or lines[-1].strip()
     return f"SLURM reports {state[1]}" if state else "no reason found in its log"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorasweep.layout import MANIFEST
 from lorasweep.sweep.sweep import Sweep
+from lorasweep.util.errors import find_reason
 
 _FILES = ("samples.parquet", "results.csv", "results.parquet", "replicates.csv", "answer.json", "report.html")
 _PLOTS = "plots-partial"
@@ -41,7 +42,7 @@ def write_partial_results(sweep: Sweep, unfinished: Collection[str], root: Path,
     for step in steps:
         completed = subprocess.run([run, *map(str, step)], capture_output=True, encoding="utf-8", errors="replace")
         if completed.returncode:
-            return f"No partial report: {completed.stderr.strip().rpartition(chr(10))[2]}"
+            return f"No partial report: {find_reason(completed.stderr.splitlines()) or completed.stderr.strip()}"
     return f"Results of the finished points: {table} and {results}/report-partial.html"
 
 

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from lorasweep.layout import (
 )
 from lorasweep.planning import counting as measuring
 from lorasweep.planning.forecast import Forecast, list_data, make_forecast
+from lorasweep.running import start
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
 from lorasweep.running.events import FailureRecorder, JobWatcher
@@ -44,7 +45,7 @@ from lorasweep.sweep.batches import record_batches
 from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
-from lorasweep.util.errors import InputError, ending_with_a_message, naming_file
+from lorasweep.util.errors import InputError, ending_with_a_message
 from lorasweep.util.slurm import cancel_jobs
 
 SCHEDULER = "lorasweep"
@@ -52,9 +53,6 @@ SCHEDULER = "lorasweep"
 
 MOST_PARALLEL = 1000
 """Assumed number of parallel jobs on a scheduler without a limit."""
-
-JOB = ("-m", "lorasweep", "job")
-"""Arguments to Python that precede the name of a job."""
 
 THREADS = 4
 """Number of threads of a training or an evaluation, as assumed by the plan."""
@@ -186,10 +184,18 @@ class Run:
         """SLURM job ids of trainings of an earlier run that still run, by training. A new job waits for their end."""
         return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
 
-    def begin(self, wanted: Jobs, places: Places, slurm_run: str | None, options: Options) -> None:
+    def begin(
+        self,
+        wanted: Jobs,
+        places: Places,
+        slurm_run: str | None,
+        options: Options,
+        environments: Mapping[str, Path],
+    ) -> None:
         """Do the work before the first job. End the process with a message if the run is not possible.
 
-        `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM.
+        `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM. `environments` are the folders of
+        conda environments by rule; empty without conda, and if they are made where the jobs run.
         """
         sweep, results = self._sweep, self._sweep.results
         with ending_with_a_message():
@@ -198,7 +204,7 @@ class Run:
             self._check_environments()
             takes_time = any(rule.startswith(("train", "evaluate")) for rule, _ in wanted)
             if sweep.experiment.plan.count and takes_time and not options.is_touch:
-                count_tokens_and_samples(sweep, self._root)
+                self._look({rule for rule, _ in wanted}, environments)
             notes = check_lengths(sweep, {name for rule, name in wanted if rule == "train"})
             forecast = forecast_run(sweep, wanted, places)
             assert forecast
@@ -267,8 +273,14 @@ class Run:
         with contextlib.chdir(self._directory):
             if self._outdated:
                 print(self._outdated)
-            if is_whole:
-                count_tokens_and_samples(sweep, self._root)
+            rules = {rule for rule, _ in wanted}
+            fault = start.find_faults(sweep, rules)
+            if is_whole and not self._uses_conda:
+                try:
+                    self._look(rules, {})
+                    fault = None
+                except InputError as error:
+                    fault = error
             forecast = forecast_run(sweep, wanted, places)
             if forecast is None:
                 print(f"No plan: {sweep.base_model}/config.json is missing. The plan needs no other file of the model.")
@@ -280,13 +292,16 @@ class Run:
                 print("Written:", *forecast.write())
             else:
                 print(forecast.describe_shortly())
+            notes: list[str] = []
+            too_long = None
             try:
-                for note in check_lengths(sweep, {name for rule, name in wanted if rule == "train"}):
-                    print(note)
+                notes = check_lengths(sweep, {name for rule, name in wanted if rule == "train"})
             except InputError as error:
-                print(f"A run would be refused: {error}")
-            if shortage := forecast.explain_shortage():
-                print(f"A run would be refused: {shortage}")
+                too_long = error
+            for note in notes:
+                print(note)
+            for reason in filter(None, [fault, too_long, forecast.explain_shortage()]):
+                print(f"A run would be refused: {reason}")
 
     def end(self) -> None:
         """Remove this process's holder file, unless jobs still run that the next run must find by it."""
@@ -299,6 +314,19 @@ class Run:
     def give_up(self) -> None:
         """Mark the holder as dead, after `--unlock` by the user."""
         give_up(self._holder)
+
+    def _look(self, rules: Collection[str], environments: Mapping[str, Path]) -> None:
+        """Look at what jobs of these rules need.
+
+        Raises:
+            InputError: something is wrong with it.
+        """
+        if self._uses_conda and not environments:
+            return
+        count_tokens(self._sweep, self._root, environments)
+        start.look(self._sweep, self._root, rules, environments)
+        if fault := start.find_faults(self._sweep, rules):
+            raise fault
 
     def _check_environments(self) -> None:
         for stage in () if self._uses_conda else {self._sweep.trainer.STAGE, "eval", self._sweep.evaluation_stage}:
@@ -405,29 +433,18 @@ def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> in
     return max(1, min(most))
 
 
-def count_tokens_and_samples(sweep: Sweep, root: Path) -> None:
-    """Have the trainer count tokens and Inspect count the tasks' samples, unless the counts are on record.
-
-    Raises:
-        InputError: a task brings a system message of its own, and its entry does not say which one stands.
-    """
-    experiment, results, files = sweep.experiment, sweep.results, list(map(Path, sweep.task_files))
-    run = str(root / "scripts/run")
+def count_tokens(sweep: Sweep, root: Path, environments: Mapping[str, Path]) -> None:
+    """Have the trainer count tokens, unless the counts are on record."""
+    experiment, results = sweep.experiment, sweep.results
+    data = [] if sweep.missing_model else list_data(sweep.points)
+    counted = (sweep.base_fingerprint, experiment.trainer)
+    if all(measuring.read_count(results, each, *counted) for each in data):
+        return
+    trainings = {sweep.points[point].data: training for training, point in sweep.trainings.items()}
+    recipes = {each: sweep.get_recipe(trainings[each]) for each in data}
+    command = [str(root / "scripts/run"), sweep.trainer.STAGE, *start.JOB, "measure_lengths"]
     try:
-        counted = (sweep.base_fingerprint, experiment.trainer)
-        data = [] if sweep.missing_model else list_data(sweep.points)
-        if not all(measuring.read_count(results, each, *counted) for each in data):
-            trainings = {sweep.points[point].data: training for training, point in sweep.trainings.items()}
-            recipes = {each: sweep.get_recipe(trainings[each]) for each in data}
-            command = [run, sweep.trainer.STAGE, *JOB, "measure_lengths"]
-            measuring.count_lengths(results, recipes, counted[0], command, experiment.trainer)
+        variables = start.get_variables(environments, "train")
+        measuring.count_lengths(results, recipes, counted[0], command, experiment.trainer, variables)
     except InputError as error:
         print(f"Numbers of tokens are guessed: {error}")
-    try:
-        if sweep.evaluated and not measuring.read_task_sizes(results, sweep.tasks, files):
-            command = [run, sweep.evaluation_stage, *JOB, "measure_tasks"]
-            measuring.count_task_sizes(results, sweep.tasks, files, command)
-    except InputError as error:
-        print(f"Numbers of samples are guessed: {error}")
-    with naming_file(sweep.source):
-        measuring.check_system_messages(results, sweep.tasks, files)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from textwrap import shorten
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -35,6 +36,9 @@ PATIENCE = 4
 _SMALLEST_HEIGHT = 24
 _LINES_BESIDE_JOBS = 13
 _FAILURES_SHOWN = 5
+_REASON_LINES = 4
+_REASON_WIDTH = 160
+"""Lines of a reason, and characters of each, in a view that has to fit the terminal."""
 
 _ENDS = {
     WELL: "with all its jobs done",
@@ -117,7 +121,7 @@ def _describe_stages(status: RunStatus) -> str:
 def _make_jobs(results: Path, status: RunStatus, height: int | None) -> Table:
     shown = status.running
     if height is not None:
-        failures = 2 * min(len(status.failures), _FAILURES_SHOWN)
+        failures = sum(text.count("\n") + 1 for text in _describe_failures(status, height))
         shown = shown[: max(3, height - _LINES_BESIDE_JOBS - failures)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("running", "point", "since", "for", "step", "loss", "left"):
@@ -161,7 +165,11 @@ def _describe_failures(status: RunStatus, height: int | None) -> Iterator[str]:
         yield f"failed: {hidden} earlier ones not shown; failures.json has all once the run has ended"
     for failure in shown:
         where = f"{failure.rule} of {failure.point}" if failure.point else failure.rule
-        yield f"failed: {where}: {failure.reason}"
+        reason = failure.reason.splitlines()
+        if height is not None:
+            cut = ["..."] if len(reason) > _REASON_LINES else []
+            reason = [shorten(line, _REASON_WIDTH) for line in reason[:_REASON_LINES]] + cut
+        yield f"failed: {where}: " + "\n  ".join(reason)
         yield f"  its log: {failure.log}"
 
 

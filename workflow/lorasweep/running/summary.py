@@ -4,8 +4,10 @@ import json
 from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import indent
 
 from lorasweep.running.events import Failure
+from lorasweep.util.errors import REASON
 from lorasweep.util.files import read_tail, write_aside
 
 _LAST_LINES = 5
@@ -43,9 +45,9 @@ def summarise(
     lines = [f"{results.name}: {len(done)} of {len(names)} points done, {count} failed, {len(waiting)} not finished"]
     for failure in failed.values():
         where = f"{failure.rule} of {failure.point}" if failure.point else failure.rule
-        lines += [f"  failed: {where}: {failure.reason}", f"    its log: {failure.log}"]
+        lines += [f"  failed: {where}: {indent(failure.reason, ' ' * 4).strip()}", f"    its log: {failure.log}"]
         tail = [line for line in read_tail(failure.log) if line.strip()][-_LAST_LINES:]
-        lines += [f"    | {line[:160]}" for line in tail]
+        lines += [f"    | {line[:160]}" for line in tail if line.strip() not in (*failure.reason.splitlines(), REASON)]
     if failed or waiting:
         lines.append(f"To continue with what is missing: {command}")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from lorasweep.hub.references import explain_absence
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
 from lorasweep.util.digest import digest_file, digest_files
-from lorasweep.util.errors import InputError, naming_key
+from lorasweep.util.errors import InputError, find_reason, naming_key
 
 
 def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], results: Path) -> None:
@@ -217,7 +217,7 @@ def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str]) ->
     if result.returncode:
         raise InputError(
             f"evaluation.tasks: could not check that {', '.join(names)} is registered in the evaluation environment "
-            f"(is it installed? 'make install'): {result.stderr.strip()[-300:]}"
+            f"(is it installed? 'make install'): {_find_reason(result.stderr)}"
         )
     if result.stdout.split():
         raise InputError(
@@ -255,13 +255,17 @@ def check_role_models(evaluation: Evaluation, python: Sequence[str]) -> None:
         check=False,
     )
     if result.returncode:
-        raise InputError(f"evaluation.model_roles: could not be checked: {result.stderr.strip()[-300:]}")
+        raise InputError(f"evaluation.model_roles: could not be checked: {_find_reason(result.stderr)}")
     refused = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
     if refused:
         raise InputError.join(
             InputError(f"evaluation.model_roles.{name}: {evaluation.model_roles[name].model}: {_make_plain(said)}")
             for name, said in refused
         )
+
+
+def _find_reason(said: str) -> str:
+    return find_reason(said.splitlines()) or said.strip()
 
 
 def _make_plain(message: str) -> str:

@@ -46,6 +46,9 @@ class Trainer(Protocol):
 
     `recipe` and `declared_adapter_only` are called in Snakemake's environment, which has no torch. `measure_lengths`
     and `train` are called in the environment that `STAGE` names.
+
+    A trainer may also have `find_faults(recipe: str) -> dict[str, str]`, called there too, before the first job of a
+    run. It returns why parts of a recipe cannot be built, by the part's name.
     """
 
     STAGE: str

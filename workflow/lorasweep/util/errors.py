@@ -1,11 +1,13 @@
 """Errors in the user's input or environment, and how they end the process: with one message."""
 
 import gc
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import dropwhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -72,6 +74,11 @@ def naming_file(file: Path | str) -> Iterator[None]:
         raise
 
 
+REASON = "Why this job failed:"
+"""Line in a job's log: what follows is the whole reason of its failure."""
+
+_TRACEBACK = "Traceback (most recent call last):"
+
 FAULT = "The traceback above is a bug in lorasweep, not in your input. Please report it with the command that you ran."
 
 
@@ -95,20 +102,47 @@ def ending_with_a_message() -> Iterator[None]:
 def call_to_the_end(function: Callable[[], None], prefix: str = "") -> None:
     """Call a function; if it fails, end the process like `ending_with_a_message`. `prefix` names the job.
 
-    The message is printed last, after objects of the function such as progress bars are closed.
+    The message is printed last, after objects of the function such as progress bars are closed. That of a job follows
+    the line `REASON`.
     """
     try:
         function()
         return
     except Exception as error:
         if prefix and _is_ours(error):
-            raise  # a job runs third-party tasks and trainers: the traceback shows where the bug is
-        message = prefix + _explain(error)
+            traceback.print_exception(error)  # a job runs third-party tasks and trainers: it shows where the bug is
+            message = describe(error)
+        else:
+            message = _explain(error)
     gc.collect()
-    end(message)
+    end(f"{REASON}\n{prefix}{message}" if prefix else message)
 
 
-def _is_ours(error: Exception) -> bool:
+def describe(error: BaseException) -> str:
+    """Return the whole message of an exception: with its type, unless it is written for the user, and its causes."""
+    if not _is_ours(error):
+        return str(error) or type(error).__name__
+    # Messages of Inspect have marks of bold text.
+    text = re.sub(r"\[/?(?:bold|blue)\]", "", "".join(traceback.format_exception_only(error))).strip()
+    cause = describe(error.__cause__) if error.__cause__ else ""
+    return text if cause in text else f"{text}\ncaused by {cause}"
+
+
+def find_reason(lines: Iterable[str]) -> str:
+    """Return the whole reason of a failure from a process's output; "" if there is none.
+
+    It is what follows the last line `REASON`, else the message of the last traceback.
+    """
+    said = [line.rstrip() for line in lines if line.strip()]
+    for mark in (REASON, _TRACEBACK):
+        if mark in said:
+            after = said[len(said) - said[::-1].index(mark) :]
+            # The frames of a traceback are indented.
+            return "\n".join(after if mark == REASON else dropwhile(lambda line: line.startswith(" "), after))
+    return ""
+
+
+def _is_ours(error: BaseException) -> bool:
     return not isinstance(error, InputError | JobError | OSError)  # OSError: no permission, disk full, no such file
 
 

@@ -99,7 +99,7 @@ def find_memory_kill(job: str) -> str:
     for log in SLURM_LOGS.rglob(f"{job}.log"):
         for line in log.read_text(errors="replace", encoding="utf-8").splitlines():
             if re.search(MEMORY_KILL, line):
-                return f"SLURM job {job}: {line.strip()[:120]}"
+                return f"SLURM job {job}: {line.strip()}"
     return ""
 
 

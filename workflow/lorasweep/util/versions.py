@@ -1,7 +1,9 @@
 """Provenance of results: versions of packages, and the revision of the workflow."""
 
+import hashlib
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,6 +17,14 @@ def get_versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+@cache
+def digest_packages() -> str:
+    """Return a digest of the names and versions of all packages in the clone's environments."""
+    environments = Path(__file__).parents[3] / ".venv"
+    names = sorted(package.name for package in environments.glob("*/lib/*/site-packages/*.dist-info"))
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def get_git_revision(directory: Path) -> str | None:

@@ -1,38 +1,55 @@
-"""Print the number of samples of tasks, the mean size of their prompts and where they bring a system message, as JSON.
+"""Load tasks with their solvers and scorers, and print as JSON what is known of each without evaluating it.
 
-No task is evaluated.
+That is its number of samples, the mean size of their prompts, the names of its metrics, and where it brings a system
+message; or why it does not load.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from typing import Any
 
-from inspect_ai._eval.loader import load_tasks, solver_from_spec
-from inspect_ai.solver import SolverSpec
+import tenacity.nap
 
+from lorasweep.evaluation.inspect_tasks import load_parts, name_metrics, stand_in_for_models
+from lorasweep.evaluation.spec import TaskSpec
 from lorasweep.evaluation.system_messages import find_system_message
+from lorasweep.util.errors import describe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tasks", required=True, help="JSON: a list of name and the experiment's keys of each task")
+    parser.add_argument("--tasks", required=True, help="JSON: a list of TaskSpecs")
+    parser.add_argument("--roles", nargs="*", default=[], help="the roles that have a model")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    measured = {}
-    for entry in json.loads(arguments.tasks):
-        (task,) = load_tasks([entry["task"]], entry["args"])
-        samples = list(task.dataset)[: entry["limit"]]
+    with contextlib.redirect_stdout(sys.stderr):  # of the tasks' own code
+        stand_in_for_models(arguments.roles)
+        if os.environ.get("HF_HUB_OFFLINE") != "0":
+            # Inspect waits for minutes before it asks the hub again.
+            tenacity.nap.sleep = lambda seconds: None
+        tasks = [TaskSpec.model_validate(entry) for entry in json.loads(arguments.tasks)]
+        measured = {task.name: _measure(task) for task in tasks}
+    print(json.dumps(measured))
+
+
+def _measure(spec: TaskSpec) -> dict[str, Any]:
+    try:
+        task = load_parts(spec)
+        samples = list(task.dataset)[: spec.limit]
         sizes = [len(get_text(sample.input).encode()) for sample in samples]
-        epochs = entry["epochs"] or task.epochs or 1
-        if entry["solver"]:
-            task.solver = solver_from_spec(SolverSpec(entry["solver"], entry["solver_args"], entry["solver_args"]))
-        measured[entry["name"]] = {
-            "samples": len(samples) * epochs,
-            "prompt_bytes": sum(sizes) / max(1, len(sizes)),
-            "system_message": find_system_message(task, entry["limit"]),
-        }
-    json.dump(measured, sys.stdout)
+        system_message = find_system_message(task, spec.limit)
+    except (Exception, SystemExit) as error:
+        token = os.environ.get("HF_TOKEN")  # in `lorasweep download` alone
+        return {"error": describe(error).replace(token, "***") if token else describe(error)}
+    return {
+        "samples": len(samples) * (spec.epochs or task.epochs or 1),
+        "prompt_bytes": sum(sizes) / max(1, len(sizes)),
+        "metrics": name_metrics(task),
+        "system_message": system_message,
+    }
 
 
 def get_text(messages: Any) -> str:

@@ -20,13 +20,14 @@ from tqdm import tqdm
 from lorasweep.trainers import Diverged, Killed, Stopped, TrainingError
 from lorasweep.trainers.torchtune import loop as recipes
 from lorasweep.trainers.torchtune.saved_states import SavedStates
+from lorasweep.util.errors import JobError, describe
 from lorasweep.util.process import get_signal_at_parents_end
 
 _SECONDS_TO_END = 10
 """Grace period for the other processes after one has failed: before SIGTERM, and again before SIGKILL."""
 
 _ERRORS = {error.__name__: error for error in (TrainingError, Stopped, Diverged)}
-"""Errors that a process reports by name. Any other becomes a RuntimeError."""
+"""Errors that a process reports by name. Any other becomes a JobError."""
 
 _LONGEST_MESSAGE = 2000
 """Maximum length of a message in characters, so that a pipe takes it in one write."""
@@ -51,7 +52,7 @@ def run(
         Stopped: the training was told to stop.
         TrainingError: there are too few devices.
         Killed: a process was killed.
-        RuntimeError: a process failed otherwise.
+        JobError: a process failed otherwise.
     """
     if cfg.device == "cuda" and torch.cuda.device_count() < processes:
         raise TrainingError(
@@ -86,7 +87,7 @@ def run(
                 raise Stopped("told to stop (SIGTERM); the next run resumes from the last saved state") from None
             if isinstance(error, ProcessExitedException) and error.signal_name:
                 raise Killed(f"torchtune failed; {error}") from None
-            raise _ERRORS.get(name, RuntimeError)(message) from None
+            raise _ERRORS.get(name, JobError)(message) from None
         finally:
             signal.signal(signal.SIGTERM, before)
         peaks = [reports.get()[1] for _ in range(processes)]
@@ -126,7 +127,7 @@ def _work(
         # Not after a failure: this call would wait for the other processes.
         distributed.destroy_process_group()
     except Exception as error:
-        reports.put((type(error).__name__, str(error)[:_LONGEST_MESSAGE]))
+        reports.put((type(error).__name__, describe(error)[:_LONGEST_MESSAGE]))
         if not isinstance(error, TrainingError):
             traceback.print_exc()
         raise

@@ -72,6 +72,8 @@ _ACCEPTED = {
     "checkpointer.checkpoint_dir": ("${output_dir}/checkpoints",),
     "checkpointer.output_dir": ("${output_dir}", "${output_dir}/hf_model", "${output_dir}/adapter"),
     "resume_from_checkpoint": (False,),
+    "checkpointer.adapter_checkpoint": (None,),
+    "checkpointer.recipe_checkpoint": (None,),
     "model.use_dora": (False,),
     "model.quantize_base": (False,),
 }
@@ -242,9 +244,12 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
         override: Any = _sort_keys(OmegaConf.to_container(OmegaConf.create(spec.controls.override)))
     except OmegaConfBaseException as error:
         raise InputError(f"controls._override: {str(error).splitlines()[0]}") from error
-    spec_values = {
+    spec_values: dict[str, Any] = {
         "checkpointer._component_": "torchtune.training.FullModelHFCheckpointer",
         "checkpointer.checkpoint_dir": str(spec.checkpoint.path),
+        "tokenizer.prompt_template": spec.data.prompt,
+        "dataset.new_system_prompt": spec.data.system_prompt,
+        "dataset_val.new_system_prompt": spec.data.system_prompt,
         "dtype": spec.model.dtype,
         "device": spec.model.device,
     }
@@ -263,7 +268,7 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
         if last not in keys:
             continue
         value = keys.pop(last)
-        if value not in (*_ACCEPTED.get(path, ()), spec_values.get(path)):
+        if value not in (*_ACCEPTED.get(path, ()), *([spec_values[path]] if path in spec_values else [])):
             raise InputError(f"controls._override.{path}: {value!r} is invalid: this is set by {key}")
     for key, path in _PLACES.items():
         if key in override:
@@ -302,7 +307,11 @@ def _get_model_type(checkpoint: Checkpoint, controls: Controls) -> str:
 
 
 def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Merge the override over the recipe, and resolve `${...}` from the recipe and the controls."""
+    """Merge the override over the recipe, and resolve `${...}` from the recipe and the controls.
+
+    `null` removes a key of a section, so that the section's component gets its own default. A key outside of sections
+    stays, as torchtune reads it: there, `null` is a value.
+    """
     plain = {"gpus": spec.controls.gpus, **spec.controls.model_dump(exclude={"override"})}
     variables = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
     merged: Any = made
@@ -312,6 +321,9 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
         except OmegaConfBaseException as error:
             raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
     merged = {key: value for key, value in merged.items() if key not in variables}
+    for key, section in override.items():
+        if isinstance(section, dict):
+            _remove_nulls(merged[key], section)
     for key in spec.swept:
         path = _PLACES.get(key, key)
         value, swept = _select(merged, path), _select(made, path)
@@ -321,6 +333,15 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
                 f"no {path} in the override, or ${{{key}}}",
             )
     return dict(merged)
+
+
+def _remove_nulls(merged: dict[str, Any], section: dict[str, Any]) -> None:
+    """Remove the keys from a merged section that are `null` in the override's section."""
+    for key, value in section.items():
+        if value is None:
+            del merged[key]
+        elif isinstance(value, dict):
+            _remove_nulls(merged[key], value)
 
 
 def _select(recipe: dict[str, Any], path: str) -> Any:

@@ -33,7 +33,7 @@ from lorasweep.trainers.torchtune.memory import (
 )
 from lorasweep.trainers.torchtune.recipe import PROCESSES
 from lorasweep.util.digest import digest_file, digest_files
-from lorasweep.util.errors import InputError
+from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import explain_write_failure, hold_alone, write_aside, write_record
 from lorasweep.util.versions import get_versions
 
@@ -72,6 +72,13 @@ def _get_parts(sample: Mapping[str, Any]) -> list[int]:
 
     runs = [(key, len(list(run))) for key, run in groupby(sample["labels"], lambda x: x != CROSS_ENTROPY_IGNORE_IDX)]
     return [0] * runs[0][0] + [length for _, length in runs]
+
+
+def find_faults(recipe: str) -> dict[str, str]:
+    """Return why parts of a recipe, given as text, cannot be built, by section; empty if nothing is wrong."""
+    from lorasweep.trainers.torchtune import building
+
+    return building.find_faults(recipe)
 
 
 def train(
@@ -190,9 +197,9 @@ def _run(
     except Exception as error:
         traceback.print_exc()
         if re.search(OUT_OF_MEMORY, str(error)):
-            first = re.split(r"[.] |\n", str(error))[0]
-            raise TrainingError(f"{first}; {plan_halving(recipe, original, halvings)}") from error
-        why = explain_write_failure(folder) or f"{type(error).__name__}: {error}"
+            first = re.split(r"[.] |\n", str(error))[0].rpartition("Error: ")[2]
+            raise TrainingError(f"{first}; {plan_halving(recipe, original, halvings)}\n{describe(error)}") from error
+        why = explain_write_failure(folder) or describe(error)
         raise TrainingError(f"torchtune failed; {why}") from error
     return {"peak_memory_bytes": peak, "batch_size_used": config.batch_size}
 

@@ -1,0 +1,126 @@
+"""Look before the first job at what the jobs will need: whether tasks load, and what recipes name can be built.
+
+What was found is stored by the digests of what was looked at. A run looks again at what failed before.
+"""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorasweep.evaluation.system_messages import refuse_system_message
+from lorasweep.experiment.tasks import TaskEntry
+from lorasweep.planning import counting
+from lorasweep.sweep.sweep import Sweep
+from lorasweep.util.errors import InputError, nearest
+
+JOB = ("-m", "lorasweep", "job")
+"""Arguments to Python that precede the name of a job."""
+
+
+def look(sweep: Sweep, root: Path, rules: Collection[str], environments: Mapping[str, Path]) -> None:
+    """Look at what jobs of these rules need, unless it is known to be well; `find_faults` tells what was found.
+
+    `root` is the clone. `environments` are folders of conda environments by rule, in place of those in the clone.
+
+    Raises:
+        InputError: something could not be looked at.
+    """
+    run = str(root / "scripts/run")
+    if _evaluates(sweep, rules) and (not counting.read_tasks(*_get_tasks(sweep)) or _find_task_errors(sweep)):
+        command = [run, sweep.evaluation_stage, *JOB, "measure_tasks"]
+        counting.load_tasks(*_get_tasks(sweep), command, get_variables(environments, "evaluate", "evaluate_adapters"))
+    if _trains(sweep, rules) and _find_recipe_faults(sweep) != []:
+        command = [run, sweep.trainer.STAGE, *JOB, "check_recipes"]
+        recipes, trainer = _get_recipes(sweep), sweep.experiment.trainer
+        counting.build_recipes(sweep.results, recipes, trainer, command, get_variables(environments, "train"))
+
+
+def find_faults(sweep: Sweep, rules: Collection[str]) -> InputError | None:
+    """Return what is known to be wrong for jobs of these rules; `None` if there is nothing."""
+    faults = []
+    if _evaluates(sweep, rules):
+        faults += _find_task_errors(sweep) or [*_find_system_messages(sweep), *_find_metric_fault(sweep)]
+    if _trains(sweep, rules):
+        faults += _find_recipe_faults(sweep) or []
+    error = InputError.join(faults)
+    error.put_under(sweep.source)
+    return error if faults else None
+
+
+def _evaluates(sweep: Sweep, rules: Collection[str]) -> bool:
+    return bool(sweep.evaluated) and any(rule.startswith("evaluate") for rule in rules)
+
+
+def _trains(sweep: Sweep, rules: Collection[str]) -> bool:
+    return not sweep.missing_model and bool(sweep.trained) and "train" in rules
+
+
+def get_variables(environments: Mapping[str, Path], *rules: str) -> dict[str, str]:
+    """Return the environment variables of a command in the environment of one of the rules.
+
+    With conda, its Python is the first on the path.
+    """
+    folders = [f"{environments[rule]}/bin" for rule in rules if rule in environments]
+    return {**os.environ, "PATH": os.pathsep.join([*folders, os.environ.get("PATH", "")])}
+
+
+def _get_tasks(sweep: Sweep) -> tuple[Path, Sequence[TaskEntry], list[Path], Collection[str]]:
+    return sweep.results, sweep.tasks, list(map(Path, sweep.task_files)), sweep.experiment.evaluation.model_roles
+
+
+def _find_task_errors(sweep: Sweep) -> list[InputError]:
+    return list_errors(sweep.tasks, counting.read_tasks(*_get_tasks(sweep)), sweep.source)
+
+
+def list_errors(tasks: Sequence[TaskEntry], found: Mapping[str, Mapping[str, Any]], source: str) -> list[InputError]:
+    """Return an error for each task that did not load; `found` is what is known of tasks by name."""
+    return [
+        InputError(
+            f"evaluation.tasks.{index}: {entry.spec.task!r} does not load: {found[entry.name]['error']}",
+            f"a task that loads without the network; 'lorasweep download {source}' fetches what it needs of the hub",
+        )
+        for index, entry in enumerate(tasks)
+        if "error" in found.get(entry.name, {})
+    ]
+
+
+def _find_system_messages(sweep: Sweep) -> list[InputError]:
+    """Return an error for each task that brings a system message, unless its entry says which message stands."""
+    found = counting.read_tasks(*_get_tasks(sweep))
+    undecided = [entry.name for entry in sweep.tasks if entry.spec.system_prompt is None and entry.name in found]
+    places = {name: found[name].get("system_message") for name in undecided}
+    return [refuse_system_message(name, place) for name, place in places.items() if place]
+
+
+def _find_metric_fault(sweep: Sweep) -> list[InputError]:
+    metric, task = sweep.experiment.report.metric, next(iter(sweep.deciding_tasks), None)
+    known = counting.read_tasks(*_get_tasks(sweep)).get(str(task), {}).get("metrics")
+    if metric is None or not known or metric in known:
+        return []
+    problem = f"report.metric: {metric!r} is no metric of the task '{task}'{nearest(metric, known)}"
+    return [InputError(problem, ", ".join(known))]
+
+
+def _get_recipes(sweep: Sweep) -> dict[str, str]:
+    return {training: sweep.get_recipe(training) for training in sweep.trainings}
+
+
+def _find_recipe_faults(sweep: Sweep) -> list[InputError] | None:
+    """Return the stored faults of the recipes, each once; `None` if none are stored of these recipes."""
+    found = counting.read_recipe_faults(sweep.results, _get_recipes(sweep), sweep.experiment.trainer)
+    if found is None:
+        return None
+    points: dict[tuple[str, str], list[str]] = {}
+    for training, part, reason in found:
+        points.setdefault((part, reason), []).append(sweep.trainings[training])
+    return [_explain(sweep, part, reason, names) for (part, reason), names in points.items()]
+
+
+def _explain(sweep: Sweep, part: str, reason: str, points: Sequence[str]) -> InputError:
+    others = f" and {len(points) - 1} others" if len(points) > 1 else ""
+    where, expected = f"the recipe's '{part}'", ""
+    if part in sweep.points[points[0]].controls.override:
+        where = f"controls._override.{part}"
+        expected = "arguments of its _component_; null removes one that the workflow sets"
+    return InputError(f"{where} (point '{points[0]}'{others}) cannot be built: {reason}", expected)
