@@ -242,7 +242,7 @@ def _get_prompt_facts(config: Any) -> dict[str, Any]:
     from torchtune import config as components
 
     tokenizer = components.instantiate(config.tokenizer)
-    end = tokenizer.plain_end if "completion" in config.dataset._component_ else tokenizer.end
+    end = tokenizer.plain_end if config.dataset.get("format") == "completion" else tokenizer.end
     day = config.tokenizer.get("template_date")
     return {"end_tokens": end.names, **({"template_date": day} if day else {})}
 
