@@ -36,4 +36,4 @@ rule all:
 
 rule configure_all:
     input:
-        get_recipes,
+        inputs("configure_all", get_recipes),

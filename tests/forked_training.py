@@ -18,6 +18,7 @@ PROCESSES.set_forkserver_preload(
     [
         "lorasweep.trainers.torchtune.run",
         "lorasweep.trainers.torchtune.tokenizer",
+        "lorasweep.trainers.torchtune.dataset",
         "lorasweep.trainers.torchtune.processes",
         "lorasweep.trainers.torchtune.loop",
         "lorasweep.util.versions",

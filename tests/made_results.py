@@ -40,7 +40,12 @@ def make_results(
     record, rows = {}, []
     for settings in points:
         name = SEPARATOR.join(sorted(f"{key}={format_value(value, key)}" for key, value in settings.items()))
-        record[name] = {"current": True, "settings": settings, "swept": sorted(variables), "is_run": False}
+        record[name] = {
+            "current": True,
+            "settings": {**settings, "mode": "B1"},
+            "swept": sorted(variables),
+            "is_run": False,
+        }
         scores = (hardness + draw.normal(0, 0.1, samples) < chances(settings)).astype(float)
         rows += make_point(results, name, settings, scores, steps)
     if base_chance is not None:

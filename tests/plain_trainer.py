@@ -1,6 +1,5 @@
 """A second trainer for the tests: PEFT and a plain loop without schedule or dropout, where evaluations run."""
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -8,10 +7,11 @@ from pathlib import Path
 import yaml
 
 from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.experiment.training_data import read_samples
 from lorasweep.trainers import TrainingError
 from lorasweep.trainers.publication import check_weights, complete, publish
 from lorasweep.trainers.training_log import Row, TrainingLog
-from lorasweep.util.digest import digest_file
+from lorasweep.util.digest import digest_files
 from lorasweep.util.errors import InputError
 
 STAGE = "eval"
@@ -24,30 +24,38 @@ def recipe(spec):
             "plain_trainer takes no _override, one GPU, no validation data, and data.format: instruct alone"
         )
     said = {"output_dir": spec.output_dir, "base": str(spec.checkpoint.path), "dtype": spec.model.dtype}
-    columns = {"input": spec.data.input_column, "output": spec.data.output_column}
-    return yaml.safe_dump({**said, "data": spec.data.train, "columns": columns, **controls})
+    data = {"files": list(spec.data.get_files("train")), "columns": spec.data.columns, "too_long": spec.data.too_long}
+    return yaml.safe_dump({**said, "data": data, **controls})
 
 
 def declared_adapter_only(override):
     return None
 
 
-def measure_lengths(recipe, most):
-    samples = _read_samples({**yaml.safe_load(recipe.read_text()), "max_seq_len": None})
-    return [len(tokens) for tokens, _ in samples[:: max(1, -(-len(samples) // most))]]
+def measure_lengths(recipe):
+    samples = _tokenize(yaml.safe_load(recipe.read_text()))
+    return {"train": [[labels.count(-100), len(tokens) - labels.count(-100)] for _, tokens, labels in samples]}
+
+
+def _tokenize(config):
+    from transformers import AutoTokenizer
+
+    tokenizer, data = AutoTokenizer.from_pretrained(config["base"]), config["data"]
+    for sample in read_samples(data["files"], "instruct", data["columns"]):
+        question, answer = ({"role": role, "content": content} for role, content in sample.messages)
+        prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True)["input_ids"]
+        tokens = tokenizer.apply_chat_template([question, answer])["input_ids"]
+        yield sample.place, tokens, [-100] * len(prompt) + tokens[len(prompt) :]
 
 
 def _read_samples(config):
-    from transformers import AutoTokenizer
-
-    tokenizer, columns = AutoTokenizer.from_pretrained(config["base"]), config["columns"]
-    samples = []
-    for sample in map(json.loads, Path(config["data"]).read_text().splitlines()):
-        question = [{"role": "user", "content": sample[columns["input"]]}]
-        both = [*question, {"role": "assistant", "content": sample[columns["output"]]}]
-        prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True)["input_ids"]
-        tokens = tokenizer.apply_chat_template(both)["input_ids"][: config["max_seq_len"]]
-        samples.append((tokens, [-100] * len(prompt) + tokens[len(prompt) :]))
+    samples, too_long = [], config["data"]["too_long"]
+    for place, tokens, labels in _tokenize(config):
+        limit = config["max_seq_len"] or len(tokens)
+        if len(tokens) > limit and too_long == "error":
+            raise TrainingError(f"{place}: has {len(tokens)} tokens, more than max_seq_len = {limit}")
+        if len(tokens) <= limit or (too_long == "truncate" and labels[:limit].count(-100) < limit):
+            samples.append((tokens[:limit], labels[:limit]))
     return samples
 
 
@@ -98,7 +106,7 @@ def train(recipe, adapter, metric_loggers=(), save_minutes=0, earlier=None):
             model.save_pretrained(made)
             check_weights(made / "adapter_model.safetensors")
             facts = {"trainer": "plain_trainer", "dtype": config["dtype"], "peak_memory_bytes": None}
-            facts["data_sha256"] = digest_file(Path(config["data"]))
+            facts["data_sha256"] = digest_files(config["data"]["files"])
             complete(made, base, recipe, log_file, epoch, ("torch", "peft"), facts)
     log.close()
     for epoch, target in targets.items():

@@ -194,14 +194,17 @@ def test_a_loss_that_is_not_finite_fails_and_leaves_no_adapter(
 @pytest.mark.long  # a sweep is planned by them, below
 def test_lengths_are_those_of_whole_samples(make_training: Callable[..., Training], tmp_path: Path) -> None:
     training = make_training(tmp_path, max_seq_len=70)
-    done = training.run("measure_lengths", "--most", "7")
+    done = training.run("measure_lengths")
     assert done.returncode == 0, done.stderr[-2000:]
-    # Of each fourth sample: as the tokenizer of the tests has them, a token a byte.
-    question = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
+    # As the tokenizer of the tests has them, a token a byte.
+    prompt, answer = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "{}<|im_end|>\n"
     samples = [json.loads(line) for line in Path(str(training.spec.data.train)).read_text().splitlines()]
-    texts = [question.format(sample["input"], sample["output"]) for sample in samples[::4]]
-    special = len("<|im_start|>") + len("<|im_end|>") - 2
-    assert json.loads(done.stdout.splitlines()[-1]) == [len(text) - 2 * special for text in texts]
+    start, end = len("<|im_start|>") - 1, len("<|im_end|>") - 1
+    parts = [
+        [len(prompt.format(sample["input"])) - 2 * start - end, len(answer.format(sample["output"])) - end]
+        for sample in samples
+    ]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"parts": {"train": parts}}
 
 
 def test_a_sweep_trains_with_the_trainer_that_it_names(make: Callable[..., Sweep]) -> None:
@@ -220,11 +223,10 @@ def test_a_sweep_trains_with_the_trainer_that_it_names(make: Callable[..., Sweep
     assert list(trained["steps"]) == [10]
     manifest = json.loads((sweep.results / "lora_rank=4/manifest.json").read_text())
     assert manifest["training"]["trainer"] == "plain_trainer"
-    counted = json.loads((sweep.results / "lengths.json").read_text())
+    [counted] = json.loads((sweep.results / "lengths.json").read_text())["counts"]
     assert counted["key"][-1] == "plain_trainer"
     # A token a byte, and one for each of four marks.
-    whole = len("user\nafter a\nassistant\nb\n") + 4
-    assert counted["lengths"] == [whole] * 25
+    assert counted["parts"]["train"] == [[len("user\nafter a\nassistant\n") + 3, len("b\n") + 1]] * 25
     assert sweep.plan() == {}
     # With another trainer all is trained anew.
     sweep.edit(trainer="torchtune")

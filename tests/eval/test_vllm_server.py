@@ -37,7 +37,10 @@ def make_adapter(path: Path, rank: int, **config: Any) -> Adapter:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Any:
-    return SimpleNamespace(path=tmp_path / "base", has_chat_template=True, fingerprint="f")
+    tokenizer = make_tokenizer(has_chat_template=True)
+    tokenizer.save_pretrained(tmp_path / "base")
+    template = tokenizer.chat_template
+    return SimpleNamespace(path=tmp_path / "base", has_chat_template=True, chat_template=template, fingerprint="f")
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_a_rank_that_vllm_does_not_take_is_refused(spec: EvaluationSpec, base: A
 
 
 def test_a_base_without_a_chat_template_is_prompted_as_by_hf(spec: EvaluationSpec, base: Any) -> None:
-    base.has_chat_template = False
+    base.has_chat_template, base.chat_template = False, None
     assert get_server_args(spec, base, [])["use_chat_template"] is False
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.experiment.training_data import read_samples
 from lorasweep.trainers.publication import complete, publish
 from lorasweep.trainers.training_log import Row, TrainingLog
 from lorasweep.util.digest import digest_file
@@ -30,8 +31,9 @@ def declared_adapter_only(override):
     return None
 
 
-def measure_lengths(recipe, most):
-    return [1]
+def measure_lengths(recipe):
+    columns = {"input": "input", "output": "output"}
+    return {"train": [[1, 1] for _ in read_samples([yaml.safe_load(recipe.read_text())["data"]], "instruct", columns)]}
 
 
 def train(recipe, adapter, metric_loggers=(), save_minutes=0, earlier=None):

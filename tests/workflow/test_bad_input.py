@@ -29,6 +29,14 @@ def write(name: str, text: str) -> Callable[[Sweep], None]:
     return change
 
 
+def append(name: str, text: str) -> Callable[[Sweep], None]:
+    def change(sweep: Sweep) -> None:
+        with (sweep.directory / name).open("a") as file:
+            file.write(text)
+
+    return change
+
+
 def write_bytes(name: str) -> Callable[[Sweep], None]:
     return lambda sweep: (sweep.directory / name).write_bytes(b"\xff\xfe\x00\x80")
 
@@ -38,6 +46,21 @@ def without_chat_template(sweep: Sweep) -> None:
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     (sweep.directory / "train.jsonl").write_text(json.dumps(chat))
     (sweep.directory / "model/tokenizer_config.json").write_text("{}")
+
+
+def with_a_token_too_many(sweep: Sweep) -> None:
+    tokens = {"added_tokens": [{"id": 32, "content": "<|im_end|>", "special": True}]}
+    (sweep.directory / "model/tokenizer.json").write_text(json.dumps(tokens))
+    settings = {"chat_template": "{{ messages }}", "eos_token": "<|im_end|>"}
+    (sweep.directory / "model/tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def with_template(text: str, system_prompt: str | None = None) -> Callable[[Sweep], None]:
+    def change(sweep: Sweep) -> None:
+        (sweep.directory / "model/chat_template.jinja").write_text(text)
+        sweep.edit(data={"system_prompt": system_prompt})
+
+    return change
 
 
 def own_adapter(sweep: Sweep) -> None:
@@ -52,6 +75,9 @@ def adapter_only(said: bool) -> dict[str, Any]:
     return {"_override": {"checkpointer": {"save_adapter_weights_only": said}}}
 
 
+CLOCK = "{{ strftime_now(messages[0].form) }}"
+FORBIDS = "{% if messages[0].role == 'system' %}{{ raise_exception('Nobody.') }}{% endif %}"
+
 BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "an unknown key": (edit(evalution={}), ["sweep.yaml", "'evalution'", "did you mean 'evaluation'"]),
     "an unknown control": (edit(controls={"lora_rnk": 4}), ["controls.lora_rnk", "did you mean 'lora_rank'"]),
@@ -64,6 +90,13 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "an empty variable": (edit(variables={"lora_rank": []}), ["variables.lora_rank", "at least 1 item"]),
     "a value twice": (edit(variables={"lora_rank": [4, 4]}), ["variables.lora_rank", "4", "listed twice"]),
     "a point twice": (edit(runs=[{"name": "again", "lora_rank": 4}]), ["'lora_rank=4'", "'again'", "the same"]),
+    "a section twice": (
+        append("sweep.yaml", "variables: {lora_rank: [16]}\ncontrols: {lr: 1.0e-3}\n"),
+        [
+            "sweep.yaml:29: the key 'variables' is there twice, first",
+            "sweep.yaml:30: the key 'controls' is there twice",
+        ],
+    ),
     "no such model": (edit(model={"path": "none"}), ["model.path", "'none'", "a local Hugging Face checkpoint"]),
     "no weights": (remove("model/model.safetensors.index.json"), ["model.path", "has no weights"]),
     "a shard missing": (remove("model/model-00001.safetensors"), ["model.path", "lacks model-00001.safetensors"]),
@@ -89,6 +122,18 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "data without a column": (
         write("train.jsonl", '{"input": "a", "output": "b"}\n{"input": "a"}\n'),
         ["train.jsonl:2", "no column 'output'"],
+    ),
+    "a number in place of text": (
+        append("train.jsonl", '{"input": "a", "output": 7}\n'),
+        ["train.jsonl:26: output: 7 is invalid. Expected: text"],
+    ),
+    "half a character": (
+        append("train.jsonl", r'{"input": "a", "output": "\ud83d"}'),
+        ["train.jsonl:26: output: character 1 is a lone surrogate"],
+    ),
+    "a sample with a key twice": (
+        append("train.jsonl", '{"input": "a", "output": "b", "output": "c"}'),
+        ["train.jsonl:26: the key 'output' is there twice"],
     ),
     "data that is no text": (write_bytes("train.jsonl"), ["train.jsonl", "UTF-8"]),
     "a task file that is no text": (write_bytes("tasks.py"), ["tasks.py"]),
@@ -123,7 +168,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(data={"format": "completion"}, runs=[{"name": "asked", "prompt": "Answer {input}"}]),
         ["data.prompt", "'Answer {input}' (point 'asked')", "data.format: completion"],
     ),
-    "no text": (edit(data={"format": "completion"}), ["train.jsonl:1", "no text in the column 'text'"]),
+    "no text": (edit(data={"format": "completion"}), ["train.jsonl:1: no column 'text' (data.text_column)"]),
     "no such baseline": (
         edit(evaluation={"baselines": [{"name": "other", "model": "none"}]}),
         ["evaluation.baselines.0.model", "no such directory: 'none'"],
@@ -178,6 +223,20 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         edit(evaluation={"allow_network": True, "model_roles": {"grader": "openai/gpt-4o"}}),
         ["evaluation.model_roles.grader: openai/gpt-4o: Unable to initialise OpenAI client No OPENAI_API_KEY, "],
     ),
+    "a token without a row": (
+        with_a_token_too_many,
+        ["sweep.yaml: model.path: 'model': the tokenizer has the token '<|im_end|>' with the id 32", "has 32 rows"],
+    ),
+    "a tokenizer that is no JSON": (write("model/tokenizer.json", "{"), ["model/tokenizer.json' is not JSON"]),
+    "a system prompt that the template refuses": (
+        with_template(FORBIDS, "Be brief."),
+        ["sweep.yaml: data.system_prompt: the chat template of 'model' refuses a system message: Nobody."],
+    ),
+    "a date that cannot be fixed": (
+        with_template(CLOCK),
+        ["model.path: data.template_date cannot fix the date"],
+    ),
+    "a date that is none": (edit(data={"template_date": "26 Jul 2024"}), ["data.template_date", "YYYY-MM-DD"]),
     "no task": (edit(evaluation={"tasks": []}), ["evaluation.tasks", "at least one"]),
     **{
         f"a run called {name!r}": (edit(runs=[{"name": name, "lora_rank": 2}]), ["runs.0.name", "letters, digits"])

@@ -16,6 +16,7 @@ import yaml
 from pyarrow import parquet
 
 from hub_server import TOKEN, Hub, read_files, serve
+from lorasweep.experiment.training_data import read_samples
 from sweep import ROOT, Sweep
 
 UNREAD = {"README.md": b"#", "pytorch_model.bin": b"\0" * 1000, "original/consolidated.00.pth": b"\0" * 1000}
@@ -165,23 +166,26 @@ def test_of_two_at_once_one_fetches_and_the_other_waits(sweep: Sweep, hub: Hub, 
     assert {hub.count("GET", f"/{name}") for name in read_files(model)} == {1}
 
 
-def test_a_file_of_a_data_set_is_fetched_and_parquet_becomes_lines(sweep: Sweep, hub: Hub) -> None:
+def test_files_of_a_data_set_are_fetched_and_trained_on_as_they_are(sweep: Sweep, hub: Hub) -> None:
     samples = [{"input": f"after {letter}", "output": "é"} for letter in "abcdefgh"]
     table = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(samples), table)
     lines = "".join(json.dumps(sample) + "\n" for sample in samples).encode()
-    files = {"data/train.parquet": table.getvalue(), "validation.jsonl": lines, "more.jsonl": b""}
+    files = {"data/train.parquet": table.getvalue(), "validation.jsonl": lines, "more.csv": b"input,output\na,b\n"}
     commit = hub.add("datasets/org/letters", files)
     data = "hf://datasets/org/letters"
-    sweep.edit(data={"train": f"{data}/data/train.parquet", "validation": f"{data}@{commit}/validation.jsonl"})
+    train = [f"{data}/data/train.parquet", f"{data}/more.csv"]
+    sweep.edit(data={"train": train, "validation": f"{data}@{commit}/validation.jsonl"})
     sweep.call("download")
     sweep.run("configure_all")
     folder = sweep.directory / f"downloads/datasets/org--letters@{commit[:12]}"
-    assert set(read_files(folder)) == {"data/train.parquet.jsonl", "validation.jsonl"}
-    trained = (folder / "data/train.parquet.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in trained] == samples
+    assert read_files(folder) == files
     recipe = yaml.safe_load((sweep.find_training("lora_rank=4") / "recipe.yaml").read_text())
-    assert recipe["dataset"]["data_files"] == str((folder / "data/train.parquet.jsonl").relative_to(sweep.directory))
+    local = [str((folder / name).relative_to(sweep.directory)) for name in ("data/train.parquet", "more.csv")]
+    assert recipe["dataset"]["data_files"] == local
+    columns = {"input": "input", "output": "output"}
+    found = list(read_samples([str(sweep.directory / file) for file in local], "instruct", columns))
+    assert [sample.messages[1].content for sample in found] == ["é"] * 8 + ["b"]
     assert sweep.plan("configure_all") == {}
 
 

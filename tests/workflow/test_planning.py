@@ -127,6 +127,53 @@ def test_a_tasks_own_options_are_counted(make: Callable[..., Sweep]) -> None:
     assert read_plan(sweep)["whole"]["job_hours"]["evaluate"] > plan["whole"]["job_hours"]["evaluate"]
 
 
+OWN = """
+from inspect_ai.solver import system_message
+
+
+@task
+def own() -> Task:
+    return Task(dataset=[Sample(input="a")], solver=[system_message("Be brief."), generate()], scorer=match())
+"""
+
+
+def test_a_task_with_a_system_message_of_its_own_is_refused_before_any_job(make: Callable[..., Sweep]) -> None:
+    sweep = make(plan={"count": True})
+    (sweep.directory / "tasks.py").write_text((sweep.directory / "tasks.py").read_text() + OWN)
+    sweep.edit(evaluation={"tasks": ["tasks.py@letters", "tasks.py@own"]})
+    refusal = "sweep.yaml: evaluation.tasks: 'own' brings a system message of its own (its solver)"
+    for refused in (sweep.lorasweep("plan"), sweep.snakemake()):
+        assert refused.returncode == 1
+        assert refusal in refused.stdout + refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert not list(sweep.results.glob("trainings/*/recipe.yaml"))
+    for named in ("", "Tell."):
+        sweep.edit(evaluation={"tasks": ["tasks.py@letters", {"task": "tasks.py@own", "system_prompt": named}]})
+        assert sweep.call("plan")
+
+
+def test_a_model_without_a_chat_template_is_said_to_be_asked_by_role(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    (sweep.directory / "model/tokenizer_config.json").write_text("{}")
+    said = sweep.run("--dry-run")
+    assert "model: the tokenizer has no chat template, so training and evaluation write a prompt as 'user: '" in said
+    assert "data.format: completion" in said
+    assert "no chat template" in sweep.call("plan")
+    texts = [json.dumps({"text": f"{letter} and so on"}) for letter in "abcdefgh"]
+    (sweep.directory / "train.jsonl").write_text("\n".join(texts))
+    sweep.edit(data={"format": "completion"})
+    assert "no chat template" not in sweep.run("--dry-run")
+
+
+def test_a_date_without_quotes_is_read(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    (sweep.directory / "model/chat_template.jinja").write_text('{{ strftime_now("%d %b %Y") }}{{ messages }}')
+    text = (sweep.directory / "sweep.yaml").read_text()
+    (sweep.directory / "sweep.yaml").write_text(text.replace("data:\n", "data:\n  template_date: 2025-01-31\n"))
+    sweep.run("configure_all")
+    assert "template_date: '2025-01-31'\n" in (sweep.find_training("lora_rank=4") / "recipe.yaml").read_text()
+
+
 def test_nothing_of_the_plans_settings_reruns_anything(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.run("configure_all")

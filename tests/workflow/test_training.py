@@ -1,10 +1,13 @@
 """How trainings are watched, and on what they are validated: what reruns, and what is refused."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.util.digest import digest_file
 from sweep import Sweep
 
 LETTERS = '{"input": "after a", "output": "b"}\n'
@@ -15,8 +18,14 @@ def pretend_to_train(sweep: Sweep) -> None:
     sweep.run("configure_all")
     for recipe in sweep.results.glob("trainings/*/recipe.yaml"):
         (recipe.parent / "adapter").mkdir()
-        for name in ("adapter_model.safetensors", "adapter_config.json", "lorasweep.json"):
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
             (recipe.parent / "adapter" / name).write_text("{}")
+        record = {
+            "recipe_sha256": digest_file(recipe),
+            "adapter_sha256": digest_file(recipe.parent / "adapter/adapter_model.safetensors"),
+            "base_model_fingerprint": read_checkpoint(sweep.directory / "model").fingerprint,
+        }
+        (recipe.parent / "adapter/lorasweep.json").write_text(json.dumps(record))
     sweep.run("--touch", "--forcerun", "train", "--until", "train")
     sweep.run("--until", "take")
 
@@ -47,7 +56,7 @@ def test_validation_data_that_is_added_or_edited_trains_anew(trained: Sweep) -> 
     trained.run("configure_all")
     recipes = trained.results.glob("trainings/lora_rank=4-*/recipe.yaml")
     recipe = max(recipes, key=lambda recipe: recipe.stat().st_mtime_ns)
-    assert recipe.read_text().splitlines()[1].startswith("# validation data sha256: ")
+    assert "\n# validation data sha256: " in recipe.read_text()
     assert "configure" not in trained.plan()
     file.write_text(LETTERS * 2)
     assert trained.plan()["configure"] == 2

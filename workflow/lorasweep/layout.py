@@ -95,8 +95,8 @@ BASELINE = "baseline"
 RESERVED_NAMES = (
     BASELINE,
     *("logs", "benchmarks", TRAININGS, "plots", "plots-partial", "tensorboard", "wandb"),
-    *("points.json", "batches.json", "lengths.json", "task_sizes.json", "recipes.json", "plan.json", "plan.svg"),
-    "experiment.yaml",
+    *("points.json", "batches.json", "tables.json", "lengths.json", "task_sizes.json", "recipes.json"),
+    *("plan.json", "plan.svg", "experiment.yaml"),
     *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv", "revisions.json"),
     *("results.csv", "results.parquet", "replicates.csv", "samples.parquet", "answer.json", "report.html"),
     *("results-partial.csv", "results-partial.parquet", "replicates-partial.csv", "samples-partial.parquet"),
@@ -105,3 +105,9 @@ RESERVED_NAMES = (
 """Names in `results/<experiment>/` that a trained point must not have."""
 
 TABLE = "results.csv"
+
+TABLES_RECORD = "tables.json"
+"""File in an experiment's folder that says of what its tables and its report were made."""
+
+DIGESTS = ".digests.json"
+"""File in an experiment's folder: digests of files whose size or time differs from that in their point's manifest."""

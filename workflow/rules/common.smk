@@ -16,8 +16,10 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 try:
     from lorasweep.util.errors import ending_with_a_message
+    from lorasweep.experiment.loading import read_config
     from lorasweep.experiment.sections import NAME_PATTERN
-    from lorasweep.layout import MERGED, METRICS
+    from lorasweep.layout import MERGED, METRICS, TABLES_RECORD
+    from lorasweep.running.outdated import find_outdated
     from lorasweep.sweep.sweep import Sweep
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -30,10 +32,15 @@ USES_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_m
 # Whether to run although there is not enough disk space according to the plan.
 FORCES_PLAN = str(config.pop("force_plan", False)).lower() == "true"
 
+CONFIG_FILES = workflow.overwrite_configfiles or workflow.configfiles
+
 with ending_with_a_message():
+    # Snakemake has read the files, but not seen keys that are there twice.
+    for file in CONFIG_FILES if workflow.is_main_process else ():
+        read_config(Path(file))
     SWEEP = Sweep.load(
         config,
-        ", ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles)),
+        ", ".join(map(str, CONFIG_FILES)),
         overrides=workflow.config_settings.config,
         is_job=not workflow.is_main_process,
         # On a cluster, each job has its own GPUs; on one machine, jobs share the GPUs of --resources gpu=N.
@@ -67,9 +74,34 @@ wildcard_constraints:
     training=NAME_PATTERN,
 
 
+# What is to be made, by the content of the results. A job makes its own part only.
+OUTDATED = find_outdated(SWEEP) if workflow.is_main_process else []
+IS_OUTDATED = {(outdated.rule, outdated.name) for outdated in OUTDATED}
+
+
 def of(function):
     """Turn a function of a name (of a point, training or batch) into a function of a rule's wildcards."""
     return lambda wildcards: function(wildcards[0])
+
+
+def inputs(rule, get_files):
+    """Return an input function of a rule whose result is made again if it is outdated, whatever the times of files.
+
+    `get_files` returns files, or files by kind, by the name of a point or training; "" without wildcards.
+    """
+
+    def get_inputs(wildcards):
+        # Input functions are the first of our code that sees the DAG.
+        workflow.dag.forcefiles.update(outdated.file for outdated in OUTDATED if outdated.reason)
+        name = next(iter(wildcards), "")
+        files = get_files(name)
+        if (rule, name) in IS_OUTDATED:
+            return files
+        if isinstance(files, dict):
+            return {kind: ancient(part) for kind, part in files.items()}
+        return ancient(files)
+
+    return get_inputs
 
 
 def in_results(path="."):
@@ -88,12 +120,21 @@ def get_results(wildcards):
     return ["<results>/report.html", "<results>/results.csv", *get_manifests(wildcards), *kept]
 
 
-def get_recipes(wildcards):
+def get_recipes(_):
     return [f"<results>/trainings/{training}/recipe.yaml" for training in SWEEP.trainings]
 
 
-def get_manifests(wildcards):
+def get_manifests(_):
     return [f"<results>/{point}/manifest.json" for point in sorted(SWEEP.folders)]
+
+
+def get_tables(_):
+    return {
+        "table": "<results>/results.csv",
+        "parquet": "<results>/results.parquet",
+        "replicates": "<results>/replicates.csv",
+        "answer": "<results>/answer.json",
+    }
 
 
 def get_evaluation_outputs():

@@ -11,8 +11,8 @@ Each run forms new batches of the points without a result.
 
 rule evaluate:
     input:
-        unpack(of(SWEEP.get_model_files)),
-        tasks=SWEEP.task_files,
+        unpack(inputs("evaluate", SWEEP.get_model_files)),
+        tasks=ancient(SWEEP.task_files),
     output:
         **get_evaluation_outputs(),
     log:
@@ -48,7 +48,6 @@ localrules:
 
 rule evaluate_adapters:
     input:
-        # `publish` decides whether a point needs an evaluation; modification times do not matter here.
         adapters=ancient(of(SWEEP.get_batch_adapters)),
         tasks=ancient(SWEEP.task_files),
     output:
@@ -76,9 +75,9 @@ rule evaluate_adapters:
 
 rule publish:
     input:
-        adapter=SWEEP.get_adapter_files("{point}"),
-        tasks=SWEEP.task_files,
-        batch=ancient(of(SWEEP.get_batch_file)),
+        adapter=inputs("publish", SWEEP.get_adapter_files),
+        tasks=ancient(SWEEP.task_files),
+        batch=inputs("publish", SWEEP.get_batch_file),
     output:
         **get_evaluation_outputs(),
     log:

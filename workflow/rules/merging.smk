@@ -9,7 +9,7 @@ scheduler `lorasweep` starts no merge beyond that number (workflow/snakemake_sch
 
 rule merge:
     input:
-        adapter=SWEEP.get_adapter_files("{point}"),
+        adapter=inputs("merge", SWEEP.get_adapter_files),
     output:
         model=temp(directory(f"<results>/{MERGED}/{{point}}")),
     log:
@@ -39,6 +39,8 @@ rule merge:
 
 
 use rule merge as export with:
+    input:
+        adapter=inputs("export", SWEEP.get_adapter_files),
     output:
         model=directory("<results>/{point}/hf_model"),
     log:

@@ -15,7 +15,7 @@ localrules:
 
 rule cleanup:
     input:
-        unpack(of(SWEEP.get_kept_files)),
+        unpack(inputs("cleanup", SWEEP.get_kept_files)),
     output:
         manifest="<results>/{point}/manifest.json",
     log:
@@ -38,7 +38,7 @@ rule cleanup:
 
 rule read_samples:
     input:
-        manifests=get_manifests,
+        manifests=inputs("read_samples", get_manifests),
     output:
         samples="<results>/samples.parquet",
     log:
@@ -55,8 +55,8 @@ rule read_samples:
 
 rule collect:
     input:
-        manifests=get_manifests,
-        samples="<results>/samples.parquet",
+        manifests=inputs("collect", get_manifests),
+        samples=inputs("collect", lambda _: "<results>/samples.parquet"),
     output:
         table="<results>/results.csv",
         parquet="<results>/results.parquet",
@@ -80,21 +80,20 @@ rule collect:
 
 rule report:
     input:
-        table="<results>/results.csv",
-        parquet="<results>/results.parquet",
-        replicates="<results>/replicates.csv",
-        answer="<results>/answer.json",
+        unpack(inputs("report", get_tables)),
     output:
         page="<results>/report.html",
         plots=directory("<results>/plots"),
+        record=f"<results>/{TABLES_RECORD}",
     log:
         "<logs>/report.log",
     conda:
         "../../envs/driver.yaml"
     params:
         pipeline=SWEEP.pipeline,
-        # The report reads the experiment from a file that each run writes at its start, which is not an input.
-        experiment=SWEEP.digest,
+        settings=SWEEP.summary_settings,
+        baselines=list(SWEEP.baselines),
     shell:
         f"{RUN} driver -m lorasweep job report --table {{input.table:q}} --pipeline {{params.pipeline:q}}"
-        " --output {output.page:q} --plots {output.plots:q} > {log:q} 2>&1"
+        " --output {output.page:q} --plots {output.plots:q} --record {output.record:q} --settings {params.settings:q}"
+        " --baselines {params.baselines:q} > {log:q} 2>&1"

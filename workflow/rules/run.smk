@@ -5,6 +5,7 @@ The work is done by `lorasweep.running.run.Run`; this file passes on what only S
 
 from snakemake.io import IOFile
 
+from lorasweep.running.outdated import describe_outdated
 from lorasweep.running.run import THREADS, Options, Places, Run
 from lorasweep.util.slurm import count_gpus, forget_settings
 from lorasweep.running.slurm_plugin import (
@@ -21,7 +22,9 @@ if workflow.is_main_process:
     warn_of_other_versions()
     mend_status_queries()
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
-    THIS_RUN = Run(SWEEP, ROOT, SOURCES, uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN)
+    THIS_RUN = Run(
+        SWEEP, ROOT, SOURCES, describe_outdated(SWEEP, OUTDATED), uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN
+    )
     THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
 
 

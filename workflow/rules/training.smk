@@ -18,9 +18,9 @@ localrules:
 
 rule train:
     input:
-        recipe=ancient("<results>/trainings/{training}/recipe.yaml"),
-        data=ancient(EXPERIMENT.data.train or []),
-        validation=ancient(EXPERIMENT.data.validation or []),
+        recipe=inputs("train", lambda training: f"<results>/trainings/{training}/recipe.yaml"),
+        data=ancient(list(EXPERIMENT.data.get_files("train"))),
+        validation=ancient(list(EXPERIMENT.data.get_files("validation"))),
     output:
         # The file that a training writes last. The weights are not an output: a point's link to them changes their time.
         record=SWEEP.get_trained_file("{training}"),
@@ -54,7 +54,7 @@ rule train:
 
 rule take:
     input:
-        unpack(of(SWEEP.get_taken_files)),
+        unpack(inputs("take", SWEEP.get_taken_files)),
     output:
         recipe="<results>/{point}/recipe.yaml",
         adapter=SWEEP.get_adapter_files("{point}"),
@@ -77,7 +77,7 @@ rule take:
 
 rule adopt:
     input:
-        source=of(SWEEP.get_given_adapter),
+        source=inputs("adopt", SWEEP.get_given_adapter),
     output:
         adapter=SWEEP.get_adapter_files("{point}"),
     log:

@@ -1,5 +1,7 @@
 """What a point has when it took an adapter, and what happens to other points then."""
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from lorasweep.adapters.take import take_adapter
 from lorasweep.util.errors import InputError
 
 WEIGHTS = "adapter_model.safetensors"
+WEIGHTS_IN_IT = f"adapter/{WEIGHTS}"
 
 
 @pytest.fixture
@@ -18,6 +21,8 @@ def training(tmp_path: Path) -> Path:
     (folder / "state/train").mkdir(parents=True)
     for name in ("recipe.yaml", f"adapter/{WEIGHTS}", "adapter/adapter_config.json", "adapter/lorasweep.json"):
         (folder / name).write_text(name)
+    record = {"adapter_sha256": hashlib.sha256(WEIGHTS_IN_IT.encode()).hexdigest()}
+    (folder / "adapter/lorasweep.json").write_text(json.dumps(record))
     return folder
 
 
@@ -35,7 +40,8 @@ def test_a_point_has_all_of_it_and_the_recipe_and_nothing_of_before(training: Pa
     point = take(training, "p")
     assert {str(path.relative_to(point)): path.read_text() for path in point.rglob("*") if path.is_file()} == {
         "recipe.yaml": "recipe.yaml",
-        **{f"adapter/{name}": f"adapter/{name}" for name in (WEIGHTS, "adapter_config.json", "lorasweep.json")},
+        **{f"adapter/{name}": f"adapter/{name}" for name in (WEIGHTS, "adapter_config.json")},
+        "adapter/lorasweep.json": (training / "adapter/lorasweep.json").read_text(),
     }
     assert not (training / "state").exists()
 
@@ -71,4 +77,12 @@ def test_it_is_a_copy_where_the_file_system_has_no_links(training: Path, monkeyp
 def test_a_training_without_weights_is_named(training: Path) -> None:
     (training / "adapter" / WEIGHTS).unlink()
     with pytest.raises(InputError, match=f"{WEIGHTS}: is missing; remove .*0123456789 and run again"):
+        take(training, "p")
+
+
+def test_weights_that_are_not_those_of_the_record_are_refused(training: Path) -> None:
+    (training / "adapter" / WEIGHTS).write_text("others")
+    with pytest.raises(
+        InputError, match=r"is not what .*lorasweep.json says; remove .* and run again to train it again"
+    ):
         take(training, "p")

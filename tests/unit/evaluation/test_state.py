@@ -1,5 +1,6 @@
 """What an evaluation leaves behind is used for that evaluation, and for no other."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,8 @@ VERSIONS = {"torch": "1"}
 def point(tmp_path: Path) -> Path:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"weights")
+    record = {"adapter_sha256": hashlib.sha256(b"weights").hexdigest()}
+    (tmp_path / "adapter/lorasweep.json").write_text(json.dumps(record))
     return tmp_path
 
 
@@ -62,7 +65,7 @@ def test_options_of_a_task_make_another_evaluation_and_their_absence_none() -> N
     specs = [make_spec(tasks=[task | {key: value}]) for key, value in OPTIONS.items()]
     assert len({make_spec().sha256, *(spec.sha256 for spec in specs)}) == len(OPTIONS) + 1
     # What results that are there have on record.
-    assert make_spec().sha256 == "93dcc4d3f609c528ab9de5c6722519d8862a00ede504601dc10b377eb974de47"
+    assert make_spec().sha256 == "5984d726294e765e5e6d856d05675e01cafc204e5ead3b2129fe35816931436b"
     for spec in specs:
         assert EvaluationSpec.model_validate_json(spec.model_dump_json()) == spec
 
@@ -90,6 +93,7 @@ def test_a_result_waits_to_be_published_and_counts_only_then(point: Path) -> Non
     assert not is_evaluated(make_spec(), point)
     state.publish()
     assert is_evaluated(make_spec(), point)
+    assert is_evaluated(make_spec().model_copy(update={"base_model": "elsewhere"}), point)
     assert sorted(file.name for file in (point / "eval").iterdir()) == ["a.eval", "metrics.json", "reproduce.py"]
     assert not (point / "state/eval").exists()
     assert json.loads((point / "eval/metrics.json").read_text())["evaluation_sha256"] == make_spec().sha256

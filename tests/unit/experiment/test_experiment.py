@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lorasweep.experiment.loading import load_experiment, read_overrides
+from lorasweep.experiment.loading import load_experiment, read_config, read_overrides
 from lorasweep.util.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -74,7 +74,7 @@ BAD = [
         for path in (
             "hf://org/name/a.jsonl",
             "hf://datasets/org/name",
-            "hf://datasets/o/n/a.csv",
+            "hf://datasets/o/n/a.tsv",
             "hf://datasets/o/n/../a.json",
         )
     ),
@@ -111,3 +111,63 @@ def test_every_problem_is_told_at_once() -> None:
 
 def test_schema_and_readme_are_what_the_models_say() -> None:
     subprocess.run([sys.executable, ROOT / "scripts/make_docs.py", "--check"], check=True)
+
+
+class TestFile:
+    """What is said of a file that cannot be read as it is meant."""
+
+    @staticmethod
+    def refuse(path: Path, text: str | bytes) -> str:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(InputError) as error:
+            read_config(path)
+        return str(error.value)
+
+    def test_it_is_read_as_snakemake_reads_it(self, tmp_path: Path) -> None:
+        (tmp_path / "my.yaml").write_text(MINIMAL)
+        assert read_config(tmp_path / "my.yaml") == yaml.safe_load(MINIMAL)
+        (tmp_path / "my.json").write_text('{"a": {"b": 1}, "c": {"b": 1}}')
+        assert read_config(tmp_path / "my.json") == {"a": {"b": 1}, "c": {"b": 1}}
+
+    @pytest.mark.parametrize("key", ["variables: {lr: [1]}", '"variables": {}'])
+    def test_a_key_that_is_there_twice_is_named_with_both_lines(self, tmp_path: Path, key: str) -> None:
+        said = self.refuse(tmp_path / "my.yaml", f"{MINIMAL}{key}\n")
+        problem = "the key 'variables' is there twice, first in line 3"
+        assert said == f"{tmp_path}/my.yaml:7: {problem}. Expected: each key once"
+
+    @pytest.mark.parametrize(
+        ("text", "places"),
+        [
+            ("a: {b: 1, b: 2}\n", ["1: the key 'b'"]),
+            ("a:\n- b: 1\n  c: 2\n  b: 3\n", ["4: the key 'b'"]),
+            ("a: 1\nb: 2\na: 3\nb: 4\n", ["3: the key 'a'", "4: the key 'b'"]),
+        ],
+    )
+    def test_in_any_depth(self, tmp_path: Path, text: str, places: list[str]) -> None:
+        lines = self.refuse(tmp_path / "my.yaml", text).splitlines()
+        for line, place in zip(lines, places, strict=True):
+            assert line.startswith(f"{tmp_path}/my.yaml:{place} is there twice")
+
+    def test_an_anchor_and_a_merge_repeat_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "my.yaml").write_text("a: &x {b: 1}\nc: *x\nd: {<<: *x, b: 2}\n")
+        assert read_config(tmp_path / "my.yaml")["d"] == {"b": 2}
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("a: 1\nb: [1, 2\nc: 3\n", "my.yaml:3:2: not YAML: "),
+            ("a: 1\n\tb: 2\n", "my.yaml:2:1: not YAML: "),
+            ("a: b: c\n", "my.yaml:1:5: not YAML: mapping values are not allowed in this context"),
+            ("a: 2024-13-01\n", "my.yaml: not YAML: month must be in 1..12"),
+            ("a: *x\n", "my.yaml:1:4: not YAML: found undefined alias"),
+            (b"a: \xff\n", "my.yaml: not UTF-8 text (invalid start byte at byte 4)"),
+            ("", "my.yaml: not an experiment"),
+            ("- a\n", "my.yaml: not an experiment"),
+        ],
+    )
+    def test_what_is_not_yaml_is_said_with_line_and_column(self, tmp_path: Path, text: str | bytes, said: str) -> None:
+        assert said in self.refuse(tmp_path / "my.yaml", text)
+
+    def test_one_that_is_not_there_is_said(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"none\.yaml: no such file"):
+            read_config(tmp_path / "none.yaml")

@@ -29,7 +29,7 @@ COMMIT = "0123456789" * 4
         (
             f"hf://datasets/org/name@{COMMIT}/a/b.parquet",
             Reference("org/name", COMMIT, "a/b.parquet"),
-            "datasets/org--name@012345678901/a/b.parquet.jsonl",
+            "datasets/org--name@012345678901/a/b.parquet",
         ),
         ("hf://datasets/org/name/a.jsonl", Reference("org/name", "main", "a.jsonl"), None),
         (

@@ -15,8 +15,9 @@ from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size
 from lorasweep.experiment.devices import DEVICES, check_device
 from lorasweep.experiment.points import get_points
 from lorasweep.experiment.sections import Controls, Experiment
-from lorasweep.planning.costs import START_SECONDS, Costs, Lengths, TaskSize
+from lorasweep.planning.costs import START_SECONDS, Costs, TaskSize
 from lorasweep.planning.forecast import Forecast
+from lorasweep.planning.lengths import Lengths
 from lorasweep.planning.planner import Planner
 from lorasweep.planning.timeline import PlannedJob, simulate
 from lorasweep.util.errors import InputError
@@ -106,7 +107,13 @@ def make_planner(
     experiment = Experiment.model_validate(plain)
     points = get_points(experiment, tmp_path / "points.json")
     tasks = {"t": TaskSize(100, 200)}
-    costs = Costs(experiment, make_base(tmp_path), Lengths(1000, (400.0, 600.0), True), tasks, factors or {})
+    costs = Costs(
+        experiment,
+        make_base(tmp_path),
+        Lengths.count(experiment.data, [[0, 400], [0, 600]] * 500),
+        tasks,
+        factors or {},
+    )
     return Planner(experiment, points, costs.base, costs, parallel)
 
 

@@ -16,6 +16,7 @@ import pytest
 from lorasweep.layout import BASELINE
 from lorasweep.results.answer import Answer, choose_metric, find_answer
 from lorasweep.results.inference import PAIRED_WILSON, STUDENT_OF_SEEDS, UNPAIRED, WILSON
+from lorasweep.results.manifest import check_manifests
 from lorasweep.results.plots import MOST_DOTS, MOST_MOMENTS, draw_losses, draw_metric, draw_storage
 from lorasweep.results.replicates import aggregate
 from lorasweep.results.report import make_report
@@ -255,13 +256,26 @@ def test_seeds_that_scatter_leave_no_winner_that_samples_alone_would_name(tmp_pa
 
 def test_a_run_that_is_called_like_a_setting_is_none_of_its_replicates(tmp_path: Path) -> None:
     samples = make_results(tmp_path, {"lora_rank": [4, 16], "seed": [0, 1]}, lambda settings: 0.5)
-    run = make_point(tmp_path, "lora_rank=4", {"lora_rank": 4, "seed": 0, "lr": 1.0}, np.ones(40), 5)
+    settings = {"lora_rank": 4, "seed": 0, "lr": 1.0}
+    run = make_point(tmp_path, "lora_rank=4", settings, np.ones(40), 5)
     samples = pd.concat([samples, pd.DataFrame(run, columns=samples.columns)])
     record = json.loads((tmp_path / "points.json").read_text())
-    (tmp_path / "points.json").write_text(json.dumps({**record, "lora_rank=4": {"current": True}}))
+    (tmp_path / "points.json").write_text(
+        json.dumps({**record, "lora_rank=4": {"current": True, "settings": settings}})
+    )
     table = tabulate(tmp_path, ["lora_rank", "seed"], samples).groupby("setting")["point"].apply(set)
     assert {"lora_rank=4"} in table.tolist()
     assert {"lora_rank=4__seed=0", "lora_rank=4__seed=1"} in table.tolist()
+
+
+def test_a_point_that_was_made_with_other_settings_has_no_row(tmp_path: Path) -> None:
+    make_results(tmp_path, {"lora_rank": [4, 16]}, lambda settings: 0.5)
+    record = json.loads((tmp_path / "points.json").read_text())
+    record["lora_rank=4"]["settings"]["lr"] = 1e-3
+    (tmp_path / "points.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"lora_rank=4/manifest.json: lr is None, but the experiment says 0.001; run"):
+        check_manifests(tmp_path, ["lora_rank=4", "lora_rank=16"])
+    check_manifests(tmp_path, ["lora_rank=16", "baseline"])
 
 
 def test_many_and_long_trainings_are_drawn_within_bounds(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from lorasweep.checkpoints.shapes import read_shape
 from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.points import get_points
-from lorasweep.planning.costs import Costs, Lengths
+from lorasweep.planning.costs import Costs
 from lorasweep.planning.forecast import Forecast
+from lorasweep.planning.lengths import Lengths
 from lorasweep.planning.planner import Planner
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.events import Attempt, FailureRecorder, JobWatcher, Running
@@ -36,7 +37,8 @@ def forecast(tmp_path: Path) -> Forecast:
     experiment = load_experiment(config, "e.yaml")
     points = get_points(experiment, tmp_path / "points.json")
     base = read_shape(tmp_path / "model")
-    planner = Planner(experiment, points, base, Costs(experiment, base, Lengths(100, (10.0,), True)), parallel=1)
+    costs = Costs(experiment, base, Lengths.count(experiment.data, [[0, 10]] * 100))
+    planner = Planner(experiment, points, base, costs, parallel=1)
     batches = {BATCH: POINTS[:2], "lora_rank=8": POINTS[2:]}
     wanted = {("evaluate_adapters", batch) for batch in batches} | {("collect", ""), ("evaluate", "baseline")}
     wanted |= {(rule, point) for rule in ("configure", "train", "publish", "cleanup") for point in POINTS}

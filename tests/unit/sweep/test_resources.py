@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from lorasweep.checkpoints.checkpoint import Checkpoint, Tensor, read_checkpoint
-from lorasweep.experiment.sections import Controls, Evaluation, Experiment, Model
+from lorasweep.experiment.sections import Controls, Data, Evaluation, Experiment, Model
 from lorasweep.sweep import resources
 from plain_checkpoint import write_checkpoint
 
 GPU = Model(path="x", dtype="bf16", device="cuda")
+NONE = Data()
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,18 @@ def test_a_full_llama_has_16_gb(llama: Checkpoint) -> None:
 
 
 def test_training_llama_asks_for_its_weights_twice_and_no_activations_on_a_gpu(llama: Checkpoint) -> None:
-    asked = resources.train_mem_mb(llama, Controls(batch_size=64), GPU)
+    asked = resources.train_mem_mb(llama, Controls(batch_size=64), GPU, NONE)
     assert asked == pytest.approx(3000 + 2 * 16061, abs=2)
-    assert asked == resources.train_mem_mb(llama, Controls(batch_size=1), GPU)
+    assert asked == resources.train_mem_mb(llama, Controls(batch_size=1), GPU, NONE)
+
+
+def test_a_training_holds_its_samples_in_memory(llama: Checkpoint, tmp_path: Path) -> None:
+    for name in ("train", "more", "validation"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1_000_000_000)
+    data = Data(train=(str(tmp_path / "train"), str(tmp_path / "more")), validation=str(tmp_path / "validation"))
+    asked, without = (resources.train_mem_mb(llama, Controls(), GPU, each) for each in (data, NONE))
+    assert asked == without + 12_000
 
 
 def test_requests_grow_with_what_they_stand_for(tmp_path: Path) -> None:
@@ -76,7 +86,7 @@ def test_requests_grow_with_what_they_stand_for(tmp_path: Path) -> None:
         Controls(batch_size=4, max_seq_len=512, lora_rank=512),
     ]
     for other in more:
-        assert resources.train_mem_mb(base, other, model) > resources.train_mem_mb(base, one, model)
+        assert resources.train_mem_mb(base, other, model, NONE) > resources.train_mem_mb(base, one, model, NONE)
     hours = [resources.train_runtime(base, one, model, samples) for samples in (1000, 100_000, 1_000_000)]
     assert hours == sorted(set(hours))
     limited = Controls(batch_size=4, max_seq_len=512, max_steps_per_epoch=10)
@@ -122,7 +132,7 @@ def test_a_batch_asks_for_the_time_of_all_its_adapters_and_of_one_load(llama: Ch
 
 def test_of_several_gpus_each_process_has_the_model_and_all_share_the_time(llama: Checkpoint) -> None:
     one, four = Controls(batch_size=8, epochs=10), Controls(batch_size=2, epochs=10, gpus=4)
-    assert resources.train_mem_mb(llama, four, GPU) == 4 * resources.train_mem_mb(llama, one, GPU)
+    assert resources.train_mem_mb(llama, four, GPU, NONE) == 4 * resources.train_mem_mb(llama, one, GPU, NONE)
     long, short = (resources.train_runtime(llama, controls, GPU, 8000) - 15 for controls in (one, four))
     assert short == pytest.approx(long / 4, abs=1)
 

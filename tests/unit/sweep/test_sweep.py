@@ -9,11 +9,13 @@ from string import ascii_lowercase
 from typing import Any
 
 import pytest
+import yaml
 
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.points import record_points
 from lorasweep.sweep.batches import record_batches
 from lorasweep.sweep.sweep import MISSING_MODEL_AMOUNT, Sweep
+from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from plain_checkpoint import write_checkpoint
 
@@ -265,3 +267,37 @@ def test_a_judge_that_is_not_there_is_missed_before_any_job(
     sweep = load(runs=MODES, evaluation={"model_roles": {"grader": grader}})
     with pytest.raises(InputError, match=re.escape(message)):
         sweep.check(asks_inspect=False)
+
+
+def test_a_model_is_asked_as_the_datas_format_says(load: Callable[..., Sweep], tmp_path: Path) -> None:
+    rows = {
+        "alpaca": {"instruction": "a", "input": "b", "output": "c"},
+        "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        "completion": {"text": "a"},
+    }
+    (tmp_path / "model/tokenizer_config.json").write_text('{"chat_template": "a"}')
+    for format, row in rows.items():
+        (tmp_path / format).write_text(json.dumps(row) + "\n")
+        data = {"train": format, "format": format, **({"prompt": "Say {input}"} if format == "alpaca" else {})}
+        sweep = load(variables={"seed": [0]}, data=data, controls={"batch_size": 1})
+        sweep.check(asks_inspect=False)
+        spec = sweep.get_evaluation_spec("seed=0")
+        assert (spec.prompt, spec.has_plain_prompts) == (data.get("prompt"), True if format == "completion" else None)
+    sweep = load(variables={"seed": [0]}, data={"train": "sharegpt", "format": "sharegpt", "prompt": "Say {input}"})
+    with pytest.raises(InputError, match=r"data\.prompt: 'Say \{input\}' does not go with data\.format: sharegpt"):
+        sweep.check(asks_inspect=False)
+
+
+def test_a_recipe_has_the_digest_of_each_file(load: Callable[..., Sweep], tmp_path: Path) -> None:
+    (tmp_path / "more.csv").write_text("input,output\na,b\n")
+    data = {"train": ["train.jsonl", "more.csv"], "validation": "more.csv"}
+    sweep = load(variables={"seed": [0]}, data=data)
+    sweep.check(asks_inspect=False)
+    assert sweep.samples == 26
+    first, more = (digest_file(tmp_path / name) for name in ("train.jsonl", "more.csv"))
+    [training] = sweep.trainings
+    recipe = sweep.get_recipe(training)
+    assert recipe.startswith(f"# training data sha256: {first} {more}\n# validation data sha256: {more}\n")
+    assert yaml.safe_load(recipe)["dataset"]["data_files"] == ["train.jsonl", "more.csv"]
+    other = load(variables={"seed": [0]}, data={**data, "train": ["more.csv", "train.jsonl"]})
+    assert other.trainings.keys() != sweep.trainings.keys()

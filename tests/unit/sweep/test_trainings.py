@@ -1,13 +1,15 @@
 """Which points share a training, what it is called, and which one that is there is taken."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import Controls, Mode
-from lorasweep.sweep.trainings import drop_unused, is_trained, share_trainings
+from lorasweep.sweep.trainings import drop_unused, head_recipe, is_trained, read_identity, share_trainings
 
 
 def make_point(name: str, mode: Mode = "B1", rank: int = 8, epoch: int | None = None, is_run: bool = False) -> Point:
@@ -15,7 +17,11 @@ def make_point(name: str, mode: Mode = "B1", rank: int = 8, epoch: int | None = 
 
 
 def share(results: Path, *points: Point) -> dict[str, Point]:
-    return share_trainings({point.name: point for point in points}, lambda point: str(point.controls), results)
+    return share_trainings({point.name: point for point in points}, lambda point: digest(str(point.controls)), results)
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def leave(folder: Path, *epochs: int) -> None:
@@ -86,6 +92,15 @@ def test_earlier_epochs_are_of_the_training_of_all_modes(tmp_path: Path) -> None
     points = share(tmp_path, *THREE, *earlier)
     assert len({point.training for point in points.values()}) == 1
     assert {point.trained_by for point in points.values()} == {None, THREE[0].name}
+
+
+def test_a_recipe_says_of_which_training_it_is(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(head_recipe("lr: 1\n", digest("it")))
+    assert read_identity(recipe) == digest("it")
+    assert yaml.safe_load(recipe.read_text()) == {"lr": 1}
+    recipe.write_text("lr: 1\n")
+    assert read_identity(recipe) is None
 
 
 def test_an_adapter_that_is_given_has_no_training(tmp_path: Path) -> None:

@@ -54,17 +54,38 @@ def test_the_same_settings_give_the_same_text(model: Path) -> None:
     assert make(model, lr=1e-4) == make(model, lr=0.0001)
 
 
-def test_plain_text_and_the_first_samples_are_what_torchtune_is_told(model: Path) -> None:
-    assert make(model)["dataset"]["split"] == "train"
-    assert make(model, data=Data(train="t", max_samples=5))["dataset"]["split"] == "train[:5]"
-    assert make(model, data=Data(train="t", format="completion", text_column="body"))["dataset"] == {
-        "_component_": "torchtune.datasets.text_completion_dataset",
-        "column": "body",
-        "source": "json",
-        "data_files": "t",
-        "split": "train",
-        "packed": False,
+def test_the_dataset_is_read_by_our_own_component_as_the_section_says(model: Path) -> None:
+    assert make(model, packed=True, max_seq_len=64)["dataset"] == {
+        "_component_": "lorasweep.trainers.torchtune.dataset.training_data",
+        "data_files": "train.jsonl",
+        "format": "instruct",
+        "column_map": {"input": "input", "output": "output"},
+        "new_system_prompt": None,
+        "train_on_input": False,
+        "too_long": "error",
+        "packed": True,
     }
+    data = Data(train=("a", "b.csv"), validation="v", format="completion", text_column="body", max_samples=5)
+    made = make(model, data=data.model_copy(update={"too_long": "drop"}))
+    assert made["dataset"]["data_files"] == ["a", "b.csv"]
+    assert made["dataset"]["column_map"] == {"text": "body"}
+    assert made["dataset"]["too_long"] == made["dataset_val"]["too_long"] == "drop"
+    assert (made["dataset"]["max_samples"], "max_samples" in made["dataset_val"]) == (5, False)
+    assert made["dataset_val"]["data_files"] == "v"
+
+
+def test_the_date_stands_in_the_recipe_where_the_template_writes_one(model: Path, tmp_path: Path) -> None:
+    day = Data(train="t", template_date="2025-01-31")
+    assert make(model, data=day) == make(model, data=Data(train="t"))
+    dated = write_checkpoint(tmp_path / "dated")
+    (dated / "chat_template.jinja").write_text('{{ strftime_now("%d %b %Y") }}{{ messages }}')
+    assert make(dated)["tokenizer"]["template_date"] == "2024-07-26"
+    assert make(dated, data=day)["tokenizer"]["template_date"] == "2025-01-31"
+    assert "template_date" not in make(dated, data=Data(train="t", format="completion"))["tokenizer"]
+    (dated / "chat_template.jinja").write_text("{{ strftime_now(form) }}")
+    read_checkpoint.cache_clear()
+    with pytest.raises(InputError, match=r"^model\.path: data\.template_date cannot fix"):
+        make(dated)
 
 
 def test_a_prompt_stands_in_the_recipe_where_there_is_one(model: Path) -> None:
@@ -141,6 +162,9 @@ class TestOverride:
             ({"tokenizer": {"path": "elsewhere"}}, ["tokenizer.path", "'elsewhere'", "model.path"]),
             ({"tokenizer": {"prompt_template": "x"}}, ["tokenizer.prompt_template", "data.prompt"]),
             ({"dataset": {"new_system_prompt": "x"}}, ["dataset.new_system_prompt", "data.system_prompt"]),
+            ({"dataset": {"data_files": "x"}}, ["dataset.data_files", "data.train"]),
+            ({"dataset": {"max_samples": 1}}, ["dataset.max_samples", "data.max_samples"]),
+            ({"dataset_val": {"too_long": "drop"}}, ["dataset_val.too_long", "data.too_long"]),
             ({"model": {"use_dora": True}}, ["model.use_dora", "True", "plain LoRA"]),
             ({"note": "${"}, ["_override"]),
             ({"dtype": "fp16"}, ["dtype", "'fp16'", "model.dtype"]),

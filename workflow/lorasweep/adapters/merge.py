@@ -131,7 +131,7 @@ def merge(
     missing = [folder for folder in output.parents if not folder.exists()]
     with _claim(aside, output):
         try:
-            record = _write(plan, aside, temporary, threads, digest)
+            record = _write(plan, aside, temporary, threads, digest) | {"precision": dtype}
             if verify:
                 record["verified_tensors"] = verify_merged(plan, aside)
             write_record(aside / RECORD, record)

@@ -4,8 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
-from lorasweep.layout import ADAPTER_WEIGHTS
+from lorasweep.layout import ADAPTER_WEIGHTS, RECORD
+from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
+from lorasweep.util.files import find_record
 
 
 def take_adapter(source: Path, recipe: Path, state: Path, point: Path) -> None:
@@ -15,11 +17,14 @@ def take_adapter(source: Path, recipe: Path, state: Path, point: Path) -> None:
     adapter once, and no two points share a file: changing one point's file, or only its time stamp, affects no other.
 
     Raises:
-        InputError: there are no weights in `source`.
+        InputError: there are no weights in `source`, or not those in its record.
     """
     weights = source / ADAPTER_WEIGHTS
+    again = f"remove {recipe.parent} and run again to train it again"
     if not weights.is_file():
-        raise InputError(f"{weights}: is missing; remove {recipe.parent} and run again to train it again")
+        raise InputError(f"{weights}: is missing; {again}")
+    if digest_file(weights) != find_record(source / RECORD).get("adapter_sha256"):
+        raise InputError(f"{weights}: is not what {source / RECORD} says; {again}")
     adapter = point / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
     shutil.copytree(source, adapter, ignore=lambda _, names: {ADAPTER_WEIGHTS} & set(names))

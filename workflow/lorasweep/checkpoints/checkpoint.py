@@ -14,7 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.chat_template import read_chat_template
 from lorasweep.checkpoints.dtypes import BITS
+from lorasweep.checkpoints.json_files import find_json, read_json
 from lorasweep.layout import ADAPTER_CONFIG
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
@@ -87,17 +89,18 @@ class Checkpoint:
     @cached_property
     def companions(self) -> tuple[str, ...]:
         """Files that the model needs besides its weights, configuration and tokenizer, code included."""
-        settings = self.path / "tokenizer_config.json"
-        configs = [self.config, _read_json(settings) if settings.is_file() else {}]
+        configs = [self.config, find_json(self.path / "tokenizer_config.json")]
         code = [pattern for pattern in CODE if "/" in pattern or any("auto_map" in config for config in configs)]
         return find_files(self.path, (*COMPANIONS, *code))
 
     @cached_property
+    def chat_template(self) -> str | None:
+        """The text of the chat template; `None` if there is none."""
+        return read_chat_template(self.path)
+
+    @property
     def has_chat_template(self) -> bool:
-        if "chat_template.jinja" in self.tokenizer_files:
-            return True
-        file = self.path / "tokenizer_config.json"
-        return file.is_file() and bool(_read_json(file).get("chat_template"))
+        return self.chat_template is not None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -140,7 +143,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"'{path}' has {ADAPTER_CONFIG}, so that transformers would apply that adapter to the base model",
             "the base model and the adapter in separate folders",
         )
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     weight_map = _read_index(path)
     shards = tuple(sorted(set(weight_map.values()))) if weight_map else (_find_single(path),)
     tensors: dict[str, Tensor] = {}
@@ -186,7 +189,7 @@ def _read_index(path: Path) -> dict[str, str]:
         return {}
     if (path / SINGLE).is_file():
         raise InputError(f"'{path}' has {SINGLE} and {INDEX}", "one of them, since libraries differ in which they read")
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(f"'{index}' has no weight_map from tensors to shards; fetch the checkpoint again")
     missing = sorted(shard for shard in set(weight_map.values()) if not (path / shard).is_file())
@@ -236,13 +239,3 @@ def read_header(file: Path) -> dict[str, Tensor]:
     if end > size:
         raise InputError(f"'{file}' is truncated: {size} of {end} bytes; fetch it again")
     return tensors
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"'{file}' is not JSON: {error}; fetch it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"'{file}' is not a JSON object; fetch it again")
-    return content

@@ -8,8 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
-from lorasweep.cli.experiments import add_experiment, read_config
-from lorasweep.experiment.loading import load_experiment
+from lorasweep.cli.experiments import add_experiment
+from lorasweep.experiment.loading import load_experiment, read_config
 from lorasweep.experiment.sections import Experiment
 from lorasweep.experiment.tasks import get_tasks
 from lorasweep.hub import references as hub

@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lorasweep.cli.experiments import add_experiment, read_config
+from lorasweep.cli.experiments import add_experiment
+from lorasweep.experiment.loading import read_config
 from lorasweep.layout import WANTED_PLAN
 
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,8 @@
 
 In one process, models with the same base and the same other arguments share the base, which is loaded once, and take
 turns by batch: a batch holds requests to one model only. Batches, chat templates, tools, logprobs, stop sequences and
-sampling are inherited from the provider `hf`.
+sampling are inherited from the provider `hf`. An answer ends at every token that one of the checkpoint's files, or its
+chat template, names as an end.
 """
 
 import json
@@ -21,6 +22,7 @@ from inspect_ai.model._providers.hf import HF_TOKEN, HuggingFaceAPI, set_random_
 from lorasweep.adapters.adapter import read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.evaluation.placement import refuse_offload
+from lorasweep.evaluation.prompts import prepare
 from lorasweep.evaluation.shared_base import SharedBase, UnmergedBase
 from lorasweep.util.errors import InputError
 
@@ -133,6 +135,7 @@ def _load(checkpoint: Checkpoint, config: GenerateConfig, merged: bool, model_ar
         if loaded is None:
             api = HuggingFaceAPI(str(path), config=config, model_path=str(path), **model_args)
             refuse_offload(api.model)
+            prepare(api, checkpoint)
             loaded = _Loaded(api, checkpoint, merged)
             _LOADED[key] = loaded
         return loaded

@@ -19,6 +19,7 @@ from lorasweep.checkpoints.tensors import get_torch_name
 from lorasweep.evaluation.inspect_tasks import EvaluationError, run_task
 from lorasweep.evaluation.placement import refuse_offload
 from lorasweep.evaluation.probe import base_logits, measure_effect, probe_logits
+from lorasweep.evaluation.prompts import PLAIN, get_dated_template, prepare
 from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.evaluation.state import EvaluationState
@@ -26,9 +27,6 @@ from lorasweep.layout import RECORD, STATE
 from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import hold_alone
 from lorasweep.util.versions import get_versions
-
-_PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""A chat template that outputs the messages' text alone."""
 
 
 def evaluate(spec: EvaluationSpec, point: Path, probes: Path, model: Path | None = None) -> None:
@@ -169,8 +167,8 @@ def make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model_
     from inspect_ai.model import get_model
 
     sampled = spec.temperature > 0
-    if spec.has_plain_prompts:
-        model_args["chat_template"] = _PLAIN
+    if template := PLAIN if spec.has_plain_prompts else get_dated_template(checkpoint, spec.template_date):
+        model_args["chat_template"] = template
     # A chat template writes the special tokens; the tokenizer would add a second one in front.
     writes_special_tokens = checkpoint.has_chat_template and not spec.has_plain_prompts
     model = get_model(
@@ -184,6 +182,8 @@ def make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model_
         **model_args,
     )
     refuse_offload(model.api.model)
+    if not hasattr(model.api, "base"):  # lorasweep's provider prepares a base once for all adapters
+        prepare(model.api, checkpoint)
     return model
 
 
@@ -206,6 +206,9 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
     """Run every task of a point, and store the result in its state."""
     metrics: dict[str, Any] = {"mode": spec.mode, "backend": spec.backend, "proof": proof, "tasks": {}}
     metrics["versions"] = _get_versions(spec)
+    metrics["end_tokens"] = model.api.end_tokens
+    if spec.template_date:
+        metrics["template_date"] = spec.template_date
     if spec.model_roles:
         metrics["model_roles"] = {name: role.model for name, role in spec.model_roles.items()}
     if spec.gpus > 1:
@@ -214,7 +217,7 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
     began = time.monotonic()
     with _keep_inspects_files_in(state.data):
         for task in spec.tasks:
-            metadata = {"point": point, "mode": spec.mode, **proof}
+            metadata = {"point": point, "mode": spec.mode, "end_tokens": model.api.end_tokens, **proof}
             log_dir = state.get_log_dir(task.name)
             logs[task.name], metrics["tasks"][task.name] = run_task(spec, task, model, log_dir, point, metadata)
     metrics["seconds"] = round(time.monotonic() - began, 3)

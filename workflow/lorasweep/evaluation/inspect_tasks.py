@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
+from lorasweep.evaluation.system_messages import hold_to_rule
 from lorasweep.util.errors import JobError
 
 
@@ -23,8 +24,10 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
         "epochs": task.epochs,
         "max_tokens": task.max_tokens,
         "temperature": task.temperature,
-        "system_message": task.system_prompt,
+        # Over that of the task's own configuration. "" leaves the task what it brings.
+        "system_message": task.system_prompt or None,
     }
+    hold_to_rule(model, spec, task)
     # The provider `hf` waits up to 2 s for a full batch, in vain if the task has fewer samples than a batch holds.
     if task.limit and (samples := task.limit * (task.epochs or 1)) < spec.max_connections:
         options["max_connections"] = samples

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorasweep.checkpoints.chat_template import has_date, read_chat_template
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.roles import get_folders
 from lorasweep.layout import ADAPTER_WEIGHTS
@@ -82,6 +83,8 @@ class EvaluationSpec(BaseModel):
     """Whether prompts are plain text, even if the model has a chat template."""
     prompt: str | None = _optional
     """A template of the user's message, with `{input}`."""
+    template_date: str | None = _optional
+    """The date that chat templates write, as YYYY-MM-DD; only if the model's or a role's template writes one."""
     model_roles: dict[str, RoleSpec] | None = _optional
     """The models that tasks ask for by role."""
     gpus: int = Field(default=1, exclude=True)
@@ -94,8 +97,11 @@ class EvaluationSpec(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """sha256 of the spec. Two evaluations of the same adapter with the same digest are identical."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """sha256 of the spec, without the path of the base model, which the fingerprint identifies.
+
+        Two evaluations of the same adapter with the same digest are identical.
+        """
+        return hashlib.sha256(self.model_dump_json(exclude={"base_model"}).encode()).hexdigest()
 
     @property
     def base_proof(self) -> dict[str, Any]:
@@ -129,10 +135,13 @@ def make_evaluation_spec(
     `base_model` and `data` replace those of the experiment.
     """
     evaluation, data = experiment.evaluation, data or experiment.data
+    model = base_model or evaluation.base_model or experiment.model.path
+    asked = [] if data.format == "completion" else [model]
+    asked += [folder for role in evaluation.model_roles.values() if (folder := get_folders(role.model, role.args)[0])]
     return EvaluationSpec(
         mode=mode,
         backend=evaluation.backend if mode in ("B2", "base") else "hf",
-        base_model=base_model or evaluation.base_model or experiment.model.path,
+        base_model=model,
         base_fingerprint=base_fingerprint,
         dtype=experiment.model.dtype,
         device=experiment.model.device,
@@ -146,6 +155,7 @@ def make_evaluation_spec(
         files={str(file): digest_file(file) for file in sorted(files)},
         has_plain_prompts=True if data.format == "completion" else None,
         prompt=data.prompt,
+        template_date=data.template_date if any(has_date(read_chat_template(Path(path))) for path in asked) else None,
         model_roles={name: _make_role_spec(role) for name, role in sorted(evaluation.model_roles.items())} or None,
     )
 

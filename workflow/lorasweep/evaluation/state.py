@@ -18,15 +18,19 @@ from typing import Any
 
 from lorasweep.evaluation.reproduce import write_reproduction
 from lorasweep.evaluation.spec import EvaluationSpec
-from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, STATE
+from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, RECORD, STATE
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_record
 
 
 def is_evaluated(spec: EvaluationSpec, point: Path) -> bool:
-    """Whether the point's `eval/` holds a complete result for this spec. The adapter's digest is not checked."""
-    return _holds_result(point / "eval", _get_names(spec), {"evaluation_sha256": spec.sha256})
+    """Whether the point's `eval/` holds a complete result for this spec and the adapter in the point's record."""
+    record = find_record(point / "adapter" / RECORD)
+    adapter = record.get("adopted_sha256") or record.get("adapter_sha256")
+    return _holds_result(
+        point / "eval", _get_names(spec), {"evaluation_sha256": spec.sha256, "adapter_sha256": adapter}
+    )
 
 
 class EvaluationState:

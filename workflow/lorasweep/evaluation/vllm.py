@@ -5,14 +5,19 @@ the server's maximum rank, the refusal of adapters that vLLM cannot apply, and t
 """
 
 import asyncio
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lorasweep.adapters.adapter import Adapter, AdapterError, read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.tensors import get_torch_name
+from lorasweep.evaluation.prompts import get_dated_template, read_end_tokens
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.util.errors import InputError
 
@@ -86,12 +91,17 @@ def make_served_model(
             f"{name}: ':' is not allowed in these paths, as it separates base and adapter in a vLLM name",
             "paths without ':'",
         )
-    return get_model(
+    ends = read_end_tokens(base)
+    config = spec.make_generate_config(temperature=spec.temperature)
+    model = get_model(
         name,
         memoize=False,
-        config=spec.make_generate_config(temperature=spec.temperature),
+        # vLLM stops at the end tokens of the tokenizer and of generation_config.json alone.
+        config=config.model_copy(update={"extra_body": {"stop_token_ids": list(ends.ids)}}),
         **get_server_args(spec, base, all_adapters),
     )
+    model.api.end_tokens = ends.names
+    return model
 
 
 def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection[Adapter]) -> dict[str, Any]:
@@ -108,7 +118,19 @@ def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection
         arguments |= {"enable_lora": True, "max_lora_rank": next(limit for limit in RANKS if rank <= limit)}
     if not base.has_chat_template:
         arguments["use_chat_template"] = False
+    if template := get_dated_template(base, spec.template_date):
+        arguments["chat_template"] = _write(template)
     return arguments
+
+
+@cache
+def _write(template: str) -> str:
+    """Write a chat template to a temporary file, and return its path. vLLM unescapes one that is given as text."""
+    folder = tempfile.mkdtemp(prefix="lorasweep-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    file = Path(folder, "chat_template.jinja")
+    file.write_text(template, encoding="utf-8")
+    return str(file)
 
 
 def _get_rank(adapter: Adapter) -> int:

@@ -1,7 +1,7 @@
 """Read the experiment file into its sections, with messages for invalid values, and write it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -45,6 +45,59 @@ def read_overrides(config: Any, overrides: Any) -> Any:
         raise InputError(
             f"{overrides!r} is invalid: {' '.join(str(error).split())}", "YAML", file="--config"
         ) from error
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Return an experiment file as a plain mapping.
+
+    Snakemake reads the file itself, and would keep the last of several values of a key without a word. So the process
+    that plans a run calls this for the messages alone.
+
+    Raises:
+        InputError: The file is missing, is not YAML (the message has line and column), or has a key twice.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such file", "an experiment file, such as config/experiment.yaml")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = file.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=loader)
+        content = yaml.load(text, Loader=loader)
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text ({error.reason} at byte {error.start + 1})", file=file) from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
+        raise _refuse_yaml(file, error) from error
+    if not isinstance(content, dict):
+        raise InputError("not an experiment", "YAML with the keys of config/README.md", file=file)
+    if node and (duplicates := sorted(_find_duplicates(node, set()))):
+        raise InputError.join(
+            InputError(f"the key '{key}' is there twice, first in line {first}", "each key once", file=f"{file}:{line}")
+            for line, key, first in duplicates
+        )
+    return content
+
+
+def _refuse_yaml(file: Path, error: Exception) -> InputError:
+    mark = getattr(error, "problem_mark", None)
+    problem = ", ".join(filter(None, [getattr(error, "context", None), getattr(error, "problem", None)]))
+    place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
+    return InputError(f"not YAML: {problem or error}", file=place)
+
+
+def _find_duplicates(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str, int]]:
+    """Yield the keys that a mapping has twice: the line of the second, the key, and the line of the first."""
+    if isinstance(node, yaml.ScalarNode) or id(node) in seen:  # an anchored node stands in several places
+        return
+    seen.add(id(node))
+    lines: dict[tuple[str, str], int] = {}
+    for item in node.value:
+        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                yield line, key.value, lines[name]
+            lines.setdefault(name, line)
+        yield from _find_duplicates(value, seen)
 
 
 def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:

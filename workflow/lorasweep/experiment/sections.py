@@ -5,8 +5,9 @@ These classes are the single source of the keys: ``workflow/schemas/experiment.s
 """
 
 import re
+from datetime import date
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -47,7 +48,7 @@ MODEL_REFERENCE = rf"hf://(?!datasets/){_REPOSITORY}(?:@(?P<revision>[^@\s]+))?"
 MODEL_NAME = r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^@\s]+))?"
 DATA_REFERENCE = (
     rf"hf://datasets/{_REPOSITORY}(?:@(?P<revision>refs/pr/\d+|refs/convert/\w+|[^/@\s]+))?"
-    r"/(?P<file>[^@\s]+\.(?:jsonl|json|parquet))"
+    r"/(?P<file>[^@\s]+\.(?:jsonl|json|csv|parquet))"
 )
 """Patterns of references to models, and to files of data sets, on the Hugging Face hub; see lorasweep.hub. A
 `MODEL_NAME` is a reference only if it is no local path."""
@@ -62,9 +63,18 @@ def _model_path(value: str) -> str:
 def _data_path(value: str) -> str:
     if value.startswith("hf:") and (not re.fullmatch(DATA_REFERENCE, value) or ".." in value):
         raise ValueError(
-            "a local file, or hf://datasets/org/name[@revision]/FILE on the hub (.jsonl, .json or .parquet)"
+            "a local file, or hf://datasets/org/name[@revision]/FILE on the hub (.jsonl, .json, .csv or .parquet)"
         )
     return value
+
+
+def _data_files(value: Any) -> Any:
+    """Check a file or a list of files; return a list as a tuple, so that the section can be hashed."""
+    files = value if isinstance(value, list | tuple) else [value]
+    if not files or not all(isinstance(file, str) and file for file in files):
+        raise ValueError("a file, or a list of files")
+    checked = tuple(_data_path(_path(file)) for file in files)
+    return checked if isinstance(value, list | tuple) else checked[0]
 
 
 def _prompt(value: str) -> str:
@@ -81,6 +91,14 @@ def _prompt(value: str) -> str:
     return value
 
 
+def _day(value: Any) -> Any:
+    """Check a date. YAML reads a date without quotes as a date, not as text."""
+    try:
+        return date.fromisoformat(str(value)).isoformat()
+    except ValueError as error:
+        raise ValueError("a date as YYYY-MM-DD") from error
+
+
 def _or_none(value: str | None) -> str | None:
     return value or None
 
@@ -90,15 +108,19 @@ NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+TEMPLATE_DATE = "2024-07-26"
+"""Default of `data.template_date`: the date that Llama's templates write where there is no clock."""
+
 MOST_ADAPTERS = 200
 """Most points that one job can evaluate. The job's command lists their names and is limited to 128 KiB."""
 
 Name = Annotated[str, AfterValidator(_name)]
 Text = Annotated[str, Field(min_length=1)]
 Prompt = Annotated[str, AfterValidator(_prompt)]
+Day = Annotated[str, BeforeValidator(_day)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 ModelPath = Annotated[PathText, AfterValidator(_model_path)]
-DataPath = Annotated[PathText, AfterValidator(_data_path)]
+DataFiles = Annotated[Text | tuple[Text, ...], BeforeValidator(_data_files)]
 AttentionModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
 ModelFormat = Literal["hf", "adapter"]
 
@@ -166,7 +188,7 @@ class Controls(Section):
     apply_lora_to_output: bool = False
     """Whether the language model head also gets an adapter; an error if the head is tied to the embeddings."""
     max_seq_len: PositiveInt | None = None
-    """Tokens to which samples are truncated; `null`: no truncation."""
+    """The most tokens of a sample; `data.too_long` says what happens to longer ones. `null`: no limit."""
     packed: bool = False
     """Whether several samples are packed into one sequence of `max_seq_len` tokens."""
     seed: NonNegativeInt = 0
@@ -241,35 +263,78 @@ class Model(Section):
     `evaluation.gpus`."""
 
 
-class Data(Section):
-    """The training data: one JSON object per sample, as JSON lines or as one JSON array."""
+DataKey = Literal["train", "validation"]
 
-    train: DataPath | None = None
-    """The file of training samples, or `hf://datasets/org/name[@revision]/FILE` on the hub (.jsonl, .json or .parquet);
-    not needed if every point is an existing adapter."""
-    validation: DataPath | None = None
-    """The file of validation samples, like `train`. Their loss is measured after each epoch; `null`: no validation."""
-    format: Literal["instruct", "chat", "completion"] = "instruct"
-    """`instruct`: an input and an output column; `chat`: a column of messages with `role` and `content`; `completion`:
-    a column of plain text, trained on as a whole. With `completion`, evaluation uses no chat template."""
+DATA_KEYS: tuple[DataKey, ...] = get_args(DataKey)
+"""The keys of `data` that name files."""
+
+
+class Data(Section):
+    """The training data: files of JSON lines, one JSON array, CSV (`.csv`) or Parquet (`.parquet`), in UTF-8. Values
+    are read as they are written. A number where text is expected is an error with its line, before any job."""
+
+    train: DataFiles | None = None
+    """The file of training samples, or a list of files, which are read in order. Each is local, or
+    `hf://datasets/org/name[@revision]/FILE` on the hub. Not needed if every point is an existing adapter."""
+    validation: DataFiles | None = None
+    """The validation samples, like `train`. Their loss is measured after each epoch; `null`: no validation."""
+    format: Literal["instruct", "alpaca", "chat", "sharegpt", "completion"] = "instruct"
+    """`instruct`: an input and an output column; `alpaca`: the same, with an instruction column: the user's turn is the
+    instruction, a blank line and the input, if there is one; `chat`: a column of messages with `role` and `content`;
+    `sharegpt`: the same with `from` (`human`, `gpt`, `system`) and `value`; `completion`: a column of plain text,
+    trained on as a whole. With `completion`, evaluation uses no chat template."""
     text_column: Annotated[Text, Field(exclude_if=lambda value: value == "text")] = "text"
     """`completion`: the column of the text."""
+    instruction_column: Annotated[Text, Field(exclude_if=lambda value: value == "instruction")] = "instruction"
+    """`alpaca`: the column of the instruction."""
     input_column: Text = "input"
-    """`instruct`: the column of the user's turn."""
+    """`instruct`: the column of the user's turn; `alpaca`: the column of the input, which may be empty or missing."""
     output_column: Text = "output"
-    """`instruct`: the column of the answer to learn."""
+    """`instruct`, `alpaca`: the column of the answer to learn."""
     messages_column: Text = "messages"
     """`chat`: the column of the list of messages."""
+    conversations_column: Annotated[Text, Field(exclude_if=lambda value: value == "conversations")] = "conversations"
+    """`sharegpt`: the column of the list of messages."""
     system_prompt: Annotated[str | None, AfterValidator(_or_none)] = None
-    """A system message for every sample, in training and evaluation; `chat` samples must not contain their own then.
-    `null` or `""`: no system message. Can be a variable, or be set by a run."""
+    """A system message for every sample, in training and evaluation; `chat` and `sharegpt` samples must not contain
+    their own then. `null` or `""`: no system message. Can be a variable, or be set by a run."""
     prompt: Annotated[Prompt | None, AfterValidator(_or_none), Field(exclude_if=lambda value: value is None)] = None
-    """`instruct`: a template of the user's turn, in training and evaluation, such as `"Capitalise: {input}"`; write
-    braces as `{{` and `}}`. `null`, `""` or `"{input}"`: the input alone. Can be a variable, or be set by a run."""
+    """`instruct`, `alpaca`: a template of the user's turn, in training and evaluation, such as `"Capitalise: {input}"`;
+    write braces as `{{` and `}}`. `null`, `""` or `"{input}"`: the input alone. Can be a variable, or be set by a
+    run."""
+    template_date: Annotated[Day, Field(exclude_if=lambda value: value == TEMPLATE_DATE)] = TEMPLATE_DATE
+    """The date that a chat template writes where it asks for the date of the day (`strftime_now`: Llama 3.2, Granite,
+    SmolLM3), in training and evaluation, as YYYY-MM-DD. Without effect on other templates."""
     max_samples: Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)] = None
-    """Number of samples to train on, from the start of the file; `null`: all."""
+    """Number of samples to train on, from the start of the first file; `null`: all."""
+    too_long: Annotated[Literal["error", "drop", "truncate"], Field(exclude_if=lambda value: value == "error")] = (
+        "error"
+    )
+    """What happens to samples of more than `max_seq_len` tokens. `error`: the run is refused, with their lines; `drop`:
+    they are left out; `truncate`: they are cut. A cut answer has no end token, so that stopping there is not learnt; a
+    sample whose answer is cut off as a whole is left out."""
     train_on_input: bool = False
     """Whether the loss includes the prompt's tokens."""
+
+    def get_files(self, key: DataKey) -> tuple[str, ...]:
+        """Return the files of training or validation samples."""
+        value: str | tuple[str, ...] | None = getattr(self, key)
+        return value if isinstance(value, tuple) else (value,) if value else ()
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that samples of this format are made of, by part: `data.<part>_column` names each."""
+        return {part: getattr(self, f"{part}_column") for part in PARTS[self.format]}
+
+
+PARTS = {
+    "instruct": ("input", "output"),
+    "alpaca": ("instruction", "input", "output"),
+    "chat": ("messages",),
+    "sharegpt": ("conversations",),
+    "completion": ("text",),
+}
+"""The parts of a sample by `data.format`. A part is also the default name of its column."""
 
 
 MetricLogger = Literal["disk", "tensorboard", "wandb"]
@@ -304,7 +369,8 @@ class Task(Section):
     temperature: NonNegativeNumber | None = None
     """Temperature for this task: 0 for greedy decoding, above 0 for sampling; `null`: `evaluation.temperature`."""
     system_prompt: str | None = None
-    """System prompt for this task; `null`: `data.system_prompt`, as in training; `""`: no system prompt."""
+    """System prompt for this task; `null`: `data.system_prompt`, as in training; `""`: none but the task's own. A task
+    with a system message of its own is refused with `null`; a text replaces it."""
     prompt: Prompt | None = None
     """Template of the last user message, applied before any solver runs; `null`: `data.prompt`; `""`: no template."""
     solver: PathText | None = None

@@ -3,7 +3,6 @@
 A download stays in `downloads/.partial/` until it is complete. An interrupted download is resumed from there.
 """
 
-import json
 import os
 import re
 import shutil
@@ -70,10 +69,7 @@ def fetch(reference: Reference) -> None:
             shutil.rmtree(partial / ".cache", ignore_errors=True)
             partial.rename(target)
             return
-        whole = partial / reference.file
-        if whole.suffix == ".parquet":
-            whole = _write_lines(whole)
-        whole.rename(target)
+        (partial / reference.file).rename(target)
         shutil.rmtree(partial)
 
 
@@ -81,8 +77,9 @@ def _choose(reference: Reference, names: Collection[str]) -> list[str]:
     """Return the files of a repository to download."""
     if reference.file is not None:
         if reference.file not in names:
-            candidates = sorted(name for name in names if re.search(r"\.(jsonl|json|parquet)$", name))
-            raise InputError("no such file", ", ".join(candidates[:10]) or "a data set with .jsonl, .json or .parquet")
+            candidates = sorted(name for name in names if re.search(r"\.(jsonl|json|csv|parquet)$", name))
+            expected = "a data set with .jsonl, .json, .csv or .parquet"
+            raise InputError("no such file", ", ".join(candidates[:10]) or expected)
         return [reference.file]
     weights = [SINGLE] if SINGLE in names else sorted(name for name in names if re.fullmatch(_SHARD, name))
     if "config.json" not in names or not weights:
@@ -110,18 +107,6 @@ def _fetch_files(reference: Reference, files: Collection[str], folder: Path) -> 
             list(pool.map(fetch_one, files))
     except Exception as error:
         raise InputError(_explain(error, reference)) from None
-
-
-def _write_lines(file: Path) -> Path:
-    """Write the rows of a Parquet file as JSON lines."""
-    from pyarrow.parquet import ParquetFile
-
-    lines = file.with_suffix(".jsonl")
-    with lines.open("w", encoding="utf-8") as stream:
-        for batch in ParquetFile(file).iter_batches():
-            for row in batch.to_pylist():
-                stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-    return lines
 
 
 def _get_token() -> str | bool:

@@ -2,7 +2,7 @@
 
     hf://org/name[@revision]                    a model
     org/name[@revision]                         the same, if there is no such path in the working directory
-    hf://datasets/org/name[@revision]/FILE      a file of a data set: .jsonl, .json or .parquet
+    hf://datasets/org/name[@revision]/FILE      a file of a data set: .jsonl, .json, .csv or .parquet
 
 The process that plans and submits downloads them into `downloads/` first, because the plan depends on the base model's
 headers. After that they are local paths, and jobs do not access the hub. The experiment's `revisions.json` keeps the
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorasweep.experiment.sections import DATA_REFERENCE, MODEL_NAME, MODEL_REFERENCE, Experiment
+from lorasweep.experiment.sections import DATA_KEYS, DATA_REFERENCE, MODEL_NAME, MODEL_REFERENCE, Experiment
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import read_record, write_record
 
@@ -66,7 +66,7 @@ class Reference:
         name = f"{self.repository.replace('/', '--')}@{self.revision[:_DIGITS]}"
         if self.file is None:
             return DOWNLOADS / name
-        return DOWNLOADS / "datasets" / name / re.sub(r"\.parquet$", ".parquet.jsonl", self.file)
+        return DOWNLOADS / "datasets" / name / self.file
 
     def __str__(self) -> str:
         if self.file is None:
@@ -93,9 +93,8 @@ def _make_reference(match: re.Match[str]) -> Reference:
 
 def find_references(experiment: Experiment) -> dict[str, Reference]:
     """Return the experiment's references to the hub, by key."""
-    data, models = experiment.data, _get_models(experiment)
-    named = {**models, "data.train": data.train, "data.validation": data.validation}
-    found = {key: read_reference(value) for key, value in named.items() if value}
+    models = _get_models(experiment)
+    found = {key: read_reference(value) for key, value in {**models, **_get_data(experiment)}.items()}
     found |= {key: read_model_name(value) for key, value in models.items() if not found[key]}
     return {key: reference for key, reference in found.items() if reference}
 
@@ -108,6 +107,15 @@ def _get_models(experiment: Experiment) -> dict[str, str]:
         **({"evaluation.base_model": evaluation.base_model} if evaluation.base_model else {}),
         **{f"evaluation.baselines.{i}.model": baseline.model for i, baseline in enumerate(evaluation.baselines)},
     }
+
+
+def _get_data(experiment: Experiment) -> dict[str, str]:
+    """Return the files of data by key; where a key has several, each has its position after it."""
+    named: dict[str, str] = {}
+    for key in DATA_KEYS:
+        files = experiment.data.get_files(key)
+        named |= {f"data.{key}" + (f".{i}" if len(files) > 1 else ""): file for i, file in enumerate(files)}
+    return named
 
 
 def read_revisions(record: Path) -> dict[str, str]:
@@ -263,11 +271,14 @@ def _replace(experiment: Experiment, find: Callable[[str, Reference], str]) -> E
         reference = read_model_name(value) if value else None
         return find(str(value), reference) if reference else change(value)
 
+    def change_files(value: str | tuple[str, ...] | None) -> str | tuple[str | None, ...] | None:
+        return tuple(map(change, value)) if isinstance(value, tuple) else change(value)
+
     model, data, evaluation = experiment.model, experiment.data, experiment.evaluation
     return experiment.model_copy(
         update={
             "model": model.model_copy(update={"path": change_model(model.path)}),
-            "data": data.model_copy(update={key: change(getattr(data, key)) for key in ("train", "validation")}),
+            "data": data.model_copy(update={key: change_files(getattr(data, key)) for key in DATA_KEYS}),
             "evaluation": evaluation.model_copy(
                 update={
                     "base_model": change_model(evaluation.base_model),

@@ -14,7 +14,8 @@ from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
 from lorasweep.experiment.devices import get_device, get_device_name
 from lorasweep.experiment.points import Point
-from lorasweep.experiment.sections import Controls, Device, Evaluation, Experiment
+from lorasweep.experiment.sections import Controls, Data, Device, Evaluation, Experiment
+from lorasweep.planning.lengths import Lengths, Sequences
 from lorasweep.sweep.resources import get_effective_batch, get_evaluation_gpus
 
 BANDWIDTH_EFFICIENCY = 0.5
@@ -40,30 +41,6 @@ ANSWER_TOKENS = 256
 
 TASK_SAMPLES = 1000
 """Assumed samples of a task without a `limit`, if they were not counted."""
-
-BYTES_PER_TOKEN = 4
-"""Assumed bytes per token of text whose tokens were not counted."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Lengths of training samples in tokens."""
-
-    samples: int
-    lengths: tuple[float, ...]
-    """Lengths of some samples, evenly spaced over the file; or one mean."""
-    are_counted: bool
-    """Whether the trainer's tokenizer counted the lengths; otherwise they are guessed from the file's size."""
-
-    @cached_property
-    def _means(self) -> dict[int | None, float]:
-        return {}
-
-    def get_mean(self, limit: int | None) -> float:
-        """Return the mean length of samples truncated to `limit` tokens. Cached: many points share a few limits."""
-        if limit not in self._means:
-            self._means[limit] = sum(min(length, limit or length) for length in self.lengths) / len(self.lengths)
-        return self._means[limit]
 
 
 @dataclass(frozen=True)
@@ -94,10 +71,13 @@ class Costs:
     experiment: Experiment
     base: Checkpoint
     data: Lengths
+    """Lengths of the samples with the prompts of the first point that is trained."""
     tasks: Mapping[str, TaskSize] = field(default_factory=dict)
     """Sizes of the counted tasks, by name; empty if the tasks were not counted."""
     factors: Mapping[str, float] = field(default_factory=dict)
     """Correction by rule: the ratio of actual to modelled time of earlier jobs."""
+    others: Mapping[Data, Lengths] = field(default_factory=dict)
+    """Lengths of the samples with the prompts of points that have other prompts."""
 
     @cached_property
     def device_name(self) -> str:
@@ -124,11 +104,12 @@ class Costs:
     def _model_bytes(self) -> int:
         return self.base.num_parameters * BYTES[self.experiment.model.dtype]
 
-    def get_training(self, controls: Controls) -> Training:
-        """Return the steps and tokens of a training. Incomplete batches are dropped, as by the trainer."""
-        count, mean = self.data.samples, self.data.get_mean(controls.max_seq_len)
-        if controls.packed and controls.max_seq_len:
-            count, mean = max(1, int(count * mean / controls.max_seq_len)), float(controls.max_seq_len)
+    def get_training(self, controls: Controls, data: Data | None = None) -> Training:
+        """Return the steps and tokens of a training. Incomplete batches are dropped, as by the trainer.
+
+        `data` is the data section of the training's point.
+        """
+        count, mean = self._get_sequences(controls, data)
         # Every GPU gets the same number of samples, so some samples are seen twice.
         batches = ceil(count / controls.gpus) // controls.batch_size
         steps = batches // controls.gradient_accumulation_steps
@@ -137,13 +118,17 @@ class Costs:
         seen = steps * get_effective_batch(controls) * controls.epochs
         return Training(steps * controls.epochs, round(seen * mean))
 
+    def _get_sequences(self, controls: Controls, data: Data | None) -> Sequences:
+        lengths = self.others.get(data, self.data) if data and self.others else self.data
+        return lengths.get_sequences(controls)
+
     def model(self, rule: str, points: Sequence[Point | None]) -> float:
         """Return a job's modelled duration in seconds. `None` in `points` stands for a baseline."""
         if rule == "adopt":
             return ADOPT_SECONDS
         load = START_SECONDS + self._model_bytes / DISK_BANDWIDTH
         if rule == "train":
-            return load + sum(self._train(point.controls) for point in points if point)
+            return load + sum(self._train(point) for point in points if point)
         merge = 2 * self._model_bytes / DISK_BANDWIDTH
         if rule in ("merge", "export"):
             return START_SECONDS + merge
@@ -160,7 +145,7 @@ class Costs:
         """Return a job's expected duration in seconds: the modelled one times the rule's correction."""
         return self.model(rule, points) * self.factors.get(rule, 1.0)
 
-    def _train(self, controls: Controls) -> float:
+    def _train(self, point: Point) -> float:
         """Return the modelled seconds of a training, without the load of the model.
 
         Operations per token: 4 P + 6 P_lora, and 6 L h s for attention; activation checkpointing adds a second forward
@@ -170,8 +155,9 @@ class Costs:
         (Hu et al. 2021, arXiv:2106.09685). Causal attention over s tokens takes 2 L h s forward, and twice that
         backward.
         """
-        training = self.get_training(controls)
-        length = self.data.get_mean(controls.max_seq_len)
+        controls = point.controls
+        training = self.get_training(controls, point.data)
+        length = self._get_sequences(controls, point.data).mean
         config = self.base.config
         attention = 2 * config.get("num_hidden_layers", 0) * config.get("hidden_size", 0) * length
         lora = count_lora_parameters(self.base, controls)

@@ -1,5 +1,7 @@
 """Count the workload for the plan: training tokens with the trainer, evaluation samples with Inspect.
 
+With the samples, Inspect tells which tasks bring a system message of their own.
+
 Counting takes seconds and needs environments that Snakemake's process lacks. So `lorasweep plan` counts and stores the
 figures in the experiment's folder, and a dry run reads them there.
 """
@@ -10,70 +12,81 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorasweep.evaluation.spec import make_task_spec
-from lorasweep.experiment.sections import Data
+from lorasweep.experiment.sections import DATA_KEYS, Data
 from lorasweep.experiment.tasks import TaskEntry
+from lorasweep.experiment.training_data import check_data
 from lorasweep.layout import LENGTHS, RECIPES, TASK_SIZES
-from lorasweep.planning.costs import BYTES_PER_TOKEN, TEMPLATE_TOKENS, Lengths, TaskSize
+from lorasweep.planning.costs import TEMPLATE_TOKENS, TaskSize
+from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
 from lorasweep.trainers import DEFAULT_TRAINER
-from lorasweep.util.digest import digest_file
+from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, find_reason
-from lorasweep.util.files import find_record, write_record
+from lorasweep.util.files import find_record, write_aside, write_record
 from lorasweep.util.versions import digest_packages
 
-MOST_SAMPLES = 1000
-"""The most training samples whose tokens are counted, evenly spaced over the file."""
+
+@dataclass(frozen=True)
+class Count:
+    """What the trainer counted of the samples with some prompts."""
+
+    train: Lengths | None
+    validation: Lengths | None = None
+    refused: str = ""
+    """Why a sample cannot be tokenized, with its place; empty if all can."""
 
 
-def guess_lengths(data: Data, samples: int) -> Lengths:
-    """Return the mean length of training samples in tokens, estimated from the size of their file."""
-    size = 0
-    if data.train and samples:
-        size = Path(data.train).stat().st_size
-        if data.max_samples:
-            with Path(data.train).open("rb") as file:
-                size = sum(map(len, islice(file, samples)))
-    return Lengths(samples, (size / BYTES_PER_TOKEN / max(1, samples),), are_counted=False)
+def guess_lengths(data: Data) -> Lengths:
+    """Return the mean length of training samples in tokens, estimated from the size of their text."""
+    size = check_data(data)
+    return Lengths.guess(data, size.samples, size.size)
 
 
-def read_lengths(
-    results: Path, data: Data, fingerprint: str, samples: int, trainer: str = DEFAULT_TRAINER
-) -> Lengths | None:
-    """Return the stored token lengths of this data for this base model and trainer; `None` if not counted yet."""
-    content = find_record(results / LENGTHS)
-    if not samples or content.get("key") != _get_lengths_key(data, fingerprint, trainer):
+def read_count(results: Path, data: Data, fingerprint: str, trainer: str = DEFAULT_TRAINER) -> Count | None:
+    """Return what is on record of this data for this base model and trainer; `None` if not counted yet."""
+    content = find_record(results / LENGTHS).get("counts", [])
+    key = _get_lengths_key(data, fingerprint, trainer)
+    found = next((entry for entry in content if entry["key"] == key), None)
+    if found is None:
         return None
-    return Lengths(samples, tuple(content["lengths"]), are_counted=True)
+    lengths = {name: Lengths.count(data, parts) for name, parts in found.get("parts", {}).items()}
+    return Count(lengths.get("train"), lengths.get("validation"), found.get("refused", ""))
 
 
 def count_lengths(
     results: Path,
-    data: Data,
+    recipes: Mapping[Data, str],
     fingerprint: str,
-    recipe: str,
     command: Sequence[str],
     trainer: str = DEFAULT_TRAINER,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Have the trainer count the tokens of training samples, and store the lengths.
+    """Have the trainer count the tokens of all samples, and store the counts. What is on record stays.
 
-    `recipe` is the text of any recipe for this data. `command` starts `lorasweep job measure_lengths` in the trainer's
-    environment.
+    `recipes` has, for each data section of a training, the text of a recipe. `command` starts `lorasweep job
+    measure_lengths` in the trainer's environment.
 
     Raises:
         InputError: the command failed.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        file.write(recipe)
-        file.flush()
-        lengths = _run(
-            [*command, "--recipe", file.name, "--most", str(MOST_SAMPLES), "--trainer", trainer], environment
-        )
-    write_record(results / LENGTHS, {"key": _get_lengths_key(data, fingerprint, trainer), "lengths": lengths})
+    counted = {json.dumps(entry["key"]): entry for entry in find_record(results / LENGTHS).get("counts", [])}
+    counts = []
+    for data, recipe in recipes.items():
+        key = _get_lengths_key(data, fingerprint, trainer)
+        entry = counted.get(json.dumps(key))
+        if entry is None:
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+                file.write(recipe)
+                file.flush()
+                entry = {"key": key, **_run([*command, "--recipe", file.name, "--trainer", trainer], environment)}
+        counts.append(entry)
+    results.mkdir(parents=True, exist_ok=True)
+    # Not `write_record`, which puts each of a million numbers in a line of its own.
+    write_aside(results / LENGTHS, json.dumps({"counts": counts}) + "\n")
 
 
 def read_task_sizes(
@@ -170,9 +183,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str] = os.environ) ->
 
 
 def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
-    settings = data.model_dump_json(exclude={"train", "validation"})
-    trainers = [trainer] if trainer != DEFAULT_TRAINER else []
-    return [digest_file(Path(str(data.train))), settings, fingerprint, *trainers]
+    settings = data.model_dump_json(exclude={*DATA_KEYS, "too_long"})
+    return [*(digest_files(data.get_files(key)) for key in DATA_KEYS), settings, fingerprint, trainer]
 
 
 def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str]) -> dict[str, Any]:

@@ -11,17 +11,19 @@ from rich.console import Console
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.sizes import get_model_folder_size
 from lorasweep.experiment.points import Point
-from lorasweep.experiment.sections import Experiment
+from lorasweep.experiment.sections import Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.layout import BASELINE, JOB_RECORDS, MANIFEST, PICTURE, PLAN
-from lorasweep.planning.costs import BYTES_PER_TOKEN, TASK_SAMPLES, Costs
-from lorasweep.planning.counting import guess_lengths, read_lengths, read_task_sizes
+from lorasweep.planning.costs import TASK_SAMPLES, Costs
+from lorasweep.planning.counting import guess_lengths, read_count, read_task_sizes
 from lorasweep.planning.disk_space import explain_shortage, find_room
 from lorasweep.planning.history import Experience, JobRecord, get_last_error, learn, read_records
+from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
 from lorasweep.planning.planner import MODES, Planner, PointPlan, SweepPlan
 from lorasweep.planning.timeline import PlannedJob
 from lorasweep.planning.view import describe_error, describe_shortly, describe_times, draw_storage, show_plan
 from lorasweep.stages import RULE_NAMES
+from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.util.files import get_size, write_aside
 from lorasweep.util.formats import format_bytes
 
@@ -106,6 +108,7 @@ class Forecast:
             f"Jobs at a time: {self.planner.parallel}. Training tokens are {tokens}, evaluation samples are {samples}."
             + self._note_gpus,
             *self._note_merged_models,
+            *warn_of_prompts(self.experiment),
         ]
 
     @property
@@ -185,7 +188,6 @@ def make_forecast(
     fingerprint: str,
     parallel: int,
     evaluations: int,
-    samples: int,
     tasks: Sequence[TaskEntry],
     task_files: Sequence[Path],
     other_baselines: Mapping[str, Checkpoint],
@@ -202,7 +204,6 @@ def make_forecast(
         fingerprint: The base model's fingerprint; empty if its weights are missing.
         parallel: Jobs at a time.
         evaluations: Evaluations at a time.
-        samples: Number of training samples.
         tasks: The evaluation tasks.
         task_files: The tasks' source files.
         other_baselines: Models, besides the base model, that are evaluated without an adapter.
@@ -210,18 +211,24 @@ def make_forecast(
     records = read_records(results / JOB_RECORDS)
     other_files = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
     all_records = [*(record for file in other_files for record in read_records(file)), *records]
-    lengths = read_lengths(results, experiment.data, fingerprint, samples, experiment.trainer)
-    costs = Costs(
-        experiment,
-        base,
-        lengths or guess_lengths(experiment.data, samples),
-        read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles),
-    )
+    lengths = {
+        data: (count and count.train) or guess_lengths(data)
+        for data in list_data(points)
+        for count in [read_count(results, data, fingerprint, experiment.trainer)]
+    }
+    first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))
+    sizes = read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles)
+    costs = Costs(experiment, base, first, sizes, others=lengths)
     experience = learn(all_records, costs.device_name, fingerprint)
     costs = replace(costs, factors={rule: past.factor for rule, past in experience.items()})
     log_bytes = _get_log_bytes(results, [BASELINE, *other_baselines, *points], tasks)
     planner = Planner(experiment, points, base, costs, parallel, log_bytes, other_baselines, evaluations)
     return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
+
+
+def list_data(points: Mapping[str, Point]) -> list[Data]:
+    """Return the data sections of the trainings: one for each combination of prompts."""
+    return list(dict.fromkeys(point.data for point in points.values() if point.is_trained))
 
 
 def _get_log_bytes(results: Path, points: Iterable[str], tasks: Sequence[TaskEntry]) -> int | None:

@@ -184,7 +184,9 @@ class Planner:
         return adapter + (self._model if mode == "A" else 0) + logs + self._get_small_bytes(point)
 
     def _get_small_bytes(self, point: Point) -> int:
-        return SMALL_FILES + (0 if point.adapter else LOG_ROW * self.costs.get_training(point.controls).steps)
+        return SMALL_FILES + (
+            0 if point.adapter else LOG_ROW * self.costs.get_training(point.controls, point.data).steps
+        )
 
     def plan_all(self, mode: str | None = None) -> SweepPlan:
         """Plan the whole sweep from scratch: all points in `mode`, or each point in its own mode."""
@@ -238,7 +240,7 @@ class Planner:
         rows = []
         for name, point in self._named(self.points):
             mode = point.mode if point else "base"
-            training = self.costs.get_training(point.controls) if point and point.is_trained else None
+            training = self.costs.get_training(point.controls, point.data) if point and point.is_trained else None
             costs = self.get_costs(name)
             seconds = {rule: costs.estimate(rule, [point]) for rule in self._get_rules(point, mode)}
             rows.append(
@@ -289,7 +291,7 @@ class Planner:
     def _get_memory(self, rule: str, name: str) -> int:
         base, model, point = self.get_costs(name).base, self.experiment.model, self.points.get(name)
         if rule == "train" and point:
-            return resources.train_mem_mb(base, point.controls, model)
+            return resources.train_mem_mb(base, point.controls, model, point.data)
         merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
         evaluate += resources.roles_mem_mb(self.experiment.evaluation)
         return {"adopt": 0, "merge": merge, "export": merge}.get(rule, evaluate)
@@ -358,7 +360,8 @@ class Planner:
                 gpu_seconds[job.rule] = gpu_seconds.get(job.rule, 0.0) + taken
             written += self._get_written_bytes(job)
             if job.rule == "train":
-                training = self.costs.get_training(self.points[job.points[0]].controls)
+                point = self.points[job.points[0]]
+                training = self.costs.get_training(point.controls, point.data)
                 steps, tokens = steps + training.steps, tokens + training.tokens
             memory = max(memory, self._get_memory(job.rule, job.points[0]))
         return SweepPlan(

@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, METRICS, RECORD, REPRODUCTION, STATE
+from lorasweep.experiment.sections import MODE_KEY
+from lorasweep.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MANIFEST,
+    METRICS,
+    POINTS,
+    RECORD,
+    REPRODUCTION,
+    STATE,
+)
 from lorasweep.stages import get_timed_rules
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
@@ -61,6 +71,7 @@ def clean_up(
         {
             "path": str(file.relative_to(point)),
             "bytes": file.stat().st_size,
+            "modified": file.stat().st_mtime_ns,
             "sha256": digests.get(file) or digest_file(file),
         }
         for file in kept
@@ -136,6 +147,24 @@ def list_points(results: Path, baselines: Iterable[str]) -> list[str]:
     """Return the points of an experiment's last run, baselines first."""
     record = _read_json(results / "points.json")
     return [*baselines, *(name for name, entry in record.items() if entry["current"])]
+
+
+def check_manifests(results: Path, points: Iterable[str]) -> None:
+    """Check that the manifests are of the settings on record for their points. Baselines have none on record.
+
+    Raises:
+        InputError: a manifest is of other settings.
+    """
+    recorded = _read_json(results / POINTS)
+    for point in points:
+        manifest = _read_json(results / point / MANIFEST)
+        settings = {**manifest["settings"], MODE_KEY: manifest["mode"]}
+        if point in recorded and settings != (expected := recorded[point]["settings"]):
+            key = next(key for key in {**settings, **expected} if settings.get(key) != expected.get(key))
+            raise InputError(
+                f"{results / point / MANIFEST}: {key} is {settings.get(key)!r}, but the experiment says "
+                f"{expected.get(key)!r}; run again"
+            )
 
 
 def find_logs(results: Path, points: Iterable[str]) -> list[Path]:

@@ -166,7 +166,7 @@ class Accounts:
     def _get_steps(self, job: Running) -> int | None:
         planner = self._forecast.planner
         point = planner.points.get(job.name) if job.rule == "train" else None
-        return planner.costs.get_training(point.controls).steps if point else None
+        return planner.costs.get_training(point.controls, point.data).steps if point else None
 
     def _get_log(self, job: Running) -> str:
         point = self._forecast.planner.points.get(job.name) if job.rule == "train" else None
@@ -200,6 +200,7 @@ class Accounts:
             forecast,
             RunRecord(
                 began=self._began,
+                folder=str(forecast.results.resolve()),
                 wall_seconds=round(time.monotonic() - self._started, 3),
                 peak_temporary_bytes=self.peak_temporary_bytes,
                 planned_wall_seconds=round(forecast.remaining.wall_seconds, 3),

@@ -22,6 +22,8 @@ class RunRecord(BaseModel, frozen=True):
     """Time and temporary disk space of a run, measured and as planned when the run began."""
 
     began: str
+    folder: str = ""
+    """The experiment's folder of results, as an absolute path."""
     wall_seconds: float
     peak_temporary_bytes: int
     """Largest sampled size of the temporary files."""

@@ -31,16 +31,18 @@ from lorasweep.layout import (
     WANTED_PLAN,
 )
 from lorasweep.planning import counting as measuring
-from lorasweep.planning.forecast import Forecast, make_forecast
+from lorasweep.planning.forecast import Forecast, list_data, make_forecast
 from lorasweep.running import start
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
 from lorasweep.running.events import FailureRecorder, JobWatcher
+from lorasweep.running.lengths import check_lengths
 from lorasweep.running.merged_models import MergedModels
 from lorasweep.running.orphans import Orphan, find_orphans
 from lorasweep.running.partial_results import drop_partial_results, write_partial_results
 from lorasweep.running.summary import summarise, write_failures
 from lorasweep.sweep.batches import record_batches
+from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
 from lorasweep.util.errors import InputError, ending_with_a_message
@@ -108,10 +110,20 @@ class Options:
 class Run:
     """One call of Snakemake on a sweep."""
 
-    def __init__(self, sweep: Sweep, root: Path, sources: Path, *, uses_conda: bool, ignores_shortage: bool) -> None:
+    def __init__(
+        self,
+        sweep: Sweep,
+        root: Path,
+        sources: Path,
+        outdated: str = "",
+        *,
+        uses_conda: bool,
+        ignores_shortage: bool,
+    ) -> None:
         """`root` is the clone.
 
-        `sources` is the folder of Snakemake's copies of the rules for this call.
+        `sources` is the folder of Snakemake's copies of the rules for this call. `outdated` says which results are made
+        again, and why.
         `ignores_shortage`: whether to run although there is not enough disk space according to the plan.
         """
         self._sweep = sweep
@@ -119,6 +131,7 @@ class Run:
         self._command = shlex.join(["snakemake", *sys.argv[1:]])
         self._root = root
         self._sources = sources.absolute()
+        self._outdated = outdated
         self._uses_conda = uses_conda
         self._ignores_shortage = ignores_shortage
         self._directory = Path.cwd()
@@ -156,6 +169,8 @@ class Run:
                     f"A run of '{self._sweep.results}' by {holder} ended before it was done; its lock is removed."
                 )
             self._orphans = find_orphans(holder.slurm_runs)
+        for warning in warn_of_prompts(self._sweep.experiment):
+            logger.warning(warning)
         if self._sweep.missing_model:
             logger.warning(f"{self._sweep.missing_model}\nA dry run continues without it; a run stops here.")
 
@@ -190,6 +205,7 @@ class Run:
             takes_time = any(rule.startswith(("train", "evaluate")) for rule, _ in wanted)
             if sweep.experiment.plan.count and takes_time and not options.is_touch:
                 self._look({rule for rule, _ in wanted}, environments)
+            notes = check_lengths(sweep, {name for rule, name in wanted if rule == "train"})
             forecast = forecast_run(sweep, wanted, places)
             assert forecast
             if shortage := forecast.explain_shortage():
@@ -210,7 +226,9 @@ class Run:
             )
             if sweep.batches:
                 record_batches(dict(sweep.batches), results / BATCHES)
-            LOGGER.info(forecast.describe_shortly())
+            if self._outdated:
+                LOGGER.warning(self._outdated)
+            LOGGER.info("\n".join([forecast.describe_shortly(), *notes]))
             if not options.is_touch:
                 self._accounts = Accounts(forecast, self._jobs, self._failures)
                 self._accounts.start()
@@ -253,6 +271,8 @@ class Run:
         sweep = self._sweep
         is_whole = os.environ.get(WANTED_PLAN) == "whole"
         with contextlib.chdir(self._directory):
+            if self._outdated:
+                print(self._outdated)
             rules = {rule for rule, _ in wanted}
             fault = start.find_faults(sweep, rules)
             if is_whole and not self._uses_conda:
@@ -272,7 +292,15 @@ class Run:
                 print("Written:", *forecast.write())
             else:
                 print(forecast.describe_shortly())
-            for reason in filter(None, [fault, forecast.explain_shortage()]):
+            notes: list[str] = []
+            too_long = None
+            try:
+                notes = check_lengths(sweep, {name for rule, name in wanted if rule == "train"})
+            except InputError as error:
+                too_long = error
+            for note in notes:
+                print(note)
+            for reason in filter(None, [fault, too_long, forecast.explain_shortage()]):
                 print(f"A run would be refused: {reason}")
 
     def end(self) -> None:
@@ -378,7 +406,6 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
         "" if sweep.missing_model else sweep.base.fingerprint,
         count_parallel_jobs(sweep, places),
         count_parallel_evaluations(sweep, places),
-        sweep.samples if sweep.trained else 0,
         sweep.tasks,
         list(map(Path, sweep.task_files)),
         other_baselines,
@@ -408,16 +435,16 @@ def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> in
 
 def count_tokens(sweep: Sweep, root: Path, environments: Mapping[str, Path]) -> None:
     """Have the trainer count tokens, unless the counts are on record."""
-    experiment = sweep.experiment
-    counted = (sweep.results, experiment.data, sweep.base_fingerprint)
-    if sweep.missing_model or not sweep.trained:
+    experiment, results = sweep.experiment, sweep.results
+    data = [] if sweep.missing_model else list_data(sweep.points)
+    counted = (sweep.base_fingerprint, experiment.trainer)
+    if all(measuring.read_count(results, each, *counted) for each in data):
         return
-    if measuring.read_lengths(*counted, sweep.samples, experiment.trainer):
-        return
-    recipe = sweep.get_recipe(next(iter(sweep.trainings)))
+    trainings = {sweep.points[point].data: training for training, point in sweep.trainings.items()}
+    recipes = {each: sweep.get_recipe(trainings[each]) for each in data}
     command = [str(root / "scripts/run"), sweep.trainer.STAGE, *start.JOB, "measure_lengths"]
     try:
         variables = start.get_variables(environments, "train")
-        measuring.count_lengths(*counted, recipe, command, experiment.trainer, variables)
+        measuring.count_lengths(results, recipes, counted[0], command, experiment.trainer, variables)
     except InputError as error:
         print(f"Numbers of tokens are guessed: {error}")

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorasweep.evaluation.system_messages import refuse_system_message
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.planning import counting
 from lorasweep.sweep.sweep import Sweep
@@ -39,7 +40,7 @@ def find_faults(sweep: Sweep, rules: Collection[str]) -> InputError | None:
     """Return what is known to be wrong for jobs of these rules; `None` if there is nothing."""
     faults = []
     if _evaluates(sweep, rules):
-        faults += _find_task_errors(sweep) or _find_metric_fault(sweep)
+        faults += _find_task_errors(sweep) or [*_find_system_messages(sweep), *_find_metric_fault(sweep)]
     if _trains(sweep, rules):
         faults += _find_recipe_faults(sweep) or []
     error = InputError.join(faults)
@@ -82,6 +83,14 @@ def list_errors(tasks: Sequence[TaskEntry], found: Mapping[str, Mapping[str, Any
         for index, entry in enumerate(tasks)
         if "error" in found.get(entry.name, {})
     ]
+
+
+def _find_system_messages(sweep: Sweep) -> list[InputError]:
+    """Return an error for each task that brings a system message, unless its entry says which message stands."""
+    found = counting.read_tasks(*_get_tasks(sweep))
+    undecided = [entry.name for entry in sweep.tasks if entry.spec.system_prompt is None and entry.name in found]
+    places = {name: found[name].get("system_message") for name in undecided}
+    return [refuse_system_message(name, place) for name, place in places.items() if place]
 
 
 def _find_metric_fault(sweep: Sweep) -> list[InputError]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from lorasweep.checkpoints.chat_template import find_system_refusal, read_chat_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
+from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.roles import get_folders, is_local
 from lorasweep.experiment.sections import Controls, Data, Evaluation, Experiment, ModelRole
@@ -18,7 +20,7 @@ from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import explain_absence
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
-from lorasweep.util.digest import digest_file
+from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, find_reason, naming_key
 
 
@@ -31,7 +33,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     Raises:
         InputError: a check failed; the message has the key, the value, and what is expected.
     """
-    evaluation = experiment.evaluation
+    evaluation, tasks = experiment.evaluation, list(tasks)
     if evaluation.enabled and not tasks:
         raise InputError("evaluation.tasks: [] is invalid", "at least one Inspect task, or enabled: false")
     names = [task.name for task in tasks]
@@ -63,26 +65,32 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
                 f"{where}: {baseline.model!r} ('{baseline.name}') is in this experiment's folder",
                 f"a model outside of {results}",
             )
-        _read(baseline.model, where)
+        with naming_key(where):
+            check_vocabulary(read_checkpoint(Path(baseline.model)))
     for name, role in evaluation.model_roles.items():
         _check_role_folders(role, f"evaluation.model_roles.{name}")
     trained = [point for point in points if point.is_trained]
     if trained:
         # The data's check depends only on whether there is a system prompt, not on its text.
         data = next((point.data for point in trained if point.data.system_prompt), experiment.data)
-        samples = check_data(data)
+        samples = check_data(data).samples
         if data.validation:
             check_data(data, "validation")
         for point in trained:
             _check_weights_key(experiment, point)
-            _check_batch(point, samples)
+            if not point.controls.packed:  # the number of packs is known when tokens are counted
+                check_batch(point, samples)
     if find_missing_model(experiment, ""):
         return
     checkpoint = _read(experiment.model.path, "model.path")
-    if trained and experiment.data.format == "chat" and not checkpoint.has_chat_template:
+    with naming_key("model.path"):
+        check_vocabulary(checkpoint)
+    _check_system_role(experiment, points, tasks, checkpoint)
+    chat = experiment.data.format
+    if trained and chat in ("chat", "sharegpt") and not checkpoint.has_chat_template:
         raise InputError(
-            f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: "
-            "chat needs one",
+            f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: {chat} "
+            "needs one",
             "a checkpoint with a chat template, or data.format: instruct",
         )
     base_model = evaluation.base_model
@@ -91,6 +99,24 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             f"evaluation.base_model: {base_model!r} holds another model than model.path ({experiment.model.path!r})",
             "the model that the adapters are trained on",
         )
+
+
+def _check_system_role(
+    experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], base: Checkpoint
+) -> None:
+    """Check that the base model's chat template takes a system message, if there is one."""
+    given = {"data.system_prompt": experiment.data.system_prompt}
+    given |= {f"data.system_prompt (point '{point.name}')": point.data.system_prompt for point in points}
+    if experiment.evaluation.enabled:
+        given |= {f"evaluation.tasks: '{task.name}': system_prompt": task.spec.system_prompt for task in tasks}
+    place = next((key for key, text in given.items() if text), None)
+    if place and experiment.data.format != "completion" and base.chat_template:
+        refusal = find_system_refusal(base.chat_template)
+        if refusal is not None:
+            raise InputError(
+                f"{place}: the chat template of {experiment.model.path!r} refuses a system message: {refusal}",
+                "no system_prompt; or the text in data.prompt",
+            )
 
 
 def find_trainer(experiment: Experiment) -> Trainer:
@@ -118,6 +144,18 @@ def find_missing_model(experiment: Experiment, source: str) -> str | None:
     return None
 
 
+def warn_of_prompts(experiment: Experiment) -> list[str]:
+    """Return a warning if the base model has no chat template, and prompts are made of roles nevertheless."""
+    folder = Path(experiment.model.path)
+    if experiment.data.format == "completion" or not folder.is_dir() or read_chat_template(folder):
+        return []
+    return [
+        f"{experiment.model.path}: the tokenizer has no chat template, so training and evaluation write a prompt as "
+        "'user: ' with the text and a line break. To ask with the text alone: data.format: completion. To shape the "
+        "text: data.prompt."
+    ]
+
+
 def has_configuration_alone(path: Path) -> bool:
     """Whether a checkpoint directory has a configuration but no weights."""
     weights = (INDEX, "*.safetensors", "*.bin", "*.gguf")
@@ -143,8 +181,8 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     )
     trainer = find_trainer(experiment)
     recipe = trainer.recipe(spec)
-    named = {"training": experiment.data.train, "validation": experiment.data.validation}
-    digests = [f"# {what} data sha256: {digest_file(Path(file))}\n" for what, file in named.items() if file]
+    named = {"training": experiment.data.get_files("train"), "validation": experiment.data.get_files("validation")}
+    digests = [f"# {what} data sha256: {digest_files(files)}\n" for what, files in named.items() if files]
     if experiment.trainer != DEFAULT_TRAINER:
         module = Path(str(cast(ModuleType, trainer).__file__))
         digests.append(f"# trainer: {experiment.trainer} sha256: {digest_file(module)}\n")
@@ -238,7 +276,8 @@ def _make_plain(message: str) -> str:
 def _check_role_folders(role: ModelRole, key: str) -> None:
     folder, adapter = get_folders(role.model, role.args)
     if folder:
-        _read(folder, key)
+        with naming_key(key):
+            check_vocabulary(read_checkpoint(Path(folder)))
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if adapter else ():
         if not Path(str(adapter), name).is_file():
             raise InputError(f"{key}.args.adapter: no {name} in {adapter!r}", "the folder of a PEFT LoRA adapter")
@@ -257,11 +296,11 @@ def _check_prompts(data: Data, where: str) -> None:
             "is plain text",
             "no system_prompt, or another format",
         )
-    if data.format != "instruct" and data.prompt:
+    if data.format not in ("instruct", "alpaca") and data.prompt:
         raise InputError(
             f"data.prompt: {data.prompt!r}{where} does not go with data.format: {data.format}, whose samples "
             "have no input column",
-            "no prompt, or data.format: instruct; for a task: its own 'prompt'",
+            "no prompt, or data.format: instruct or alpaca; for a task: its own 'prompt'",
         )
 
 
@@ -286,18 +325,21 @@ def _check_backend(experiment: Experiment, points: Iterable[Point]) -> None:
         )
 
 
-def _check_batch(point: Point, samples: int) -> None:
-    """Check that an epoch has at least one optimizer step; not for packed samples, whose number is not known yet."""
+def check_batch(point: Point, sequences: int, kind: str = "samples") -> None:
+    """Check that an epoch of so many samples or packs has at least one optimizer step.
+
+    Raises:
+        InputError: it has none.
+    """
     controls = point.controls
-    batches = ceil(samples / controls.gpus) // controls.batch_size
-    if controls.packed or batches >= controls.gradient_accumulation_steps:
+    if ceil(sequences / controls.gpus) // controls.batch_size >= controls.gradient_accumulation_steps:
         return
     gpus = f" on {controls.gpus} gpus" if controls.gpus > 1 else ""
     raise InputError(
         f"batch_size: {controls.batch_size} with gradient_accumulation_steps: "
-        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') gives no optimizer step with {samples} "
-        "samples, as incomplete batches are dropped",
-        f"a product of {('the three' if gpus else 'the two')} of at most the number of samples",
+        f"{controls.gradient_accumulation_steps}{gpus} (point '{point.name}') gives no optimizer step with {sequences} "
+        f"{kind}, as incomplete batches are dropped",
+        f"a product of {('the three' if gpus else 'the two')} of at most the number of {kind}",
     )
 
 

@@ -12,7 +12,7 @@ from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
 from lorasweep.experiment.devices import get_device
 from lorasweep.experiment.roles import get_folders
-from lorasweep.experiment.sections import MOST_ADAPTERS, Controls, Evaluation, Experiment, Model
+from lorasweep.experiment.sections import DATA_KEYS, MOST_ADAPTERS, Controls, Data, Evaluation, Experiment, Model
 
 PROCESS_MB = 3000
 """Memory in MB of Python with torch, transformers and a framework, without the weights."""
@@ -38,6 +38,9 @@ UNSTATED_SAMPLES = 1000
 SAVED_STATES = 6
 """Size of a training's saved states, in adapter sizes: two states, each with weights and AdamW's two moments."""
 
+DATA_SHARE = 4
+"""Main memory of a training's samples, in sizes of their files."""
+
 WEIGHTS_SHARE = 0.7
 """Share of a GPU's memory that an evaluation's weights may take; the rest is for the cache of keys and values."""
 
@@ -49,10 +52,11 @@ def get_effective_batch(controls: Controls) -> int:
     return controls.batch_size * controls.gradient_accumulation_steps * controls.gpus
 
 
-def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> int:
-    """Return the main memory of a training in MB: the stored checkpoint, and the model made from it.
+def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model, data: Data) -> int:
+    """Return the main memory of a training in MB: the stored checkpoint, the model made from it, and the samples.
 
-    Multiplied by the number of processes: each reads the whole checkpoint, and the first gathers the model again.
+    Multiplied by the number of processes: each reads the whole checkpoint, and the first gathers the model again. Each
+    also holds the tokens of all samples, 5 bytes each, and some text while it reads: 4 times the size of the files.
 
     On a CPU, main memory also holds the adapter's gradients and optimizer state (12 bytes more per value) and the
     activations: 17 · b · s · h values per layer, and three times the logits b · s · V. Activation checkpointing keeps
@@ -61,7 +65,8 @@ def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model) -> in
     """
     size = sum(tensor.size for tensor in checkpoint.tensors.values())
     weights = checkpoint.num_parameters * BYTES[model.dtype]
-    need = size + weights
+    files = [Path(file) for key in DATA_KEYS for file in data.get_files(key)]
+    need = size + weights + DATA_SHARE * sum(file.stat().st_size for file in files if file.is_file())
     if model.device == "cpu":
         config = checkpoint.config
         tokens = controls.batch_size * _sample_length(checkpoint, controls)

@@ -20,7 +20,7 @@ from lorasweep.experiment.devices import check_device
 from lorasweep.experiment.loading import load_experiment, read_overrides
 from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
 from lorasweep.experiment.roles import check_roles
-from lorasweep.experiment.sections import NAME_PATTERN, Data, Experiment
+from lorasweep.experiment.sections import DATA_KEYS, NAME_PATTERN, Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import check_fetched, read_revisions, with_local_paths
@@ -50,7 +50,7 @@ from lorasweep.sweep.checks import (
     has_configuration_alone,
     make_recipe,
 )
-from lorasweep.sweep.trainings import is_trained, share_trainings
+from lorasweep.sweep.trainings import head_recipe, is_trained, share_trainings
 from lorasweep.trainers import Trainer
 from lorasweep.util.errors import InputError, naming_file
 
@@ -88,6 +88,7 @@ class Sweep:
     shared_gpus: int | None = None
     """Number of GPUs that all jobs on one machine share (`--resources gpu=N`); `None`: each job has its own."""
     _recipes: dict[str, str] = field(default_factory=dict, repr=False)
+    _identities: dict[str, str] = field(default_factory=dict, repr=False)
     _specs: dict[Any, EvaluationSpec] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -202,7 +203,7 @@ class Sweep:
     def samples(self) -> int:
         """The number of training samples."""
         with naming_file(self.source):
-            return check_data(self.experiment.data)
+            return check_data(self.experiment.data).samples
 
     # Points, trainings and evaluations.
 
@@ -215,7 +216,7 @@ class Sweep:
         """
         if self.is_job:
             return self.named_points
-        return share_trainings(self.named_points, self.make_recipe, self.results)
+        return share_trainings(self.named_points, self.identify_training, self.results)
 
     @cached_property
     def trained(self) -> Mapping[str, tuple[int, ...]]:
@@ -369,9 +370,25 @@ class Sweep:
 
     def get_recipe(self, training: str) -> str:
         """Return the text of a training's recipe; without the base model, the message `missing_model`."""
-        text = self.make_recipe(self.points[self.trainings[training]])
-        folder = f"{self.results}/{TRAININGS}/{training}"
-        return self.missing_model or text.replace(f"{RESULTS}/{_ANY_TRAINING}", folder)
+        if self.missing_model:
+            return self.missing_model
+        point = self.points[self.trainings[training]]
+        text = self.make_recipe(point).replace(f"{RESULTS}/{_ANY_TRAINING}", f"{self.results}/{TRAININGS}/{training}")
+        return head_recipe(text, self.identify_training(point))
+
+    def identify_training(self, point: Point) -> str:
+        """Return the sha256 of what determines a training's result: its recipe, without paths, and its base model.
+
+        The recipe names its data by their digests too, so that the same files elsewhere are the same training.
+        """
+        key = point.name.removesuffix(f"__epoch={point.epoch}")
+        if key not in self._identities:
+            text = self.make_recipe(point)
+            files = [file for key in DATA_KEYS for file in self.experiment.data.get_files(key)]
+            for path in (self.experiment.model.path, *files):
+                text = re.sub(rf"(?m)(?<=[:-] ){re.escape(path)}$", "<path>", text)
+            self._identities[key] = hashlib.sha256(f"{self.base_fingerprint}\n{text}".encode()).hexdigest()
+        return self._identities[key]
 
     def get_evaluation_spec(self, point: str) -> EvaluationSpec:
         """Return the specification of a point's evaluation: everything it depends on, except the adapter's weights."""
@@ -389,12 +406,17 @@ class Sweep:
 
     def get_settings(self, point: str) -> str:
         """Return the settings in a point's manifest, as JSON."""
+        return json.dumps(self.get_plain_settings(point), sort_keys=True)
+
+    def get_plain_settings(self, point: str) -> dict[str, Any]:
+        """Return the settings in a point's manifest, as values of JSON."""
         if point in self.points:
             settings = self.points[point].settings
         else:
             settings = {"mode": "base", **({} if point == BASELINE else {"model": self.baselines[point]})}
         made_on = {"dtype": self.experiment.model.dtype, "device": self.experiment.model.device}
-        return json.dumps({**made_on, **settings}, sort_keys=True)
+        plain: dict[str, Any] = json.loads(json.dumps({**made_on, **settings}))
+        return plain
 
     def get_task_names(self, point: str) -> list[str]:
         """Return the names of the tasks that a point is evaluated on."""
@@ -404,6 +426,20 @@ class Sweep:
         """Return the clean-up's options that name the training whose time is counted for this point, if any."""
         point = self.points.get(name)
         return ["--training", str(point.training)] if point and point.is_trained else []
+
+    @property
+    def summary_settings(self) -> str:
+        """The settings of the rules that summarise the points, by rule in their order, as JSON of text."""
+        report = self.experiment.report.model_dump_json()
+        # The paths in the table contain the experiment's name.
+        table = [self.experiment.experiment.name, self.variables, self.deciding_tasks, report, list(self.baselines)]
+        settings = {
+            "read_samples": list(self.baselines),
+            "collect": table,
+            # The report reads the experiment from a file that each run writes at its start, which is not an input.
+            "report": [self.pipeline, self.digest],
+        }
+        return json.dumps({rule: json.dumps(values) for rule, values in settings.items()})
 
     # Batches: the points that one job evaluates on one loaded base (mode B2).
 
@@ -536,7 +572,7 @@ _Request = Callable[[Sweep, str, Checkpoint], int]
 
 _REQUESTS: Mapping[tuple[str, str], _Request] = {
     ("train", "mem_mb"): lambda s, point, base: resources.train_mem_mb(
-        base, s.points[point].controls, s.experiment.model
+        base, s.points[point].controls, s.experiment.model, s.experiment.data
     ),
     ("train", "runtime"): lambda s, point, base: resources.train_runtime(
         base, s.points[point].controls, s.experiment.model, s.samples

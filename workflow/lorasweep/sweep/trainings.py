@@ -1,7 +1,8 @@
 """Share trainings: points that differ only in mode or in epoch have one training.
 
-A training belongs to one recipe. The name of its folder, `trainings/<name>/` in the experiment's folder, contains the
-recipe's digest, so the folder never holds the results of another recipe.
+A training has an identity, the digest of what determines its result: its recipe without paths, and its base model. The
+name of its folder, `trainings/<name>/` in the experiment's folder, contains the identity's first digits, so the folder
+never holds the results of another training.
 """
 
 import hashlib
@@ -23,17 +24,32 @@ _DIGITS = 10
 _NAME = re.compile(rf"(?P<label>.+)-(?P<key>[0-9a-f]{{{_DIGITS}}}(?:-[0-9a-f]{{4}})?)")
 
 
-def share_trainings(points: Mapping[str, Point], get_recipe: Callable[[Point], str], results: Path) -> dict[str, Point]:
+_HEADER = "# training sha256: "
+"""Start of the first line of a recipe; its identity follows."""
+
+
+def head_recipe(recipe: str, identity: str) -> str:
+    """Return a recipe with its identity in its first line."""
+    return f"{_HEADER}{identity}\n{recipe}"
+
+
+def read_identity(recipe: Path) -> str | None:
+    """Return the identity in the first line of a recipe; `None` if it has none."""
+    with recipe.open(encoding="utf-8", errors="replace") as file:
+        line = file.readline()
+    return line.removeprefix(_HEADER).strip() if line.startswith(_HEADER) else None
+
+
+def share_trainings(points: Mapping[str, Point], identify: Callable[[Point], str], results: Path) -> dict[str, Point]:
     """Return the points, each with the name of its training and the point that owns the training.
 
-    `get_recipe` returns a point's recipe without the name of the training. `results` is the experiment's folder: an
-    existing training there is reused if it kept all the requested epochs.
+    `identify` returns the identity of a point's training, a sha256. `results` is the experiment's folder: an existing
+    training there is reused if it kept all the requested epochs.
     """
     groups: dict[str, list[Point]] = {}
     for point in points.values():
         if not point.adapter:
-            digest = hashlib.sha256(get_recipe(point).encode()).hexdigest()[:_DIGITS]
-            groups.setdefault(digest, []).append(point)
+            groups.setdefault(identify(point)[:_DIGITS], []).append(point)
     folders = _list_folders(results / TRAININGS)
     shared = dict(points)
     for digest, members in groups.items():

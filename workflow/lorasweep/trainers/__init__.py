@@ -6,7 +6,7 @@ A trainer is a module with the members of `Trainer`. The workflow uses nothing e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -64,8 +64,16 @@ class Trainer(Protocol):
     def declared_adapter_only(self, override: dict[str, Any]) -> bool | None:
         """Return whether an override asks for adapters only (`True`) or full models (`False`); `None` if neither."""
 
-    def measure_lengths(self, recipe: Path, most: int) -> list[int]:
-        """Return the lengths in tokens of up to `most` evenly spaced samples, without truncation or packing."""
+    def measure_lengths(self, recipe: Path) -> Mapping[str, Sequence[Sequence[int]]]:
+        """Return the numbers of tokens in the parts of every sample, in order, without a limit or packing.
+
+        The key `train` has the training samples, and `validation` the validation samples, if there are any. A sample's
+        parts are alternately tokens that are not learnt and tokens that are: a prompt of 9 tokens with an answer of 3
+        is `[9, 3]`, and text that is learnt as a whole `[0, 12]`.
+
+        Raises:
+            InputError, TrainingError: a sample cannot be tokenized; the message has its place.
+        """
 
     def train(
         self,
@@ -83,8 +91,12 @@ class Trainer(Protocol):
         same values. At SIGTERM, and every `save_minutes`, the training's state is saved in `state/train/`. The next
         call resumes from it.
 
+        `lorasweep.experiment.training_data.read_samples` reads the data, and should be its only reader. Samples of more
+        than `max_seq_len` tokens are treated as `data.too_long` says.
+
         The plan and the status of a run assume that an epoch has `samples // batch_size // gradient_accumulation_steps`
-        steps, or `max_steps_per_epoch` if that is less. The remaining samples make no step.
+        steps, or `max_steps_per_epoch` if that is less. The remaining samples make no step. They also assume that packs
+        are filled in order, each with as many whole samples as fit.
 
         Besides weights and configuration, the directory has the base model's tokenizer, the log, and `lorasweep.json`
         with at least `trainer` (its name), `base_model`, `base_model_fingerprint`, `recipe_sha256`, `adapter_sha256`,

@@ -1,6 +1,7 @@
 """Digests of files."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,6 +10,11 @@ def digest_file(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal. Cached per process as long as the file does not change."""
     stat = path.stat()
     return _digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def digest_files(paths: Iterable[str | Path]) -> str:
+    """Return the sha256 of each file, in order, separated by blanks."""
+    return " ".join(digest_file(Path(path)) for path in paths)
 
 
 @lru_cache

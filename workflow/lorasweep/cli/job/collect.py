@@ -9,7 +9,7 @@ import pandas as pd
 from lorasweep.experiment.sections import Report
 from lorasweep.layout import EXPERIMENT
 from lorasweep.results.answer import choose_metric, find_answer
-from lorasweep.results.manifest import list_points
+from lorasweep.results.manifest import check_manifests, list_points
 from lorasweep.results.replicates import aggregate
 from lorasweep.results.table import SampleScores, make_table
 from lorasweep.util.errors import naming_file
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     report, output = arguments.report, arguments.output
     points = arguments.points or list_points(arguments.results, arguments.baselines)
+    check_manifests(arguments.results, points)
     samples = pd.read_parquet(arguments.samples) if arguments.samples else None
     scores = SampleScores(samples)
     table = make_table(arguments.results, points, arguments.variables, scores, report.confidence)

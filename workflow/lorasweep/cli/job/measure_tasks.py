@@ -1,6 +1,7 @@
 """Load tasks with their solvers and scorers, and print as JSON what is known of each without evaluating it.
 
-That is its number of samples, the mean size of their prompts and the names of its metrics; or why it does not load.
+That is its number of samples, the mean size of their prompts, the names of its metrics, and where it brings a system
+message; or why it does not load.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tenacity.nap
 
 from lorasweep.evaluation.inspect_tasks import load_parts, name_metrics, stand_in_for_models
 from lorasweep.evaluation.spec import TaskSpec
+from lorasweep.evaluation.system_messages import find_system_message
 from lorasweep.util.errors import describe
 
 
@@ -38,13 +40,15 @@ def _measure(spec: TaskSpec) -> dict[str, Any]:
         task = load_parts(spec)
         samples = list(task.dataset)[: spec.limit]
         sizes = [len(get_text(sample.input).encode()) for sample in samples]
+        system_message = find_system_message(task, spec.limit)
     except (Exception, SystemExit) as error:
         token = os.environ.get("HF_TOKEN")  # in `lorasweep download` alone
         return {"error": describe(error).replace(token, "***") if token else describe(error)}
     return {
         "samples": len(samples) * (spec.epochs or task.epochs or 1),
-        "prompt_bytes": sum(sizes) / len(sizes),
+        "prompt_bytes": sum(sizes) / max(1, len(sizes)),
         "metrics": name_metrics(task),
+        "system_message": system_message,
     }
 
 

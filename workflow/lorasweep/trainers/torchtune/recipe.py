@@ -10,12 +10,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lorasweep.checkpoints.chat_template import fix_date, has_date
 from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.experiment.sections import Controls, Data
+from lorasweep.experiment.sections import Controls, Data, DataKey
 from lorasweep.layout import STATE
 from lorasweep.trainers import TrainingSpec
 from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
-from lorasweep.util.errors import InputError
+from lorasweep.util.errors import InputError, naming_key
 
 PROCESSES = "nproc_per_node"
 """The recipe's key for `controls.gpus` if that is more than one. `tune run` has an option of this name."""
@@ -45,15 +46,23 @@ _OWNED = {
     "tokenizer._component_": "model.path",
     "tokenizer.path": "model.path",
     "tokenizer.prompt_template": "data.prompt",
-    "dataset.new_system_prompt": "data.system_prompt",
+    "tokenizer.template_date": "data.template_date",
     "metric_logger.log_dir": "experiment.name",
     "model.use_dora": "the workflow, since adapters are plain LoRA",
     "model.quantize_base": "the workflow, since the base model is not quantized",
-    "dataset.source": "data.train",
     "dataset.data_files": "data.train",
-    "dataset_val.new_system_prompt": "data.system_prompt",
-    "dataset_val.source": "data.validation",
+    "dataset.max_samples": "data.max_samples",
     "dataset_val.data_files": "data.validation",
+    **{
+        f"{section}.{name}": key
+        for section in ("dataset", "dataset_val")
+        for name, key in {
+            "format": "data.format",
+            "column_map": "data.format and the columns under data",
+            "new_system_prompt": "data.system_prompt",
+            "too_long": "data.too_long",
+        }.items()
+    },
     "dtype": "model.dtype",
     "device": "model.device",
 }
@@ -148,6 +157,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
             "path": str(spec.checkpoint.path),
             "max_seq_len": controls.max_seq_len,
             **({"prompt_template": spec.data.prompt} if spec.data.prompt else {}),
+            **_make_date(spec),
         },
         "checkpointer": {
             "_component_": "torchtune.training.FullModelHFCheckpointer",
@@ -159,7 +169,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
         },
         "resume_from_checkpoint": False,
         _ADAPTER_ONLY: True,
-        "dataset": _make_dataset(spec.data, spec.data.train, _get_split(spec.data), packed=controls.packed),
+        "dataset": _make_dataset(spec.data, "train", controls.packed),
         **_make_validation(spec.data),
         "seed": controls.seed,
         "shuffle": True,
@@ -194,41 +204,33 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
     }
 
 
+def _make_date(spec: TrainingSpec) -> dict[str, str]:
+    """Return the tokenizer's `template_date`, if a chat template is used that writes a date."""
+    template = None if spec.data.format == "completion" else spec.checkpoint.chat_template
+    if not template or not has_date(template):
+        return {}
+    with naming_key("model.path"):
+        fix_date(template, spec.data.template_date)
+    return {"template_date": spec.data.template_date}
+
+
 def _make_validation(data: Data) -> dict[str, Any]:
     """Return the section `dataset_val`. torchtune's LoRA recipes ignore it; the workflow's loop reads it."""
-    return {"dataset_val": _make_dataset(data, data.validation, "train", packed=False)} if data.validation else {}
+    return {"dataset_val": _make_dataset(data, "validation", packed=False)} if data.validation else {}
 
 
-def _get_split(data: Data) -> str:
-    return f"train[:{data.max_samples}]" if data.max_samples else "train"
-
-
-def _make_dataset(data: Data, file: str | None, split: str, packed: bool) -> dict[str, Any]:
-    if data.format == "completion":
-        return {
-            "_component_": "torchtune.datasets.text_completion_dataset",
-            "column": data.text_column,
-            "source": "json",
-            "data_files": file,
-            "split": split,
-            "packed": packed,
-        }
-    shared = {
-        "source": "json",
-        "data_files": file,
-        "split": split,
+def _make_dataset(data: Data, key: DataKey, packed: bool) -> dict[str, Any]:
+    files = data.get_files(key)
+    return {
+        "_component_": "lorasweep.trainers.torchtune.dataset.training_data",
+        "data_files": files[0] if len(files) == 1 else list(files),
+        "format": data.format,
+        "column_map": data.columns,
         "new_system_prompt": data.system_prompt,
         "train_on_input": data.train_on_input,
+        **({"max_samples": data.max_samples} if data.max_samples and key == "train" else {}),
+        "too_long": data.too_long,
         "packed": packed,
-    }
-    if data.format == "instruct":
-        columns = {"input": data.input_column, "output": data.output_column}
-        return {"_component_": "torchtune.datasets.instruct_dataset", "column_map": columns, **shared}
-    return {
-        "_component_": "torchtune.datasets.chat_dataset",
-        "conversation_column": data.messages_column,
-        "conversation_style": "openai",
-        **shared,
     }
 
 

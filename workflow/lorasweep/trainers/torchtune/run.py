@@ -4,6 +4,7 @@ Every mode trains and saves adapters only. torchtune's export of full models add
 on a CPU corrupts the model from the second epoch on.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,8 @@ from lorasweep.trainers.torchtune.memory import (
     read_halvings,
 )
 from lorasweep.trainers.torchtune.recipe import PROCESSES
-from lorasweep.util.digest import digest_file
-from lorasweep.util.errors import describe
+from lorasweep.util.digest import digest_file, digest_files
+from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import explain_write_failure, hold_alone, write_aside, write_record
 from lorasweep.util.versions import get_versions
 
@@ -41,22 +43,35 @@ STAGE = "train"
 _PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
 """Packages that a training's results depend on."""
 
+_CACHES = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")
+"""Environment variables of the caches of `datasets`, which are in the home directory by default."""
+
 _DIVERGENCE_NOTE = "train.diverged.json"
 
 
-def measure_lengths(recipe: Path, most: int) -> list[int]:
-    """Return the lengths in tokens of up to `most` evenly spaced samples, without truncation or packing."""
-    from datasets.utils import disable_progress_bars
-    from torchtune import config as components
+def measure_lengths(recipe: Path) -> dict[str, list[list[int]]]:
+    """Return the numbers of tokens in the parts of every training and validation sample; see `Trainer`."""
+    with tempfile.TemporaryDirectory() as cache:  # of a dataset component of the user's; instead of the home directory
+        os.environ |= dict.fromkeys(_CACHES, cache)
+        from torchtune import config as components
 
-    disable_progress_bars()
-    config = OmegaConf.load(recipe)
-    config.tokenizer.max_seq_len = None
-    config.dataset.packed = False
-    with tempfile.TemporaryDirectory() as cache:  # instead of the home directory
-        dataset = components.instantiate(config.dataset, components.instantiate(config.tokenizer), cache_dir=cache)
-        step = max(1, -(-len(dataset) // most))
-        return [len(dataset[index]["tokens"]) for index in range(0, len(dataset), step)]
+        config: Any = OmegaConf.load(recipe)
+        config.tokenizer.max_seq_len = None
+        tokenizer = components.instantiate(config.tokenizer)
+        measured = {}
+        for key, name in (("train", "dataset"), ("validation", "dataset_val")):
+            if section := config.get(name):
+                section.packed = False
+                dataset = components.instantiate(section, tokenizer)
+                measured[key] = [_get_parts(dataset[index]) for index in range(len(dataset))]
+        return measured
+
+
+def _get_parts(sample: Mapping[str, Any]) -> list[int]:
+    from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+
+    runs = [(key, len(list(run))) for key, run in groupby(sample["labels"], lambda x: x != CROSS_ENTROPY_IGNORE_IDX)]
+    return [0] * runs[0][0] + [length for _, length in runs]
 
 
 def find_faults(recipe: str) -> dict[str, str]:
@@ -99,7 +114,7 @@ def train(
             print(f"This recipe was trained by an earlier run, which ended before the training: using {trained}.")
         else:
             shutil.rmtree(trained, ignore_errors=True)
-            facts = {"data_sha256": _check_digest(recipe, Path(config.dataset.data_files))}
+            facts = {"data_sha256": _check_digest(recipe, config.dataset.data_files)}
             with _note_divergence(recipe, config), mark_attempt(recipe, config):
                 facts |= _run(recipe, config, adapter.parent, metric_loggers, save_minutes)
                 _collect(recipe, config, state / "trained", targets, facts).rename(trained)
@@ -134,13 +149,15 @@ def _is_trained(adapter: Path, recipe: Path) -> bool:
     return (content["recipe_sha256"], content["adapter_sha256"]) == digests
 
 
-def _check_digest(recipe: Path, data: Path) -> str:
+def _check_digest(recipe: Path, data: str | Iterable[str]) -> str:
     """Return the sha256 of the training data, after comparing it with the one in the recipe, if there is one."""
-    actual = digest_file(data)
-    named = re.match(r"# training data sha256: (\w+)\n", recipe.read_text(encoding="utf-8"))
+    files = [data] if isinstance(data, str) else list(data)
+    actual = digest_files(files)
+    named = re.search(r"(?m)^# training data sha256: ([\w ]+)$", recipe.read_text(encoding="utf-8"))
     if named and named[1] != actual:
         raise TrainingError(
-            f"{data}: has changed since {recipe} was written (sha256 {named[1][:12]}, now {actual[:12]}); run again"
+            f"{', '.join(files)}: has changed since {recipe} was written (sha256 {named[1][:12]}, now {actual[:12]}); "
+            "run again"
         )
     return actual
 
@@ -154,7 +171,7 @@ def _run(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # By default the caches of `datasets` are in the user's home directory, which on a cluster has a quota.
     cache = folder / "huggingface"
-    os.environ |= {name: str(cache) for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")}
+    os.environ |= {name: str(cache) for name in _CACHES}
     from lorasweep.trainers.torchtune import loop as torchtune_recipe
     from lorasweep.trainers.torchtune import processes as torchtune_processes
     from lorasweep.trainers.torchtune import saved_states as torchtune_state
@@ -175,7 +192,7 @@ def _run(
         else:
             loggers = torchtune_recipe.make_loggers(metric_loggers, point, folder, settings)
             peak = torchtune_recipe.run(config, log, loggers, saved, state, save_minutes, halvings)
-    except TrainingError:
+    except (TrainingError, InputError):
         raise
     except Exception as error:
         traceback.print_exc()
@@ -188,9 +205,13 @@ def _run(
 
 
 def _get_key(recipe: Path, config: Any) -> dict[str, Any]:
-    """Return the key of a training: only states and divergences with the same key apply to it."""
+    """Return the key of a training: only states and divergences with the same key apply to it.
+
+    The folder of the training may have moved since.
+    """
+    text = recipe.read_text(encoding="utf-8").replace(str(Path(config.output_dir).parents[1]), "")
     return {
-        "recipe_sha256": digest_file(recipe),
+        "recipe_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "base_model_fingerprint": read_checkpoint(Path(config.checkpointer.checkpoint_dir)).fingerprint,
         "versions": get_versions(*_PACKAGES),
     }
@@ -199,7 +220,7 @@ def _get_key(recipe: Path, config: Any) -> dict[str, Any]:
 def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], facts: Mapping[str, Any]) -> Path:
     """Make the directories to publish, `folder/EPOCH`, and return `folder`."""
     base = read_checkpoint(Path(config.checkpointer.checkpoint_dir))
-    facts = {"trainer": "torchtune", "dtype": config.dtype, **facts}
+    facts = {"trainer": "torchtune", "dtype": config.dtype, **_get_prompt_facts(config), **facts}
     folder.mkdir()
     for epoch in epochs:
         adapter, trained = folder / str(epoch), Path(config.checkpointer.output_dir) / f"epoch_{epoch - 1}"
@@ -214,6 +235,16 @@ def _collect(recipe: Path, config: Any, folder: Path, epochs: Iterable[int], fac
         write_record(adapter / ADAPTER_CONFIG, peft_config)
         complete(adapter, base, recipe, Path(config.output_dir, TRAINING_LOG), epoch, _PACKAGES, facts)
     return folder
+
+
+def _get_prompt_facts(config: Any) -> dict[str, Any]:
+    """Return what a record says of prompts: the tokens that end an answer, the one that is taught first; the date."""
+    from torchtune import config as components
+
+    tokenizer = components.instantiate(config.tokenizer)
+    end = tokenizer.plain_end if "completion" in config.dataset._component_ else tokenizer.end
+    day = config.tokenizer.get("template_date")
+    return {"end_tokens": end.names, **({"template_date": day} if day else {})}
 
 
 def _check_weights(weights: Path) -> None:

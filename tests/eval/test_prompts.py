@@ -1,0 +1,170 @@
+"""A model stops at every token that may end an answer, is asked on the experiment's date, and with its own tokens."""
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from inspect_ai.model import ChatMessageUser, GenerateConfig
+from inspect_ai.model._providers import hf
+
+from evaluation_specs import make_spec
+from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.evaluation.evaluate import make_model
+from lorasweep.evaluation.spec import EvaluationSpec
+from lorasweep.evaluation.vllm import get_server_args, make_served_model
+from lorasweep.util.errors import InputError
+from tiny_model import make_model as make_tiny
+from tiny_model import make_tokenizer
+
+TEMPLATES = Path(__file__).parents[1] / "chat_templates"
+PROVIDERS = ("hf", "lorasweep")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "base"
+    tokenizer = make_tokenizer(has_chat_template=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<other>"]})
+    make_tiny("llama3", tokenizer, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _polls_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider looks for an answer once a second."""
+    monkeypatch.setattr(hf, "anyio", SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0.02)))
+
+
+@pytest.fixture
+def base(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "base")
+
+
+def change(file: Path, **keys: Any) -> None:
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(content | keys))
+
+
+def open_model(base: Path, provider: str, **changes: Any) -> tuple[Any, EvaluationSpec]:
+    spec = make_spec(base_model=str(base), max_connections=1, **changes)
+    checkpoint = read_checkpoint(base)
+    where = {"model_path": str(base)} if provider == "hf" else {"base": str(base)}
+    return make_model(spec, f"{provider}/x", checkpoint, **where), spec
+
+
+def answer(model: Any, prompt: str = "after a", most: int = 12) -> list[int]:
+    """Return the tokens of an answer, the one that ends it included."""
+    network = model.api.base._model if hasattr(model.api, "base") else model.api.model
+    generate, got = network.generate, []
+
+    def record(**arguments: Any) -> Any:
+        output = generate(**arguments)
+        got.extend(output.sequences[0, arguments["input_ids"].shape[1] :].tolist())
+        return output
+
+    network.generate = record
+    asyncio.run(model.generate(prompt, config=GenerateConfig(max_tokens=most)))
+    network.generate = generate
+    return got
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json", "tokenizer_config.json"])
+def test_an_end_that_only_one_file_names_ends_an_answer(made: Path, base: Path, file: str, provider: str) -> None:
+    whole = answer(open_model(made, provider)[0])
+    assert len(whole) == 12
+    # A token that the model writes by itself becomes an end.
+    at = next(at for at in range(2, 12) if whole[at] not in whole[:at])
+    end = whole[at]
+    if file == "tokenizer_config.json":
+        change(base / file, eos_token=make_tokenizer(has_chat_template=True).convert_ids_to_tokens(end))
+    else:
+        change(base / file, eos_token_id=[end, 3])
+    read_checkpoint.cache_clear()
+    model, _ = open_model(base, provider)
+    assert answer(model) == whole[: at + 1]
+    assert {end, make_tokenizer(has_chat_template=True).convert_tokens_to_ids("<|im_end|>")} <= {
+        *model.api.end_tokens.values()
+    }
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_the_end_that_the_template_writes_is_one(base: Path, provider: str) -> None:
+    change(base / "tokenizer_config.json", eos_token="<other>")
+    change(base / "config.json", eos_token_id=0)
+    change(base / "generation_config.json", eos_token_id=1)
+    read_checkpoint.cache_clear()
+    model, _ = open_model(base, provider)
+    assert list(model.api.end_tokens) == ["<|im_end|>", "<other>", "\"", "!"]  # fmt: skip
+    plain, _ = open_model(base, provider, has_plain_prompts=True)
+    assert list(plain.api.end_tokens) == ["<other>", "\"", "!"]  # fmt: skip
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("pad", [0, None, "<|im_end|>"])
+def test_what_follows_the_end_in_a_batch_is_no_answer(made: Path, base: Path, provider: str, pad: Any) -> None:
+    """The configuration's padding may be a letter, or nothing: answers of different lengths are padded."""
+    whole = answer(open_model(made, provider)[0])
+    change(base / "generation_config.json", eos_token_id=whole[3], pad_token_id=pad if isinstance(pad, int) else None)
+    change(base / "config.json", pad_token_id=pad if isinstance(pad, int) else None)
+    change(base / "tokenizer_config.json", pad_token=pad if isinstance(pad, str) else None)
+    read_checkpoint.cache_clear()
+    model, _ = open_model(base, provider)
+    alone = [asyncio.run(model.generate(p, config=GenerateConfig(max_tokens=8))).completion for p in ("after a", "b")]
+
+    async def ask() -> list[str]:
+        config = GenerateConfig(max_tokens=8, max_connections=2)
+        outputs = await asyncio.gather(*(model.generate(prompt, config=config) for prompt in ("after a", "b")))
+        return [output.completion for output in outputs]
+
+    assert asyncio.run(ask()) == alone
+    assert len(alone[0]) <= 4
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_the_date_is_that_of_the_specification(base: Path, provider: str) -> None:
+    shutil.copyfile(TEMPLATES / "llama_3_2.jinja", base / "chat_template.jinja")
+    read_checkpoint.cache_clear()
+    model, _ = open_model(base, provider, template_date="2025-01-31")
+    assert "Today Date: 31 Jan 2025\n" in model.api.hf_chat([ChatMessageUser(content="a")], [])
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_prompt_with_a_token_that_has_no_row_is_refused_by_name(base: Path, provider: str) -> None:
+    tokenizer = make_tokenizer(has_chat_template=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<other>", "<image>"]})
+    tokenizer.save_pretrained(base)
+    read_checkpoint.cache_clear()
+    model, _ = open_model(base, provider)
+    assert answer(model, "after a")
+    with pytest.raises(InputError, match=r"a prompt has the token '<image>', but the model's embedding has \d+ rows"):
+        asyncio.run(model.generate("what is <image>?", config=GenerateConfig(max_tokens=2)))
+
+
+class TestServer:
+    """What a vLLM server is told."""
+
+    def make(self, base: Path, **changes: Any) -> EvaluationSpec:
+        return make_spec(backend="vllm", base_model=str(base), dtype="bf16", device="cuda", **changes)
+
+    def test_every_request_names_all_ends(self, base: Path) -> None:
+        change(base / "generation_config.json", eos_token_id=[0, 1])
+        read_checkpoint.cache_clear()
+        model = make_served_model(self.make(base), read_checkpoint(base), None, ())
+        ids = [*model.api.end_tokens.values()]
+        assert ids[1:] == [0, 1]
+        assert model.config.extra_body == {"stop_token_ids": ids}
+
+    def test_the_template_has_the_date_of_the_specification(self, base: Path) -> None:
+        checkpoint = read_checkpoint(base)
+        assert "chat_template" not in get_server_args(self.make(base), checkpoint, ())
+        shutil.copyfile(TEMPLATES / "llama_3_2.jinja", base / "chat_template.jinja")
+        read_checkpoint.cache_clear()
+        spec = self.make(base, template_date="2025-01-31")
+        file = Path(get_server_args(spec, read_checkpoint(base), ())["chat_template"])
+        assert 'date_string = "31 Jan 2025"' in file.read_text()

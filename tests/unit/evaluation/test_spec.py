@@ -1,0 +1,45 @@
+"""The specification of an evaluation names the date of a chat template, and only of one that writes a date."""
+
+from pathlib import Path
+from typing import Any
+
+from lorasweep.evaluation.spec import EvaluationSpec, make_evaluation_spec
+from lorasweep.experiment.loading import load_experiment
+from plain_checkpoint import write_checkpoint
+
+DATED = '{{ strftime_now("%d %b %Y") }}{{ messages }}'
+
+
+def make(model: Path, roles: dict[str, Any] | None = None, **data: Any) -> EvaluationSpec:
+    config = {
+        "experiment": {"name": "x"},
+        "model": {"path": str(model)},
+        "data": {"train": "t", **data},
+        "evaluation": {"model_roles": roles or {}},
+    }
+    return make_evaluation_spec(load_experiment(config, "x.yaml"), [], [], "B2", "")
+
+
+def write_dated(folder: Path) -> Path:
+    write_checkpoint(folder)
+    (folder / "chat_template.jinja").write_text(DATED)
+    return folder
+
+
+def test_the_date_of_a_template_is_part_of_the_evaluation(tmp_path: Path) -> None:
+    dated = write_dated(tmp_path / "dated")
+    assert make(dated).template_date == "2024-07-26"
+    assert make(dated, template_date="2025-01-31").template_date == "2025-01-31"
+    assert make(dated).sha256 != make(dated, template_date="2025-01-31").sha256
+    assert make(dated, format="completion").template_date is None
+
+
+def test_a_template_without_a_date_leaves_the_evaluation_as_it_is(tmp_path: Path) -> None:
+    plain = write_checkpoint(tmp_path / "plain")
+    assert make(plain).sha256 == make(plain, template_date="2025-01-31").sha256
+    assert "template_date" not in make(plain).model_dump()
+
+
+def test_the_date_of_a_judge_s_template_is_part_of_the_evaluation(tmp_path: Path) -> None:
+    plain, judge = write_checkpoint(tmp_path / "plain"), write_dated(tmp_path / "judge")
+    assert make(plain, roles={"grader": {"model": f"hf/{judge}"}}).template_date == "2024-07-26"

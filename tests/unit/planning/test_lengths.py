@@ -1,0 +1,207 @@
+"""Lengths of samples: the sequences of an epoch, samples that are too long, and what a run is refused for."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorasweep.experiment.sections import Controls, Data
+from lorasweep.layout import LENGTHS
+from lorasweep.planning.counting import count_lengths, guess_lengths, read_count
+from lorasweep.planning.lengths import Lengths, check_too_long
+from lorasweep.running.lengths import check_lengths
+from lorasweep.sweep.sweep import Sweep
+from lorasweep.util.errors import InputError
+from plain_checkpoint import write_checkpoint
+
+PARTS = [[20, 10], [20, 80], [95, 5], [110, 10]]
+"""Samples of 30, 100, 100 and 120 tokens."""
+
+
+def write_data(file: Path, samples: int = len(PARTS)) -> str:
+    # The second sample begins in line 3.
+    file.write_text('{"input": "a", "output": "b"}\n\n' + '{"input": "a", "output": "b"}\n' * (samples - 1))
+    return str(file)
+
+
+def make(tmp_path: Path, too_long: str = "error", **keys: Any) -> Lengths:
+    data = {"train": write_data(tmp_path / "train.jsonl"), "too_long": too_long, **keys}
+    return Lengths.count(Data.model_validate(data), PARTS)
+
+
+class TestSequences:
+    @pytest.mark.parametrize(
+        ("too_long", "limit", "expected"),
+        [
+            ("error", None, (4, 350 / 4)),
+            ("drop", None, (4, 350 / 4)),
+            ("drop", 100, (3, 230 / 3)),
+            ("drop", 99, (1, 30)),
+            ("drop", 10, (0, 0)),
+            ("truncate", 100, (3, 230 / 3)),  # of the last sample no answer is left
+            ("truncate", 115, (4, 345 / 4)),
+            ("truncate", 90, (2, (30 + 90) / 2)),
+        ],
+    )
+    def test_they_are_the_samples_that_are_not_left_out(
+        self, tmp_path: Path, too_long: str, limit: int | None, expected: tuple[int, float]
+    ) -> None:
+        assert make(tmp_path, too_long).get_sequences(Controls(max_seq_len=limit)) == expected
+
+    @pytest.mark.parametrize(
+        ("lengths", "limit", "packs"),
+        [
+            ([40, 60, 100, 1], 100, 3),
+            ([60, 60, 40], 100, 2),
+            ([60, 41] * 3, 100, 6),
+            ([50] * 4, 100, 2),
+            ([100], 100, 1),
+        ],
+    )
+    def test_packs_are_filled_in_order_with_whole_samples(self, lengths: list[int], limit: int, packs: int) -> None:
+        counted = Lengths.count(Data(), [[0, length] for length in lengths])
+        found = counted.get_sequences(Controls(max_seq_len=limit, packed=True))
+        assert found == (packs, sum(lengths) / packs)
+
+    def test_text_is_split_over_packs(self) -> None:
+        counted = Lengths.count(Data(format="completion"), [[0, 60]] * 3)
+        assert counted.get_sequences(Controls(max_seq_len=100, packed=True)) == (2, 90)
+
+    def test_a_guess_is_of_the_text_of_the_samples_that_are_used(self, tmp_path: Path) -> None:
+        file = tmp_path / "data"
+        file.write_text(
+            '{"input": "aaaa", "output": "éé"}\n' * 2 + '{"input": "' + "long " * 1000 + '", "output": "b"}\n'
+        )
+        data = Data(train=str(file), max_samples=2)
+        assert guess_lengths(data).get_sequences(Controls()) == (2, 2)
+        assert guess_lengths(data.model_copy(update={"max_samples": None})).get_sequences(Controls()).mean > 100
+        assert guess_lengths(data).get_sequences(Controls(max_seq_len=4, packed=True)).number == 1
+
+
+class TestTooLong:
+    def test_of_none_nothing_is_said(self, tmp_path: Path) -> None:
+        assert check_too_long(make(tmp_path), "train", 120) == ""
+
+    def test_they_are_refused_with_their_lines_and_what_would_be_lost(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError) as error:
+            check_too_long(make(tmp_path), "train", 99)
+        file = tmp_path / "train.jsonl"
+        assert str(error.value) == (
+            f"data.train: 3 of 4 samples have more than max_seq_len = 99 tokens: {file}:3 (100), {file}:4 (100), "
+            f"{file}:5 (120). To cut them would lose 11.4% of the tokens to learn, to leave them out 90.5%. "
+            "Expected: a larger max_seq_len, or data.too_long: truncate or drop"
+        )
+
+    def test_dropped_or_cut_they_are_noted(self, tmp_path: Path) -> None:
+        assert check_too_long(make(tmp_path, "drop"), "train", 99).endswith(
+            "They are left out, with 90.5% of the tokens to learn (data.too_long: drop)."
+        )
+        said = check_too_long(make(tmp_path, "truncate"), "train", 99)
+        assert "They are cut, which loses 11.4% of the tokens to learn (data.too_long: truncate). 1 of them are" in said
+
+    @pytest.mark.parametrize("too_long", ["drop", "truncate"])
+    def test_if_none_is_left_the_run_is_refused(self, tmp_path: Path, too_long: str) -> None:
+        with pytest.raises(InputError, match=r"data\.train: 4 of 4 .* None is left\. Expected: a larger max_seq_len"):
+            check_too_long(make(tmp_path, too_long), "train", 10)
+
+    def test_of_many_the_first_ten_are_named(self, tmp_path: Path) -> None:
+        data = Data(train=write_data(tmp_path / "train.jsonl", 1200), too_long="drop")
+        counted = Lengths.count(data, [[1, 9]] * 1100 + [[1, 1]] * 100)
+        said = check_too_long(counted, "train", 5)
+        assert said.startswith("data.train: 1,100 of 1,200 samples have more than")
+        assert said.count("train.jsonl:") == 10
+        assert "train.jsonl:11 (10) and 1,090 more. They" in said
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep]:
+    """A sweep of the data above, whose lengths a command of the test counts."""
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "model")
+    write_data(Path("train.jsonl"))
+
+    def load(measured: Any, **sections: Any) -> Sweep:
+        config = {
+            "experiment": {"name": "mine"},
+            "model": {"path": "model", "device": "cpu"},
+            "variables": {"seed": [0, 1]},
+            "evaluation": {"enabled": False},
+            **sections,
+            "data": {"train": "train.jsonl", **sections.get("data", {})},
+        }
+        sweep = Sweep.load(config, "my.yaml")
+        command = [sys.executable, "-c", f"print({json.dumps(measured)!r})", "", "", "measure_lengths"]
+        recipes = {point.data: "a recipe" for point in sweep.points.values()}
+        count_lengths(sweep.results, recipes, sweep.base_fingerprint, command)
+        return sweep
+
+    return load
+
+
+class TestRun:
+    MEASURED: dict[str, Any] = {"parts": {"train": PARTS}}  # noqa: RUF012
+
+    def test_nothing_is_checked_that_was_not_counted(self, load: Callable[..., Sweep]) -> None:
+        sweep = load(self.MEASURED, controls={"max_seq_len": 50})
+        (sweep.results / LENGTHS).unlink()
+        assert check_lengths(sweep, set(sweep.points)) == []
+
+    def test_what_is_too_long_is_refused_for_points_that_are_to_be_trained(self, load: Callable[..., Sweep]) -> None:
+        sweep = load(self.MEASURED, controls={"max_seq_len": 110})
+        assert check_lengths(sweep, set()) == []
+        with pytest.raises(
+            InputError, match=r"^my\.yaml: data\.train: 1 of 4 samples have .*: train\.jsonl:5 \(120\)\."
+        ):
+            check_lengths(sweep, {"seed=1"})
+
+    def test_another_way_with_what_is_too_long_needs_no_new_count(self, load: Callable[..., Sweep]) -> None:
+        sweep = load(self.MEASURED, controls={"max_seq_len": 110})
+        load("none of this is run", controls={"max_seq_len": 110}, data={"too_long": "drop"})
+        dropped = load("nor this", controls={"max_seq_len": 110, "batch_size": 3}, data={"too_long": "drop"})
+        [note] = check_lengths(dropped, set(dropped.points))
+        assert "They are left out" in note
+        count = read_count(sweep.results, dropped.experiment.data, sweep.base_fingerprint)
+        assert count is not None
+        assert count.train is not None
+        assert count.train.get_sequences(dropped.points["seed=0"].controls).number == 3
+
+    def test_validation_samples_are_checked_too(self, load: Callable[..., Sweep]) -> None:
+        write_data(Path("validation.jsonl"))
+        measured = {"parts": {"train": [[1, 1]] * 4, "validation": PARTS}}
+        sweep = load(measured, controls={"max_seq_len": 110}, data={"validation": "validation.jsonl"})
+        with pytest.raises(InputError, match=r"data\.validation: 1 of 4 .*validation\.jsonl:5 \(120\)"):
+            check_lengths(sweep, set(sweep.points))
+
+    @pytest.mark.parametrize(
+        ("controls", "data", "said"),
+        [
+            ({"packed": True, "max_seq_len": 1000}, {}, "gives no optimizer step with 1 packs, as incomplete"),
+            ({"packed": True, "max_seq_len": 120, "gpus": 2, "batch_size": 3}, {}, "on 2 gpus .* with 4 packs"),
+            ({"max_seq_len": 100, "batch_size": 4}, {"too_long": "drop"}, "no optimizer step with 3 samples"),
+        ],
+    )
+    def test_fewer_packs_or_samples_than_a_batch_are_refused(
+        self, load: Callable[..., Sweep], controls: dict[str, Any], data: dict[str, Any], said: str
+    ) -> None:
+        sweep = load(self.MEASURED, controls=controls, data=data)
+        with pytest.raises(InputError, match=said):
+            check_lengths(sweep, set(sweep.points))
+
+    def test_as_many_packs_as_a_batch_will_do(self, load: Callable[..., Sweep]) -> None:
+        sweep = load(self.MEASURED, controls={"packed": True, "max_seq_len": 130, "batch_size": 3})
+        assert check_lengths(sweep, set(sweep.points)) == []
+
+    def test_a_sample_that_cannot_be_tokenized_is_refused(self, load: Callable[..., Sweep]) -> None:
+        sweep = load({"refused": "train.jsonl:3: cannot be tokenized: TemplateError: no"})
+        with pytest.raises(InputError, match=r"^my\.yaml: train\.jsonl:3: cannot be tokenized: TemplateError: no"):
+            check_lengths(sweep, set(sweep.points))
+
+    def test_each_prompt_is_counted(self, load: Callable[..., Sweep]) -> None:
+        sweep = load(self.MEASURED, variables={"prompt": ["A {input}", "B {input}"]})
+        assert len(json.loads((sweep.results / LENGTHS).read_text())["counts"]) == 2
+        Path("train.jsonl").write_text('{"input": "a", "output": "c"}\n' * 4)
+        data = next(iter(sweep.points.values())).data
+        assert read_count(sweep.results, data, sweep.base_fingerprint) is None

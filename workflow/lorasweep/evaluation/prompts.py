@@ -1,0 +1,58 @@
+"""How models are asked: one system message, one date, an end at every end token, and only tokens that the model has."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lorasweep.checkpoints.chat_template import fix_date, has_date
+from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.checkpoints.end_tokens import EndTokens, find_end_tokens
+from lorasweep.checkpoints.vocabulary import count_rows
+from lorasweep.util.errors import InputError
+
+PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""A chat template that outputs the messages' text alone."""
+
+
+def get_dated_template(checkpoint: Checkpoint, day: str | None) -> str | None:
+    """Return a checkpoint's chat template with a fixed date; `None` if it writes none, and is used as it is."""
+    template = checkpoint.chat_template
+    return fix_date(template, day) if template and day and has_date(template) else None
+
+
+def prepare(api: Any, checkpoint: Checkpoint) -> None:
+    """Set up a model of the provider `hf` that was loaded from a checkpoint, or from one with the same tokenizer.
+
+    Its answers end at every token that may end one; they are on record as `api.end_tokens`. A prompt with a token that
+    the embedding has no row for is refused by name: a GPU would fail with `CUDA error`, and so would all later points.
+    """
+    template = api.chat_template or checkpoint.chat_template
+    ends = find_end_tokens(api.tokenizer, checkpoint.path, None if template == PLAIN else template)
+    api.end_tokens = ends.names
+    if api.tokenizer.pad_token_id is None:
+        api.tokenizer.pad_token_id = ends.taught
+    config = api.model.generation_config
+    # Padding follows the end of an answer. As a special token, it is left out of the text.
+    config.eos_token_id, config.pad_token_id = list(ends.ids), api.tokenizer.pad_token_id
+    rows = count_rows(checkpoint)
+    if rows is not None:
+        api.model.generate = _refuse_beyond(rows, api.tokenizer, checkpoint, api.model.generate)
+
+
+def _refuse_beyond(rows: int, tokenizer: Any, checkpoint: Checkpoint, generate: Callable[..., Any]) -> Any:
+    def generate_known(*, input_ids: Any, **arguments: Any) -> Any:
+        if int(input_ids.max()) >= rows:
+            token = tokenizer.convert_ids_to_tokens(int(input_ids.max()))
+            raise InputError(
+                f"{checkpoint.path}: a prompt has the token {token!r}, but the model's embedding has {rows} rows",
+                "a prompt without this token",
+            )
+        return generate(input_ids=input_ids, **arguments)
+
+    return generate_known
+
+
+def read_end_tokens(checkpoint: Checkpoint) -> EndTokens:
+    """Return the tokens that end an answer of a model that a server loads."""
+    from transformers import AutoTokenizer
+
+    return find_end_tokens(AutoTokenizer.from_pretrained(checkpoint.path), checkpoint.path, checkpoint.chat_template)

@@ -1,0 +1,40 @@
+"""Check before a run what was counted of its training and validation samples."""
+
+from collections.abc import Collection
+
+from lorasweep.experiment.sections import DATA_KEYS, Data, DataKey
+from lorasweep.planning.counting import read_count
+from lorasweep.planning.lengths import check_too_long
+from lorasweep.sweep.checks import check_batch
+from lorasweep.sweep.sweep import Sweep
+from lorasweep.util.errors import InputError, naming_file
+
+
+def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
+    """Check the counted samples of the points to train; return notes on those that are cut or left out.
+
+    Nothing is checked that was not counted.
+
+    Raises:
+        InputError: a sample cannot be tokenized, or is too long; or an epoch has no optimizer step.
+    """
+    points = [] if sweep.missing_model else [sweep.points[name] for name in sweep.trained if name in trained]
+    counted = (sweep.base_fingerprint, sweep.experiment.trainer)
+    counts = {data: read_count(sweep.results, data, *counted) for data in {point.data for point in points}}
+    notes: dict[tuple[Data, DataKey, int], str] = {}
+    with naming_file(sweep.source):
+        for point in points:
+            count = counts[point.data]
+            if count is None:
+                continue
+            if count.refused:
+                raise InputError(count.refused)
+            limit = point.controls.max_seq_len
+            for key in DATA_KEYS:
+                lengths = getattr(count, key)
+                if limit and lengths and (point.data, key, limit) not in notes:
+                    notes[point.data, key, limit] = check_too_long(lengths, key, limit)
+            if count.train:
+                sequences = count.train.get_sequences(point.controls).number
+                check_batch(point, sequences, "packs" if point.controls.packed else "samples")
+    return list(dict.fromkeys(filter(None, notes.values())))

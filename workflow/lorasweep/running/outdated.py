@@ -1,0 +1,336 @@
+"""Find results that are not of the experiment as it is now, by their content.
+
+Snakemake would compare times, and its notes in `.snakemake/` on how it made each file. Neither survives when a folder
+of results is copied, moved, renamed or restored. So this module says which results match the experiment. The rules
+declare the inputs of those as `ancient`: their times do not matter. Snakemake is forced to make the others again.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasweep.experiment.points import Point, format_value
+from lorasweep.experiment.sections import MODE_KEY
+from lorasweep.layout import (
+    ADAPTER_WEIGHTS,
+    DIGESTS,
+    MANIFEST,
+    MERGED,
+    METRICS,
+    RECORD,
+    REPRODUCTION,
+    RUNS,
+    TABLE,
+    TABLES_RECORD,
+    TRAININGS,
+    get_epoch_folder,
+)
+from lorasweep.results.tables_record import digest_sources
+from lorasweep.running.ledger import read_runs
+from lorasweep.sweep.sweep import ADAPTER_FILES, Sweep
+from lorasweep.sweep.trainings import is_trained, read_identity
+from lorasweep.util.digest import digest_file
+from lorasweep.util.files import find_record, write_record
+
+_AGAIN = "its files are made again"
+_REMADE = "its adapter is made again"
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """A result that is missing or does not match the experiment."""
+
+    name: str
+    """The name of the point or training; "" for a result of the whole experiment."""
+    rule: str
+    """The rule that makes it again."""
+    file: str
+    """An output of that rule's job, relative to the working directory."""
+    reason: str
+    """Why the result does not match; "" if it is missing."""
+
+
+def find_outdated(sweep: Sweep, *, hashes_all: bool = False) -> list[Outdated]:
+    """Return the results that are missing, or do not match the experiment, the base model or their records.
+
+    Missing merged models are not included, nor are trainings whose adapters no point needs.
+
+    Files with the size and the time in their manifest are not read, unless `hashes_all` is true. The digests of others
+    are kept in the experiment's folder. Without the base model, nothing can be compared.
+    """
+    if sweep.missing_model or not sweep.results.is_dir():
+        return []
+    finder = _Finder(sweep, hashes_all)
+    found = list(finder.find())
+    finder.digests.save()
+    return found
+
+
+def describe_outdated(sweep: Sweep, found: Iterable[Outdated]) -> str:
+    """Return a text for the begin of a run: what was taken over from another folder, and what is made again and why.
+
+    "" if all results match, and were made here.
+    """
+    first: dict[str, str] = {}
+    incomplete = set()
+    for outdated in found:
+        incomplete.add(outdated.name)
+        if outdated.name and outdated.reason:
+            first.setdefault(outdated.name, f"{outdated.rule}: {outdated.reason}")
+    lines = []
+    runs = read_runs(sweep.results / RUNS)
+    if runs and runs[-1].folder not in ("", str(sweep.results.resolve())):
+        kept = sum(name not in incomplete for name in sweep.folders)
+        lines.append(f"Taken over from {runs[-1].folder}: {kept} of {len(sweep.folders)} points match the experiment.")
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in first.items():
+        names_by_reason.setdefault(reason, []).append(name)
+    if first:
+        lines.append(f"Made again, as they do not match the experiment or their records: {len(first)}.")
+    for reason, names in names_by_reason.items():
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        lines.append(f"  {', '.join(names[:_MOST_NAMED])}{more}: {reason}")
+    return "\n".join(lines)
+
+
+class _Digests:
+    """The digests of files, read again only if a file's size or time is not on record."""
+
+    def __init__(self, results: Path, reads_all: bool) -> None:
+        self._results = results
+        self._reads_all = reads_all
+        self._known = find_record(results / DIGESTS)
+        self._current: dict[str, Any] = {}
+
+    def get(self, file: Path, entry: Mapping[str, Any] | None = None) -> str:
+        """Return a file's digest; `entry` is the file's entry in a manifest."""
+        state = file.stat()
+        if (
+            not self._reads_all
+            and entry
+            and (entry["bytes"], entry.get("modified")) == (state.st_size, state.st_mtime_ns)
+        ):
+            return str(entry["sha256"])
+        key = str(file)
+        known = self._known.get(key)
+        if self._reads_all or not known or known[:2] != [state.st_size, state.st_mtime_ns]:
+            known = [state.st_size, state.st_mtime_ns, digest_file(file)]
+        self._current[key] = known
+        return str(known[2])
+
+    def save(self) -> None:
+        """Keep the digests of the files that were looked at, if the folder can be written to."""
+        if self._current != self._known:
+            with contextlib.suppress(OSError):
+                write_record(self._results / DIGESTS, self._current)
+
+
+class _Finder:
+    def __init__(self, sweep: Sweep, hashes_all: bool) -> None:
+        self._sweep = sweep
+        self._results = sweep.results
+        self.digests = _Digests(sweep.results, hashes_all)
+        self._needed: set[str] = set()  # trainings whose adapter a point will take
+        self._is_complete = True
+
+    def find(self) -> Iterator[Outdated]:
+        for name in self._sweep.folders:
+            yield from self._check_point(name)
+        yield from self._check_trainings()
+        yield from self._check_tables()
+
+    def _check_point(self, name: str) -> Iterator[Outdated]:
+        sweep, folder = self._sweep, self._results / name
+        point = sweep.points.get(name)
+        manifest = find_record(folder / MANIFEST)
+        listed: dict[str, Any] = {entry["path"]: entry for entry in manifest.get("files", ())}
+        changed = list(self._find_changed(folder, listed))
+        # A manifest repeats the records, which saves reading them.
+        trust = bool(manifest) and not changed
+        problems: dict[str, str] = {}
+        adapter: str | None = None
+        is_complete = bool(manifest)
+        if point:
+            rule = "take" if point.training else "adopt"
+            record = manifest["training"] if trust else find_record(folder / "adapter" / RECORD)
+            adapter = record.get("adopted_sha256") or record.get("adapter_sha256")
+            problem = self._find_adapter_problem(point, folder, record, changed, listed)
+            if problem is not None:
+                is_complete = False
+                adapter = self._get_next_adapter(point)
+                problems[rule] = problem and (self._explain(point, manifest) or problem)
+            if point.mode == "A":
+                problem = self._find_model_problem(folder / "hf_model", adapter, changed)
+                is_complete &= problem is None
+                if problem is not None:
+                    problems["export"] = problem
+        if name in sweep.evaluated:
+            problem = self._find_evaluation_problem(name, adapter, manifest["evaluation"] if trust else None, changed)
+            is_complete &= problem is None
+            if problem is not None:
+                problems["publish" if sweep.evaluated[name] == "B2" else "evaluate"] = problem
+            if problem is not None and sweep.evaluated[name] == "B1":
+                merged = self._results / MERGED / name
+                if merged.is_dir() and self._find_model_problem(merged, adapter, ()) is not None:
+                    problems["merge"] = "it was merged from another adapter or base model"
+        problem = "" if not manifest else _AGAIN
+        if manifest and is_complete:
+            problem = self._find_manifest_problem(name, manifest, adapter)
+        if problem is not None:
+            is_complete = False
+            problems["cleanup"] = problem
+        self._is_complete &= is_complete
+        for rule, reason in problems.items():
+            yield Outdated(name, rule, str(self._results / self._get_output(rule, name)), reason)
+
+    def _get_output(self, rule: str, name: str) -> Path:
+        return {
+            "take": Path(name, "adapter", RECORD),
+            "adopt": Path(name, "adapter", RECORD),
+            "export": Path(name, "hf_model"),
+            "merge": Path(MERGED, name),
+            "evaluate": Path(name, "eval", METRICS),
+            "publish": Path(name, "eval", METRICS),
+            "cleanup": Path(name, MANIFEST),
+        }[rule]
+
+    def _find_changed(self, folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the files of a manifest that are missing or have other bytes."""
+        for path, entry in listed.items():
+            if path == f"eval/{REPRODUCTION}":  # which nothing is made of, and who copied a point may have left
+                continue
+            try:
+                if self.digests.get(folder / path, entry) != entry["sha256"]:
+                    yield path
+            except OSError:
+                yield path
+
+    # Each of these returns why a result is made again: a reason, "" if it is missing, `None` if it matches.
+
+    def _find_adapter_problem(
+        self, point: Point, folder: Path, record: Mapping[str, Any], changed: Iterable[str], listed: Mapping[str, Any]
+    ) -> str | None:
+        recipe = folder / "recipe.yaml"
+        files = [folder / "adapter" / name for name in ADAPTER_FILES] + ([recipe] if point.training else [])
+        if not all(file.is_file() for file in files):
+            return ""
+        if file := next((path for path in changed if path.startswith(("adapter/", "recipe.yaml"))), None):
+            return f"{file} is not as it was made"
+        if point.training:
+            if read_identity(recipe) != self._sweep.identify_training(point):
+                return "it was trained with other settings, data or another base model"
+            if record.get("recipe_sha256") != self.digests.get(recipe, listed.get("recipe.yaml")):
+                return "it was not trained with its recipe.yaml"
+            if point.epoch and record.get("epochs") != point.epoch:
+                return f"it is of epoch {record.get('epochs')}"
+        elif record.get("adopted_sha256") != self.digests.get(Path(str(point.adapter), ADAPTER_WEIGHTS)):
+            return f"{point.adapter} has another adapter now"
+        if record.get("base_model_fingerprint") != self._sweep.base_fingerprint:
+            return "it was made for another base model"
+        weights = f"adapter/{ADAPTER_WEIGHTS}"
+        if self.digests.get(folder / weights, listed.get(weights)) != (
+            record.get("adopted_sha256") or record.get("adapter_sha256")
+        ):
+            return f"{weights} is not as it was made"
+        return None
+
+    def _find_model_problem(self, model: Path, adapter: str | None, changed: Iterable[str]) -> str | None:
+        if not model.is_dir():
+            return ""
+        if adapter is None:
+            return _REMADE
+        if file := next((path for path in changed if path.startswith("hf_model/")), None):
+            return f"{file} is not as it was made"
+        record = find_record(model / RECORD)
+        made_of = (record.get("adapter_sha256"), record.get("base_model_fingerprint"), record.get("precision"))
+        if made_of != (adapter, self._sweep.base_fingerprint, self._sweep.experiment.model.dtype):
+            return "it was merged from another adapter or base model"
+        return None
+
+    def _find_evaluation_problem(
+        self, name: str, adapter: str | None, metrics: Mapping[str, Any] | None, changed: Iterable[str]
+    ) -> str | None:
+        folder = self._results / name / "eval"
+        if not all(
+            (folder / file).is_file() for file in (*(f"{task.name}.eval" for task in self._sweep.tasks), METRICS)
+        ):
+            return ""
+        if name in self._sweep.points and adapter is None:
+            return _REMADE
+        if file := next((path for path in changed if path.startswith("eval/")), None):
+            return f"{file} is not as it was made"
+        metrics = find_record(folder / METRICS) if metrics is None else metrics
+        if metrics.get("evaluation_sha256") != self._sweep.get_evaluation_spec(name).sha256:
+            return "it was evaluated with other settings, tasks or another base model"
+        if metrics.get("adapter_sha256") != adapter:
+            return "another adapter was evaluated"
+        return None
+
+    def _find_manifest_problem(self, name: str, manifest: Mapping[str, Any], adapter: str | None) -> str | None:
+        settings = {"mode": manifest["mode"], "dtype": manifest["dtype"], "device": manifest["device"]}
+        if settings | manifest["settings"] != self._sweep.get_plain_settings(name):
+            return "its manifest has other settings"
+        if sorted(manifest["evaluation"].get("tasks", ())) != self._sweep.get_task_names(name):
+            return "its manifest has other tasks"
+        if (manifest["point"], manifest["adapter_sha256"]) != (name, adapter):
+            return "its manifest is of another point or adapter"
+        return None
+
+    def _explain(self, point: Point, manifest: Mapping[str, Any]) -> str:
+        """Return the settings that differ from those in the manifest, as text; "" if none does."""
+        before: Mapping[str, Any] = manifest.get("settings") or {}
+        now = {key: value for key, value in point.settings.items() if key != MODE_KEY}
+        different = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+        return "; ".join(
+            f"{key} was {format_value(before.get(key), key)}, is {format_value(now.get(key), key)}"
+            for key in different
+            if before
+        )
+
+    def _get_next_adapter(self, point: Point) -> str | None:
+        """Return the digest of the adapter that a point gets; `None` if that is not known before it is trained."""
+        if not point.training:
+            return self.digests.get(Path(str(point.adapter), ADAPTER_WEIGHTS))
+        self._needed.add(point.training)
+        training = self._results / TRAININGS / point.training
+        if not is_trained(training) or self._find_training_problem(point.training):
+            return None
+        folder = get_epoch_folder(point.epoch) if point.epoch else "adapter"
+        digest: str | None = find_record(training / folder / RECORD).get("adapter_sha256")
+        return digest
+
+    def _find_training_problem(self, training: str) -> str | None:
+        folder, owner = self._results / TRAININGS / training, self._sweep.points[self._sweep.trainings[training]]
+        recipe = folder / "recipe.yaml"
+        if not recipe.is_file() or read_identity(recipe) != self._sweep.identify_training(owner):
+            return "its recipe.yaml is of other settings, data or another base model"
+        if find_record(folder / "adapter" / RECORD).get("recipe_sha256") != self.digests.get(recipe):
+            return "it was not trained with its recipe.yaml"
+        return None
+
+    def _check_trainings(self) -> Iterator[Outdated]:
+        for training in sorted(self._needed):
+            folder = self._results / TRAININGS / training
+            problem = self._find_training_problem(training) if is_trained(folder) else ""
+            if problem is None:
+                continue
+            yield Outdated(training, "train", str(folder / "adapter" / RECORD), problem)
+            recipe = folder / "recipe.yaml"
+            if recipe.is_file() and recipe.read_text(encoding="utf-8") != self._sweep.get_recipe(training):
+                yield Outdated(training, "configure", str(recipe), "it is of other settings or another folder")
+
+    def _check_tables(self) -> Iterator[Outdated]:
+        settings = json.loads(self._sweep.summary_settings)
+        recorded = find_record(self._results / TABLES_RECORD)
+        made_of = digest_sources(self._results, self._sweep.folders, settings) if self._is_complete else {}
+        files = {"read_samples": "samples.parquet", "collect": TABLE, "report": "report.html"}
+        for rule in settings:
+            file = self._results / files[rule]
+            if not file.is_file():
+                yield Outdated("", rule, str(file), "")
+            elif not self._is_complete or recorded.get(rule) != made_of[rule]:
+                yield Outdated("", rule, str(file), "it is of other points or settings")
