@@ -61,7 +61,8 @@ def measure_lengths(recipe: Path) -> dict[str, list[list[int]]]:
         measured = {}
         for key, name in (("train", "dataset"), ("validation", "dataset_val")):
             if section := config.get(name):
-                section.packed = False
+                if "packed" in section:
+                    section.packed = False
                 dataset = components.instantiate(section, tokenizer)
                 measured[key] = [_get_parts(dataset[index]) for index in range(len(dataset))]
         return measured
