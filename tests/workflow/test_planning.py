@@ -10,7 +10,7 @@ import pytest
 from sweep import SUMMED_UP, Sweep
 
 COUNTED: dict[str, bytes] = {}
-"""What the first plan counted of the data and the tasks that most sweeps here have, which takes 15 seconds."""
+"""What the first plan looked at and counted, of the data, tasks and recipes that most sweeps here have."""
 
 
 def read_plan(sweep: Sweep, *arguments: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def read_plan(sweep: Sweep, *arguments: str) -> dict[str, Any]:
             (sweep.results / name).write_bytes(content)
     said = sweep.call("plan", "--cores", "2", *arguments)
     assert "plan.json" in said
-    for name in ("lengths.json", "task_sizes.json"):
+    for name in ("lengths.json", "task_sizes.json", "recipes.json"):
         if (sweep.results / name).exists():
             COUNTED.setdefault(name, (sweep.results / name).read_bytes())
     return dict(json.loads((sweep.results / "plan.json").read_text()))

@@ -154,6 +154,11 @@ def override(name: str, seed: int = 0, **sections: Any) -> dict[str, Any]:
     return {"name": name, "seed": seed, "_override": sections}
 
 
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [],
+    "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "after": 2}, "unk_token": "a"},
+}
 EIGHT_BIT = {"_component_": "torchao.optim.AdamW8bit"}
 
 
@@ -171,6 +176,8 @@ def test_what_a_recipe_names_and_cannot_be_built_is_told_before_the_first_job(ma
     ]
     sweep = make(variables={}, runs=runs, plan={})
     sweep.edit(evaluation={"enabled": False})
+    (sweep.directory / "model/tokenizer.json").write_text(json.dumps(TOKENIZER))
+    (sweep.directory / "model/tokenizer_config.json").write_text(json.dumps({"eos_token": "b"}))
     said = refuse(sweep)
     key = f"{sweep.directory}/sweep.yaml: controls._override"
     assert f"{key}.optimizer (point 'fused' and 1 others) cannot be built: TypeError: " in said
@@ -187,3 +194,5 @@ def test_what_a_recipe_names_and_cannot_be_built_is_told_before_the_first_job(ma
     sweep.edit(runs=runs[:1])
     assert "would be refused" not in sweep.call("plan", "--cores", "2")
     assert json.loads((sweep.results / "recipes.json").read_text())["faults"] == []
+    (sweep.directory / "model/tokenizer.json").write_text("{}")
+    assert "sweep.yaml: the recipe's 'tokenizer' (point 'good') cannot be built: " in refuse(sweep)

@@ -130,10 +130,17 @@ class TestOverride:
         assert made["clip_grad_norm"] is None
         assert make(model)["tokenizer"]["max_seq_len"] is None
 
+    def test_null_removes_what_another_component_of_a_section_does_not_take(self, model: Path) -> None:
+        own = {"_component_": "my_data.load", "format": None, "column_map": None, "too_long": None}
+        made = make(model, {"dataset": {**own, "new_system_prompt": None, "train_on_input": None, "packed": None}})
+        assert made["dataset"] == {"_component_": "my_data.load", "data_files": "train.jsonl"}
+        with pytest.raises(InputError, match=r"dataset\.data_files: None is invalid: this is set by data\.train"):
+            make(model, {"dataset": {**own, "data_files": None}})
+
     def test_null_removes_nothing_that_the_workflow_or_a_variable_sets(self, model: Path) -> None:
         as_none = {"checkpointer": {"recipe_checkpoint": None}, "tokenizer": {"prompt_template": None}}
         assert make(model, as_none) == make(model)
-        for section, key in (("tokenizer", "path"), ("dataset", "source"), ("checkpointer", "checkpoint_files")):
+        for section, key in (("tokenizer", "path"), ("dataset", "data_files"), ("checkpointer", "checkpoint_files")):
             with pytest.raises(InputError, match=rf"_override\.{section}\.{key}: None is invalid: this is set by"):
                 make(model, {section: {key: None}})
         with pytest.raises(InputError, match=r"prompt_template: None is invalid: this is set by data\.prompt"):

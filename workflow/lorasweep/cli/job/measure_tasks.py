@@ -40,14 +40,14 @@ def _measure(spec: TaskSpec) -> dict[str, Any]:
         task = load_parts(spec)
         samples = list(task.dataset)[: spec.limit]
         sizes = [len(get_text(sample.input).encode()) for sample in samples]
-        system_message = find_system_message(task, spec.limit)
+        system_message, metrics = find_system_message(task, spec.limit), name_metrics(task)
     except (Exception, SystemExit) as error:
         token = os.environ.get("HF_TOKEN")  # in `lorasweep download` alone
         return {"error": describe(error).replace(token, "***") if token else describe(error)}
     return {
         "samples": len(samples) * (spec.epochs or task.epochs or 1),
         "prompt_bytes": sum(sizes) / max(1, len(sizes)),
-        "metrics": name_metrics(task),
+        "metrics": metrics,
         "system_message": system_message,
     }
 

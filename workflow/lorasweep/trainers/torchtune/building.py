@@ -1,8 +1,7 @@
 """Build what recipes name, as far as that needs no weights, to find before any training what fails.
 
 The optimizer gets a tiny parameter, and the model has one layer on torch's device `meta`, which has no memory. What
-reads or writes files when it is built (data, tokenizer, checkpointer, loggers) is imported, and its arguments are
-compared with its signature.
+reads data or weights or writes files when it is built is imported, and its arguments are compared with its signature.
 """
 
 import inspect
@@ -50,6 +49,7 @@ def find_faults(recipe: str) -> dict[str, str]:
         attempt("collate_fn", _find, config["collate_fn"])
     attempt("checkpointer", _find_model_type, config["checkpointer"].get("model_type"))
     attempt("model", _build_model, text["model"], config["dtype"])
+    attempt("tokenizer", _build, text["tokenizer"])
     attempt("loss", _build, text["loss"])
     attempt("optimizer", _build_optimizer, text["optimizer"])
     if "optimizer" not in faults:

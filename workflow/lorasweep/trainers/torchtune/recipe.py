@@ -265,7 +265,9 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
     for path, key in _OWNED.items():
         *sections, last = path.split(".")
         keys = override.get(sections[0], {}) if sections else override
-        if last not in keys:
+        # Another component of a section may not take what the workflow gives its own; the data are checked by digest.
+        is_left_out = "_component_" in keys and keys.get(last, "") is None and last != "data_files"
+        if last not in keys or is_left_out:
             continue
         value = keys.pop(last)
         if value not in (*_ACCEPTED.get(path, ()), *([spec_values[path]] if path in spec_values else [])):

@@ -61,7 +61,8 @@ def measure_lengths(recipe: Path) -> dict[str, list[list[int]]]:
         measured = {}
         for key, name in (("train", "dataset"), ("validation", "dataset_val")):
             if section := config.get(name):
-                section.packed = False
+                if "packed" in section:
+                    section.packed = False
                 dataset = components.instantiate(section, tokenizer)
                 measured[key] = [_get_parts(dataset[index]) for index in range(len(dataset))]
         return measured
@@ -242,7 +243,7 @@ def _get_prompt_facts(config: Any) -> dict[str, Any]:
     from torchtune import config as components
 
     tokenizer = components.instantiate(config.tokenizer)
-    end = tokenizer.plain_end if "completion" in config.dataset._component_ else tokenizer.end
+    end = tokenizer.plain_end if config.dataset.get("format") == "completion" else tokenizer.end
     day = config.tokenizer.get("template_date")
     return {"end_tokens": end.names, **({"template_date": day} if day else {})}
 
