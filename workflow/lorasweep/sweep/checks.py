@@ -85,7 +85,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     checkpoint = _read(experiment.model.path, "model.path")
     with naming_key("model.path"):
         check_vocabulary(checkpoint)
-    _check_system_role(experiment, points, tasks, checkpoint)
+    _check_system_role(experiment, points, tasks)
     chat = experiment.data.format
     if trained and chat in ("chat", "sharegpt") and not checkpoint.has_chat_template:
         raise InputError(
@@ -101,22 +101,28 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         )
 
 
-def _check_system_role(
-    experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], base: Checkpoint
-) -> None:
-    """Check that the base model's chat template takes a system message, if there is one."""
+def _check_system_role(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry]) -> None:
+    """Check that the chat templates of all models take a system message, if there is one."""
     given = {"data.system_prompt": experiment.data.system_prompt}
     given |= {f"data.system_prompt (point '{point.name}')": point.data.system_prompt for point in points}
     if experiment.evaluation.enabled:
         given |= {f"evaluation.tasks: '{task.name}': system_prompt": task.spec.system_prompt for task in tasks}
     place = next((key for key, text in given.items() if text), None)
-    if place and experiment.data.format != "completion" and base.chat_template:
-        refusal = find_system_refusal(base.chat_template)
-        if refusal is not None:
+    for model in _list_asked(experiment) if place else ():
+        template = read_chat_template(Path(model))
+        if template and (refusal := find_system_refusal(template)) is not None:
             raise InputError(
-                f"{place}: the chat template of {experiment.model.path!r} refuses a system message: {refusal}",
+                f"{place}: the chat template of {model!r} refuses a system message: {refusal}",
                 "no system_prompt; or the text in data.prompt",
             )
+
+
+def _list_asked(experiment: Experiment) -> list[str]:
+    """Return the folders of the models that are asked by a chat template, if they have one."""
+    if experiment.data.format == "completion":
+        return []
+    baselines = experiment.evaluation.baselines if experiment.evaluation.enabled else []
+    return [experiment.model.path, *(baseline.model for baseline in baselines)]
 
 
 def find_trainer(experiment: Experiment) -> Trainer:
@@ -145,14 +151,12 @@ def find_missing_model(experiment: Experiment, source: str) -> str | None:
 
 
 def warn_of_prompts(experiment: Experiment) -> list[str]:
-    """Return a warning if the base model has no chat template, and prompts are made of roles nevertheless."""
-    folder = Path(experiment.model.path)
-    if experiment.data.format == "completion" or not folder.is_dir() or read_chat_template(folder):
-        return []
+    """Return a warning for each model that has no chat template, so that prompts are made of roles."""
     return [
-        f"{experiment.model.path}: the tokenizer has no chat template, so training and evaluation write a prompt as "
-        "'user: ' with the text and a line break. To ask with the text alone: data.format: completion. To shape the "
-        "text: data.prompt."
+        f"{model}: the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the "
+        "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt."
+        for model in _list_asked(experiment)
+        if Path(model).is_dir() and not read_chat_template(Path(model))
     ]
 
 
