@@ -38,6 +38,11 @@ hf.anyio = SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0.02))
 
 def read(line: str) -> Any:
     sample = json.loads(line)
+    if "conversations" in sample:
+        roles = {"system": "system", "human": "user", "gpt": "assistant"}
+        return [MESSAGES[roles[m["from"]]](content=m["value"]) for m in sample["conversations"][:-1]]
+    if "instruction" in sample:
+        return "\n\n".join(filter(None, [sample["instruction"], sample["input"]]))
     if "input" in sample:
         return sample["input"]
     return [MESSAGES[m["role"]](content=m["content"]) for m in sample["messages"][:-1]]

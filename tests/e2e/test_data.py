@@ -65,7 +65,7 @@ def test_a_sample_at_which_the_template_fails_costs_no_job(sweep: Sweep) -> None
         + template.read_text()
     )
     said = refuse(sweep)
-    assert "train.jsonl:3: cannot be tokenized: TemplateError: no c here" in said
+    assert "train.jsonl:3: cannot be tokenized: model: the chat template refuses the messages (user): no c here" in said
     assert "no c here" in sweep.run("--dry-run")
 
 

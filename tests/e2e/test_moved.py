@@ -40,6 +40,22 @@ def test_results_that_moved_are_not_made_again(sweep: Sweep, move: Callable[[Swe
     assert sweep.plan() == {}
 
 
+def test_files_with_the_times_of_their_manifests_are_not_read(sweep: Sweep) -> None:
+    digests = sweep.results / ".digests.json"
+    digests.unlink(missing_ok=True)
+    assert sweep.plan() == {}
+    assert not digests.exists()
+    (sweep.results / POINTS["A"] / "recipe.yaml").touch()
+    assert sweep.plan() == {}
+    assert [Path(file).name for file in json.loads(digests.read_text())] == ["recipe.yaml"]
+
+
+def test_a_manifest_that_cannot_be_read_is_made_again(sweep: Sweep) -> None:
+    manifest = sweep.results / POINTS["B1"] / "manifest.json"
+    manifest.write_text("{}")
+    assert sweep.plan() == {"cleanup": 1, **SUMMED_UP}
+
+
 def test_a_folder_in_another_place_says_what_it_took_over(sweep: Sweep, finished: Sweep) -> None:
     assert f"Taken over from {finished.results.resolve()}: 4 of 4 points match" in sweep.run("--dry-run")
 

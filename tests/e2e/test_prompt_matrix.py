@@ -41,7 +41,7 @@ SYSTEM = {
 training is given the same one."""
 
 TEMPLATES = ("with system role", "without system role", "no template")
-FORMATS = ("instruct", "chat", "completion")
+FORMATS = ("instruct", "alpaca", "chat", "sharegpt", "completion")
 MODES = ("A by hf", "B1 by hf", "B2 by lorasweep", "baseline by hf", "baseline by lorasweep")
 
 Cell = tuple[str, str, str, str]
@@ -69,8 +69,8 @@ def expect_refusal(cell: Cell) -> str | None:
     has_prompt, entry = "system_prompt" in SYSTEM[system], SYSTEM[system].get("entry")
     if form == "completion" and has_prompt:
         return "does not go with data.format: completion"
-    if form == "chat" and template == "no template":
-        return "chat needs one"
+    if form in ("chat", "sharegpt") and template == "no template":
+        return f"{form} needs one"
     if template == "without system role" and has_prompt and form != "completion":
         return "refuses a system message: Conversation roles must alternate"
     if "own" in SYSTEM[system] and entry is None:
@@ -117,6 +117,11 @@ class Cells:
         samples: list[dict[str, Any]] = [{"input": f"after {a}", "output": b} for a, b in ("ab", "bc")]
         if form == "completion":
             samples = [{"text": f"{s['input']} comes {s['output']}", "input": s["input"]} for s in samples]
+        if form == "alpaca":
+            samples = [{"instruction": "after", "input": a, "output": b} for a, b in (("a", "b"), ("", "c"))]
+        if form == "sharegpt":
+            names = {"user": "human", "assistant": "gpt"}
+            samples = [{"conversations": [{"from": names[r], "value": c} for r, c in messages]} for messages in CHAT]
         if form == "chat":
             samples = [{"messages": [{"role": r, "content": c} for r, c in messages]} for messages in CHAT]
         file = directory / "train.jsonl"
@@ -194,7 +199,7 @@ def test_generate_gets_the_tokens_that_training_saw(outcomes: Cells, cell: Cell)
     assert cell not in outcomes.refused, outcomes.refused[cell]
     trained, evaluated = outcomes.get_trained(cell), outcomes.evaluated[cell]
     assert len(trained) == len(evaluated) == 2
-    assert min(map(len, evaluated)) > len("after a")
+    assert min(map(len, evaluated)) > len("after")
     if cell[2] == "completion":  # all is learnt: the prompt is what it begins with
         trained = [tokens[: len(prompt)] for tokens, prompt in zip(trained, evaluated, strict=True)]
     assert trained == evaluated

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sweep import ROOT, SUMMED_UP, make_sweep, run_stage
+from sweep import MODES, POINTS, ROOT, SUMMED_UP, make_sweep, run_stage
 
 sys.path.insert(0, str(ROOT / "workflow"))
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec, make_evaluation_spec
@@ -185,3 +185,34 @@ def test_points_that_are_asked_otherwise_are_evaluated_so_in_one_sweep(tmp_path:
     sweep.edit(runs=[run | {"seed": seed} for seed, run in enumerate([runs[0], runs[1] | {"prompt": ANOTHER}])])
     plan = sweep.plan()
     assert (plan["train"], plan["evaluate_adapters"], plan["publish"]) == (1, 1, 1)
+
+
+def test_an_end_that_only_the_template_writes_is_learnt_and_stops_answers_in_every_mode(
+    tmp_path: Path, model: Path
+) -> None:
+    """As of many base models: no file names the token that ends a turn, and the base has never learnt it."""
+    tasks = [{"task": "tasks.py@letters", "limit": 3}]
+    sweep = make_sweep(tmp_path, model, "ends", **MODES, evaluation={"max_tokens": 8, "tasks": tasks})
+    template = (sweep.directory / "model/chat_template.jinja").read_text()
+    (sweep.directory / "model/chat_template.jinja").write_text(f'{{# {{{{ strftime_now("%Y") }}}} #}}{template}')
+    settings = json.loads((sweep.directory / "model/tokenizer_config.json").read_text()) | {"eos_token": "<|begin|>"}
+    (sweep.directory / "model/tokenizer_config.json").write_text(json.dumps(settings))
+    for name in ("config.json", "generation_config.json"):
+        file = sweep.directory / "model" / name
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps(content | {"eos_token_id": content["bos_token_id"], "pad_token_id": None}))
+    sweep.run()
+    ends = ["<|im_end|>", "<|begin|>"]
+    for point in (*POINTS.values(), "baseline"):
+        metrics = json.loads((sweep.results / point / "eval/metrics.json").read_text())
+        assert metrics["end_tokens"] == ends
+        assert metrics["template_date"] == "2024-07-26"
+    for point in POINTS.values():
+        record = json.loads((sweep.results / point / "adapter/lorasweep.json").read_text())
+        assert record["end_tokens"] == ends
+        assert record["template_date"] == "2024-07-26"
+    files = [sweep.results / point / "eval/letters.eval" for point in POINTS.values()]
+    for log in json.loads(run_stage("eval", "e2e/read_logs.py", *files)).values():
+        assert log["metadata"]["end_tokens"] == ends
+        assert list(log["completions"].values()) == ["b", "c", "d"]
+        assert log["answer_tokens"] == 2

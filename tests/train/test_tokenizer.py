@@ -96,7 +96,7 @@ class TestRealTemplates:
     def test_the_end_of_a_turn_is_taught_and_every_end_stops(self, make: Make, template: str) -> None:
         tokenizer = make_real(make, template)
         turn, text = ENDS[template]
-        assert list(tokenizer.end.names) == list(dict.fromkeys((turn, text)))
+        assert tokenizer.end.names == list(dict.fromkeys((turn, text)))
         _, answer = tokenize(tokenizer, ("user", "after a"), ("assistant", "b"))
         assert answer.split("b", 1)[1].startswith(turn)
         assert tokenizer.tokenizer.convert_ids_to_tokens(tokenizer.plain_end.taught) == text
@@ -183,8 +183,8 @@ class TestEnds:
         config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": ids("<other>")}
         (folder / "config.json").write_text(json.dumps(config))
         tokenizer = ChatTokenizer(tokenizer.path)
-        assert list(tokenizer.end.names) == ["<|im_end|>", "<eos>", "<stop>", "<other>"]
-        assert list(tokenizer.plain_end.names) == ["<eos>", "<stop>", "<other>"]
+        assert tokenizer.end.names == ["<|im_end|>", "<eos>", "<stop>", "<other>"]
+        assert tokenizer.plain_end.names == ["<eos>", "<stop>", "<other>"]
 
     def test_without_a_template_the_tokenizer_s_is_taught(self, make: Make) -> None:
         tokenizer = make(None, eos="<eos>", special=("<eos>",))

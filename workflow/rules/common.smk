@@ -75,7 +75,8 @@ wildcard_constraints:
 
 
 # What is to be made, by the content of the results. A job makes its own part only.
-OUTDATED = find_outdated(SWEEP) if workflow.is_main_process else []
+with ending_with_a_message():
+    OUTDATED = find_outdated(SWEEP) if workflow.is_main_process else []
 IS_OUTDATED = {(outdated.rule, outdated.name) for outdated in OUTDATED}
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep
         sweep = Sweep.load(config, "my.yaml")
         command = [sys.executable, "-c", f"print({json.dumps(measured)!r})", "", "", "measure_lengths"]
         recipes = {point.data: "a recipe" for point in sweep.points.values()}
-        count_lengths(sweep.results, recipes, sweep.base_fingerprint, command)
+        count_lengths(sweep.results, recipes, sweep.base_fingerprint, command, sweep.experiment.trainer)
         return sweep
 
     return load
@@ -198,6 +199,20 @@ class TestRun:
         sweep = load({"refused": "train.jsonl:3: cannot be tokenized: TemplateError: no"})
         with pytest.raises(InputError, match=r"^my\.yaml: train\.jsonl:3: cannot be tokenized: TemplateError: no"):
             check_lengths(sweep, set(sweep.points))
+
+    def test_another_version_of_a_trainer_counts_anew(
+        self, load: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = tmp_path / "counting_trainer.py"
+        members = ("recipe", "declared_adapter_only", "measure_lengths", "train")
+        module.write_text("STAGE = 'eval'\n" + "".join(f"def {name}(*_): return ''\n" for name in members))
+        monkeypatch.syspath_prepend(tmp_path)
+        sweep = load(self.MEASURED, trainer="counting_trainer")
+        read = partial(read_count, sweep.results, sweep.experiment.data, sweep.base_fingerprint)
+        assert read("torchtune") is None
+        assert read("counting_trainer") is not None
+        module.write_text(module.read_text() + "# of another tokenizer\n")
+        assert read("counting_trainer") is None
 
     def test_each_prompt_is_counted(self, load: Callable[..., Sweep]) -> None:
         sweep = load(self.MEASURED, variables={"prompt": ["A {input}", "B {input}"]})

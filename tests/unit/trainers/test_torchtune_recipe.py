@@ -140,7 +140,7 @@ class TestOverride:
     def test_null_removes_nothing_that_the_workflow_or_a_variable_sets(self, model: Path) -> None:
         as_none = {"checkpointer": {"recipe_checkpoint": None}, "tokenizer": {"prompt_template": None}}
         assert make(model, as_none) == make(model)
-        for section, key in (("tokenizer", "path"), ("dataset", "format"), ("checkpointer", "checkpoint_files")):
+        for section, key in (("tokenizer", "path"), ("dataset", "data_files"), ("checkpointer", "checkpoint_files")):
             with pytest.raises(InputError, match=rf"_override\.{section}\.{key}: None is invalid: this is set by"):
                 make(model, {section: {key: None}})
         with pytest.raises(InputError, match=r"prompt_template: None is invalid: this is set by data\.prompt"):

@@ -19,8 +19,8 @@ class EndTokens:
     """The token with which training ends every answer that has none."""
     ids: tuple[int, ...]
     """All tokens at which generation stops; `taught` is the first."""
-    names: dict[str, int]
-    """The same ids by the tokens' texts."""
+    names: list[str]
+    """The same tokens as text, for records."""
 
 
 def find_end_tokens(tokenizer: Any, folder: Path, template: str | None) -> EndTokens:
@@ -43,7 +43,7 @@ def find_end_tokens(tokenizer: Any, folder: Path, template: str | None) -> EndTo
             f"{folder}: no token ends an answer",
             "eos_token in tokenizer_config.json, or eos_token_id in generation_config.json or config.json",
         )
-    return EndTokens(ids[0], ids, dict(zip(tokenizer.convert_ids_to_tokens(list(ids)), ids, strict=True)))
+    return EndTokens(ids[0], ids, tokenizer.convert_ids_to_tokens(list(ids)))
 
 
 def _find_written(tokenizer: Any, template: str) -> int | None:

@@ -57,7 +57,7 @@ def read_config(file: Path) -> dict[str, Any]:
         InputError: The file is missing, is not YAML (the message has line and column), or has a key twice.
     """
     if not file.is_file():
-        raise InputError(f"{file}: no such file", "an experiment file, such as config/experiment.yaml")
+        raise InputError(f"{file}: no such file", "an experiment's file, such as config/experiment.yaml")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         text = file.read_text(encoding="utf-8")

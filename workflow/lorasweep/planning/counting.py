@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from lorasweep.evaluation.spec import make_task_spec
 from lorasweep.experiment.sections import DATA_KEYS, Data
@@ -23,7 +24,7 @@ from lorasweep.experiment.training_data import check_data
 from lorasweep.layout import LENGTHS, RECIPES, TASK_SIZES
 from lorasweep.planning.costs import TEMPLATE_TOKENS, TaskSize
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
-from lorasweep.trainers import DEFAULT_TRAINER
+from lorasweep.trainers import DEFAULT_TRAINER, get_trainer
 from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, find_reason
 from lorasweep.util.files import find_record, write_aside, write_record
@@ -184,7 +185,10 @@ def _run(command: Sequence[str], environment: Mapping[str, str] = os.environ) ->
 
 def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
     settings = data.model_dump_json(exclude={*DATA_KEYS, "too_long"})
-    return [*(digest_files(data.get_files(key)) for key in DATA_KEYS), settings, fingerprint, trainer]
+    module = Path(str(cast(ModuleType, get_trainer(trainer)).__file__))
+    code = sorted(module.parent.glob("*.py")) if module.name == "__init__.py" else [module]
+    files = [digest_files(data.get_files(key)) for key in DATA_KEYS]
+    return [*files, settings, fingerprint, digest_packages(), digest_files(code), trainer]
 
 
 def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from lorasweep.util.files import find_record, write_record
 _AGAIN = "its files are made again"
 _REMADE = "its adapter is made again"
 _MOST_NAMED = 5
+_IN_MANIFEST = {"point", "mode", "dtype", "device", "settings", "adapter_sha256", "training", "evaluation", "files"}
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,17 @@ class Outdated:
     """Why the result does not match; "" if it is missing."""
 
 
-def find_outdated(sweep: Sweep, *, hashes_all: bool = False) -> list[Outdated]:
+def find_outdated(sweep: Sweep) -> list[Outdated]:
     """Return the results that are missing, or do not match the experiment, the base model or their records.
 
     Missing merged models are not included, nor are trainings whose adapters no point needs.
 
-    Files with the size and the time in their manifest are not read, unless `hashes_all` is true. The digests of others
-    are kept in the experiment's folder. Without the base model, nothing can be compared.
+    Files with the size and the time in their manifest are not read. The digests of others are kept in the experiment's
+    folder. Without the base model, nothing can be compared.
     """
     if sweep.missing_model or not sweep.results.is_dir():
         return []
-    finder = _Finder(sweep, hashes_all)
+    finder = _Finder(sweep)
     found = list(finder.find())
     finder.digests.save()
     return found
@@ -100,24 +101,19 @@ def describe_outdated(sweep: Sweep, found: Iterable[Outdated]) -> str:
 class _Digests:
     """The digests of files, read again only if a file's size or time is not on record."""
 
-    def __init__(self, results: Path, reads_all: bool) -> None:
+    def __init__(self, results: Path) -> None:
         self._results = results
-        self._reads_all = reads_all
         self._known = find_record(results / DIGESTS)
         self._current: dict[str, Any] = {}
 
     def get(self, file: Path, entry: Mapping[str, Any] | None = None) -> str:
         """Return a file's digest; `entry` is the file's entry in a manifest."""
         state = file.stat()
-        if (
-            not self._reads_all
-            and entry
-            and (entry["bytes"], entry.get("modified")) == (state.st_size, state.st_mtime_ns)
-        ):
+        if entry and (entry["bytes"], entry.get("modified")) == (state.st_size, state.st_mtime_ns):
             return str(entry["sha256"])
         key = str(file)
         known = self._known.get(key)
-        if self._reads_all or not known or known[:2] != [state.st_size, state.st_mtime_ns]:
+        if not known or known[:2] != [state.st_size, state.st_mtime_ns]:
             known = [state.st_size, state.st_mtime_ns, digest_file(file)]
         self._current[key] = known
         return str(known[2])
@@ -130,10 +126,10 @@ class _Digests:
 
 
 class _Finder:
-    def __init__(self, sweep: Sweep, hashes_all: bool) -> None:
+    def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
         self._results = sweep.results
-        self.digests = _Digests(sweep.results, hashes_all)
+        self.digests = _Digests(sweep.results)
         self._needed: set[str] = set()  # trainings whose adapter a point will take
         self._is_complete = True
 
@@ -147,6 +143,8 @@ class _Finder:
         sweep, folder = self._sweep, self._results / name
         point = sweep.points.get(name)
         manifest = find_record(folder / MANIFEST)
+        if not manifest.keys() >= _IN_MANIFEST:  # of another version, or torn
+            manifest = {}
         listed: dict[str, Any] = {entry["path"]: entry for entry in manifest.get("files", ())}
         changed = list(self._find_changed(folder, listed))
         # A manifest repeats the records, which saves reading them.
@@ -177,7 +175,7 @@ class _Finder:
                 merged = self._results / MERGED / name
                 if merged.is_dir() and self._find_model_problem(merged, adapter, ()) is not None:
                     problems["merge"] = "it was merged from another adapter or base model"
-        problem = "" if not manifest else _AGAIN
+        problem = _AGAIN if (folder / MANIFEST).is_file() else ""
         if manifest and is_complete:
             problem = self._find_manifest_problem(name, manifest, adapter)
         if problem is not None:
