@@ -91,7 +91,7 @@ def test_a_configuration_alone_is_enough_for_a_plan_and_not_for_a_run(make: Call
 
 
 def test_a_run_without_room_is_refused_unless_it_is_forced(make: Callable[..., Sweep]) -> None:
-    sweep = make(plan={"storage_limit_gb": 0.0002, "parallel_jobs": 2})
+    sweep = make(plan={"storage_limit_gb": 0.0002, "parallel_jobs": 2, "count": False})
     sweep.edit(evaluation={"baseline": False, "enabled": True})
     assert "A run would be refused: not enough disk space" in sweep.run("--dry-run")
     refused = sweep.snakemake()
