@@ -32,7 +32,7 @@ def test_a_sweep_with_a_monkey_gives_what_one_without_gives(own_cluster: Cluster
     sweep = SlurmSweep(made[1].directory, made[1].config, {"TMPDIR": str(tmp_path / "tmp")})
     monkey = Monkey(sweep, own_cluster, 4, "--retries", "1", *SAVED_OFTEN, *RESOURCES)
     try:
-        monkey.torment(60)
+        monkey.torment(120)
         monkey.finish()
     finally:
         monkey.stop()
