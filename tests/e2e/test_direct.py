@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from sweep import SUMMED_UP, TRAINED_POINTS, Sweep, run_stage, wait_until
 
@@ -41,14 +41,26 @@ def evaluated(trained: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Sweep
     sweep = evaluate_directly(trained, tmp_path_factory.mktemp("evaluated"))
     sweep.edit(variables={"seed": [0, 1, 2]})
     for point in POINTS[:3]:
-        weights = sweep.results / point / "adapter/adapter_model.safetensors"
-        tensors = load_file(weights)  # after so short a training all would answer alike
-        save_file({name: 30 * value if "lora_B" in name else value for name, value in tensors.items()}, weights)
+        # After so short a training all would answer alike.
+        tensors = load_file(sweep.results / point / "adapter/adapter_model.safetensors")
+        stronger = {name: 30 * value if "lora_B" in name else value for name, value in tensors.items()}
+        write_weights(sweep, point, save(stronger))
     before = list_weights(sweep)
     assert sweep.plan() == {"evaluate_adapters": 1, "publish": 3, "cleanup": 3, **SUMMED_UP}
     sweep.run()
     assert list_weights(sweep) == before
     return sweep
+
+
+def write_weights(sweep: Sweep, point: str, content: bytes) -> None:
+    """Give a point and its training other weights, as if they had been trained."""
+    (sweep.results / point / "manifest.json").unlink(missing_ok=True)
+    for folder in (sweep.results / point, sweep.find_training(point)):
+        weights, record = folder / "adapter/adapter_model.safetensors", folder / "adapter/lorasweep.json"
+        weights.unlink()
+        weights.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"adapter_sha256": digest}))
 
 
 def list_weights(sweep: Sweep) -> set[Path]:
@@ -133,7 +145,7 @@ def test_a_corrupt_adapter_and_a_training_that_fails_cost_only_themselves(sweep:
     sweep.edit(variables={"seed": [0, 1, 2]}, runs=[{"name": "diverges", "lr": 1e30}])
     weights = sweep.results / "seed=1/adapter/adapter_model.safetensors"
     content = weights.read_bytes()
-    weights.write_bytes(content[:-100])
+    write_weights(sweep, "seed=1", content[:-100])
     # Those that are trained do not wait for the one that is not.
     assert sweep.plan() == {
         "configure": 1,
@@ -154,7 +166,7 @@ def test_a_corrupt_adapter_and_a_training_that_fails_cost_only_themselves(sweep:
     finished = get_times(sweep)
     assert set(finished) == {"seed=0", "seed=2"}
     assert sweep.plan() == {"train": 1, "take": 1, "evaluate_adapters": 2, "publish": 2, "cleanup": 2, **SUMMED_UP}
-    weights.write_bytes(content)
+    write_weights(sweep, "seed=1", content)
     sweep.edit(runs=[])
     assert sweep.plan() == {"evaluate_adapters": 1, **JOBS_OF_ONE, **SUMMED_UP}
     sweep.run("--until", "cleanup")

@@ -81,6 +81,6 @@ def test_an_example_runs_as_it_is_written(make: Callable[..., Sweep], model: Pat
     kept = {"recipe.yaml", "adapter", "eval", "manifest.json", *(["hf_model"] if mode == "A" else [])}
     for point in points:
         assert {entry.name for entry in (sweep.results / point).iterdir()} == kept
-    assert [path.name for path in (sweep.directory / "downloads").glob("[!.]*")] == [
+    assert [path.name for path in (sweep.directory / "downloads").glob("[!.]*--*")] == [
         f"{MODEL.replace('/', '--')}@{commit[:12]}"
     ]

@@ -8,8 +8,8 @@ from sweep import SUMMED_UP, Sweep, make_sweep
 
 CHECK = """
 import os
-assert "HF_TOKEN" not in os.environ, "a job has the token"
-assert os.environ["HF_HUB_OFFLINE"] == "1"
+if os.environ["HF_HUB_OFFLINE"] == "1":  # not `lorasweep download`, which loads the task too
+    assert "HF_TOKEN" not in os.environ, "a job has the token"
 """
 
 
