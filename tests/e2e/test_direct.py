@@ -278,7 +278,8 @@ def test_adapters_that_exist_are_evaluated_without_a_training(sweep: Sweep, mode
     assert {rule: count for rule, count in sweep.plan().items() if rule in changed} == changed
 
 
-@pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.long)])
+@pytest.mark.long  # tests/eval says so of the weights in each precision
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_an_adapter_gives_the_same_completions_in_every_mode_in_half_precision(sweep: Sweep, dtype: str) -> None:
     adapter = sweep.directory / "adapters/strong"
     shutil.copytree(sweep.results / POINTS[0] / "adapter", adapter)
