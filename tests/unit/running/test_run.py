@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from lorasweep.experiment.sections import Data
+from lorasweep.experiment.sections import Data, Evaluation
 from lorasweep.layout import HOLDER
 from lorasweep.running.controller import hold, read_holder
 from lorasweep.running.run import MOST_PARALLEL, Options, Places, Run, count_parallel_jobs
@@ -22,7 +22,7 @@ def make_sweep(device: str = "cuda", parallel_jobs: int | None = None, most_gpus
     """A stand-in with what is asked of a sweep here."""
     plan = SimpleNamespace(parallel_jobs=parallel_jobs)
     stands_in = SimpleNamespace(
-        experiment=SimpleNamespace(plan=plan, model=SimpleNamespace(path="none"), data=Data()),
+        experiment=SimpleNamespace(plan=plan, model=SimpleNamespace(path="none"), data=Data(), evaluation=Evaluation()),
         is_on_gpus=device == "cuda",
         most_gpus=most_gpus,
         results=Path("results/mine"),
