@@ -78,6 +78,7 @@ wildcard_constraints:
 with ending_with_a_message():
     OUTDATED = find_outdated(SWEEP) if workflow.is_main_process else []
 IS_OUTDATED = {(outdated.rule, outdated.name) for outdated in OUTDATED}
+FORCED = {outdated.file for outdated in OUTDATED if outdated.reason}
 
 
 def of(function):
@@ -92,8 +93,10 @@ def inputs(rule, get_files):
     """
 
     def get_inputs(wildcards):
-        # Input functions are the first of our code that sees the DAG.
-        workflow.dag.forcefiles.update(outdated.file for outdated in OUTDATED if outdated.reason)
+        # Input functions are the first of our code that sees the DAG. Once: they are called for every job.
+        if FORCED:
+            workflow.dag.forcefiles.update(FORCED)
+            FORCED.clear()
         name = next(iter(wildcards), "")
         files = get_files(name)
         if (rule, name) in IS_OUTDATED:

@@ -24,10 +24,14 @@ from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_record
 
 
+def get_adapter_digest(record: Mapping[str, Any]) -> str | None:
+    """Return the sha256 of an adapter's weights by its record, whether it was trained or adopted."""
+    return record.get("adopted_sha256") or record.get("adapter_sha256")
+
+
 def is_evaluated(spec: EvaluationSpec, point: Path) -> bool:
     """Whether the point's `eval/` holds a complete result for this spec and the adapter in the point's record."""
-    record = find_record(point / "adapter" / RECORD)
-    adapter = record.get("adopted_sha256") or record.get("adapter_sha256")
+    adapter = get_adapter_digest(find_record(point / "adapter" / RECORD))
     return _holds_result(
         point / "eval", _get_names(spec), {"evaluation_sha256": spec.sha256, "adapter_sha256": adapter}
     )

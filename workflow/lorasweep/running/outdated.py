@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorasweep.evaluation.state import get_adapter_digest
 from lorasweep.experiment.points import Point, format_value
 from lorasweep.experiment.sections import MODE_KEY
 from lorasweep.layout import (
@@ -155,7 +156,7 @@ class _Finder:
         if point:
             rule = "take" if point.training else "adopt"
             record = manifest["training"] if trust else find_record(folder / "adapter" / RECORD)
-            adapter = record.get("adopted_sha256") or record.get("adapter_sha256")
+            adapter = get_adapter_digest(record)
             problem = self._find_adapter_problem(point, folder, record, changed, listed)
             if problem is not None:
                 is_complete = False
@@ -230,9 +231,7 @@ class _Finder:
         if record.get("base_model_fingerprint") != self._sweep.base_fingerprint:
             return "it was made for another base model"
         weights = f"adapter/{ADAPTER_WEIGHTS}"
-        if self.digests.get(folder / weights, listed.get(weights)) != (
-            record.get("adopted_sha256") or record.get("adapter_sha256")
-        ):
+        if self.digests.get(folder / weights, listed.get(weights)) != get_adapter_digest(record):
             return f"{weights} is not as it was made"
         return None
 
