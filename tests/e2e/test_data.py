@@ -31,6 +31,7 @@ def refuse(sweep: Sweep) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.long  # tests/unit says so of the counts, tests/train of what is trained on
 def test_samples_that_are_too_long_cost_no_job_and_are_dropped_or_cut_if_the_file_says_so(sweep: Sweep) -> None:
     assert "A run would be refused" not in sweep.run("--dry-run")  # nothing is counted yet
     said = refuse(sweep)

@@ -141,6 +141,7 @@ def test_points_that_are_added_are_evaluated_alone(evaluated: Sweep, tmp_path: P
     assert sweep.plan() == SUMMED_UP
 
 
+@pytest.mark.long  # test_reruns says so of other modes, tests/unit of a batch
 def test_a_corrupt_adapter_and_a_training_that_fails_cost_only_themselves(sweep: Sweep) -> None:
     sweep.edit(variables={"seed": [0, 1, 2]}, runs=[{"name": "diverges", "lr": 1e30}])
     weights = sweep.results / "seed=1/adapter/adapter_model.safetensors"
@@ -207,6 +208,7 @@ class TestAJobThatIsKilled:
         del sweep.environment["WAIT_AFTER_SAMPLES"]
         return sweep
 
+    @pytest.mark.long  # tests/slurm says so of a batch that is cancelled
     def test_what_it_had_finished_is_kept_and_the_rest_alone_is_done_sample_by_sample(self, sweep: Sweep) -> None:
         begun = {log.parents[2].parent.name: read_id(log) for log in sweep.results.glob("*/state/eval/done/*.eval")}
         assert set(begun) == {"seed=0"}

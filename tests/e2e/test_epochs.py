@@ -19,8 +19,11 @@ def get_name(mode: str, epoch: int) -> str:
     return POINTS[mode] if epoch == EPOCHS[-1] else f"{POINTS[mode]}__epoch={epoch}"
 
 
+# Long, since tests/train says so of the adapters of each epoch.
 @pytest.fixture(
-    scope="module", params=[("B1", "B2"), pytest.param(("A", "B1", "B2"), marks=pytest.mark.long)], ids="-".join
+    scope="module",
+    params=[pytest.param(modes, marks=pytest.mark.long) for modes in (("B1", "B2"), ("A", "B1", "B2"))],
+    ids="-".join,
 )
 def modes(request: pytest.FixtureRequest) -> tuple[str, ...]:
     return tuple(request.param)

@@ -156,6 +156,7 @@ def windows(tokens: list[int], size: int) -> list[list[int]]:
     return [tokens[start : start + size] for start in range(len(tokens) - size + 1)]
 
 
+@pytest.mark.long  # the matrix says so of each way to be asked
 def test_points_that_are_asked_otherwise_are_evaluated_so_in_one_sweep(tmp_path: Path, model: Path) -> None:
     sweep = make_sweep(tmp_path, model, "asked", data={"train": "train.jsonl"})
     runs = [{"name": "plain"}, {"name": "asked", "prompt": PROMPT, "system_prompt": "Be brief."}]

@@ -121,6 +121,7 @@ def test_a_model_is_named_as_on_the_hub_where_no_directory_has_that_name(sweep: 
     assert str(get_base(sweep)) == "org/plain"
 
 
+@pytest.mark.long  # tests/unit says so of the commits on record
 def test_a_branch_that_moves_changes_no_sweep_that_has_begun(sweep: Sweep, hub: Hub, model: Path) -> None:
     sweep.call("download")
     sweep.run("configure_all")
@@ -166,6 +167,7 @@ def test_of_two_at_once_one_fetches_and_the_other_waits(sweep: Sweep, hub: Hub, 
     assert {hub.count("GET", f"/{name}") for name in read_files(model)} == {1}
 
 
+@pytest.mark.long  # tests/unit says so of the files
 def test_files_of_a_data_set_are_fetched_and_trained_on_as_they_are(sweep: Sweep, hub: Hub) -> None:
     samples = [{"input": f"after {letter}", "output": "é"} for letter in "abcdefgh"]
     table = io.BytesIO()

@@ -106,6 +106,7 @@ def test_a_run_without_room_is_refused_unless_it_is_forced(make: Callable[..., S
     assert len(list(sweep.results.glob("trainings/*/recipe.yaml"))) == 2
 
 
+@pytest.mark.long  # tests/unit says so of the plan's sums
 def test_a_sweep_that_is_not_evaluated_is_planned_too(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"enabled": False, "tasks": [], "merge_adapters": False})
@@ -116,6 +117,7 @@ def test_a_sweep_that_is_not_evaluated_is_planned_too(make: Callable[..., Sweep]
     )
 
 
+@pytest.mark.long  # tests/eval says so of what a task's options give
 def test_a_tasks_own_options_are_counted(make: Callable[..., Sweep]) -> None:
     sweep = make()
     options = {"limit": 4, "epochs": 5, "max_tokens": 3, "solver": "chain_of_thought", "scorer": "match"}
@@ -137,6 +139,7 @@ def own() -> Task:
 """
 
 
+@pytest.mark.long  # tests/eval says so of the task
 def test_a_task_with_a_system_message_of_its_own_is_refused_before_any_job(make: Callable[..., Sweep]) -> None:
     sweep = make(plan={"count": True})
     (sweep.directory / "tasks.py").write_text((sweep.directory / "tasks.py").read_text() + OWN)
