@@ -89,6 +89,10 @@ TASK_SIZES = "task_sizes.json"
 RECIPES = "recipes.json"
 """File in an experiment's folder: what cannot be built of the recipes' parts."""
 
+SLURM = ".slurm"
+"""Folder in an experiment's folder for a run on SLURM: the logs of its SLURM jobs, what is known of each job, the locks
+of their outputs, and SLURM's outages."""
+
 BASELINE = "baseline"
 """Point name of the unmodified base model."""
 

@@ -10,6 +10,7 @@ from lorasweep.running.run import THREADS, Options, Places, Run
 from lorasweep.util.slurm import count_gpus, forget_settings
 from lorasweep.running.slurm_plugin import (
     mend_end_by_signal,
+    mend_log_folder,
     mend_python_path,
     mend_status_queries,
     warn_of_other_versions,
@@ -25,7 +26,9 @@ if workflow.is_main_process:
     THIS_RUN = Run(
         SWEEP, ROOT, SOURCES, describe_outdated(SWEEP, OUTDATED), uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN
     )
-    THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
+    mend_log_folder(THIS_RUN.slurm_logs)
+    with ending_with_a_message():
+        THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
 
 
 def get_places():

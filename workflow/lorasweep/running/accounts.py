@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasweep.checkpoints.sizes import get_model_folder_size
-from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, STORAGE, TRAININGS
+from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, SLURM, STORAGE, TRAININGS
 from lorasweep.planning.forecast import WHOLE, Forecast
 from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
 from lorasweep.running.events import Attempt, FailureRecorder, JobWatcher, Running, measure_temporary
@@ -22,6 +22,7 @@ from lorasweep.running.ledger import (
     record_run,
     write_ledger,
 )
+from lorasweep.running.outages import OutageWatcher, PendingReasons
 from lorasweep.running.progress import StepWatch, TimeLeft, count_stages, estimate_left
 from lorasweep.running.status import (
     BADLY,
@@ -66,6 +67,8 @@ class Accounts:
         self._kept: dict[str, int] = {}
         self._looked_at = 0
         self._steps = StepWatch()
+        self._outages = OutageWatcher(forecast.results / SLURM)
+        self._reasons = PendingReasons()
         self._trouble: OSError | None = None
         self.peak_temporary_bytes = 0
 
@@ -128,6 +131,9 @@ class Accounts:
         again = {(job.rule, job.name) for job in running}
         failures = [f for f in self._failures.failures if (f.rule, f.point) not in again]
         left = estimate_left(forecast, attempts, running, dict(self._look_at_trainings(running)))
+        outage = "" if outcome else self._outages.look()
+        on_slurm = [] if outcome or outage else [job.slurm_job for job in running if job.slurm_job]
+        reasons = self._reasons.get(on_slurm)
         return RunStatus(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -135,10 +141,11 @@ class Accounts:
             updated=datetime.now(UTC).isoformat(timespec="seconds"),
             interval_seconds=round(interval, 1),
             outcome=outcome,
+            outage=outage,
             points=count_stages(forecast, attempts, running, {failure.point for failure in failures}),
             jobs=len(forecast.wanted),
             jobs_done=len({(a.rule, a.name) for a in attempts if a.state == DONE} & set(forecast.wanted)),
-            running=[self._describe(job, left) for job in running[:MOST_LISTED]],
+            running=[self._describe(job, left, reasons) for job in running[:MOST_LISTED]],
             running_jobs=len(running),
             failures=[
                 FailureStatus(rule=f.rule, point=f.point, reason=f.reason, log=str(f.log))
@@ -172,7 +179,7 @@ class Accounts:
         point = self._forecast.planner.points.get(job.name) if job.rule == "train" else None
         return get_training_log(point.training) if point and point.training else ""
 
-    def _describe(self, job: Running, left: TimeLeft) -> JobStatus:
+    def _describe(self, job: Running, left: TimeLeft, reasons: Mapping[str, str]) -> JobStatus:
         return JobStatus(
             rule=job.rule,
             name=job.name,
@@ -182,6 +189,7 @@ class Accounts:
             steps=self._get_steps(job),
             log=self._get_log(job),
             seconds_left=left.jobs.get((job.rule, job.name)),
+            reason=reasons.get(job.slurm_job or "", ""),
         )
 
     def _update(self) -> str:

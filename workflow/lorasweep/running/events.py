@@ -18,6 +18,9 @@ TEMPORARY = (".hf_model.partial", ".adapter.partial", STATE)
 """Temporary files and folders in the folder of a point or a training."""
 
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
+_REFUSED = re.compile(
+    r"SLURM sbatch failed\. The error message was '(.*?)'\.\n|Job submission failed with exception: (.*)", re.DOTALL
+)
 _WITHOUT_OUTPUT = re.compile(r"Job (\d+)\s+completed successfully, but some output files are missing")
 
 
@@ -188,6 +191,8 @@ class FailureRecorder(logging.Handler):
 
 def find_reason(log: Path, message: str, scheduler_logs: Iterable[Path] = ()) -> str:
     """Return the whole reason why a job failed: from its logs, or from the state that SLURM reports."""
+    if refused := _REFUSED.search(message):
+        return f"SLURM did not take it: {(refused[1] or refused[2]).strip()}"
     state = re.search(r"SLURM status is: '(\w+)", message)
     killed = {
         "TIMEOUT": "SLURM ended it at its time limit; for more: --set-resources RULE:runtime=MINUTES, or --retries 1",

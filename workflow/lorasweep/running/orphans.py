@@ -4,7 +4,8 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lorasweep.util.slurm import LOGGER, ask
+from lorasweep.util.errors import InputError
+from lorasweep.util.slurm import ask_patiently
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,26 @@ class Orphan:
 
 
 def find_orphans(runs: Iterable[str]) -> list[Orphan]:
-    """Return the pending and running SLURM jobs of dead runs.
+    """Return the pending and running SLURM jobs of dead runs. While SLURM does not answer, it is asked again.
 
     The executor plugin uses the run's id as job name and writes `rule_<rule>_wildcards_<name>` into the job's comment.
+    After a blank follows the mark of the submission.
+
+    Raises:
+        InputError: SLURM cannot be asked.
     """
     names = ",".join(runs)
     if not names:
         return []
     try:
-        lines = ask("squeue", "--me", "--noheader", f"--name={names}", "--format=%i|%j|%T|%k")
+        lines = ask_patiently("squeue", "--me", "--noheader", f"--name={names}", "--format=%i|%j|%T|%k")
     except (OSError, subprocess.SubprocessError) as error:
-        LOGGER.warning(f"Could not check for SLURM jobs of an earlier run: {error}")
-        return []
+        raise InputError(
+            f"squeue: SLURM jobs of an earlier run may still run, and cannot be looked for: {error}"
+        ) from None
     orphans = []
     for line in lines:
         job, run, state, comment = line.strip().split("|", 3)
-        rule, _, name = comment.removeprefix("rule_").partition("_wildcards_")
+        rule, _, name = comment.partition(" ")[0].removeprefix("rule_").partition("_wildcards_")
         orphans.append(Orphan(job, run, rule, name, is_running=state == "RUNNING"))
     return orphans

@@ -27,6 +27,7 @@ from lorasweep.layout import (
     MERGED,
     POINTS,
     REVISIONS,
+    SLURM,
     TRAININGS,
     WANTED_PLAN,
 )
@@ -46,7 +47,7 @@ from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
 from lorasweep.util.errors import InputError, ending_with_a_message
-from lorasweep.util.slurm import cancel_jobs
+from lorasweep.util.slurm import LOGS, cancel_jobs, use_patient_commands
 
 SCHEDULER = "lorasweep"
 """The scheduler that limits the number of merged models: workflow/snakemake_scheduler_plugin_lorasweep."""
@@ -180,6 +181,16 @@ class Run:
         return sweep.experiment.evaluation.max_merged_models or count_parallel_evaluations(sweep, places) + 1
 
     @property
+    def slurm_folder(self) -> Path:
+        """The folder for a run on SLURM, in the experiment's folder: another sweep's run has its own."""
+        return self._sweep.results / SLURM
+
+    @property
+    def slurm_logs(self) -> Path:
+        """The folder of the logs of SLURM jobs."""
+        return self.slurm_folder / LOGS
+
+    @property
     def awaited_jobs(self) -> dict[str, str]:
         """SLURM job ids of trainings of an earlier run that still run, by training. A new job waits for their end."""
         return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
@@ -218,6 +229,12 @@ class Run:
                 options.check()
                 self._merged_models.prepare(sweep.experiment.evaluation.merged_models_in)
             self._slurm_run = slurm_run
+            if slurm_run:
+                # Of earlier runs; what the jobs that still run write is of no interest.
+                shutil.rmtree(self.slurm_folder / "jobs", ignore_errors=True)
+                shutil.rmtree(self.slurm_folder / "outages", ignore_errors=True)
+                use_patient_commands(self.slurm_folder)
+                self._leaves_name = True  # until its jobs are known to have ended
             awaited = {orphan.run for orphan in self._orphans if orphan.is_awaited}
             hold(self._holder, sorted(awaited | ({slurm_run} if slurm_run else set())))
             record_points(sweep.points, results / POINTS)

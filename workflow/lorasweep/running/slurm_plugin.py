@@ -1,13 +1,17 @@
 """Runtime patches of Snakemake and its SLURM plugin. All patches are here, tested with the versions in `TESTED`."""
 
 import asyncio
+import json
+import os
 import shlex
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 from lorasweep.util.slurm import LOGGER
+from lorasweep.util.slurm_commands import ENDED, FOLDER, PATIENCE, Outage
 from lorasweep.util.versions import get_versions
 
 TESTED = {
@@ -17,9 +21,10 @@ TESTED = {
 }
 """Tested versions of the patched packages."""
 
-SECONDS_BETWEEN_QUERIES = 30
-
 SECONDS_TO_QUEUE_AGAIN = 60
+
+SECONDS_TO_REAPPEAR = 120
+"""Seconds after which a job that SLURM does not know any more has ended, if it left no word."""
 
 
 def warn_of_other_versions() -> None:
@@ -42,6 +47,8 @@ def mend_status_queries() -> None:
     - The plugin forgets all jobs when a query fails five times within a second
       (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/207). The patch repeats the query until it
       succeeds.
+    - The plugin waits for ever for a job that SLURM has forgotten, for example after an outage longer than
+      `MinJobAge`. The patch reads the job's own word of its end (`lorasweep.util.slurm_commands.turn`).
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -56,15 +63,56 @@ def mend_status_queries() -> None:
             return "CANCELLED"
         return state.partition(" ")[0]
 
+    def add_forgotten(states: dict[str, str]) -> None:
+        folder = os.environ.get(FOLDER)
+        for file in Path(folder, "jobs").glob("[0-9]*.json") if folder else ():
+            if file.stem in states:
+                since.pop(file.stem, None)
+                continue
+            try:
+                state = json.loads(file.read_text(encoding="utf-8"))["state"]
+            except (OSError, ValueError, KeyError):
+                continue
+            if state in ENDED:
+                states[file.stem] = state
+            elif time.monotonic() - since.setdefault(file.stem, time.monotonic()) > SECONDS_TO_REAPPEAR:
+                LOGGER.warning(f"SLURM does not know job {file.stem} any more, and it left no word of its end.")
+                states[file.stem] = "CANCELLED"
+
     async def query_job_status(command: str, logger: object) -> tuple[dict[str, str], float]:
-        while True:
-            states, seconds = await query(command, logger)
-            if states is not None:
-                return {job: mend(job, state) for job, state in states.items()}, seconds
-            LOGGER.warning(f"SLURM did not report the states of jobs; asking again in {SECONDS_BETWEEN_QUERIES} s.")
-            await asyncio.sleep(SECONDS_BETWEEN_QUERIES)
+        outage = Outage(shlex.split(command)[0])
+        # Once: the plugin gives up after a minute, and leaves the command running.
+        once = f"env {PATIENCE}=0 {command}"
+        try:
+            while True:
+                states, seconds = await query(once, logger)
+                if states is not None:
+                    states = {job: mend(job, state) for job, state in states.items()}
+                    add_forgotten(states)
+                    return states, seconds
+                await asyncio.to_thread(outage.wait, "it gives no states of jobs")
+        finally:
+            outage.end()
 
     plugin.query_job_status = query_job_status
+
+
+def mend_log_folder(folder: Path) -> None:
+    """Patch the executor plugin to keep the logs of SLURM jobs in a folder of the sweep's own.
+
+    At its end, the plugin removes all empty folders below `.snakemake/slurm_logs`. Among them may be those of another
+    sweep's queued jobs, which then fail as they start, since SLURM cannot open their logs (signal 53). We know of no
+    issue.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    select = plugin._select_logdir
+
+    def _select_logdir(workflow: Any) -> Path:
+        chosen: Path = select(workflow) if workflow.executor_settings.logdir else folder.absolute()
+        return chosen
+
+    plugin._select_logdir = _select_logdir
 
 
 class Scheduler(Protocol):

@@ -52,6 +52,8 @@ class JobStatus(BaseModel, frozen=True):
     """Path of a training's log, relative to the experiment's folder."""
     seconds_left: float | None
     """Estimated seconds left; `None` if not known, for example if the job takes longer than planned."""
+    reason: str = ""
+    """SLURM's word for why the job waits, such as `Resources`; empty if it runs."""
 
 
 class FailureStatus(BaseModel, frozen=True):
@@ -77,6 +79,8 @@ class RunStatus(BaseModel, frozen=True):
     """`done`, `failed` or `interrupted`; empty while the run is in progress."""
     points: dict[str, int]
     """Number of points by stage: see lorasweep.running.progress."""
+    outage: str = ""
+    """That SLURM does not answer, since when and what it says; empty if it answers."""
     jobs: int
     jobs_done: int
     running: list[JobStatus]

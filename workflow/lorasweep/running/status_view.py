@@ -40,6 +40,9 @@ _REASON_LINES = 4
 _REASON_WIDTH = 160
 """Lines of a reason, and characters of each, in a view that has to fit the terminal."""
 
+_HELD = ("JobHeld", "ReqNodeNotAvail", "Reservation")
+"""Beginnings of SLURM's reasons that do not pass by other jobs' ends."""
+
 _ENDS = {
     WELL: "with all its jobs done",
     BADLY: "with failures",
@@ -79,6 +82,8 @@ def render(results: Path, height: int | None) -> RenderableType:
         return Text("\n".join(_describe_without_status(results, holder)))
     goes_on = holder is not None and not holder.is_gone
     parts: list[RenderableType] = [Text(_describe_run(results.name, status, holder), style="bold")]
+    if goes_on and status.outage:
+        parts.append(Text(status.outage))
     parts.append(Text(_describe_stages(status)))
     if goes_on and status.running:
         parts.append(_make_jobs(results, status, height))
@@ -139,13 +144,20 @@ def _describe_job(results: Path, job: JobStatus) -> list[str]:
     age = get_age(job.since)
     cells = [job.rule, name, _format_time(job.since), format_seconds(age)]
     if _is_queued(results, job):
-        return [*cells, "queued", "", ""]
+        return [*cells, _describe_wait(job.reason), "", ""]
     step = read_step(results / job.log) if job.rule == "train" else None
     progress = ["", ""]
     if step:
         progress = [f"{step.step} of {job.steps}" if job.steps else str(step.step), f"{step.loss:.4g}"]
     left = "" if job.seconds_left is None else format_seconds(job.seconds_left)
     return [*cells, *progress, left]
+
+
+def _describe_wait(reason: str) -> str:
+    """Return why a job of SLURM has not started, by SLURM's word for it (squeue's `%r`)."""
+    if not reason or reason == "None":
+        return "queued"
+    return f"{'held' if reason.startswith(_HELD) else 'waiting'}: {reason}"
 
 
 def _is_queued(results: Path, job: JobStatus) -> bool:

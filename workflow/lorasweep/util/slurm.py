@@ -9,12 +9,16 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from lorasweep.util import slurm_commands
+
 MEMORY_KILL = r"exceeded memory limit|oom.kill"
 """Pattern of the lines that SLURM writes into a job's log when the job is killed for running out of memory."""
 
-SLURM_LOGS = Path(".snakemake/slurm_logs")
-"""Folder in which the executor plugin has SLURM write the logs of jobs, as `<job>.log`."""
+LOGS = "logs"
+"""Folder in the run's folder in which the executor plugin has SLURM write the logs of jobs, as `<job>.log`."""
 
+COMMANDS = Path(__file__).parents[3] / "scripts/slurm"
+"""Folder of the commands that wait while SLURM does not answer."""
 
 _SETTINGS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SCONTROL_")
 """Prefixes of environment variables with which a user changes the output or the prompts of SLURM's commands."""
@@ -67,15 +71,15 @@ def cancel_jobs(jobs: Iterable[str]) -> set[str]:
     """Cancel jobs and wait until they end; return the ids of those that still exist after two minutes.
 
     Raises:
-        OSError, subprocess.SubprocessError: SLURM does not answer.
+        OSError, subprocess.SubprocessError: SLURM refuses, or does not answer for a day.
     """
     remaining = set(jobs)
     if remaining:
-        ask("scancel", *sorted(remaining))
+        ask_patiently("scancel", *sorted(remaining))
     deadline = time.monotonic() + SECONDS_TO_CANCEL
     while remaining and time.monotonic() < deadline:
         time.sleep(1)
-        remaining &= {line.strip() for line in ask("squeue", "--me", "--noheader", "--format=%i")}
+        remaining &= {line.strip() for line in ask_patiently("squeue", "--me", "--noheader", "--format=%i")}
     return remaining
 
 
@@ -96,7 +100,8 @@ def find_memory_kill(job: str) -> str:
             continue
         if any("OUT_OF_MEMORY" in line for line in lines):
             return f"SLURM job {job}: OUT_OF_MEMORY, reported by {command[0]}"
-    for log in SLURM_LOGS.rglob(f"{job}.log"):
+    folder = os.environ.get(slurm_commands.FOLDER)
+    for log in Path(folder, LOGS).rglob(f"{job}.log") if folder else ():
         for line in log.read_text(errors="replace", encoding="utf-8").splitlines():
             if re.search(MEMORY_KILL, line):
                 return f"SLURM job {job}: {line.strip()}"
@@ -122,7 +127,39 @@ def requeue_if_preempted() -> str:
     return f"SLURM job {job} is preempted, and was requeued"
 
 
+def use_patient_commands(folder: Path) -> None:
+    """Have this process and all that it starts use SLURM's commands as those that wait while SLURM does not answer.
+
+    `folder` is the run's folder for SLURM, in which they keep their records.
+    """
+    os.environ[slurm_commands.FOLDER] = str(folder.absolute())
+    os.environ["PATH"] = f"{COMMANDS}{os.pathsep}{os.environ['PATH']}"
+
+
 def ask(*command: str, timeout: float = 60) -> list[str]:
-    """Run a SLURM command and return the lines of its output."""
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=timeout)
+    """Run a SLURM command once and return the lines of its output.
+
+    Raises:
+        OSError, subprocess.SubprocessError: SLURM does not answer.
+    """
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        timeout=timeout,
+        env=os.environ | {slurm_commands.PATIENCE: "0"},
+    )
     return done.stdout.splitlines()
+
+
+def ask_patiently(*command: str) -> list[str]:
+    """Run a SLURM command, again while SLURM does not answer, and return the lines of its output.
+
+    Raises:
+        OSError, subprocess.SubprocessError: there is no such command, or it fails for another reason.
+    """
+    done = slurm_commands.ask(*command, tell=LOGGER.warning)
+    done.check_returncode()
+    return done.stdout.decode(errors="replace").splitlines()

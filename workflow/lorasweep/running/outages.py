@@ -1,0 +1,69 @@
+"""Tell of SLURM's outages, which its commands wait out, and of why jobs wait."""
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lorasweep.util.formats import format_seconds
+from lorasweep.util.slurm import LOGGER, ask
+from lorasweep.util.slurm_commands import describe_outage
+
+_FIRST_SECONDS = 10.0
+"""Seconds without an answer after which an outage is told of. It is told again when it has lasted twice as long."""
+
+_SECONDS_BETWEEN_REASONS = 60.0
+
+
+class OutageWatcher:
+    """Log a line when SLURM stops to answer, while it does not, and when it answers again."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the run's folder for SLURM."""
+        self._folder = folder / "outages"
+        self._since: float | None = None
+        self._told = 0.0
+
+    def look(self) -> str:
+        """Log what is new, and return the present outage as a line; "" if SLURM answers."""
+        records = list(self._read())
+        if not records:
+            if self._since is not None and self._told:
+                LOGGER.warning(f"SLURM answers again, after {format_seconds(time.time() - self._since)}.")
+            self._since, self._told = None, 0.0
+            return ""
+        first = min(records, key=lambda record: float(record["since"]))
+        self._since = float(first["since"])
+        lasted = time.time() - self._since
+        line = describe_outage(first | {"tries": sum(int(record["tries"]) for record in records)})
+        if lasted > max(_FIRST_SECONDS, 2 * self._told):
+            self._told = lasted
+            LOGGER.warning(line)
+        return line if self._told else ""
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        for file in self._folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads(file.read_text(encoding="utf-8"))
+
+
+class PendingReasons:
+    """Ask SLURM, at most once a minute, why jobs are not running."""
+
+    def __init__(self) -> None:
+        self._asked = -_SECONDS_BETWEEN_REASONS
+        self._reasons: dict[str, str] = {}
+
+    def get(self, jobs: Iterable[str]) -> dict[str, str]:
+        """Return SLURM's word for why each of these SLURM jobs waits, such as `Resources`; {} for jobs that run."""
+        names = sorted(jobs)
+        if names and time.monotonic() - self._asked >= _SECONDS_BETWEEN_REASONS:
+            self._asked = time.monotonic()
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                lines = ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%r")
+                pairs = (line.strip().split("|", 1) for line in lines if "|" in line)
+                self._reasons = {job: reason for job, reason in pairs if job in set(names)}
+        return self._reasons

@@ -1,0 +1,406 @@
+"""SLURM's commands, run again while SLURM does not answer. A job is submitted once, and two jobs never share an output.
+
+`scripts/slurm` has a link to `command` for each of SLURM's commands. A run puts that folder first on the path of its
+process and of its jobs, so that all who call SLURM, the executor plugin too, call this program:
+
+    python slurm_commands.py squeue --me        # a command of SLURM with its arguments
+    python slurm_commands.py turn KEY COMMAND   # a shell command of a job, when no other job works on the same output
+
+It is started for each command, and so imports the standard library alone.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+FOLDER = "LORASWEEP_SLURM"
+"""Environment variable with the folder of a run's records of its jobs and of outages."""
+
+PATIENCE = "LORASWEEP_PATIENCE"
+"""Environment variable with the seconds for which an outage is waited out."""
+
+A_DAY = 86400.0
+
+OUTAGES = {
+    # SLURM's src/common/slurm_errno.c
+    r"Unable to contact slurm controller": "slurmctld is down, or its machine is (SLURMCTLD_COMMUNICATIONS_*_ERROR)",
+    r"Socket timed out on send/recv operation": "slurmctld is too busy (SLURM_PROTOCOL_SOCKET_IMPL_TIMEOUT)",
+    r"Zero Bytes were transmitted or received": "the connection was closed (SLURM_PROTOCOL_SOCKET_ZERO_BYTES_SENT)",
+    r"Connection timed out (establishing|writing|reading)": "SLURM_COMMUNICATIONS_TIMED_OUT_*",
+    r"Communication (connection|shutdown|send|receive) failure": "SLURM_COMMUNICATIONS_*_ERROR",
+    r"in standby mode": "the backup has not taken over yet (ESLURM_IN_STANDBY_MODE)",
+    r"Rate limit exceeded, please retry": "too many requests (SLURMCTLD_RATE_LIMIT_*)",
+    r"try again later": "the job is changing its state (ESLURM_TRANSITION_STATE_NO_UPDATE)",
+    r"Requested nodes are busy": "ESLURM_NODES_BUSY",
+    r"Required partition not available": "the partition is inactive or drained (ESLURM_PARTITION_NOT_AVAIL)",
+    r"Unable to connect to database": "slurmdbd is away (ESLURM_DB_CONNECTION)",
+    # src/common/slurm_persist_conn.c, src/plugins/accounting_storage/slurmdbd
+    r"[Pp]roblem talking to the database": "slurmdbd is away",
+    r"failed to open persistent connection": "slurmdbd is away",
+    r"Sending PersistInit msg": "slurmdbd is away",
+    # src/sbatch/sbatch.c and src/srun/allocate.c, which themselves wait for minutes at most
+    r"Slurm job queue full|MaxJobCount limit reached|Job limit reached": "MaxJobCount (ESLURM_MAX_JOB_COUNT)",
+    r"controller not responding": "EAGAIN",
+    r"temporarily (unable to accept|disabled)": "EAGAIN, ESLURM_NODES_BUSY, ESLURM_PORTS_BUSY",
+    # src/slurmctld/acct_policy.c: the limits on the number of jobs, which pass as jobs end
+    r"(Assoc|QOS)\w*SubmitJobs?\w*Limit": "MaxSubmitJobs or GrpSubmitJobs of the association or QOS",
+    # errno(3)
+    r"Connection refused": "ECONNREFUSED: a daemon is being started",
+    r"Connection reset by peer": "ECONNRESET",
+    r"Connection timed out": "ETIMEDOUT",
+    r"No route to host|Network is unreachable": "EHOSTUNREACH, ENETUNREACH",
+    r"Transport endpoint is not connected": "ENOTCONN",
+    r"Resource temporarily unavailable": "EAGAIN",
+    # getaddrinfo(3): the name service is away
+    r"Temporary failure in name resolution": "EAI_AGAIN",
+}
+"""What SLURM's commands print if they have no answer, or a refusal that passes, as patterns; each with its source."""
+
+_OUTAGE = re.compile("|".join(f"(?:{pattern})" for pattern in OUTAGES))
+_NO_STEP = re.compile(r"srun: error: (?:Unable to (?:create step|confirm allocation|allocate resources)|.*contact)")
+"""What `srun` prints if it has not started its program."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
+_SETTLING = 10.0
+"""Seconds that SLURM has to queue a job whose submission it did not answer."""
+
+_BEAT, _DEAD = 15.0, 180.0
+"""Seconds between the signs of life of a job, and without one until it counts as dead."""
+
+_LAST_LINES = 20
+
+ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
+"""SLURM's states of jobs that have ended."""
+
+
+def find_outage(text: str) -> str:
+    """Return the line that tells that SLURM did not answer, or refused what it will accept later; "" if none does."""
+    return next((line.strip() for line in reversed(text.splitlines()) if _OUTAGE.search(line)), "")
+
+
+class Outage:
+    """The wait for SLURM's answer to one command. While it lasts, a file in the run's folder tells of it."""
+
+    def __init__(self, name: str, tell: Callable[[str], object] | None = None) -> None:
+        """`tell` is called with a line at the first try without an answer, and ever more seldom later."""
+        self._name = name
+        self._tell = tell
+        self._patience = float(os.environ.get(PATIENCE, A_DAY))
+        self._began = time.monotonic()
+        self._since = time.time()
+        self._pause = _FIRST_PAUSE
+        self._tries = 0
+        folder = os.environ.get(FOLDER)
+        self._file = Path(folder, "outages", f"{socket.gethostname()}-{os.getpid()}.json") if folder else None
+
+    def wait(self, reason: str) -> bool:
+        """Wait before the next try; return whether there is one."""
+        self._tries += 1
+        if time.monotonic() - self._began + self._pause > self._patience:
+            return False
+        record = {"command": self._name, "since": self._since, "tries": self._tries, "reason": reason}
+        if self._file:
+            with contextlib.suppress(OSError):
+                _write(self._file, record)
+        if self._tell and self._tries & (self._tries - 1) == 0:
+            self._tell(describe_outage(record))
+        time.sleep(self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return True
+
+    def end(self) -> None:
+        if self._file:
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
+
+
+def describe_outage(record: dict[str, Any]) -> str:
+    """Return a line that says since when SLURM does not answer, how often it was asked, and what it says."""
+    since = datetime.fromtimestamp(record["since"]).isoformat(sep=" ", timespec="seconds")
+    return (
+        f"SLURM has not answered {record['command']} since {since}, asked {record['tries']} times: {record['reason']}. "
+        "It is asked again, and no job counts as failed meanwhile."
+    )
+
+
+def ask(name: str, *arguments: str, tell: Callable[[str], object] | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a command of SLURM until it is answered, or until patience ends."""
+    command = [find_command(name), *arguments]
+    outage = Outage(name, tell)
+    try:
+        while True:
+            done = subprocess.run(command, capture_output=True)
+            reason = find_outage(done.stderr.decode(errors="replace")) if done.returncode else ""
+            if not reason or not outage.wait(reason):
+                return done
+    finally:
+        outage.end()
+
+
+def find_command(name: str) -> str:
+    """Return the path of SLURM's own command.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    own = os.path.realpath(Path(__file__).parents[3] / "scripts/slurm")
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    path = os.pathsep.join(folder for folder in folders if os.path.realpath(folder) != own)
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise FileNotFoundError(name)
+    return found
+
+
+def submit(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run `sbatch` so that the job is queued once, whether it is answered or not.
+
+    The job's comment gets a mark of this submission. If `sbatch` has no answer, `squeue` is asked for a job with the
+    mark. The job waits for its turn if the comment says a rule: see `turn`.
+    """
+    mark = uuid.uuid4().hex[:12]
+    arguments, name, comment = _mark(list(arguments), mark)
+    if comment is None:  # not a job of a run
+        return ask("sbatch", *arguments)
+    command = [find_command("sbatch"), *arguments]
+    outage = Outage("sbatch")
+    try:
+        while True:
+            done = subprocess.run(command, capture_output=True)
+            reason = find_outage(done.stderr.decode(errors="replace")) if done.returncode else ""
+            if done.returncode == 0:
+                _note_job(done.stdout.decode(errors="replace"))
+            if not reason or not outage.wait(reason):
+                return done
+            # SLURM may have read a request to which the answer was lost, and may get to it only now.
+            for _ in range(2):
+                if job := _find_submitted(name, mark):
+                    print(f"sbatch: {reason}; but job {job} was queued", file=sys.stderr)
+                    _note_job(job)
+                    return subprocess.CompletedProcess(command, 0, f"{job}\n".encode(), done.stderr)
+                time.sleep(_SETTLING)
+    finally:
+        outage.end()
+
+
+def _mark(arguments: list[str], mark: str) -> tuple[list[str], str, str | None]:
+    """Return arguments of `sbatch` with a mark in the comment, the job's name, and the comment as it was."""
+    name, comment = "", None
+    for index, argument in enumerate(arguments):
+        if argument == "--job-name":
+            name = arguments[index + 1]
+        elif argument == "--comment":
+            comment = arguments[index + 1]
+            arguments[index + 1] = f"{comment} {mark}"
+    key = re.sub(r"[^\w.,=+-]", "_", comment or "")
+    for index, argument in enumerate(arguments):
+        if key and argument.startswith("--wrap="):
+            turn = [sys.executable, "-S", os.path.abspath(__file__), "turn", key, argument.removeprefix("--wrap=")]
+            arguments[index] = f"--wrap=exec {shlex.join(turn)}"
+    return arguments, name, comment
+
+
+def _find_submitted(name: str, mark: str) -> str:
+    done = ask("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i|%k")
+    lines = done.stdout.decode(errors="replace").splitlines()
+    return next((line.partition("|")[0].strip() for line in lines if line.rstrip().endswith(mark)), "")
+
+
+def _note_job(text: str) -> None:
+    """Note that a job was submitted, so that it is missed if SLURM forgets it."""
+    folder, job = os.environ.get(FOLDER), re.search(r"^\d+", text, re.MULTILINE)
+    if folder and job:
+        with contextlib.suppress(OSError):
+            file = Path(folder, "jobs", f"{job[0]}.json")
+            if not file.exists():  # the job itself may have begun
+                _write(file, {"state": "SUBMITTED"})
+
+
+def run_step(arguments: Sequence[str]) -> int:
+    """Run `srun`, again if it could not start its program because SLURM did not answer."""
+    command = [find_command("srun"), *arguments]
+    outage = Outage("srun")
+    try:
+        while True:
+            status, lines = _run_with_signals(command)
+            text = "\n".join(lines)
+            reason = find_outage(text) if status and _NO_STEP.search(text) else ""
+            if not reason or not outage.wait(reason):
+                return status
+    finally:
+        outage.end()
+
+
+def _run_with_signals(command: Sequence[str]) -> tuple[int, list[str]]:
+    """Run a command that gets this process's signals; return its exit status and the last lines of its errors."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    _pass_signals_on(process)
+    lines: list[str] = []
+    assert process.stderr
+    for line in process.stderr:
+        sys.stderr.buffer.write(line)
+        sys.stderr.flush()
+        lines = [*lines[1 - _LAST_LINES :], line.decode(errors="replace").rstrip()]
+    status = process.wait()
+    return status if status >= 0 else 128 - status, lines
+
+
+def _pass_signals_on(process: subprocess.Popen[Any]) -> None:
+    def pass_on(number: int, _: object) -> None:
+        if process.poll() is None:
+            process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, pass_on)
+
+
+def turn(key: str, command: str) -> int:
+    """Run a job's shell command when no other job works on the same output; return its exit status.
+
+    The lock is a file with the job's id, its host, and a number that grows as long as the job lives. The job that waits
+    counts the seconds without a new number by its own clock, so that clocks need not agree. It asks SLURM too, which
+    knows of a job's end earlier. If the job before it ended well, the work is done, and it ends as well.
+    """
+    folder, job = Path(os.environ[FOLDER]), os.environ["SLURM_JOB_ID"]
+    own = folder / "jobs" / f"{job}.json"
+    lock = folder / "turns" / key
+    _write(own, {"state": "WAITING"})
+    if _wait_for_turn(lock, job, folder):
+        _write(own, {"state": "COMPLETED"})
+        _release(lock, job)
+        return 0
+    process = subprocess.Popen(["/bin/sh", "-c", command])
+    _pass_signals_on(process)
+    ended = threading.Event()
+    threading.Thread(target=_beat, args=(lock, job, ended), daemon=True).start()
+    status = process.wait()
+    ended.set()
+    with contextlib.suppress(OSError):
+        _write(own, {"state": "COMPLETED" if status == 0 else "FAILED"})
+    _release(lock, job)
+    return status if status >= 0 else 128 - status
+
+
+def _release(lock: Path, job: str) -> None:
+    with contextlib.suppress(OSError):
+        if _read(lock).get("job") == job:
+            lock.unlink()
+
+
+def _wait_for_turn(lock: Path, job: str, folder: Path) -> bool:
+    """Take a lock; return whether the job that had it before did the work."""
+    last: tuple[str, int] | None = None
+    seen = time.monotonic()
+    is_told = False
+    while True:
+        mine = lock.with_name(f".{lock.name}.{job}")
+        _write(mine, {"job": job, "host": socket.gethostname(), "beat": 0})
+        try:
+            os.link(mine, lock)  # atomic on shared file systems too
+            return last is not None and _read(folder / "jobs" / f"{last[0]}.json").get("state") == "COMPLETED"
+        except FileExistsError:
+            pass
+        finally:
+            mine.unlink(missing_ok=True)
+        holder = _read(lock)
+        if not holder:  # just released
+            continue
+        if holder["job"] == job:  # SLURM has queued this job again
+            _write(lock, {"job": job, "host": socket.gethostname(), "beat": 0})
+            return False
+        if (holder["job"], holder["beat"]) != last:
+            last, seen = (holder["job"], holder["beat"]), time.monotonic()
+        if not is_told:
+            print(f"SLURM job {holder['job']} on {holder['host']} works on the same: waiting for its end", flush=True)
+            is_told = True
+        if _has_ended(holder["job"]) or time.monotonic() - seen > _DEAD:
+            _break(lock, last)
+        else:
+            time.sleep(5)
+
+
+def _break(lock: Path, last: tuple[str, int]) -> None:
+    """Remove the lock of a job that is dead, unless another job has taken it meanwhile."""
+    aside = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
+        lock.rename(aside)
+        holder = _read(aside)
+        if (holder.get("job"), holder.get("beat")) != last:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, lock)
+        aside.unlink()
+
+
+def _has_ended(job: str) -> bool:
+    """Whether SLURM says that a job has ended. If it does not answer, the job may run."""
+    try:
+        done = subprocess.run(
+            [find_command("squeue"), "--noheader", "--states=all", f"--jobs={job}", "--format=%T"],
+            capture_output=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    if done.returncode:
+        return b"Invalid job id" in done.stderr
+    states = done.stdout.decode().split()
+    return not states or all(state in ENDED for state in states)
+
+
+def _beat(lock: Path, job: str, ended: threading.Event) -> None:
+    """Give signs of life in a lock until the work has ended."""
+    number = 0
+    while not ended.wait(_BEAT):
+        number += 1
+        with contextlib.suppress(OSError):
+            if _read(lock).get("job") == job:
+                _write(lock, {"job": job, "host": socket.gethostname(), "beat": number})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    aside.write_text(json.dumps(content), encoding="utf-8")
+    aside.replace(file)
+
+
+def main(name: str, *arguments: str) -> int:
+    """Run a command of SLURM, or a job's command in its turn; return the exit status."""
+    if name == "turn":
+        return turn(*arguments)
+    try:
+        if name == "srun":
+            return run_step(arguments)
+        done = submit(arguments) if name == "sbatch" else ask(name, *arguments)
+    except FileNotFoundError:
+        print(f"{name}: command not found", file=sys.stderr)
+        return 127
+    sys.stdout.buffer.write(done.stdout)
+    sys.stderr.buffer.write(done.stderr)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
