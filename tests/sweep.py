@@ -101,6 +101,8 @@ class Sweep:
     environment: dict[str, str] = field(default_factory=dict)
     program: tuple[str | Path, ...] = ("-m", "snakemake")
     """What Python runs, if it is more than Snakemake."""
+    file: str = "sweep.yaml"
+    """Name of the experiment file."""
 
     @property
     def results(self) -> Path:
@@ -116,7 +118,7 @@ class Sweep:
         return self.results / f"logs/train/{self.find_training(label).name}.log"
 
     def write(self) -> None:
-        (self.directory / "sweep.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+        (self.directory / self.file).write_text(yaml.safe_dump(self.config, sort_keys=False))
 
     def edit(self, **sections: Any) -> None:
         """Change sections of the experiment file; a mapping lies over the section that is there."""
@@ -138,7 +140,7 @@ class Sweep:
 
     def list_arguments(self, *arguments: str | Path) -> list[str]:
         where = ["--snakefile", ROOT / "Snakefile", "--directory", self.directory]
-        return list(map(str, [*where, "--configfile", self.directory / "sweep.yaml", *arguments]))
+        return list(map(str, [*where, "--configfile", self.directory / self.file, *arguments]))
 
     def snakemake(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **self.environment}

@@ -266,6 +266,18 @@ class Cluster:
             self._start_node(node)
         self._wait(node, lambda: _takes_jobs(self.node_states().get(node, "")))
 
+    @contextlib.contextmanager
+    def silence(self, *daemons: str) -> Iterator[None]:
+        """Stop daemons, such as `slurmctld`, so that they do not answer; at the end they go on."""
+        pids = [process.pid for process in self._processes() if process.daemon in daemons and not process.is_job]
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
     def _start_daemons(self) -> None:
         self._end_processes()  # what is left of a start or a stop that was killed
         self._write_confs()

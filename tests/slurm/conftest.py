@@ -94,6 +94,17 @@ def model(make_once: Callable[..., Path]) -> Path:
     )
 
 
+@pytest.fixture(autouse=True)
+def disturbance(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests that are marked as `alone` have the cluster for themselves, since they disturb it as a whole."""
+    if TESTS_VARIABLE not in os.environ:
+        yield
+        return
+    with (Path(os.environ[TESTS_VARIABLE]) / "disturbance.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        yield
+
+
 @pytest.fixture
 def apart(own_cluster: Cluster) -> Iterator[None]:
     """The nodes that may be killed or filled, for one test at a time."""

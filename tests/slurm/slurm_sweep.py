@@ -54,8 +54,8 @@ class SlurmSweep(Sweep):
         return f"{self.config['experiment']['name']}-{os.getpid()}"
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start Snakemake and go on; its words go to `said.log`."""
-        with (self.directory / "said.log").open("w") as said:
+        """Start Snakemake and go on; its words go to a file."""
+        with (self.directory / f"{self.config['experiment']['name']}.said").open("w") as said:
             run = subprocess.Popen(
                 self.command(*arguments),
                 cwd=ROOT,
@@ -103,7 +103,7 @@ class SlurmSweep(Sweep):
 
     @property
     def said(self) -> str:
-        return (self.directory / "said.log").read_text()
+        return (self.directory / f"{self.config['experiment']['name']}.said").read_text()
 
     def list_jobs(self, state: str = "RUNNING") -> dict[str, str]:
         """This sweep's jobs in SLURM: id and comment."""

@@ -1,6 +1,7 @@
 """What the workflow adds to the SLURM executor plugin, whose query is stood in for; SLURM itself is in tests/slurm."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,8 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm_jobstep import get_gpu_setting, get_node_setting
 
 from lorasweep.running import orphans, slurm_plugin
-from lorasweep.util import slurm
+from lorasweep.util import slurm, slurm_commands
+from lorasweep.util.errors import InputError
 
 WORKFLOW = str(Path(__file__).parents[3] / "workflow")
 
@@ -26,7 +28,7 @@ def query(monkeypatch: pytest.MonkeyPatch, answers: list[tuple[Any, Any]]) -> tu
         return answers.pop(0)
 
     monkeypatch.setattr(plugin, "query_job_status", answer)
-    monkeypatch.setattr(slurm_plugin, "SECONDS_BETWEEN_QUERIES", 0)
+    monkeypatch.setattr(slurm_commands, "_FIRST_PAUSE", 0)
     slurm_plugin.mend_status_queries()
     return asyncio.run(plugin.query_job_status("sacct", None))
 
@@ -51,6 +53,29 @@ def test_a_job_that_was_lost_and_is_not_queued_again_has_ended(monkeypatch: pyte
 def test_a_query_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     states, _ = query(monkeypatch, [(None, None), (None, None), ({"1": "RUNNING"}, 0.1)])
     assert states == {"1": "RUNNING"}
+
+
+def test_a_job_that_slurm_has_forgotten_has_its_own_word_for_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LORASWEEP_SLURM", str(tmp_path))
+    (tmp_path / "jobs").mkdir()
+    for job, state in {"1": "WAITING", "2": "COMPLETED", "3": "FAILED", "4": "SUBMITTED"}.items():
+        (tmp_path / f"jobs/{job}.json").write_text(json.dumps({"state": state}))
+    known = {"1": "RUNNING"}
+    assert query(monkeypatch, [(dict(known), 0.1)])[0] == {**known, "2": "COMPLETED", "3": "FAILED"}
+    monkeypatch.setattr(slurm_plugin, "SECONDS_TO_REAPPEAR", -1)
+    assert query(monkeypatch, [(dict(known), 0.1)])[0]["4"] == "CANCELLED"
+
+
+def test_the_logs_of_a_sweep_are_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plugin, "_select_logdir", plugin._select_logdir)
+    slurm_plugin.mend_log_folder(tmp_path)
+    settings = SimpleNamespace(logdir=None)
+    workflow = SimpleNamespace(executor_settings=settings, workdir_init="/somewhere")
+    assert plugin._select_logdir(workflow) == tmp_path
+    settings.logdir = "chosen"
+    assert plugin._select_logdir(workflow) == Path("/somewhere/chosen")
 
 
 def test_a_query_without_jobs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,11 +126,11 @@ def test_a_run_that_is_told_to_end_while_it_chooses_jobs_ends() -> None:
 
 def test_orphans_are_read_from_names_states_and_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
-        "7|lorasweep_a|RUNNING|rule_train_wildcards_lora_rank=8__lr=1e-4",
+        "7|lorasweep_a|RUNNING|rule_train_wildcards_lora_rank=8__lr=1e-4 0123456789ab",
         "8|lorasweep_a|PENDING|rule_train_wildcards_lora_rank=16",
         "9|lorasweep_a|RUNNING|rule_evaluate_wildcards_x",
     ]
-    monkeypatch.setattr(orphans, "ask", lambda *command: lines)
+    monkeypatch.setattr(orphans, "ask_patiently", lambda *command: lines)
     found = orphans.find_orphans(["lorasweep_a"])
     assert [(o.job, o.rule, o.name, o.is_awaited) for o in found] == [
         ("7", "train", "lora_rank=8__lr=1e-4", True),
@@ -115,19 +140,17 @@ def test_orphans_are_read_from_names_states_and_comments(monkeypatch: pytest.Mon
 
 
 def test_without_an_earlier_run_slurm_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orphans, "ask", lambda *command: pytest.fail("asked"))
+    monkeypatch.setattr(orphans, "ask_patiently", lambda *command: pytest.fail("asked"))
     assert orphans.find_orphans([]) == []
 
 
-def test_a_slurm_that_does_not_answer_stops_no_run(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_jobs_of_an_earlier_run_that_cannot_be_looked_for_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*command: str) -> list[str]:
         raise subprocess.CalledProcessError(1, command)
 
-    monkeypatch.setattr(orphans, "ask", fail)
-    assert orphans.find_orphans(["lorasweep_a"]) == []
-    assert "Could not check" in caplog.text
+    monkeypatch.setattr(orphans, "ask_patiently", fail)
+    with pytest.raises(InputError, match="may still run, and cannot be looked for"):
+        orphans.find_orphans(["lorasweep_a"])
 
 
 @pytest.mark.parametrize(
@@ -174,10 +197,10 @@ class TestMemoryKill:
         assert slurm.find_memory_kill("7") == "SLURM job 7: OUT_OF_MEMORY, reported by scontrol"
 
     def test_its_log_says_so(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.chdir(tmp_path)
         self.ask(monkeypatch, sacct=["FAILED"])
         assert slurm.find_memory_kill("7") == ""
-        log = slurm.SLURM_LOGS / "rule_train/point/7.log"
+        monkeypatch.setenv("LORASWEEP_SLURM", str(tmp_path))
+        log = tmp_path / slurm.LOGS / "rule_train/point/7.log"
         log.parent.mkdir(parents=True)
         log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
         assert slurm.find_memory_kill("7") == f"SLURM job 7: {log.read_text().strip()}"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from lorasweep.util.errors import InputError
 from lorasweep.util.slurm import LOGGER
 from lorasweep.util.slurm_commands import ENDED, FOLDER, PATIENCE, Outage
 from lorasweep.util.versions import get_versions
@@ -90,7 +91,8 @@ def mend_status_queries() -> None:
                     states = {job: mend(job, state) for job, state in states.items()}
                     add_forgotten(states)
                     return states, seconds
-                await asyncio.to_thread(outage.wait, "it gives no states of jobs")
+                if not await asyncio.to_thread(outage.wait, "it gives no states of jobs"):
+                    raise InputError("SLURM has not given the states of jobs for a day")
         finally:
             outage.end()
 
