@@ -125,7 +125,7 @@ class Monkey:
         lines = [line for line in self._sweep.said.splitlines() if " points done, " in line]
         self.ends.append((self._run.returncode, lines[-1] if lines else ""))
         self._say(f"snakemake ended with {self._run.returncode} {lines[-1] if lines else ''}")
-        said = self._sweep.directory / "said.log"
+        said = self._sweep.said_file
         said.rename(said.with_name(f"said-{len(self.ends)}.log"))
 
     def _say(self, text: str) -> None:

@@ -55,7 +55,7 @@ class SlurmSweep(Sweep):
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start Snakemake and go on; its words go to a file."""
-        with (self.directory / f"{self.config['experiment']['name']}.said").open("w") as said:
+        with self.said_file.open("w") as said:
             run = subprocess.Popen(
                 self.command(*arguments),
                 cwd=ROOT,
@@ -102,8 +102,12 @@ class SlurmSweep(Sweep):
             subprocess.run(["scancel", *jobs], check=False, capture_output=True)
 
     @property
+    def said_file(self) -> Path:
+        return self.directory / f"{self.config['experiment']['name']}.said"
+
+    @property
     def said(self) -> str:
-        return (self.directory / f"{self.config['experiment']['name']}.said").read_text()
+        return self.said_file.read_text()
 
     def list_jobs(self, state: str = "RUNNING") -> dict[str, str]:
         """This sweep's jobs in SLURM: id and comment."""

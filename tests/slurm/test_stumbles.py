@@ -100,7 +100,11 @@ def test_a_refusal_for_good_is_told_in_slurms_words(make: Callable[..., SlurmSwe
     sweep.edit(evaluation=TRAINING_ONLY)
     done = sweep.snakemake("--retries", "0", "--set-resources", "train:slurm_partition=nowhere")
     assert done.returncode == 1
-    assert "invalid partition specified: nowhere" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "train: SLURM would refuse its jobs: " in said
+    assert "invalid partition specified: nowhere" in said
+    assert "has been submitted with" not in said
+    assert not list_submitted(sweep)
 
 
 @pytest.mark.parametrize("first", ["one", "other"])

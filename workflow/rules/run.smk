@@ -9,6 +9,7 @@ from lorasweep.running.outdated import describe_outdated
 from lorasweep.running.run import THREADS, Options, Places, Run
 from lorasweep.util.slurm import count_gpus, forget_settings
 from lorasweep.running.slurm_plugin import (
+    find_refusals,
     mend_end_by_signal,
     mend_log_folder,
     mend_python_path,
@@ -78,6 +79,13 @@ def get_slurm_run():
     return workflow.scheduler._executor.run_uuid if workflow.executor_plugin.name == "slurm" else None
 
 
+def get_refusals():
+    """Return why SLURM would refuse planned jobs for ever."""
+    if workflow.executor_plugin.name != "slurm":
+        return []
+    return find_refusals(workflow.scheduler._executor, [job for job in workflow.dag.needrun_jobs() if not job.is_local])
+
+
 def get_conda_environments():
     """Return the folders of conda environments, which Snakemake has made by now, by rule."""
     jobs = workflow.dag.needrun_jobs(exclude_finished=False) if USES_CONDA else ()
@@ -105,6 +113,7 @@ onstart:
             is_touch=workflow.touch,
         ),
         get_conda_environments(),
+        get_refusals(),
     )
     mend_end_by_signal(workflow.scheduler)
     # Otherwise, Snakemake does not report the end of a job with --quiet progress.

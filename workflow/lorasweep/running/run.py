@@ -202,17 +202,21 @@ class Run:
         slurm_run: str | None,
         options: Options,
         environments: Mapping[str, Path],
+        refusals: Collection[str] = (),
     ) -> None:
         """Do the work before the first job. End the process with a message if the run is not possible.
 
         `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM. `environments` are the folders of
-        conda environments by rule; empty without conda, and if they are made where the jobs run.
+        conda environments by rule; empty without conda, and if they are made where the jobs run. `refusals` are the
+        reasons why SLURM would refuse jobs for ever.
         """
         sweep, results = self._sweep, self._sweep.results
         with ending_with_a_message():
             if sweep.missing_model:
                 raise InputError(sweep.missing_model)
             self._check_environments()
+            if refusals:
+                raise InputError.join(InputError(refusal) for refusal in refusals)
             takes_time = any(rule.startswith(("train", "evaluate")) for rule, _ in wanted)
             if sweep.experiment.plan.count and takes_time and not options.is_touch:
                 self._look({rule for rule, _ in wanted}, environments)

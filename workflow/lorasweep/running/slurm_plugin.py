@@ -5,14 +5,16 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from lorasweep.util.errors import InputError
-from lorasweep.util.slurm import LOGGER
-from lorasweep.util.slurm_commands import ENDED, FOLDER, PATIENCE, Outage
+from lorasweep.util.slurm import LOGGER, ask
+from lorasweep.util.slurm_commands import ENDED, FOLDER, PATIENCE, Outage, find_outage
 from lorasweep.util.versions import get_versions
 
 TESTED = {
@@ -97,6 +99,41 @@ def mend_status_queries() -> None:
             outage.end()
 
     plugin.query_job_status = query_job_status
+
+
+def find_refusals(executor: Any, jobs: Iterable[Any]) -> list[str]:
+    """Return why SLURM would refuse jobs for ever, in its own words: one text for each rule.
+
+    `executor` is the executor plugin's, and `jobs` are Snakemake's. SLURM is asked with `sbatch --test-only`, with the
+    options that the plugin would submit with. What passes, such as an outage or a limit on the number of jobs, is no
+    reason.
+    """
+    from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+    from snakemake_executor_plugin_slurm.utils import set_gres_string
+
+    refusals: dict[str, str] = {}
+    asked = set()
+    for job in jobs:
+        parts = {
+            "run_uuid": "test",
+            "slurm_logfile": os.devnull,
+            "comment_str": job.rule.name,
+            "account": next(executor.get_account_arg(job)),
+            "partition": executor.get_partition_arg(job),
+            "workdir": executor.workflow.workdir_init,
+        }
+        call = get_submit_command(job, parts, executor.workflow.executor_settings) + set_gres_string(job)
+        if call in asked or job.rule.name in refusals:
+            continue
+        asked.add(call)
+        try:
+            ask(*shlex.split(call), "--test-only", "--wrap=true")
+        except subprocess.CalledProcessError as error:
+            if not find_outage(error.stderr):
+                refusals[job.rule.name] = f"{error.stderr.strip()} ({call})"
+        except (OSError, subprocess.SubprocessError):  # the submission itself waits for an answer
+            continue
+    return [f"{rule}: SLURM would refuse its jobs: {refusal}" for rule, refusal in refusals.items()]
 
 
 def mend_log_folder(folder: Path) -> None:
