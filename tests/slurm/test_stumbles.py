@@ -167,3 +167,13 @@ def test_an_outage_costs_time_alone(make: Callable[..., SlurmSweep], own_cluster
             subprocess.run(["scontrol", "release", job], check=True)
     assert sweep.wait(run) == 0, sweep.said[-6000:]
     check_undisturbed(sweep)
+
+
+def test_the_reason_why_a_job_waits_is_shown(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("reason", variables={"seed": [0]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    run = sweep.start("--retries", "0", "--set-resources", "train:slurm_extra='--hold'")
+    [job] = sweep.wait_for("its job", lambda: sweep.list_jobs("PENDING"))
+    sweep.wait_for("the reason", lambda: "held: JobHeldUser" in sweep.call("status"))
+    subprocess.run(["scontrol", "release", job], check=True)
+    assert sweep.wait(run) == 0, sweep.said[-4000:]
