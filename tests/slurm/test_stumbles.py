@@ -109,8 +109,9 @@ def test_a_refusal_for_good_is_told_in_slurms_words(make: Callable[..., SlurmSwe
 
 @pytest.mark.parametrize("first", ["one", "other"])
 def test_two_sweeps_of_one_clone_do_not_disturb_each_other(make: Callable[..., SlurmSweep], first: str) -> None:
-    one = make("one", variables={"seed": [0, 1]})
-    other = replace(one, config={**one.config, "experiment": {"name": "other"}}, file="other.yaml", runs=[])
+    one = make(f"one_{first}", variables={"seed": [0, 1]})
+    about = {"name": f"other_{first}"}
+    other = replace(one, config={**one.config, "experiment": about}, file="other.yaml", runs=[])
     for sweep in (one, other):
         sweep.edit(evaluation=TRAINING_ONLY)
     sweep, second = (one, other) if first == "one" else (other, one)

@@ -128,7 +128,8 @@ class TestSubmission:
     def test_an_unanswered_one_that_was_queued_is_taken_over(self, slurm: Slurm) -> None:
         slurm.add("sbatch", f'{SUBMITS}\necho "{TIMED_OUT}" >&2; exit 1')
         done = slurm.submit()
-        assert (done.returncode, done.stdout) == (0, "100\n")
+        # The plugin takes words such as "submission failed" for a failure, whatever the exit status.
+        assert (done.returncode, done.stdout, done.stderr) == (0, "100\n", "")
         assert slurm.count("sbatch") == 1
         assert (slurm.records / "jobs/100.json").is_file()
 

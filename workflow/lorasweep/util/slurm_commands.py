@@ -189,9 +189,9 @@ def submit(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
             # SLURM may have read a request to which the answer was lost, and may get to it only now.
             for _ in range(2):
                 if job := _find_submitted(name, mark):
-                    print(f"sbatch: {reason}; but job {job} was queued", file=sys.stderr)
                     _note_job(job)
-                    return subprocess.CompletedProcess(command, 0, f"{job}\n".encode(), done.stderr)
+                    # Without its errors: the plugin takes their words for a failure, whatever the exit status.
+                    return subprocess.CompletedProcess(command, 0, f"{job}\n".encode(), b"")
                 time.sleep(_SETTLING)
     finally:
         outage.end()
