@@ -17,6 +17,7 @@ import pytest
 from cluster import Cluster
 from lorasweep.planning.history import read_records
 from slurm_sweep import TEXT, SlurmSweep, wait_for
+from sweep import ROOT
 
 TRAINING_ONLY = {"enabled": False, "baseline": False}
 
@@ -178,3 +179,42 @@ def test_the_reason_why_a_job_waits_is_shown(make: Callable[..., SlurmSweep]) ->
     sweep.wait_for("the reason", lambda: "held: JobHeldUser" in sweep.call("status"))
     subprocess.run(["scontrol", "release", job], check=True)
     assert sweep.wait(run) == 0, sweep.said[-4000:]
+
+
+@pytest.mark.long
+def test_a_controller_that_is_a_job_starts_itself_again_before_its_limit(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("controller", variables={"seed": [0]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    sweep.hold.touch()
+    # SLURM looks at limits every 30 s, and sends the signal up to a minute early.
+    options = ["--parsable", "--export=ALL", "--time=4", "--signal=B:USR1@120", f"--job-name={sweep.job_name}"]
+    environment = {**os.environ, **sweep.environment}
+    arguments = sweep.list_arguments("--retries", "0")
+    del arguments[arguments.index("--profile") : arguments.index("--profile") + 2]
+    command = ["sbatch", *options, ROOT / "profiles/slurm/controller.sh", *arguments]
+    said = subprocess.run(command, cwd=ROOT, env=environment, **TEXT).stdout
+    first = said.strip()
+    try:
+        training = wait_for("a training", lambda: [j for j, c in sweep.list_jobs().items() if "rule_train" in c])
+        wait_for("the end of the first", lambda: first not in sweep.list_jobs("PENDING,RUNNING"))
+        second = wait_for("the second", lambda: [j for j, c in sweep.list_jobs().items() if "rule_" not in c])
+        assert training[0] in sweep.list_jobs()
+        log = ROOT / f"lorasweep-controller-{second[0]}.log"
+        wait_for("what it says", lambda: "still runs: the same training waits for its end" in log.read_text())
+        sweep.hold.unlink()
+        wait_for("its end", lambda: not sweep.list_jobs("PENDING,RUNNING"))
+        assert "1 of 1 points done" in log.read_text()
+    finally:
+        for log in ROOT.glob("lorasweep-controller-*.log"):
+            log.unlink()
+    assert sweep.plan() == {}
+
+
+def test_a_site_without_accounting_that_prints_notices(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("plain_site", variables={"seed": [0, 1]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    stumble(sweep, "sacct", 'echo "Slurm accounting storage is disabled" >&2; exit 1')
+    stumble(sweep, "sacctmgr", 'echo "You are not running a supported accounting_storage plugin" >&2; exit 1')
+    stumble(sweep, "sbatch", 'echo "Welcome to the cluster. Your quota is fine."; exec "$real" "$@"')
+    assert sweep.wait(sweep.start("--retries", "0")) == 0, sweep.said[-6000:]
+    check_undisturbed(sweep)

@@ -1,0 +1,37 @@
+#!/bin/bash
+# Run snakemake as a SLURM job, where login nodes end long processes. From the root of the clone:
+#
+#   sbatch profiles/slurm/controller.sh --configfile my.yaml
+#
+# Its arguments are those of `snakemake --profile slurm`. Five minutes before its time limit it ends, and a job that waits
+# for its end goes on: trainings run meanwhile, and are waited for; other jobs are done again. Give sbatch your site's
+# options, such as --partition and --account; the next job has the same partition and account.
+#SBATCH --job-name=lorasweep-controller
+#SBATCH --output=lorasweep-controller-%j.log
+#SBATCH --time=1-00:00:00
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=4000
+#SBATCH --signal=B:USR1@300
+set -u
+cd "$SLURM_SUBMIT_DIR"
+job=$SLURM_JOB_ID
+options=(--job-name="$SLURM_JOB_NAME" --partition="$SLURM_JOB_PARTITION" ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"})
+limit=$(squeue --noheader --jobs="$job" --format=%l)
+. .venv/driver/bin/activate
+
+go_on() {
+    # `kill -9`, so that no job is cancelled. The next snakemake finds them by the record of this one.
+    kill -9 "$snakemake"
+    sbatch --export=ALL,LORASWEEP_GOES_ON=1 --dependency="afterany:$job" --time="$limit" "${options[@]}" \
+        profiles/slurm/controller.sh "${arguments[@]}"
+    exit 0
+}
+arguments=("$@")
+
+if [ -n "${LORASWEEP_GOES_ON:-}" ]; then # the job before this one has ended, and runs the sweep no more
+    snakemake --profile slurm "$@" --unlock
+fi
+snakemake --profile slurm "$@" &
+snakemake=$!
+trap go_on USR1
+wait "$snakemake"
