@@ -3,8 +3,9 @@
 import contextlib
 import json
 import subprocess
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +52,23 @@ class OutageWatcher:
 
 
 class PendingReasons:
-    """Ask SLURM, at most once a minute, why jobs are not running."""
+    """Ask SLURM, at most once a minute, why jobs are not running. A thread waits for the answer."""
 
     def __init__(self) -> None:
         self._asked = -_SECONDS_BETWEEN_REASONS
+        self._thread: threading.Thread | None = None
         self._reasons: dict[str, str] = {}
 
-    def get(self, jobs: Iterable[str]) -> dict[str, str]:
-        """Return SLURM's word for why each of these SLURM jobs waits, such as `Resources`; {} for jobs that run."""
-        names = sorted(jobs)
-        if names and time.monotonic() - self._asked >= _SECONDS_BETWEEN_REASONS:
+    def get(self) -> dict[str, str]:
+        """Return SLURM's last word for why each of this user's SLURM jobs waits, such as `Resources`, by job."""
+        is_due = time.monotonic() - self._asked >= _SECONDS_BETWEEN_REASONS
+        if is_due and not (self._thread and self._thread.is_alive()):
             self._asked = time.monotonic()
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                lines = ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%r")
-                pairs = (line.strip().split("|", 1) for line in lines if "|" in line)
-                self._reasons = {job: reason for job, reason in pairs if job in set(names)}
+            self._thread = threading.Thread(target=self._ask, daemon=True)
+            self._thread.start()
         return self._reasons
+
+    def _ask(self) -> None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            lines = ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%r")
+            self._reasons = dict(line.strip().split("|", 1) for line in lines if "|" in line)
