@@ -21,6 +21,7 @@ from lorasweep.experiment.sections import (
     Planning,
     Sample,
     Section,
+    Slurm,
     Task,
     Training,
 )
@@ -41,6 +42,7 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluation.model_roles": ModelRole,
     "plan": Planning,
     "plan.devices": Device,
+    "slurm": Slurm,
 }
 
 HEAD = """\

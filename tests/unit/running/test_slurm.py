@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,8 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm_jobstep import get_gpu_setting, get_node_setting
 
 from lorasweep.running import orphans, slurm_plugin
+from lorasweep.running.events import find_reason
+from lorasweep.running.outages import OutageWatcher
 from lorasweep.util import slurm, slurm_commands
 from lorasweep.util.errors import InputError
 
@@ -80,6 +83,35 @@ def test_the_logs_of_a_sweep_are_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_a_query_without_jobs_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert query(monkeypatch, [({}, 0.1)]) == ({}, 0.1)
+
+
+def test_an_outage_is_told_once_then_ever_more_seldom_and_at_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    watcher, folder = OutageWatcher(tmp_path), tmp_path / "outages"
+    folder.mkdir()
+    record = {"command": "sbatch", "since": time.time() - 5, "tries": 2, "reason": "timed out"}
+    (folder / "a.json").write_text(json.dumps(record))
+    assert watcher.look() == ""  # it may be over at once
+    (folder / "b.json").write_text(json.dumps(record | {"since": time.time() - 20, "tries": 3}))
+    line = watcher.look()
+    assert line.startswith("SLURM has not answered sbatch since ")
+    assert "asked 5 times: timed out" in line
+    assert watcher.look() == line
+    assert caplog.messages == [line]
+    (folder / "b.json").write_text(json.dumps(record | {"since": time.time() - 50, "tries": 4}))
+    watcher.look()
+    assert len(caplog.messages) == 2
+    for file in folder.iterdir():
+        file.unlink()
+    assert watcher.look() == watcher.look() == ""
+    assert caplog.messages[2:] == ["SLURM answers again, after 50 s."]
+
+
+def test_a_submission_that_slurm_refused_is_the_reason(tmp_path: Path) -> None:
+    message = "SLURM sbatch failed. The error message was 'sbatch: error: no\nsbatch: really'.\n    sbatch call:\n  x"
+    reason = find_reason(tmp_path / "missing.log", message)
+    assert reason == "SLURM did not take it: sbatch: error: no\nsbatch: really"
 
 
 def test_the_gpus_of_a_cluster_are_counted_once_for_each_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -492,6 +492,13 @@ class Planning(Section):
     """Maximum size of the experiment's folder in GB (1e9 bytes); `null`: limited by the file system and quotas only."""
 
 
+class Slurm(Section):
+    """How a run deals with SLURM. Changing these keys reruns nothing."""
+
+    wait_hours: Annotated[float, Field(gt=0), BeforeValidator(_number)] = 24
+    """Hours for which a SLURM that does not answer is asked again, before a job counts as failed."""
+
+
 class Report(Section):
     """How the report finds the best setting. Changing these keys retrains and reevaluates nothing."""
 
@@ -538,6 +545,7 @@ class Experiment(Section):
     evaluation: Evaluation = Evaluation()
     """How each point is evaluated, and how its checkpoint is kept."""
     plan: Planning = Planning()
+    slurm: Slurm = Slurm()
     """Assumptions of the sweep's plan."""
     report: Report = Report()
     """How the report finds the best setting."""

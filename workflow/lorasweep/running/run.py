@@ -48,6 +48,7 @@ from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
 from lorasweep.util.errors import InputError, ending_with_a_message
 from lorasweep.util.slurm import LOGS, cancel_jobs, use_patient_commands
+from lorasweep.util.slurm_commands import PATIENCE
 
 SCHEDULER = "lorasweep"
 """The scheduler that limits the number of merged models: workflow/snakemake_scheduler_plugin_lorasweep."""
@@ -152,6 +153,7 @@ class Run:
 
         `look` returns the planned jobs and the limits, once Snakemake has computed them.
         """
+        os.environ.setdefault(PATIENCE, str(3600 * self._sweep.experiment.slurm.wait_hours))
         hub.forget_token()
         logger.addHandler(self._failures)
         logger.addHandler(self._jobs)

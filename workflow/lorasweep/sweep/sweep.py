@@ -284,7 +284,7 @@ class Sweep:
                 return sorted((key, sort(part)) for key, part in value.items())
             return sorted(map(sort, value), key=json.dumps) if isinstance(value, list) else value
 
-        shown = self.experiment.model_dump(by_alias=True, exclude={"plan", "training"})
+        shown = self.experiment.model_dump(by_alias=True, exclude={"plan", "slurm", "training"})
         return hashlib.sha256(json.dumps(sort(shown)).encode()).hexdigest()
 
     def match_points(self, is_wanted: Callable[[str], bool]) -> str:
