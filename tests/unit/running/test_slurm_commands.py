@@ -151,6 +151,26 @@ class TestSubmission:
         assert slurm.submit().stdout.endswith("\n100\n")
         assert (slurm.records / "jobs/100.json").is_file()
 
+    def test_a_script_from_standard_input_is_sent_each_time_and_waits_for_its_turn(self, slurm: Slurm) -> None:
+        slurm.add("sbatch", f'cat > $queue.script; [ $calls -gt 1 ] || {{ echo "{TIMED_OUT}" >&2; exit 1; }}; echo 100')
+        command = ["sbatch", "--job-name", "run", "--comment", COMMENT, "/dev/stdin"]
+        done = subprocess.run(
+            command, env=slurm.environment, input="#!/bin/sh\ntrue 'a b'", capture_output=True, text=True
+        )
+        assert done.stdout == "100\n"
+        script = slurm.folder / "queue.script"
+        environment = slurm.environment | {"SLURM_JOB_ID": "100"}
+        assert f"turn {COMMENT}" in script.read_text()
+        assert subprocess.run(["sh", script], env=environment).returncode == 0
+        assert json.loads((slurm.records / "jobs/100.json").read_text())["state"] == "COMPLETED"
+
+    def test_tasks_of_an_array_do_not_wait_for_each_other(self, slurm: Slurm) -> None:
+        slurm.add("sbatch", f'{SUBMITS}\nsed -i "s/^100/100_[1-3]/" $queue; echo "{TIMED_OUT}" >&2; exit 1')
+        done = slurm.call("sbatch", "--job-name", "run", "--comment", COMMENT, "--array=1-3", "--wrap=true")
+        assert done.stdout == "100\n"
+        assert (slurm.folder / "queue.wrap").read_text() == "--wrap=true\n"
+        assert not slurm.records.joinpath("jobs").exists()
+
     def test_a_job_of_somebody_else_is_submitted_as_it_is(self, slurm: Slurm) -> None:
         slurm.add("sbatch", f"{SUBMITS}\necho $id")
         assert slurm.call("sbatch", "--parsable", "--wrap=true").stdout == "100\n"
@@ -235,7 +255,7 @@ def test_a_holder_without_a_sign_of_life_is_dead_by_the_clock_of_the_one_who_wai
     lock.parent.mkdir()
     lock.write_text(json.dumps({"job": "7", "host": "a", "beat": 0}))
     os.utime(lock, (2**32, 2**32))  # a clock that is wrong
-    monkeypatch.setattr(slurm_commands, "_has_ended", lambda job: False)
+    monkeypatch.setattr(slurm_commands, "_has_ended", lambda job: None)
     monkeypatch.setattr(slurm_commands, "_DEAD", 1.0)
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.05))
     assert not slurm_commands._wait_for_turn(lock, "8", tmp_path)

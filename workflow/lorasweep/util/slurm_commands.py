@@ -176,20 +176,24 @@ def submit(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     arguments, name, comment = _mark(list(arguments), mark)
     if comment is None:  # not a job of a run
         return ask("sbatch", *arguments)
+    # Tasks of an array have one comment, and so no turns.
+    is_array = any(argument.startswith("--array") for argument in arguments)
+    arguments, script = _wrap(arguments, "" if is_array else re.sub(r"[^\w.,=+-]", "_", comment))
     command = [find_command("sbatch"), *arguments]
     outage = Outage("sbatch")
     try:
         while True:
-            done = subprocess.run(command, capture_output=True)
+            done = subprocess.run(command, capture_output=True, input=script)
             reason = find_outage(done.stderr.decode(errors="replace")) if done.returncode else ""
-            if done.returncode == 0:
+            if done.returncode == 0 and not is_array:
                 _note_job(done.stdout.decode(errors="replace"))
             if not reason or not outage.wait(reason):
                 return done
             # SLURM may have read a request to which the answer was lost, and may get to it only now.
             for _ in range(2):
                 if job := _find_submitted(name, mark):
-                    _note_job(job)
+                    if not is_array:
+                        _note_job(job)
                     # Without its errors: the plugin takes their words for a failure, whatever the exit status.
                     return subprocess.CompletedProcess(command, 0, f"{job}\n".encode(), b"")
                 time.sleep(_SETTLING)
@@ -206,18 +210,30 @@ def _mark(arguments: list[str], mark: str) -> tuple[list[str], str, str | None]:
         elif argument == "--comment":
             comment = arguments[index + 1]
             arguments[index + 1] = f"{comment} {mark}"
-    key = re.sub(r"[^\w.,=+-]", "_", comment or "")
-    for index, argument in enumerate(arguments):
-        if key and argument.startswith("--wrap="):
-            turn = [sys.executable, "-S", os.path.abspath(__file__), "turn", key, argument.removeprefix("--wrap=")]
-            arguments[index] = f"--wrap=exec {shlex.join(turn)}"
     return arguments, name, comment
+
+
+def _wrap(arguments: list[str], key: str) -> tuple[list[str], bytes | None]:
+    """Have a job's command or script wait for its turn, if there is a key; return the arguments and the script."""
+
+    def make_turn(command: str) -> str:
+        return "exec " + shlex.join([sys.executable, "-S", os.path.abspath(__file__), "turn", key, command])
+
+    script = sys.stdin.buffer.read() if arguments[-1:] == ["/dev/stdin"] else None
+    if not key:
+        return arguments, script
+    if script is not None:
+        return arguments, f"#!/bin/sh\n{make_turn(script.decode())}\n".encode()
+    wrap = "--wrap="
+    turns = [wrap + make_turn(part.removeprefix(wrap)) if part.startswith(wrap) else part for part in arguments]
+    return turns, None
 
 
 def _find_submitted(name: str, mark: str) -> str:
     done = ask("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i|%k")
     lines = done.stdout.decode(errors="replace").splitlines()
-    return next((line.partition("|")[0].strip() for line in lines if line.rstrip().endswith(mark)), "")
+    jobs = [line.partition("|")[0].strip() for line in lines if line.rstrip().endswith(mark)]
+    return jobs[0].partition("_")[0] if jobs else ""  # an array is 7_[1-3]
 
 
 def _note_job(text: str) -> None:
@@ -327,7 +343,8 @@ def _wait_for_turn(lock: Path, job: str, folder: Path) -> bool:
         if not is_told:
             print(f"SLURM job {holder['job']} on {holder['host']} works on the same: waiting for its end", flush=True)
             is_told = True
-        if _has_ended(holder["job"]) or time.monotonic() - seen > _DEAD:
+        has_ended = _has_ended(holder["job"])
+        if has_ended or (has_ended is None and time.monotonic() - seen > _DEAD):
             _break(lock, last)
         else:
             time.sleep(5)
@@ -345,8 +362,8 @@ def _break(lock: Path, last: tuple[str, int]) -> None:
         aside.unlink()
 
 
-def _has_ended(job: str) -> bool:
-    """Whether SLURM says that a job has ended. If it does not answer, the job may run."""
+def _has_ended(job: str) -> bool | None:
+    """Whether SLURM says that a job has ended; `None` if it does not answer."""
     try:
         done = subprocess.run(
             [find_command("squeue"), "--noheader", "--states=all", f"--jobs={job}", "--format=%T"],
@@ -354,9 +371,9 @@ def _has_ended(job: str) -> bool:
             timeout=30,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return False
+        return None
     if done.returncode:
-        return b"Invalid job id" in done.stderr
+        return True if b"Invalid job id" in done.stderr else None
     states = done.stdout.decode().split()
     return not states or all(state in ENDED for state in states)
 
