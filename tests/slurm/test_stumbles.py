@@ -85,6 +85,22 @@ def test_a_submission_without_an_answer_is_not_sent_twice(make: Callable[..., Sl
     check_undisturbed(sweep)
 
 
+def test_two_jobs_of_one_submission_do_its_work_once(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("twice", variables={"seed": [0, 1]})
+    sweep.edit(evaluation={"baseline": False})
+    stumble(sweep, "srun", 'exec "$real" "$@"')
+    # The plugin knows of one job of each submission: of every other one, that is the second.
+    again = '"$real" "$@" > /dev/null'
+    stumble(sweep, "sbatch", f'if [ $((calls % 2)) = 0 ]; then {again}; "$real" "$@"; else "$real" "$@"; {again}; fi')
+    assert sweep.wait(sweep.start("--retries", "0")) == 0, sweep.said[-6000:]
+    wait_for("the others", lambda: not sweep.list_jobs("PENDING,RUNNING"))
+    assert set(list_submitted(sweep).values()) == {2}
+    # Each submission has had its work done by one of its jobs.
+    steps = (sweep.directory / "stumbling/srun.calls").read_text()
+    assert steps.count("\n") == len(list_submitted(sweep))
+    assert sweep.plan() == {}
+
+
 def test_a_limit_on_the_number_of_jobs_is_waited_for(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("limit", variables={"seed": [0, 1]})
     sweep.edit(evaluation=TRAINING_ONLY)

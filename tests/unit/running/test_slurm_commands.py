@@ -196,7 +196,7 @@ class TestTurn:
     @pytest.fixture
     def start(self, slurm: Slurm) -> Start:
         def start(job: str, command: str) -> "subprocess.Popen[str]":
-            turn = [sys.executable, slurm_commands.__file__, "turn", COMMENT, command]
+            turn = [sys.executable, slurm_commands.__file__, "turn", COMMENT, f"mark{job}", command]
             environment = slurm.environment | {"SLURM_JOB_ID": job}
             return subprocess.Popen(turn, env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -242,6 +242,12 @@ class TestTurn:
         again = start("7", f"echo again >> {slurm.queue}.ran")
         assert again.wait() == 0
         assert (slurm.folder / "queue.ran").read_text() == "7\nagain\n"
+
+    def test_a_job_of_a_submission_that_is_done_does_nothing(self, slurm: Slurm, start: Start) -> None:
+        assert start("9", f"echo first >> {slurm.queue}.ran").wait() == 0
+        (slurm.records / "done/mark9").rename(slurm.records / "done/mark8")
+        assert start("8", f"echo ghost >> {slurm.queue}.ran").wait() == 0
+        assert (slurm.folder / "queue.ran").read_text() == "first\n"
 
     def test_one_that_fails_says_so(self, slurm: Slurm, start: Start) -> None:
         assert start("9", "exit 3").wait() == 3

@@ -237,8 +237,8 @@ class Run:
             self._slurm_run = slurm_run
             if slurm_run:
                 # Of earlier runs; what the jobs that still run write is of no interest.
-                shutil.rmtree(self.slurm_folder / "jobs", ignore_errors=True)
-                shutil.rmtree(self.slurm_folder / "outages", ignore_errors=True)
+                for part in ("jobs", "done", "outages"):
+                    shutil.rmtree(self.slurm_folder / part, ignore_errors=True)
                 use_patient_commands(self.slurm_folder)
                 self._leaves_name = True  # until its jobs are known to have ended
             awaited = {orphan.run for orphan in self._orphans if orphan.is_awaited}

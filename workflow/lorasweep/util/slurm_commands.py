@@ -4,7 +4,7 @@
 process and of its jobs, so that all who call SLURM, the executor plugin too, call this program:
 
     python slurm_commands.py squeue --me        # a command of SLURM with its arguments
-    python slurm_commands.py turn KEY COMMAND   # a shell command of a job, when no other job works on the same output
+    python slurm_commands.py turn KEY MARK COMMAND   # a job's shell command, when no other job works on the same output
 
 It is started for each command, and so imports the standard library alone.
 """
@@ -178,7 +178,7 @@ def submit(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
         return ask("sbatch", *arguments)
     # Tasks of an array have one comment, and so no turns.
     is_array = any(argument.startswith("--array") for argument in arguments)
-    arguments, script = _wrap(arguments, "" if is_array else re.sub(r"[^\w.,=+-]", "_", comment))
+    arguments, script = _wrap(arguments, "" if is_array else re.sub(r"[^\w.,=+-]", "_", comment), mark)
     command = [find_command("sbatch"), *arguments]
     outage = Outage("sbatch")
     try:
@@ -213,11 +213,11 @@ def _mark(arguments: list[str], mark: str) -> tuple[list[str], str, str | None]:
     return arguments, name, comment
 
 
-def _wrap(arguments: list[str], key: str) -> tuple[list[str], bytes | None]:
+def _wrap(arguments: list[str], key: str, mark: str) -> tuple[list[str], bytes | None]:
     """Have a job's command or script wait for its turn, if there is a key; return the arguments and the script."""
 
     def make_turn(command: str) -> str:
-        return "exec " + shlex.join([sys.executable, "-S", os.path.abspath(__file__), "turn", key, command])
+        return "exec " + shlex.join([sys.executable, "-S", os.path.abspath(__file__), "turn", key, mark, command])
 
     script = sys.stdin.buffer.read() if arguments[-1:] == ["/dev/stdin"] else None
     if not key:
@@ -284,8 +284,10 @@ def _pass_signals_on(process: subprocess.Popen[Any]) -> None:
         signal.signal(number, pass_on)
 
 
-def turn(key: str, command: str) -> int:
+def turn(key: str, mark: str, command: str) -> int:
     """Run a job's shell command when no other job works on the same output; return its exit status.
+
+    A job of a submission that another job has done already ends at once.
 
     The lock is a file with the job's id, its host, and a number that grows as long as the job lives. The job that waits
     counts the seconds without a new number by its own clock, so that clocks need not agree. It asks SLURM too, which
@@ -293,9 +295,9 @@ def turn(key: str, command: str) -> int:
     """
     folder, job = Path(os.environ[FOLDER]), os.environ["SLURM_JOB_ID"]
     own = folder / "jobs" / f"{job}.json"
-    lock = folder / "turns" / key
+    lock, done = folder / "turns" / key, folder / "done" / mark
     _write(own, {"state": "WAITING"})
-    if _wait_for_turn(lock, job, folder):
+    if _wait_for_turn(lock, job, folder) or done.exists():
         _write(own, {"state": "COMPLETED"})
         _release(lock, job)
         return 0
@@ -307,6 +309,8 @@ def turn(key: str, command: str) -> int:
     ended.set()
     with contextlib.suppress(OSError):
         _write(own, {"state": "COMPLETED" if status == 0 else "FAILED"})
+        if status == 0:
+            _write(done, {"job": job})
     _release(lock, job)
     return status if status >= 0 else 128 - status
 
