@@ -79,10 +79,11 @@ def get_slurm_run():
     return workflow.scheduler._executor.run_uuid if workflow.executor_plugin.name == "slurm" else None
 
 
-def get_refusals():
-    """Return why SLURM would refuse planned jobs for ever."""
+def ask_slurm():
+    """Return why SLURM would refuse planned jobs for ever; [] without SLURM."""
     if workflow.executor_plugin.name != "slurm":
         return []
+    THIS_RUN.prepare_slurm()
     return find_refusals(workflow.scheduler._executor, [job for job in workflow.dag.needrun_jobs() if not job.is_local])
 
 
@@ -113,7 +114,7 @@ onstart:
             is_touch=workflow.touch,
         ),
         get_conda_environments(),
-        get_refusals(),
+        ask_slurm(),
     )
     mend_end_by_signal(workflow.scheduler)
     # Otherwise, Snakemake does not report the end of a job with --quiet progress.

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasweep.checkpoints.sizes import get_model_folder_size
-from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, SLURM, STORAGE, TRAININGS
+from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, STORAGE, TRAININGS
 from lorasweep.planning.forecast import WHOLE, Forecast
 from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
 from lorasweep.running.events import Attempt, FailureRecorder, JobWatcher, Running, measure_temporary
@@ -54,7 +54,13 @@ UPDATE_SECONDS = 60.0
 class Accounts:
     """The accounts of one run. Call `start` and `stop` once each."""
 
-    def __init__(self, forecast: Forecast, watcher: JobWatcher, failures: FailureRecorder) -> None:
+    def __init__(
+        self,
+        forecast: Forecast,
+        watcher: JobWatcher,
+        failures: FailureRecorder,
+        outages: OutageWatcher | None = None,
+    ) -> None:
         self._forecast = forecast
         self._watcher = watcher
         self._failures = failures
@@ -67,7 +73,7 @@ class Accounts:
         self._kept: dict[str, int] = {}
         self._looked_at = 0
         self._steps = StepWatch()
-        self._outages = OutageWatcher(forecast.results / SLURM)
+        self._outages = outages
         self._reasons = PendingReasons()
         self._trouble: OSError | None = None
         self.peak_temporary_bytes = 0
@@ -131,7 +137,7 @@ class Accounts:
         again = {(job.rule, job.name) for job in running}
         failures = [f for f in self._failures.failures if (f.rule, f.point) not in again]
         left = estimate_left(forecast, attempts, running, dict(self._look_at_trainings(running)))
-        outage = "" if outcome else self._outages.look()
+        outage = self._outages.line if self._outages and not outcome else ""
         is_on_slurm = not outcome and not outage and any(job.slurm_job for job in running)
         reasons = self._reasons.get() if is_on_slurm else {}
         return RunStatus(

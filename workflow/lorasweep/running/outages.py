@@ -16,17 +16,30 @@ from lorasweep.util.slurm_commands import describe_outage
 _FIRST_SECONDS = 10.0
 """Seconds without an answer after which an outage is told of. It is told again when it has lasted twice as long."""
 
+_SECONDS_BETWEEN_LOOKS = 5.0
+
 _SECONDS_BETWEEN_REASONS = 60.0
 
 
 class OutageWatcher:
-    """Log a line when SLURM stops to answer, while it does not, and when it answers again."""
+    """Log a line when SLURM stops to answer, ever more seldom while it does not, and when it answers again."""
 
     def __init__(self, folder: Path) -> None:
         """`folder` is the run's folder for SLURM."""
         self._folder = folder / "outages"
         self._since: float | None = None
         self._told = 0.0
+        self.line = ""
+        """The present outage; "" if SLURM answers."""
+
+    def start(self) -> None:
+        """Look every few seconds in a thread of its own, which ends with the process."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            self.line = self.look()
 
     def look(self) -> str:
         """Log what is new, and return the present outage as a line; "" if SLURM answers."""

@@ -40,6 +40,7 @@ from lorasweep.running.events import FailureRecorder, JobWatcher
 from lorasweep.running.lengths import check_lengths
 from lorasweep.running.merged_models import MergedModels
 from lorasweep.running.orphans import Orphan, find_orphans
+from lorasweep.running.outages import OutageWatcher
 from lorasweep.running.partial_results import drop_partial_results, write_partial_results
 from lorasweep.running.summary import summarise, write_failures
 from lorasweep.sweep.batches import record_batches
@@ -144,6 +145,7 @@ class Run:
         self._slurm_run: str | None = None
         self._leaves_name = False
         self._accounts: Accounts | None = None
+        self._outages: OutageWatcher | None = None
         self._merged_models = MergedModels(self._sweep.results / MERGED)
 
     def listen(
@@ -197,6 +199,15 @@ class Run:
         """SLURM job ids of trainings of an earlier run that still run, by training. A new job waits for their end."""
         return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
 
+    def prepare_slurm(self) -> None:
+        """Have this process and its jobs wait out SLURM's outages, which are told of from now on."""
+        # Of earlier runs; what the jobs that still run write is of no interest.
+        for part in ("jobs", "done", "outages"):
+            shutil.rmtree(self.slurm_folder / part, ignore_errors=True)
+        use_patient_commands(self.slurm_folder)
+        self._outages = OutageWatcher(self.slurm_folder)
+        self._outages.start()
+
     def begin(
         self,
         wanted: Jobs,
@@ -235,12 +246,7 @@ class Run:
                 options.check()
                 self._merged_models.prepare(sweep.experiment.evaluation.merged_models_in)
             self._slurm_run = slurm_run
-            if slurm_run:
-                # Of earlier runs; what the jobs that still run write is of no interest.
-                for part in ("jobs", "done", "outages"):
-                    shutil.rmtree(self.slurm_folder / part, ignore_errors=True)
-                use_patient_commands(self.slurm_folder)
-                self._leaves_name = True  # until its jobs are known to have ended
+            self._leaves_name = slurm_run is not None  # until its jobs are known to have ended
             awaited = {orphan.run for orphan in self._orphans if orphan.is_awaited}
             hold(self._holder, sorted(awaited | ({slurm_run} if slurm_run else set())))
             record_points(sweep.points, results / POINTS)
@@ -253,7 +259,7 @@ class Run:
                 LOGGER.warning(self._outdated)
             LOGGER.info("\n".join([forecast.describe_shortly(), *notes]))
             if not options.is_touch:
-                self._accounts = Accounts(forecast, self._jobs, self._failures)
+                self._accounts = Accounts(forecast, self._jobs, self._failures, self._outages)
                 self._accounts.start()
 
     def conclude(self, unfinished: Collection[str], *, is_well: bool) -> None:

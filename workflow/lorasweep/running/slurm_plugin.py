@@ -94,7 +94,7 @@ def mend_status_queries() -> None:
                     add_forgotten(states)
                     return states, seconds
                 if not await asyncio.to_thread(outage.wait, "it gives no states of jobs"):
-                    raise InputError("SLURM has not given the states of jobs for a day")
+                    raise InputError("SLURM has not given the states of jobs for as long as slurm.wait_hours says")
         finally:
             outage.end()
 
