@@ -40,7 +40,7 @@ def check_undisturbed(sweep: SlurmSweep) -> None:
 
 
 @contextmanager
-def outlast(sweep: SlurmSweep, cluster: Cluster, seconds: float, *daemons: str) -> Iterator[None]:
+def outlast(cluster: Cluster, seconds: float, *daemons: str) -> Iterator[None]:
     """Have daemons not answer for some seconds; what is done meanwhile comes at the begin."""
     began = time.monotonic()
     with cluster.silence(*daemons):
@@ -54,11 +54,11 @@ def test_a_silent_controller_while_jobs_are_submitted_costs_time_alone(
 ) -> None:
     sweep = make("silent", variables={"seed": [0, 1, 2], "mode": ["B1", "B2"]})
     sweep.edit(evaluation={"baseline": False})
-    sweep.hold.touch()
     run = sweep.start("--retries", "0")
-    sweep.wait_for("a submission", lambda: "has been submitted with SLURM jobid" in sweep.said)
-    with outlast(sweep, own_cluster, 100, "slurmctld"):
-        sweep.hold.unlink()
+    sweep.wait_for("a recipe", lambda: list(sweep.results.glob("trainings/*/recipe.yaml")))
+    # Longer than the minute that `sbatch` waits for an answer here (MessageTimeout).
+    with outlast(own_cluster, 150, "slurmctld"):
+        pass
     assert sweep.wait(run) == 0, sweep.said[-6000:]
     assert re.search(r"SLURM has not answered s\w+ since .*, asked \d+ times: ", sweep.said)
     assert "SLURM answers again, after " in sweep.said
@@ -175,7 +175,7 @@ def test_an_outage_costs_time_alone(make: Callable[..., SlurmSweep], own_cluster
         sweep.wait_for("their start", sweep.list_jobs)
     if phase in ("running", "ending"):
         sweep.wait_for("a training", lambda: list(sweep.results.glob("trainings/*/state/train/training_log.csv")))
-    with outlast(sweep, own_cluster, 240, "slurmctld", "slurmdbd"):
+    with outlast(own_cluster, 240, "slurmctld", "slurmdbd"):
         if phase == "ending":
             sweep.hold.unlink()
     sweep.hold.unlink(missing_ok=True)
