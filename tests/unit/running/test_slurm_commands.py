@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -248,6 +249,13 @@ class TestTurn:
         (slurm.records / "done/mark9").rename(slurm.records / "done/mark8")
         assert start("8", f"echo ghost >> {slurm.queue}.ran").wait() == 0
         assert (slurm.folder / "queue.ran").read_text() == "first\n"
+
+    def test_it_outlives_a_signal_that_its_command_outlives(self, slurm: Slurm, start: Start) -> None:
+        first = self.begin(slurm, start)
+        first.send_signal(signal.SIGTERM)
+        (slurm.folder / "queue.go").touch()
+        assert first.wait() == 0
+        assert not list((slurm.records / "turns").iterdir())
 
     def test_one_that_fails_says_so(self, slurm: Slurm, start: Start) -> None:
         assert start("9", "exit 3").wait() == 3

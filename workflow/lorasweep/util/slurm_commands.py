@@ -252,7 +252,7 @@ def run_step(arguments: Sequence[str]) -> int:
     outage = Outage("srun")
     try:
         while True:
-            status, lines = _run_with_signals(command)
+            status, lines = _run_and_pass_errors_on(command)
             text = "\n".join(lines)
             reason = find_outage(text) if status and _NO_STEP.search(text) else ""
             if not reason or not outage.wait(reason):
@@ -261,10 +261,10 @@ def run_step(arguments: Sequence[str]) -> int:
         outage.end()
 
 
-def _run_with_signals(command: Sequence[str]) -> tuple[int, list[str]]:
-    """Run a command that gets this process's signals; return its exit status and the last lines of its errors."""
+def _run_and_pass_errors_on(command: Sequence[str]) -> tuple[int, list[str]]:
+    """Run a command, and write its errors as they come; return its exit status and the last lines of its errors."""
+    _outlive_signals()
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    _pass_signals_on(process)
     lines: list[str] = []
     assert process.stderr
     for line in process.stderr:
@@ -275,13 +275,14 @@ def _run_with_signals(command: Sequence[str]) -> tuple[int, list[str]]:
     return status if status >= 0 else 128 - status, lines
 
 
-def _pass_signals_on(process: subprocess.Popen[Any]) -> None:
-    def pass_on(number: int, _: object) -> None:
-        if process.poll() is None:
-            process.send_signal(number)
+def _outlive_signals() -> None:
+    """Have this process wait for its child, which SLURM signals too: it signals all processes of a job or a step."""
+
+    def go_on(_number: int, _frame: object) -> None:
+        pass
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, pass_on)
+        signal.signal(number, go_on)  # not SIG_IGN, which the child would inherit
 
 
 def turn(key: str, mark: str, command: str) -> int:
@@ -301,8 +302,8 @@ def turn(key: str, mark: str, command: str) -> int:
         _write(own, {"state": "COMPLETED"})
         _release(lock, job)
         return 0
+    _outlive_signals()
     process = subprocess.Popen(["/bin/sh", "-c", command])
-    _pass_signals_on(process)
     ended = threading.Event()
     threading.Thread(target=_beat, args=(lock, job, ended), daemon=True).start()
     status = process.wait()
