@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -91,6 +92,7 @@ def test_an_outage_is_told_once_then_ever_more_seldom_and_at_its_end(
     watcher, folder = OutageWatcher(tmp_path), tmp_path / "outages"
     folder.mkdir()
     record = {"command": "sbatch", "since": time.time() - 5, "tries": 2, "reason": "timed out"}
+    record |= {"host": socket.gethostname(), "pid": os.getpid()}
     (folder / "a.json").write_text(json.dumps(record))
     assert watcher.look() == ""  # it may be over at once
     (folder / "b.json").write_text(json.dumps(record | {"since": time.time() - 20, "tries": 3}))
@@ -102,8 +104,10 @@ def test_an_outage_is_told_once_then_ever_more_seldom_and_at_its_end(
     (folder / "b.json").write_text(json.dumps(record | {"since": time.time() - 50, "tries": 4}))
     watcher.look()
     assert len(caplog.messages) == 2
-    for file in folder.iterdir():
-        file.unlink()
+    (folder / "a.json").unlink()
+    (folder / "b.json").write_text(json.dumps(record | {"pid": 2**22 + 1}))  # it was killed
+    (folder / "c.json").write_text(json.dumps(record | {"host": "elsewhere"}))
+    os.utime(folder / "c.json", (0, 0))
     assert watcher.look() == watcher.look() == ""
     assert caplog.messages[2:] == ["SLURM answers again, after 50 s."]
 

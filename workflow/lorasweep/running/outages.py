@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -9,12 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lorasweep.util.formats import format_seconds
 from lorasweep.util.slurm import LOGGER, ask
 from lorasweep.util.slurm_commands import describe_outage
 
 _FIRST_SECONDS = 10.0
 """Seconds without an answer after which an outage is told of. It is told again when it has lasted twice as long."""
+
+_STALE_SECONDS = 600.0
+"""Seconds after which the record of a command on another machine, which renews it at each try, does not count."""
 
 _SECONDS_BETWEEN_LOOKS = 5.0
 
@@ -61,7 +67,11 @@ class OutageWatcher:
     def _read(self) -> Iterator[dict[str, Any]]:
         for file in self._folder.glob("*.json"):
             with contextlib.suppress(OSError, ValueError):
-                yield json.loads(file.read_text(encoding="utf-8"))
+                record = json.loads(file.read_text(encoding="utf-8"))
+                # A command that is killed leaves its record.
+                is_here = record["host"] == socket.gethostname()
+                if psutil.pid_exists(record["pid"]) if is_here else time.time() - file.stat().st_mtime < _STALE_SECONDS:
+                    yield record
 
 
 class PendingReasons:

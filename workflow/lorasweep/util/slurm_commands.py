@@ -113,6 +113,7 @@ class Outage:
         if time.monotonic() - self._began + self._pause > self._patience:
             return False
         record = {"command": self._name, "since": self._since, "tries": self._tries, "reason": reason}
+        record |= {"host": socket.gethostname(), "pid": os.getpid()}
         if self._file:
             with contextlib.suppress(OSError):
                 _write(self._file, record)
