@@ -52,7 +52,7 @@ def outlast(cluster: Cluster, seconds: float, *daemons: str) -> Iterator[None]:
 def test_a_silent_controller_while_jobs_are_submitted_costs_time_alone(
     make: Callable[..., SlurmSweep], own_cluster: Cluster
 ) -> None:
-    sweep = make("silent", variables={"seed": [0, 1, 2], "mode": ["B1", "B2"]})
+    sweep = make("silent", variables={"seed": [0, 1], "mode": ["B1", "B2"]})
     sweep.edit(evaluation={"baseline": False})
     run = sweep.start("--retries", "0")
     sweep.wait_for("a recipe", lambda: list(sweep.results.glob("trainings/*/recipe.yaml")))
@@ -77,7 +77,7 @@ def stumble(sweep: SlurmSweep, name: str, script: str) -> None:
 
 
 def test_a_submission_without_an_answer_is_not_sent_twice(make: Callable[..., SlurmSweep]) -> None:
-    sweep = make("unanswered", variables={"seed": [0, 1, 2], "mode": ["B1", "B2"]})
+    sweep = make("unanswered", variables={"seed": [0, 1], "mode": ["B1", "B2"]})
     sweep.edit(evaluation={"baseline": False, "adapters_per_job": 2})
     lost = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
     stumble(sweep, "sbatch", f'if [ $((calls % 3)) = 0 ]; then "$real" "$@" > /dev/null; {lost}; fi\nexec "$real" "$@"')
@@ -85,6 +85,7 @@ def test_a_submission_without_an_answer_is_not_sent_twice(make: Callable[..., Sl
     check_undisturbed(sweep)
 
 
+@pytest.mark.long  # tests/unit says so of the turns
 def test_two_jobs_of_one_submission_do_its_work_once(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("twice", variables={"seed": [0, 1]})
     sweep.edit(evaluation={"baseline": False})
@@ -101,6 +102,7 @@ def test_two_jobs_of_one_submission_do_its_work_once(make: Callable[..., SlurmSw
     assert sweep.plan() == {}
 
 
+@pytest.mark.long  # tests/unit says so of the command
 def test_a_limit_on_the_number_of_jobs_is_waited_for(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("limit", variables={"seed": [0, 1]})
     sweep.edit(evaluation=TRAINING_ONLY)
@@ -124,7 +126,7 @@ def test_a_refusal_for_good_is_told_in_slurms_words(make: Callable[..., SlurmSwe
     assert not list_submitted(sweep)
 
 
-@pytest.mark.parametrize("first", ["one", "other"])
+@pytest.mark.parametrize("first", ["one", pytest.param("other", marks=pytest.mark.long)])
 def test_two_sweeps_of_one_clone_do_not_disturb_each_other(make: Callable[..., SlurmSweep], first: str) -> None:
     one = make(f"one_{first}", variables={"seed": [0, 1]})
     about = {"name": f"other_{first}"}
@@ -148,6 +150,7 @@ def test_two_sweeps_of_one_clone_do_not_disturb_each_other(make: Callable[..., S
     check_undisturbed(other)
 
 
+@pytest.mark.long  # tests/unit says so of the query
 def test_a_job_that_slurm_has_forgotten_is_done(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("forgotten", variables={"seed": [0]})
     sweep.edit(evaluation=TRAINING_ONLY)
