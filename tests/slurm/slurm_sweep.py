@@ -110,11 +110,11 @@ class SlurmSweep(Sweep):
         return self.said_file.read_text()
 
     def list_jobs(self, state: str = "RUNNING") -> dict[str, str]:
-        """This sweep's jobs in SLURM: id and comment."""
+        """This sweep's jobs in SLURM: id and comment, less the mark of the submission."""
         command = ["squeue", "--me", "--noheader", f"--states={state}", "--format=%i|%k|%j"]
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         jobs = [line.strip().split("|") for line in lines]
-        return {job: comment for job, comment, name in jobs if name.startswith(self.job_name)}
+        return {job: comment.partition(" ")[0] for job, comment, name in jobs if name.startswith(self.job_name)}
 
 
 def wait_for(what: str, condition: Callable[[], Any], seconds: float = SECONDS_TO_END) -> Any:
