@@ -135,7 +135,7 @@ def read_accounts(since: datetime) -> list[dict[str, object]]:
         submitted, start, end, name, comment = line.split("|")
         if datetime.fromisoformat(submitted) >= since.replace(microsecond=0):
             seconds = {key: datetime.fromisoformat(v).timestamp() for key, v in (("start", start), ("end", end))}
-            jobs.append({**seconds, "name": name, "comment": comment})
+            jobs.append({**seconds, "name": name, "comment": comment.partition(" ")[0]})
     return jobs
 
 
