@@ -11,6 +11,9 @@ import pytest
 
 from sweep import POINTS, SUMMED_UP, Sweep, run_stage
 
+# tests/eval says so of tasks with options, in one mode.
+pytestmark = pytest.mark.long
+
 SOLVERS = """
 from inspect_ai.solver import solver
 
