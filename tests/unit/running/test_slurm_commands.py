@@ -211,6 +211,12 @@ class TestTurn:
             time.sleep(0.05)
         return first
 
+    def begin_and_die(self, slurm: Slurm, start: Start) -> None:
+        first = self.begin(slurm, start)
+        first.kill()
+        first.wait()
+        (slurm.folder / "queue.go").touch()
+
     def test_the_second_waits_and_takes_over_what_the_first_did(self, slurm: Slurm, start: Start) -> None:
         first = self.begin(slurm, start)
         second = start("8", f"echo 8 >> {slurm.queue}.ran")
@@ -224,10 +230,7 @@ class TestTurn:
         assert not list((slurm.records / "turns").iterdir())
 
     def test_the_second_does_what_a_dead_one_did_not(self, slurm: Slurm, start: Start) -> None:
-        first = self.begin(slurm, start)
-        first.kill()
-        first.wait()
-        (slurm.folder / "queue.go").touch()
+        self.begin_and_die(slurm, start)
         second = start("8", f"echo 8 >> {slurm.queue}.ran")
         assert second.stdout
         assert "SLURM job 7 on " in second.stdout.readline()
@@ -236,10 +239,7 @@ class TestTurn:
         assert (slurm.folder / "queue.ran").read_text() == "7\n8\n"
 
     def test_a_job_that_is_queued_again_goes_on_at_once(self, slurm: Slurm, start: Start) -> None:
-        first = self.begin(slurm, start)
-        first.kill()
-        first.wait()
-        (slurm.folder / "queue.go").touch()
+        self.begin_and_die(slurm, start)
         again = start("7", f"echo again >> {slurm.queue}.ran")
         assert again.wait() == 0
         assert (slurm.folder / "queue.ran").read_text() == "7\nagain\n"

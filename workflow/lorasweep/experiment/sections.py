@@ -545,8 +545,9 @@ class Experiment(Section):
     evaluation: Evaluation = Evaluation()
     """How each point is evaluated, and how its checkpoint is kept."""
     plan: Planning = Planning()
-    slurm: Slurm = Slurm()
     """Assumptions of the sweep's plan."""
+    slurm: Slurm = Slurm()
+    """How a run deals with SLURM."""
     report: Report = Report()
     """How the report finds the best setting."""
 

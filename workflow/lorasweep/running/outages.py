@@ -1,7 +1,6 @@
 """Tell of SLURM's outages, which its commands wait out, and of why jobs wait."""
 
 import contextlib
-import json
 import socket
 import subprocess
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from lorasweep.util.files import find_record
 from lorasweep.util.formats import format_seconds
 from lorasweep.util.slurm import LOGGER, ask
 from lorasweep.util.slurm_commands import describe_outage
@@ -66,10 +66,12 @@ class OutageWatcher:
 
     def _read(self) -> Iterator[dict[str, Any]]:
         for file in self._folder.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError):
-                record = json.loads(file.read_text(encoding="utf-8"))
-                # A command that is killed leaves its record.
-                is_here = record["host"] == socket.gethostname()
+            record = find_record(file)
+            if not record:  # it is over
+                continue
+            # A command that is killed leaves its record.
+            is_here = record["host"] == socket.gethostname()
+            with contextlib.suppress(OSError):
                 if psutil.pid_exists(record["pid"]) if is_here else time.time() - file.stat().st_mtime < _STALE_SECONDS:
                     yield record
 

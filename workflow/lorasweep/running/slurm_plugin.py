@@ -1,7 +1,6 @@
 """Runtime patches of Snakemake and its SLURM plugin. All patches are here, tested with the versions in `TESTED`."""
 
 import asyncio
-import json
 import os
 import shlex
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lorasweep.util.errors import InputError
+from lorasweep.util.files import find_record
 from lorasweep.util.slurm import LOGGER, ask
 from lorasweep.util.slurm_commands import ENDED, FOLDER, PATIENCE, Outage, find_outage
 from lorasweep.util.versions import get_versions
@@ -72,13 +72,10 @@ def mend_status_queries() -> None:
             if file.stem in states:
                 since.pop(file.stem, None)
                 continue
-            try:
-                state = json.loads(file.read_text(encoding="utf-8"))["state"]
-            except (OSError, ValueError, KeyError):
-                continue
+            state = find_record(file).get("state")
             if state in ENDED:
                 states[file.stem] = state
-            elif time.monotonic() - since.setdefault(file.stem, time.monotonic()) > SECONDS_TO_REAPPEAR:
+            elif state and time.monotonic() - since.setdefault(file.stem, time.monotonic()) > SECONDS_TO_REAPPEAR:
                 LOGGER.warning(f"SLURM does not know job {file.stem} any more, and it left no word of its end.")
                 states[file.stem] = "CANCELLED"
 
@@ -114,6 +111,11 @@ def find_refusals(executor: Any, jobs: Iterable[Any]) -> list[str]:
     refusals: dict[str, str] = {}
     asked = set()
     for job in jobs:
+        # Once for jobs alike, since the plugin asks SLURM for the account of each.
+        kind = (job.rule.name, job.threads, tuple(sorted((name, str(value)) for name, value in job.resources.items())))
+        if kind in asked or job.rule.name in refusals:
+            continue
+        asked.add(kind)
         parts = {
             "run_uuid": "test",
             "slurm_logfile": os.devnull,
@@ -123,9 +125,6 @@ def find_refusals(executor: Any, jobs: Iterable[Any]) -> list[str]:
             "workdir": executor.workflow.workdir_init,
         }
         call = get_submit_command(job, parts, executor.workflow.executor_settings) + set_gres_string(job)
-        if call in asked or job.rule.name in refusals:
-            continue
-        asked.add(call)
         try:
             ask(*shlex.split(call), "--test-only", "--wrap=true")
         except subprocess.CalledProcessError as error:

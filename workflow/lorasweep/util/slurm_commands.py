@@ -330,7 +330,7 @@ def _wait_for_turn(lock: Path, job: str, folder: Path) -> bool:
     is_told = False
     while True:
         mine = lock.with_name(f".{lock.name}.{job}")
-        _write(mine, {"job": job, "host": socket.gethostname(), "beat": 0})
+        _sign(mine, job, 0)
         try:
             os.link(mine, lock)  # atomic on shared file systems too
             return last is not None and _read(folder / "jobs" / f"{last[0]}.json").get("state") == "COMPLETED"
@@ -342,7 +342,7 @@ def _wait_for_turn(lock: Path, job: str, folder: Path) -> bool:
         if not holder:  # just released
             continue
         if holder["job"] == job:  # SLURM has queued this job again
-            _write(lock, {"job": job, "host": socket.gethostname(), "beat": 0})
+            _sign(lock, job, 0)
             return False
         if (holder["job"], holder["beat"]) != last:
             last, seen = (holder["job"], holder["beat"]), time.monotonic()
@@ -391,7 +391,12 @@ def _beat(lock: Path, job: str, ended: threading.Event) -> None:
         number += 1
         with contextlib.suppress(OSError):
             if _read(lock).get("job") == job:
-                _write(lock, {"job": job, "host": socket.gethostname(), "beat": number})
+                _sign(lock, job, number)
+
+
+def _sign(lock: Path, job: str, beat: int) -> None:
+    """Write that a job holds a lock, with its last sign of life."""
+    _write(lock, {"job": job, "host": socket.gethostname(), "beat": beat})
 
 
 def _read(file: Path) -> dict[str, Any]:
