@@ -238,7 +238,7 @@ class TestAJobThatIsKilled:
 @pytest.mark.parametrize(
     "modes",
     [
-        {"merged": {"merge_adapters": True}},
+        pytest.param({"merged": {"merge_adapters": True}}, marks=pytest.mark.long),
         pytest.param({"full": {"model_format": "hf"}}, marks=pytest.mark.long),
     ],
     ids=lambda modes: "".join(modes),

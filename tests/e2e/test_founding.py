@@ -54,9 +54,9 @@ evaluation:
 """
 
 
+@pytest.mark.long  # test_modes.py runs the same rules in each mode
 @pytest.mark.parametrize(
-    ("text", "mode"),
-    [pytest.param(FULL, "A", marks=pytest.mark.long, id="full"), pytest.param(ADAPTER, "B1", id="adapter")],
+    ("text", "mode"), [pytest.param(FULL, "A", id="full"), pytest.param(ADAPTER, "B1", id="adapter")]
 )
 def test_an_example_runs_as_it_is_written(make: Callable[..., Sweep], model: Path, text: str, mode: str) -> None:
     sweep = make(f"founding_{mode}", variables={"lora_rank": [8, 16]})

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from hub_server import TOKEN, read_files, serve
 from sweep import SUMMED_UP, Sweep, make_sweep
 
@@ -13,6 +15,7 @@ if os.environ["HF_HUB_OFFLINE"] == "1":  # not `lorasweep download`, which loads
 """
 
 
+@pytest.mark.long  # tests/workflow says so of the download
 def test_a_gated_model_is_trained_and_evaluated_by_jobs_without_the_token(
     tmp_path: Path, model: Path, other_model: Path
 ) -> None:

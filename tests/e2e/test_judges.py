@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from sweep import SUMMED_UP, Sweep
 
 TASK = """
@@ -20,6 +22,7 @@ def graded():
 """
 
 
+@pytest.mark.long  # tests/eval says so of roles
 def test_a_model_on_disk_judges_and_another_judge_is_another_evaluation(
     make: Callable[..., Sweep], other_model: Path
 ) -> None:

@@ -188,6 +188,7 @@ def test_points_that_are_asked_otherwise_are_evaluated_so_in_one_sweep(tmp_path:
     assert (plan["train"], plan["evaluate_adapters"], plan["publish"]) == (1, 1, 1)
 
 
+@pytest.mark.long  # tests/train and tests/eval say so of the tokens
 def test_an_end_that_only_the_template_writes_is_learnt_and_stops_answers_in_every_mode(
     tmp_path: Path, model: Path
 ) -> None:

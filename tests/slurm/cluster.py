@@ -1,4 +1,4 @@
-"""A real SLURM of eight small nodes on one machine, for the tests and to play with.
+"""A real SLURM of ten small nodes on one machine, for the tests and to play with.
 
     python tests/slurm/cluster.py install             # Debian's packages, once
     python tests/slurm/cluster.py start DIR           # does nothing when it runs already
@@ -15,7 +15,9 @@ Exit status: 0 done, 1 failed or not running, 3 cannot be had on this machine.
 import argparse
 import contextlib
 import fcntl
+import getpass
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,10 +32,20 @@ from pathlib import Path
 
 MAIN_NODES = ("n1", "n2", "n3", "n4")
 APART_NODES = ("n5", "n6", "n7", "n8")  # may be killed or filled while others use the rest
-NODES = MAIN_NODES + APART_NODES
+ODD_NODES = ("n9", "n10")  # as sites have them: nodes that differ, in partitions with rules of their own
+NODES = MAIN_NODES + APART_NODES + ODD_NODES
+GPUS = {"n3": 1, "n4": 1, "n9": 2}
 GPU_NODES = ("n3", "n4")
 CPUS = 4
 MEMORY_MB = 16384
+SMALL = {"n10": "CPUs=2 RealMemory=6000"}
+
+ACCOUNTS = {
+    "free": "",
+    "one_gpu": "GrpTRES=gres/gpu=1",
+    "one_job": "GrpSubmitJobs=1",
+}
+"""Accounts of the user that runs the tests, and their limits. The first is the default."""
 
 PACKAGES = ("munge", "slurmctld", "slurmd", "slurm-client", "slurmdbd", "mariadb-server-core", "mariadb-client-core")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "sbatch", "sacct", "mariadbd", "my_print_defaults")
@@ -116,6 +128,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={ports[slurmdbd]}
 AccountingStorageTRES=gres/gpu
+AccountingStorageEnforce=limits,qos
 AccountingStoreFlags=job_comment
 
 {nodes}
@@ -128,6 +141,10 @@ PartitionName=preemptible Nodes={main_nodes} MaxTime=INFINITE State=UP PriorityT
 # Nodes that may be killed or filled while others use the rest.
 PartitionName=apart Nodes={apart_nodes} MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=apart_preemptible Nodes={apart_nodes} MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+# As sites have them: nodes that differ, a limit that is shorter than a job of a model, whole nodes only.
+PartitionName=odd Nodes={odd_nodes} MaxTime=INFINITE State=UP PriorityTier=10
+PartitionName=short Nodes={odd_nodes} MaxTime=5 State=UP PriorityTier=10
+PartitionName=whole Nodes={odd_nodes} MaxTime=INFINITE State=UP PriorityTier=10 OverSubscribe=EXCLUSIVE
 """
 
 SLURMDBD_CONF = """\
@@ -278,6 +295,19 @@ class Cluster:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
 
+    @contextlib.contextmanager
+    def configure(self, name: str, value: str) -> Iterator[None]:
+        """Have slurmctld run with another value of a key of its conf; at the end it has the old one again."""
+        before = self.conf.read_text()
+        changed = re.sub(rf"^{name}=.*$", f"{name}={value}", before, flags=re.MULTILINE)
+        try:
+            self.conf.write_text(changed)
+            _run(["scontrol", "reconfigure"])
+            yield
+        finally:
+            self.conf.write_text(before)
+            _run(["scontrol", "reconfigure"])
+
     def _start_daemons(self) -> None:
         self._end_processes()  # what is left of a start or a stop that was killed
         self._write_confs()
@@ -291,13 +321,15 @@ class Cluster:
         self._wait("slurmdbd", lambda: _listens(PORTS["slurmdbd"]))
         self._spawn("slurmctld", "slurmctld", "-D", "-f", str(self.conf))
         self._wait("slurmctld", lambda: _listens(PORTS["slurmctld"]))
+        self._wait("slurmctld", self._is_accounted)
+        self._make_accounts()
         for node in NODES:
             self._start_node(node)
         self._wait("slurmctld", self.is_running)
 
     def _stop(self) -> None:
         if DEFAULT_CONF.resolve() == self.conf and any(p.daemon == "slurmctld" for p in self._processes()):
-            for partition in ("main", "gpu", "preemptible", "apart", "apart_preemptible"):
+            for partition in re.findall(r"^PartitionName=(\w+)", SLURM_CONF, re.MULTILINE):
                 self._ask("scancel", f"--partition={partition}")  # else jobs would go on at the next start
         self._end_processes()
         if DEFAULT_CONF.is_symlink():
@@ -338,23 +370,37 @@ class Cluster:
         host = socket.gethostname().split(".")[0]
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={PORTS[node]}"
-            f" CPUs={CPUS} RealMemory={MEMORY_MB}{' Gres=gpu:fake:1' if node in GPU_NODES else ''}"
+            f" {SMALL.get(node, f'CPUs={CPUS} RealMemory={MEMORY_MB}')}"
+            f"{f' Gres=gpu:fake:{GPUS[node]}' if node in GPUS else ''}"
             for node in NODES
         )
-        gpu_nodes, main_nodes, apart_nodes = map(",".join, (GPU_NODES, MAIN_NODES, APART_NODES))
-        gpu = self.dir / "gpu0"
-        if not gpu.exists():
-            try:
-                # Of a plain file SLURM makes a GPU too, but no CUDA_VISIBLE_DEVICES.
-                os.mknod(gpu, stat.S_IFCHR | 0o600, os.stat("/dev/null").st_rdev)
-            except PermissionError as error:
-                raise Unavailable(f"{gpu}: no device node, to stand in for a GPU, can be made here.") from error
-        (self.dir / "gres.conf").write_text(f"NodeName={gpu_nodes} Name=gpu Type=fake File={gpu}\n")
-        named = {"gpu_nodes": gpu_nodes, "main_nodes": main_nodes, "apart_nodes": apart_nodes}
+        gpus = [self.dir / f"gpu{number}" for number in range(max(GPUS.values()))]
+        for gpu in gpus:
+            if not gpu.exists():
+                try:
+                    # Of a plain file SLURM makes a GPU too, but no CUDA_VISIBLE_DEVICES.
+                    os.mknod(gpu, stat.S_IFCHR | 0o600, os.stat("/dev/null").st_rdev)
+                except PermissionError as error:
+                    raise Unavailable(f"{gpu}: no device node, to stand in for a GPU, can be made here.") from error
+        lines = (f"NodeName={node} Name=gpu Type=fake File={gpu}\n" for node in GPUS for gpu in gpus[: GPUS[node]])
+        (self.dir / "gres.conf").write_text("".join(lines))
+        named = {
+            "gpu_nodes": ",".join(GPU_NODES),
+            "main_nodes": ",".join(MAIN_NODES),
+            "apart_nodes": ",".join(APART_NODES),
+            "odd_nodes": ",".join(ODD_NODES),
+        }
         self.conf.write_text(SLURM_CONF.format(dir=self.dir, host=host, nodes=nodes, ports=PORTS, **named))
         slurmdbd_conf = self.dir / "slurmdbd.conf"
         slurmdbd_conf.touch(mode=0o600)
         slurmdbd_conf.write_text(SLURMDBD_CONF.format(dir=self.dir, host=host, ports=PORTS))
+
+    def _make_accounts(self) -> None:
+        """Make the accounts, once slurmctld has told slurmdbd what it is that they may limit."""
+        user = getpass.getuser()
+        for account, limit in ACCOUNTS.items():
+            self._ask("sacctmgr", "--immediate", "add", "account", account, *limit.split())
+            self._ask("sacctmgr", "--immediate", "add", "user", user, f"account={account}", "defaultaccount=free")
 
     def _start_munged(self) -> None:
         key = self.dir / "munge.key"

@@ -115,12 +115,19 @@ def apart(own_cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture
 def make(cluster: Cluster | None, tmp_path: Path, model: Path) -> Iterator[Callable[..., SlurmSweep]]:
-    """Make a sweep; its trainings learn nothing, unless it names another trainer."""
+    """Make a sweep; its trainings learn nothing, unless it names another trainer.
+
+    One that is made beside another has its settings and its directory.
+    """
     sweeps: list[SlurmSweep] = []
 
-    def make(name: str, **sections: Any) -> SlurmSweep:
-        made = make_sweep(tmp_path, model, name, **{"trainer": "quick_trainer", **sections})
-        sweep = SlurmSweep(made.directory, made.config, dict(SWEEP_ENVIRONMENT))
+    def make(name: str, beside: SlurmSweep | None = None, **sections: Any) -> SlurmSweep:
+        if beside:
+            config = {**beside.config, "experiment": {"name": name}}
+            sweep = SlurmSweep(beside.directory, config, dict(SWEEP_ENVIRONMENT), file=f"{name}.yaml")
+        else:
+            made = make_sweep(tmp_path, model, name, **{"trainer": "quick_trainer", **sections})
+            sweep = SlurmSweep(made.directory, made.config, dict(SWEEP_ENVIRONMENT))
         sweep.environment["HOLD_TRAINING"] = str(sweep.hold)
         sweep.edit(controls={"epochs": 2})  # what is learnt is of no interest here
         sweeps.append(sweep)

@@ -4,16 +4,20 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lorasweep.planning.history import read_records
 from sweep import ROOT, Sweep
 
 SITE_PARTITION = os.environ.get("LORASWEEP_SLURM_PARTITION")
 
 TEXT: Any = {"capture_output": True, "text": True, "check": True}
+
+TRAINING_ONLY = {"enabled": False, "baseline": False}
 
 SECONDS_TO_END = 1200
 """For what ends by itself: a machine that does much else, as in `make test`, is slow."""
@@ -26,11 +30,13 @@ class SlurmSweep(Sweep):
     program: tuple[str | Path, ...] = (Path(__file__).with_name("attentive_snakemake.py"),)
     runs: list[subprocess.Popen[str]] = field(default_factory=list)
     """Those that were started and went on."""
+    login_node: str = ""
+    """The name of the machine that Snakemake is to run on; it reaches the same SLURM and the same files."""
 
     @property
     def hold(self) -> Path:
         """While this file is there, what was told to wait for it does."""
-        return self.directory / "hold"
+        return self.directory / f"{self.config['experiment']['name']}.hold"
 
     def list_arguments(self, *arguments: str | Path) -> list[str]:
         site = ["--default-resources", f"slurm_partition={SITE_PARTITION}"] if SITE_PARTITION else []
@@ -44,6 +50,10 @@ class SlurmSweep(Sweep):
         name = ["--slurm-jobname-prefix", self.job_name]
         own = super().list_arguments("--profile", ROOT / "slurm", *arguments)
         return [*own, *quick, *threads, *retries, *name, *site]
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        node = ["unshare", "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', self.login_node] if self.login_node else []
+        return [*node, *super().command(*arguments)]
 
     def plan(self, *arguments: str | Path) -> dict[str, int]:
         """The number of jobs that a dry run says would run, by rule; it looks at no job, so no more than Snakemake."""
@@ -138,3 +148,31 @@ def end_time_now(job: str) -> None:
     command = ["scontrol", "update", f"jobid={job}", "endtime=now"]
     # For some seconds after a job's start it refuses, until its accounting has heard of it.
     wait_for("another time limit", lambda: subprocess.run(command, capture_output=True).returncode == 0)
+
+
+def list_submitted(sweep: SlurmSweep) -> Counter[str]:
+    """Return how often SLURM's accounting has a job of each rule and point."""
+    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobName%200,Comment%200"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    comments = [line.split("|")[1] for line in lines if line.startswith(sweep.job_name)]
+    return Counter(comment.partition(" ")[0] for comment in comments)
+
+
+def check_undisturbed(sweep: SlurmSweep) -> None:
+    """Check that each job was submitted once, none failed, and all is done."""
+    jobs = list_submitted(sweep)
+    assert jobs
+    assert set(jobs.values()) == {1}, jobs
+    assert {record.state for record in read_records(sweep.results / "jobs.csv")} == {"done"}
+    assert sweep.plan() == {}
+
+
+def stumble(sweep: SlurmSweep, name: str, script: str) -> None:
+    """Put a program of this name before SLURM's; `$real` is SLURM's, and `$calls` the number of the call."""
+    folder = sweep.directory / "stumbling"
+    folder.mkdir(exist_ok=True)
+    real = subprocess.run(["which", name], **TEXT).stdout.strip()
+    program = folder / name
+    program.write_text(f"#!/bin/sh\nreal={real}\necho >> $0.calls; calls=$(wc -l < $0.calls)\n{script}\n")
+    program.chmod(0o755)
+    sweep.environment["PATH"] = f"{folder}:{os.environ['PATH']}"

@@ -5,38 +5,17 @@ No test allows a retry: an attempt that is spent on an outage is a failure.
 
 import os
 import re
+import signal
 import subprocess
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 
 from cluster import Cluster
-from lorasweep.planning.history import read_records
-from slurm_sweep import TEXT, SlurmSweep, wait_for
+from slurm_sweep import TEXT, TRAINING_ONLY, SlurmSweep, check_undisturbed, list_submitted, stumble, wait_for
 from sweep import ROOT
-
-TRAINING_ONLY = {"enabled": False, "baseline": False}
-
-
-def list_submitted(sweep: SlurmSweep) -> Counter[str]:
-    """Return how often SLURM's accounting has a job of each rule and point."""
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobName%200,Comment%200"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    comments = [line.split("|")[1] for line in lines if line.startswith(sweep.job_name)]
-    return Counter(comment.partition(" ")[0] for comment in comments)
-
-
-def check_undisturbed(sweep: SlurmSweep) -> None:
-    """Check that each job was submitted once, none failed, and all is done."""
-    jobs = list_submitted(sweep)
-    assert jobs
-    assert set(jobs.values()) == {1}, jobs
-    assert {record.state for record in read_records(sweep.results / "jobs.csv")} == {"done"}
-    assert sweep.plan() == {}
 
 
 @contextmanager
@@ -65,17 +44,6 @@ def test_a_silent_controller_while_jobs_are_submitted_costs_time_alone(
     check_undisturbed(sweep)
 
 
-def stumble(sweep: SlurmSweep, name: str, script: str) -> None:
-    """Put a program of this name before SLURM's; `$real` is SLURM's, and `$calls` the number of the call."""
-    folder = sweep.directory / "stumbling"
-    folder.mkdir(exist_ok=True)
-    real = subprocess.run(["which", name], **TEXT).stdout.strip()
-    program = folder / name
-    program.write_text(f"#!/bin/sh\nreal={real}\necho >> $0.calls; calls=$(wc -l < $0.calls)\n{script}\n")
-    program.chmod(0o755)
-    sweep.environment["PATH"] = f"{folder}:{os.environ['PATH']}"
-
-
 def test_a_submission_without_an_answer_is_not_sent_twice(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("unanswered", variables={"seed": [0, 1], "mode": ["B1", "B2"]})
     sweep.edit(evaluation={"baseline": False, "adapters_per_job": 2})
@@ -102,92 +70,70 @@ def test_two_jobs_of_one_submission_do_its_work_once(make: Callable[..., SlurmSw
     assert sweep.plan() == {}
 
 
-@pytest.mark.long  # tests/unit says so of the command
-def test_a_limit_on_the_number_of_jobs_is_waited_for(make: Callable[..., SlurmSweep]) -> None:
-    sweep = make("limit", variables={"seed": [0, 1]})
-    sweep.edit(evaluation=TRAINING_ONLY)
-    limit = (
-        "QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
-    )
-    stumble(sweep, "sbatch", f'[ $calls -gt 2 ] && exec "$real" "$@"; echo "sbatch: error: {limit}" >&2; exit 1')
-    assert sweep.wait(sweep.start("--retries", "0")) == 0, sweep.said[-6000:]
-    check_undisturbed(sweep)
-
-
-def test_a_refusal_for_good_is_told_in_slurms_words(make: Callable[..., SlurmSweep]) -> None:
-    sweep = make("refused", variables={"seed": [0]})
-    sweep.edit(evaluation=TRAINING_ONLY)
-    done = sweep.snakemake("--retries", "0", "--set-resources", "train:slurm_partition=nowhere")
-    assert done.returncode == 1
-    said = done.stdout + done.stderr
-    assert "train: SLURM would refuse its jobs: " in said
-    assert "invalid partition specified: nowhere" in said
-    assert "has been submitted with" not in said
-    assert not list_submitted(sweep)
-
-
 @pytest.mark.parametrize("first", ["one", pytest.param("other", marks=pytest.mark.long)])
 def test_two_sweeps_of_one_clone_do_not_disturb_each_other(make: Callable[..., SlurmSweep], first: str) -> None:
     one = make(f"one_{first}", variables={"seed": [0, 1]})
-    about = {"name": f"other_{first}"}
-    other = replace(one, config={**one.config, "experiment": about}, file="other.yaml", runs=[])
-    for sweep in (one, other):
-        sweep.edit(evaluation=TRAINING_ONLY)
+    one.edit(evaluation=TRAINING_ONLY)
+    other = make(f"other_{first}", beside=one)
     sweep, second = (one, other) if first == "one" else (other, one)
     # Its jobs are queued and do not start before the other sweep has ended.
     later = ["--set-resources", "train:slurm_extra='--begin=now+1hour'"]
     waiting = second.start("--retries", "0", *later)
     jobs = second.wait_for("its jobs", lambda: len(jobs := second.list_jobs("PENDING")) == 2 and jobs)
-    try:
-        run = sweep.start("--retries", "0")
-        assert sweep.wait(run) == 0, sweep.said[-4000:]
-        for job in jobs:
-            subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], check=True)
-        assert second.wait(waiting) == 0, second.said[-4000:]
-    finally:
-        other.end()
+    run = sweep.start("--retries", "0")
+    assert sweep.wait(run) == 0, sweep.said[-4000:]
+    for job in jobs:
+        subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], check=True)
+    assert second.wait(waiting) == 0, second.said[-4000:]
     check_undisturbed(one)
     check_undisturbed(other)
 
 
-@pytest.mark.long  # tests/unit says so of the query
-def test_a_job_that_slurm_has_forgotten_is_done(make: Callable[..., SlurmSweep]) -> None:
-    sweep = make("forgotten", variables={"seed": [0]})
-    sweep.edit(evaluation=TRAINING_ONLY)
-    # As after MinJobAge: jobs that have ended are not known any more.
-    for name in ("squeue", "sacct"):
-        stumble(sweep, name, '"$real" "$@" | grep -vE "COMPLETED|FAILED"; exit 0')
-    assert sweep.wait(sweep.start("--retries", "0")) == 0, sweep.said[-4000:]
-    check_undisturbed(sweep)
-
-
 @pytest.mark.alone
 @pytest.mark.long
-@pytest.mark.parametrize("phase", ["waiting", "starting", "running", "ending"])
-def test_an_outage_costs_time_alone(make: Callable[..., SlurmSweep], own_cluster: Cluster, phase: str) -> None:
-    sweep = make("outage", variables={"seed": [0, 1]})
-    sweep.edit(evaluation=TRAINING_ONLY)
-    sweep.hold.touch()
-    held = ["--set-resources", "train:slurm_extra='--hold'"] if phase in ("waiting", "starting") else []
-    run = sweep.start("--retries", "0", *held)
-    state = "PENDING" if held else "RUNNING"
-    jobs = sweep.wait_for("its jobs", lambda: len(jobs := sweep.list_jobs(state)) == 2 and jobs)
-    if phase == "starting":
-        for job in jobs:
-            subprocess.run(["scontrol", "release", job], check=True)
-        sweep.wait_for("their start", sweep.list_jobs)
-    if phase in ("running", "ending"):
-        sweep.wait_for("a training", lambda: list(sweep.results.glob("trainings/*/state/train/training_log.csv")))
-    with outlast(own_cluster, 240, "slurmctld", "slurmdbd"):
-        if phase == "ending":
-            sweep.hold.unlink()
-    sweep.hold.unlink(missing_ok=True)
-    if phase == "waiting":
-        wait_for("an answer", lambda: sweep.list_jobs("PENDING"))
-        for job in jobs:
-            subprocess.run(["scontrol", "release", job], check=True)
-    assert sweep.wait(run) == 0, sweep.said[-6000:]
-    check_undisturbed(sweep)
+def test_an_outage_of_ten_minutes_costs_time_alone(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
+    phases = ("submission", "waiting", "starting", "running", "ending", "interrupted")
+    first = make("outage", variables={"seed": [0, 1]})
+    first.edit(evaluation=TRAINING_ONLY)
+    sweeps = {phase: make(f"outage_{phase}", beside=first) for phase in phases}
+    ahead = {phase: sweep for phase, sweep in sweeps.items() if phase != "submission"}
+    runs, jobs = {}, {}
+    for phase, sweep in ahead.items():
+        sweep.hold.touch()
+        held = ["--set-resources", "train:slurm_extra='--hold'"] if phase in ("waiting", "starting") else []
+        runs[phase] = sweep.start("--retries", "0", *held)
+    for phase, sweep in ahead.items():
+        if phase in ("waiting", "starting"):
+            jobs[phase] = sweep.wait_for("jobs", lambda s=sweep: len(found := s.list_jobs("PENDING")) == 2 and found)
+        else:
+            sweep.wait_for("trainings", lambda s=sweep: len([*s.results.glob("trainings/*/state/train/*.csv")]) == 2)
+    submitting = sweeps["submission"]
+    runs["submission"] = submitting.start("--retries", "0")
+    submitting.wait_for("a recipe", lambda: list(submitting.results.glob("trainings/*/recipe.yaml")))
+    release(jobs["starting"])
+    sweeps["starting"].wait_for("their start", sweeps["starting"].list_jobs)
+    with outlast(own_cluster, 600, "slurmctld", "slurmdbd"):
+        sweeps["ending"].hold.unlink()
+        runs["interrupted"].send_signal(signal.SIGINT)
+    for phase in ("starting", "running"):
+        sweeps[phase].hold.unlink()
+    sweeps["waiting"].hold.unlink()
+    wait_for("an answer", lambda: sweeps["waiting"].list_jobs("PENDING"))
+    release(jobs["waiting"])
+    interrupted = sweeps.pop("interrupted")
+    assert interrupted.wait(runs.pop("interrupted")) != 0
+    assert not interrupted.list_jobs("PENDING,RUNNING"), interrupted.said[-6000:]
+    for phase, sweep in sweeps.items():
+        assert sweep.wait(runs[phase]) == 0, (phase, sweep.said[-6000:])
+        check_undisturbed(sweep)
+    interrupted.hold.unlink()
+    assert interrupted.wait(interrupted.start("--retries", "0")) == 0, interrupted.said[-6000:]
+
+
+def release(jobs: Iterable[str]) -> None:
+    """Have jobs start that were submitted with --hold."""
+    for job in jobs:
+        subprocess.run(["scontrol", "release", job], check=True)
 
 
 def test_the_reason_why_a_job_waits_is_shown(make: Callable[..., SlurmSweep]) -> None:

@@ -91,6 +91,7 @@ def test_a_dry_run_says_what_would_be_fetched_and_fetches_and_writes_nothing(swe
     assert "Everything is downloaded." in sweep.call("download", "--dry-run")
 
 
+@pytest.mark.long  # tests/unit says so of references
 def test_a_model_is_named_as_on_the_hub_where_no_directory_has_that_name(sweep: Sweep, hub: Hub, model: Path) -> None:
     sweep.edit(model={"path": "org/plain"}, evaluation={"base_model": "org/plain"})
     absent = "sweep.yaml: model.path: no such directory: 'org/plain'. If this model on the hub is meant, run: "
@@ -292,6 +293,7 @@ def asked() -> Task:
 """
 
 
+@pytest.mark.long  # that of a model is like it
 def test_what_tasks_load_from_the_hub_is_fetched_once_into_the_working_directory(
     make: Callable[..., Sweep], hub: Hub, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -70,6 +70,7 @@ def test_without_baseline_the_base_model_is_not_evaluated(make: Callable[..., Sw
     assert sweep.plan()["evaluate"] == 2
 
 
+@pytest.mark.long  # tests/e2e evaluates the base model so
 def test_other_models_are_evaluated_as_they_are(make: Callable[..., Sweep]) -> None:
     sweep = make()
     before = sweep.plan()
@@ -191,6 +192,7 @@ def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_
     assert "controls.gpus: 2 is invalid with --resources gpu=1. Expected: at most 1" in refused.stdout + refused.stderr
 
 
+@pytest.mark.long  # tests/unit says so of the number
 def test_an_evaluation_asks_for_its_gpus_on_one_node(make: Callable[..., Sweep]) -> None:
     sweep = make(variables={"mode": ["B1", "B2"]})
     sweep.edit(model={"device": "cuda", "dtype": "bf16"}, evaluation={"gpus": 2})

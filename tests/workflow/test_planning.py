@@ -158,6 +158,7 @@ def test_a_task_with_a_system_message_of_its_own_is_refused_before_any_job(make:
         assert "a system message of its own" not in sweep.call("plan")
 
 
+@pytest.mark.long  # test_prompts.py says so of the prompts
 def test_a_model_without_a_chat_template_is_said_to_be_asked_by_role(make: Callable[..., Sweep]) -> None:
     sweep = make()
     (sweep.directory / "model/tokenizer_config.json").write_text("{}")

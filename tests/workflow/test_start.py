@@ -162,6 +162,7 @@ TOKENIZER = {
 EIGHT_BIT = {"_component_": "torchao.optim.AdamW8bit"}
 
 
+@pytest.mark.long  # tests/train says so of each part of a recipe
 def test_what_a_recipe_names_and_cannot_be_built_is_told_before_the_first_job(make: Callable[..., Sweep]) -> None:
     runs = [
         override("good", optimizer={**EIGHT_BIT, "fused": None}),

@@ -7,6 +7,7 @@ stop, download or print anything.
 import os
 import shlex
 import sys
+from math import ceil
 from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
@@ -116,6 +117,17 @@ def in_results(path="."):
 def request(rule, resource):
     """Return a function that returns how much of a resource a rule's job requests, by wildcards and attempt."""
     return lambda wildcards, attempt: SWEEP.request(rule, resource, wildcards[0], attempt)
+
+
+def request_memory(rule):
+    """Return a rule's resources of main memory; for each core too, if SLURM is to be asked so."""
+    memory = request(rule, "mem_mb")
+    if not EXPERIMENT.slurm.mem_per_cpu:
+        return {"mem_mb": memory}
+    return {
+        "mem_mb": memory,
+        "mem_mb_per_cpu": lambda wildcards, attempt, threads: ceil(memory(wildcards, attempt) / threads),
+    }
 
 
 def get_results(wildcards):

@@ -28,7 +28,7 @@ rule evaluate:
     threads: 4
     resources:
         **get_placement(),
-        mem_mb=request("evaluate", "mem_mb"),
+        **request_memory("evaluate"),
         runtime=request("evaluate", "runtime"),
         gpu=of(SWEEP.get_evaluation_gpus),
         merged_models=lambda wildcards: int(EVALUATED[wildcards.point] == "B1"),
@@ -62,7 +62,7 @@ rule evaluate_adapters:
     threads: 4
     resources:
         **get_placement(),
-        mem_mb=request("evaluate_adapters", "mem_mb"),
+        **request_memory("evaluate_adapters"),
         runtime=request("evaluate_adapters", "runtime"),
         gpu=SWEEP.evaluation_gpus,
     params:

@@ -24,7 +24,7 @@ rule merge:
         "../../envs/eval.yaml"
     threads: 2
     resources:
-        mem_mb=request("merge", "mem_mb"),
+        **request_memory("merge"),
         runtime=request("merge", "runtime"),
         disk_mb=request("merge", "disk_mb"),
         merged_models=1,
@@ -50,7 +50,7 @@ use rule merge as export with:
     wildcard_constraints:
         point=SWEEP.match_points(lambda point: point in POINTS and POINTS[point].mode == "A"),
     resources:
-        mem_mb=request("merge", "mem_mb"),
+        **request_memory("merge"),
         runtime=request("merge", "runtime"),
         disk_mb=request("merge", "disk_mb"),
         merged_models=0,

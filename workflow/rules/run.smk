@@ -84,7 +84,15 @@ def ask_slurm():
     if workflow.executor_plugin.name != "slurm":
         return []
     THIS_RUN.prepare_slurm()
-    return find_refusals(workflow.scheduler._executor, [job for job in workflow.dag.needrun_jobs() if not job.is_local])
+    jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+    return find_refusals(workflow.scheduler._executor, jobs, count_used_gpus)
+
+
+def count_used_gpus(job):
+    """Return how many GPUs a job uses, whatever a profile requests."""
+    if job.rule.name == "train":
+        return SWEEP.get_train_gpus(job.wildcards[0])
+    return SWEEP.get_model_gpus(job.wildcards[0]) if job.rule.name.startswith("evaluate") else 0
 
 
 def get_conda_environments():

@@ -33,7 +33,7 @@ rule train:
     threads: of(SWEEP.get_train_threads)
     resources:
         **get_orphan_dependency(),
-        mem_mb=request("train", "mem_mb"),
+        **request_memory("train"),
         runtime=request("train", "runtime"),
         disk_mb=request("train", "disk_mb"),
         gpu=of(SWEEP.get_train_gpus),

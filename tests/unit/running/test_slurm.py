@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from snakemake_executor_plugin_slurm_jobstep import get_gpu_setting, get_node_se
 
 from lorasweep.running import orphans, slurm_plugin
 from lorasweep.running.events import find_reason
-from lorasweep.running.outages import OutageWatcher
+from lorasweep.running.outages import OutageWatcher, PendingReasons
 from lorasweep.util import slurm, slurm_commands
 from lorasweep.util.errors import InputError
 
@@ -110,6 +111,46 @@ def test_an_outage_is_told_once_then_ever_more_seldom_and_at_its_end(
     os.utime(folder / "c.json", (0, 0))
     assert watcher.look() == watcher.look() == ""
     assert caplog.messages[2:] == ["SLURM answers again, after 50 s."]
+
+
+def test_a_reason_that_never_passes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    reasons = PendingReasons()
+    waiting = {"1": "Resources", "2": "AssocGrpGRES", "3": "JobHeldUser", "4": "QOSMaxGRESPerUser", "5": "Dependency"}
+    reasons.note(waiting)
+    assert caplog.messages == []
+    never = ("PartitionTimeLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxGRESPerJob", "DependencyNeverSatisfied")
+    for _ in range(2):
+        reasons.note(waiting | {f"1{number}": reason for number, reason in enumerate(never)})
+    assert [message.partition(". Change")[0] for message in caplog.messages] == [
+        f"SLURM will not start job 1{number}: {reason}" for number, reason in enumerate(never)
+    ]
+
+
+def test_the_time_limit_of_partitions_is_the_longest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limits = {"short*": "5:00", "long": "2-12:30:00", "all": "infinite", "hours": "2:00:00"}
+    lines = "\n".join(f"{name}|{limit}" for name, limit in limits.items())
+    (tmp_path / "sinfo").write_text(f"#!/bin/sh\necho '{lines}'\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    named = ("", "short", "short,hours", "long", "long,all", "unknown")
+    assert [slurm.read_time_limit(name) for name in named] == [5, 5, 120, 3630, math.inf, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus"),
+    [
+        ({}, 0),
+        ({"gpu": 2}, 2),
+        ({"gres": "gpu", "gpu": 0}, 1),
+        ({"gres": "gpu:4", "gpu": 0}, 4),
+        ({"gres": "gpu:a100:2"}, 2),
+        ({"gres": "gpu:a100"}, 1),
+        ({"gres": "gpu:a100_3g.20gb:3", "gpu": 0}, 3),
+        ({"gres": "lscratch:100", "gpu": 1}, 1),
+    ],
+)
+def test_requested_gpus_are_counted_however_a_site_has_them(resources: dict[str, Any], gpus: int) -> None:
+    assert slurm_plugin._count_requested_gpus(SimpleNamespace(resources=resources)) == gpus
 
 
 def test_a_submission_that_slurm_refused_is_the_reason(tmp_path: Path) -> None:

@@ -497,6 +497,8 @@ class Slurm(Section):
 
     wait_hours: Annotated[float, Field(gt=0), BeforeValidator(_number)] = 24
     """Hours for which a SLURM that does not answer is asked again, before a job counts as failed."""
+    mem_per_cpu: bool = False
+    """Whether jobs ask for their memory per core (`--mem-per-cpu`), as some sites want, and not per node (`--mem`)."""
 
 
 class Report(Section):

@@ -1,6 +1,7 @@
 """Tell of SLURM's outages, which its commands wait out, and of why jobs wait."""
 
 import contextlib
+import re
 import socket
 import subprocess
 import threading
@@ -25,6 +26,12 @@ _STALE_SECONDS = 600.0
 _SECONDS_BETWEEN_LOOKS = 5.0
 
 _SECONDS_BETWEEN_REASONS = 60.0
+
+NEVER = re.compile(
+    r"Partition(Time|Node)Limit|DependencyNeverSatisfied|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed"
+    r"|(Assoc|QOS)Max\w+Per(Job|Node)"
+)
+"""SLURM's reasons (`squeue`'s `%r`, src/common/slurm_protocol_defs.c) for which a job as it is will never start."""
 
 
 class OutageWatcher:
@@ -77,12 +84,16 @@ class OutageWatcher:
 
 
 class PendingReasons:
-    """Ask SLURM, at most once a minute, why jobs are not running. A thread waits for the answer."""
+    """Ask SLURM, at most once a minute, why jobs are not running. A thread waits for the answer.
+
+    A reason that does not pass is told once.
+    """
 
     def __init__(self) -> None:
         self._asked = -_SECONDS_BETWEEN_REASONS
         self._thread: threading.Thread | None = None
         self._reasons: dict[str, str] = {}
+        self._told: set[str] = set()
 
     def get(self) -> dict[str, str]:
         """Return SLURM's last word for why each of this user's SLURM jobs waits, such as `Resources`, by job."""
@@ -96,4 +107,15 @@ class PendingReasons:
     def _ask(self) -> None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             lines = ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%r")
-            self._reasons = dict(line.strip().split("|", 1) for line in lines if "|" in line)
+            self.note(dict(line.strip().split("|", 1) for line in lines if "|" in line))
+
+    def note(self, reasons: dict[str, str]) -> None:
+        """Take over SLURM's reasons, and tell of those that do not pass."""
+        self._reasons = reasons
+        for job, reason in reasons.items():
+            if NEVER.match(reason) and job not in self._told:
+                self._told.add(job)
+                LOGGER.warning(
+                    f"SLURM will not start job {job}: {reason}. Change it (scontrol update), or cancel it (scancel) "
+                    "and request what its partition, account or QOS allows."
+                )

@@ -2,19 +2,20 @@
 
 import asyncio
 import os
+import re
 import shlex
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record
-from lorasweep.util.slurm import LOGGER, ask
-from lorasweep.util.slurm_commands import ENDED, FOLDER, PATIENCE, Outage, find_outage
+from lorasweep.util.slurm import LOGGER, ask, read_time_limit
+from lorasweep.util.slurm_commands import A_DAY, ENDED, FOLDER, PATIENCE, Outage, find_outage
 from lorasweep.util.versions import get_versions
 
 TESTED = {
@@ -51,7 +52,8 @@ def mend_status_queries() -> None:
       (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/207). The patch repeats the query until it
       succeeds.
     - The plugin waits for ever for a job that SLURM has forgotten, for example after an outage longer than
-      `MinJobAge`. The patch reads the job's own word of its end (`lorasweep.util.slurm_commands.turn`).
+      `MinJobAge`. The patch reads the job's own word of its end (`lorasweep.util.slurm_commands.turn`). So a small
+      `MinJobAge` is no reason to ask `sacct` instead, as the plugin does, also where there is no accounting.
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -96,14 +98,15 @@ def mend_status_queries() -> None:
             outage.end()
 
     plugin.query_job_status = query_job_status
+    plugin.get_min_job_age = lambda: A_DAY
 
 
-def find_refusals(executor: Any, jobs: Iterable[Any]) -> list[str]:
+def find_refusals(executor: Any, jobs: Iterable[Any], count_gpus: Callable[[Any], int]) -> list[str]:
     """Return why SLURM would refuse jobs for ever, in its own words: one text for each rule.
 
-    `executor` is the executor plugin's, and `jobs` are Snakemake's. SLURM is asked with `sbatch --test-only`, with the
-    options that the plugin would submit with. What passes, such as an outage or a limit on the number of jobs, is no
-    reason.
+    `executor` is the executor plugin's, and `jobs` are Snakemake's. `count_gpus` returns how many GPUs a job uses: a
+    site's profile may request others by `gres`. SLURM is asked with `sbatch --test-only`, with the options that the
+    plugin would submit with. What passes, such as an outage or a limit on the number of jobs, is no reason.
     """
     from snakemake_executor_plugin_slurm.submit_string import get_submit_command
     from snakemake_executor_plugin_slurm.utils import set_gres_string
@@ -116,6 +119,13 @@ def find_refusals(executor: Any, jobs: Iterable[Any]) -> list[str]:
         if kind in asked or job.rule.name in refusals:
             continue
         asked.add(kind)
+        gpus, requested = count_gpus(job), _count_requested_gpus(job)
+        if gpus and requested and gpus != requested:
+            refusals[job.rule.name] = (
+                f"its jobs use {gpus} GPUs and request {requested}. Expected: gpu={gpus}, or {gpus} as the number in "
+                "gres with gpu=0, in the profile's set-resources or by --set-resources"
+            )
+            continue
         parts = {
             "run_uuid": "test",
             "slurm_logfile": os.devnull,
@@ -127,12 +137,40 @@ def find_refusals(executor: Any, jobs: Iterable[Any]) -> list[str]:
         call = get_submit_command(job, parts, executor.workflow.executor_settings) + set_gres_string(job)
         try:
             ask(*shlex.split(call), "--test-only", "--wrap=true")
+            refusal = _find_time_limit(job, call)
         except subprocess.CalledProcessError as error:
-            if not find_outage(error.stderr):
-                refusals[job.rule.name] = f"{error.stderr.strip()} ({call})"
+            refusal = "" if find_outage(error.stderr) else error.stderr.strip()
         except (OSError, subprocess.SubprocessError):  # the submission itself waits for an answer
             continue
-    return [f"{rule}: SLURM would refuse its jobs: {refusal}" for rule, refusal in refusals.items()]
+        if refusal:
+            refusals[job.rule.name] = f"SLURM would refuse its jobs: {refusal} ({call})"
+    return [f"{rule}: {refusal}" for rule, refusal in refusals.items()]
+
+
+def _find_time_limit(job: Any, call: str) -> str:
+    """Return that a job asks for more time than its partitions give, or "".
+
+    SLURM takes such a job, unless it is told to enforce the limits of partitions (`EnforcePartLimits`), and never
+    starts it. A QOS may allow what the partition does not.
+    """
+    options = shlex.split(call)
+    runtime = job.resources.get("runtime")
+    if (
+        not isinstance(runtime, int)
+        or any(option.startswith("--qos") for option in options)
+        or "SBATCH_QOS" in os.environ
+    ):
+        return ""
+    limit = read_time_limit(options[options.index("-p") + 1] if "-p" in options else "")
+    if runtime <= limit:
+        return ""
+    return f"the time limit of {runtime} minutes is over that of the partition, {limit:g} minutes; see runtime"
+
+
+def _count_requested_gpus(job: Any) -> int:
+    """Return how many GPUs a job requests by `gpu` and by `gres`, such as gpu:a100:2."""
+    gres = re.search(r"\bgpu(?::[A-Za-z_][^:,]*)?(?::(\d+))?", job.resources.get("gres", ""))
+    return int(job.resources.get("gpu") or 0) + (int(gres[1] or 1) if gres else 0)
 
 
 def mend_log_folder(folder: Path) -> None:

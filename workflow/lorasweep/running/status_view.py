@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lorasweep.layout import HOLDER, MANIFEST
 from lorasweep.running.controller import Holder, read_holder
+from lorasweep.running.outages import NEVER
 from lorasweep.running.status import (
     BADLY,
     INTERRUPTED,
@@ -157,6 +158,8 @@ def _describe_wait(reason: str) -> str:
     """Return why a job of SLURM has not started, by SLURM's word for it (squeue's `%r`)."""
     if not reason or reason == "None":
         return "queued"
+    if NEVER.match(reason):
+        return f"will not start: {reason}"
     return f"{'held' if reason.startswith(_HELD) else 'waiting'}: {reason}"
 
 

@@ -1,6 +1,7 @@
 """Queries and commands to SLURM beyond those of the executor plugin: see docs/slurm.md."""
 
 import logging
+import math
 import os
 import re
 import subprocess
@@ -50,6 +51,28 @@ def count_gpus() -> int | None:
     nodes = dict(line.split("|", 1) for line in lines if "|" in line)  # a node has a line for each partition
     # Such as gpu:4 or gpu:a100:4(S:0-1), beside other devices.
     return sum(int(gpus) for text in nodes.values() for gpus in re.findall(r"\bgpu:(?:[^:,()]+:)?(\d+)", text)) or None
+
+
+def read_time_limit(partitions: str) -> float:
+    """Return the longest time limit in minutes of partitions, named with commas; "" stands for the default partition.
+
+    Raises:
+        OSError, subprocess.SubprocessError: SLURM does not answer.
+    """
+    lines = [line.split("|") for line in ask("sinfo", "--noheader", "--format=%P|%l")]
+    named = partitions.split(",")
+    limits = [limit for name, limit in lines if name.rstrip("*") in named or (not partitions and name.endswith("*"))]
+    return max(map(_read_minutes, limits), default=math.inf)
+
+
+def _read_minutes(time_limit: str) -> float:
+    """Return a time limit in minutes, given as `sinfo` prints it: `5:00`, `1-00:00:00`, `infinite`."""
+    days, _, clock = time_limit.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts):
+        return math.inf
+    hours, minutes, seconds = map(int, ["0", "0", *parts][-3:])
+    return 1440 * int(days or 0) + 60 * hours + minutes + seconds / 60
 
 
 def read_elapsed(jobs: Iterable[str]) -> dict[str, float]:

@@ -1,0 +1,187 @@
+"""Sites of all kinds: what a site's SLURM asks for is done, or told before the first job. Each row of docs/slurm.md."""
+
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from cluster import Cluster
+from slurm_sweep import TEXT, TRAINING_ONLY, SlurmSweep, check_undisturbed, stumble, wait_for
+
+
+def read_accounts(sweep: SlurmSweep, field: str, *, steps: bool = False) -> set[str]:
+    """Return what SLURM's accounting says of a sweep's jobs, or of the steps that ran in them."""
+
+    def read() -> set[str]:
+        names = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobIDRaw,JobName%200"]
+        lines = subprocess.run(names, **TEXT).stdout.splitlines()
+        jobs = [line.partition("|")[0] for line in lines if sweep.job_name in line]
+        command = ["sacct", "--noheader", "--parsable2", f"--jobs={','.join(jobs)}", f"--format=JobIDRaw,{field}"]
+        pairs = [line.partition("|")[::2] for line in subprocess.run(command, **TEXT).stdout.splitlines()]
+        return {value for job, value in pairs if (job.endswith(".0") if steps else "." not in job)}
+
+    found: set[str] = wait_for("accounting", read)
+    return found
+
+
+def request(rule: str, **resources: object) -> list[str]:
+    return ["--set-resources", *(f"{rule}:{name}={value}" for name, value in resources.items())]
+
+
+@pytest.mark.parametrize(
+    ("site", "resources", "gpus"),
+    [
+        ("one_by_gres", {"gres": "gpu:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
+        ("typed", {"gres": "gpu:fake:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
+        ("several", {"gres": "gpu:fake:2", "gpu": 0, "slurm_partition": "odd"}, 2),
+        ("by_model", {"gpu_model": "fake", "gpu": 2, "slurm_partition": "odd"}, 2),
+    ],
+)
+def test_gpus_are_those_of_the_step_that_trains(
+    make: Callable[..., SlurmSweep], own_cluster: Cluster, site: str, resources: dict[str, object], gpus: int
+) -> None:
+    sweep = make(site, variables={"seed": [0]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    run = sweep.start(*request("train", **resources))
+    assert sweep.wait(run) == 0, sweep.said[-6000:]
+    check_undisturbed(sweep)
+    [allocated] = read_accounts(sweep, "AllocTRES%200", steps=True)
+    assert f"gres/gpu={gpus}" in allocated.split(",")
+
+
+@pytest.mark.parametrize(
+    ("site", "resources"),
+    [
+        ("whole", {"slurm_partition": "whole"}),
+        ("exclusive", {"slurm_partition": "odd", "slurm_extra": "'--exclusive'"}),
+        ("several_partitions", {"slurm_partition": "odd,main"}),
+        # Only one of its nodes has the memory.
+        ("unlike_nodes", {"slurm_partition": "odd", "mem_mb": 9000}),
+    ],
+)
+def test_a_partition_is_right(
+    make: Callable[..., SlurmSweep], own_cluster: Cluster, site: str, resources: dict[str, object]
+) -> None:
+    sweep = make(site, variables={"seed": [0], "mode": ["B1"]})
+    sweep.edit(evaluation={"baseline": False})
+    rules = ("train", "merge", "evaluate")
+    wanted = [f"{rule}:{name}={value}" for rule in rules for name, value in resources.items()]
+    run = sweep.start("--set-resources", *wanted)
+    assert sweep.wait(run) == 0, sweep.said[-6000:]
+    check_undisturbed(sweep)
+    if site in ("whole", "exclusive"):
+        # All cores of a node.
+        assert read_accounts(sweep, "AllocCPUS") <= {"2", "4"}
+
+
+@pytest.mark.parametrize(
+    ("site", "resources", "words"),
+    [
+        ("time", {"slurm_partition": "short"}, "time limit"),
+        ("memory", {"mem_mb": 99000}, "Requested node configuration is not available"),
+        ("more_gpus", {"gpu": 3}, "Requested node configuration is not available"),
+        ("unknown_gpu", {"gres": "gpu:a100:1", "gpu": 0}, "Requested node configuration is not available"),
+        ("quotes", {"gres": "'\"gpu:fake:1\"'", "gpu": 0}, "GRES format should not be a nested string"),
+        ("account", {"slurm_account": "nobody"}, "nobody"),
+        ("qos", {"qos": "golden"}, "Invalid qos specification"),
+    ],
+)
+def test_what_a_site_never_takes_is_told_before_the_first_job(
+    make: Callable[..., SlurmSweep], own_cluster: Cluster, site: str, resources: dict[str, object], words: str
+) -> None:
+    sweep = make(site, variables={"seed": [0]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    done = sweep.snakemake("--retries", "0", *request("train", **resources))
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said[-4000:]
+    assert words in said, said[-4000:]
+    assert "Traceback" not in said
+    assert "has been submitted with" not in said
+    assert not [*sweep.results.glob("trainings/*/recipe.yaml")]
+
+
+def test_other_gpus_than_a_job_uses_are_refused(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
+    sweep = make("other_gpus", variables={"seed": [0]})
+    sweep.edit(evaluation=TRAINING_ONLY, model={"device": "cuda"}, controls={"gpus": 2})
+    resources = request("train", gres="gpu:fake:1", gpu=0, slurm_partition="odd")
+    done = sweep.snakemake("--retries", "0", *resources)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said[-4000:]
+    assert "train: its jobs use 2 GPUs and request 1. Expected: gpu=2, or 2 as the number in gres" in said, said[-4000:]
+
+
+def test_memory_is_asked_for_by_core_where_a_site_wants_it(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("by_core", variables={"seed": [0]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    refusal = 'echo "sbatch: error: Use --mem-per-cpu instead of --mem." >&2; exit 1'
+    stumble(sweep, "sbatch", f'case "$*" in *"--mem "*) {refusal};; esac\nexec "$real" "$@"')
+    done = sweep.snakemake("--retries", "0")
+    assert done.returncode == 1
+    assert "Use --mem-per-cpu instead of --mem." in done.stdout + done.stderr
+    sweep.edit(slurm={"mem_per_cpu": True})
+    run = sweep.start("--set-threads", "train=3", "--set-resources", "train:mem_mb=3000")
+    assert sweep.wait(run) == 0, sweep.said[-6000:]
+    check_undisturbed(sweep)
+
+
+def test_a_limit_on_running_gpus_is_waited_for_and_shown(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
+    sweep = make("one_gpu", variables={"seed": [0, 1]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    sweep.hold.touch()
+    run = sweep.start(*request("train", slurm_account="one_gpu", gpu=1, slurm_partition="gpu"))
+    sweep.wait_for("the reason", lambda: "waiting: AssocGrpGRES" in sweep.call("status"))
+    sweep.hold.unlink()
+    assert sweep.wait(run) == 0, sweep.said[-6000:]
+    check_undisturbed(sweep)
+
+
+def test_a_limit_on_submitted_jobs_is_waited_for(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
+    sweep = make("one_job", variables={"seed": [0, 1, 2]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    run = sweep.start(*request("train", slurm_account="one_job"))
+    assert sweep.wait(run) == 0, sweep.said[-6000:]
+    assert "AssocGrpSubmitJobsLimit" in sweep.said
+    check_undisturbed(sweep)
+
+
+@pytest.mark.alone
+def test_jobs_that_slurm_forgets_at_once_are_done(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
+    sweep = make("forgetful", variables={"seed": [0, 1]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    stumble(sweep, "sacct", 'echo "Slurm accounting storage is disabled" >&2; exit 1')
+    with own_cluster.configure("MinJobAge", "2"):
+        assert sweep.wait(sweep.start()) == 0, sweep.said[-6000:]
+    check_undisturbed(sweep)
+
+
+@pytest.mark.alone
+def test_arrays_keep_to_the_sites_size(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
+    sweep = make("arrays", variables={"seed": [0, 1, 2, 3, 4, 5]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    with own_cluster.configure("MaxArraySize", "4"):
+        assert sweep.wait(sweep.start("--slurm-array-jobs", "train")) == 0, sweep.said[-6000:]
+    assert sweep.plan() == {}
+
+
+def test_a_new_start_on_another_login_node_waits_for_what_runs(
+    make: Callable[..., SlurmSweep], own_cluster: Cluster
+) -> None:
+    sweep = make("login", variables={"seed": [0, 1]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    sweep.hold.touch()
+    sweep.login_node = "login1"
+    first = sweep.start()
+    running = sweep.wait_for("its jobs", lambda: len(jobs := sweep.list_jobs()) == 2 and jobs)
+    first.kill()
+    first.wait()
+    sweep.login_node = "login2"
+    assert sweep.wait(sweep.start()) == 1
+    assert "--unlock" in sweep.said
+    assert sweep.wait(sweep.start("--unlock")) == 0, sweep.said[-4000:]
+    second = sweep.start()
+    sweep.wait_for("its word", lambda: "still runs: the same training" in sweep.said)
+    sweep.hold.unlink()
+    assert sweep.wait(second) == 0, sweep.said[-6000:]
+    assert read_accounts(sweep, "State") == {"COMPLETED"}
+    assert sweep.plan() == {}
+    assert set(running) <= set(sweep.list_jobs("all"))
