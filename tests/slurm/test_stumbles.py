@@ -168,7 +168,9 @@ def test_a_controller_that_is_a_job_starts_itself_again_before_its_limit(make: C
         wait_for("what it says", lambda: log.exists() and "still runs: the same training" in log.read_text())
         sweep.hold.unlink()
         wait_for("its end", lambda: not sweep.list_jobs("PENDING,RUNNING"))
-        assert "1 of 1 points done" in log.read_text()
+        # On a slow machine it hands over in its turn.
+        said = [log.read_text() for log in ROOT.glob("lorasweep-controller-*.log")]
+        assert any("1 of 1 points done" in text for text in said), said
     finally:
         for log in ROOT.glob("lorasweep-controller-*.log"):
             log.unlink()
