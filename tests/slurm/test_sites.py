@@ -24,6 +24,11 @@ def read_accounts(sweep: SlurmSweep, field: str, *, steps: bool = False) -> set[
     return found
 
 
+def long(*values: object) -> object:
+    """Values of a case that `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 def request(rule: str, **resources: object) -> list[str]:
     return ["--set-resources", *(f"{rule}:{name}={value}" for name, value in resources.items())]
 
@@ -31,10 +36,10 @@ def request(rule: str, **resources: object) -> list[str]:
 @pytest.mark.parametrize(
     ("site", "resources", "gpus"),
     [
-        ("one_by_gres", {"gres": "gpu:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
-        ("typed", {"gres": "gpu:fake:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
+        long("one_by_gres", {"gres": "gpu:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
+        long("typed", {"gres": "gpu:fake:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
         ("several", {"gres": "gpu:fake:2", "gpu": 0, "slurm_partition": "odd"}, 2),
-        ("by_model", {"gpu_model": "fake", "gpu": 2, "slurm_partition": "odd"}, 2),
+        long("by_model", {"gpu_model": "fake", "gpu": 2, "slurm_partition": "odd"}, 2),
     ],
 )
 def test_gpus_are_those_of_the_step_that_trains(
@@ -53,10 +58,10 @@ def test_gpus_are_those_of_the_step_that_trains(
     ("site", "resources"),
     [
         ("whole", {"slurm_partition": "whole"}),
-        ("exclusive", {"slurm_partition": "odd", "slurm_extra": "'--exclusive'"}),
-        ("several_partitions", {"slurm_partition": "odd,main"}),
+        long("exclusive", {"slurm_partition": "odd", "slurm_extra": "'--exclusive'"}),
+        long("several_partitions", {"slurm_partition": "odd,main"}),
         # Only one of its nodes has the memory.
-        ("unlike_nodes", {"slurm_partition": "odd", "mem_mb": 9000}),
+        long("unlike_nodes", {"slurm_partition": "odd", "mem_mb": 9000}),
     ],
 )
 def test_a_partition_is_right(
@@ -80,10 +85,10 @@ def test_a_partition_is_right(
         ("time", {"slurm_partition": "short"}, "time limit"),
         ("memory", {"mem_mb": 99000}, "Requested node configuration is not available"),
         ("more_gpus", {"gpu": 3}, "Requested node configuration is not available"),
-        ("unknown_gpu", {"gres": "gpu:a100:1", "gpu": 0}, "Requested node configuration is not available"),
-        ("quotes", {"gres": "'\"gpu:fake:1\"'", "gpu": 0}, "GRES format should not be a nested string"),
+        long("unknown_gpu", {"gres": "gpu:a100:1", "gpu": 0}, "Requested node configuration is not available"),
+        long("quotes", {"gres": "'\"gpu:fake:1\"'", "gpu": 0}, "GRES format should not be a nested string"),
         ("account", {"slurm_account": "nobody"}, "nobody"),
-        ("qos", {"qos": "golden"}, "Invalid qos specification"),
+        long("qos", {"qos": "golden"}, "Invalid qos specification"),
     ],
 )
 def test_what_a_site_never_takes_is_told_before_the_first_job(
@@ -145,6 +150,7 @@ def test_a_limit_on_submitted_jobs_is_waited_for(make: Callable[..., SlurmSweep]
 
 
 @pytest.mark.alone
+@pytest.mark.long  # tests/unit says so of the query
 def test_jobs_that_slurm_forgets_at_once_are_done(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
     sweep = make("forgetful", variables={"seed": [0, 1]})
     sweep.edit(evaluation=TRAINING_ONLY)
@@ -155,6 +161,7 @@ def test_jobs_that_slurm_forgets_at_once_are_done(make: Callable[..., SlurmSweep
 
 
 @pytest.mark.alone
+@pytest.mark.long
 def test_arrays_keep_to_the_sites_size(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
     sweep = make("arrays", variables={"seed": [0, 1, 2, 3, 4, 5]})
     sweep.edit(evaluation=TRAINING_ONLY)
