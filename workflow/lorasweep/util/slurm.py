@@ -53,6 +53,7 @@ def count_gpus() -> int | None:
     return sum(int(gpus) for text in nodes.values() for gpus in re.findall(r"\bgpu:(?:[^:,()]+:)?(\d+)", text)) or None
 
 
+@cache
 def read_time_limit(partitions: str) -> float:
     """Return the longest time limit in minutes of partitions, named with commas; "" stands for the default partition.
 
