@@ -29,8 +29,8 @@ def long(*values: object) -> object:
     return pytest.param(*values, marks=pytest.mark.long)
 
 
-def request(rule: str, **resources: object) -> list[str]:
-    return ["--set-resources", *(f"{rule}:{name}={value}" for name, value in resources.items())]
+def request(*rules: str, **resources: object) -> list[str]:
+    return ["--set-resources", *(f"{rule}:{name}={value}" for rule in rules for name, value in resources.items())]
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,7 @@ def test_a_partition_is_right(
 ) -> None:
     sweep = make(site, variables={"seed": [0], "mode": ["B1"]})
     sweep.edit(evaluation={"baseline": False})
-    rules = ("train", "merge", "evaluate")
-    wanted = [f"{rule}:{name}={value}" for rule in rules for name, value in resources.items()]
-    run = sweep.start("--set-resources", *wanted)
+    run = sweep.start(*request("train", "merge", "evaluate", **resources))
     assert sweep.wait(run) == 0, sweep.said[-6000:]
     check_undisturbed(sweep)
     if site in ("whole", "exclusive"):
