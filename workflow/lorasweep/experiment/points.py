@@ -216,7 +216,7 @@ def format_value(value: Any, key: str | None = None) -> str:
         digits, _, exponent = format(number, "e").partition("e")
         scientific = f"{digits}e{int(exponent)}" if number else plain
         return min(plain, scientific, key=len) if key is None else scientific if key in SCIENTIFIC_KEYS else plain
-    return str(value)
+    return str(value["regex"] if isinstance(value, dict) else value)
 
 
 def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
@@ -314,7 +314,7 @@ def _make_name(point: Point) -> str:
     parts = []
     for key in point.swept:
         text = format_value(settings.get(key), key)
-        if key in PROMPT_KEYS and not (re.fullmatch(_VALUE, text) and len(text) <= _ABRIDGED):
+        if key in (*PROMPT_KEYS, "lora_modules") and not (re.fullmatch(_VALUE, text) and len(text) <= _ABRIDGED):
             text = _abridge(text)
         if not re.fullmatch(_VALUE, text) or ".." in text:
             raise InputError(

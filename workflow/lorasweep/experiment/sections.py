@@ -122,6 +122,8 @@ PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 ModelPath = Annotated[PathText, AfterValidator(_model_path)]
 DataFiles = Annotated[Text | tuple[Text, ...], BeforeValidator(_data_files)]
 AttentionModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
+Schedule = Literal["cosine", "linear", "constant"]
 ModelFormat = Literal["hf", "adapter"]
 
 
@@ -135,6 +137,35 @@ def _epochs(value: Any) -> Any:
     return sorted(epochs)
 
 
+def _modules(value: Any) -> Any:
+    is_list = isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)
+    is_pattern = isinstance(value, dict) and [*value] == ["regex"] and isinstance(value["regex"], str)
+    if value != "all-linear" and not is_list and not is_pattern:
+        raise ValueError("all-linear, a list of the model's own names of modules, or {regex: PATTERN}")
+    if is_pattern:
+        try:
+            re.compile(value["regex"])
+        except re.error as error:
+            raise ValueError(f"a regular expression ({error})") from error
+    return value
+
+
+def _initialization(value: str) -> str:
+    if value not in ("kaiming", "gaussian", "olora", "pissa") and not re.fullmatch(r"pissa_niter_[1-9]\d*", value):
+        raise ValueError("kaiming, gaussian, olora, pissa, or pissa_niter_N with a number N of iterations")
+    return value
+
+
+def _alpha(value: Any) -> Any:
+    number = _number(value)
+    if value not in ("r", "2r") and (isinstance(number, bool | str) or not isinstance(number, int | float) or number <= 0):
+        raise ValueError("a number above 0, r, or 2r")
+    return number
+
+
+Alpha = Annotated[Literal["r", "2r"] | float, BeforeValidator(_alpha)]
+Modules = Annotated[Literal["all-linear"] | list[str] | dict[str, str], BeforeValidator(_modules)]
+Initialization = Annotated[str, AfterValidator(_initialization)]
 Epochs = Annotated[Literal["last", "all"] | list[PositiveInt], BeforeValidator(_epochs)]
 
 
@@ -154,7 +185,8 @@ class About(Section):
 
 
 class Controls(Section):
-    """How every point is trained. Names and meanings are torchtune's. Each key can be a variable instead."""
+    """How every point is trained. Names and meanings are torchtune's, or PEFT's where torchtune has none. Each key can be
+    a variable instead. Keys for `trainer: trl` alone are refused by torchtune."""
 
     epochs: PositiveInt = 1
     """Passes over the training data."""
@@ -170,17 +202,41 @@ class Controls(Section):
     lr: PositiveNumber = 3e-4
     """Peak learning rate."""
     weight_decay: NonNegativeNumber = 0.01
-    """Weight decay of AdamW."""
+    """Weight decay of the optimizer."""
+    optimizer: Annotated[Optimizer, Field(exclude_if=lambda value: value == "adamw")] = "adamw"
+    """`trl`: the optimizer. `adamw_8bit` and `paged_adamw_8bit` are bitsandbytes', with moments of 8 bits; `adafactor`
+    has a fixed learning rate here, as the others."""
+    schedule: Annotated[Schedule, Field(exclude_if=lambda value: value == "cosine")] = "cosine"
+    """`trl`: how the learning rate changes after the warm-up: to 0 by a cosine or a line, or not at all."""
     num_warmup_steps: NonNegativeInt = 0
-    """Optimizer steps of linear warm-up before the cosine decay."""
+    """Optimizer steps of linear warm-up."""
+    warmup_ratio: Annotated[Fraction | None, Field(exclude_if=lambda value: value is None)] = None
+    """`trl`: the warm-up as a fraction of all steps, rounded up, in place of `num_warmup_steps`."""
     clip_grad_norm: PositiveNumber | None = None
     """Norm to which gradients are clipped; `null`: no clipping."""
     lora_rank: PositiveInt = 8
     """Rank r of the LoRA update B·A."""
-    lora_alpha: PositiveNumber | None = None
-    """LoRA alpha; the update is scaled by alpha / r. `null`: twice the rank, so the scale is 2 at every rank."""
+    lora_alpha: Alpha | None = None
+    """LoRA alpha: a number, `r` or `2r`; `null`: `2r`. The update is scaled by alpha / r, so that `2r` is a scale of 2 at
+    every rank, and a number one that falls with the rank; see docs/trainers.md."""
     lora_dropout: Fraction = 0.0
     """Dropout on the input of A during training."""
+    use_rslora: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """`trl`: scale the update by alpha / √r instead (rsLoRA, arXiv:2312.03732)."""
+    use_dora: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """`trl`: also learn the length of each weight's columns (DoRA, arXiv:2402.09353)."""
+    loraplus_lr_ratio: Annotated[PositiveNumber | None, Field(exclude_if=lambda value: value is None)] = None
+    """`trl`: how many times `lr` is the learning rate of B (LoRA+, arXiv:2402.12354); `null`: 1."""
+    init_lora_weights: Annotated[Initialization, Field(exclude_if=lambda value: value == "kaiming")] = "kaiming"
+    """`trl`: initial weights. `kaiming`, torchtune's and PEFT's default, and `gaussian` start with B = 0. `pissa`,
+    `pissa_niter_N` (faster, N iterations) and `olora` start from parts of the base weights, and are saved as an adapter
+    of the unchanged base model, of twice the rank."""
+    lora_modules: Annotated[Modules | None, Field(exclude_if=lambda value: value is None)] = None
+    """`trl`: the linear layers and embeddings that get an adapter, in place of the three keys below: `all-linear` (all
+    but the head), a list of the model's own names, or `{regex: PATTERN}`, which matches whole names. `null`: the keys
+    below."""
+    modules_to_save: Annotated[list[Text], Field(exclude_if=lambda value: not value)] = []
+    """`trl`: modules that are trained as a whole and kept in the adapter, such as `lm_head`."""
     lora_attn_modules: Annotated[list[AttentionModule], Field(min_length=1)] = ["q_proj", "v_proj"]
     """Attention projections that get an adapter (`output_proj` is Hugging Face's `o_proj`)."""
     apply_lora_to_mlp: bool = False
@@ -199,7 +255,13 @@ class Controls(Section):
     """Whether to recompute activations in the backward pass, which saves memory and takes more time."""
     override: dict[str, Any] = Field(default={}, alias="_override")
     """Keys merged into the torchtune recipe last. `${...}` refers to any key of the recipe or of `controls`. `null`
-    removes a key of a section, such as `fused` of `optimizer`."""
+    removes a key of a section, such as `fused` of `optimizer`. `trl`: keys of the recipe's section `trl`."""
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's alpha as a number."""
+        words = {"r": self.lora_rank, "2r": 2 * self.lora_rank, None: 2 * self.lora_rank}
+        return words[self.lora_alpha] if self.lora_alpha in words else float(self.lora_alpha)  # type: ignore[arg-type,index]
 
 
 Bounds = Annotated[list[Annotated[float, BeforeValidator(_number)]], Field(min_length=2, max_length=2)]
@@ -261,6 +323,9 @@ class Model(Section):
     device: Literal["cuda", "cpu"] = "cuda"
     """Where training and evaluation run. `cuda` requests one GPU per job, or `controls.gpus` and
     `evaluation.gpus`."""
+    quantize: Annotated[Literal["nf4", "int8"] | None, Field(exclude_if=lambda value: value is None)] = None
+    """`trl`: train on the base model in 4 bits (`nf4`, doubly quantized, QLoRA) or in 8 (`int8`), by bitsandbytes.
+    Adapters are merged into, and evaluated on, the model in `dtype`; see docs/trainers.md."""
 
 
 DataKey = Literal["train", "validation"]
@@ -536,8 +601,8 @@ class Experiment(Section):
     controls: Controls = Controls()
     """Settings shared by all points, with torchtune's names."""
     trainer: Annotated[Text, Field(exclude_if=lambda value: value == "torchtune")] = "torchtune"
-    """What trains: `torchtune`, or the dotted path of a module on Python's path (`PYTHONPATH`) that implements
-    `lorasweep.trainers.Trainer`. Changing it retrains every point."""
+    """What trains: `torchtune`, `trl` (any causal language model that transformers loads), or the dotted path of a module
+    on Python's path (`PYTHONPATH`) that implements `lorasweep.trainers.Trainer`. Changing it retrains every point."""
     model: Model
     """The base model."""
     data: Data = Data()
