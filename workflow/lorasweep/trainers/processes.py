@@ -59,7 +59,9 @@ def run(processes: int, device: str, work: Callable[..., int | None], *arguments
 
         before = signal.signal(signal.SIGTERM, pass_on)
         try:
-            context = start_processes(_work, (processes, folder, device, work, arguments, reports), processes, join=False)
+            context = start_processes(
+                _work, (processes, folder, device, work, arguments, reports), processes, join=False
+            )
             started += context.processes
             if is_told:
                 pass_on(signal.SIGTERM)

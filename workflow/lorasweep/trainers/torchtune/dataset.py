@@ -24,9 +24,7 @@ def training_data(tokenizer: ChatTokenizer, *, packed: bool = False, **keys: Any
     dataset = Samples(tokenize_samples(tokenizer, **keys))
     if not packed:
         return dataset
-    return PackedDataset(
-        dataset, max_seq_len=tokenizer.max_seq_len, split_across_pack=keys["format"] == "completion"
-    )
+    return PackedDataset(dataset, max_seq_len=tokenizer.max_seq_len, split_across_pack=keys["format"] == "completion")
 
 
 class Samples(Dataset):  # type: ignore[misc]
