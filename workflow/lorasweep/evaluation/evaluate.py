@@ -15,6 +15,7 @@ from typing import Any
 
 from lorasweep.adapters.adapter import AdapterError, ChangedBaseError, read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from lorasweep.checkpoints.quantization import make_quantization
 from lorasweep.checkpoints.tensors import get_torch_name
 from lorasweep.evaluation.inspect_tasks import EvaluationError, run_task
 from lorasweep.evaluation.placement import refuse_offload
@@ -169,6 +170,10 @@ def make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model_
     sampled = spec.temperature > 0
     if template := PLAIN if spec.has_plain_prompts else get_dated_template(checkpoint, spec.template_date):
         model_args["chat_template"] = template
+    if spec.quantize:
+        model_args["quantization_config"] = make_quantization(spec.quantize, spec.dtype)
+        if "base" in model_args:  # of lorasweep's provider: nothing can be merged into quantized weights
+            model_args["merged"] = False
     # A chat template writes the special tokens; the tokenizer would add a second one in front.
     writes_special_tokens = checkpoint.has_chat_template and not spec.has_plain_prompts
     model = get_model(
@@ -193,7 +198,7 @@ def _get_versions(spec: EvaluationSpec) -> dict[str, str]:
     used = {name for task in spec.tasks for name in (task.solver, task.scorer) if name}
     packages |= {name.partition("/")[0] for name in used if "/" in name and not name.partition("@")[0].endswith(".py")}
     packages |= {role.model.partition("/")[0] for role in (spec.model_roles or {}).values()}
-    backend = ["vllm"] if spec.backend == "vllm" else ["peft"]
+    backend = ["vllm"] if spec.backend == "vllm" else ["peft", *(["bitsandbytes"] if spec.quantize else [])]
     return get_versions("torch", "transformers", "inspect-ai", "tokenizers", *backend, *sorted(packages))
 
 
@@ -213,6 +218,8 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
         metrics["model_roles"] = {name: role.model for name, role in spec.model_roles.items()}
     if spec.gpus > 1:
         metrics["gpus"] = spec.gpus
+    if spec.quantize:
+        metrics["quantize"] = spec.quantize
     logs = {}
     began = time.monotonic()
     with _keep_inspects_files_in(state.data):

@@ -15,7 +15,7 @@ from lorasweep.util.digest import digest_file
 if TYPE_CHECKING:  # the evaluation environment only reads specs, and lacks the dependencies of these modules
     from collections.abc import Iterable
 
-    from lorasweep.experiment.sections import Data, Experiment, ModelRole
+    from lorasweep.experiment.sections import Base, Data, Experiment, ModelRole
     from lorasweep.experiment.tasks import TaskEntry
 
 Mode = Literal["A", "B1", "B2", "base"]
@@ -85,6 +85,8 @@ class EvaluationSpec(BaseModel):
     """A template of the user's message, with `{input}`."""
     template_date: str | None = _optional
     """The date that chat templates write, as YYYY-MM-DD; only if the model's or a role's template writes one."""
+    quantize: Literal["nf4", "int8"] | None = _optional
+    """How the base model is quantized in memory; `None`: it is not."""
     model_roles: dict[str, RoleSpec] | None = _optional
     """The models that tasks ask for by role."""
     gpus: int = Field(default=1, exclude=True)
@@ -129,10 +131,11 @@ def make_evaluation_spec(
     base_fingerprint: str,
     base_model: str | None = None,
     data: "Data | None" = None,
+    base: "Base" = "full",
 ) -> EvaluationSpec:
     """Return the spec of an evaluation in this mode; `files` are the tasks' source files.
 
-    `base_model` and `data` replace those of the experiment.
+    `base_model` and `data` replace those of the experiment. `base` is as `evaluation.base`.
     """
     evaluation, data = experiment.evaluation, data or experiment.data
     model = base_model or evaluation.base_model or experiment.model.path
@@ -156,6 +159,7 @@ def make_evaluation_spec(
         has_plain_prompts=True if data.format == "completion" else None,
         prompt=data.prompt,
         template_date=data.template_date if any(has_date(read_chat_template(Path(path))) for path in asked) else None,
+        quantize=experiment.model.quantize if base == "quantized" else None,
         model_roles={name: _make_role_spec(role) for name, role in sorted(evaluation.model_roles.items())} or None,
     )
 

@@ -8,6 +8,7 @@ from lorasweep.experiment.conditions import Condition
 from lorasweep.experiment.loading import parse_setting
 from lorasweep.experiment.random_points import draw_points
 from lorasweep.experiment.sections import (
+    BASE_KEY,
     CHECKPOINT_KEYS,
     MODE_KEY,
     PROMPT_KEYS,
@@ -126,7 +127,7 @@ def _find_true(
 ) -> set[int]:
     """Return the indices of the combinations that satisfy a condition. Keys that do not vary have their fixed value."""
     condition = Condition(text, SETTING_KEYS, where)
-    special: dict[str, Any] = dict.fromkeys(CHECKPOINT_KEYS, experiment.evaluation)
+    special: dict[str, Any] = dict.fromkeys((*CHECKPOINT_KEYS, BASE_KEY), experiment.evaluation)
     special |= {**dict.fromkeys(PROMPT_KEYS, experiment.data), TRAINER_KEY: experiment}
     fixed = {key: getattr(special.get(key, experiment.controls), key) for key in SETTING_KEYS if key != MODE_KEY}
 

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from lorasweep.experiment.sections import (
+    BASE_KEY,
     CHECKPOINT_KEYS,
     MODE_KEY,
     PROMPT_KEYS,
@@ -149,7 +150,9 @@ def parse_setting(key: str, value: Any, where: str) -> Any:
     """
     if key not in SETTING_KEYS:
         raise InputError(f"{where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
-    section: type[Section] = Evaluation if key in CHECKPOINT_KEYS else Data if key in PROMPT_KEYS else Controls
+    section: type[Section] = (
+        Evaluation if key in (*CHECKPOINT_KEYS, BASE_KEY) else Data if key in PROMPT_KEYS else Controls
+    )
     try:
         if key in (MODE_KEY, TRAINER_KEY):
             return TypeAdapter(Mode if key == MODE_KEY else Text).validate_python(value, strict=True)

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from lorasweep.experiment.grid import check_mode, make_combinations
 from lorasweep.experiment.loading import parse_section, parse_setting
 from lorasweep.experiment.sections import (
+    BASE_KEY,
     CHECKPOINT_KEYS,
     DEFAULT_TRAINER,
     MODE_KEY,
@@ -27,6 +28,7 @@ from lorasweep.experiment.sections import (
     NAME_RULE,
     PROMPT_KEYS,
     TRAINER_KEY,
+    Base,
     Controls,
     Data,
     Experiment,
@@ -69,6 +71,8 @@ class Point:
     adapter: str | None = None
     """The path of an existing adapter. If set, `controls` and `trainer` have no meaning."""
     trainer: str = DEFAULT_TRAINER
+    base: Base = "full"
+    """The base model that the adapter is evaluated on; see `evaluation.base`."""
     data: Data = field(default_factory=Data)
     """The experiment's data section, with the prompts of this point."""
     training: str | None = None
@@ -100,6 +104,7 @@ class Point:
             **({"adapter": self.adapter} if self.adapter else self._get_controls()),
             **({TRAINER_KEY: self.trainer} if is_said else {}),
             **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
+            **({BASE_KEY: self.base} if BASE_KEY in self.swept or self.base != "full" else {}),
             MODE_KEY: self.mode,
             **({"epoch": self.epoch} if self.epoch else {}),
         }
@@ -191,6 +196,7 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
             is_run=entry["is_run"],
             adapter=settings.get("adapter"),
             trainer=settings.get(TRAINER_KEY, DEFAULT_TRAINER),
+            base=settings.get(BASE_KEY, "full"),
             data=experiment.data if is_asked_alike else experiment.data.model_copy(update=prompts),
             training=training,
             trained_by=None if owner == name else owner,
@@ -205,7 +211,7 @@ def get_setting(settings: Mapping[str, Any], key: str) -> Any:
 
     Baselines and existing adapters have no controls: the result is `None`.
     """
-    default = DEFAULT_TRAINER if key == TRAINER_KEY else getattr(_DEFAULTS, key, None)
+    default = {TRAINER_KEY: DEFAULT_TRAINER, BASE_KEY: "full"}.get(key, getattr(_DEFAULTS, key, None))
     return settings.get(key, default if "lora_rank" in settings else None)
 
 
@@ -290,7 +296,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
 
 def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:
     """Check an existing adapter without reading its tensors, and the other `keys` of its run."""
-    allowed = (*PROMPT_KEYS, *CHECKPOINT_KEYS, MODE_KEY)
+    allowed = (*PROMPT_KEYS, *CHECKPOINT_KEYS, BASE_KEY, MODE_KEY)
     trained = [key for key in keys if key not in allowed]
     if trained:
         raise InputError(
@@ -314,6 +320,7 @@ def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
         controls=controls,
         mode=values.get(MODE_KEY) or get_mode(*kept),
         trainer=values.get(TRAINER_KEY, experiment.trainer),
+        base=values.get(BASE_KEY, experiment.evaluation.base),
         data=experiment.data.model_copy(update={k: v for k, v in values.items() if k in PROMPT_KEYS}),
     )
 

@@ -125,6 +125,7 @@ AttentionModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
 Schedule = Literal["cosine", "linear", "constant"]
 ModelFormat = Literal["hf", "adapter"]
+Base = Literal["full", "quantized"]
 
 
 def _epochs(value: Any) -> Any:
@@ -493,6 +494,9 @@ class Evaluation(Section):
     epochs: Annotated[Epochs, Field(exclude_if=lambda value: value == "last")] = "last"
     """Epochs after which a point is kept and evaluated: `last`, `all`, or a list of numbers from 1. Each epoch but the
     last has its own folder and rows, `<point>__epoch=<epoch>`. Adding epochs later retrains the points."""
+    base: Annotated[Base, Field(exclude_if=lambda value: value == "full")] = "full"
+    """With `model.quantize`: what adapters are evaluated on. `full`: the model in `model.dtype`; `quantized`: the model
+    that they were trained on, in B2 alone, with the updates beside its weights. Can be a variable."""
     max_merged_models: PositiveInt | None = None
     """Maximum number of merged models (B1) that exist at the same time; `null`: as many as evaluations can run at a
     time (see docs/plan.md), and one that is merged meanwhile."""
@@ -592,8 +596,8 @@ class Experiment(Section):
     """The experiment's name and question."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Values to sweep, by key; every combination is a point. Keys are those of `controls`, `trainer`, `system_prompt`
-    and `prompt` of `data`, and `mode` (A, B1 or B2: how a checkpoint is kept) or its parts `model_format` and
-    `merge_adapters`."""
+    and `prompt` of `data`, `base` of `evaluation`, and `mode` (A, B1 or B2: how a checkpoint is kept) or its parts
+    `model_format` and `merge_adapters`."""
     zip: list[Annotated[list[str], Field(min_length=2)]] = []
     """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
     sample: Sample | None = None
@@ -641,6 +645,9 @@ def get_mode(model_format: str, merge_adapters: bool) -> Mode:
     return "A" if model_format == "hf" else "B1" if merge_adapters else "B2"
 
 
+BASE_KEY = "base"
+"""Key of `evaluation` that can be a variable."""
+
 PROMPT_KEYS = ("system_prompt", "prompt")
 """Keys of `data` that can be variables. They define a point's prompts, in training and evaluation."""
 
@@ -652,6 +659,7 @@ SETTING_KEYS = (
     TRAINER_KEY,
     *PROMPT_KEYS,
     *CHECKPOINT_KEYS,
+    BASE_KEY,
     MODE_KEY,
 )
 """Every key that can be a variable, or be set by a run."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lorasweep.experiment.points import SEPARATOR, format_value, get_setting
-from lorasweep.experiment.sections import MODE_KEY
+from lorasweep.experiment.sections import BASE_KEY, MODE_KEY
 from lorasweep.layout import BASELINE, MANIFEST
 from lorasweep.results.inference import (
     Interval,
@@ -124,10 +124,14 @@ def make_table(
                 _compare(row, base[row["task"]], metric, scores, confidence)
     _adjust(rows)
     _name_settings(rows)
+    _write_alike(rows, variables)
     # Keeps integers although the baseline's values are missing.
     table = pd.DataFrame(rows).convert_dtypes()
     metrics = sorted(column for column in table.columns if "/" in column)
-    first = dict.fromkeys(["point", "setting", *variables, "epoch", "seed", "mode", "task", "samples", *metrics])
+    bases = [BASE_KEY] if any(BASE_KEY in row for row in rows) else []
+    first = dict.fromkeys(
+        ["point", "setting", *variables, *bases, "epoch", "seed", "mode", "task", "samples", *metrics]
+    )
     table = table[[*first, *(column for column in table.columns if column not in first)]]
     # The baseline first, then by value; numbers are sorted as numbers, not as text.
     order = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
@@ -174,6 +178,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
         "point": point,
         "_settings": json.dumps(without_seed, sort_keys=True),
         **{key: _plain(get_setting(settings, key)) for key in variables},
+        **({BASE_KEY: settings[BASE_KEY]} if BASE_KEY in settings else {}),
         "epoch": training.get("epochs"),
         "seed": settings.get("seed"),
         "mode": settings[MODE_KEY],
@@ -263,13 +268,21 @@ def _name_settings(rows: Sequence[dict[str, Any]]) -> None:
         row["setting"] = names[row["_settings"]]
 
 
+def _write_alike(rows: Sequence[dict[str, Any]], variables: Sequence[str]) -> None:
+    """Write the values of a variable that has both words and numbers, such as `lora_alpha`, as text: files need it."""
+    for key in variables:
+        kinds = {isinstance(row[key], str) for row in rows if row[key] is not None}
+        for row in rows if len(kinds) > 1 else ():
+            row[key] = None if row[key] is None else format_value(row[key], key)
+
+
 def _join_versions(manifest: Mapping[str, Any]) -> str:
     made_with = {**manifest["training"].get("versions", {}), **manifest["evaluation"].get("versions", {})}
     return " ".join(f"{package}={version}" for package, version in sorted(made_with.items()))
 
 
 def _plain(value: Any) -> Any:
-    return format_value(value) if isinstance(value, list) else value
+    return format_value(value) if isinstance(value, list | dict) else value
 
 
 def _order(row: Mapping[str, Any], variables: Sequence[str]) -> tuple[Any, ...]:

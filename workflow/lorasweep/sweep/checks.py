@@ -47,6 +47,8 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     for point in points:
         _check_prompts(point.data, f" (point '{point.name}')")
     _check_backend(experiment, points)
+    for point in points:
+        _check_base(experiment, point)
     if evaluation.gpus not in (1, "auto") and experiment.model.device != "cuda":
         raise InputError(
             f"evaluation.gpus: {evaluation.gpus} is invalid with model.device: {experiment.model.device}", "1, or cuda"
@@ -326,6 +328,26 @@ def _check_backend(experiment: Experiment, points: Iterable[Point]) -> None:
         raise InputError(
             f"evaluation.backend: 'vllm' needs model.device: cuda, but it is {experiment.model.device!r}",
             f"hf on {experiment.model.device}",
+        )
+
+
+def _check_base(experiment: Experiment, point: Point) -> None:
+    """Check that a quantized base is one that is there, in a mode and with adapters that leave it as it is."""
+    if point.base == "full" or not point.is_evaluated:
+        return
+    problem = f"evaluation.base: 'quantized' (point '{point.name}')"
+    if not experiment.model.quantize:
+        raise InputError(f"{problem} does not go without model.quantize", "full; or model.quantize: nf4 or int8")
+    if point.mode != "B2":
+        raise InputError(
+            f"{problem} does not go with mode {point.mode}, which merges the adapter into the full base",
+            "full; or model_format: adapter with merge_adapters: false",
+        )
+    if experiment.evaluation.backend != "hf":
+        raise InputError(f"{problem} does not go with evaluation.backend: {experiment.evaluation.backend!r}", "hf")
+    if point.controls.modules_to_save and not point.adapter:
+        raise InputError(
+            f"{problem} does not go with controls.modules_to_save, which replaces modules of the base", "full"
         )
 
 

@@ -20,7 +20,7 @@ from lorasweep.experiment.devices import check_device
 from lorasweep.experiment.loading import load_experiment, read_overrides
 from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
 from lorasweep.experiment.roles import check_roles
-from lorasweep.experiment.sections import DATA_KEYS, NAME_PATTERN, Data, Experiment
+from lorasweep.experiment.sections import BASE_KEY, DATA_KEYS, NAME_PATTERN, Base, Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import check_fetched, read_revisions, with_local_paths
@@ -407,15 +407,24 @@ class Sweep:
     def get_evaluation_spec(self, point: str) -> EvaluationSpec:
         """Return the specification of a point's evaluation: everything it depends on, except the adapter's weights."""
         data = self.points[point].data if point in self.points else self.experiment.data
-        return self._get_spec(self.evaluated[point], self.baselines.get(point, self.base_model), data)
+        model = self.baselines.get(point, self.base_model)
+        return self._get_spec(self.evaluated[point], model, data, self.get_base(point))
 
-    def _get_spec(self, mode: Mode, model: str, data: Data) -> EvaluationSpec:
-        key = (mode, model, data.model_dump_json())
+    def get_base(self, name: str) -> Base:
+        """Return whether a point or a baseline is evaluated on the full or on the quantized base model."""
+        if name in self.points:
+            return self.points[name].base
+        return self.experiment.evaluation.base if self.baselines[name] == self.base_model else "full"
+
+    def _get_spec(self, mode: Mode, model: str, data: Data, base: Base) -> EvaluationSpec:
+        key = (mode, model, data.model_dump_json(), base)
         if key not in self._specs:
             is_base = model == self.base_model
             fingerprint = self.base_fingerprint if is_base else read_checkpoint(Path(model)).fingerprint
             files = map(Path, self.task_files)
-            self._specs[key] = make_evaluation_spec(self.experiment, self.tasks, files, mode, fingerprint, model, data)
+            self._specs[key] = make_evaluation_spec(
+                self.experiment, self.tasks, files, mode, fingerprint, model, data, base
+            )
         return self._specs[key]
 
     def get_settings(self, point: str) -> str:
@@ -428,6 +437,8 @@ class Sweep:
             settings = self.points[point].settings
         else:
             settings = {"mode": "base", **({} if point == BASELINE else {"model": self.baselines[point]})}
+            if any(other.base != "full" for other in self.points.values()):
+                settings[BASE_KEY] = self.get_base(point)
         made_on = {"dtype": self.experiment.model.dtype, "device": self.experiment.model.device}
         plain: dict[str, Any] = json.loads(json.dumps({**made_on, **settings}))
         return plain
@@ -477,8 +488,9 @@ class Sweep:
         done = {point for point in trained if not self.missing_model and self._is_evaluated(point)}
         batches: dict[str, list[str]] = {}
         # One job has one evaluation specification: points with other data settings get their own batches.
-        for data in dict.fromkeys(self.points[point].data for point in direct):
-            alike = [point for point in direct if self.points[point].data == data]
+        kinds = {point: (self.points[point].data, self.points[point].base) for point in direct}
+        for kind in dict.fromkeys(kinds.values()):
+            alike = [point for point in direct if kinds[point] == kind]
             for batch, points in assign_batches(alike, done, trained, size, record).items():
                 batches.setdefault(batch, []).extend(points)
         return batches

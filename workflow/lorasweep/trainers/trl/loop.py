@@ -22,9 +22,10 @@ from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from torch import distributed
 from torch.utils.data import DataLoader, Sampler
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from lorasweep.checkpoints.quantization import make_quantization
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import Diverged, Stopped
 from lorasweep.trainers.frame import Start, prepare_folders
@@ -367,16 +368,7 @@ def _build_model(config: Mapping[str, Any], initial: Path) -> Any:
     section = config["model"]
     dtype, options = _DTYPES[section["dtype"]], {}
     if quantize := section.get("quantize"):
-        options["quantization_config"] = (
-            BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=quantize,
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
-            if quantize == "nf4"
-            else BitsAndBytesConfig(load_in_8bit=True)
-        )
+        options["quantization_config"] = make_quantization(quantize, section["dtype"])
         if section["device"] == "cuda":
             options["device_map"] = {"": torch.cuda.current_device()}
     base = AutoModelForCausalLM.from_pretrained(section["path"], dtype=dtype, local_files_only=True, **options)
