@@ -60,8 +60,8 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "mistral": (MistralConfig, {"rope_theta": 1000000.0, "sliding_window": None}),
 }
 
-_GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "tie_word_embeddings": True}
-_SLIDING = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "initializer_range": 0.1, "tie_word_embeddings": True}
+_SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 
 # Others, with wider weights. Windows are shorter than the samples, heads wider than their share, multipliers not 1.
 OTHER_FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
