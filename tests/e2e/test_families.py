@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "whole_head": {"modules_to_save": ["lm_head"]},
     "embedding": {"lora_modules": ["embed_tokens", "q_proj"]},
     "pattern": {"lora_modules": {"regex": r"model\.layers\.[02]\..*_proj"}},
-    "translated": {"lora_modules": None, "lora_attn_modules": ["q_proj", "output_proj"], "apply_lora_to_output": True},
+    "translated": {"lora_modules": None, "lora_attn_modules": ["q_proj", "output_proj"], "apply_lora_to_mlp": True},
     "adafactor": {"optimizer": "adafactor"},
     "linear": {"schedule": "linear", "warmup_ratio": 0.1},
     "constant": {"schedule": "constant", "warmup_ratio": 0.1},
