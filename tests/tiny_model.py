@@ -6,12 +6,28 @@ Run with an environment that has transformers (.venv/train or .venv/eval). The s
 """
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 _SCALED = {
@@ -21,7 +37,7 @@ _SCALED = {
     "original_max_position_embeddings": 8192,
 }
 
-# As the models of each family differ: heads, ties, RoPE.
+# Those that torchtune trains. As the models of each family differ: heads, ties, RoPE.
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama2": (LlamaConfig, {"num_key_value_heads": 4, "rope_theta": 10000.0}),
     "llama3": (LlamaConfig, {"rope_theta": 500000.0, "max_position_embeddings": 8192}),
@@ -44,6 +60,33 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "mistral": (MistralConfig, {"rope_theta": 1000000.0, "sliding_window": None}),
 }
 
+_GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "initializer_range": 0.1, "tie_word_embeddings": True}
+_SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+# Others, with wider weights. Windows are shorter than the samples, heads wider than their share, multipliers not 1.
+OTHER_FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "qwen3": (Qwen3Config, {"head_dim": 32, "tie_word_embeddings": True}),
+    "gemma2": (Gemma2Config, {**_GEMMA, **_SLIDING}),
+    "gemma3": (Gemma3TextConfig, {**_GEMMA, **_SLIDING}),
+    "phi3": (Phi3Config, {"num_key_value_heads": 4, "sliding_window": 16}),
+    "phi4": (Phi3Config, {"partial_rotary_factor": 1.0, "sliding_window": None, "rope_theta": 250000.0}),
+    "mixtral": (MixtralConfig, {"intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "olmo2": (Olmo2Config, {"rope_theta": 500000.0}),
+    "smollm3": (SmolLM3Config, {"no_rope_layers": [1, 1, 0], "tie_word_embeddings": True}),
+    "granite": (
+        GraniteConfig,
+        {
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 1.5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gpt_neox": (GPTNeoXConfig, {}),
+    "gpt2": (GPT2Config, {"n_inner": 128, "max_position_embeddings": 512, "tie_word_embeddings": True}),
+}
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -53,7 +96,7 @@ SPECIAL_TOKENS = ["<|begin|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--family", choices=FAMILIES, required=True)
+    parser.add_argument("--family", choices=(*FAMILIES, *OTHER_FAMILIES), required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the weights")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -87,9 +130,9 @@ def make_tokenizer(has_chat_template: bool) -> PreTrainedTokenizerFast:
 
 
 def make_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int, **changes: Any) -> Any:
-    """Weights are wide enough that answers differ; of Qwen, biases too. `changes` are of the model's configuration."""
+    """Weights are wide enough that answers differ; biases too. `changes` are of the model's configuration."""
     torch.manual_seed(seed)
-    config_class, special = FAMILIES[family]
+    config_class, special = {**OTHER_FAMILIES, **FAMILIES}[family]
     sizes = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -105,6 +148,9 @@ def make_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int, **cha
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if family not in FAMILIES:  # GPT-2 has no heads of keys of its own, for one
+        known = {*config_class.attribute_map, *(field.name for field in fields(config_class))}
+        sizes = {key: value for key, value in sizes.items() if key in known} | {"initializer_range": 0.2}
     model = AutoModelForCausalLM.from_config(config_class(**{**sizes, **special, **changes}))
     for name, parameter in model.named_parameters():
         if name.endswith(".bias"):
