@@ -36,9 +36,8 @@ def find_modules(checkpoint: Checkpoint, controls: Controls) -> list[str]:
             are no layers; the head is tied, or there is none.
     """
     architecture = get_architecture(checkpoint)
-    chosen = controls.lora_modules
-    if chosen is not None:
-        return _find_chosen(architecture, chosen)
+    if controls.lora_modules is not None:
+        return _find(architecture, controls)
     words: list[tuple[str, str]] = [("lora_attn_modules", word) for word in controls.lora_attn_modules]
     words += [("apply_lora_to_mlp", word) for word in _MLP if controls.apply_lora_to_mlp]
     for key, word in words:
@@ -51,7 +50,7 @@ def find_modules(checkpoint: Checkpoint, controls: Controls) -> list[str]:
     if controls.apply_lora_to_output and (architecture.tied or not architecture.head):
         problem = "tied to the embeddings" if architecture.tied else "not there"
         raise InputError(f"controls.apply_lora_to_output: the head of this model is {problem}", "false")
-    return _find_translated(architecture, controls)
+    return _find(architecture, controls)
 
 
 def list_adapter_tensors(checkpoint: Checkpoint, controls: Controls) -> Mapping[str, tuple[int, ...]]:
@@ -95,10 +94,8 @@ def _count_parameters(checkpoint: Checkpoint, settings: str) -> int:
 
 
 def _make_tensors(architecture: Architecture, controls: Controls, rank: int) -> dict[str, tuple[int, ...]]:
-    chosen = controls.lora_modules
-    modules = _find_translated(architecture, controls) if chosen is None else _find_chosen(architecture, chosen)
     tensors: dict[str, tuple[int, ...]] = {}
-    for module in modules:
+    for module in _find(architecture, controls):
         name = f"base_model.model.{module}"
         if module in architecture.layers:
             out, into = architecture.layers[module]
@@ -111,6 +108,16 @@ def _make_tensors(architecture: Architecture, controls: Controls, rank: int) -> 
     for parameter, shape in _find_saved(architecture, controls.modules_to_save).items():
         tensors[f"base_model.model.{parameter}"] = shape
     return tensors
+
+
+def _find(architecture: Architecture, controls: Controls) -> list[str]:
+    """Return the modules that get an adapter; as in PEFT, none of those in `modules_to_save`, which change anyway."""
+    chosen = controls.lora_modules
+    found = _find_translated(architecture, controls) if chosen is None else _find_chosen(architecture, chosen)
+    left = [name for name in found if not any(f".{word}." in f".{name}." for word in controls.modules_to_save)]
+    if chosen is not None and not left:
+        raise InputError(f"controls.lora_modules: {chosen!r} means modules in modules_to_save only", "other modules")
+    return left
 
 
 def _find_translated(architecture: Architecture, controls: Controls) -> list[str]:

@@ -21,5 +21,7 @@ def read_shape(path: Path) -> Checkpoint:
     stored = describe(path).stored
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     dtype = TORCH_NAMES.get(str(config.get("dtype") or config.get("torch_dtype")), "BF16")
-    tensors = {name: Tensor(SINGLE, dtype, shape, 0, prod(shape) * BITS[dtype] // 8) for name, shape in stored.items()}
+    tensors = {
+        name: Tensor(SINGLE, dtype, shape, 0, prod(shape) * BITS[dtype] // 8) for name, shape in sorted(stored.items())
+    }
     return Checkpoint(path, config, (SINGLE,), tensors, find_files(path, TOKENIZER_FILES))
