@@ -178,7 +178,9 @@ def test_a_model_is_described_once_in_a_working_directory(tmp_path: Path, monkey
     first = read_shape(tmp_path / "first")
     monkeypatch.setattr("lorasweep.checkpoints.architecture._build", None)
     (tmp_path / "first").rename(tmp_path / "moved")
-    assert get_architecture(read_shape(tmp_path / "moved")) == get_architecture(first)
+    again = read_shape(tmp_path / "moved")
+    assert get_architecture(again) == get_architecture(first)
+    assert [*get_architecture(again).layers] == [*get_architecture(first).layers]
 
 
 def test_without_the_evaluation_environment_only_weights_say_what_a_model_is(

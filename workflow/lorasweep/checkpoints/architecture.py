@@ -18,7 +18,7 @@ from typing import Any
 
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.util.errors import InputError, find_reason
-from lorasweep.util.files import find_record, write_record
+from lorasweep.util.files import find_record, write_aside
 from lorasweep.util.versions import digest_packages
 
 ARCHITECTURES = Path(".snakemake/lorasweep/architectures")
@@ -157,7 +157,8 @@ def _find_description(path: Path) -> Architecture | None:
     if "architecture" not in record:
         record = {"architecture": _build(path)}
         with suppress(OSError):  # a directory that is only looked at may be another person's
-            write_record(file, record)
+            ARCHITECTURES.mkdir(parents=True, exist_ok=True)
+            write_aside(file, json.dumps(record) + "\n")  # in the model's order
     return None if record["architecture"] is None else _read(record["architecture"])
 
 

@@ -63,12 +63,6 @@ def list_adapter_tensors(checkpoint: Checkpoint, controls: Controls) -> Mapping[
     Raises:
         InputError: `lora_modules` or `modules_to_save` is wrong; see `find_modules`.
     """
-    return _list_tensors(checkpoint, controls.model_dump_json(include=_KEYS))
-
-
-@lru_cache
-def _list_tensors(checkpoint: Checkpoint, settings: str) -> Mapping[str, tuple[int, ...]]:
-    controls = Controls.model_validate_json(settings)
     return _make_tensors(get_architecture(checkpoint), controls, get_saved_rank(controls))
 
 
@@ -77,19 +71,28 @@ def get_saved_rank(controls: Controls) -> int:
     return controls.lora_rank * (2 if controls.init_lora_weights.startswith(("pissa", "olora")) else 1)
 
 
+def get_shape_settings(controls: Controls) -> str:
+    """Return the controls that decide the shapes of an adapter, as JSON, as a key for caches."""
+    return controls.model_dump_json(include=_KEYS)
+
+
 def count_lora_parameters(checkpoint: Checkpoint, controls: Controls) -> int:
     """Return the number of trained parameters: r · (in + out) for each linear layer, and as in `list_adapter_tensors`.
 
     Raises:
         InputError: `lora_modules` or `modules_to_save` is wrong; see `find_modules`.
     """
-    return _count_parameters(checkpoint, controls.model_dump_json(include=_KEYS))
+    return _count_values(checkpoint, get_shape_settings(controls), controls.lora_rank)
+
+
+def count_saved_values(checkpoint: Checkpoint, controls: Controls) -> int:
+    """Return the number of values in a saved adapter; errors are those of `count_lora_parameters`."""
+    return _count_values(checkpoint, get_shape_settings(controls), get_saved_rank(controls))
 
 
 @lru_cache
-def _count_parameters(checkpoint: Checkpoint, settings: str) -> int:
-    controls = Controls.model_validate_json(settings)
-    tensors = _make_tensors(get_architecture(checkpoint), controls, controls.lora_rank)
+def _count_values(checkpoint: Checkpoint, settings: str, rank: int) -> int:
+    tensors = _make_tensors(get_architecture(checkpoint), Controls.model_validate_json(settings), rank)
     return sum(map(prod, tensors.values()))
 
 

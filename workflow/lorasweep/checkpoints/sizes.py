@@ -11,7 +11,7 @@ from math import prod
 
 from lorasweep.checkpoints.checkpoint import SINGLE, Checkpoint
 from lorasweep.checkpoints.dtypes import BYTES, PRECISIONS
-from lorasweep.checkpoints.lora import list_adapter_tensors
+from lorasweep.checkpoints.lora import get_shape_settings, list_adapter_tensors
 from lorasweep.experiment.sections import Controls
 
 SMALL_FILES = 8_000
@@ -35,12 +35,13 @@ def get_safetensors_size(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> i
 
 def get_adapter_size(base: Checkpoint, controls: Controls, dtype: str) -> int:
     """Return the size in bytes of `adapter_model.safetensors`, all of `dtype`."""
-    return _get_adapter_size(tuple(sorted(list_adapter_tensors(base, controls).items())), dtype)
+    return _get_adapter_size(base, get_shape_settings(controls), dtype)
 
 
 @lru_cache
-def _get_adapter_size(tensors: tuple[tuple[str, tuple[int, ...]], ...], dtype: str) -> int:
-    return get_safetensors_size(dict(tensors), dtype)
+def _get_adapter_size(base: Checkpoint, settings: str, dtype: str) -> int:
+    tensors = list_adapter_tensors(base, Controls.model_validate_json(settings))
+    return get_safetensors_size(dict(sorted(tensors.items())), dtype)
 
 
 def get_model_size(base: Checkpoint, dtype: str) -> int:

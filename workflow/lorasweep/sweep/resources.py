@@ -10,7 +10,7 @@ from pathlib import Path
 from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.dtypes import BYTES
-from lorasweep.checkpoints.lora import count_lora_parameters, list_adapter_tensors
+from lorasweep.checkpoints.lora import count_lora_parameters, count_saved_values
 from lorasweep.experiment.devices import get_device
 from lorasweep.experiment.roles import get_folders
 from lorasweep.experiment.sections import DATA_KEYS, MOST_ADAPTERS, Controls, Data, Evaluation, Experiment, Model
@@ -99,8 +99,8 @@ def train_runtime(checkpoint: Checkpoint, controls: Controls, model: Model, samp
 
 def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model, kept: int = 1) -> int:
     """Return the disk space of a training in MB: two adapters per epoch, `kept` adapters, and the saved states."""
-    saved = sum(map(prod, list_adapter_tensors(checkpoint, controls).values()))
-    values = (2 * controls.epochs + kept) * saved + SAVED_STATES * count_lora_parameters(checkpoint, controls)
+    saved, trained = count_saved_values(checkpoint, controls), count_lora_parameters(checkpoint, controls)
+    values = (2 * controls.epochs + kept) * saved + SAVED_STATES * trained
     return 100 + ceil(values * BYTES[model.dtype] / MB)
 
 
