@@ -89,7 +89,7 @@ def describe(path: Path) -> Architecture:
         model_type = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"'{file}' cannot be read ({error})", "the config.json of a checkpoint") from error
-    if not _has_environment():
+    if not has_environment():
         raise InputError(f"'{file}': sizes need the evaluation environment, which is not installed", "make install")
     described = _find_description(path)
     if described is None:
@@ -107,7 +107,7 @@ def get_architecture(checkpoint: Checkpoint) -> Architecture:
     Raises:
         InputError: transformers cannot build the model.
     """
-    described = _find_description(checkpoint.path) if _has_environment() else None
+    described = _find_description(checkpoint.path) if has_environment() else None
     return described or guess(checkpoint)
 
 
@@ -144,7 +144,8 @@ def guess(checkpoint: Checkpoint) -> Architecture:
     )
 
 
-def _has_environment() -> bool:
+def has_environment() -> bool:
+    """Whether the evaluation environment is in the clone. With `--sdm conda` it may not be."""
     return (_ROOT / ".venv/eval/bin/python").is_file()
 
 
