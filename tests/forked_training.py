@@ -19,7 +19,7 @@ PROCESSES.set_forkserver_preload(
         "lorasweep.trainers.torchtune.run",
         "lorasweep.trainers.torchtune.tokenizer",
         "lorasweep.trainers.torchtune.dataset",
-        "lorasweep.trainers.torchtune.processes",
+        "lorasweep.trainers.processes",
         "lorasweep.trainers.torchtune.loop",
         "lorasweep.util.versions",
         "torch.utils.tensorboard",
@@ -48,10 +48,10 @@ def prepare() -> None:
 
 
 def _prepare() -> None:
-    from lorasweep.trainers.torchtune import processes as torchtune_processes
+    from lorasweep.trainers import processes
 
     prepare()
-    torchtune_processes.start_processes = _fork_processes
+    processes.start_processes = _fork_processes
 
 
 def _fork_processes(work: Callable[..., None], arguments: tuple[Any, ...], count: int, join: bool) -> Any:

@@ -24,10 +24,9 @@ def train_and_end(
 
 
 def _train(recipe: Path, save_every: int, happens: str, step: int, **options: Any) -> None:
-    from lorasweep.trainers import TrainingError
+    from lorasweep.trainers import TrainingError, saved_states
     from lorasweep.trainers.torchtune import loop as torchtune_recipe
     from lorasweep.trainers.torchtune import run as torchtune
-    from lorasweep.trainers.torchtune import saved_states as torchtune_state
 
     prepare()
     log = (recipe.parent / "train.log").open("a")
@@ -35,7 +34,7 @@ def _train(recipe: Path, save_every: int, happens: str, step: int, **options: An
     os.dup2(log.fileno(), 2)
     torchtune_recipe.Recipe._is_due = lambda self: self.global_step % save_every == 0
     if happens == "killed while a state is written":
-        _before(torchtune_state, "_digest", lambda file: _kill() if is_at(file, step) else None)
+        _before(saved_states, "_digest", lambda file: _kill() if is_at(file, step) else None)
     elif happens:
         method, do = {
             "killed in a step": ("_loss_step", lambda self, *_: _kill() if self.global_step == step else None),

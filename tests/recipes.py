@@ -8,8 +8,7 @@ from typing import Any
 
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.sections import Controls, Data, Model
-from lorasweep.trainers import TrainingSpec
-from lorasweep.trainers.torchtune.recipe import recipe
+from lorasweep.trainers import TrainingSpec, get_trainer
 
 # Two batches of an epoch of two steps are left over: torchtune carries them into the next one.
 CONTROLS = {"epochs": 2, "batch_size": 3, "gradient_accumulation_steps": 3, "lr": 4e-3, "lora_dropout": 0.1}
@@ -29,6 +28,8 @@ def write_recipe(
     data: dict[str, Any] | None = None,
     device: str = "cpu",
     dtype: str = "fp32",
+    trainer: str = "torchtune",
+    quantize: str | None = None,
     **controls: Any,
 ) -> Path:
     """Write the recipe of a training of a sweep in a directory."""
@@ -36,11 +37,11 @@ def write_recipe(
         checkpoint=read_checkpoint(model),
         controls=Controls(**{**CONTROLS, **controls}),
         swept=(),
-        model=Model(path=str(model), device=device, dtype=dtype),
+        model=Model(path=str(model), device=device, dtype=dtype, quantize=quantize),
         data=Data(**{"train": str(write_samples(directory / "train.jsonl", ascii_lowercase)), **(data or {})}),
         output_dir=str(directory / "sweep/trainings" / point),
     )
     file = directory / "sweep/trainings" / point / "recipe.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text(recipe(spec))
+    file.write_text(get_trainer(trainer).recipe(spec))
     return file

@@ -22,11 +22,11 @@ from lorasweep.trainers.training_log import COLUMNS, read_log
 from lorasweep.util.digest import digest_file
 from sweep import ROOT, RUN, Sweep, run_stage
 
-TRAINERS = ("torchtune", "plain_trainer")
+TRAINERS = ("torchtune", "trl", "plain_trainer")
 
 # What other tests say of torchtune: tests/train, and those of the sweep that is finished, which is planned by lengths.
 only_others = pytest.mark.parametrize(
-    "make_training", [pytest.param("torchtune", marks=pytest.mark.long), "plain_trainer"], indirect=True
+    "make_training", [pytest.param("torchtune", marks=pytest.mark.long), "trl", "plain_trainer"], indirect=True
 )
 
 JOB = ("-m", "lorasweep", "job")

@@ -201,14 +201,14 @@ class TestLengths:
         self, make: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         recipe = make()
-        whole = ChatTokenizer.tokenize_messages
+        whole = ChatTokenizer.tokenize_conversation
 
         def fail(self: Any, messages: Any) -> Any:
-            if "ccc" in messages[0].text_content:
+            if "ccc" in messages[0].content:
                 raise ValueError("this template fails")
             return whole(self, messages)
 
-        monkeypatch.setattr(ChatTokenizer, "tokenize_messages", fail)
+        monkeypatch.setattr(ChatTokenizer, "tokenize_conversation", fail)
         with pytest.raises(
             TrainingError, match=r"train\.jsonl:3: cannot be tokenized: ValueError: this template fails"
         ):

@@ -10,7 +10,8 @@ import pytest
 from torchtune.data import Message
 from transformers import AutoTokenizer
 
-from lorasweep.trainers.torchtune.tokenizer import ChatTokenizer, SampleError
+from lorasweep.trainers.tokenizer import SampleError
+from lorasweep.trainers.torchtune.tokenizer import ChatTokenizer
 from tiny_model import make_tokenizer
 
 TEMPLATES = Path(__file__).parents[1] / "chat_templates"

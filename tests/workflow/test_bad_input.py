@@ -185,7 +185,7 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "too many adapters a job": (edit(evaluation={"adapters_per_job": 1000}), ["adapters_per_job", "1000", "200"]),
     "no such trainer": (
         edit(trainer="torchtun"),
-        ["sweep.yaml: trainer: 'torchtun' is not known (did you mean 'torchtune'?). Expected: torchtune, or the"],
+        ["sweep.yaml: trainer: 'torchtun' is not known (did you mean 'torchtune'?). Expected: torchtune, trl, or the"],
     ),
     "a trainer that is none": (
         edit(trainer="lorasweep.trainers.training_log"),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.sections import Controls, Data, Model
 from lorasweep.trainers import TrainingSpec
-from lorasweep.trainers.torchtune.recipe import declared_adapter_only, dump_recipe, recipe
+from lorasweep.trainers.sections import dump_recipe
+from lorasweep.trainers.torchtune.recipe import declared_adapter_only, recipe
 from lorasweep.util.errors import InputError
 from plain_checkpoint import LLAMA3_ROPE, write_checkpoint
 

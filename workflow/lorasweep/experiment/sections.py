@@ -158,7 +158,9 @@ def _initialization(value: str) -> str:
 
 def _alpha(value: Any) -> Any:
     number = _number(value)
-    if value not in ("r", "2r") and (isinstance(number, bool | str) or not isinstance(number, int | float) or number <= 0):
+    if value not in ("r", "2r") and (
+        isinstance(number, bool | str) or not isinstance(number, int | float) or number <= 0
+    ):
         raise ValueError("a number above 0, r, or 2r")
     return number
 
@@ -185,8 +187,8 @@ class About(Section):
 
 
 class Controls(Section):
-    """How every point is trained. Names and meanings are torchtune's, or PEFT's where torchtune has none. Each key can be
-    a variable instead. Keys for `trainer: trl` alone are refused by torchtune."""
+    """How every point is trained. Names and meanings are torchtune's, or PEFT's where torchtune has none. Each key can
+    be a variable instead. Keys that begin with `trl` are refused by torchtune."""
 
     epochs: PositiveInt = 1
     """Passes over the training data."""
@@ -217,8 +219,8 @@ class Controls(Section):
     lora_rank: PositiveInt = 8
     """Rank r of the LoRA update B·A."""
     lora_alpha: Alpha | None = None
-    """LoRA alpha: a number, `r` or `2r`; `null`: `2r`. The update is scaled by alpha / r, so that `2r` is a scale of 2 at
-    every rank, and a number one that falls with the rank; see docs/trainers.md."""
+    """LoRA alpha: a number, `r` or `2r`; `null`: `2r`. The update is scaled by alpha / r, so that `2r` is a scale of 2
+    at every rank, and a number one that falls with the rank; see docs/trainers.md."""
     lora_dropout: Fraction = 0.0
     """Dropout on the input of A during training."""
     use_rslora: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
@@ -261,7 +263,7 @@ class Controls(Section):
     def alpha(self) -> float:
         """LoRA's alpha as a number."""
         words = {"r": self.lora_rank, "2r": 2 * self.lora_rank, None: 2 * self.lora_rank}
-        return words[self.lora_alpha] if self.lora_alpha in words else float(self.lora_alpha)  # type: ignore[arg-type,index]
+        return words[self.lora_alpha] if self.lora_alpha in words else float(self.lora_alpha)  # type: ignore[arg-type]
 
 
 Bounds = Annotated[list[Annotated[float, BeforeValidator(_number)]], Field(min_length=2, max_length=2)]
@@ -601,8 +603,9 @@ class Experiment(Section):
     controls: Controls = Controls()
     """Settings shared by all points, with torchtune's names."""
     trainer: Annotated[Text, Field(exclude_if=lambda value: value == "torchtune")] = "torchtune"
-    """What trains: `torchtune`, `trl` (any causal language model that transformers loads), or the dotted path of a module
-    on Python's path (`PYTHONPATH`) that implements `lorasweep.trainers.Trainer`. Changing it retrains every point."""
+    """What trains: `torchtune`, `trl` (any causal language model that transformers loads), or the dotted path of a
+    module on Python's path (`PYTHONPATH`) that implements `lorasweep.trainers.Trainer`. Changing it retrains every
+    point."""
     model: Model
     """The base model."""
     data: Data = Data()

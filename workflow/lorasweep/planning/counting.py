@@ -24,7 +24,7 @@ from lorasweep.experiment.training_data import check_data
 from lorasweep.layout import LENGTHS, RECIPES, TASK_SIZES
 from lorasweep.planning.costs import TEMPLATE_TOKENS, TaskSize
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
-from lorasweep.trainers import DEFAULT_TRAINER, get_trainer
+from lorasweep.trainers import DEFAULT_TRAINER, OWN_TRAINERS, get_trainer
 from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, find_reason
 from lorasweep.util.files import find_record, write_aside, write_record
@@ -187,6 +187,7 @@ def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
     settings = data.model_dump_json(exclude={*DATA_KEYS, "too_long"})
     module = Path(str(cast(ModuleType, get_trainer(trainer)).__file__))
     code = sorted(module.parent.glob("*.py")) if module.name == "__init__.py" else [module]
+    code += sorted(module.parents[1].glob("*.py")) if trainer in OWN_TRAINERS else []
     files = [digest_files(data.get_files(key)) for key in DATA_KEYS]
     return [*files, settings, fingerprint, digest_packages(), digest_files(code), trainer]
 

@@ -19,7 +19,7 @@ from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import explain_absence
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lorasweep.trainers import DEFAULT_TRAINER, Trainer, TrainingSpec, get_trainer
+from lorasweep.trainers import OWN_TRAINERS, Trainer, TrainingSpec, get_trainer
 from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, find_reason, naming_key
 
@@ -169,8 +169,8 @@ def has_configuration_alone(path: Path) -> bool:
 def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     """Return the text of a point's `recipe.yaml`.
 
-    Comments at its head hold digests of the training and validation data, and of the trainer's module unless it is the
-    default trainer. So a change in the content of these files changes the recipe.
+    Comments at its head hold digests of the training and validation data, and of the trainer's module unless it is
+    one of lorasweep's. So a change in the content of these files changes the recipe.
 
     Raises:
         InputError: the trainer cannot train this model with these settings.
@@ -187,7 +187,7 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     recipe = trainer.recipe(spec)
     named = {"training": experiment.data.get_files("train"), "validation": experiment.data.get_files("validation")}
     digests = [f"# {what} data sha256: {digest_files(files)}\n" for what, files in named.items() if files]
-    if experiment.trainer != DEFAULT_TRAINER:
+    if experiment.trainer not in OWN_TRAINERS:
         module = Path(str(cast(ModuleType, trainer).__file__))
         digests.append(f"# trainer: {experiment.trainer} sha256: {digest_file(module)}\n")
     return "".join(digests) + recipe

@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # the packages that these need are not in every training envi
 
 DEFAULT_TRAINER = "torchtune"
 
+OWN_TRAINERS = (DEFAULT_TRAINER, "trl")
+"""The trainers of lorasweep, modules of this package."""
+
 _STAGES = ("train", "eval")
 _PARTS = ("STAGE", "recipe", "declared_adapter_only", "measure_lengths", "train")
 
@@ -133,15 +136,14 @@ def get_trainer(name: str) -> Trainer:
     Raises:
         InputError: the module does not exist, cannot be imported here, or is not a trainer.
     """
-    is_own = (Path(__file__).parent / name / "__init__.py").is_file()
-    path = f"{__name__}.{name}" if is_own else name
-    expected = f"{DEFAULT_TRAINER}, or the dotted path of a module with the members of {__name__}.Trainer"
+    path = f"{__name__}.{name}" if name in OWN_TRAINERS else name
+    expected = f"{', '.join(OWN_TRAINERS)}, or the dotted path of a module with the members of {__name__}.Trainer"
     try:
         module = import_module(path)
     except (ImportError, ValueError, TypeError) as error:  # ValueError and TypeError: not a module name
         if f"{name}.".startswith(f"{getattr(error, 'name', None)}."):
             raise InputError(
-                f"{name!r} is not known{nearest(name, [DEFAULT_TRAINER])}", f"{expected}, in a folder of PYTHONPATH"
+                f"{name!r} is not known{nearest(name, OWN_TRAINERS)}", f"{expected}, in a folder of PYTHONPATH"
             ) from error
         raise InputError(f"{name!r} cannot be imported where Snakemake runs: {error}", expected) from error
     if missing := [part for part in _PARTS if not hasattr(module, part)]:

@@ -7,11 +7,10 @@ since only the first process has a metric logger.
 
 import importlib.util
 import math
-import os
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 import torchtune
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import distributed
 from torch.distributed.tensor import distribute_tensor
 from torchtune import config as components
@@ -27,7 +26,8 @@ from torchtune import training, utils
 from torchtune.modules.peft import get_adapter_params
 
 from lorasweep.trainers import Diverged, Stopped
-from lorasweep.trainers.torchtune.saved_states import SavedStates, get_random_state, set_random_state
+from lorasweep.trainers.frame import Start, prepare_folders
+from lorasweep.trainers.saved_states import SavedStates, get_random_state, set_random_state
 from lorasweep.trainers.training_log import Row, TrainingLog
 
 
@@ -364,28 +364,31 @@ class _Epochs:
             yield batch
 
 
+def run_one_of_several(
+    cfg: DictConfig, log: Path, folder: Path, metric_loggers: Collection[str], start: Start, save_minutes: float
+) -> int | None:
+    """Run a recipe as one of several processes; see `run`. Each reads the saved state itself."""
+    return run(cfg, log, folder, metric_loggers, replace(start, state=start.saved.load()), save_minutes)
+
+
 def run(
-    cfg: DictConfig,
-    log: Path,
-    loggers: Iterable[Any],
-    saved: SavedStates,
-    state: Mapping[str, Any] | None,
-    save_minutes: float,
-    halvings: int = 0,
+    cfg: DictConfig, log: Path, folder: Path, metric_loggers: Collection[str], start: Start, save_minutes: float
 ) -> int | None:
     """Run a recipe from its beginning or a saved state to its end; return the device's peak memory in bytes.
 
-    With several processes, each of them calls this. At SIGTERM, which SLURM sends before it ends a job, the state is
-    saved after the current step.
+    `folder` is the training's. At SIGTERM, which SLURM sends before it ends a job, the state is saved
+    after the current step.
 
     Raises:
         Diverged: a loss is not finite.
         Stopped: the training was told to stop.
     """
+    is_first = not distributed.is_initialized() or distributed.get_rank() == 0
+    loggers = _make_loggers(metric_loggers, folder, log.parent, OmegaConf.to_container(cfg)) if is_first else []
     recipe_class = DistributedRecipe if distributed.is_initialized() else Recipe
     if distributed.is_initialized() and cfg.device == "cpu":
         _leave_out_gpus()
-    recipe: Any = recipe_class(cfg, log, loggers, saved, state, save_minutes, halvings)
+    recipe: Any = recipe_class(cfg, log, loggers, start.saved, start.state, save_minutes, start.halvings)
     recipe.setup(cfg)
 
     def stop(*_: Any) -> None:
@@ -408,44 +411,20 @@ def _leave_out_gpus() -> None:
     _DISTRIBUTED.training = SimpleNamespace(**{**vars(training), **replacements})
 
 
-def make_loggers(names: Iterable[str], training: Path, aside: Path, settings: Mapping[str, Any]) -> list[Any]:
-    """Return torchtune's metric loggers with the given names.
-
-    For a training in `EXPERIMENT/trainings/TRAINING` they write to `EXPERIMENT/NAME/TRAINING`, whose old content is
-    removed. W&B is offline unless its environment variables say otherwise. Its caches are in `aside`, not in the home
-    directory.
-    """
-    experiment = training.parents[1]
-    folders = {name: experiment / name / training.name for name in ("tensorboard", "wandb")}
-    for folder in folders.values():
-        shutil.rmtree(folder, ignore_errors=True)
+def _make_loggers(names: Collection[str], folder: Path, aside: Path, settings: Any) -> list[Any]:
+    """Return torchtune's metric loggers with the given names, which write to the folders of `prepare_folders`."""
+    folders = prepare_folders(names, folder, aside)
     loggers: list[Any] = []
-    if "tensorboard" in names:
+    if "tensorboard" in folders:
         from torchtune.training.metric_logging import TensorBoardLogger
 
         loggers.append(TensorBoardLogger(str(folders["tensorboard"]), organize_logs=False))
-    if "wandb" in names:
+    if "wandb" in folders:
         from torchtune.training.metric_logging import WandBLogger
 
-        folder = folders["wandb"].resolve()
-        folder.mkdir(parents=True)
-        for name, value in _get_wandb_defaults(folder, aside.resolve() / "wandb").items():
-            os.environ.setdefault(name, value)
-        loggers.append(
-            WandBLogger(project=experiment.name, name=training.name, log_dir=str(folder), config=dict(settings))
-        )
+        project, written = folder.parents[1].name, str(folders["wandb"].resolve())
+        loggers.append(WandBLogger(project=project, name=folder.name, log_dir=written, config=settings))
     return loggers
-
-
-def _get_wandb_defaults(folder: Path, aside: Path) -> dict[str, str]:
-    return {
-        "WANDB_MODE": "offline",
-        "WANDB_DIR": str(folder),
-        "WANDB_CONSOLE": "off",
-        "WANDB_DISABLE_CODE": "true",
-        "WANDB_ERROR_REPORTING": "false",
-        **{f"WANDB_{kind}_DIR": str(aside) for kind in ("CACHE", "CONFIG", "DATA", "ARTIFACT")},
-    }
 
 
 def _check_finite(loss: float, what: str, step: int) -> float:

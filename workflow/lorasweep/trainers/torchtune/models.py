@@ -74,7 +74,7 @@ def get_lora_arguments(controls: Controls) -> dict[str, Any]:
         "apply_lora_to_mlp": controls.apply_lora_to_mlp,
         "apply_lora_to_output": controls.apply_lora_to_output,
         "lora_rank": controls.lora_rank,
-        "lora_alpha": _whole(controls.lora_alpha if controls.lora_alpha is not None else 2 * controls.lora_rank),
+        "lora_alpha": _whole(controls.alpha),
         "lora_dropout": controls.lora_dropout,
     }
 
@@ -144,7 +144,8 @@ def _whole(number: float) -> float | int:
 
 def _refuse(checkpoint: Checkpoint, what: str) -> InputError:
     return InputError(
-        f"'{checkpoint.path}' cannot be trained: {what}. Supported: {FAMILIES}. If you know the right torchtune "
-        "builder, set it under controls._override.model (_component_ and arguments), and set "
-        "controls._override.checkpointer.model_type"
+        f"'{checkpoint.path}' cannot be trained by torchtune: {what}. It trains {FAMILIES}",
+        "trainer: trl, which trains any causal language model that transformers loads; or, if you know the right "
+        "torchtune builder: controls._override.model (_component_ and arguments) and "
+        "controls._override.checkpointer.model_type",
     )

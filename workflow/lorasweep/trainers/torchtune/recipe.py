@@ -1,22 +1,18 @@
 """Make a complete torchtune recipe from a point's settings, and check overrides against the experiment."""
 
-import json
-import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lorasweep.checkpoints.chat_template import fix_date, has_date
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.experiment.sections import Controls, Data, DataKey
 from lorasweep.layout import STATE
 from lorasweep.trainers import TrainingSpec
+from lorasweep.trainers.sections import describe_samples, describe_tokenizer, dump_recipe
 from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
-from lorasweep.util.errors import InputError, naming_key
+from lorasweep.util.errors import InputError
 
 PROCESSES = "nproc_per_node"
 """The recipe's key for `controls.gpus` if that is more than one. `tune run` has an option of this name."""
@@ -78,6 +74,12 @@ _ACCEPTED = {
     "model.quantize_base": (False,),
 }
 
+_TRL = (
+    *("optimizer", "schedule", "warmup_ratio", "use_rslora", "use_dora", "loraplus_lr_ratio", "init_lora_weights"),
+    *("lora_modules", "modules_to_save"),
+)
+"""Controls that are for the trainer `trl` alone."""
+
 _ADAPTER_ONLY = "save_adapter_weights_only"
 
 
@@ -92,6 +94,7 @@ def recipe(spec: TrainingSpec) -> str:
             "model.dtype: 'fp16' is invalid: torchtune does not train in fp16",
             "bf16 or fp32; or only runs with an adapter of their own, and baselines",
         )
+    _refuse_what_is_trls(spec)
     override = _strip_override(spec)
     model, model_type = _get_model(spec, override)
     made = _make_recipe(spec, model, model_type)
@@ -108,21 +111,17 @@ def recipe(spec: TrainingSpec) -> str:
     return head + dump_recipe(merged)
 
 
-def dump_recipe(recipe: Mapping[str, Any]) -> str:
-    """Return a recipe exactly as PyYAML's own dumper writes it: any other text would cause a new training.
+def _refuse_what_is_trls(spec: TrainingSpec) -> None:
+    """Refuse settings that torchtune's recipes have no equivalent for."""
+    defaults = Controls()
+    given = {f"controls.{key}": getattr(spec.controls, key) for key in _TRL if _differs(spec.controls, defaults, key)}
+    given |= {"model.quantize": spec.model.quantize} if spec.model.quantize else {}
+    for key, value in given.items():
+        raise InputError(f"{key}: {value!r} is invalid with trainer: torchtune", f"trainer: trl, or no {key}")
 
-    libyaml's dumper is ten times as fast. It differs in line separators and characters over U+FFFF, which it escapes.
-    """
-    return "".join(_dump_part(json.dumps([key, value])) for key, value in recipe.items())
 
-
-@lru_cache(maxsize=10_000)
-def _dump_part(pair: str) -> str:
-    """Return the YAML of a key and its value, given as JSON. Cached, since most pairs recur in many recipes."""
-    key, value = json.loads(pair)
-    style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 120}
-    text = str(yaml.dump({key: value}, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), **style))
-    return str(yaml.safe_dump({key: value}, **style)) if re.search(r"\\[UN]", text) else text
+def _differs(controls: Controls, defaults: Controls, key: str) -> bool:
+    return bool(getattr(controls, key) != getattr(defaults, key))
 
 
 def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
@@ -154,10 +153,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
         "model": model,
         "tokenizer": {
             "_component_": "lorasweep.trainers.torchtune.tokenizer.ChatTokenizer",
-            "path": str(spec.checkpoint.path),
-            "max_seq_len": controls.max_seq_len,
-            **({"prompt_template": spec.data.prompt} if spec.data.prompt else {}),
-            **_make_date(spec),
+            **describe_tokenizer(spec),
         },
         "checkpointer": {
             "_component_": "torchtune.training.FullModelHFCheckpointer",
@@ -204,34 +200,14 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
     }
 
 
-def _make_date(spec: TrainingSpec) -> dict[str, str]:
-    """Return the tokenizer's `template_date`, if a chat template is used that writes a date."""
-    template = None if spec.data.format == "completion" else spec.checkpoint.chat_template
-    if not template or not has_date(template):
-        return {}
-    with naming_key("model.path"):
-        fix_date(template, spec.data.template_date)
-    return {"template_date": spec.data.template_date}
-
-
 def _make_validation(data: Data) -> dict[str, Any]:
     """Return the section `dataset_val`. torchtune's LoRA recipes ignore it; the workflow's loop reads it."""
     return {"dataset_val": _make_dataset(data, "validation", packed=False)} if data.validation else {}
 
 
 def _make_dataset(data: Data, key: DataKey, packed: bool) -> dict[str, Any]:
-    files = data.get_files(key)
-    return {
-        "_component_": "lorasweep.trainers.torchtune.dataset.training_data",
-        "data_files": files[0] if len(files) == 1 else list(files),
-        "format": data.format,
-        "column_map": data.columns,
-        "new_system_prompt": data.system_prompt,
-        "train_on_input": data.train_on_input,
-        **({"max_samples": data.max_samples} if data.max_samples and key == "train" else {}),
-        "too_long": data.too_long,
-        "packed": packed,
-    }
+    component = "lorasweep.trainers.torchtune.dataset.training_data"
+    return {"_component_": component, **describe_samples(data, key), "packed": packed}
 
 
 def _strip_override(spec: TrainingSpec) -> dict[str, Any]:

@@ -6,20 +6,16 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Collection
+from collections.abc import Callable
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 from tqdm import tqdm
 
 from lorasweep.trainers import Diverged, Killed, Stopped, TrainingError
-from lorasweep.trainers.torchtune import loop as recipes
-from lorasweep.trainers.torchtune.saved_states import SavedStates
 from lorasweep.util.errors import JobError, describe
 from lorasweep.util.process import get_signal_at_parents_end
 
@@ -33,17 +29,8 @@ _LONGEST_MESSAGE = 2000
 """Maximum length of a message in characters, so that a pipe takes it in one write."""
 
 
-def run(
-    processes: int,
-    cfg: DictConfig,
-    log: Path,
-    point: Path,
-    metric_loggers: Collection[str],
-    saved: SavedStates,
-    save_minutes: float,
-    halvings: int,
-) -> int | None:
-    """Run a recipe in several processes; return the largest peak memory of a device in bytes.
+def run(processes: int, device: str, work: Callable[..., int | None], *arguments: Any) -> int | None:
+    """Call `work` in several processes; return the largest of its results, the peak memory of a device in bytes.
 
     SIGTERM is passed on to the processes. They are killed when this process ends, however it ends.
 
@@ -54,7 +41,7 @@ def run(
         Killed: a process was killed.
         JobError: a process failed otherwise.
     """
-    if cfg.device == "cuda" and torch.cuda.device_count() < processes:
+    if device == "cuda" and torch.cuda.device_count() < processes:
         raise TrainingError(
             f"controls.gpus is {processes}, but this job sees {torch.cuda.device_count()}: request as many GPUs for "
             "the rule train (resource gpu, or gres in a profile)"
@@ -72,8 +59,9 @@ def run(
 
         before = signal.signal(signal.SIGTERM, pass_on)
         try:
-            arguments = (processes, folder, cfg, log, point, metric_loggers, saved, save_minutes, halvings, reports)
-            context = start_processes(_work, arguments, processes, join=False)
+            context = start_processes(
+                _work, (processes, folder, device, work, arguments, reports), processes, join=False
+            )
             started += context.processes
             if is_told:
                 pass_on(signal.SIGTERM)
@@ -86,7 +74,7 @@ def run(
                 # Before the first step, processes end at SIGTERM without saving.
                 raise Stopped("told to stop (SIGTERM); the next run resumes from the last saved state") from None
             if isinstance(error, ProcessExitedException) and error.signal_name:
-                raise Killed(f"torchtune failed; {error}") from None
+                raise Killed(f"the training failed; {error}") from None
             raise _ERRORS.get(name, JobError)(message) from None
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -98,32 +86,27 @@ def _work(
     rank: int,
     processes: int,
     folder: str,
-    cfg: DictConfig,
-    log: Path,
-    point: Path,
-    metric_loggers: Collection[str],
-    saved: SavedStates,
-    save_minutes: float,
-    halvings: int,
+    device: str,
+    work: Callable[..., int | None],
+    arguments: tuple[Any, ...],
     reports: Any,
 ) -> None:
     get_signal_at_parents_end(signal.SIGKILL)
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ |= {name: str(value) for name, value in ranks.items()}
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a node's name may not resolve to the node
     # tqdm's own lock is shared by processes. If a process is killed, Python reports it as leaked at the very end.
     tqdm.set_lock(threading.RLock())
     try:
         distributed.init_process_group(
-            "cuda:nccl,cpu:gloo" if cfg.device == "cuda" else "gloo",
+            "cuda:nccl,cpu:gloo" if device == "cuda" else "gloo",
             init_method=f"file://{folder}/processes",
             rank=rank,
             world_size=processes,
         )
-        settings: Any = OmegaConf.to_container(cfg)
-        loggers = recipes.make_loggers(metric_loggers, point, log.parent, settings) if rank == 0 else []
-        peak = recipes.run(cfg, log, loggers, saved, saved.load(), save_minutes, halvings)
+        peak = work(*arguments)
         # Not after a failure: this call would wait for the other processes.
         distributed.destroy_process_group()
     except Exception as error:

@@ -1,0 +1,126 @@
+"""Trainings by trl that something happens to, each in a process of its own; see `interrupted_training`."""
+
+import gc
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from forked_python import PROCESSES
+
+PROCESSES.set_forkserver_preload(
+    [
+        "lorasweep.trainers.trl.loop",
+        "lorasweep.trainers.processes",
+        "lorasweep.trainers.torchtune.recipe",
+        "transformers.models.llama.modeling_llama",
+        "transformers.tokenization_utils_tokenizers",
+        "torch.utils.tensorboard",
+    ]
+)
+
+
+def train_and_end(recipe: Path, save_every: int = 1000, happens: str = "", step: int = 0, **options: Any) -> int:
+    """Train with a state saved every so many steps, let something happen after a step, and return the exit code.
+
+    `happens` may end with `:RANK`, and happens to that process of several.
+    """
+    process = PROCESSES.Process(target=_train, args=(recipe, save_every, happens, step), kwargs=options)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _train(recipe: Path, save_every: int, happens: str, step: int, **options: Any) -> None:
+    from lorasweep.trainers import TrainingError, processes
+    from lorasweep.trainers.trl import run
+
+    gc.freeze()
+    log = (recipe.parent / "train.log").open("a")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    prepare(save_every, happens, step)
+    processes.start_processes = lambda work, arguments, count, join: _fork(
+        (save_every, happens, step), work, arguments, count, join
+    )
+    try:
+        run.train(recipe, recipe.parent / "adapter", **options)
+    except TrainingError as error:
+        raise SystemExit(f"train: {error}") from error
+
+
+def prepare(save_every: int, happens: str, step: int) -> None:
+    """Have this process save its state every so many steps, and something happen to it."""
+    import torch
+
+    from lorasweep.trainers import saved_states
+    from lorasweep.trainers.trl import loop
+
+    torch.set_num_threads(1)
+    reporter, trainer = loop._Reporter, loop._Trainer
+    what, _, rank = happens.partition(":")
+    whole = reporter.on_step_end
+
+    def end_step(self: Any, args: Any, state: Any, control: Any, **named: Any) -> Any:
+        self._save_minutes = 0 if state.global_step % save_every == 0 else 1e9
+        return whole(self, args, state, control, **named)
+
+    reporter.on_step_end = end_step
+    if rank and rank != os.environ.get("RANK"):
+        return
+    is_now = lambda self: self.state.global_step == step  # noqa: E731
+    if what == "killed in a step":
+        _before(trainer, "training_step", lambda self, *_: _kill() if is_now(self) else None)
+    elif what == "out of memory":
+        _before(trainer, "training_step", lambda self, *_: _run_out() if is_now(self) else None)
+    elif what == "told to stop":
+        to = os.getppid() if rank else os.getpid()
+        _before(trainer, "training_step", lambda self, *_: os.kill(to, signal.SIGTERM) if is_now(self) else None)
+    elif what == "killed before it is saved":
+        _before(reporter, "on_save", lambda self, args, state, *_, **__: _kill() if state.global_step == step else None)
+    elif what == "killed at the end of an epoch":
+        _before(loop, "_export", lambda model, folder, *_: _kill() if folder.name == f"epoch_{step}" else None)
+    elif what == "killed while a state is written":
+        _before(saved_states, "_digest", lambda file: _kill() if _is_at(file, step) else None)
+
+
+def _is_at(file: Path, step: int) -> bool:
+    import torch
+
+    return file.name == ".saving" and torch.load(file, weights_only=True)["step"] == step
+
+
+def _before(place: Any, name: str, do: Callable[..., Any]) -> None:
+    """Have something done before each call of a function."""
+    function = getattr(place, name)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        do(*arguments, **named)
+        return function(*arguments, **named)
+
+    setattr(place, name, call)
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_out() -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB.")
+
+
+def _fork(prepared: tuple[int, str, int], work: Any, arguments: tuple[Any, ...], count: int, join: bool) -> Any:
+    from torch.multiprocessing import start_processes
+
+    return start_processes(_work, (prepared, work, *arguments), count, join, start_method="fork")
+
+
+def _work(rank: int, prepared: tuple[int, str, int], work: Callable[..., None], *arguments: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the handler of whoever forked it is not of this process
+    os.environ["RANK"] = str(rank)
+    prepare(*prepared)
+    work(rank, *arguments)

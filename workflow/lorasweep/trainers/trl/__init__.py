@@ -1,0 +1,9 @@
+"""The trainer `trl`: trains any causal language model that transformers loads, by TRL's `SFTTrainer` and PEFT.
+
+Other modules use this package only as a `lorasweep.trainers.Trainer`. No module outside it imports trl.
+"""
+
+from lorasweep.trainers.trl.recipe import declared_adapter_only, recipe
+from lorasweep.trainers.trl.run import STAGE, measure_lengths, train
+
+__all__ = ["STAGE", "declared_adapter_only", "measure_lengths", "recipe", "train"]

@@ -1,0 +1,210 @@
+"""Make a complete recipe for TRL's `SFTTrainer` from a point's settings.
+
+The section `trl` has the arguments of `trl.SFTConfig` by their names, among them each whose default there is another
+than that of transformers' `TrainingArguments`. The section `lora` has those of `peft.LoraConfig`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorasweep.experiment.sections import Controls
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
+from lorasweep.trainers import TrainingSpec
+from lorasweep.trainers.sections import describe_samples, describe_tokenizer, dump_recipe
+from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import InputError
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+}
+"""Transformers' name of each `controls.optimizer`."""
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+"""Transformers' name of each `controls.schedule`."""
+
+_TRANSLATED = {"output_proj": "o_proj"}
+"""Names of modules that are torchtune's, with the model's own."""
+
+_INITIAL = "initial_adapter"
+"""Key of the override that names the adapter to begin with."""
+
+_OWNED = {
+    "output_dir": "experiment.name",
+    "num_train_epochs": "controls.epochs",
+    "per_device_train_batch_size": "controls.batch_size",
+    "gradient_accumulation_steps": "controls.gradient_accumulation_steps",
+    "learning_rate": "controls.lr",
+    "weight_decay": "controls.weight_decay",
+    "optim": "controls.optimizer",
+    "lr_scheduler_type": "controls.schedule",
+    "warmup_steps": "controls.num_warmup_steps or warmup_ratio",
+    "max_grad_norm": "controls.clip_grad_norm",
+    "seed": "controls.seed",
+    "torch_compile": "controls.compile",
+    "gradient_checkpointing": "controls.enable_activation_checkpointing",
+    "max_length": "controls.max_seq_len",
+    "packing": "controls.packed",
+    "use_cpu": "model.device",
+    **dict.fromkeys(("bf16", "fp16"), "model.dtype"),
+    **dict.fromkeys(("report_to", "save_strategy", "save_steps"), "training.metric_loggers and training.save_minutes"),
+    **dict.fromkeys(("max_steps", "eval_strategy", "dataloader_drop_last", "dataset_kwargs"), "the workflow"),
+}
+"""Keys of the section `trl` that are not for the override, and what sets each."""
+
+
+def recipe(spec: TrainingSpec) -> str:
+    """Return the recipe as YAML.
+
+    Raises:
+        InputError: the model cannot be trained with these settings, or the override contradicts them.
+    """
+    _check(spec)
+    controls, override = spec.controls, dict(spec.controls.override)
+    initial = override.pop(_INITIAL, None)
+    _check_override(override)
+    made = {
+        "output_dir": f"{spec.output_dir}/{STATE}/train",
+        "model": {
+            "path": str(spec.checkpoint.path),
+            "dtype": spec.model.dtype,
+            "device": spec.model.device,
+            **({"quantize": spec.model.quantize} if spec.model.quantize else {}),
+        },
+        **({"processes": controls.gpus} if controls.gpus > 1 else {}),
+        "tokenizer": describe_tokenizer(spec),
+        "dataset": describe_samples(spec.data, "train"),
+        **({"dataset_val": describe_samples(spec.data, "validation")} if spec.data.validation else {}),
+        "lora": _describe_lora(controls),
+        **({"loraplus_lr_ratio": controls.loraplus_lr_ratio} if controls.loraplus_lr_ratio else {}),
+        **({_INITIAL: _describe_initial(initial)} if initial is not None else {}),
+        "max_steps_per_epoch": controls.max_steps_per_epoch,
+        "trl": _describe_arguments(spec) | override,
+    }
+    return f"# base model fingerprint: {spec.checkpoint.fingerprint}\n" + dump_recipe(made)
+
+
+def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
+    """Return `None`: no key of an override says what is saved."""
+    return None
+
+
+def _check(spec: TrainingSpec) -> None:
+    """Refuse settings that cannot be trained with, and modules that the model does not have."""
+    controls, model = spec.controls, spec.model
+    if model.dtype == "fp16":
+        raise InputError("model.dtype: 'fp16' is invalid: trl does not train in fp16 here", "bf16 or fp32")
+    if controls.packed:
+        raise InputError("controls.packed: true is invalid with trainer: trl", "false, or trainer: torchtune")
+    if controls.apply_lora_to_output:
+        raise InputError(
+            "controls.apply_lora_to_output: true is invalid with trainer: trl, which computes the loss by the head's "
+            "weights alone",
+            "false; or modules_to_save with the head's name, such as [lm_head], to train it as a whole",
+        )
+    if controls.warmup_ratio is not None and controls.num_warmup_steps:
+        raise InputError(
+            f"controls.warmup_ratio: {controls.warmup_ratio} is invalid beside num_warmup_steps: "
+            f"{controls.num_warmup_steps}",
+            "one of the two",
+        )
+    if _changes_base(controls):
+        for key, value in (("model.quantize", model.quantize), ("controls.use_dora", controls.use_dora)):
+            if value:
+                raise InputError(
+                    f"controls.init_lora_weights: {controls.init_lora_weights!r} is invalid with {key}: {value}: it "
+                    "changes the base weights in training",
+                    "kaiming or gaussian",
+                )
+
+
+def _changes_base(controls: Controls) -> bool:
+    return controls.init_lora_weights not in ("kaiming", "gaussian")
+
+
+def _check_override(override: Mapping[str, Any]) -> None:
+    for key, value in override.items():
+        if key in _OWNED:
+            raise InputError(f"controls._override.{key}: {value!r} is invalid: this is set by {_OWNED[key]}")
+        if key in Controls.model_fields:
+            raise InputError(f"controls._override.{key}: trl has no such argument", f"controls.{key}")
+
+
+def _describe_lora(controls: Controls) -> dict[str, Any]:
+    """Return the arguments of `peft.LoraConfig`."""
+    modules: Any = controls.lora_modules
+    if modules is None:
+        modules = [_TRANSLATED.get(name, name) for name in controls.lora_attn_modules]
+        modules += ["gate_proj", "up_proj", "down_proj"] * controls.apply_lora_to_mlp
+    weights: Any = {"kaiming": True}.get(controls.init_lora_weights, controls.init_lora_weights)
+    return {
+        "r": controls.lora_rank,
+        "lora_alpha": controls.alpha,
+        "lora_dropout": controls.lora_dropout,
+        # As a pattern of whole names, PEFT takes a text.
+        "target_modules": modules["regex"] if isinstance(modules, dict) else modules,
+        "modules_to_save": list(controls.modules_to_save) or None,
+        "bias": "none",
+        "use_rslora": controls.use_rslora,
+        "use_dora": controls.use_dora,
+        "init_lora_weights": weights,
+    }
+
+
+def _describe_initial(folder: Any) -> dict[str, str]:
+    """Return the adapter that a training begins with, and the digest of its weights."""
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not isinstance(folder, str) or not Path(folder, name).is_file():
+            raise InputError(f"controls._override.{_INITIAL}: no {name} in {folder!r}", "the folder of a LoRA adapter")
+    return {"path": folder, "sha256": digest_file(Path(folder, ADAPTER_WEIGHTS))}
+
+
+def _describe_arguments(spec: TrainingSpec) -> dict[str, Any]:
+    """Return the arguments of `trl.SFTConfig`."""
+    controls = spec.controls
+    return {
+        "num_train_epochs": controls.epochs,
+        "per_device_train_batch_size": controls.batch_size,
+        "gradient_accumulation_steps": controls.gradient_accumulation_steps,
+        "learning_rate": controls.lr,
+        "weight_decay": controls.weight_decay,
+        "optim": OPTIMIZERS[controls.optimizer],
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "lr_scheduler_type": SCHEDULES[controls.schedule],
+        # A fraction is of all steps.
+        "warmup_steps": controls.num_warmup_steps if controls.warmup_ratio is None else controls.warmup_ratio,
+        "max_grad_norm": controls.clip_grad_norm or 0.0,  # 0: no clipping
+        "seed": controls.seed,
+        "torch_compile": controls.compile,
+        "gradient_checkpointing": controls.enable_activation_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "use_cpu": spec.model.device == "cpu",
+        # No autocast: the base model is in its dtype, and the adapter in fp32.
+        "bf16": False,
+        "fp16": False,
+        # Samples are tokenized, cut and labelled already.
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "pad_to_multiple_of": None,
+        "max_length": None,
+        "packing": False,
+        "padding_free": False,
+        "shuffle_dataset": False,
+        "completion_only_loss": False,
+        "assistant_only_loss": False,
+        "loss_type": "nll",
+        "router_aux_loss_coef": 0.0,
+        "activation_offloading": False,
+        "average_tokens_across_devices": True,
+        "use_liger_kernel": False,
+        "dataloader_drop_last": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
