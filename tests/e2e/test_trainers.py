@@ -233,6 +233,22 @@ def test_a_sweep_trains_with_the_trainer_that_it_names(make: Callable[..., Sweep
     assert sweep.plan()["train"] == 1
 
 
+def test_trainers_can_be_compared_in_one_sweep(make: Callable[..., Sweep]) -> None:
+    sweep = make("both", variables={"trainer": ["torchtune", "trl"]})
+    sweep.edit(controls={"epochs": 1}, evaluation={"enabled": False}, plan={"count": True})
+    said = sweep.run("--printshellcmds", "--set-threads", "train=1")
+    for stage, trainer in (("train", "torchtune"), ("eval", "trl")):
+        assert re.search(rf"scripts/run'? {stage} .*--trainer {trainer} ", said)
+    table = pd.read_csv(sweep.results / "results.csv").set_index("trainer")
+    assert set(table.index) == {"torchtune", "trl"}
+    assert table["final_train_loss"].nunique() == 2
+    assert table.loc["torchtune", "tokens"] == table.loc["trl", "tokens"]
+    counted = json.loads((sweep.results / "lengths.json").read_text())["counts"]
+    assert [count["key"][-1] for count in counted] == ["torchtune", "trl"]
+    assert counted[0]["parts"] == counted[1]["parts"]
+    assert sweep.plan() == {}
+
+
 @pytest.mark.long  # tests/train trains in two processes, and tests/workflow plans it
 def test_a_sweep_trains_in_two_processes(make: Callable[..., Sweep]) -> None:
     sweep = make("shared", variables={"gpus": [2]})

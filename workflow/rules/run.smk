@@ -96,10 +96,14 @@ def count_used_gpus(job):
 
 
 def get_conda_environments():
-    """Return the folders of conda environments, which Snakemake has made by now, by rule."""
-    jobs = workflow.dag.needrun_jobs(exclude_finished=False) if USES_CONDA else ()
-    folders = {job.rule.name: Path(job.conda_env.address) for job in jobs if job.conda_env}
-    return {rule: folder for rule, folder in folders.items() if folder.is_dir()}
+    """Return the folders of conda environments, which Snakemake has made by now, by stage."""
+    folders = {}
+    for job in workflow.dag.needrun_jobs(exclude_finished=False) if USES_CONDA else ():
+        if job.rule.name == "train":
+            folders[SWEEP.get_training_stage(job.wildcards[0])] = Path(job.conda_env.address)
+        elif job.rule.name.startswith("evaluate"):
+            folders[SWEEP.evaluation_stage] = Path(job.conda_env.address)
+    return {stage: folder for stage, folder in folders.items() if folder.is_dir()}
 
 
 def conclude(is_well):

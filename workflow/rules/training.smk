@@ -29,7 +29,7 @@ rule train:
     benchmark:
         "<benchmarks>/train/{training}.tsv"
     conda:
-        f"../../envs/{SWEEP.trainer.STAGE}.yaml"
+        lambda wildcards: f"../../envs/{SWEEP.get_training_stage(wildcards.training)}.yaml"
     threads: of(SWEEP.get_train_threads)
     resources:
         **get_orphan_dependency(),
@@ -44,9 +44,11 @@ rule train:
         epochs=of(SWEEP.get_epochs),
     params:
         adapter=f"{RESULTS}/trainings/{{training}}/adapter",
+        stage=of(SWEEP.get_training_stage),
+        trainer=of(SWEEP.get_trainer),
     shell:
         # `exec` replaces the shell, so that a signal to the job reaches the training, which then saves its state.
-        f"exec {RUN} {SWEEP.trainer.STAGE} -m lorasweep job train --trainer {shlex.quote(EXPERIMENT.trainer)}"
+        f"exec {RUN} {{params.stage}} -m lorasweep job train --trainer {{params.trainer:q}}"
         " --recipe {input.recipe:q} --adapter {params.adapter:q}"
         " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
         " --epochs {resources.epochs:q} > {log:q} 2>&1"

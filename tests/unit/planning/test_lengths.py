@@ -1,6 +1,7 @@
 """Lengths of samples: the sequences of an epoch, samples that are too long, and what a run is refused for."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -135,8 +136,8 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep
         }
         sweep = Sweep.load(config, "my.yaml")
         command = [sys.executable, "-c", f"print({json.dumps(measured)!r})", "", "", "measure_lengths"]
-        recipes = {point.data: "a recipe" for point in sweep.points.values()}
-        count_lengths(sweep.results, recipes, sweep.base_fingerprint, command, sweep.experiment.trainer)
+        recipes = {(point.data, point.trainer): "a recipe" for point in sweep.points.values()}
+        count_lengths(sweep.results, recipes, sweep.base_fingerprint, lambda *_: (command, os.environ))
         return sweep
 
     return load

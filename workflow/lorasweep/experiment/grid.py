@@ -7,7 +7,15 @@ from typing import Any
 from lorasweep.experiment.conditions import Condition
 from lorasweep.experiment.loading import parse_setting
 from lorasweep.experiment.random_points import draw_points
-from lorasweep.experiment.sections import CHECKPOINT_KEYS, MODE_KEY, PROMPT_KEYS, SETTING_KEYS, Experiment, get_mode
+from lorasweep.experiment.sections import (
+    CHECKPOINT_KEYS,
+    MODE_KEY,
+    PROMPT_KEYS,
+    SETTING_KEYS,
+    TRAINER_KEY,
+    Experiment,
+    get_mode,
+)
 from lorasweep.util.errors import InputError, nearest
 
 
@@ -118,7 +126,8 @@ def _find_true(
 ) -> set[int]:
     """Return the indices of the combinations that satisfy a condition. Keys that do not vary have their fixed value."""
     condition = Condition(text, SETTING_KEYS, where)
-    special = dict.fromkeys(CHECKPOINT_KEYS, experiment.evaluation) | dict.fromkeys(PROMPT_KEYS, experiment.data)
+    special: dict[str, Any] = dict.fromkeys(CHECKPOINT_KEYS, experiment.evaluation)
+    special |= {**dict.fromkeys(PROMPT_KEYS, experiment.data), TRAINER_KEY: experiment}
     fixed = {key: getattr(special.get(key, experiment.controls), key) for key in SETTING_KEYS if key != MODE_KEY}
 
     def complete(combination: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from lorasweep.experiment.sections import (
     MODE_KEY,
     PROMPT_KEYS,
     SETTING_KEYS,
+    TRAINER_KEY,
     Controls,
     Data,
     Evaluation,
     Experiment,
     Mode,
     Section,
+    Text,
 )
 from lorasweep.util.errors import InputError, naming_file, nearest
 from lorasweep.util.files import write_aside
@@ -149,8 +151,8 @@ def parse_setting(key: str, value: Any, where: str) -> Any:
         raise InputError(f"{where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
     section: type[Section] = Evaluation if key in CHECKPOINT_KEYS else Data if key in PROMPT_KEYS else Controls
     try:
-        if key == MODE_KEY:
-            return TypeAdapter(Mode).validate_python(value)
+        if key in (MODE_KEY, TRAINER_KEY):
+            return TypeAdapter(Mode if key == MODE_KEY else Text).validate_python(value, strict=True)
         return getattr(section.model_validate({key: value}), key)
     except ValidationError as error:
         raise InputError.join(_refuse(where, item) for item in error.errors()) from error

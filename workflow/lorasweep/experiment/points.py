@@ -21,10 +21,12 @@ from lorasweep.experiment.grid import check_mode, make_combinations
 from lorasweep.experiment.loading import parse_section, parse_setting
 from lorasweep.experiment.sections import (
     CHECKPOINT_KEYS,
+    DEFAULT_TRAINER,
     MODE_KEY,
     NAME_PATTERN,
     NAME_RULE,
     PROMPT_KEYS,
+    TRAINER_KEY,
     Controls,
     Data,
     Experiment,
@@ -65,7 +67,8 @@ class Point:
     is_run: bool = False
     """Whether the point is listed, and named, under `runs`."""
     adapter: str | None = None
-    """The path of an existing adapter. If set, `controls` have no meaning."""
+    """The path of an existing adapter. If set, `controls` and `trainer` have no meaning."""
+    trainer: str = DEFAULT_TRAINER
     data: Data = field(default_factory=Data)
     """The experiment's data section, with the prompts of this point."""
     training: str | None = None
@@ -90,9 +93,12 @@ class Point:
     @property
     def settings(self) -> dict[str, Any]:
         """All settings of the point, as plain values: the controls with the override, or the existing adapter; the
-        prompts, if any; the mode; and the epoch, if it is an earlier one."""
+        trainer, if it varies or is not the default one; the prompts, if any; the mode; and the epoch, if it is an
+        earlier one."""
+        is_said = not self.adapter and (TRAINER_KEY in self.swept or self.trainer != DEFAULT_TRAINER)
         return {
             **({"adapter": self.adapter} if self.adapter else self._get_controls()),
+            **({TRAINER_KEY: self.trainer} if is_said else {}),
             **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
             MODE_KEY: self.mode,
             **({"epoch": self.epoch} if self.epoch else {}),
@@ -184,6 +190,7 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
             mode=settings[MODE_KEY],
             is_run=entry["is_run"],
             adapter=settings.get("adapter"),
+            trainer=settings.get(TRAINER_KEY, DEFAULT_TRAINER),
             data=experiment.data if is_asked_alike else experiment.data.model_copy(update=prompts),
             training=training,
             trained_by=None if owner == name else owner,
@@ -198,7 +205,8 @@ def get_setting(settings: Mapping[str, Any], key: str) -> Any:
 
     Baselines and existing adapters have no controls: the result is `None`.
     """
-    return settings.get(key, getattr(_DEFAULTS, key, None) if "lora_rank" in settings else None)
+    default = DEFAULT_TRAINER if key == TRAINER_KEY else getattr(_DEFAULTS, key, None)
+    return settings.get(key, default if "lora_rank" in settings else None)
 
 
 def format_value(value: Any, key: str | None = None) -> str:
@@ -305,6 +313,7 @@ def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
         swept=tuple(dict.fromkeys(MODE_KEY if key in CHECKPOINT_KEYS else key for key in values)),
         controls=controls,
         mode=values.get(MODE_KEY) or get_mode(*kept),
+        trainer=values.get(TRAINER_KEY, experiment.trainer),
         data=experiment.data.model_copy(update={k: v for k, v in values.items() if k in PROMPT_KEYS}),
     )
 

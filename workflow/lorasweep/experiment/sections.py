@@ -186,6 +186,9 @@ class About(Section):
     """The question that the sweep should answer; copied into the results."""
 
 
+DEFAULT_TRAINER = "torchtune"
+
+
 class Controls(Section):
     """How every point is trained. Names and meanings are torchtune's, or PEFT's where torchtune has none. Each key can
     be a variable instead. Keys that begin with `trl` are refused by torchtune."""
@@ -588,8 +591,9 @@ class Experiment(Section):
     experiment: About
     """The experiment's name and question."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """Values to sweep, by key; every combination is a point. Keys are those of `controls`, `system_prompt` and `prompt`
-    of `data`, and `mode` (A, B1 or B2: how a checkpoint is kept) or its parts `model_format` and `merge_adapters`."""
+    """Values to sweep, by key; every combination is a point. Keys are those of `controls`, `trainer`, `system_prompt`
+    and `prompt` of `data`, and `mode` (A, B1 or B2: how a checkpoint is kept) or its parts `model_format` and
+    `merge_adapters`."""
     zip: list[Annotated[list[str], Field(min_length=2)]] = []
     """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
     sample: Sample | None = None
@@ -602,10 +606,10 @@ class Experiment(Section):
     and an `adapter`: the path of an existing adapter, which is evaluated without training."""
     controls: Controls = Controls()
     """Settings shared by all points, with torchtune's names."""
-    trainer: Annotated[Text, Field(exclude_if=lambda value: value == "torchtune")] = "torchtune"
+    trainer: Annotated[Text, Field(exclude_if=lambda value: value == DEFAULT_TRAINER)] = DEFAULT_TRAINER
     """What trains: `torchtune`, `trl` (any causal language model that transformers loads), or the dotted path of a
     module on Python's path (`PYTHONPATH`) that implements `lorasweep.trainers.Trainer`. Changing it retrains every
-    point."""
+    point. Can be a variable, or be set by a run."""
     model: Model
     """The base model."""
     data: Data = Data()
@@ -640,8 +644,12 @@ def get_mode(model_format: str, merge_adapters: bool) -> Mode:
 PROMPT_KEYS = ("system_prompt", "prompt")
 """Keys of `data` that can be variables. They define a point's prompts, in training and evaluation."""
 
+TRAINER_KEY = "trainer"
+"""Key of the experiment that can be a variable."""
+
 SETTING_KEYS = (
     *(key for key in Controls.model_fields if key != "override"),
+    TRAINER_KEY,
     *PROMPT_KEYS,
     *CHECKPOINT_KEYS,
     MODE_KEY,

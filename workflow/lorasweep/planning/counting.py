@@ -11,24 +11,31 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 from lorasweep.evaluation.spec import make_task_spec
-from lorasweep.experiment.sections import DATA_KEYS, Data
+from lorasweep.experiment.sections import DATA_KEYS, DEFAULT_TRAINER, Data
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
 from lorasweep.layout import LENGTHS, RECIPES, TASK_SIZES
 from lorasweep.planning.costs import TEMPLATE_TOKENS, TaskSize
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
-from lorasweep.trainers import DEFAULT_TRAINER, OWN_TRAINERS, get_trainer
+from lorasweep.trainers import OWN_TRAINERS, get_trainer
 from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, find_reason
 from lorasweep.util.files import find_record, write_aside, write_record
 from lorasweep.util.versions import digest_packages
+
+Recipes = Mapping[str, Mapping[str, str]]
+"""The texts of recipes by trainer and by training."""
+
+TrainerCommand = Callable[..., tuple[Sequence[str], Mapping[str, str]]]
+"""Makes the command of a job in a trainer's environment, and its environment variables, of the trainer's name, the name
+of the job and the job's arguments."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +67,27 @@ def read_count(results: Path, data: Data, fingerprint: str, trainer: str = DEFAU
 
 def count_lengths(
     results: Path,
-    recipes: Mapping[Data, str],
+    recipes: Mapping[tuple[Data, str], str],
     fingerprint: str,
-    command: Sequence[str],
-    trainer: str = DEFAULT_TRAINER,
-    environment: Mapping[str, str] = os.environ,
+    command: TrainerCommand,
 ) -> None:
-    """Have the trainer count the tokens of all samples, and store the counts. What is on record stays.
+    """Have the trainers count the tokens of all samples, and store the counts. What is on record stays.
 
-    `recipes` has, for each data section of a training, the text of a recipe. `command` starts `lorasweep job
-    measure_lengths` in the trainer's environment.
+    `recipes` has, for each data section of a training and the training's trainer, the text of a recipe.
 
     Raises:
         InputError: the command failed.
     """
     counted = {json.dumps(entry["key"]): entry for entry in find_record(results / LENGTHS).get("counts", [])}
     counts = []
-    for data, recipe in recipes.items():
+    for (data, trainer), recipe in recipes.items():
         key = _get_lengths_key(data, fingerprint, trainer)
         entry = counted.get(json.dumps(key))
         if entry is None:
             with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
                 file.write(recipe)
                 file.flush()
-                entry = {"key": key, **_run([*command, "--recipe", file.name, "--trainer", trainer], environment)}
+                entry = {"key": key, **_run(*command(trainer, "measure_lengths", "--recipe", file.name))}
         counts.append(entry)
     results.mkdir(parents=True, exist_ok=True)
     # Not `write_record`, which puts each of a million numbers in a line of its own.
@@ -143,34 +147,28 @@ def load_tasks(
     write_record(results / TASK_SIZES, {"key": key, "tasks": found})
 
 
-def read_recipe_faults(results: Path, recipes: Mapping[str, str], trainer: str) -> list[list[str]] | None:
+def read_recipe_faults(results: Path, recipes: Recipes) -> list[list[str]] | None:
     """Return what `build_recipes` stored: lists of a training, a part of its recipe and why that cannot be built.
 
-    `None` if nothing is stored of these recipes, which are texts by training.
+    `None` if nothing is stored of these recipes.
     """
     content = find_record(results / RECIPES)
-    return list(content["faults"]) if content and content["key"] == _get_recipes_key(recipes, trainer) else None
+    return list(content["faults"]) if content and content["key"] == _get_recipes_key(recipes) else None
 
 
-def build_recipes(
-    results: Path,
-    recipes: Mapping[str, str],
-    trainer: str,
-    command: Sequence[str],
-    environment: Mapping[str, str] = os.environ,
-) -> None:
-    """Have the trainer build what recipes name, as far as that needs no weights, and store what cannot be built.
-
-    `command` starts `lorasweep job check_recipes` in the trainer's environment.
+def build_recipes(results: Path, recipes: Recipes, command: TrainerCommand) -> None:
+    """Have the trainers build what recipes name, as far as that needs no weights, and store what cannot be built.
 
     Raises:
         InputError: the command failed.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-        json.dump(recipes, file)
-        file.flush()
-        faults = _run([*command, "--recipes", file.name, "--trainer", trainer], environment)
-    write_record(results / RECIPES, {"key": _get_recipes_key(recipes, trainer), "faults": faults})
+    faults = []
+    for trainer, texts in recipes.items():
+        with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+            json.dump(texts, file)
+            file.flush()
+            faults += _run(*command(trainer, "check_recipes", "--recipes", file.name))
+    write_record(results / RECIPES, {"key": _get_recipes_key(recipes), "faults": faults})
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> Any:
@@ -201,6 +199,6 @@ def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iter
     }
 
 
-def _get_recipes_key(recipes: Mapping[str, str], trainer: str) -> str:
-    content = [sorted(recipes.items()), trainer, digest_packages()]
+def _get_recipes_key(recipes: Recipes) -> str:
+    content = [[(trainer, sorted(texts.items())) for trainer, texts in sorted(recipes.items())], digest_packages()]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

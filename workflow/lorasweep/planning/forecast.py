@@ -211,11 +211,11 @@ def make_forecast(
     records = read_records(results / JOB_RECORDS)
     other_files = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
     all_records = [*(record for file in other_files for record in read_records(file)), *records]
-    lengths = {
-        data: (count and count.train) or guess_lengths(data)
-        for data in list_data(points)
-        for count in [read_count(results, data, fingerprint, experiment.trainer)]
-    }
+    lengths: dict[Data, Lengths] = {}
+    for data, trainer in list_data(points):
+        count = read_count(results, data, fingerprint, trainer)
+        # Trainers that count otherwise than the first are planned by its counts.
+        lengths.setdefault(data, (count and count.train) or guess_lengths(data))
     first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))
     sizes = read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles)
     costs = Costs(experiment, base, first, sizes, others=lengths)
@@ -226,9 +226,9 @@ def make_forecast(
     return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
 
 
-def list_data(points: Mapping[str, Point]) -> list[Data]:
-    """Return the data sections of the trainings: one for each combination of prompts."""
-    return list(dict.fromkeys(point.data for point in points.values() if point.is_trained))
+def list_data(points: Mapping[str, Point]) -> list[tuple[Data, str]]:
+    """Return the data sections of the trainings, one for each combination of prompts, each with its trainers."""
+    return list(dict.fromkeys((point.data, point.trainer) for point in points.values() if point.is_trained))
 
 
 def _get_log_bytes(results: Path, points: Iterable[str], tasks: Sequence[TaskEntry]) -> int | None:

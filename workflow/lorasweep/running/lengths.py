@@ -19,12 +19,14 @@ def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
         InputError: a sample cannot be tokenized, or is too long; or an epoch has no optimizer step.
     """
     points = [] if sweep.missing_model else [sweep.points[name] for name in sweep.trained if name in trained]
-    counted = (sweep.base_fingerprint, sweep.experiment.trainer)
-    counts = {data: read_count(sweep.results, data, *counted) for data in {point.data for point in points}}
+    counts = {
+        (data, trainer): read_count(sweep.results, data, sweep.base_fingerprint, trainer)
+        for data, trainer in {(point.data, point.trainer) for point in points}
+    }
     notes: dict[tuple[Data, DataKey, int], str] = {}
     with naming_file(sweep.source):
         for point in points:
-            count = counts[point.data]
+            count = counts[point.data, point.trainer]
             if count is None:
                 continue
             if count.refused:

@@ -220,7 +220,7 @@ class Run:
         """Do the work before the first job. End the process with a message if the run is not possible.
 
         `slurm_run` is the name of this run's jobs on SLURM; `None` without SLURM. `environments` are the folders of
-        conda environments by rule; empty without conda, and if they are made where the jobs run. `refusals` are the
+        conda environments by stage; empty without conda, and if they are made where the jobs run. `refusals` are the
         reasons why SLURM would refuse jobs for ever.
         """
         sweep, results = self._sweep, self._sweep.results
@@ -358,7 +358,8 @@ class Run:
             raise fault
 
     def _check_environments(self) -> None:
-        for stage in () if self._uses_conda else {self._sweep.trainer.STAGE, "eval", self._sweep.evaluation_stage}:
+        stages = {*self._sweep.trainers.values(), "eval", self._sweep.evaluation_stage}
+        for stage in () if self._uses_conda else stages:
             if not (self._root / ".venv" / stage / "installed").exists():
                 raise InputError(
                     f".venv/{stage}: the environment is missing; run 'make install"
@@ -463,17 +464,15 @@ def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> in
 
 
 def count_tokens(sweep: Sweep, root: Path, environments: Mapping[str, Path]) -> None:
-    """Have the trainer count tokens, unless the counts are on record."""
-    experiment, results = sweep.experiment, sweep.results
-    data = [] if sweep.missing_model else list_data(sweep.points)
-    counted = (sweep.base_fingerprint, experiment.trainer)
-    if all(measuring.read_count(results, each, *counted) for each in data):
+    """Have the trainers count tokens, unless the counts are on record."""
+    results, fingerprint = sweep.results, sweep.base_fingerprint
+    listed = [] if sweep.missing_model else list_data(sweep.points)
+    if all(measuring.read_count(results, data, fingerprint, trainer) for data, trainer in listed):
         return
-    trainings = {sweep.points[point].data: training for training, point in sweep.trainings.items()}
-    recipes = {each: sweep.get_recipe(trainings[each]) for each in data}
-    command = [str(root / "scripts/run"), sweep.trainer.STAGE, *start.JOB, "measure_lengths"]
+    points = {name: sweep.points[point] for name, point in sweep.trainings.items()}
+    trainings = {(point.data, point.trainer): name for name, point in points.items()}
+    recipes = {each: sweep.get_recipe(trainings[each]) for each in listed}
     try:
-        variables = start.get_variables(environments, "train")
-        measuring.count_lengths(results, recipes, counted[0], command, experiment.trainer, variables)
+        measuring.count_lengths(results, recipes, fingerprint, start.make_trainer_command(sweep, root, environments))
     except InputError as error:
         print(f"Numbers of tokens are guessed: {error}")

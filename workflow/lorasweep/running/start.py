@@ -21,7 +21,7 @@ JOB = ("-m", "lorasweep", "job")
 def look(sweep: Sweep, root: Path, rules: Collection[str], environments: Mapping[str, Path]) -> None:
     """Look at what jobs of these rules need, unless it is known to be well; `find_faults` tells what was found.
 
-    `root` is the clone. `environments` are folders of conda environments by rule, in place of those in the clone.
+    `root` is the clone. `environments` are folders of conda environments by stage, in place of those in the clone.
 
     Raises:
         InputError: something could not be looked at.
@@ -29,11 +29,9 @@ def look(sweep: Sweep, root: Path, rules: Collection[str], environments: Mapping
     run = str(root / "scripts/run")
     if _evaluates(sweep, rules) and (not counting.read_tasks(*_get_tasks(sweep)) or _find_task_errors(sweep)):
         command = [run, sweep.evaluation_stage, *JOB, "measure_tasks"]
-        counting.load_tasks(*_get_tasks(sweep), command, get_variables(environments, "evaluate", "evaluate_adapters"))
+        counting.load_tasks(*_get_tasks(sweep), command, get_variables(environments, sweep.evaluation_stage))
     if _trains(sweep, rules) and _find_recipe_faults(sweep) != []:
-        command = [run, sweep.trainer.STAGE, *JOB, "check_recipes"]
-        recipes, trainer = _get_recipes(sweep), sweep.experiment.trainer
-        counting.build_recipes(sweep.results, recipes, trainer, command, get_variables(environments, "train"))
+        counting.build_recipes(sweep.results, _get_recipes(sweep), make_trainer_command(sweep, root, environments))
 
 
 def find_faults(sweep: Sweep, rules: Collection[str]) -> InputError | None:
@@ -56,12 +54,23 @@ def _trains(sweep: Sweep, rules: Collection[str]) -> bool:
     return not sweep.missing_model and bool(sweep.trained) and "train" in rules
 
 
-def get_variables(environments: Mapping[str, Path], *rules: str) -> dict[str, str]:
-    """Return the environment variables of a command in the environment of one of the rules.
+def make_trainer_command(sweep: Sweep, root: Path, environments: Mapping[str, Path]) -> counting.TrainerCommand:
+    """Return what makes commands in the environments of the sweep's trainers; the arguments are those of `look`."""
+
+    def make(trainer: str, job: str, *arguments: str) -> tuple[Sequence[str], Mapping[str, str]]:
+        stage = sweep.trainers[trainer]
+        command = [str(root / "scripts/run"), stage, *JOB, job, *arguments, "--trainer", trainer]
+        return command, get_variables(environments, stage)
+
+    return make
+
+
+def get_variables(environments: Mapping[str, Path], stage: str) -> dict[str, str]:
+    """Return the environment variables of a command in a stage's environment.
 
     With conda, its Python is the first on the path.
     """
-    folders = [f"{environments[rule]}/bin" for rule in rules if rule in environments]
+    folders = [f"{environments[stage]}/bin"] if stage in environments else []
     return {**os.environ, "PATH": os.pathsep.join([*folders, os.environ.get("PATH", "")])}
 
 
@@ -102,13 +111,17 @@ def _find_metric_fault(sweep: Sweep) -> list[InputError]:
     return [InputError(problem, ", ".join(known))]
 
 
-def _get_recipes(sweep: Sweep) -> dict[str, str]:
-    return {training: sweep.get_recipe(training) for training in sweep.trainings}
+def _get_recipes(sweep: Sweep) -> dict[str, dict[str, str]]:
+    """Return the texts of recipes by trainer and by training."""
+    recipes: dict[str, dict[str, str]] = {trainer: {} for trainer in sweep.trainers}
+    for training in sweep.trainings:
+        recipes[sweep.get_trainer(training)][training] = sweep.get_recipe(training)
+    return recipes
 
 
 def _find_recipe_faults(sweep: Sweep) -> list[InputError] | None:
     """Return the stored faults of the recipes, each once; `None` if none are stored of these recipes."""
-    found = counting.read_recipe_faults(sweep.results, _get_recipes(sweep), sweep.experiment.trainer)
+    found = counting.read_recipe_faults(sweep.results, _get_recipes(sweep))
     if found is None:
         return None
     points: dict[tuple[str, str], list[str]] = {}

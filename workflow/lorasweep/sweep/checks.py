@@ -77,7 +77,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         if data.validation:
             check_data(data, "validation")
         for point in trained:
-            _check_weights_key(experiment, point)
+            _check_weights_key(point)
             if not point.controls.packed:  # the number of packs is known when tokens are counted
                 check_batch(point, samples)
     if find_missing_model(experiment, ""):
@@ -125,14 +125,14 @@ def _list_asked(experiment: Experiment) -> list[str]:
     return [experiment.model.path, *(baseline.model for baseline in baselines)]
 
 
-def find_trainer(experiment: Experiment) -> Trainer:
-    """Return the experiment's trainer.
+def find_trainer(name: str) -> Trainer:
+    """Return a trainer that the experiment names.
 
     Raises:
         InputError: no trainer has that name, or its module is not a complete trainer.
     """
     with naming_key("trainer"):
-        return get_trainer(experiment.trainer)
+        return get_trainer(name)
 
 
 def find_missing_model(experiment: Experiment, source: str) -> str | None:
@@ -183,13 +183,13 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
         data=point.data,
         output_dir=output_dir,
     )
-    trainer = find_trainer(experiment)
+    trainer = find_trainer(point.trainer)
     recipe = trainer.recipe(spec)
     named = {"training": experiment.data.get_files("train"), "validation": experiment.data.get_files("validation")}
     digests = [f"# {what} data sha256: {digest_files(files)}\n" for what, files in named.items() if files]
-    if experiment.trainer not in OWN_TRAINERS:
+    if point.trainer not in OWN_TRAINERS:
         module = Path(str(cast(ModuleType, trainer).__file__))
-        digests.append(f"# trainer: {experiment.trainer} sha256: {digest_file(module)}\n")
+        digests.append(f"# trainer: {point.trainer} sha256: {digest_file(module)}\n")
     return "".join(digests) + recipe
 
 
@@ -347,8 +347,8 @@ def check_batch(point: Point, sequences: int, kind: str = "samples") -> None:
     )
 
 
-def _check_weights_key(experiment: Experiment, point: Point) -> None:
-    declared = find_trainer(experiment).declared_adapter_only(point.controls.override)
+def _check_weights_key(point: Point) -> None:
+    declared = find_trainer(point.trainer).declared_adapter_only(point.controls.override)
     if declared is not None and declared != (point.mode != "A"):
         expected = "hf" if not declared else "adapter"
         raise InputError(

@@ -52,7 +52,7 @@ from lorasweep.sweep.checks import (
     make_recipe,
 )
 from lorasweep.sweep.trainings import head_recipe, is_trained, share_trainings
-from lorasweep.trainers import Trainer
+from lorasweep.trainers import get_trainer
 from lorasweep.util.errors import InputError, naming_file
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
@@ -83,7 +83,6 @@ class Sweep:
     baselines: Mapping[str, str]
     """Paths, by name, of the models that are evaluated without an adapter."""
     tasks: Sequence[TaskEntry]
-    trainer: Trainer
     is_job: bool = False
     """Whether this process runs a job of a sweep that another process planned."""
     shared_gpus: int | None = None
@@ -110,7 +109,7 @@ class Sweep:
         as_written = load_experiment(read_overrides(config, overrides or {}), source)
         results = RESULTS / as_written.experiment.name
         with naming_file(source):
-            trainer = find_trainer(as_written)
+            find_trainer(as_written.trainer)
             tasks = get_tasks(as_written.evaluation.tasks)
             check_roles(as_written.evaluation)
             revisions = read_revisions(results / REVISIONS)
@@ -119,7 +118,9 @@ class Sweep:
             registry = results / POINTS
             points = recall_points(experiment, registry) if is_job else get_points(experiment, registry)
             baselines = get_baselines(experiment, points)
-        return cls(experiment, as_written, source, points, baselines, tasks, trainer, is_job, shared_gpus)
+            for trainer in sorted({point.trainer for point in points.values() if not point.adapter}):
+                find_trainer(trainer)
+        return cls(experiment, as_written, source, points, baselines, tasks, is_job, shared_gpus)
 
     def check(self, *, asks_inspect: bool) -> None:
         """Check everything that a run needs from outside the experiment file, except the base model's presence.
@@ -245,6 +246,19 @@ class Sweep:
     def trainings(self) -> Mapping[str, str]:
         """The name of the owning point of each training, by the training's name."""
         return {str(self.points[point].training): point for point in self.trained}
+
+    @cached_property
+    def trainers(self) -> Mapping[str, str]:
+        """The environment of each trainer, by the trainer's name."""
+        return {name: get_trainer(name).STAGE for name in sorted({self.points[p].trainer for p in self.trained})}
+
+    def get_trainer(self, training: str) -> str:
+        """Return the name of a training's trainer."""
+        return self.points[self.trainings[training]].trainer
+
+    def get_training_stage(self, training: str) -> str:
+        """Return the name of the environment of a training."""
+        return self.trainers[self.get_trainer(training)]
 
     @cached_property
     def evaluated(self) -> Mapping[str, Mode]:

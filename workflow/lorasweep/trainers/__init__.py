@@ -12,13 +12,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from lorasweep.experiment.sections import DEFAULT_TRAINER
 from lorasweep.util.errors import InputError, JobError, nearest
 
 if TYPE_CHECKING:  # the packages that these need are not in every training environment
     from lorasweep.checkpoints.checkpoint import Checkpoint
     from lorasweep.experiment.sections import Controls, Data, Model
-
-DEFAULT_TRAINER = "torchtune"
 
 OWN_TRAINERS = (DEFAULT_TRAINER, "trl")
 """The trainers of lorasweep, modules of this package."""

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lorasweep.trainers import DEFAULT_TRAINER, get_trainer
+from lorasweep.experiment.sections import DEFAULT_TRAINER
+from lorasweep.trainers import get_trainer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

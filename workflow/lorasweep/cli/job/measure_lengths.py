@@ -8,7 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from lorasweep.trainers import DEFAULT_TRAINER, get_trainer
+from lorasweep.experiment.sections import DEFAULT_TRAINER
+from lorasweep.trainers import get_trainer
 from lorasweep.util.errors import InputError, JobError
 
 

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
+from lorasweep.experiment.sections import DEFAULT_TRAINER
 from lorasweep.layout import get_epoch_folder
-from lorasweep.trainers import DEFAULT_TRAINER, SAVE_MINUTES, Stopped, get_trainer
+from lorasweep.trainers import SAVE_MINUTES, Stopped, get_trainer
 from lorasweep.util.errors import JobError
 from lorasweep.util.process import end_on_sigterm
 from lorasweep.util.slurm import requeue_if_preempted

@@ -32,6 +32,25 @@ def measure_lengths(recipe: Path) -> dict[str, list[list[int]]]:
     }
 
 
+def find_faults(recipe: str) -> dict[str, str]:
+    """Return why parts of a recipe, given as text, cannot be built, by section; empty if nothing is wrong."""
+    import tempfile
+
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    from lorasweep.util.errors import describe
+
+    config, faults = yaml.safe_load(recipe), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for section, build in (("trl", lambda **keys: SFTConfig(output_dir=folder, **keys)), ("lora", LoraConfig)):
+            try:
+                build(**config[section])
+            except Exception as error:  # an argument can be wrong in any way
+                faults[section] = describe(error)
+    return faults
+
+
 def train(
     recipe: Path,
     adapter: Path,
