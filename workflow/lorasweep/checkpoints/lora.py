@@ -33,9 +33,10 @@ def find_modules(checkpoint: Checkpoint, controls: Controls) -> list[str]:
 
     Raises:
         InputError: a name or a pattern matches no linear layer or embedding; `all-linear` or a name means experts that
-            are no layers; the head is tied, or there is none.
+            are no layers; the head is tied, or there is none; a name in `modules_to_save` matches no module.
     """
     architecture = get_architecture(checkpoint)
+    _find_saved(architecture, controls.modules_to_save)
     if controls.lora_modules is not None:
         return _find(architecture, controls)
     words: list[tuple[str, str]] = [("lora_attn_modules", word) for word in controls.lora_attn_modules]
