@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from forked_snakemake import call_snakemake
+from lorasweep.checkpoints.architecture import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "scripts/run"
@@ -206,6 +207,10 @@ class Sweep:
 def make_sweep(directory: Path, model: Path, name: str, **sections: Any) -> Sweep:
     """Make a working directory with data, a task and an experiment on a model, and no results yet."""
     shutil.copytree(model, directory / "model")
+    # What transformers says of the model is asked for once, not by each test.
+    (directory / ".snakemake/lorasweep").mkdir(parents=True)
+    (ROOT / ARCHITECTURES).mkdir(parents=True, exist_ok=True)
+    (directory / ARCHITECTURES).symlink_to(ROOT / ARCHITECTURES)
     samples = [{"input": f"after {a}", "output": b} for a, b in pairwise(ascii_lowercase)]
     (directory / "train.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     (directory / "tasks.py").write_text(TASKS)

@@ -128,6 +128,22 @@ def test_a_fresh_clone_plans_its_default_experiment(tmp_path: Path, arguments: l
     assert status.stdout == ""
 
 
+def test_qwen3_by_qlora_is_planned_without_its_weights(tmp_path: Path) -> None:
+    """Rank 8, 32 and 128 at two rates, on 36 layers: r · (q, o 8192 each, k, v 5120 each, MLP 3 · 16384)."""
+    shutil.copytree(ROOT / "demo", tmp_path / "demo", ignore=shutil.ignore_patterns("model*", "downloads"))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path]
+    command += ["--configfile", ROOT / "config/qwen3_8b_qlora.yaml", "--dry-run"]
+    unknown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert re.search(r"^train +6$", unknown.stdout, flags=re.MULTILINE), unknown.stderr
+    assert "No plan: Qwen/Qwen3-8B/config.json is missing" in unknown.stdout + unknown.stderr
+    shutil.copytree(ROOT / "tests/models/qwen3_8b", tmp_path / "Qwen/Qwen3-8B")
+    known = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    values = 2 * (8 + 32 + 128) * 36 * (2 * 8192 + 2 * 5120 + 3 * 16384)
+    kept = re.search(r"To do: ([\d.]+) GB kept", known.stdout + known.stderr)
+    assert kept, known.stderr
+    assert float(kept[1]) == pytest.approx(2 * values / 1e9, rel=0.01)
+
+
 def test_a_sites_profile_lies_over_the_slurm_profile(
     make: Callable[..., Sweep], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.shapes import read_shape
 from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size
@@ -21,6 +22,8 @@ from lorasweep.planning.lengths import Lengths
 from lorasweep.planning.planner import Planner
 from lorasweep.planning.timeline import PlannedJob, simulate
 from lorasweep.util.errors import InputError
+
+ROOT = Path(__file__).parents[3]
 
 LLAMA = {"model_type": "llama", "vocab_size": 128256, "num_key_value_heads": 8}
 SHAPES: dict[str, tuple[dict[str, Any], int]] = {
@@ -48,6 +51,22 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
         {"model_type": "qwen2", "vocab_size": 151936, "num_key_value_heads": 2, "num_hidden_layers": 24}
         | {"num_attention_heads": 14, "hidden_size": 896, "intermediate_size": 4864, "tie_word_embeddings": True},
         494_032_768,
+    ),
+    "Qwen3-8B": (json.loads((ROOT / "tests/models/qwen3_8b/config.json").read_text()), 8_190_735_360),
+    "Gemma-3-1B": (
+        {"model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26}
+        | {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144},
+        999_885_952,
+    ),
+    "GPT-2": (
+        {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
+        124_439_808,
+    ),
+    "Mixtral-8x7B": (
+        {"model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "num_local_experts": 8}
+        | {"num_experts_per_tok": 2},
+        46_702_792_704,
     ),
 }
 
@@ -83,14 +102,57 @@ def test_adapters_have_the_sizes_that_are_known(tmp_path: Path, keys: dict[str, 
         assert found == pytest.approx(size, abs=0.15)
 
 
-@pytest.mark.parametrize(
-    ("config", "said"), [({"model_type": "mamba"}, "mamba"), ({"model_type": "llama"}, "no vocab_size"), (None, "read")]
-)
-def test_a_configuration_that_says_too_little_is_refused(tmp_path: Path, config: Any, said: str) -> None:
+BAD = [
+    ({"model_type": "xyz"}, "config.json' has model_type 'xyz'. Expected: a causal language model of transformers"),
+    ({}, "config.json' has model_type None"),
+    (
+        {"model_type": "llama", "hidden_size": "64"},
+        "config.json': transformers cannot build this llama model: .*hidden_size",
+    ),
+    ([], "config.json' cannot be read"),
+    (None, "config.json' cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("config", "said"), BAD)
+def test_a_configuration_that_transformers_cannot_build_is_refused(tmp_path: Path, config: Any, said: str) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=f"(?s)^'{tmp_path}/{said}"):
         read_shape(tmp_path)
+
+
+MULTIPLIED = {
+    # Without the input embedding; with the one that is the head too, but not that of positions; two of eight experts.
+    "Qwen3-8B": 8_190_735_360 - 151936 * 4096,
+    "Gemma-3-1B": 999_885_952,
+    "GPT-2": 124_439_808 - 1024 * 768,
+    "Mixtral-8x7B": 46_702_792_704 - 32000 * 4096 - 32 * 6 * 3 * 4096 * 14336,
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLIED)
+def test_times_count_the_parameters_that_a_token_is_multiplied_with(tmp_path: Path, name: str) -> None:
+    assert get_architecture(make_base(tmp_path, name)).matrix_values == MULTIPLIED[name]
+
+
+def test_sizes_are_found_under_a_familys_own_names(tmp_path: Path) -> None:
+    gpt2 = get_architecture(make_base(tmp_path, "GPT-2"))
+    assert (gpt2.num_layers, gpt2.hidden_size, gpt2.vocab_size, gpt2.num_heads) == (12, 768, 50257, 12)
+    assert (gpt2.max_positions, gpt2.head, gpt2.tied) == (1024, "lm_head", True)
+
+
+def test_a_model_of_text_and_images_is_planned_by_its_text(tmp_path: Path) -> None:
+    """Gemma-3-4B, whose published configuration leaves out what is as transformers has it."""
+    text = {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "image_size": 896}
+    vision |= {"num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False}
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base = read_shape(tmp_path)
+    architecture = get_architecture(base)
+    assert (architecture.num_layers, architecture.hidden_size, architecture.vocab_size) == (34, 2560, 262208)
+    assert base.num_parameters == 4_300_079_472
 
 
 def make_planner(

@@ -1,12 +1,14 @@
 """What jobs ask for: figures that can be checked by hand, and that grow with what they stand for."""
 
+import json
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorasweep.checkpoints.checkpoint import Checkpoint, Tensor, read_checkpoint
+from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from lorasweep.checkpoints.shapes import read_shape
 from lorasweep.experiment.sections import Controls, Data, Evaluation, Experiment, Model
 from lorasweep.sweep import resources
 from plain_checkpoint import write_checkpoint
@@ -16,28 +18,13 @@ NONE = Data()
 
 
 @pytest.fixture(scope="module")
-def llama() -> Checkpoint:
-    """Llama-3.1-8B by its shapes alone."""
-    hidden, inner, kv = 4096, 14336, 1024
-    layer = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (128256, hidden), "lm_head": (128256, hidden)}
-    shapes |= {f"model.layers.{i}.{name}": shape for i in range(32) for name, shape in layer.items()}
-    norms = {f"model.layers.{i}.norm{j}": (hidden,) for i in range(32) for j in range(2)} | {"model.norm": (hidden,)}
-    shapes |= norms
-    tensors = {}
-    for name, shape in shapes.items():
-        size = 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
-        tensors[f"{name}.weight"] = Tensor("model.safetensors", "BF16", shape, 0, size)
-    config = {"hidden_size": hidden, "num_hidden_layers": 32, "vocab_size": 128256, "max_position_embeddings": 131072}
-    return Checkpoint(Path("x"), config, ("model.safetensors",), tensors, ("tokenizer.json",))
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Llama-3.1-8B by its configuration alone."""
+    folder = tmp_path_factory.mktemp("llama")
+    config = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+    config |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131072}))
+    return read_shape(folder)
 
 
 ADAPTERS = [
@@ -65,6 +52,21 @@ def test_training_llama_asks_for_its_weights_twice_and_no_activations_on_a_gpu(l
     asked = resources.train_mem_mb(llama, Controls(batch_size=64), GPU, NONE)
     assert asked == pytest.approx(3000 + 2 * 16061, abs=2)
     assert asked == resources.train_mem_mb(llama, Controls(batch_size=1), GPU, NONE)
+
+
+@pytest.mark.parametrize(("quantize", "gigabytes"), [("nf4", 0.55 * 8.03), ("int8", 1.05 * 8.03)])
+def test_training_on_a_quantized_model_asks_for_its_checkpoint_and_for_the_quantized_weights(
+    llama: Checkpoint, quantize: Any, gigabytes: float
+) -> None:
+    asked = resources.train_mem_mb(llama, Controls(), GPU.model_copy(update={"quantize": quantize}), NONE)
+    assert asked == pytest.approx(3000 + 16061 + 1000 * gigabytes, abs=2)
+
+
+def test_the_states_of_a_training_have_the_trained_rank_and_kept_adapters_the_saved_one(llama: Checkpoint) -> None:
+    plain, converted = (Controls(lora_modules="all-linear", init_lora_weights=name) for name in ("kaiming", "pissa"))
+    adapter = resources.count_lora_parameters(llama, plain) * 2 / 1e6
+    assert resources.train_disk_mb(llama, plain, GPU) == ceil(100 + 9 * adapter)
+    assert resources.train_disk_mb(llama, converted, GPU) == ceil(100 + 12 * adapter)
 
 
 def test_a_training_holds_its_samples_in_memory(llama: Checkpoint, tmp_path: Path) -> None:
@@ -158,5 +160,4 @@ def test_auto_is_as_few_gpus_as_hold_the_weights_in_seven_tenths_of_their_memory
         "evaluation": {"gpus": "auto", **changes},
         "plan": {"device": device, "devices": {"small": small}},
     }
-    llama.config.update(num_attention_heads=32, num_key_value_heads=8)
     assert resources.get_evaluation_gpus(llama, Experiment.model_validate(plain)) == gpus

@@ -18,11 +18,12 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from torch.nn import Embedding
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from lorasweep.adapters.meta_model import instantiate
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.util.errors import InputError
 
@@ -65,7 +66,7 @@ def read_architecture(base: Checkpoint) -> Architecture:
     Raises:
         InputError: the model class cannot be instantiated with this configuration, or the checkpoint lacks the head.
     """
-    model = _instantiate(base)
+    model = instantiate(base.path, base.config.get("model_type"))
     if model is None:
         return _guess(base)
     stored = _find_stored(model, base)
@@ -98,7 +99,7 @@ def find_targets(base: Checkpoint, selection: str) -> tuple[frozenset[str], froz
         Exception: PEFT cannot apply this selection to this model; of any type.
     """
     config = LoraConfig(r=1, task_type="CAUSAL_LM", **json.loads(selection))
-    model = _instantiate(base) or _imitate(base)
+    model = instantiate(base.path, base.config.get("model_type")) or _imitate(base)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
@@ -118,24 +119,8 @@ def find_targets(base: Checkpoint, selection: str) -> tuple[frozenset[str], froz
 
 def can_untie(base: Checkpoint) -> bool:
     """Whether no parameters are tied if `tie_word_embeddings` is false."""
-    model = _instantiate(base, tie_word_embeddings=False)
+    model = instantiate(base.path, base.config.get("model_type"), tie_word_embeddings=False)
     return model is not None and not model.all_tied_weights_keys
-
-
-def _instantiate(base: Checkpoint, **changes: Any) -> Any:
-    """Return the model on the meta device; `None` if transformers has no class for it, or only custom code is one."""
-    model_type = base.config.get("model_type")
-    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return None
-    try:
-        config = CONFIG_MAPPING[model_type].from_pretrained(base.path, local_files_only=True, **changes)
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    except Exception as error:  # a configuration can be wrong in any way
-        raise InputError(
-            f"'{base.path / 'config.json'}': transformers cannot build this {model_type} model: "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def _find_weights(model: Any, kind: type) -> frozenset[str]:

@@ -11,7 +11,7 @@ from math import prod
 
 from lorasweep.checkpoints.checkpoint import SINGLE, Checkpoint
 from lorasweep.checkpoints.dtypes import BYTES, PRECISIONS
-from lorasweep.checkpoints.lora import find_lora_targets
+from lorasweep.checkpoints.lora import get_shape_settings, list_adapter_tensors
 from lorasweep.experiment.sections import Controls
 
 SMALL_FILES = 8_000
@@ -34,19 +34,14 @@ def get_safetensors_size(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> i
 
 
 def get_adapter_size(base: Checkpoint, controls: Controls, dtype: str) -> int:
-    """Return the size in bytes of `adapter_model.safetensors`: A [r, in] and B [out, r] for each weight [out, in]."""
-    weights = find_lora_targets(base, controls)
-    return _get_adapter_size(tuple(weights.items()), controls.lora_rank, dtype)
+    """Return the size in bytes of `adapter_model.safetensors`, all of `dtype`."""
+    return _get_adapter_size(base, get_shape_settings(controls), dtype)
 
 
 @lru_cache
-def _get_adapter_size(weights: tuple[tuple[str, tuple[int, int]], ...], rank: int, dtype: str) -> int:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, (rows, columns) in weights:
-        module = f"base_model.model.{name.removesuffix('.weight')}"
-        shapes[f"{module}.lora_A.weight"] = (rank, columns)
-        shapes[f"{module}.lora_B.weight"] = (rows, rank)
-    return get_safetensors_size(dict(sorted(shapes.items())), dtype)
+def _get_adapter_size(base: Checkpoint, settings: str, dtype: str) -> int:
+    tensors = list_adapter_tensors(base, Controls.model_validate_json(settings))
+    return get_safetensors_size(dict(sorted(tensors.items())), dtype)
 
 
 def get_model_size(base: Checkpoint, dtype: str) -> int:

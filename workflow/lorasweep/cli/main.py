@@ -31,6 +31,7 @@ JOBS = {
     "report": "make the report",
     "measure_lengths": "count the tokens of training samples",
     "measure_tasks": "load tasks, and count their samples",
+    "describe_model": "build a model without its weights, and print its layers and parameters",
     "check_recipes": "build what recipes name, without the model's weights",
     "ask_hub": "look up a reference on the hub, or download it",
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 
+from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
@@ -95,10 +96,8 @@ class Costs:
 
     @cached_property
     def _matrix_values(self) -> int:
-        """Number of parameters in matrix products: all but an input embedding that is not tied to the head."""
-        embedding = next((t for name, t in self.base.tensors.items() if "embed_tokens" in name), None)
-        looked_up = 0 if self.base.tied or embedding is None else embedding.shape[0] * embedding.shape[1]
-        return self.base.num_parameters - looked_up
+        """Number of parameters in matrix products: all but idle experts and embeddings not tied to the head."""
+        return get_architecture(self.base).matrix_values
 
     @cached_property
     def _model_bytes(self) -> int:
@@ -158,8 +157,8 @@ class Costs:
         controls = point.controls
         training = self.get_training(controls, point.data)
         length = self._get_sequences(controls, point.data).mean
-        config = self.base.config
-        attention = 2 * config.get("num_hidden_layers", 0) * config.get("hidden_size", 0) * length
+        architecture = get_architecture(self.base)
+        attention = 2 * architecture.num_layers * architecture.hidden_size * length
         lora = count_lora_parameters(self.base, controls)
         operations = 4 * self._matrix_values + 6 * lora + 3 * attention
         if controls.enable_activation_checkpointing:

@@ -117,30 +117,40 @@ def clean_up(
 def describe_adapter_difference(adapter: Path, settings: Mapping[str, Any]) -> str | None:
     """Return how an adapter's configuration (PEFT's `LoraConfig`) differs from its training's settings, or `None`.
 
-    With `controls._override.model`, the settings do not determine the model: then nothing is compared.
+    PiSSA and OLoRA are saved with twice the rank, and an alpha to match. With `lora_modules`, the names of modules
+    depend on the model and are not compared. With `controls._override.model`, the settings do not determine the model:
+    then nothing is.
     """
     if "model" in settings.get("_override", {}):
         return None
     config = _read_json(adapter / ADAPTER_CONFIG)
-    rank, alpha, targets = settings["lora_rank"], settings["lora_alpha"], set(settings["lora_attn_modules"])
-    targets |= {"gate_proj", "up_proj", "down_proj"} if settings["apply_lora_to_mlp"] else set()
-    targets |= {"lm_head"} if settings["apply_lora_to_output"] else set()
-    expected = {
-        "r": rank,
-        "lora_alpha": 2 * rank if alpha is None else alpha,
-        "target_modules": sorted("o_proj" if name == "output_proj" else name for name in targets),
+    rank, alpha = settings["lora_rank"], settings["lora_alpha"]
+    is_converted = settings.get("init_lora_weights", "").startswith(("pissa", "olora"))
+    expected: dict[str, Any] = {
+        "r": 2 * rank if is_converted else rank,
+        "lora_alpha": {"r": rank, "2r": 2 * rank, None: 2 * rank}.get(alpha, alpha),
+        "use_dora": settings.get("use_dora", False),
+        "use_rslora": settings.get("use_rslora", False),
+        "target_modules": _list_last_parts(settings),
     }
     modules = config.get("target_modules")
-    actual = {
-        "r": config.get("r"),
-        "lora_alpha": config.get("lora_alpha"),
-        # Modules may be given as paths.
-        "target_modules": sorted({name.split(".")[-1] for name in modules}) if isinstance(modules, list) else modules,
-    }
+    # Modules may be given as paths.
+    parts = sorted({name.split(".")[-1] for name in modules}) if isinstance(modules, list) else modules
+    actual = {"use_dora": False, "use_rslora": False, **config, "target_modules": parts}
+    skipped = {"lora_alpha"} if is_converted else set()
+    skipped |= {"target_modules"} if settings.get("lora_modules") is not None else set()
     for key, value in expected.items():
-        if actual[key] != value:
-            return f"{adapter / ADAPTER_CONFIG}: {key} is {actual[key]!r}, but the point's settings say {value!r}"
+        if key not in skipped and actual.get(key) != value:
+            return f"{adapter / ADAPTER_CONFIG}: {key} is {actual.get(key)!r}, but the point's settings say {value!r}"
     return None
+
+
+def _list_last_parts(settings: Mapping[str, Any]) -> list[str]:
+    """Return the names, in Hugging Face's Llama, of the modules that torchtune's words mean."""
+    targets = set(settings["lora_attn_modules"])
+    targets |= {"gate_proj", "up_proj", "down_proj"} if settings["apply_lora_to_mlp"] else set()
+    targets |= {"lm_head"} if settings["apply_lora_to_output"] else set()
+    return sorted("o_proj" if name == "output_proj" else name for name in targets)
 
 
 def list_points(results: Path, baselines: Iterable[str]) -> list[str]:

@@ -312,7 +312,7 @@ class Run:
                     fault = error
             forecast = forecast_run(sweep, wanted, places)
             if forecast is None:
-                print(f"No plan: {sweep.base_model}/config.json is missing. The plan needs no other file of the model.")
+                print(f"No plan: {sweep.missing_sizes}")
                 return
             if is_whole:
                 from rich.console import Console

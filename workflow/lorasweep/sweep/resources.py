@@ -7,9 +7,10 @@ the formulas. Predictions are in lorasweep.planning.costs.
 from math import ceil, prod
 from pathlib import Path
 
+from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.dtypes import BYTES
-from lorasweep.checkpoints.lora import count_lora_parameters
+from lorasweep.checkpoints.lora import count_lora_parameters, count_saved_values
 from lorasweep.experiment.devices import get_device
 from lorasweep.experiment.roles import get_folders
 from lorasweep.experiment.sections import DATA_KEYS, MOST_ADAPTERS, Controls, Data, Evaluation, Experiment, Model
@@ -44,6 +45,9 @@ DATA_SHARE = 4
 WEIGHTS_SHARE = 0.7
 """Share of a GPU's memory that an evaluation's weights may take; the rest is for the cache of keys and values."""
 
+QUANTIZED_BYTES = {"nf4": 0.55, "int8": 1.05}
+"""Bytes of a quantized weight in training, with its share of the scales and of what is not quantized."""
+
 MB = 1_000_000
 
 
@@ -62,16 +66,19 @@ def train_mem_mb(checkpoint: Checkpoint, controls: Controls, model: Model, data:
     activations: 17 · b · s · h values per layer, and three times the logits b · s · V. Activation checkpointing keeps
     one layer's values. The factor 17 is from Korthikanti et al. 2022 (arXiv:2205.05198), table 2, without the
     attention scores, which PyTorch's scaled dot-product attention does not store.
+
+    A quantized model (`model.quantize`) takes 0.55 (`nf4`) or 1.05 bytes (`int8`) per parameter.
     """
     size = sum(tensor.size for tensor in checkpoint.tensors.values())
-    weights = checkpoint.num_parameters * BYTES[model.dtype]
+    weight = QUANTIZED_BYTES[model.quantize] if model.quantize else BYTES[model.dtype]
+    weights = checkpoint.num_parameters * weight
     files = [Path(file) for key in DATA_KEYS for file in data.get_files(key)]
     need = size + weights + DATA_SHARE * sum(file.stat().st_size for file in files if file.is_file())
     if model.device == "cpu":
-        config = checkpoint.config
+        architecture = get_architecture(checkpoint)
         tokens = controls.batch_size * _sample_length(checkpoint, controls)
-        layers = 1 if controls.enable_activation_checkpointing else config.get("num_hidden_layers", 1)
-        values = tokens * (17 * config.get("hidden_size", 0) * layers + 3 * config.get("vocab_size", 0))
+        layers = 1 if controls.enable_activation_checkpointing else architecture.num_layers
+        values = tokens * (17 * architecture.hidden_size * layers + 3 * architecture.vocab_size)
         need += values * BYTES[model.dtype] + count_lora_parameters(checkpoint, controls) * (BYTES[model.dtype] + 12)
     return controls.gpus * (PROCESS_MB + ceil(need / MB))
 
@@ -92,8 +99,9 @@ def train_runtime(checkpoint: Checkpoint, controls: Controls, model: Model, samp
 
 def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model, kept: int = 1) -> int:
     """Return the disk space of a training in MB: two adapters per epoch, `kept` adapters, and the saved states."""
-    size = count_lora_parameters(checkpoint, controls) * BYTES[model.dtype]
-    return 100 + ceil((2 * controls.epochs + kept + SAVED_STATES) * size / MB)
+    saved, trained = count_saved_values(checkpoint, controls), count_lora_parameters(checkpoint, controls)
+    values = (2 * controls.epochs + kept) * saved + SAVED_STATES * trained
+    return 100 + ceil(values * BYTES[model.dtype] / MB)
 
 
 def model_disk_mb(checkpoint: Checkpoint, model: Model) -> int:
@@ -166,7 +174,7 @@ def get_evaluation_gpus(checkpoint: Checkpoint | None, experiment: Experiment) -
     weights = checkpoint.num_parameters * BYTES[experiment.model.dtype] + _count_role_bytes(experiment.evaluation)
     least = ceil(weights / (WEIGHTS_SHARE * memory))
     if experiment.evaluation.backend == "vllm":
-        heads = checkpoint.config.get("num_attention_heads", least)
+        heads = get_architecture(checkpoint).num_heads or least
         return next((gpus for gpus in range(least, heads + 1) if can_split(checkpoint, gpus)), least)
     return least
 
@@ -176,8 +184,9 @@ def can_split(checkpoint: Checkpoint, gpus: int) -> bool:
 
     Fewer heads of keys than GPUs are copied, if their number divides that of the GPUs.
     """
-    heads = int(checkpoint.config.get("num_attention_heads", gpus))
-    keys = checkpoint.config.get("num_key_value_heads") or heads
+    architecture = get_architecture(checkpoint)
+    heads = architecture.num_heads or gpus
+    keys = architecture.num_key_value_heads or heads
     return heads % gpus == 0 and 0 in (keys % gpus, gpus % keys)
 
 
@@ -201,5 +210,5 @@ def _answer_seconds(checkpoint: Checkpoint, model: Model, evaluation: Evaluation
 
 
 def _sample_length(checkpoint: Checkpoint, controls: Controls) -> int:
-    longest = int(checkpoint.config.get("max_position_embeddings", UNSTATED_LENGTH))
-    return controls.max_seq_len or min(UNSTATED_LENGTH, longest)
+    longest = get_architecture(checkpoint).max_positions
+    return controls.max_seq_len or min(UNSTATED_LENGTH, longest or UNSTATED_LENGTH)

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.architecture import has_environment
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.shapes import read_shape
 from lorasweep.evaluation.spec import EvaluationSpec, Mode, make_evaluation_spec
@@ -186,11 +187,24 @@ class Sweep:
 
     @cached_property
     def base(self) -> Checkpoint | None:
-        """The base model. Without weights: tensor shapes from its configuration. Without a configuration: `None`."""
+        """The base model. Without weights: tensor shapes from its configuration. `None` if `missing_sizes`."""
         path = Path(self.base_model)
         if not self.missing_model:
             return read_checkpoint(path)
-        return read_shape(path) if has_configuration_alone(path) else None
+        return None if self.missing_sizes else read_shape(path)
+
+    @property
+    def missing_sizes(self) -> str:
+        """Why the sizes of the base model cannot be known; empty if they can."""
+        if not self.missing_model:
+            return ""
+        if not has_configuration_alone(Path(self.base_model)):
+            return f"{self.base_model}/config.json is missing. The plan needs no other file of the model."
+        return (
+            ""
+            if has_environment()
+            else "without the model's weights it needs the evaluation environment: make install."
+        )
 
     def _read(self, model: str) -> Checkpoint | None:
         return self.base if model == self.base_model else read_checkpoint(Path(model))
