@@ -166,25 +166,3 @@ def test_every_way_to_adapt_is_trained_is_the_same_merged_or_not_written_and_is_
     assert logs["linear"][-1].lr == pytest.approx(lr / (steps - 2))
     assert [row.lr for row in logs["constant"][2:]] == pytest.approx([lr] * (steps - 2))
     assert logs["alpha_r"][0].loss == logs["plain"][0].loss  # B is 0
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_an_adapter_that_was_trained_on_a_quantized_base_is_the_same_in_every_mode_of_the_full_one(
-    make_family: MakeFamily, kind: str
-) -> None:
-    sweep = make_family("llama3", **MODES)
-    sweep.edit(model={"quantize": kind})
-    sweep.run()
-    check_that_modes_agree(sweep, POINTS.values())
-    for point in POINTS.values():
-        check_adapter(sweep, point)
-        assert read_record(sweep, point)["quantize"] == kind
-    # It was trained on other weights than the full ones, and not on quite others.
-    full = make_family("llama3", variables={"seed": [0]})
-    full.edit(evaluation={"baseline": False, "enabled": False})
-    full.run("--until", "cleanup")
-    paths = (sweep.results / POINTS["A"], full.results / "seed=0")
-    first, of_full = (read_log(path / "adapter/training_log.csv")[0].loss for path in paths)
-    assert first != of_full
-    assert first == pytest.approx(of_full, rel=0.2)

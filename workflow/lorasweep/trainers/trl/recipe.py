@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.lora import find_modules
 from lorasweep.experiment.sections import Controls
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
 from lorasweep.trainers import TrainingSpec
@@ -105,6 +106,7 @@ def _check(spec: TrainingSpec) -> None:
             "weights alone",
             "false; or modules_to_save with the head's name, such as [lm_head], to train it as a whole",
         )
+    find_modules(spec.checkpoint, controls)
     if controls.warmup_ratio is not None and controls.num_warmup_steps:
         raise InputError(
             f"controls.warmup_ratio: {controls.warmup_ratio} is invalid beside num_warmup_steps: "
