@@ -55,6 +55,7 @@ HEAD = """\
 | `demo.yaml` | the demo: SmolLM2-135M at four ranks, on a CPU; `make demo` runs it |
 | `experiment.yaml` | Llama-3.1-8B, full models kept (mode A); after `lorasweep download`; the default |
 | `experiment_adapter_only.yaml` | the same with adapters kept (mode B1; B2 by one line) |
+| `qwen3_8b_qlora.yaml` | Qwen3-8B on a base in 4 bits, by the trainer trl (mode B2) |
 | `existing_adapters.yaml` | the demo's adapters beside their base (mode B2), nothing trained; after `make demo` |
 
 `snakemake --configfile my.yaml` runs `my.yaml` instead of the default experiment.

@@ -174,6 +174,29 @@ def test_a_clear_winner_is_named(tmp_path: Path) -> None:
     assert any("trained once" in caveat for caveat in found.caveats)
 
 
+@pytest.mark.parametrize(
+    ("values", "is_noted"),
+    [
+        (RANKS, True),
+        ({"lora_rank": [4, 8], "lr": [1e-4, 1e-3]}, False),
+        ({"lora_rank": [4], "lr": [1e-4, 1e-3]}, False),
+        ({"lr": [1e-4, 1e-3]}, False),
+    ],
+)
+def test_ranks_that_are_compared_at_one_learning_rate_are_noted(
+    tmp_path: Path, values: dict[str, list[float]], is_noted: bool
+) -> None:
+    found = answer(tmp_path, list(values), make_results(tmp_path, values, lambda settings: 0.5))
+    assert any("Ranks were compared at one learning rate" in caveat for caveat in found.caveats) == is_noted
+
+
+def test_a_variable_with_words_and_numbers_is_a_column_of_text(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_alpha": ["r", 8]}, lambda settings: 0.5)
+    table = tabulate(tmp_path, ["lora_alpha"], samples)
+    assert set(table["lora_alpha"].dropna()) == {"r", "8"}
+    table.to_parquet(tmp_path / "table.parquet")
+
+
 def test_no_winner_is_declared_inside_the_noise(tmp_path: Path) -> None:
     found = answer(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank({4: 0.4, 8: 0.8, 16: 0.84})))
     assert not found.is_winner

@@ -87,9 +87,8 @@ def find_answer(
     is_winner = bool(others) and not tied
     sentence = f"{_name_best(best, metric, task, confidence)}{_tell_rest(names, tied, corrected)}"
     sentence += _tell_delta(best, metric, task, level, higher_is_better)
-    return Answer(
-        sentence, task, metric, str(best["setting"]), is_winner, corrected, _get_caveats(best, others, metric)
-    )
+    caveats = (*_get_caveats(best, others, metric), *_find_rank_caveat(table[table["task"] == task]))
+    return Answer(sentence, task, metric, str(best["setting"]), is_winner, corrected, caveats)
 
 
 def _name_best(best: Mapping[str, Any], metric: str, task: str, confidence: float) -> str:
@@ -164,6 +163,18 @@ def _get_caveats(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m
     if _is_missing(best.get(f"{metric}:low")):
         caveats.append("This metric is not a mean over varying samples, so it has no interval here.")
     return tuple(caveats)
+
+
+def _find_rank_caveat(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Return a note if ranks are compared at one learning rate: its best value depends on the scale of the update."""
+    if "lora_rank" not in rows or rows["lora_rank"].nunique() < 2:
+        return ()
+    if "lr" in rows and rows.groupby("lora_rank")["lr"].nunique().min() > 1:
+        return ()
+    return (
+        "Ranks were compared at one learning rate: a rank that does worse may need another one, as the scale of its "
+        "update (alpha / r) decides. Make lr a variable too, or see docs/trainers.md.",
+    )
 
 
 def _format_p(p_value: float) -> str:
