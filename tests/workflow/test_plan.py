@@ -221,3 +221,15 @@ def test_an_evaluation_asks_for_its_gpus_on_one_node(make: Callable[..., Sweep])
     refused = sweep.snakemake("--cores", "8", "--resources", "gpu=1", "--dry-run")
     assert refused.returncode == 1
     assert "evaluation.gpus: 2 is invalid with --resources gpu=1" in refused.stdout + refused.stderr
+
+
+def test_without_weights_and_without_the_evaluation_environment_a_dry_run_says_why_it_has_no_plan(
+    tmp_path: Path,
+) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    shutil.copytree(ROOT / "tests/models/qwen3_8b", clone / "Qwen/Qwen3-8B")
+    command = [sys.executable, "-m", "snakemake", "--configfile", "config/qwen3_8b_qlora.yaml", "--dry-run"]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    assert re.search(r"^train +6$", done.stdout, flags=re.MULTILINE), done.stderr
+    assert "No plan: Without weights it needs the evaluation environment: run 'make install'." in done.stdout

@@ -200,11 +200,7 @@ class Sweep:
             return ""
         if not has_configuration_alone(Path(self.base_model)):
             return f"{self.base_model}/config.json is missing. The plan needs no other file of the model."
-        return (
-            ""
-            if has_environment()
-            else "without the model's weights it needs the evaluation environment: make install."
-        )
+        return "" if has_environment() else "Without weights it needs the evaluation environment: run 'make install'."
 
     def _read(self, model: str) -> Checkpoint | None:
         return self.base if model == self.base_model else read_checkpoint(Path(model))
