@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
+from trl import SFTConfig
 
 import recipes
 from interrupted_trl import train_and_end
@@ -153,7 +155,7 @@ def test_where_epochs_end_early_it_goes_on_as_well(make: Make) -> None:
             {"modules_to_save": ["lm_head"], "lora_modules": ["q_proj", "embed_tokens"]}, marks=pytest.mark.long
         ),
     ],
-    ids=lambda settings: next(iter(settings)),
+    ids=lambda settings: "_".join(map(str, next(iter(settings.items())))),
 )
 def test_each_kind_of_adapter_goes_on(make: Make, settings: dict[str, Any]) -> None:
     whole, killed = (make(point, epochs=1, **settings) for point in ("whole", "killed"))
@@ -210,6 +212,19 @@ def test_the_same_seed_gives_the_same_bytes_and_validation_changes_none(undistur
     train(same)
     train(other)
     assert read(same)[0] == read(undisturbed)[0] != read(other)[0]
+
+
+def test_a_recipe_has_each_argument_that_trl_has_another_default_of(make: Make) -> None:
+    values = {}
+    for kind in (TrainingArguments, SFTConfig):
+        values[kind] = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    differing = {
+        name for name, value in values[SFTConfig].items() if values[TrainingArguments].get(name, value) != value
+    }
+    assert {"learning_rate", "gradient_checkpointing"} <= differing
+    recipe = yaml.safe_load(make().read_text())
+    # Logs are lorasweep's own.
+    assert differing - recipe["trl"].keys() == {"logging_steps"}
 
 
 def test_the_effective_batch_stays_where_memory_runs_out(make: Make) -> None:
