@@ -244,7 +244,7 @@ class TestAJobThatIsKilled:
     ids=lambda modes: "".join(modes),
 )
 def test_adapters_that_exist_are_evaluated_without_a_training(sweep: Sweep, modes: dict[str, Any]) -> None:
-    """As docs/direct.md says: a folder of adapters and a base."""
+    """As docs/how-to/direct.md says: a folder of adapters and a base."""
     for point in POINTS[:2]:
         shutil.copytree(sweep.results / point / "adapter", sweep.directory / "adapters" / point)
         (sweep.directory / "adapters" / point / "lorasweep.json").unlink()

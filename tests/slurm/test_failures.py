@@ -1,4 +1,4 @@
-"""The failure table of docs/slurm.md, row by row, on a real SLURM: what a user sees, and what the next run does."""
+"""What happens when something fails: docs/how-to/slurm.md, row by row, on a real SLURM, and what the next run does."""
 
 import getpass
 import os

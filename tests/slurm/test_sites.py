@@ -1,4 +1,4 @@
-"""Sites of all kinds: what a site's SLURM asks for is done, or told before the first job. Each row of docs/slurm.md."""
+"""Sites of all kinds, row by row of docs/how-to/slurm.md: what a site asks for is done, or told before any job."""
 
 import subprocess
 from collections.abc import Callable

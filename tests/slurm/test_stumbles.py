@@ -1,4 +1,4 @@
-"""A scheduler that stumbles: what it may do, row by row of docs/slurm.md, and that nothing is lost or done twice.
+"""A scheduler that stumbles: what it may do, as in docs/how-to/slurm.md, and that nothing is lost or done twice.
 
 No test allows a retry: an attempt that is spent on an outage is a failure.
 """

@@ -224,7 +224,7 @@ class Controls(Section):
     """Rank r of the LoRA update B·A."""
     lora_alpha: Alpha | None = None
     """LoRA alpha: a number, `r` or `2r`; `null`: `2r`. The update is scaled by alpha / r, so that `2r` is a scale of 2
-    at every rank, and a number one that falls with the rank; see docs/trainers.md."""
+    at every rank, and a number one that falls with the rank; see docs/how-to/trainers.md."""
     lora_dropout: Fraction = 0.0
     """Dropout on the input of A during training."""
     use_rslora: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
@@ -322,7 +322,7 @@ class Model(Section):
 
     path: ModelPath
     """A local Hugging Face checkpoint directory (config.json, safetensors, tokenizer), or a model on the hub, which is
-    downloaded once: `org/name[@revision]`, with or without `hf://` in front; see docs/hub.md."""
+    downloaded once: `org/name[@revision]`, with or without `hf://` in front; see docs/how-to/hub.md."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Precision of training, merging and evaluation. torchtune does not train in `fp16`, which is for adapters that
     exist."""
@@ -331,7 +331,7 @@ class Model(Section):
     `evaluation.gpus`."""
     quantize: Annotated[Literal["nf4", "int8"] | None, Field(exclude_if=lambda value: value is None)] = None
     """`trl`: train on the base model in 4 bits (`nf4`, doubly quantized, QLoRA) or in 8 (`int8`), by bitsandbytes.
-    Adapters are merged into, and evaluated on, the model in `dtype`; see docs/trainers.md."""
+    Adapters are merged into, and evaluated on, the model in `dtype`; see docs/how-to/trainers.md."""
 
 
 DataKey = Literal["train", "validation"]
@@ -512,7 +512,7 @@ class Evaluation(Section):
         Field(exclude_if=lambda value: not value),
     ] = {}
     """Models that tasks ask for by role, such as `grader`, the judge of Inspect's model-graded scorers; see
-    docs/judges.md."""
+    docs/how-to/judges.md."""
     allow_network: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     """Whether evaluations may ask models over the network: `model_roles` that are not local."""
     adapters_per_job: Annotated[int, Field(ge=1, le=MOST_ADAPTERS)] | Literal["auto"] = "auto"
@@ -520,7 +520,8 @@ class Evaluation(Section):
     job_minutes: PositiveInt = 240
     """With `adapters_per_job: auto`: maximum expected duration of a job, in minutes."""
     backend: Literal["hf", "vllm"] = "hf"
-    """What generates answers: transformers (`hf`), or a vLLM server (B2 and the baseline only); see docs/direct.md."""
+    """What generates answers: transformers (`hf`), or a vLLM server (B2 and the baseline only); see
+    docs/how-to/direct.md."""
     gpus: Annotated[PositiveInt | Literal["auto"], Field(exclude_if=lambda value: value == 1)] = 1
     """GPUs of one node that hold the model of an evaluation: its layers are spread over them (`hf`), or each tensor is
     (`vllm`). `auto`: as few as the weights fit into; see docs/resources.md. Changing it evaluates nothing again."""

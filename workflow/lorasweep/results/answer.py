@@ -173,7 +173,7 @@ def _find_rank_caveat(rows: pd.DataFrame) -> tuple[str, ...]:
         return ()
     return (
         "Ranks were compared at one learning rate: a rank that does worse may need another one, as the scale of its "
-        "update (alpha / r) decides. Make lr a variable too, or see docs/trainers.md.",
+        "update (alpha / r) decides. Make lr a variable too, or see docs/how-to/trainers.md.",
     )
 
 

@@ -36,7 +36,7 @@ def warn_of_other_versions() -> None:
     for package, tested in TESTED.items():
         if (version := get_versions(package).get(package)) != tested:
             LOGGER.warning(
-                f"{package} {version} is installed, and lorasweep was tested with {tested}: see docs/slurm.md"
+                f"{package} {version} is installed, and lorasweep was tested with {tested}: see docs/how-to/slurm.md"
             )
 
 

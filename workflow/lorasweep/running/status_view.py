@@ -115,7 +115,7 @@ def _describe_run(name: str, status: RunStatus, holder: Holder | None) -> str:
         )
     text = f"{name}: running since {_format_time(status.began)}, {jobs}; by {holder.user} on {holder.host}."
     if (age := get_age(status.updated)) > PATIENCE * status.interval_seconds:
-        text += f" No update for {format_seconds(age)}: it is stopped, or its machine is down (docs/slurm.md)."
+        text += f" No update for {format_seconds(age)}: it is stopped, or its machine is down (docs/how-to/slurm.md)."
     return text
 
 

@@ -1,4 +1,4 @@
-"""Queries and commands to SLURM beyond those of the executor plugin: see docs/slurm.md."""
+"""Queries and commands to SLURM beyond those of the executor plugin: see docs/how-to/slurm.md."""
 
 import logging
 import math

@@ -1,0 +1,37 @@
+"""The site of these pages, by Sphinx with MyST: `make docs` writes it to `.venv/site`.
+
+Its source is the whole repository, so that a page can link to any file. The pages are plain Markdown; what the site needs
+beyond them, such as its navigation, is made here.
+"""
+
+import re
+from typing import Any
+
+project = "lorasweep"
+author = "The lorasweep authors"
+copyright = "2026, the lorasweep authors"
+root_doc = "docs/index"
+include_patterns = ["docs/**.md", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "config/README.md", "profiles/README.md"]
+# Folders that are large, or change while the site is made.
+exclude_patterns = [".venv*", ".git", ".snakemake", "results", "downloads"]
+extensions = ["myst_parser"]
+myst_heading_anchors = 4
+html_theme = "furo"
+html_title = "lorasweep"
+html_static_path: list[str] = []
+html_copy_source = False
+html_show_sourcelink = False
+
+
+def add_navigation(app: Any, page: str, source: list[str]) -> None:
+    """Add the navigation to the first page: its headings, and the pages that each of them lists."""
+    if page != root_doc:
+        return
+    for heading, part in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", source[0], flags=re.MULTILINE | re.DOTALL):
+        pages = re.findall(r"^- \[[^]]+\]\(([^)#:]+\.md)\)", part, flags=re.MULTILINE)
+        if pages:
+            source[0] += "\n".join(["\n```{toctree}", ":hidden:", f":caption: {heading}", "", *pages, "```", ""])
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", add_navigation)
