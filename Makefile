@@ -135,7 +135,7 @@ gpu: install-test  ## test what only a GPU shows; needs one
 docs: install-test  ## write what is generated (schema, reference, support matrix, conda files), and the site: .venv/site
 	$(BIN)/python scripts/make_docs.py
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -d $(VENV)/site-read . $(VENV)/site
-	@echo "The site: $(VENV)/site/docs/index.html"
+	@echo "The site: $(VENV)/site/index.html"
 
 clean:  ## remove the environments and what the demo made
 	rm -rf $(VENV) results/capitalisation_rank demo/model demo/model.partial demo/downloads

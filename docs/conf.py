@@ -1,17 +1,26 @@
 """The site of these pages, by Sphinx with MyST: `make docs` writes it to `.venv/site`.
 
-Its source is the whole repository, so that a page can link to any file. The pages are plain Markdown; what the site needs
-beyond them, such as its navigation, is made here.
+Its source is the whole repository, so that a page can link to any file. The pages are plain Markdown. What the site
+needs beyond them, such as its navigation, is made here.
 """
 
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 project = "lorasweep"
 author = "The lorasweep authors"
 copyright = "2026, the lorasweep authors"
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "config/README.md", "profiles/README.md"]
+include_patterns = [
+    "docs/**.md",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "config/README.md",
+    "profiles/README.md",
+]
 # Folders that are large, or change while the site is made.
 exclude_patterns = [".venv*", ".git", ".snakemake", "results", "downloads"]
 extensions = ["myst_parser"]
@@ -33,5 +42,15 @@ def add_navigation(app: Any, page: str, source: list[str]) -> None:
             source[0] += "\n".join(["\n```{toctree}", ":hidden:", f":caption: {heading}", "", *pages, "```", ""])
 
 
+def add_files(app: Any, error: Exception | None) -> None:
+    """Add the pictures that the README shows by HTML, and a first page at the site's root that leads to ours."""
+    if error is None:
+        for picture in Path(__file__).parent.glob("*.svg"):
+            shutil.copy(picture, Path(app.outdir) / "docs")
+        page = f'<!doctype html><meta http-equiv="refresh" content="0; url={root_doc}.html"><title>{project}</title>\n'
+        (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
+
+
 def setup(app: Any) -> None:
     app.connect("source-read", add_navigation)
+    app.connect("build-finished", add_files)
