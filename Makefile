@@ -132,7 +132,7 @@ gpu: install-test  ## test what only a GPU shows; needs one
 	$(VENV)/train/bin/python $(PYTEST) tests/gpu/test_gpu_training.py
 	$(VENV)/eval/bin/python $(PYTEST) tests/gpu/test_gpu_evaluation.py
 
-docs: install-test  ## write what is generated (schema, reference, support matrix, conda files), and the site: .venv/site
+docs: install-test  ## write what is generated (schema, reference, conda files), and the site: .venv/site
 	$(BIN)/python scripts/make_docs.py
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -d $(VENV)/site-read . $(VENV)/site
 	@echo "The site: $(VENV)/site/index.html"

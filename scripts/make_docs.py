@@ -140,10 +140,10 @@ def list_sections(
 
 def link_pages(text: str, folder: Path) -> str:
     """Make links of the pages that a text of a file in a folder names."""
-    return re.sub(r"(?<![\w/(\[])docs/[\w/-]+\.md", lambda page: f"[{page[0]}]({_go(folder, page[0])})", text)
+    return re.sub(r"(?<![\w/(\[])docs/[\w/-]+\.md", lambda page: f"[{page[0]}]({_find_way(folder, page[0])})", text)
 
 
-def _go(folder: Path, file: str) -> str:
+def _find_way(folder: Path, file: str) -> str:
     return Path(os.path.relpath(ROOT / file, folder)).as_posix()
 
 
@@ -190,7 +190,7 @@ def _describe_argument(action: argparse.Action) -> str:
     if action.option_strings and action.nargs != 0:
         value = "|".join(map(str, action.choices)) if action.choices else action.metavar or action.dest.upper()
         name = name.removesuffix("`") + f" {value}`"
-    said = [action.help or ""]
+    said = [(action.help or "") % {**vars(action), "prog": "lorasweep"}]
     if action.required and action.option_strings:
         said.append("**required**")
     if action.option_strings and action.nargs != 0 and action.default not in (None, argparse.SUPPRESS):
@@ -231,7 +231,7 @@ def _link_test(found: re.Match[str]) -> str:
     file, name = found[1], found[2].rpartition(".")[2]
     if not re.search(rf"^ *(def|class) {name}\b", (ROOT / file).read_text(encoding="utf-8"), flags=re.MULTILINE):
         sys.exit(f"scripts/support.txt: {file} has no test {name}")
-    return f"[`{name}`]({_go(ROOT / 'docs', file)})"
+    return f"[`{name}`]({_find_way(ROOT / 'docs', file)})"
 
 
 def read_list(file: str, name: str) -> dict[str, Any]:
@@ -241,19 +241,16 @@ def read_list(file: str, name: str) -> dict[str, Any]:
     """
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            value = node.value  # type: ignore[union-attr]
-            if isinstance(value, ast.Dict):
-                return {
-                    ast.literal_eval(key): _read(part)
-                    for key, part in zip(value.keys, value.values, strict=True)
-                    if key
-                }
-            if isinstance(value, ast.Tuple):
-                return dict.fromkeys(_list_members(value.elts))
+        if not isinstance(node, ast.Assign | ast.AnnAssign):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if not any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            continue
+        if isinstance(node.value, ast.Dict):
+            pairs = zip(node.value.keys, node.value.values, strict=True)
+            return {ast.literal_eval(key): _read(value) for key, value in pairs if key}
+        if isinstance(node.value, ast.Tuple):
+            return dict.fromkeys(_list_members(node.value.elts))
     sys.exit(f"{file} has no list {name}")
 
 
