@@ -67,6 +67,7 @@ def test_what_only_snakemake_says_is_not_printed_but_what_matters_is(run: RunVie
     tell(run, "Job stats: ...", event="run_info")
     tell(run, "Creating conda environment envs/eval.yaml...")
     tell(run, "Building DAG of jobs fails", logging.WARNING)
+    tell(run, "RuleException:\nCalledProcessError in file ...", logging.ERROR, event="error")
     assert said.getvalue().splitlines() == [
         "Job stats: ...",
         "Creating conda environment envs/eval.yaml...",

@@ -45,6 +45,11 @@ _NOISE = re.compile(
 )
 """Beginnings of Snakemake's messages that say nothing of the sweep."""
 
+_TOLD_BETTER = re.compile(
+    r"RuleException:\nCalledProcessError|Exiting because a job execution failed|WorkflowError:\nAt least one job did not"
+)
+"""Beginnings of Snakemake's errors that a line of the failed job, or the summary of the run, says in plain words."""
+
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
 
 
@@ -138,7 +143,10 @@ class RunView:
             rule, name = self._jobs.get(int(submitted[1]), ("", submitted[1]))
             words = _WORDS.get(rule, ("", ""))[0] or rule
             self._print(f"{self._label(rule, name)}: {words}, as SLURM job {submitted[2]}")
-        elif text and (record.levelno >= logging.WARNING or not _NOISE.match(text.lstrip("\n"))):
+            return
+        begin = text.lstrip("\n")
+        is_noise = _TOLD_BETTER.match(begin) or (record.levelno < logging.WARNING and _NOISE.match(begin))
+        if begin and not is_noise:
             self._print(text, style="yellow" if record.levelno == logging.WARNING else "")
 
     def _print(self, text: str, style: str = "") -> None:
