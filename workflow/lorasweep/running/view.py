@@ -46,7 +46,7 @@ _NOISE = re.compile(
 """Beginnings of Snakemake's messages that say nothing of the sweep."""
 
 _TOLD_BETTER = re.compile(
-    r"RuleException:\nCalledProcessError|Exiting because a job execution failed|WorkflowError:\nAt least one job did not"
+    r"RuleException:\nCalledProcessError|Exiting because a job execution failed|WorkflowError:\nAt least one job did "
 )
 """Beginnings of Snakemake's errors that a line of the failed job, or the summary of the run, says in plain words."""
 
