@@ -68,7 +68,7 @@ $(VENV)/%/installed-test: envs/test.txt $(wildcard envs/test-*.txt) $(VENV)/%/pa
 
 demo: install  ## train SmolLM2-135M at four ranks on this machine, and print the table
 	@$(VENV)/eval/bin/python demo/prepare.py
-	@$(BIN)/snakemake --configfile config/demo.yaml --cores $(CORES) --quiet rules host reason
+	@$(BIN)/snakemake --configfile config/demo.yaml --cores $(CORES)
 	@$(BIN)/lorasweep show config/demo.yaml
 
 # Where tests leave how many could not run, and how long each took.

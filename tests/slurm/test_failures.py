@@ -38,7 +38,7 @@ def test_a_training_that_fails_takes_no_other_point_with_it(make: Callable[..., 
     done = sweep.snakemake("--retries", "0")
     said = done.stdout + done.stderr
     assert done.returncode == 1
-    assert said.count("has been submitted with SLURM jobid") == 3
+    assert said.count(", as SLURM job ") == 3
     assert len(list(sweep.results.glob("lora_rank=*/manifest.json"))) == 2
     assert "one_fails: 2 of 3 points done, 1 failed, 0 not finished" in said
     assert "failed: train of diverges: train: the training diverged" in said
@@ -154,7 +154,7 @@ def test_the_job_of_a_node_that_dies_runs_again_elsewhere(
         assert "1 of 1 points done" in sweep.said
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
         assert "Restarts=1" in shown
-        assert sweep.said.count("has been submitted with SLURM jobid") == 1
+        assert sweep.said.count(", as SLURM job ") == 1
     finally:
         own_cluster.revive_node(node)
 

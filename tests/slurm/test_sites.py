@@ -99,7 +99,7 @@ def test_what_a_site_never_takes_is_told_before_the_first_job(
     assert done.returncode == 1, said[-4000:]
     assert words in said, said[-4000:]
     assert "Traceback" not in said
-    assert "has been submitted with" not in said
+    assert ", as SLURM job " not in said
     assert not [*sweep.results.glob("trainings/*/recipe.yaml")]
 
 

@@ -82,7 +82,7 @@ def test_a_training_that_has_to_give_way_is_queued_again_by_slurm_and_goes_on(
     assert sweep.wait(run) == 0, sweep.said[-4000:]
     shown = subprocess.run(show, capture_output=True, text=True).stdout
     assert re.search(r"Restarts=1\b", shown)
-    assert sweep.said.count("has been submitted with SLURM jobid") == 1
+    assert sweep.said.count(", as SLURM job ") == 1
     assert "Resuming after step" in sweep.find_training_log(POINT).read_text()
     assert get_weights(sweep) == undisturbed
 

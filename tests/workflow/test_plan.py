@@ -187,7 +187,7 @@ def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_
 ) -> None:
     sweep = make(variables={"lora_rank": [4], "gpus": [2]})
     sweep.edit(model={"device": "cuda", "dtype": "bf16"})
-    said = sweep.run("--profile", ROOT / "slurm", "--dry-run")
+    said = sweep.run("--profile", ROOT / "slurm", "--dry-run", "--verbose")
     resources = {
         rule: re.search(rf"rule {rule}:.*?resources: ([^\n]*)", said, flags=re.DOTALL)[1]
         for rule in ("train", "merge", "evaluate")
@@ -196,7 +196,7 @@ def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_
     assert "nodes=1" in resources["train"]
     assert "gpu=1" in resources["evaluate"]
     assert "gpu=" not in resources["merge"]
-    here = sweep.run("--cores", "16", "--resources", "gpu=2", "--dry-run")
+    here = sweep.run("--cores", "16", "--resources", "gpu=2", "--dry-run", "--verbose")
     assert re.search(r"rule train:.*?threads: (\d+)", here, flags=re.DOTALL)[1] == "8"
     # Here a job at a time has the GPUs of the machine.
     assert re.search(r"rule evaluate:.*?gpu=(\d+)", here, flags=re.DOTALL)[1] == "2"

@@ -266,8 +266,9 @@ class Controls(Section):
     @property
     def alpha(self) -> float:
         """LoRA's alpha as a number."""
-        words = {"r": self.lora_rank, "2r": 2 * self.lora_rank, None: 2 * self.lora_rank}
-        return words[self.lora_alpha] if self.lora_alpha in words else float(self.lora_alpha)  # type: ignore[arg-type]
+        words: dict[Any, float] = {"r": self.lora_rank, "2r": 2 * self.lora_rank, None: 2 * self.lora_rank}
+        alpha = float(words.get(self.lora_alpha, self.lora_alpha))  # type: ignore[arg-type]
+        return int(alpha) if alpha.is_integer() else alpha
 
 
 Bounds = Annotated[list[Annotated[float, BeforeValidator(_number)]], Field(min_length=2, max_length=2)]

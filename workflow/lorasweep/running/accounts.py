@@ -12,6 +12,7 @@ from lorasweep.checkpoints.sizes import get_model_folder_size
 from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, STORAGE, TRAININGS
 from lorasweep.planning.forecast import WHOLE, Forecast
 from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
+from lorasweep.running import view
 from lorasweep.running.events import Attempt, FailureRecorder, JobWatcher, Running, measure_temporary
 from lorasweep.running.ledger import (
     RunRecord,
@@ -37,8 +38,10 @@ from lorasweep.running.status import (
     read_step,
     write_status,
 )
+from lorasweep.running.status_view import describe_wait, is_queued
 from lorasweep.running.storage_log import StorageLog, take_sample
 from lorasweep.stages import TIMED_RULES
+from lorasweep.util.formats import format_seconds
 from lorasweep.util.slurm import read_elapsed
 
 SAMPLE_SECONDS = 5.0
@@ -119,7 +122,12 @@ class Accounts:
                 self._kept[attempt.name] = read_kept_bytes(self._forecast.results / attempt.name)
         try:
             self._storage.add(take_sample(sum(self._kept.values()), temporary), is_last=bool(outcome))
-            write_status(self._make_status(temporary, interval, outcome), self._forecast.results / STATUS)
+            status = self._make_status(temporary, interval, outcome)
+            timed = [job for job in status.running if job.rule in TIMED_RULES]
+            view.show(
+                (view.get_label(job.rule, job.name), describe_progress(self._forecast.results, job)) for job in timed
+            )
+            write_status(status, self._forecast.results / STATUS)
         except OSError as error:  # a full disk must not end the accounts of the run
             self._trouble = error
 
@@ -221,6 +229,20 @@ class Accounts:
                 planned_temporary_bytes=forecast.remaining.temporary_bytes,
             ),
         )
+
+
+def describe_progress(results: Path, job: JobStatus) -> str:
+    """Return how far a running job is, such as `training, step 20 of 38, loss 0.31, 1 min left`."""
+    parts = [view.get_words(job.rule)]
+    if is_queued(results, job):
+        return f"{parts[0]}: {describe_wait(job.reason)}"
+    if step := read_step(results / job.log) if job.log else None:
+        parts += [f"step {step.step}" + (f" of {job.steps}" if job.steps else ""), f"loss {step.loss:.3g}"]
+    if job.points > 1:
+        parts.append(f"{job.points} points")
+    if job.seconds_left is not None:
+        parts.append(f"{format_seconds(job.seconds_left)} left")
+    return ", ".join(parts)
 
 
 def make_records(

@@ -33,7 +33,7 @@ from lorasweep.layout import (
 )
 from lorasweep.planning import counting as measuring
 from lorasweep.planning.forecast import Forecast, list_data, make_forecast
-from lorasweep.running import start
+from lorasweep.running import start, view
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
 from lorasweep.running.events import FailureRecorder, JobWatcher
@@ -157,6 +157,7 @@ class Run:
         """
         os.environ.setdefault(PATIENCE, str(3600 * self._sweep.experiment.slurm.wait_hours))
         hub.forget_token()
+        view.LABELS["train"] = self._sweep.trainings
         logger.addHandler(self._failures)
         logger.addHandler(self._jobs)
         logger.addHandler(self._merged_models)
@@ -255,6 +256,10 @@ class Run:
             )
             if sweep.batches:
                 record_batches(dict(sweep.batches), results / BATCHES)
+                view.LABELS["evaluate_adapters"] = {
+                    batch: points[0] if len(points) == 1 else f"{points[0]} and {len(points) - 1} more"
+                    for batch, points in sweep.batches.items()
+                }
             if self._outdated:
                 LOGGER.warning(self._outdated)
             LOGGER.info("\n".join([forecast.describe_shortly(), *notes]))

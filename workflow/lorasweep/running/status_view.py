@@ -144,8 +144,8 @@ def _describe_job(results: Path, job: JobStatus) -> list[str]:
     name = f"{job.name} ({job.points} points)" if job.points > 1 else job.name
     age = get_age(job.since)
     cells = [job.rule, name, _format_time(job.since), format_seconds(age)]
-    if _is_queued(results, job):
-        return [*cells, _describe_wait(job.reason), "", ""]
+    if is_queued(results, job):
+        return [*cells, describe_wait(job.reason), "", ""]
     step = read_step(results / job.log) if job.rule == "train" else None
     progress = ["", ""]
     if step:
@@ -154,7 +154,7 @@ def _describe_job(results: Path, job: JobStatus) -> list[str]:
     return [*cells, *progress, left]
 
 
-def _describe_wait(reason: str) -> str:
+def describe_wait(reason: str) -> str:
     """Return why a job of SLURM has not started, by SLURM's word for it (squeue's `%r`)."""
     if not reason or reason == "None":
         return "queued"
@@ -163,7 +163,7 @@ def _describe_wait(reason: str) -> str:
     return f"{'held' if reason.startswith(_HELD) else 'waiting'}: {reason}"
 
 
-def _is_queued(results: Path, job: JobStatus) -> bool:
+def is_queued(results: Path, job: JobStatus) -> bool:
     """Whether a SLURM job has not started yet. A job creates its log when it starts."""
     if job.slurm_job is None:
         return False

@@ -84,9 +84,14 @@ def run(
         most_steps=config["max_steps_per_epoch"],
         halvings=start.halvings,
     )
+    is_first = not distributed.is_initialized() or distributed.get_rank() == 0
+    if config["model"]["device"] == "cuda" and distributed.is_initialized():
+        torch.cuda.set_device(distributed.get_rank())
     set_seed(arguments["seed"])
-    initial = state / "initial"
-    model = _build_model(config, initial)
+    model, mutated = _build_model(config)
+    initial = state / "initial" if mutated else None
+    if initial and is_first:
+        _save_initial(model, initial)
     # What SFTTrainer asks of a tokenizer is its padding and that it can be saved.
     plain = tokenizer.tokenizer
     plain.pad_token = plain.convert_ids_to_tokens(tokenizer.pad_id)
@@ -101,7 +106,6 @@ def run(
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16 and "quantize" in config["model"]:
             parameter.data = parameter.data.float()  # TRL has them in bf16 on a quantized base
-    is_first = not distributed.is_initialized() or distributed.get_rank() == 0
     if not is_first:
         set_seed(arguments["seed"] + distributed.get_rank())  # for dropout
     loggers = _make_loggers(metric_loggers, folder, state, config) if is_first else []
@@ -117,7 +121,7 @@ def run(
             model,
             state / f"epoch_{epoch - 1}",
             _DTYPES[config["model"]["dtype"]],
-            initial if initial.is_dir() else None,
+            initial,
         ),
     )
     trainer.add_callback(reporter)
@@ -359,12 +363,8 @@ def _make_loggers(names: Collection[str], folder: Path, aside: Path, config: Map
     return loggers
 
 
-def _build_model(config: Mapping[str, Any], initial: Path) -> Any:
-    """Return the base model with its new adapter.
-
-    If the adapter's initial weights are parts of the base model's, they are saved in `initial`: the trained adapter is
-    converted by them to one of the unchanged base.
-    """
+def _build_model(config: Mapping[str, Any]) -> tuple[Any, bool]:
+    """Return the base model with its new adapter, and whether the adapter's initial weights are parts of the base's."""
     section = config["model"]
     dtype, options = _DTYPES[section["dtype"]], {}
     if quantize := section.get("quantize"):
@@ -372,19 +372,20 @@ def _build_model(config: Mapping[str, Any], initial: Path) -> Any:
         if section["device"] == "cuda":
             options["device_map"] = {"": torch.cuda.current_device()}
     base = AutoModelForCausalLM.from_pretrained(section["path"], dtype=dtype, local_files_only=True, **options)
-    if config["trl"]["gradient_checkpointing"]:
-        base.enable_input_require_grads()
     if "initial_adapter" in config:
-        return PeftModel.from_pretrained(base, config["initial_adapter"]["path"], is_trainable=True)
+        return PeftModel.from_pretrained(base, config["initial_adapter"]["path"], is_trainable=True), False
     settings = config["lora"]
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings))
-    if str(settings["init_lora_weights"]).startswith(("pissa", "olora")):
-        # PEFT's condition for the conversion: else it would change the base model again.
-        name = settings["init_lora_weights"]
-        model.peft_config["default"].init_lora_weights = True
-        model.save_pretrained(initial, save_embedding_layers=False)
-        model.peft_config["default"].init_lora_weights = name
-    return model
+    return model, str(settings["init_lora_weights"]).startswith(("pissa", "olora"))
+
+
+def _save_initial(model: Any, folder: Path) -> None:
+    """Save an initial adapter, by which the trained one is converted to an adapter of the unchanged base model."""
+    settings = model.peft_config["default"]
+    # PEFT's condition for the conversion: else it would change the base model again.
+    name, settings.init_lora_weights = settings.init_lora_weights, True
+    model.save_pretrained(folder, save_embedding_layers=False)
+    settings.init_lora_weights = name
 
 
 def _export(model: Any, folder: Path, dtype: torch.dtype, initial: Path | None) -> None:
