@@ -238,7 +238,7 @@ def test_what_is_on_the_hub_is_accepted_unread_and_downloaded_first(capsys: pyte
         ({"data": "none.jsonl"}, "--data: none.jsonl: no such file. Expected: a file of JSON lines"),
         ({"data": "tasks.py"}, "--data: tasks.py:1: not JSON"),
         ({"data": "hf://none"}, "--data: train: 'hf://none' is invalid"),
-        ({"task": "none.py@mine"}, "--task: evaluation.tasks.0: no such file: none.py"),
+        ({"task": "none.py@mine"}, "--task: no such file: none.py"),
         ({"task": "tasks.py@min"}, "has no task 'min' (did you mean 'mine'?)"),
         ({"task": "tasks.py@other"}, "tasks.py@other needs size, which have no default"),
         ({"name": "a/b"}, "--name: name: 'a/b' is invalid"),

@@ -129,6 +129,16 @@ def test_a_small_screen_shows_the_first_jobs_and_counts_the_rest(results: Path) 
     assert f"... {300 - MOST_LISTED} more" in show(results)
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_names_that_fold_leave_room_for_fewer_jobs(results: Path, width: int) -> None:
+    name = "lora_attn_modules=q_proj+k_proj+v_proj+output_proj__lora_rank=8__lr=1e-4"
+    begin(results, running=[make_job(name=f"{name}__seed={i}") for i in range(MOST_LISTED)], running_jobs=300)
+    said = show(results, height=40, width=width)
+    assert f"... {300 - said.count('seed=')} more" in said
+    # The sentences beside the jobs fold too on a terminal of fewer than 80 columns.
+    assert len(said.splitlines()) <= (40 if width == 80 else 45)
+
+
 def test_a_reason_is_shown_whole_and_on_a_screen_its_first_lines(results: Path) -> None:
     reason = "\n".join([f"line {number}" for number in range(30)] + ["x" * 500])
     failures = [FailureStatus(rule="train", point=f"lr={i}", reason=reason, log=f"logs/{i}.log") for i in range(5)]

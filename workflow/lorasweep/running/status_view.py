@@ -124,16 +124,15 @@ def _describe_stages(status: RunStatus) -> str:
 
 
 def _make_jobs(results: Path, status: RunStatus, height: int | None) -> FoldingTable:
-    shown = status.running
+    most_lines = None
     if height is not None:
         failures = sum(text.count("\n") + 1 for text in _describe_failures(status, height))
-        shown = shown[: max(3, height - _LINES_BESIDE_JOBS - failures)]
+        most_lines = height - _LINES_BESIDE_JOBS - failures
     columns = ("running", "point", "since", "for", "step", "loss", "left")
-    table = FoldingTable(columns, texts=["running", "since"], name=1)
-    for job in shown:
+    table = FoldingTable(columns, texts=["running", "since"], name=1, most_lines=most_lines)
+    for job in status.running if most_lines is None else status.running[: max(3, most_lines)]:
         table.add_row(*_describe_job(results, job))
-    if hidden := status.running_jobs - len(shown):
-        table.add_row(f"... {hidden} more")
+    table.more = status.running_jobs - len(table)
     return table
 
 

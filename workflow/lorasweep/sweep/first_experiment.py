@@ -140,7 +140,11 @@ def find_task(task: str) -> str:
     Raises:
         InputError: There is no such file, it does not define the task, or the task needs arguments.
     """
-    entry = get_tasks([Task(task=task)])[0]
+    try:
+        entry = get_tasks([Task(task=task)])[0]
+    except InputError as error:
+        error.problems = [problem.removeprefix("evaluation.tasks.0: ") for problem in error.problems]
+        raise
     return f"{entry.file}@{entry.name}" if entry.file and "@" not in task else task
 
 

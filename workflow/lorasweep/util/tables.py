@@ -5,6 +5,7 @@ Rich breaks what is too long for its column at any character, and cuts columns t
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
@@ -22,6 +23,9 @@ _MARGIN = 1
 _GAP = 2
 """Blanks before the first column, and between columns."""
 
+_HEADER_LINES = 4
+"""Lines of a table without rows: a blank one, the titles, a rule, a blank one."""
+
 
 class _Row(NamedTuple):
     cells: Sequence[str]
@@ -36,7 +40,15 @@ class FoldingTable:
     a table of their own, with the names again.
     """
 
-    def __init__(self, columns: Sequence[str], *, texts: Collection[str] = (), name: int = 0, title: str = "") -> None:
+    def __init__(
+        self,
+        columns: Sequence[str],
+        *,
+        texts: Collection[str] = (),
+        name: int = 0,
+        title: str = "",
+        most_lines: int | None = None,
+    ) -> None:
         """Make a table without rows.
 
         Args:
@@ -44,9 +56,13 @@ class FoldingTable:
             texts: The titles of columns that are aligned to the left, besides that of names.
             name: The position of the column of names, which may fold.
             title: What stands above the table.
+            most_lines: The most lines of rows; rows beyond, but for the first three, are counted. `None`: no limit.
         """
         self.columns = columns
         self.title = title
+        self.more = 0
+        """Number of rows that are not in the table, and are counted below it."""
+        self._most_lines = most_lines
         self._texts = texts
         self._name = name
         self._rows: list[_Row] = []
@@ -55,11 +71,28 @@ class FoldingTable:
         """Add a row. Missing cells are empty."""
         self._rows.append(_Row([*cells, *[""] * (len(self.columns) - len(cells))], style or ""))
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         if self.title:
             yield Text(fold(self.title, options.max_width), style="table.title")
-        for widths in self._choose_widths(options.max_width):
-            yield Text("\n").join(Text(line, style=style) for line, style in self._write(widths, options.max_width))
+        tables = list(self._choose_widths(options.max_width))
+        rows = self._rows[: self._count_fitting(tables, options.max_width)]
+        for widths in tables:
+            lines = self._write(rows, widths, options.max_width)
+            yield Text("\n").join(Text(line, style=style) for line, style in lines)
+        if more := len(self._rows) - len(rows) + self.more:
+            yield Text(f"{' ' * _MARGIN}... {more} more\n")
+
+    def _count_fitting(self, tables: Sequence[dict[int, int]], room: int) -> int:
+        """Return how many rows fit into `most_lines`, as these tables fold them; at least three."""
+        if self._most_lines is None:
+            return len(self._rows)
+        lines = [sum(1 for widths in tables for _ in self._write_row(row.cells, widths, room)) for row in self._rows]
+        # More than the lines of one plain header is at the rows' expense.
+        headers = sum(1 for widths in tables for _ in self._write([], widths, room)) - _HEADER_LINES
+        return max(3, sum(total + headers <= self._most_lines for total in accumulate(lines)))
 
     def _choose_widths(self, room: int) -> Iterator[dict[int, int]]:
         """Yield the columns of each table that fits into `room` characters, with their widths.
@@ -92,14 +125,14 @@ class FoldingTable:
     def _list_cells(self, index: int, has_title: bool = False) -> list[str]:
         return [*([self.columns[index]] if has_title else [""]), *(row.cells[index] for row in self._rows)]
 
-    def _write(self, widths: dict[int, int], room: int) -> Iterator[tuple[str, str]]:
+    def _write(self, rows: Sequence[_Row], widths: dict[int, int], room: int) -> Iterator[tuple[str, str]]:
         """Yield the lines of a table, each with its style."""
         yield "", ""
         lines = list(self._write_row(self.columns, widths, room))
         yield from ((line, "table.header") for line in lines)
         indent = "" if self._name in widths else " " * _GAP
         yield " " * _MARGIN + "─" * (_add(list(widths.values())) + len(indent) - _MARGIN), ""
-        for row in self._rows:
+        for row in rows:
             yield from ((line, row.style) for line in self._write_row(row.cells, widths, room))
         yield "", ""
 
