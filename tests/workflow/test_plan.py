@@ -151,7 +151,7 @@ def test_a_sites_profile_lies_over_the_slurm_profile(
     text = "default-resources: {slurm_account: abc, slurm_partition: cpu, mem_mb: 4000, runtime: 60}\n"
     text += "set-resources:\n  train: {slurm_partition: gpu, gpu_model: a100, mem_mb: 64000}\n"
     (site / "config.yaml").write_text(text)
-    said = make().run("--profile", ROOT / "slurm", "--workflow-profile", site, "--dry-run")
+    said = make().run("--profile", ROOT / "slurm", "--workflow-profile", site, "--dry-run", "--verbose")
     resources = {
         rule: re.search(rf"rule {rule}:.*?resources: ([^\n]*)", said, flags=re.DOTALL)[1]
         for rule in ("train", "evaluate")

@@ -107,11 +107,16 @@ def test_a_run_whose_plan_is_used_up_does_not_say_that_it_is_at_its_end(results:
     assert "Time left: not known (jobs so far took 2.50x their planned time)." in show(results)
 
 
-def test_nothing_is_cut_on_a_narrow_screen(results: Path) -> None:
-    begin(results, running=[make_job(name="lora_attn_modules=q_proj+v_proj__lora_rank=8__lr=1e-4")])
-    said = show(results, width=60)
-    assert max(map(len, said.splitlines())) <= 60
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_nothing_is_cut_on_a_narrow_screen_and_names_fold_between_their_parts(results: Path, width: int) -> None:
+    name = "lora_attn_modules=q_proj+v_proj__lora_rank=8__lr=1e-4__weight_decay=1e-2__seed=12"
+    begin(results, running=[make_job(name=name)])
+    said = show(results, width=width)
+    assert max(map(len, said.splitlines())) <= width
     assert "…" not in said
+    words = "".join(word for word in said.split() if "=" in word and word != "lr=9:")
+    assert words.startswith(name)
+    assert all(set(word.strip("_").split("__")) <= {*name.split("__")} for word in said.split() if word.endswith("__"))
 
 
 def test_a_small_screen_shows_the_first_jobs_and_counts_the_rest(results: Path) -> None:
@@ -122,6 +127,16 @@ def test_a_small_screen_shows_the_first_jobs_and_counts_the_rest(results: Path) 
     assert len(said.splitlines()) <= 30
     assert f"... {300 - said.count('seed=')} more" in said
     assert f"... {300 - MOST_LISTED} more" in show(results)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_names_that_fold_leave_room_for_fewer_jobs(results: Path, width: int) -> None:
+    name = "lora_attn_modules=q_proj+k_proj+v_proj+output_proj__lora_rank=8__lr=1e-4"
+    begin(results, running=[make_job(name=f"{name}__seed={i}") for i in range(MOST_LISTED)], running_jobs=300)
+    said = show(results, height=40, width=width)
+    assert f"... {300 - said.count('seed=')} more" in said
+    # The sentences beside the jobs fold too on a terminal of fewer than 80 columns.
+    assert len(said.splitlines()) <= (40 if width == 80 else 45)
 
 
 def test_a_reason_is_shown_whole_and_on_a_screen_its_first_lines(results: Path) -> None:

@@ -3,15 +3,14 @@
 import argparse
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from lorasweep.cli.experiments import add_results, find_results
 from lorasweep.layout import LEDGER
 from lorasweep.running.ledger import TOTAL, describe_ledger
 from lorasweep.util.errors import InputError
 from lorasweep.util.formats import format_bytes, format_seconds
+from lorasweep.util.tables import FoldingTable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +24,8 @@ def run(arguments: argparse.Namespace) -> None:
     # Columns of the total are empty in rows of points; the mode is empty in the total.
     costs = pd.read_csv(results / LEDGER).fillna({"mode": ""}).fillna(0)
     rows = [dict(zip(costs.columns, row, strict=True)) for row in costs.itertuples(index=False)]
-    table = Table(title=f"{results.name}: the ledger", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("point", "mode", "kept", "planned", "jobs", "planned", "failed", "GPU hours"):
-        is_text = column in ("point", "mode")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point", overflow="fold")
+    columns = ("point", "mode", "kept", "planned", "jobs", "planned", "failed", "GPU hours")
+    table = FoldingTable(columns, texts=["mode"], title=f"{results.name}: the ledger")
     for row in rows:
         table.add_row(
             str(row["point"]),

@@ -7,6 +7,7 @@ from importlib import import_module
 from lorasweep.util.errors import call_to_the_end
 
 WORDS = {
+    "new": "write an experiment's file from a model, a file of samples and a task",
     "plan": "show the jobs, disk space and time of a run, and compare the modes of keeping checkpoints",
     "status": "show the progress of a run",
     "show": "print the answer and the table of results",

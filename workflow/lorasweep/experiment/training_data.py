@@ -123,6 +123,20 @@ def _check_file(
     return [sample.size for sample in read_samples([file], format, dict(columns), None, system_prompt)]
 
 
+def read_first_row(file: str) -> dict[str, Any]:
+    """Return the first row of a file, by column, for what asks which columns it has. Its values are not checked.
+
+    Raises:
+        InputError: The file cannot be read, has no rows, or its first row has no columns.
+    """
+    place, row = next(_read_rows(Path(file)), (file, None))
+    if row is None:
+        raise InputError("no samples", "at least one", file=file)
+    if not isinstance(row, dict):
+        raise InputError(f"{_show(row)} is invalid", "a JSON object", file=place)
+    return row
+
+
 # Rows of files: a place and a mapping, whose values are not checked.
 
 

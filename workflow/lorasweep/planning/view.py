@@ -6,13 +6,12 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from lorasweep.planning.planner import MODES, PointPlan, SweepPlan
 from lorasweep.stages import RULE_NAMES
 from lorasweep.util.formats import GB, format_bytes, format_count, format_seconds
+from lorasweep.util.tables import FoldingTable
 from lorasweep.util.vega import SERIES, Plot, finish
 
 LONGEST = 20
@@ -77,11 +76,8 @@ def show_plan(
 ) -> None:
     """Print a table of the points, then one that compares the remaining jobs with the whole sweep in each mode."""
     console.print(_make_point_table(points, f"{title}: points"))
-    table = Table(title=f"{title}: the sweep")
-    table.add_column("")
     columns: dict[str, SweepPlan] = {"to do": remaining, **whole}
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = FoldingTable(["", *columns], title=f"{title}: the sweep")
     plans = list(columns.values())
     table.add_row("kept", *(format_bytes(plan.kept_bytes) for plan in plans))
     table.add_row("temporary, at the peak", *(format_bytes(plan.temporary_bytes) for plan in plans))
@@ -101,14 +97,12 @@ def show_plan(
         console.print(note, highlight=False, soft_wrap=False)
 
 
-def _make_point_table(points: Sequence[PointPlan], title: str) -> Table:
+def _make_point_table(points: Sequence[PointPlan], title: str) -> FoldingTable:
     modes = {point.mode for point in points} - {"base"}
     title += f", mode {min(modes)}" if len(modes) == 1 else ""
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     mode = ["mode"] if len(modes) > 1 else []
-    for column in ("point", *mode, "", "steps", "tokens", "kept", "temp.", "written", "train", "eval"):
-        is_text = column in ("point", "mode", "")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point", overflow="fold")
+    columns = ("point", *mode, "", "steps", "tokens", "kept", "temp.", "written", "train", "eval")
+    table = FoldingTable(columns, texts=["mode", ""], title=title)
     for point in points[:LONGEST]:
         train = point.seconds.get("train", 0) + point.seconds.get("merge", 0)
         evaluate = sum(seconds for rule, seconds in point.seconds.items() if rule.startswith("evaluate"))

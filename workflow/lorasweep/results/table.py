@@ -140,16 +140,14 @@ def make_table(
 
 def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
     """Print the main columns: points, metrics with their intervals, and the size of each point's files."""
-    from rich.table import Table
+    from lorasweep.util.tables import FoldingTable
 
     metrics = [column for column in table.columns if is_metric(column)]
     facts = ["point", "mode", "task", "samples"]
     if table["task"].nunique() == 1:
         facts.remove("task")
         title = f"{title}: {table['task'].iloc[0]}"
-    shown = Table(title=title)
-    for column in [*facts, *metrics, "kept"]:
-        shown.add_column(column, justify="left" if column in ("point", "mode", "task") else "right", no_wrap=True)
+    shown = FoldingTable([*facts, *metrics, "kept"], texts=["mode", "task"], title=title)
     for _, row in table.iterrows():
         cells = ["" if pd.isna(row[fact]) else format_value(row[fact], fact) for fact in facts]
         cells += [format_metric(row, metric) for metric in metrics]

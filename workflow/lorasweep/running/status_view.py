@@ -6,10 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from lorasweep.layout import HOLDER, MANIFEST
@@ -28,6 +26,7 @@ from lorasweep.running.status import (
     read_step,
 )
 from lorasweep.util.formats import format_bytes, format_seconds
+from lorasweep.util.tables import FoldingTable
 
 REFRESH_SECONDS = 2.0
 
@@ -124,19 +123,16 @@ def _describe_stages(status: RunStatus) -> str:
     return f"Points: {total}. " + ", ".join(f"{stage} {number}" for stage, number in status.points.items()) + "."
 
 
-def _make_jobs(results: Path, status: RunStatus, height: int | None) -> Table:
-    shown = status.running
+def _make_jobs(results: Path, status: RunStatus, height: int | None) -> FoldingTable:
+    most_lines = None
     if height is not None:
         failures = sum(text.count("\n") + 1 for text in _describe_failures(status, height))
-        shown = shown[: max(3, height - _LINES_BESIDE_JOBS - failures)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("running", "point", "since", "for", "step", "loss", "left"):
-        is_text = column in ("running", "point", "since")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point", overflow="fold")
-    for job in shown:
+        most_lines = height - _LINES_BESIDE_JOBS - failures
+    columns = ("running", "point", "since", "for", "step", "loss", "left")
+    table = FoldingTable(columns, texts=["running", "since"], name=1, most_lines=most_lines)
+    for job in status.running if most_lines is None else status.running[: max(3, most_lines)]:
         table.add_row(*_describe_job(results, job))
-    if hidden := status.running_jobs - len(shown):
-        table.add_row(f"... {hidden} more")
+    table.more = status.running_jobs - len(table)
     return table
 
 
