@@ -188,12 +188,14 @@ def make_commands() -> str:
 def _describe_argument(action: argparse.Action) -> str:
     name = ", ".join(f"`{option}`" for option in action.option_strings) or f"`{action.metavar or action.dest}`"
     if action.option_strings and action.nargs != 0:
-        value = "|".join(map(str, action.choices)) if action.choices else action.metavar or action.dest.upper()
+        metavar = action.metavar or action.dest.upper()
+        named = " ".join(metavar) if isinstance(metavar, tuple) else metavar
+        value = "|".join(map(str, action.choices)) if action.choices else named
         name = name.removesuffix("`") + f" {value}`"
     said = [(action.help or "") % {**vars(action), "prog": "lorasweep"}]
     if action.required and action.option_strings:
         said.append("**required**")
-    if action.option_strings and action.nargs != 0 and action.default not in (None, argparse.SUPPRESS):
+    if action.option_strings and action.nargs != 0 and action.default not in (None, [], argparse.SUPPRESS):
         said.append(f"default: `{action.default}`")
     cells = [cell.replace("|", "\\|") for cell in (name, "; ".join(part for part in said if part))]
     return f"| {' | '.join(cells)} |"
