@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from lorasweep.experiment.loading import load_experiment, read_config, read_overrides
+from lorasweep.experiment.points import get_points
+from lorasweep.experiment.sections import OTHER_NAMES, Controls, Data, Evaluation, Experiment, Model
 from lorasweep.util.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -171,3 +173,28 @@ class TestFile:
     def test_one_that_is_not_there_is_said(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"none\.yaml: no such file"):
             read_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"controls": {"learning_rate": 1e-4}}, "unknown key 'controls.learning_rate' (did you mean 'lr'?)"),
+        ({"controls": {"target_modules": ["q_proj"]}}, "(did you mean 'lora_modules'?)"),
+        ({"learning_rate": 1e-4}, "unknown key 'learning_rate' (here it is 'controls.lr')"),
+        ({"runs": [{"name": "a", "num_train_epochs": 3}]}, "(did you mean 'epochs'?)"),
+        ({"variables": {"rank": [4]}}, "(did you mean 'lora_rank'?)"),
+        ({"variables": {"base_model": ["a", "b"]}}, "(here it is 'model.path')"),
+    ],
+)
+def test_names_of_other_tools_get_the_name_here(sections: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        get_points(load(**sections), tmp_path / "points.json")
+    assert said in str(refused.value)
+
+
+def test_every_name_here_is_a_key() -> None:
+    for path in set(OTHER_NAMES.values()):
+        section, key = path.split(".")
+        assert key in Experiment.model_fields[section].annotation.model_fields, path
+    keys = {key for section in (Controls, Model, Data, Evaluation) for key in section.model_fields}
+    assert keys & OTHER_NAMES.keys() <= {"base_model"}  # evaluation.base_model is another thing than model.path

@@ -1,7 +1,7 @@
 """Read the experiment file into its sections, with messages for invalid values, and write it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,6 +14,7 @@ from lorasweep.experiment.sections import (
     BASE_KEY,
     CHECKPOINT_KEYS,
     MODE_KEY,
+    OTHER_NAMES,
     PROMPT_KEYS,
     SETTING_KEYS,
     TRAINER_KEY,
@@ -149,7 +150,7 @@ def parse_setting(key: str, value: Any, where: str) -> Any:
         InputError: The key is unknown (the message suggests the nearest one), or its value is invalid.
     """
     if key not in SETTING_KEYS:
-        raise InputError(f"{where}: unknown key '{key}'{nearest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
+        raise InputError(f"{where}: unknown key '{key}'{suggest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
     section: type[Section] = (
         Evaluation if key in (*CHECKPOINT_KEYS, BASE_KEY) else Data if key in PROMPT_KEYS else Controls
     )
@@ -159,6 +160,15 @@ def parse_setting(key: str, value: Any, where: str) -> Any:
         return getattr(section.model_validate({key: value}), key)
     except ValidationError as error:
         raise InputError.join(_refuse(where, item) for item in error.errors()) from error
+
+
+def suggest(key: str, known: Sequence[str]) -> str:
+    """Return what may be meant by an unknown key: the name here of another tool's key, or the nearest one."""
+    here = OTHER_NAMES.get(key)
+    if here is None:
+        return nearest(key, known)
+    own = here.rpartition(".")[2]
+    return f" (did you mean '{own}'?)" if own in known else f" (here it is '{here}')"
 
 
 def parse_section(section: type[_Section], values: Any) -> _Section:
@@ -172,7 +182,7 @@ def parse_section(section: type[_Section], values: Any) -> _Section:
             if item["type"] == "extra_forbidden":
                 keys = _known_keys(section, item["loc"][:-1])
                 problems.append(
-                    InputError(f"unknown key '{key}'{nearest(str(item['loc'][-1]), keys)}", ", ".join(keys))
+                    InputError(f"unknown key '{key}'{suggest(str(item['loc'][-1]), keys)}", ", ".join(keys))
                 )
             elif item["type"] == "missing":
                 problems.append(InputError(f"the key '{key}' is missing"))

@@ -632,6 +632,30 @@ class Experiment(Section):
     """How the report finds the best setting."""
 
 
+OTHER_NAMES = {
+    **dict.fromkeys(("learning_rate", "learning_rates"), "controls.lr"),
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "n_epochs"), "controls.epochs"),
+    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size", "train_batch_size"), "controls.batch_size"),
+    **dict.fromkeys(("gradient_accumulation", "grad_accum"), "controls.gradient_accumulation_steps"),
+    **dict.fromkeys(("r", "rank", "lora_r"), "controls.lora_rank"),
+    "alpha": "controls.lora_alpha",
+    "dropout": "controls.lora_dropout",
+    **dict.fromkeys(("target_modules", "lora_target_modules", "lora_target"), "controls.lora_modules"),
+    **dict.fromkeys(("max_length", "max_seq_length", "sequence_len", "cutoff_len"), "controls.max_seq_len"),
+    **dict.fromkeys(("warmup_steps", "num_warmup"), "controls.num_warmup_steps"),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), "controls.schedule"),
+    "optim": "controls.optimizer",
+    **dict.fromkeys(("max_grad_norm", "grad_clip"), "controls.clip_grad_norm"),
+    "gradient_checkpointing": "controls.enable_activation_checkpointing",
+    "packing": "controls.packed",
+    **dict.fromkeys(("base_model", "model_name_or_path", "model_name", "model_id"), "model.path"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization"), "model.quantize"),
+    **dict.fromkeys(("dataset", "datasets", "train_file", "train_data"), "data.train"),
+    **dict.fromkeys(("val_file", "eval_dataset", "validation_file"), "data.validation"),
+    **dict.fromkeys(("evaluations", "benchmarks"), "evaluation.tasks"),
+}
+"""Names in transformers, PEFT, TRL, Axolotl and LLaMA-Factory of what is a key here."""
+
 CHECKPOINT_KEYS = ("model_format", "merge_adapters")
 """Keys of `evaluation` that can be variables. They define how a point's checkpoint is kept."""
 
