@@ -63,6 +63,7 @@ def test_a_row_says_how_sure_it_is_and_how_far_over_the_base(tmp_path: Path) -> 
     assert pd.isna(base[f"{METRIC}:delta"])
     assert row["final_train_loss"] == pytest.approx(3 / np.sqrt(20))
     assert list(table.columns[:7]) == ["setting", "lora_rank", "epoch", "seed", "mode", "task", "samples"]
+    assert list(table.columns[7:11]) == [METRIC, f"{METRIC}:low", f"{METRIC}:high", f"{METRIC}:interval"]
 
 
 def edit_manifest(point: Path, **changes: Any) -> None:

@@ -127,7 +127,7 @@ def make_table(
     _write_alike(rows, variables)
     # Keeps integers although the baseline's values are missing.
     table = pd.DataFrame(rows).convert_dtypes()
-    metrics = sorted(column for column in table.columns if "/" in column)
+    metrics = sorted((column for column in table.columns if "/" in column), key=_order_metric)
     bases = [BASE_KEY] if any(BASE_KEY in row for row in rows) else []
     first = dict.fromkeys(
         ["point", "setting", *variables, *bases, "epoch", "seed", "mode", "task", "samples", *metrics]
@@ -281,6 +281,12 @@ def _join_versions(manifest: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     return format_value(value) if isinstance(value, list | dict) else value
+
+
+def _order_metric(column: str) -> tuple[str, int]:
+    """Order the columns of metrics by name, each followed by its facts in their own order: `low` before `high`."""
+    metric, _, fact = column.rpartition(":")
+    return (metric, 1 + FACTS.index(fact)) if fact in FACTS else (column, 0)
 
 
 def _order(row: Mapping[str, Any], variables: Sequence[str]) -> tuple[Any, ...]:
