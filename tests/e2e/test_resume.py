@@ -43,7 +43,7 @@ def test_a_training_that_is_told_to_end_goes_on_in_its_retry_and_in_the_next_run
     stopped_at = read_log(sweep.find_training(POINT) / "state/train/training_log.csv")[-1].step
     sweep.environment["LORASWEEP_AT_STEP"] = "10:tell"
     said = sweep.run(*ONLY_TRAIN, "--retries", "1")
-    assert said.count("Trying to restart job") == 1
+    assert said.count(": training again\n") == 1
     assert "Resuming after step" in sweep.find_training_log(POINT).read_text()
     rows = read_log(sweep.results / POINT / "adapter/training_log.csv")
     assert [row.step for row in rows] == list(range(1, STEPS + 1))

@@ -46,7 +46,9 @@ def test_jobs_are_told_in_words_of_the_sweep(run: RunView, said: io.StringIO) ->
     tell(run, event="job_finished", job_id=2)
     tell(run, "2 of 9 steps (22%) done", event="progress", done=2, total=9)
     start(run, 3, "evaluate_adapters", batch="b1")
-    tell(run, "Error in rule ...", logging.ERROR, event="job_error", jobid=3, log=["logs/evaluate_adapters/b1.log"])
+    error = {"event": "job_error", "jobid": 3, "log": ["logs/b1.log"], "rule_msg": "SLURM status is: 'TIMEOUT'"}
+    tell(run, "Error in rule ...", logging.ERROR, **error)
+    tell(run, "Trying to restart job 3.")
     start(run, 4, "collect")
     tell(run, event="job_finished", job_id=4)
     assert said.getvalue().splitlines() == [
@@ -55,7 +57,8 @@ def test_jobs_are_told_in_words_of_the_sweep(run: RunView, said: io.StringIO) ->
         "r8: training, as SLURM job 77",
         "r8: trained (job 2 of 9)",
         "r8 and 2 more: evaluating",
-        "r8 and 2 more: evaluating failed; its log: logs/evaluate_adapters/b1.log",
+        "r8 and 2 more: evaluating failed (SLURM: TIMEOUT); its log: logs/b1.log",
+        "r8 and 2 more: evaluating again",
         "results: table written (job 3 of 9)",
     ]
 

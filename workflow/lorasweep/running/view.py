@@ -41,7 +41,7 @@ _NOISE = re.compile(
     r"(cores|remote nodes|resources)|Rules claiming more threads|Conda environments: ignored|host: |Select jobs to "
     r"execute|Elapsed time|Execute \d+ jobs|Removing temporary output|Touching output|Complete log|SLURM run ID|"
     r"This was a dry-run|The order of jobs does not reflect|Reasons:|\s+\(check individual jobs|\s+(input|output) files"
-    r"|Shutting down, this might take|Would remove temporary output|Cleaning up conda|Trying to restart job"
+    r"|Shutting down, this might take|Would remove temporary output|Cleaning up conda"
 )
 """Beginnings of Snakemake's messages that say nothing of the sweep."""
 
@@ -50,6 +50,8 @@ _TOLD_BETTER = re.compile(
 )
 """Beginnings of Snakemake's errors that a line of the failed job, or the summary of the run, says in plain words."""
 
+_AGAIN = re.compile(r"Trying to restart job (\d+)")
+_SLURM_STATE = re.compile(r"SLURM status is: '(\w+)")
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
 
 
@@ -83,7 +85,7 @@ class RunView:
         elif event == "progress":
             self._done, self._total = fields["done"], fields["total"]
         elif event == "job_error":
-            self._fail(fields["jobid"], fields["log"])
+            self._fail(fields["jobid"], fields["log"], str(fields.get("rule_msg") or ""))
         elif event == "run_info":
             self._total = (fields.get("stats") or {}).get("total", self._total)
             if text != self._stats:  # of a dry run, it is told twice
@@ -132,17 +134,22 @@ class RunView:
         of = f" of {self._total}" if self._total else ""
         self._print(f"{self._label(rule, name)}: {words}{took} (job {self._done + 1}{of})")
 
-    def _fail(self, job: int, logs: Iterable[object]) -> None:
+    def _fail(self, job: int, logs: Iterable[object], message: str) -> None:
+        where, state = ", ".join(map(str, logs)), _SLURM_STATE.search(message)
+        told = f" (SLURM: {state[1]})" if state else ""
+        self._print(f"{self._name(job)} failed{told}; its log: {where}", style="red")
+
+    def _name(self, job: int) -> str:
+        """Return what a job is called and what it does."""
         rule, name = self._jobs.get(job, ("job", str(job)))
-        words = _WORDS.get(rule, ("", ""))[0] or rule
-        where = ", ".join(map(str, logs))
-        self._print(f"{self._label(rule, name)}: {words} failed; its log: {where}", style="red")
+        return f"{self._label(rule, name)}: {_WORDS.get(rule, ('', ''))[0] or rule}"
 
     def _pass_on(self, record: logging.LogRecord, text: str) -> None:
         if submitted := _SUBMITTED.search(text):
-            rule, name = self._jobs.get(int(submitted[1]), ("", submitted[1]))
-            words = _WORDS.get(rule, ("", ""))[0] or rule
-            self._print(f"{self._label(rule, name)}: {words}, as SLURM job {submitted[2]}")
+            self._print(f"{self._name(int(submitted[1]))}, as SLURM job {submitted[2]}")
+            return
+        if again := _AGAIN.match(text):
+            self._print(f"{self._name(int(again[1]))} again")
             return
         begin = text.lstrip("\n")
         is_noise = _TOLD_BETTER.match(begin) or (record.levelno < logging.WARNING and _NOISE.match(begin))
