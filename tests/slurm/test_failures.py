@@ -153,7 +153,7 @@ def test_the_job_of_a_node_that_dies_runs_again_elsewhere(
         assert sweep.wait(run) == 0, sweep.said[-4000:]
         assert "1 of 1 points done" in sweep.said
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
-        assert "Restarts=1" in shown
+        assert re.search(r"Restarts=[1-9]", shown), shown  # on a busy machine, more than once
         assert sweep.said.count(", as SLURM job ") == 1
     finally:
         own_cluster.revive_node(node)
