@@ -154,7 +154,7 @@ def varied(make: Callable[..., Sweep]) -> Sweep:
 def test_where_epochs_vary_settings_of_train_are_meant_for_the_trainings_of_all(varied: Sweep) -> None:
     plan = varied.plan()
     assert [plan[rule] for rule in ("train", "take", "evaluate_adapters", "publish")] == [3, 6, 1, 5]
-    said = varied.run("--dry-run", "--set-resources", "train:runtime=77")
+    said = varied.run("--dry-run", "--verbose", "--set-resources", "train:runtime=77")
     assert len(re.findall(r"resources: .*runtime=77", said)) == 3
 
 
