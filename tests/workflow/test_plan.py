@@ -212,7 +212,7 @@ def test_a_training_asks_for_its_gpus_on_one_node_and_on_a_cluster_no_other_job_
 def test_an_evaluation_asks_for_its_gpus_on_one_node(make: Callable[..., Sweep]) -> None:
     sweep = make(variables={"mode": ["B1", "B2"]})
     sweep.edit(model={"device": "cuda", "dtype": "bf16"}, evaluation={"gpus": 2})
-    said = sweep.run("--profile", ROOT / "slurm", "--dry-run", "--printshellcmds")
+    said = sweep.run("--profile", ROOT / "slurm", "--dry-run", "--verbose", "--printshellcmds")
     for rule in ("evaluate", "evaluate_adapters"):
         job = re.search(rf"rule {rule}:.*?\n\n", said, flags=re.DOTALL)[0]
         assert {"gpu=2", "nodes=1", "model_gpus=2"} <= set(re.split(r"[,\s]+", job))
