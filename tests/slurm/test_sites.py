@@ -113,6 +113,7 @@ def test_other_gpus_than_a_job_uses_are_refused(make: Callable[..., SlurmSweep],
     assert "train: its jobs use 2 GPUs and request 1. Expected: gpu=2, or 2 as the number in gres" in said, said[-4000:]
 
 
+@pytest.mark.long  # test_gpus_are_those_of_the_step says so of other resources
 def test_memory_is_asked_for_by_core_where_a_site_wants_it(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("by_core", variables={"seed": [0]})
     sweep.edit(evaluation=TRAINING_ONLY)
@@ -127,6 +128,7 @@ def test_memory_is_asked_for_by_core_where_a_site_wants_it(make: Callable[..., S
     check_undisturbed(sweep)
 
 
+@pytest.mark.long  # test_stumbles shows other reasons
 def test_a_limit_on_running_gpus_is_waited_for_and_shown(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
     sweep = make("one_gpu", variables={"seed": [0, 1]})
     sweep.edit(evaluation=TRAINING_ONLY)
@@ -138,6 +140,7 @@ def test_a_limit_on_running_gpus_is_waited_for_and_shown(make: Callable[..., Slu
     check_undisturbed(sweep)
 
 
+@pytest.mark.long  # tests/unit says so of the submission
 def test_a_limit_on_submitted_jobs_is_waited_for(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
     sweep = make("one_job", variables={"seed": [0, 1, 2]})
     sweep.edit(evaluation=TRAINING_ONLY)
@@ -168,6 +171,7 @@ def test_arrays_keep_to_the_sites_size(make: Callable[..., SlurmSweep], own_clus
     assert sweep.plan() == {}
 
 
+@pytest.mark.long  # test_failures says so of this one
 def test_a_new_start_on_another_login_node_waits_for_what_runs(
     make: Callable[..., SlurmSweep], own_cluster: Cluster
 ) -> None:
