@@ -1,24 +1,15 @@
 """Trainings by trl that something happens to, each in a process of its own; see `interrupted_training`."""
 
 import gc
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from forked_python import PROCESSES
-
-PROCESSES.set_forkserver_preload(
-    [
-        "lorasweep.trainers.trl.loop",
-        "lorasweep.trainers.processes",
-        "lorasweep.trainers.torchtune.recipe",
-        "transformers.models.llama.modeling_llama",
-        "transformers.tokenization_utils_tokenizers",
-        "torch.utils.tensorboard",
-    ]
-)
+# Each is a process that is started anew: the server of forked processes is that of evaluations.
+PROCESSES = multiprocessing.get_context("spawn")
 
 
 def train_and_end(recipe: Path, save_every: int = 1000, happens: str = "", step: int = 0, **options: Any) -> int:
