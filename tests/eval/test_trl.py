@@ -32,6 +32,8 @@ CONTROLS = {
 }
 KILLED = -9
 
+pytestmark = pytest.mark.long  # tests/e2e/test_trainers.py says so of the most of it
+
 Make = Callable[..., Path]
 
 
