@@ -60,6 +60,7 @@ def _become(
         os.close(opened)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # which what was imported may have asked for
     os.chdir(cwd)
     gc.freeze()  # what was imported is no garbage, and need not be looked through
     if prepare:
