@@ -39,11 +39,9 @@ def find_modules(checkpoint: Checkpoint, controls: Controls) -> list[str]:
     _find_saved(architecture, controls.modules_to_save)
     if controls.lora_modules is not None:
         return _find(architecture, controls)
-    words: list[tuple[str, str]] = [("lora_attn_modules", word) for word in controls.lora_attn_modules]
-    words += [("apply_lora_to_mlp", word) for word in _MLP if controls.apply_lora_to_mlp]
-    for key, word in words:
-        name = _ATTENTION.get(word, word)
+    for name in translate_words(controls):
         if not _match(architecture.layers, name):
+            key = "apply_lora_to_mlp" if name in _MLP else "lora_attn_modules"
             raise InputError(
                 f"controls.{key}: {name!r} is no linear layer of this model",
                 f"lora_modules with the model's own names: {_list_names(architecture)}",
@@ -52,6 +50,17 @@ def find_modules(checkpoint: Checkpoint, controls: Controls) -> list[str]:
         problem = "tied to the embeddings" if architecture.tied else "not there"
         raise InputError(f"controls.apply_lora_to_output: the head of this model is {problem}", "false")
     return _find(architecture, controls)
+
+
+def translate_words(controls: Controls) -> list[str]:
+    """Return the names of the linear layers that torchtune's words mean, but the head's."""
+    names = [_ATTENTION.get(word, word) for word in controls.lora_attn_modules]
+    return [*names, *(_MLP if controls.apply_lora_to_mlp else ())]
+
+
+def changes_base(controls: Controls) -> bool:
+    """Whether training changes the base model too (PiSSA, OLoRA), so that a saved adapter is converted."""
+    return controls.init_lora_weights.startswith(("pissa", "olora"))
 
 
 def list_adapter_tensors(checkpoint: Checkpoint, controls: Controls) -> Mapping[str, tuple[int, ...]]:
@@ -69,7 +78,7 @@ def list_adapter_tensors(checkpoint: Checkpoint, controls: Controls) -> Mapping[
 
 def get_saved_rank(controls: Controls) -> int:
     """Return the rank of a saved adapter: twice `lora_rank` for PiSSA and OLoRA, converted to the unchanged base."""
-    return controls.lora_rank * (2 if controls.init_lora_weights.startswith(("pissa", "olora")) else 1)
+    return controls.lora_rank * (2 if changes_base(controls) else 1)
 
 
 def get_shape_settings(controls: Controls) -> str:
@@ -126,9 +135,7 @@ def _find(architecture: Architecture, controls: Controls) -> list[str]:
 
 def _find_translated(architecture: Architecture, controls: Controls) -> list[str]:
     """Return the linear layers that torchtune's words mean."""
-    words = [_ATTENTION.get(word, word) for word in controls.lora_attn_modules]
-    words += _MLP if controls.apply_lora_to_mlp else ()
-    found = {name for word in words for name in _match(architecture.layers, word)}
+    found = {name for word in translate_words(controls) for name in _match(architecture.layers, word)}
     found |= {architecture.head or ""} if controls.apply_lora_to_output and not architecture.tied else set()
     return [name for name in architecture.layers if name in found]
 

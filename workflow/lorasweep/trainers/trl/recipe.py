@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoints.lora import find_modules
+from lorasweep.checkpoints.lora import changes_base, find_modules, translate_words
 from lorasweep.experiment.sections import Controls
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
 from lorasweep.trainers import TrainingSpec
@@ -26,9 +26,6 @@ OPTIMIZERS = {
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 """Transformers' name of each `controls.schedule`."""
-
-_TRANSLATED = {"output_proj": "o_proj"}
-"""Names of modules that are torchtune's, with the model's own."""
 
 _INITIAL = "initial_adapter"
 """Key of the override that names the adapter to begin with."""
@@ -113,7 +110,7 @@ def _check(spec: TrainingSpec) -> None:
             f"{controls.num_warmup_steps}",
             "one of the two",
         )
-    if _changes_base(controls):
+    if changes_base(controls):
         for key, value in (("model.quantize", model.quantize), ("controls.use_dora", controls.use_dora)):
             if value:
                 raise InputError(
@@ -121,10 +118,6 @@ def _check(spec: TrainingSpec) -> None:
                     "changes the base weights in training",
                     "kaiming or gaussian",
                 )
-
-
-def _changes_base(controls: Controls) -> bool:
-    return controls.init_lora_weights not in ("kaiming", "gaussian")
 
 
 def _check_override(override: Mapping[str, Any]) -> None:
@@ -137,10 +130,7 @@ def _check_override(override: Mapping[str, Any]) -> None:
 
 def _describe_lora(controls: Controls) -> dict[str, Any]:
     """Return the arguments of `peft.LoraConfig`."""
-    modules: Any = controls.lora_modules
-    if modules is None:
-        modules = [_TRANSLATED.get(name, name) for name in controls.lora_attn_modules]
-        modules += ["gate_proj", "up_proj", "down_proj"] * controls.apply_lora_to_mlp
+    modules: Any = translate_words(controls) if controls.lora_modules is None else controls.lora_modules
     weights: Any = {"kaiming": True}.get(controls.init_lora_weights, controls.init_lora_weights)
     return {
         "r": controls.lora_rank,
