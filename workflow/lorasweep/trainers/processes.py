@@ -7,6 +7,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tqdm import tqdm
 
 from lorasweep.trainers import Diverged, Killed, Stopped, TrainingError
+from lorasweep.trainers.frame import Start
 from lorasweep.util.errors import JobError, describe
 from lorasweep.util.process import get_signal_at_parents_end
 
@@ -27,6 +29,22 @@ _ERRORS = {error.__name__: error for error in (TrainingError, Stopped, Diverged)
 
 _LONGEST_MESSAGE = 2000
 """Maximum length of a message in characters, so that a pipe takes it in one write."""
+
+
+def run_recipe(
+    processes: int, device: str, run_one: Callable[..., int | None], start: Start, *arguments: Any
+) -> int | None:
+    """Call `run_one(*arguments, start)` here, or in several processes, each of which reads the saved state itself.
+
+    Returns and raises what `run` does.
+    """
+    if processes == 1:
+        return run_one(*arguments, start)
+    return run(processes, device, _resume, run_one, replace(start, state=None), *arguments)
+
+
+def _resume(run_one: Callable[..., int | None], start: Start, *arguments: Any) -> int | None:
+    return run_one(*arguments, replace(start, state=start.saved.load()))
 
 
 def run(processes: int, device: str, work: Callable[..., int | None], *arguments: Any) -> int | None:

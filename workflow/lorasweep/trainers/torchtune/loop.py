@@ -10,7 +10,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -364,15 +363,8 @@ class _Epochs:
             yield batch
 
 
-def run_one_of_several(
-    cfg: DictConfig, log: Path, folder: Path, metric_loggers: Collection[str], start: Start, save_minutes: float
-) -> int | None:
-    """Run a recipe as one of several processes; see `run`. Each reads the saved state itself."""
-    return run(cfg, log, folder, metric_loggers, replace(start, state=start.saved.load()), save_minutes)
-
-
 def run(
-    cfg: DictConfig, log: Path, folder: Path, metric_loggers: Collection[str], start: Start, save_minutes: float
+    cfg: DictConfig, log: Path, folder: Path, metric_loggers: Collection[str], save_minutes: float, start: Start
 ) -> int | None:
     """Run a recipe from its beginning or a saved state to its end; return the device's peak memory in bytes.
 

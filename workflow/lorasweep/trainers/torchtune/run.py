@@ -89,10 +89,8 @@ def train(
         config.batch_size //= 2**start.halvings
         config.gradient_accumulation_steps *= 2**start.halvings
         count = config.get(PROCESSES, 1)
-        arguments = (config, frame.log, adapter.parent, metric_loggers, start, save_minutes)
-        if count > 1:
-            return processes.run(count, config.device, loop.run_one_of_several, *arguments)
-        return loop.run(*arguments)
+        arguments = (config, frame.log, adapter.parent, metric_loggers, save_minutes)
+        return processes.run_recipe(count, config.device, loop.run, start, *arguments)
 
     train_in_frame(frame, adapter, earlier, run, lambda: _get_prompt_facts(config))
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
@@ -43,25 +42,13 @@ _STATE_FILES = ("adapter_*", "*.pt", "*.pth", "trainer_state.json")
 """The files of transformers' checkpoints that a training resumes from."""
 
 
-def run_one_of_several(
-    config: dict[str, Any],
-    log: Path,
-    folder: Path,
-    metric_loggers: Collection[str],
-    start: Start,
-    save_minutes: float,
-) -> int | None:
-    """Run a recipe as one of several processes; see `run`. Each reads the saved state itself."""
-    return run(config, log, folder, metric_loggers, replace(start, state=start.saved.load()), save_minutes)
-
-
 def run(
     config: dict[str, Any],
     log: Path,
     folder: Path,
     metric_loggers: Collection[str],
-    start: Start,
     save_minutes: float,
+    start: Start,
 ) -> int | None:
     """Run a recipe from its beginning or a saved state to its end; return the device's peak memory in bytes.
 

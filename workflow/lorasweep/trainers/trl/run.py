@@ -87,10 +87,8 @@ def train(
 
         config["trl"]["per_device_train_batch_size"] //= 2**start.halvings
         config["trl"]["gradient_accumulation_steps"] *= 2**start.halvings
-        arguments = (config, frame.log, adapter.parent, metric_loggers, start, save_minutes)
-        if count > 1:
-            return processes.run(count, model["device"], loop.run_one_of_several, *arguments)
-        return loop.run(*arguments)
+        arguments = (config, frame.log, adapter.parent, metric_loggers, save_minutes)
+        return processes.run_recipe(count, model["device"], loop.run, start, *arguments)
 
     train_in_frame(frame, adapter, earlier, run, lambda: _get_facts(config))
 
