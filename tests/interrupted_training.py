@@ -2,11 +2,11 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from forked_training import PROCESSES, prepare
+from happenings import before, is_at, kill, run_out
 
 
 def train_and_end(
@@ -34,14 +34,14 @@ def _train(recipe: Path, save_every: int, happens: str, step: int, **options: An
     os.dup2(log.fileno(), 2)
     torchtune_recipe.Recipe._is_due = lambda self: self.global_step % save_every == 0
     if happens == "killed while a state is written":
-        _before(saved_states, "_digest", lambda file: _kill() if is_at(file, step) else None)
+        before(saved_states, "_digest", lambda file: kill() if is_at(file, step) else None)
     elif happens:
         method, do = {
-            "killed in a step": ("_loss_step", lambda self, *_: _kill() if self.global_step == step else None),
-            "killed before it is saved": ("_save", lambda self: _kill() if self.global_step == step else None),
+            "killed in a step": ("_loss_step", lambda self, *_: kill() if self.global_step == step else None),
+            "killed before it is saved": ("_save", lambda self: kill() if self.global_step == step else None),
             "killed at the end of an epoch": (
                 "save_checkpoint",
-                lambda self, epoch: _kill() if epoch == step else None,
+                lambda self, epoch: kill() if epoch == step else None,
             ),
             "told to stop": ("_count_tokens", lambda self, *_: _tell() if self.global_step == step else None),
             "over its memory": (
@@ -49,35 +49,13 @@ def _train(recipe: Path, save_every: int, happens: str, step: int, **options: An
                 lambda self, *_: _take_memory(recipe) if self.global_step == step else None,
             ),
             "has so many bytes of its GPU": ("setup", lambda self, *_: _limit_memory(step)),
-            "out of memory": ("_loss_step", lambda self, *_: _run_out() if self.global_step == step else None),
+            "out of memory": ("_loss_step", lambda self, *_: run_out() if self.global_step == step else None),
         }[happens]
-        _before(torchtune_recipe.Recipe, method, do)
+        before(torchtune_recipe.Recipe, method, do)
     try:
         torchtune.train(recipe, recipe.parent / "adapter", **options)
     except TrainingError as error:
         raise SystemExit(f"train: {error}") from error
-
-
-def is_at(file: Path, step: int) -> bool:
-    """Whether a file that is about to be hashed is the state of that step, not yet named."""
-    import torch
-
-    return file.name == ".saving" and torch.load(file, weights_only=True)["step"] == step
-
-
-def _before(place: Any, name: str, do: Callable[..., Any]) -> None:
-    """Have something done before each call of a function."""
-    function = getattr(place, name)
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        do(*arguments, **named)
-        return function(*arguments, **named)
-
-    setattr(place, name, call)
-
-
-def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _tell() -> None:
@@ -94,9 +72,3 @@ def _limit_memory(size: int) -> None:
     import torch
 
     torch.cuda.set_per_process_memory_fraction(size / torch.cuda.mem_get_info()[1])
-
-
-def _run_out() -> None:
-    import torch
-
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB.")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from happenings import before, is_at, kill, run_out
+
 # Each is a process that is started anew: the server of forked processes is that of evaluations.
 PROCESSES = multiprocessing.get_context("spawn")
 
@@ -63,45 +65,18 @@ def prepare(save_every: int, happens: str, step: int) -> None:
         return
     is_now = lambda self: self.state.global_step == step  # noqa: E731
     if what == "killed in a step":
-        _before(trainer, "training_step", lambda self, *_: _kill() if is_now(self) else None)
+        before(trainer, "training_step", lambda self, *_: kill() if is_now(self) else None)
     elif what == "out of memory":
-        _before(trainer, "training_step", lambda self, *_: _run_out() if is_now(self) else None)
+        before(trainer, "training_step", lambda self, *_: run_out() if is_now(self) else None)
     elif what == "told to stop":
         to = os.getppid() if rank else os.getpid()
-        _before(trainer, "training_step", lambda self, *_: os.kill(to, signal.SIGTERM) if is_now(self) else None)
+        before(trainer, "training_step", lambda self, *_: os.kill(to, signal.SIGTERM) if is_now(self) else None)
     elif what == "killed before it is saved":
-        _before(reporter, "on_save", lambda self, args, state, *_, **__: _kill() if state.global_step == step else None)
+        before(reporter, "on_save", lambda self, args, state, *_, **__: kill() if state.global_step == step else None)
     elif what == "killed at the end of an epoch":
-        _before(loop, "_export", lambda model, folder, *_: _kill() if folder.name == f"epoch_{step}" else None)
+        before(loop, "_export", lambda model, folder, *_: kill() if folder.name == f"epoch_{step}" else None)
     elif what == "killed while a state is written":
-        _before(saved_states, "_digest", lambda file: _kill() if _is_at(file, step) else None)
-
-
-def _is_at(file: Path, step: int) -> bool:
-    import torch
-
-    return file.name == ".saving" and torch.load(file, weights_only=True)["step"] == step
-
-
-def _before(place: Any, name: str, do: Callable[..., Any]) -> None:
-    """Have something done before each call of a function."""
-    function = getattr(place, name)
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        do(*arguments, **named)
-        return function(*arguments, **named)
-
-    setattr(place, name, call)
-
-
-def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _run_out() -> None:
-    import torch
-
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB.")
+        before(saved_states, "_digest", lambda file: kill() if is_at(file, step) else None)
 
 
 def _fork(prepared: tuple[int, str, int], work: Any, arguments: tuple[Any, ...], count: int, join: bool) -> Any:

@@ -109,6 +109,14 @@ def main() -> None:
     tokenizer.save_pretrained(arguments.output)
 
 
+def save_model(directory: Path, family: str = "llama3") -> Path:
+    """Write a checkpoint with a chat template."""
+    tokenizer = make_tokenizer(has_chat_template=True)
+    make_model(family, tokenizer, seed=0).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 def make_tokenizer(has_chat_template: bool) -> PreTrainedTokenizerFast:
     """A byte is a token. As those of Llama 3 do, it puts a token in front of a text unless told not to."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

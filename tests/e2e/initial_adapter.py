@@ -2,13 +2,10 @@
 
 import argparse
 import json
-import runpy
 import shutil
 from pathlib import Path
 
-import torchtune
-from omegaconf import OmegaConf
-from torchtune.config import validate
+from torchtune_recipe import set_up
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--recipe", type=Path, required=True)
@@ -16,14 +13,7 @@ parser.add_argument("--state", type=Path, required=True, help="where torchtune m
 parser.add_argument("--output", type=Path, required=True)
 arguments = parser.parse_args()
 
-config = OmegaConf.load(arguments.recipe)
-config.output_dir = config.checkpointer.output_dir = str(arguments.state)
-config.metric_logger.log_dir = str(arguments.state / "logs")
-validate(config)
-# Recipes are scripts of a folder beside the package, not to be imported.
-script = Path(torchtune.__file__).parents[1] / "recipes/lora_finetune_single_device.py"
-recipe = runpy.run_path(str(script))["LoRAFinetuneRecipeSingleDevice"](cfg=config)
-recipe.setup(cfg=config)
+config, recipe = set_up(arguments.recipe, arguments.state)
 last = config.epochs - 1  # else the state of the optimizer is written too
 recipe.save_checkpoint(epoch=last)
 recipe.cleanup()

@@ -1,14 +1,11 @@
 """Run a recipe in this process, and write the logits of torchtune's own model, LoRA layers included."""
 
 import argparse
-import runpy
 from pathlib import Path
 
 import torch
-import torchtune
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from torchtune.config import validate
+from torchtune_recipe import set_up
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--recipe", type=Path, required=True)
@@ -17,14 +14,7 @@ parser.add_argument("--state", type=Path, required=True, help="where torchtune m
 parser.add_argument("--output", type=Path, required=True)
 arguments = parser.parse_args()
 
-config = OmegaConf.load(arguments.recipe)
-config.output_dir = config.checkpointer.output_dir = str(arguments.state)
-config.metric_logger.log_dir = str(arguments.state / "logs")
-validate(config)
-# Recipes are scripts of a folder beside the package, not to be imported.
-script = Path(torchtune.__file__).parents[1] / "recipes/lora_finetune_single_device.py"
-recipe = runpy.run_path(str(script))["LoRAFinetuneRecipeSingleDevice"](cfg=config)
-recipe.setup(cfg=config)
+_, recipe = set_up(arguments.recipe, arguments.state)
 recipe.train()
 with torch.inference_mode():
     logits = recipe._model.eval()(torch.tensor([arguments.tokens]))

@@ -19,7 +19,7 @@ import recipes
 from interrupted_trl import train_and_end
 from lorasweep.trainers.tokenizer import ChatTokenizer
 from lorasweep.trainers.training_log import COLUMNS, Row, read_log
-from tiny_model import make_model, make_tokenizer
+from tiny_model import save_model
 
 # Six steps an epoch, and one batch that is left over.
 CONTROLS = {
@@ -39,11 +39,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = make_tokenizer(has_chat_template=True)
-    make_model("llama3", tokenizer, seed=0).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

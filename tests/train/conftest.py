@@ -9,18 +9,14 @@ from typing import Any
 import pytest
 
 import recipes
-from tiny_model import make_model, make_tokenizer
+from tiny_model import save_model
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = make_tokenizer(has_chat_template=True)
-    make_model("llama3", tokenizer, seed=0).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")
