@@ -7,7 +7,6 @@ per configuration; what is found is kept in `ARCHITECTURES`.
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.util.errors import InputError, find_reason
+from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_aside
+from lorasweep.util.jobs import ask
 from lorasweep.util.versions import digest_packages
 
 ARCHITECTURES = Path(".snakemake/lorasweep/architectures")
@@ -168,14 +168,10 @@ def _build(path: Path) -> Any:
     command = [str(_ROOT / "scripts/run"), "eval", "-m", "lorasweep", "job", "describe_model", "--model", str(path)]
     # Also in a run with conda, the environment is that of the clone.
     environment = {**os.environ, "LORASWEEP_CONDA": ""}
-    result = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment
-    )
-    if result.returncode:
-        lines = result.stderr.splitlines()
-        reason = find_reason(lines).removeprefix("describe_model: ")
-        raise InputError(reason or f"describe_model failed: {' '.join(lines[-1:]) or 'no error output'}")
-    return json.loads(result.stdout.splitlines()[-1])
+    try:
+        return ask(command, environment)
+    except InputError as error:
+        raise InputError(str(error).removeprefix("describe_model: ")) from error
 
 
 def _read(record: Mapping[str, Any]) -> Architecture:

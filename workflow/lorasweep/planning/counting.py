@@ -9,7 +9,6 @@ figures in the experiment's folder, and a dry run reads them there.
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ from lorasweep.planning.costs import TEMPLATE_TOKENS, TaskSize
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
 from lorasweep.trainers import OWN_TRAINERS, get_trainer
 from lorasweep.util.digest import digest_file, digest_files
-from lorasweep.util.errors import InputError, find_reason
 from lorasweep.util.files import find_record, write_aside, write_record
+from lorasweep.util.jobs import ask
 from lorasweep.util.versions import digest_packages
 
 Recipes = Mapping[str, Mapping[str, str]]
@@ -87,7 +86,7 @@ def count_lengths(
             with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
                 file.write(recipe)
                 file.flush()
-                entry = {"key": key, **_run(*command(trainer, "measure_lengths", "--recipe", file.name))}
+                entry = {"key": key, **ask(*command(trainer, "measure_lengths", "--recipe", file.name))}
         counts.append(entry)
     results.mkdir(parents=True, exist_ok=True)
     # Not `write_record`, which puts each of a million numbers in a line of its own.
@@ -143,7 +142,7 @@ def load_tasks(
         InputError: the command failed.
     """
     key = _get_task_key(tasks, files, roles)
-    found = _run([*command, "--tasks", json.dumps(key["tasks"]), "--roles", *key["roles"]], environment)
+    found = ask([*command, "--tasks", json.dumps(key["tasks"]), "--roles", *key["roles"]], environment)
     write_record(results / TASK_SIZES, {"key": key, "tasks": found})
 
 
@@ -167,18 +166,8 @@ def build_recipes(results: Path, recipes: Recipes, command: TrainerCommand) -> N
         with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
             json.dump(texts, file)
             file.flush()
-            faults += _run(*command(trainer, "check_recipes", "--recipes", file.name))
+            faults += ask(*command(trainer, "check_recipes", "--recipes", file.name))
     write_record(results / RECIPES, {"key": _get_recipes_key(recipes), "faults": faults})
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str] = os.environ) -> Any:
-    result = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment
-    )
-    if result.returncode:
-        lines = result.stderr.splitlines()
-        raise InputError(find_reason(lines) or f"{command[5]} failed: {' '.join(lines[-1:]) or 'no error output'}")
-    return json.loads(result.stdout.splitlines()[-1])
 
 
 def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
