@@ -10,14 +10,8 @@ from math import prod
 
 from lorasweep.checkpoints.architecture import Architecture, get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.experiment.sections import Controls
+from lorasweep.experiment.sections import MLP_MODULES, Controls
 from lorasweep.util.errors import InputError
-
-_MLP = ("gate_proj", "up_proj", "down_proj")
-"""Names of the modules that torchtune's `apply_lora_to_mlp` means."""
-
-_ATTENTION = {"output_proj": "o_proj"}
-"""Names of the modules that torchtune's words mean, where they differ."""
 
 _KEYS = {
     *("lora_rank", "use_dora", "init_lora_weights", "modules_to_save"),
@@ -39,9 +33,9 @@ def find_modules(checkpoint: Checkpoint, controls: Controls) -> list[str]:
     _find_saved(architecture, controls.modules_to_save)
     if controls.lora_modules is not None:
         return _find(architecture, controls)
-    for name in translate_words(controls):
+    for name in controls.llama_modules:
         if not _match(architecture.layers, name):
-            key = "apply_lora_to_mlp" if name in _MLP else "lora_attn_modules"
+            key = "apply_lora_to_mlp" if name in MLP_MODULES else "lora_attn_modules"
             raise InputError(
                 f"controls.{key}: {name!r} is no linear layer of this model",
                 f"lora_modules with the model's own names: {_list_names(architecture)}",
@@ -50,17 +44,6 @@ def find_modules(checkpoint: Checkpoint, controls: Controls) -> list[str]:
         problem = "tied to the embeddings" if architecture.tied else "not there"
         raise InputError(f"controls.apply_lora_to_output: the head of this model is {problem}", "false")
     return _find(architecture, controls)
-
-
-def translate_words(controls: Controls) -> list[str]:
-    """Return the names of the linear layers that torchtune's words mean, but the head's."""
-    names = [_ATTENTION.get(word, word) for word in controls.lora_attn_modules]
-    return [*names, *(_MLP if controls.apply_lora_to_mlp else ())]
-
-
-def changes_base(controls: Controls) -> bool:
-    """Whether training changes the base model too (PiSSA, OLoRA), so that a saved adapter is converted."""
-    return controls.init_lora_weights.startswith(("pissa", "olora"))
 
 
 def list_adapter_tensors(checkpoint: Checkpoint, controls: Controls) -> Mapping[str, tuple[int, ...]]:
@@ -78,7 +61,7 @@ def list_adapter_tensors(checkpoint: Checkpoint, controls: Controls) -> Mapping[
 
 def get_saved_rank(controls: Controls) -> int:
     """Return the rank of a saved adapter: twice `lora_rank` for PiSSA and OLoRA, converted to the unchanged base."""
-    return controls.lora_rank * (2 if changes_base(controls) else 1)
+    return controls.lora_rank * (2 if controls.changes_base else 1)
 
 
 def get_shape_settings(controls: Controls) -> str:
@@ -135,7 +118,7 @@ def _find(architecture: Architecture, controls: Controls) -> list[str]:
 
 def _find_translated(architecture: Architecture, controls: Controls) -> list[str]:
     """Return the linear layers that torchtune's words mean."""
-    found = {name for word in translate_words(controls) for name in _match(architecture.layers, word)}
+    found = {name for word in controls.llama_modules for name in _match(architecture.layers, word)}
     found |= {architecture.head or ""} if controls.apply_lora_to_output and not architecture.tied else set()
     return [name for name in architecture.layers if name in found]
 

@@ -189,6 +189,9 @@ class About(Section):
 
 DEFAULT_TRAINER = "torchtune"
 
+MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
+"""Names, in Hugging Face's Llama, of the layers that torchtune's `apply_lora_to_mlp` means."""
+
 
 class Controls(Section):
     """How every point is trained. Names and meanings are torchtune's, or PEFT's where torchtune has none. Each key can
@@ -269,6 +272,17 @@ class Controls(Section):
         words: dict[Any, float] = {"r": self.lora_rank, "2r": 2 * self.lora_rank, None: 2 * self.lora_rank}
         alpha = float(words.get(self.lora_alpha, self.lora_alpha))  # type: ignore[arg-type]
         return int(alpha) if alpha.is_integer() else alpha
+
+    @property
+    def llama_modules(self) -> list[str]:
+        """The names, in Hugging Face's Llama, of the linear layers that torchtune's words mean, but the head's."""
+        names = ["o_proj" if name == "output_proj" else name for name in self.lora_attn_modules]
+        return [*names, *(MLP_MODULES if self.apply_lora_to_mlp else ())]
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether training changes the base model too (PiSSA, OLoRA), so that a saved adapter is converted."""
+        return self.init_lora_weights.startswith(("pissa", "olora"))
 
 
 Bounds = Annotated[list[Annotated[float, BeforeValidator(_number)]], Field(min_length=2, max_length=2)]

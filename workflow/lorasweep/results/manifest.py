@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorasweep.experiment.sections import MODE_KEY
+from lorasweep.experiment.sections import MODE_KEY, Controls
 from lorasweep.layout import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -124,33 +124,26 @@ def describe_adapter_difference(adapter: Path, settings: Mapping[str, Any]) -> s
     if "model" in settings.get("_override", {}):
         return None
     config = _read_json(adapter / ADAPTER_CONFIG)
-    rank, alpha = settings["lora_rank"], settings["lora_alpha"]
-    is_converted = settings.get("init_lora_weights", "").startswith(("pissa", "olora"))
+    # The values were checked before they were recorded.
+    controls = Controls.model_construct(**{key: settings[key] for key in Controls.model_fields.keys() & settings})
     expected: dict[str, Any] = {
-        "r": 2 * rank if is_converted else rank,
-        "lora_alpha": {"r": rank, "2r": 2 * rank, None: 2 * rank}.get(alpha, alpha),
-        "use_dora": settings.get("use_dora", False),
-        "use_rslora": settings.get("use_rslora", False),
-        "target_modules": _list_last_parts(settings),
+        "r": controls.lora_rank * (2 if controls.changes_base else 1),
+        "lora_alpha": controls.alpha,
+        "use_dora": controls.use_dora,
+        "use_rslora": controls.use_rslora,
+        # torchtune's adapters are of Llama's names.
+        "target_modules": sorted({*controls.llama_modules, *(["lm_head"] * controls.apply_lora_to_output)}),
     }
     modules = config.get("target_modules")
     # Modules may be given as paths.
     parts = sorted({name.split(".")[-1] for name in modules}) if isinstance(modules, list) else modules
     actual = {"use_dora": False, "use_rslora": False, **config, "target_modules": parts}
-    skipped = {"lora_alpha"} if is_converted else set()
-    skipped |= {"target_modules"} if settings.get("lora_modules") is not None else set()
+    skipped = {"lora_alpha"} if controls.changes_base else set()
+    skipped |= {"target_modules"} if controls.lora_modules is not None else set()
     for key, value in expected.items():
         if key not in skipped and actual.get(key) != value:
             return f"{adapter / ADAPTER_CONFIG}: {key} is {actual.get(key)!r}, but the point's settings say {value!r}"
     return None
-
-
-def _list_last_parts(settings: Mapping[str, Any]) -> list[str]:
-    """Return the names, in Hugging Face's Llama, of the modules that torchtune's words mean."""
-    targets = set(settings["lora_attn_modules"])
-    targets |= {"gate_proj", "up_proj", "down_proj"} if settings["apply_lora_to_mlp"] else set()
-    targets |= {"lm_head"} if settings["apply_lora_to_output"] else set()
-    return sorted("o_proj" if name == "output_proj" else name for name in targets)
 
 
 def list_points(results: Path, baselines: Iterable[str]) -> list[str]:

@@ -119,10 +119,8 @@ class RunView:
 
     def _announce(self, job: int) -> None:
         """Print that a job starts, once it has started and what it is is known."""
-        if job in self._jobs and job in self._began:
-            rule, name = self._jobs[job]
-            if words := _WORDS.get(rule, ("", ""))[0]:
-                self._print(f"{self._label(rule, name)}: {words}")
+        if job in self._jobs and job in self._began and _WORDS.get(self._jobs[job][0], ("", ""))[0]:
+            self._print(self._name(job))
 
     def _end(self, job: int) -> None:
         rule, name = self._jobs.get(job, ("", ""))
@@ -142,7 +140,7 @@ class RunView:
     def _name(self, job: int) -> str:
         """Return what a job is called and what it does."""
         rule, name = self._jobs.get(job, ("job", str(job)))
-        return f"{self._label(rule, name)}: {_WORDS.get(rule, ('', ''))[0] or rule}"
+        return f"{self._label(rule, name)}: {get_words(rule)}"
 
     def _pass_on(self, record: logging.LogRecord, text: str) -> None:
         if submitted := _SUBMITTED.search(text):

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,6 +225,17 @@ def _check_weights(weights: Path) -> None:
         # An earlier attempt wrote this file before it was interrupted. None of its files can be trusted.
         shutil.rmtree(weights.parents[1])
         raise TrainingError(f"{weights}: cannot be read ({error}); the next attempt trains from the start") from error
+
+
+def check_finite(loss: float, what: str, step: int) -> float:
+    """Return a loss of a step, if it is finite.
+
+    Raises:
+        Diverged: it is not.
+    """
+    if not isfinite(loss):
+        raise Diverged(f"the training diverged: the {what} of step {step} is {loss}; a smaller lr may help")
+    return loss
 
 
 def prepare_folders(names: Collection[str], training: Path, aside: Path) -> dict[str, Path]:

@@ -6,7 +6,6 @@ since only the first process has a metric logger.
 """
 
 import importlib.util
-import math
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -24,8 +23,8 @@ from torchtune import config as components
 from torchtune import training, utils
 from torchtune.modules.peft import get_adapter_params
 
-from lorasweep.trainers import Diverged, Stopped
-from lorasweep.trainers.frame import Start, prepare_folders
+from lorasweep.trainers import Stopped
+from lorasweep.trainers.frame import Start, check_finite, prepare_folders
 from lorasweep.trainers.saved_states import SavedStates, get_random_state, set_random_state
 from lorasweep.trainers.training_log import Row, TrainingLog
 
@@ -135,10 +134,10 @@ class _Reporting(_Added):  # type: ignore[misc]
     def _report(self, loss: float, tokens: int, is_due: bool, must_stop: bool) -> None:
         """Log the finished step, and save its state if `is_due` or `must_stop`."""
         step = self.global_step
-        _check_finite(loss, "loss", step)
+        check_finite(loss, "loss", step)
         validation_loss = None
         if self._validation is not None and step % self._steps_per_epoch == 0:
-            validation_loss = _check_finite(self._validate(), "validation loss", step)
+            validation_loss = check_finite(self._validate(), "validation loss", step)
         row = Row(
             step=step,
             epoch=(step - 1) // self._steps_per_epoch + 1,
@@ -417,9 +416,3 @@ def _make_loggers(names: Collection[str], folder: Path, aside: Path, settings: A
         project, written = folder.parents[1].name, str(folders["wandb"].resolve())
         loggers.append(WandBLogger(project=project, name=folder.name, log_dir=written, config=settings))
     return loggers
-
-
-def _check_finite(loss: float, what: str, step: int) -> float:
-    if not math.isfinite(loss):
-        raise Diverged(f"the training diverged: the {what} of step {step} is {loss}; a smaller lr may help")
-    return loss

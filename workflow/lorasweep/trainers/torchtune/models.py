@@ -74,7 +74,7 @@ def get_lora_arguments(controls: Controls) -> dict[str, Any]:
         "apply_lora_to_mlp": controls.apply_lora_to_mlp,
         "apply_lora_to_output": controls.apply_lora_to_output,
         "lora_rank": controls.lora_rank,
-        "lora_alpha": _whole(controls.alpha),
+        "lora_alpha": controls.alpha,
         "lora_dropout": controls.lora_dropout,
     }
 

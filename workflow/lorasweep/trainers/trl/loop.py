@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from trl import SFTConfig, SFTTrainer
 
 from lorasweep.checkpoints.quantization import make_quantization
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from lorasweep.trainers import Diverged, Stopped
-from lorasweep.trainers.frame import Start, prepare_folders
+from lorasweep.trainers import Stopped
+from lorasweep.trainers.frame import Start, check_finite, prepare_folders
 from lorasweep.trainers.samples import Tokens, tokenize_samples
 from lorasweep.trainers.saved_states import get_random_state, set_random_state
 from lorasweep.trainers.tokenizer import ChatTokenizer
@@ -249,15 +249,13 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         )
         trainer.step_loss, trainer.step_tokens = 0.0, 0
         loss /= args.world_size
-        _check_finite(loss, "loss", step)
+        check_finite(loss, "loss", step)
         self._tokens += int(tokens)
         if args.device.type == "cuda":
             self.peak_memory_bytes = max(torch.cuda.max_memory_allocated(args.device), self.peak_memory_bytes or 0)
         is_last_of_epoch = step % self._steps == 0
         validation = (
-            _check_finite(self._validate(), "validation loss", step)
-            if (is_last_of_epoch and self._validation)
-            else None
+            check_finite(self._validate(), "validation loss", step) if (is_last_of_epoch and self._validation) else None
         )
         epoch, seconds = (step - 1) // self._steps + 1, self._seconds_before + time.perf_counter() - self._start
         if self._log:
@@ -411,9 +409,3 @@ def _unpack(state: Mapping[str, Any], folder: Path) -> str:
     for name, content in state["files"].items():
         (folder / name).write_bytes(content.numpy().tobytes())
     return str(folder)
-
-
-def _check_finite(loss: float, what: str, step: int) -> float:
-    if not isfinite(loss):
-        raise Diverged(f"the training diverged: the {what} of step {step} is {loss}; a smaller lr may help")
-    return loss

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoints.lora import changes_base, find_modules, translate_words
+from lorasweep.checkpoints.lora import find_modules
 from lorasweep.experiment.sections import Controls
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
 from lorasweep.trainers import TrainingSpec
@@ -110,7 +110,7 @@ def _check(spec: TrainingSpec) -> None:
             f"{controls.num_warmup_steps}",
             "one of the two",
         )
-    if changes_base(controls):
+    if controls.changes_base:
         for key, value in (("model.quantize", model.quantize), ("controls.use_dora", controls.use_dora)):
             if value:
                 raise InputError(
@@ -130,7 +130,7 @@ def _check_override(override: Mapping[str, Any]) -> None:
 
 def _describe_lora(controls: Controls) -> dict[str, Any]:
     """Return the arguments of `peft.LoraConfig`."""
-    modules: Any = translate_words(controls) if controls.lora_modules is None else controls.lora_modules
+    modules: Any = controls.llama_modules if controls.lora_modules is None else controls.lora_modules
     weights: Any = {"kaiming": True}.get(controls.init_lora_weights, controls.init_lora_weights)
     return {
         "r": controls.lora_rank,
