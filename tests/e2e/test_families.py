@@ -13,9 +13,6 @@ from lorasweep.experiment.sections import Controls
 from lorasweep.trainers.training_log import read_log
 from sweep import MODES, POINTS, Sweep, make_sweep, run_stage
 
-QUICK = ("gpt2",)
-"""The family for every commit: of those that trl trains, the least like Llama."""
-
 FAMILIES = (
     *("llama3", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi4", "mistral", "mixtral"),
     *("olmo2", "smollm3", "granite", "gpt_neox", "gpt2"),
@@ -105,9 +102,8 @@ def read_record(sweep: Sweep, point: str) -> dict[str, Any]:
     return dict(json.loads((sweep.results / point / "adapter/lorasweep.json").read_text()))
 
 
-@pytest.mark.parametrize(
-    "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.long) for family in FAMILIES]
-)
+@pytest.mark.long  # test_quantized.py says so of one family, tests/unit of the plan of each
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_trained_is_the_same_in_every_mode_and_is_planned_to_the_byte(
     make_family: MakeFamily, family: str
 ) -> None:

@@ -240,6 +240,7 @@ class TestControllerKilled:
         assert not (sweep.results / ".scratch").exists()
 
 
+@pytest.mark.long  # tests/unit says so of who holds a sweep
 def test_a_second_shell_is_told_who_runs_the_sweep(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("two_shells", runs=[{"name": "point"}])
     sweep.edit(evaluation=TRAINING_ONLY)

@@ -54,14 +54,15 @@ def test_gpus_are_those_of_the_step_that_trains(
     assert f"gres/gpu={gpus}" in allocated.split(",")
 
 
+@pytest.mark.long  # the next test says so of what a partition never takes
 @pytest.mark.parametrize(
     ("site", "resources"),
     [
         ("whole", {"slurm_partition": "whole"}),
-        long("exclusive", {"slurm_partition": "odd", "slurm_extra": "'--exclusive'"}),
-        long("several_partitions", {"slurm_partition": "odd,main"}),
+        ("exclusive", {"slurm_partition": "odd", "slurm_extra": "'--exclusive'"}),
+        ("several_partitions", {"slurm_partition": "odd,main"}),
         # Only one of its nodes has the memory.
-        long("unlike_nodes", {"slurm_partition": "odd", "mem_mb": 9000}),
+        ("unlike_nodes", {"slurm_partition": "odd", "mem_mb": 9000}),
     ],
 )
 def test_a_partition_is_right(

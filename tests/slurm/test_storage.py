@@ -12,7 +12,8 @@ from sweep import SUMMED_UP
 BOUND = 2
 
 
-@pytest.mark.parametrize("points", [4, pytest.param(12, marks=pytest.mark.long)])
+@pytest.mark.long  # tests/e2e/test_storage.py says so of one machine
+@pytest.mark.parametrize("points", [4, 12])
 def test_the_bound_holds_while_evaluations_fail_and_adapters_stay(make: Callable[..., SlurmSweep], points: int) -> None:
     sweep = make("bounded", variables={"seed": list(range(points))})
     sweep.edit(

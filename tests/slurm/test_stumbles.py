@@ -28,6 +28,7 @@ def outlast(cluster: Cluster, seconds: float, *daemons: str) -> Iterator[None]:
 
 
 @pytest.mark.alone
+@pytest.mark.long  # tests/unit says so of each command without an answer
 def test_a_silent_controller_while_jobs_are_submitted_costs_time_alone(
     make: Callable[..., SlurmSweep], own_cluster: Cluster
 ) -> None:
@@ -70,7 +71,8 @@ def test_two_jobs_of_one_submission_do_its_work_once(make: Callable[..., SlurmSw
     assert sweep.plan() == {}
 
 
-@pytest.mark.parametrize("first", ["one", pytest.param("other", marks=pytest.mark.long)])
+@pytest.mark.long  # tests/unit says so of the names of jobs, by which a sweep finds its own
+@pytest.mark.parametrize("first", ["one", "other"])
 def test_two_sweeps_of_one_clone_do_not_disturb_each_other(make: Callable[..., SlurmSweep], first: str) -> None:
     one = make(f"one_{first}", variables={"seed": [0, 1]})
     one.edit(evaluation=TRAINING_ONLY)
@@ -136,6 +138,7 @@ def release(jobs: Iterable[str]) -> None:
         subprocess.run(["scontrol", "release", job], check=True)
 
 
+@pytest.mark.long  # tests/unit says so of the status
 def test_the_reason_why_a_job_waits_is_shown(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("reason", variables={"seed": [0]})
     sweep.edit(evaluation=TRAINING_ONLY)
