@@ -27,7 +27,7 @@ extensions = ["myst_parser"]
 myst_heading_anchors = 4
 html_theme = "furo"
 html_title = "lorasweep"
-html_static_path: list[str] = []
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
@@ -43,8 +43,11 @@ def add_navigation(app: Any, page: str, source: list[str]) -> None:
 
 
 def add_files(app: Any, error: Exception | None) -> None:
-    """Add the pictures that the README shows by HTML, and a first page at the site's root that leads to ours."""
+    """Add the pictures that the README shows by HTML, a first page at the site's root that leads to ours, and a style
+    by which lines of code fit into wide windows."""
     if error is None:
+        style = "@media (min-width: 83em) { .content { width: clamp(46em, 100vw - 37em, 56em) } }\n"
+        (Path(app.outdir) / "_static/site.css").write_text(style, encoding="utf-8")
         for picture in Path(__file__).parent.glob("*.svg"):
             shutil.copy(picture, Path(app.outdir) / "docs")
         page = f'<!doctype html><meta http-equiv="refresh" content="0; url={root_doc}.html"><title>{project}</title>\n'
