@@ -108,7 +108,7 @@ class Forecast:
             f"Jobs at a time: {self.planner.parallel}. Training tokens are {tokens}, evaluation samples are {samples}."
             + self._note_gpus,
             *self._note_merged_models,
-            *warn_of_prompts(self.experiment),
+            *warn_of_prompts(self.experiment, self.planner.points.values()),
         ]
 
     @property
@@ -227,7 +227,7 @@ def make_forecast(
 
 
 def list_data(points: Mapping[str, Point]) -> list[tuple[Data, str]]:
-    """Return the data sections of the trainings, one for each combination of prompts, each with its trainers."""
+    """Return the data sections of the trainings, each with its trainers."""
     return list(dict.fromkeys((point.data, point.trainer) for point in points.values() if point.is_trained))
 
 
