@@ -66,6 +66,8 @@ def test_each_is_trained_on_its_own_samples_and_answers_so(sweep: Sweep) -> None
     assert table.loc[BACK, "match/accuracy"] == 0
     assert len(set(table.loc[[FEW, ALL, BACK], "evaluation_sha256"])) == 1
     assert "match their manifests and the experiment" in sweep.call("verify")
+    page = (sweep.results / "report.html").read_text()
+    assert all(said in page for said in ("${lora_rank}", "{forward: {train: train.jsonl}, backward:"))
 
 
 def test_the_plan_counts_each(sweep: Sweep) -> None:
@@ -92,7 +94,7 @@ def test_an_edit_of_one_set_trains_its_points_alone(sweep: Sweep) -> None:
     sweep.edit(data={"sets": {**sets, "backward": {**sets["backward"], "train_on_input": True}}})
     one = dict.fromkeys(("configure", "train", "take", "evaluate_adapters", "publish", "cleanup"), 1)
     assert sweep.plan() == {**one, **SUMMED_UP}
-    assert f"{BACK}: take: train_on_input was null, is true" in sweep.run("--dry-run")
+    assert f"{BACK}: take: train_on_input was false, is true" in sweep.run("--dry-run")
     sweep.run()
     assert sweep.plan() == {}
     assert read_digests() == before

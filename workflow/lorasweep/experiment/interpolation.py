@@ -34,6 +34,8 @@ def derive(derived: Mapping[str, str], settings: Mapping[str, Any], where: str) 
     Raises:
         InputError: A value is made of itself. `where` names the section.
     """
+    if not derived:
+        return {}
     names = {name for text in derived.values() for name in _REFERENCE.findall(text)}
     known = {name: settings[name] for name in names - derived.keys()}
     made = OmegaConf.create({**known, **derived})

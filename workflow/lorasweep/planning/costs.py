@@ -134,10 +134,15 @@ class Costs:
         answers = len(points) * self._answer(self.experiment.evaluation)
         return load + answers
 
+    @property
+    def are_tokens_counted(self) -> bool:
+        """Whether the tokens of all trainings were counted, not guessed."""
+        return all(lengths.are_counted for lengths in (self.data, *self.others.values()))
+
     def is_counted(self, rule: str) -> bool:
         """Whether the workload behind a rule's time was counted, not guessed."""
         if rule == "train":
-            return self.data.are_counted
+            return self.are_tokens_counted
         return bool(self.tasks) or not rule.startswith("evaluate")
 
     def estimate(self, rule: str, points: Sequence[Point | None]) -> float:

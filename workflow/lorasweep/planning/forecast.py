@@ -99,7 +99,7 @@ class Forecast:
     def _notes(self) -> list[str]:
         costs = self.planner.costs
         rules = [rule for rule in self.whole[WHOLE].seconds if self.whole[WHOLE].seconds[rule]]
-        tokens = "counted" if costs.data.are_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
+        tokens = "counted" if costs.are_tokens_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
         samples = "counted" if costs.tasks else f"guessed ({TASK_SAMPLES} for a task without a limit)"
         return [
             describe_times(self.experience, rules, costs.device_name)
@@ -139,7 +139,7 @@ class Forecast:
             "experiment": self.results.name,
             "device": self.planner.costs.device_name,
             "parallel_jobs": self.planner.parallel,
-            "tokens_are_counted": self.planner.costs.data.are_counted,
+            "tokens_are_counted": self.planner.costs.are_tokens_counted,
             "times_from": {rule: asdict(experience) for rule, experience in self.experience.items()},
             "last_run_took_of_its_plan": get_last_error(self.records),
             "to_do": self.remaining.as_json(),
