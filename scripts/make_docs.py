@@ -73,13 +73,14 @@ sample:
 ```
 
 Keys that can vary, or be set by a run: KEYS.
+`data` is the name of one of `data.sets`. `${lora_rank}` in `controls` or in a run is the point's own value of that key.
 A run can also have its own `_override`, which is merged over that of `controls`.
 
 A point's name is made of the values that vary (`lora_rank=8__lr=1e-4`), wherever the file sets them.
 Each number is written in one way: `lr` and `weight_decay` as `1e-2`, all others as `0.01`. Where the way of keeping
 checkpoints varies, the name has `mode=A`, `mode=B1` or `mode=B2`. `variables: {mode: [A, B1, B2]}` is short for
-`model_format` and `merge_adapters`. Values that cannot be part of a file name, such as paths, can be set by `runs`,
-which have names of their own.
+`model_format` and `merge_adapters`. Prompts and paths are abridged in names: `data.sets` and `runs` have names of their
+own.
 """
 
 
@@ -134,6 +135,8 @@ def list_sections(
     """Give every section of the file by its path, in the file's order."""
     for key, entry in definition["properties"].items():
         for name in re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(entry)):
+            if definitions[name]["properties"].keys() < definition["properties"].keys():
+                continue  # its keys are in the table of this section
             yield f"{path}{key}", definitions[name]
             yield from list_sections(definitions[name], definitions, f"{path}{key}.")
 

@@ -19,8 +19,7 @@ localrules:
 rule train:
     input:
         recipe=inputs("train", lambda training: f"<results>/trainings/{training}/recipe.yaml"),
-        data=ancient(list(EXPERIMENT.data.get_files("train"))),
-        validation=ancient(list(EXPERIMENT.data.get_files("validation"))),
+        data=of(lambda training: ancient(SWEEP.get_data_files(training))),
     output:
         # The file that a training writes last. The weights are not an output: a point's link to them changes their time.
         record=SWEEP.get_trained_file("{training}"),

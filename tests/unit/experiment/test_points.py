@@ -1,5 +1,6 @@
 """Points: identity by value, names that last, and what is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorasweep.experiment.loading import load_experiment
+from lorasweep.experiment.loading import load_experiment, write_experiment
 from lorasweep.experiment.points import Point, format_value, get_baselines, get_points, record_points
 from lorasweep.util.errors import InputError, naming_file
 
@@ -254,6 +255,120 @@ def test_prompts_stand_in_names_by_how_they_begin_and_a_digest() -> None:
     assert names[2] == "prompt=null__seed=0"
 
 
+class TestData:
+    SETS: dict[str, Any] = {  # noqa: RUF012
+        "train": "t",
+        "max_samples": 50,
+        "sets": {"short": {"train": "s", "max_samples": None}, "told": {"system_prompt": "Short.", "format": "alpaca"}},
+    }
+
+    def test_a_set_lies_over_the_section_and_a_variable_over_the_set(self) -> None:
+        variables = {"data": ["short", "told"], "format": ["instruct"]}
+        runs = [{"name": "own", "data": "told", "max_samples": 3}, {"name": "plain"}]
+        points = expand(data=self.SETS, variables=variables, runs=runs)
+        seen = {n: (p.data.train, p.data.max_samples, p.data.format, p.data.system_prompt) for n, p in points.items()}
+        assert seen == {
+            "data=short__format=instruct": ("s", None, "instruct", None),
+            "data=told__format=instruct": ("t", 50, "instruct", "Short."),
+            "own": ("t", 3, "alpaca", "Short."),
+            "plain": ("t", 50, "instruct", None),
+        }
+        own, plain = points["own"].settings, points["plain"].settings
+        assert {"data": "told", "max_samples": 3, "format": "alpaca", "system_prompt": "Short."}.items() <= own.items()
+        assert plain["max_samples"] == 50
+        assert not {"data", "train", "format"} & plain.keys()
+
+    def test_every_way_to_vary_takes_its_keys(self) -> None:
+        points = expand(
+            data=self.SETS,
+            variables={"data": ["short", "told"], "lora_rank": [4, 8], "train_on_input": [True, False]},
+            zip=[["data", "lora_rank"]],
+            sample={"points": 2, "space": {"max_samples": {"int_log_uniform": [10, 1000]}, "too_long": ["drop"]}},
+            exclude=[{"data": "short", "train_on_input": True}, "format == 'alpaca' and train_on_input"],
+        )
+        assert len(points) == 4
+        assert {(p.data_set, p.controls.lora_rank) for p in points.values()} == {("short", 4), ("told", 8)}
+        assert not any(point.data.train_on_input for point in points.values())
+        assert {point.data.too_long for point in points.values()} == {"drop"}
+
+    def test_sets_that_can_be_drawn_need_not_be(self) -> None:
+        assert len(expand(data=self.SETS, **draw(1, data=["short", "told"]))) == 1
+
+    def test_files_are_named_by_their_last_part_and_a_digest(self) -> None:
+        files = ["short.jsonl", "../a/train_of_last_summer.jsonl", ["a/b.jsonl", "c.csv"], "../b/x", "../c/x"]
+        names = list(expand(variables={"train": files}))
+        assert names[0] == "train=short.jsonl"
+        assert [re.sub("-[0-9a-f]{6}$", "-", name) for name in names[1:]] == [
+            "train=train_of_last_summer-",
+            "train=b_jsonl_c_csv-",
+            "train=x-",
+            "train=x-",
+        ]
+
+    @pytest.mark.parametrize("key", ["max_samples", "train", "format", "system_prompt"])
+    def test_a_key_that_becomes_a_variable_renames_no_point(self, registry: Path, key: str) -> None:
+        values: list[Any] = {"max_samples": [9, None], "format": ["alpaca", "instruct"]}.get(key, ["t", "u"])
+        run(registry, variables={"seed": [0]}, data={"train": "t", key: values[0]})
+        points = run(registry, variables={"seed": [0], key: values})
+        assert next(iter(points)) == "seed=0"
+        assert len(points) == 2
+        assert list(run(registry, variables={"seed": [0]}, data={"train": "t", key: values[0]})) == ["seed=0"]
+
+    def test_an_edited_set_renames_no_point(self, registry: Path) -> None:
+        variables = {"data": ["short", "told"]}
+        before = run(registry, variables=variables, data=self.SETS)
+        sets = {**self.SETS["sets"], "short": {"train": "elsewhere", "max_samples": 7}}
+        after = run(registry, variables=variables, data={**self.SETS, "sets": sets})
+        assert list(before) == list(after) == ["data=short", "data=told"]
+        assert after["data=short"].data.max_samples == 7
+
+    def test_an_adapter_has_of_a_set_what_it_is_asked_with(self, adapter: str) -> None:
+        runs = [{"name": "theirs", "adapter": adapter, "data": "told"}, {"name": "a", "data": "short"}]
+        settings = expand(data=self.SETS, runs=runs)["theirs"].settings
+        assert settings == {"adapter": adapter, "data": "told", "system_prompt": "Short.", "mode": "B1"}
+
+
+class TestDerivedControls:
+    def test_each_point_has_its_own_value(self) -> None:
+        points = expand(
+            controls={"lora_alpha": "${lora_rank}", "num_warmup_steps": "${controls.lora_alpha}", "lora_rank": 2},
+            variables={"lora_rank": [4, 8]},
+            runs=[
+                {"name": "own", "lora_rank": 16},
+                {"name": "fixed", "lora_rank": 16, "lora_alpha": 5.0},
+                {"name": "other", "seed": "${max_samples}", "max_samples": 7, "lora_rank": "${seed}"},
+            ],
+        )
+        assert {name: (p.controls.lora_alpha, p.controls.num_warmup_steps) for name, p in points.items()} == {
+            "lora_rank=4": (4, 4),
+            "lora_rank=8": (8, 8),
+            "own": (16, 16),
+            "fixed": (5, 5),
+            "other": (7, 7),
+        }
+        assert points["lora_rank=8"].settings["lora_alpha"] == 8
+
+    def test_conditions_see_it(self) -> None:
+        grid = {"controls": {"lora_alpha": "${lora_rank}"}, "variables": {"lora_rank": [4, 8]}}
+        assert list(expand(**grid, exclude=["lora_alpha > 4"])) == ["lora_rank=4"]
+
+    def test_it_is_written_as_it_was_given(self, tmp_path: Path) -> None:
+        controls = {"lora_alpha": "${lora_rank}", "_override": {"note": "${lr}"}}
+        given = {"controls": controls, "runs": [{"name": "a", "lora_rank": 4, "seed": "${lora_rank}"}]}
+        config = {"experiment": {"name": "x"}, "model": {"path": "m"}, **given}
+        write_experiment(load_experiment(config, "my.yaml"), tmp_path / "written.yaml")
+        written = yaml.safe_load((tmp_path / "written.yaml").read_text())
+        assert (written["controls"]["lora_alpha"], written["runs"]) == ("${lora_rank}", given["runs"])
+        assert load_experiment(written, "written.yaml").derived == {"lora_alpha": "${lora_rank}"}
+
+
+def test_sets_are_written_with_the_keys_that_they_have(tmp_path: Path) -> None:
+    data = {"train": "t", "max_samples": 9, "sets": {"all": {"max_samples": None}, "few": {"train": ["a", "b"]}}}
+    config = {"experiment": {"name": "x"}, "model": {"path": "m"}, "data": data}
+    write_experiment(load_experiment(config, "my.yaml"), tmp_path / "written.yaml")
+    assert yaml.safe_load((tmp_path / "written.yaml").read_text())["data"]["sets"] == data["sets"]
+
+
 def test_modes_can_be_varied() -> None:
     points = expand(
         variables={"model_format": ["hf", "adapter"], "merge_adapters": [True, False]},
@@ -354,6 +469,12 @@ class TestSample:
 
 RANKS = {"lora_rank": [8, 16], "lora_alpha": [16, 32], "lr": [1e-4]}
 
+
+def sets(*names: str) -> dict[str, Any]:
+    """The section `data` with sets of these names, each with a file of its own."""
+    return {"data": {"train": "t", "sets": {name: {"train": f"{name}.jsonl"} for name in names}}}
+
+
 BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({}, ["nothing to run"]),
     ({"variables": {"lora_rnk": [8]}}, ["variables.lora_rnk", "did you mean 'lora_rank'"]),
@@ -428,6 +549,52 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"runs": [{"name": "a", "_override": 5}]}, ["runs.0._override", "5", "a mapping"]),
     ({"runs": [{"name": "a", "prompt": "Say {word}"}]}, ["runs.0.prompt", "'Say {word}'", "text with {input}"]),
     ({"runs": [{"name": n, "prompt": p} for n, p in (("a", ""), ("b", "{input}"))]}, ["'a' and 'b' are the same"]),
+    ({"runs": [{"name": "a"}, {"name": "b", "max_samples": None}]}, ["'a' and 'b' are the same"]),
+    ({"runs": [{"name": "a"}, {"name": "b", "train": "t"}]}, ["'a' and 'b' are the same"]),
+    ({"variables": {"max_samples": [0]}}, ["variables.max_samples.0", "0", "greater than or equal to 1"]),
+    (
+        {"variables": {"train": ["hf://x"]}},
+        ["variables.train.0", "'hf://x'", "a local file, or hf://datasets/org/name"],
+    ),
+    ({"variables": {"train_data": ["t"]}}, ["variables.train_data", "did you mean 'train'"]),
+    ({"variables": {"data": ["short"]}}, ["variables.data.0", "'short'", "a name, described by data.sets"]),
+    ({**sets("short", "long"), "variables": {"data": ["shrt"]}}, ["variables.data.0", "did you mean 'short'", "long"]),
+    ({**sets("a"), "variables": {"data": ["a", None]}}, ["variables.data.1", "None is invalid", "Expected: a"]),
+    ({**sets("a"), "runs": [{"name": "x", "data": ["a"]}]}, ["runs.0.data", "['a'] is invalid"]),
+    ({**sets("a"), **draw(data=["a", "b"])}, ["sample.space.data.1", "'b' is invalid", "Expected: a"]),
+    ({**sets("a", "b"), "variables": {"data": ["a"]}}, ["data.sets.b: no point has this data", "[a, b]", "data: b"]),
+    (
+        {**sets("a", "b"), "variables": {"data": ["a", "b"]}, "exclude": ["data == 'b'"]},
+        ["data.sets.b: no point has this data"],
+    ),
+    (
+        {**sets("a"), "variables": {"data": ["a"], "train": ["t", "u"]}},
+        ["variables.train: 't' contradicts data: a, which has data.sets.a.train", "data or train, not both"],
+    ),
+    (
+        {**sets("a"), "runs": [{"name": "x", "data": "a", "train": "t"}]},
+        ["runs.0.train: 't' contradicts data: a", "data or train, not both"],
+    ),
+    ({"data": {"sets": {"a": {"trian": "t"}}}}, ["'data.sets.a.trian'", "did you mean 'train'"]),
+    ({"data": {"sets": {"a": {"sets": {}}}}}, ["'data.sets.a.sets'"]),
+    ({"data": {"sets": {"a": {"max_samples": "1"}}}}, ["data.sets.a.max_samples: '1' is invalid"]),
+    ({"data": {"sets": {"a/b": {"max_samples": 1}}}}, ["data.sets.a/b", "a name of letters"]),
+    ({"variables": {"lora_alpha": ["${lora_rank}"]}}, ["'lora_rank'", "variables.lora_alpha[0]", "in a run"]),
+    ({"controls": {"lora_alpha": "${lora_rnk}"}}, ["'lora_rnk' not found (did you mean 'lora_rank'?)", "lora_alpha"]),
+    ({"controls": {"lr": "${controls.no}"}}, ["Interpolation key 'controls.no' not found", "key: controls.lr"]),
+    (
+        {"controls": {"lora_rank": "${lora_alpha}", "lora_alpha": "${lora_rank}"}, "variables": {"seed": [0]}},
+        ["controls.lora_", "is made of itself"],
+    ),
+    ({"runs": [{"name": "a", "lora_rank": "${lora_rank}"}]}, ["runs.0.lora_rank", "'${lora_rank}' is made of itself"]),
+    (
+        {"controls": {"epochs": "${lora_rank}"}, "variables": {"lora_rank": [1]}, "exclude": ["epochs > 1"]},
+        ["exclude.0", "excludes no point"],
+    ),
+    (
+        {"controls": {"lora_alpha": "${lora_dropout}"}, "variables": {"seed": [0]}},
+        ["controls.lora_alpha (${lora_dropout}): 0 is invalid", "a number above 0, r, or 2r"],
+    ),
 ]
 
 

@@ -1,6 +1,7 @@
 """References to the hub: what they are read as, and where what they name lies."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from lorasweep.experiment.sections import Experiment
 from lorasweep.hub.references import (
     Reference,
     check_fetched,
+    find_references,
     read_model_name,
     read_reference,
     read_revisions,
@@ -90,6 +92,47 @@ def test_what_was_fetched_stands_in_place_of_each_reference(experiment: Experime
     pinned = with_commits(experiment, revisions)
     assert pinned.evaluation.baselines[0].model == f"hf://org/other@{'b' * 40}"
     assert with_local_paths(pinned, {}) == local
+
+
+def test_data_of_single_points_are_references_too(experiment: Experiment) -> None:
+    def name(letter: str) -> str:
+        return f"hf://datasets/org/d@{COMMIT}/{letter}.jsonl"
+
+    sections: dict[str, Any] = {
+        "data": {"sets": {"a": {"train": name("a"), "max_samples": 3}, "b": {"validation": [name("b"), "c.jsonl"]}}},
+        "variables": {"train": [name("d"), [name("e"), "f.jsonl"]], "seed": [0]},
+        "sample": {"points": 1, "space": {"validation": [name("g")], "lora_rank": [4]}},
+        "exclude": [{"train": name("d")}, "seed == 1"],
+        "runs": [{"name": "x", "train": name("h")}],
+    }
+    config = {"experiment": {"name": "x"}, "model": {"path": "m"}, **sections}
+    experiment = load_experiment(config, "my.yaml")
+    places = {
+        "data.sets.a.train": "a",
+        "data.sets.b.validation.0": "b",
+        "variables.train.0": "d",
+        "variables.train.1.0": "e",
+        "sample.space.validation.0": "g",
+        "exclude.0.train": "d",
+        "runs.0.train": "h",
+    }
+    found = find_references(experiment)
+    assert {key: str(reference) for key, reference in found.items()} == {key: name(at) for key, at in places.items()}
+    local = with_local_paths(experiment, {})
+    path = "downloads/datasets/org--d@012345678901"
+    assert local.data.sets["a"].given == {"train": f"{path}/a.jsonl", "max_samples": 3}
+    assert local.data.sets["b"].given == {"validation": (f"{path}/b.jsonl", "c.jsonl")}
+    assert local.variables == {"train": [f"{path}/d.jsonl", [f"{path}/e.jsonl", "f.jsonl"]], "seed": [0]}
+    assert local.sample
+    assert {key: part.choices for key, part in local.sample.space.items()} == {
+        "validation": [f"{path}/g.jsonl"],
+        "lora_rank": [4],
+    }
+    assert local.exclude == [{"train": f"{path}/d.jsonl"}, "seed == 1"]
+    assert local.runs == [{"name": "x", "train": f"{path}/h.jsonl"}]
+    assert with_commits(experiment, {}) == experiment
+    with pytest.raises(InputError, match=r"^data\.sets\.a\.train: hf://\S+ is not downloaded"):
+        check_fetched(experiment, {}, "my.yaml")
 
 
 def test_what_was_not_fetched_is_told_with_what_fetches_it(experiment: Experiment) -> None:

@@ -221,3 +221,20 @@ class TestRun:
         Path("train.jsonl").write_text('{"input": "a", "output": "c"}\n' * 4)
         data = next(iter(sweep.points.values())).data
         assert read_count(sweep.results, data, sweep.base_fingerprint) is None
+
+    def test_sizes_of_the_same_data_are_counted_once(self, load: Callable[..., Sweep], tmp_path: Path) -> None:
+        controls = {"max_seq_len": 200, "batch_size": 1}
+        sweep = load(self.MEASURED, variables={"max_samples": [2, None, 3]}, controls=controls)
+        [counted] = json.loads((sweep.results / LENGTHS).read_text())["counts"]
+        assert counted["max_samples"] is None
+        counts = [read_count(sweep.results, point.data, sweep.base_fingerprint) for point in sweep.points.values()]
+        assert [count.train.parts for count in counts if count and count.train] == [PARTS[:2], PARTS, PARTS[:3]]
+        assert check_lengths(sweep, set(sweep.points)) == []
+        # What another component of the user's has counted is no sample of the file.
+        (sweep.results / LENGTHS).unlink()
+        others = load({"parts": {"train": PARTS * 2}}, variables={"max_samples": [2, None]}, controls=controls)
+        assert len(json.loads((others.results / LENGTHS).read_text())["counts"]) == 2
+
+    def test_what_is_refused_in_more_samples_may_not_be_in_fewer(self, load: Callable[..., Sweep]) -> None:
+        sweep = load({"refused": "train.jsonl:3: no"}, variables={"max_samples": [2, None]})
+        assert len(json.loads((sweep.results / LENGTHS).read_text())["counts"]) == 2

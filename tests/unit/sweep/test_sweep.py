@@ -19,6 +19,26 @@ from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from plain_checkpoint import write_checkpoint
 
+SETS: dict[str, Any] = {
+    "data": {
+        "train": "train.jsonl",
+        "sets": {
+            "short": {"max_samples": 10, "system_prompt": "Short."},
+            "long": {"train": "long.jsonl", "format": "chat", "validation": "long.jsonl"},
+        },
+    }
+}
+"""Two sets of data; `write_sets` writes the files."""
+
+ASKED = {"evaluation": {"merge_adapters": False}}
+
+
+def write_sets() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    Path("long.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 60)
+    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
+
+
 MODES = [
     {"name": "full", "model_format": "hf"},
     {"name": "merged", "merge_adapters": True},
@@ -115,6 +135,23 @@ def test_a_job_has_the_sweep_as_its_run_has_it(load: Callable[..., Sweep]) -> No
         "controls": {"epochs": 3, "lora_alpha": 7.5, "lora_attn_modules": ["q_proj"]},
         "evaluation": {"epochs": [1, 3]},
     }
+    _compare_job(load, sections)
+
+
+def test_a_job_has_the_data_of_each_point(load: Callable[..., Sweep]) -> None:
+    write_sets()
+    job = _compare_job(load, {"variables": {"data": ["short", "long"], "max_samples": [20, None]}, **SETS, **ASKED})
+    assert job.points["data=short__max_samples=null"].data.system_prompt == "Short."
+    own = [{"name": "own", "train": ["long.jsonl", "train.jsonl"]}, {"name": "asked", "system_prompt": "Be brief."}]
+    Path("long.jsonl").write_text(Path("train.jsonl").read_text() * 3)
+    files = {"variables": {"train": ["train.jsonl", "long.jsonl"]}, "runs": own, "data": {"train": "train.jsonl"}}
+    job = _compare_job(load, {**files, "evaluation": {"epochs": [1, 2]}, "controls": {"epochs": 2}})
+    assert job.points["own"].settings["train"] == ["long.jsonl", "train.jsonl"]
+    assert job.points["asked"].settings["train"] == "train.jsonl"
+
+
+def _compare_job(load: Callable[..., Sweep], sections: dict[str, Any]) -> Sweep:
+    """Check that a job of a sweep has what the process has that planned it; return the job's."""
     planned = load(**sections)
     record_points(planned.points, planned.results / "points.json")
     job = load(is_job=True, **sections)
@@ -123,14 +160,18 @@ def test_a_job_has_the_sweep_as_its_run_has_it(load: Callable[..., Sweep]) -> No
     assert job.trainings.keys() == planned.trainings.keys()
     for training in planned.trainings:
         assert job.get_recipe(training) == planned.get_recipe(training)
-        assert job.get_kept_epochs(training) == planned.get_kept_epochs(training) == (1,)
+        assert job.get_kept_epochs(training) == planned.get_kept_epochs(training)
+        assert job.get_data_files(training) == planned.get_data_files(training)
         assert job.request("train", "mem_mb", training) == planned.request("train", "mem_mb", training)
+        assert job.request("train", "runtime", training) == planned.request("train", "runtime", training)
     for name, point in planned.points.items():
         assert job.points[name].settings == point.settings
+        assert job.points[name].data == point.data
         assert job.points[name].is_trained == point.is_trained
         assert job.get_settings(name) == planned.get_settings(name)
         assert job.get_evaluation_spec(name) == planned.get_evaluation_spec(name)
         assert job.get_kept_files(name) == planned.get_kept_files(name)
+    return job
 
 
 @pytest.mark.parametrize(
@@ -293,7 +334,7 @@ def test_a_recipe_has_the_digest_of_each_file(load: Callable[..., Sweep], tmp_pa
     data = {"train": ["train.jsonl", "more.csv"], "validation": "more.csv"}
     sweep = load(variables={"seed": [0]}, data=data)
     sweep.check(asks_inspect=False)
-    assert sweep.samples == 26
+    assert sweep.count_samples("seed=0") == 26
     first, more = (digest_file(tmp_path / name) for name in ("train.jsonl", "more.csv"))
     [training] = sweep.trainings
     recipe = sweep.get_recipe(training)
@@ -301,3 +342,111 @@ def test_a_recipe_has_the_digest_of_each_file(load: Callable[..., Sweep], tmp_pa
     assert yaml.safe_load(recipe)["dataset"]["data_files"] == ["train.jsonl", "more.csv"]
     other = load(variables={"seed": [0]}, data={**data, "train": ["more.csv", "train.jsonl"]})
     assert other.trainings.keys() != sweep.trainings.keys()
+
+
+class TestData:
+    """Points with data of their own."""
+
+    def test_each_is_trained_on_its_own_and_asks_for_what_that_needs(self, load: Callable[..., Sweep]) -> None:
+        write_sets()
+        sections = {"variables": {"data": ["short", "long"]}, "controls": {"max_seq_len": 10**7}}
+        sweep = load(**SETS, **sections)
+        sweep.check(asks_inspect=False)
+        assert {name: sweep.count_samples(name) for name in sweep.points} == {"data=short": 10, "data=long": 60}
+        trainings = {point: training for training, point in sweep.trainings.items()}
+        short, long = trainings["data=short"], trainings["data=long"]
+        assert [sweep.get_data_files(name) for name in (short, long)] == [["train.jsonl"], ["long.jsonl"] * 2]
+        first, second = (digest_file(Path(name)) for name in ("train.jsonl", "long.jsonl"))
+        assert sweep.get_recipe(short).count(f"data sha256: {first}\n") == 1
+        assert sweep.get_recipe(long).count(f"data sha256: {second}\n") == 2
+        dataset = yaml.safe_load(sweep.get_recipe(short))["dataset"]
+        assert (dataset["data_files"], dataset["max_samples"]) == ("train.jsonl", 10)
+        assert yaml.safe_load(sweep.get_recipe(long))["dataset"]["format"] == "chat"
+        runtime = {name: sweep.request("train", "runtime", name) for name in (short, long)}
+        assert runtime[long] > runtime[short]
+        Path("long.jsonl").write_text(Path("long.jsonl").read_text() * 1000)
+        memory = {name: sweep.request("train", "mem_mb", name) for name in (short, long)}
+        assert memory[long] > memory[short]
+
+    def test_what_changes_in_one_set_is_another_training_of_its_points_alone(self, load: Callable[..., Sweep]) -> None:
+        write_sets()
+        variables = {"data": ["short", "long"], "seed": [0, 1]}
+
+        def identify(**changes: Any) -> dict[str, str]:
+            sets = {name: {**part, **changes.get(name, {})} for name, part in SETS["data"]["sets"].items()}
+            sweep = load(variables=variables, data={**SETS["data"], "sets": sets})
+            return {name: sweep.identify_training(point) for name, point in sweep.points.items()}
+
+        before = identify()
+        more = identify(short={"max_samples": 11})
+        assert {name for name in before if more[name] != before[name]} == {"data=short__seed=0", "data=short__seed=1"}
+        Path("other").mkdir()
+        Path("long.jsonl").rename("other/more.jsonl")
+        assert identify(long={"train": "other/more.jsonl", "validation": "other/more.jsonl"}) == before
+        with Path("other/more.jsonl").open("a") as file:
+            file.write(Path("other/more.jsonl").read_text().splitlines()[0])
+        edited = identify(long={"train": "other/more.jsonl", "validation": "other/more.jsonl"})
+        assert {name for name in before if edited[name] != before[name]} == {"data=long__seed=0", "data=long__seed=1"}
+
+    def test_the_same_data_by_two_names_are_one_training(self, load: Callable[..., Sweep]) -> None:
+        Path("copy.jsonl").write_bytes(Path("train.jsonl").read_bytes())
+        sets = {"one": {"train": "train.jsonl"}, "other": {"train": "copy.jsonl"}}
+        sweep = load(variables={"data": ["one", "other"]}, data={"sets": sets})
+        assert len(sweep.points) == 2
+        assert len(sweep.trainings) == 1
+
+    def test_what_is_asked_alike_is_evaluated_alike_in_one_batch(self, load: Callable[..., Sweep]) -> None:
+        Path("copy.jsonl").write_bytes(Path("train.jsonl").read_bytes())
+        sizes = load(variables={"max_samples": [5, 10, None], "train": ["train.jsonl", "copy.jsonl"]}, **ASKED)
+        assert [len(batch) for batch in sizes.batches.values()] == [6]
+        assert len({sizes.get_evaluation_spec(name).sha256 for name in sizes.points}) == 1
+        write_sets()
+        asked = load(variables={"data": ["short", "long"], "seed": [0, 1]}, **SETS, **ASKED)
+        assert sorted(map(sorted, asked.batches.values())) == [
+            ["data=long__seed=0", "data=long__seed=1"],
+            ["data=short__seed=0", "data=short__seed=1"],
+        ]
+        assert asked.get_evaluation_spec("data=short__seed=0").system_prompt == "Short."
+
+    @pytest.mark.parametrize(
+        ("sections", "message"),
+        [
+            (
+                {"variables": {"train": ["train.jsonl", "none.jsonl"]}},
+                "mine.yaml: train (point 'train=none.jsonl'): no such file: none.jsonl",
+            ),
+            (
+                {"variables": {"data": ["a"]}, "data": {"sets": {"a": {"train": "none.jsonl"}}}},
+                "mine.yaml: data.sets.a.train (point 'data=a'): no such file: none.jsonl",
+            ),
+            (
+                {"variables": {"data": ["a"]}, "data": {"train": "train.jsonl", "sets": {"a": {"format": "chat"}}}},
+                "data.train (point 'data=a'): train.jsonl:1: no column 'messages' (data.messages_column)",
+            ),
+            (
+                {"runs": [{"name": "held", "validation": "broken.jsonl"}]},
+                "validation (point 'held'): broken.jsonl:2: not JSON",
+            ),
+            (
+                {"variables": {"max_samples": [None, 1]}},
+                "(point 'max_samples=1') gives no optimizer step with 1 samples",
+            ),
+            (
+                {"runs": [{"name": "plain", "format": "completion", "system_prompt": "Hm"}]},
+                "data.system_prompt: 'Hm' (point 'plain') does not go with data.format: completion",
+            ),
+            (
+                {"runs": [{"name": "a"}, {"name": "b", "format": "chat", "train": "chat.jsonl"}]},
+                "has no chat template, but data.format: chat (point 'b') needs one",
+            ),
+        ],
+    )
+    def test_what_is_wrong_with_one_points_data_is_told_with_its_place(
+        self, load: Callable[..., Sweep], sections: dict[str, Any], message: str
+    ) -> None:
+        Path("broken.jsonl").write_text('{"input": "a", "output": "b"}\nno\n')
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        Path("chat.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 2)
+        write_checkpoint(Path("bare"), chat_template=False)
+        with pytest.raises(InputError, match=re.escape(message)):
+            load(**sections, model={"path": "bare", "device": "cpu"}).check(asks_inspect=False)

@@ -5,15 +5,18 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lorasweep.experiment.conditions import Condition
+from lorasweep.experiment.interpolation import derive
 from lorasweep.experiment.loading import parse_setting
 from lorasweep.experiment.random_points import draw_points
 from lorasweep.experiment.sections import (
     BASE_KEY,
     CHECKPOINT_KEYS,
+    DATA_KEYS,
     MODE_KEY,
-    PROMPT_KEYS,
+    SET_KEY,
     SETTING_KEYS,
     TRAINER_KEY,
+    Data,
     Experiment,
     get_mode,
 )
@@ -25,10 +28,11 @@ def make_combinations(experiment: Experiment) -> list[dict[str, Any]]:
 
     Raises:
         InputError: A variable is unknown or empty, a value is invalid, the lists of a `zip` differ in length,
-            `draw_points` fails, or an entry of `exclude` matches no combination.
+            `draw_points` fails, an entry of `exclude` matches no combination, or `check_set` fails.
     """
+    sets = experiment.data.sets
     variables = {
-        key: [parse_setting(key, value, f"variables.{key}.{i}") for i, value in enumerate(values)]
+        key: [parse_setting(key, value, f"variables.{key}.{i}", sets) for i, value in enumerate(values)]
         for key, values in experiment.variables.items()
     }
     axes = _make_axes(variables, experiment.zip)
@@ -37,7 +41,7 @@ def make_combinations(experiment: Experiment) -> list[dict[str, Any]]:
         drawn = experiment.sample.space.keys()
         if both := sorted(drawn & variables.keys()):
             raise InputError(f"sample.space.{both[0]}: is also in 'variables'", "one of the two")
-        axes.append(draw_points(experiment.sample))
+        axes.append(draw_points(experiment.sample, sets))
     check_mode({*variables, *drawn}, "variables" if MODE_KEY in variables else "sample.space")
     combinations = [_merge(parts) for parts in itertools.product(*axes)] if axes else []
     left_out: set[int] = set()
@@ -45,8 +49,38 @@ def make_combinations(experiment: Experiment) -> list[dict[str, Any]]:
         if isinstance(entry, str):
             left_out |= _find_true(entry, f"exclude.{index}", combinations, drawn, experiment)
         else:
-            left_out |= _find_excluded(entry, f"exclude.{index}", combinations, variables, drawn)
-    return [combination for index, combination in enumerate(combinations) if index not in left_out]
+            left_out |= _find_excluded(entry, f"exclude.{index}", combinations, variables, drawn, sets)
+    kept = [combination for index, combination in enumerate(combinations) if index not in left_out]
+    for combination in kept:
+        check_set(experiment, combination, "variables" if SET_KEY in variables else "sample.space")
+    return kept
+
+
+def check_set(experiment: Experiment, values: Mapping[str, Any], where: str) -> None:
+    """Check that no file is chosen twice: by a set of data and by a key of its own; `where` names their section.
+
+    Raises:
+        InputError: It is. The message names both.
+    """
+    if SET_KEY not in values:
+        return
+    name = values[SET_KEY]
+    for key in DATA_KEYS:
+        if key in values and key in experiment.data.sets[name].given:
+            problem = f"{where}.{key}: {values[key]!r} contradicts {SET_KEY}: {name}, which has data.sets.{name}.{key}"
+            raise InputError(problem, f"{SET_KEY} or {key}, not both")
+
+
+def resolve_settings(experiment: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the derived controls of a point with these values, and the keys of its data.
+
+    Raises:
+        InputError: A derived control is made of itself.
+    """
+    own = {key: value for key, value in values.items() if key in Data.model_fields}
+    data = dict(experiment.data.choose(values.get(SET_KEY), own))
+    derived = {key: text for key, text in experiment.derived.items() if key not in values}
+    return data | derive(derived, {**dict(experiment.controls), **data, **values}, "controls")
 
 
 def check_mode(keys: Collection[str], where: str) -> None:
@@ -97,13 +131,14 @@ def _find_excluded(
     combinations: Sequence[Mapping[str, Any]],
     variables: Mapping[str, list[Any]],
     drawn: Collection[str],
+    sets: Collection[str],
 ) -> set[int]:
     """Return the indices of the combinations that have all values of an entry.
 
     An entry with a key that is `drawn` at random may match no combination.
     """
     keys = ", ".join([*variables, *drawn])
-    parsed = {key: parse_setting(key, value, f"{where}.{key}") for key, value in entry.items()}
+    parsed = {key: parse_setting(key, value, f"{where}.{key}", sets) for key, value in entry.items()}
     for key, value in parsed.items():
         if key not in drawn and value not in variables.get(key, []):
             expected = f"one of {variables[key]}" if key in variables else f"keys of variables: {keys}"
@@ -128,11 +163,13 @@ def _find_true(
     """Return the indices of the combinations that satisfy a condition. Keys that do not vary have their fixed value."""
     condition = Condition(text, SETTING_KEYS, where)
     special: dict[str, Any] = dict.fromkeys((*CHECKPOINT_KEYS, BASE_KEY), experiment.evaluation)
-    special |= {**dict.fromkeys(PROMPT_KEYS, experiment.data), TRAINER_KEY: experiment}
-    fixed = {key: getattr(special.get(key, experiment.controls), key) for key in SETTING_KEYS if key != MODE_KEY}
+    special |= {**dict.fromkeys(Data.model_fields, experiment.data), TRAINER_KEY: experiment}
+    keys = [key for key in SETTING_KEYS if key not in (MODE_KEY, SET_KEY)]
+    fixed = {SET_KEY: None, **{key: getattr(special.get(key, experiment.controls), key) for key in keys}}
+    is_plain = not experiment.derived and not experiment.data.sets
 
     def complete(combination: Mapping[str, Any]) -> dict[str, Any]:
-        values = {**fixed, **combination}
+        values = {**fixed, **({} if is_plain else resolve_settings(experiment, combination)), **combination}
         return values if MODE_KEY in values else values | {MODE_KEY: get_mode(*(values[k] for k in CHECKPOINT_KEYS))}
 
     matches = {index for index, combination in enumerate(combinations) if condition.holds(complete(combination))}

@@ -1,7 +1,7 @@
 """Read the experiment file into its sections, with messages for invalid values, and write it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -10,12 +10,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from lorasweep.experiment.interpolation import explain, find_derived
 from lorasweep.experiment.sections import (
     BASE_KEY,
     CHECKPOINT_KEYS,
     MODE_KEY,
     OTHER_NAMES,
-    PROMPT_KEYS,
+    SET_KEY,
     SETTING_KEYS,
     TRAINER_KEY,
     Controls,
@@ -108,7 +109,8 @@ def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
     """Read an experiment from the plain mapping into which Snakemake merges the file and `--config`.
 
     `source` names the file in messages. `${...}` is resolved everywhere except in `controls._override`, whose
-    interpolations refer to the recipe and are resolved when the recipe is built.
+    interpolations refer to the recipe and are resolved when the recipe is built, and where it stands in `controls` or
+    in a run for another setting of the same point.
 
     Raises:
         InputError: A value is invalid. The message has one line per problem.
@@ -119,20 +121,31 @@ def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
 
 def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
     plain = dict(config)
+    if "${" not in json.dumps(plain, default=str):  # OmegaConf takes seconds for tens of thousands of values
+        return parse_section(Experiment, plain)
     override: dict[str, Any] = {}
+    derived: dict[str, str] = {}
     if isinstance(plain.get("controls"), Mapping):
-        plain["controls"] = dict(plain["controls"])
-        if "_override" in plain["controls"]:
-            override = {"_override": plain["controls"].pop("_override")}
-    resolved: Any = plain
+        controls = plain["controls"]
+        derived = {key: text for key, text in find_derived(controls).items() if key in Controls.model_fields}
+        override = {"_override": controls["_override"]} if "_override" in controls else {}
+        plain["controls"] = {key: value for key, value in controls.items() if key not in {*derived, *override}}
+    runs = plain["runs"] if isinstance(plain.get("runs"), list) else []
+    own = [find_derived(run) if isinstance(run, Mapping) else {} for run in runs]
+    if any(own):
+        plain["runs"] = [
+            {**run, **dict.fromkeys(texts)} if texts else run for run, texts in zip(runs, own, strict=True)
+        ]
     try:
-        if "${" in json.dumps(plain, default=str):  # OmegaConf takes seconds for tens of thousands of values
-            resolved = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)
     except OmegaConfBaseException as error:
-        raise InputError(f"{str(error).splitlines()[0]} (key: {error.full_key})") from error
+        raise explain(error) from error
     if override:
         resolved["controls"] |= override
-    return parse_section(Experiment, resolved)
+    for run, texts in zip(resolved.get("runs") or (), own, strict=False):
+        if texts:
+            run |= texts
+    return parse_section(Experiment, resolved).with_derived(derived)
 
 
 def write_experiment(experiment: Experiment, file: Path) -> None:
@@ -143,16 +156,25 @@ def write_experiment(experiment: Experiment, file: Path) -> None:
     )
 
 
-def parse_setting(key: str, value: Any, where: str) -> Any:
+def parse_setting(key: str, value: Any, where: str, sets: Collection[str] = ()) -> Any:
     """Check one value of a variable or a run, and return it converted to the key's type.
+
+    `sets` are the names under `data.sets`.
 
     Raises:
         InputError: The key is unknown (the message suggests the nearest one), or its value is invalid.
     """
     if key not in SETTING_KEYS:
         raise InputError(f"{where}: unknown key '{key}'{suggest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
+    if key == SET_KEY:
+        if value not in [*sets]:
+            near = nearest(value, sets) if isinstance(value, str) else ""
+            raise InputError(
+                f"{where}: {value!r} is invalid{near}", ", ".join(sets) or "a name, described by data.sets"
+            )
+        return value
     section: type[Section] = (
-        Evaluation if key in (*CHECKPOINT_KEYS, BASE_KEY) else Data if key in PROMPT_KEYS else Controls
+        Evaluation if key in (*CHECKPOINT_KEYS, BASE_KEY) else Data if key in Data.model_fields else Controls
     )
     try:
         if key in (MODE_KEY, TRAINER_KEY):

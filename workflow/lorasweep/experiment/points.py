@@ -17,20 +17,24 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lorasweep.experiment.grid import check_mode, make_combinations
+from lorasweep.experiment.grid import check_mode, check_set, make_combinations, resolve_settings
+from lorasweep.experiment.interpolation import derive, find_derived
 from lorasweep.experiment.loading import parse_section, parse_setting
 from lorasweep.experiment.sections import (
     BASE_KEY,
     CHECKPOINT_KEYS,
+    DATA_KEYS,
     DEFAULT_TRAINER,
     MODE_KEY,
     NAME_PATTERN,
     NAME_RULE,
     PROMPT_KEYS,
+    SET_KEY,
     TRAINER_KEY,
     Base,
     Controls,
     Data,
+    DataKey,
     Experiment,
     Mode,
     get_mode,
@@ -43,7 +47,7 @@ _VALUE = r"[A-Za-z0-9._+-]+"
 """Pattern for values in a point's name."""
 
 _ABRIDGED = 20
-"""Number of characters of a prompt that a point's name contains."""
+"""Number of characters of a prompt or a file's name that a point's name contains."""
 
 LONGEST_NAME = 150
 """Maximum length of a point's name. A file name may have 255 characters; the remainder is reserved for suffixes."""
@@ -54,7 +58,7 @@ SEPARATOR = "__"
 SCIENTIFIC_KEYS = ("lr", "weight_decay")
 """Keys whose values are written as `1e-2` in names. Values of other keys are written as `0.01`."""
 
-_DEFAULTS = Controls()
+_DEFAULTS = {**dict(Data()), **dict(Controls()), TRAINER_KEY: DEFAULT_TRAINER, BASE_KEY: "full"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,11 @@ class Point:
     base: Base = "full"
     """The base model that the adapter is evaluated on; see `evaluation.base`."""
     data: Data = field(default_factory=Data)
-    """The experiment's data section, with the prompts of this point."""
+    """The experiment's data section, with the keys of the point's set of data, and with its own values."""
+    data_set: str | None = None
+    """The name of the point's set of data, if it has one."""
+    varied_files: tuple[DataKey, ...] = ()
+    """The keys of files that vary between points, so that the settings of each point have them."""
     training: str | None = None
     """The name of the training that produces the adapter; see lorasweep.sweep.trainings."""
     trained_by: str | None = None
@@ -94,16 +102,26 @@ class Point:
         varied = {key: getattr(self.controls, key) for key in self.swept if key in Controls.model_fields}
         return self.controls.model_dump(by_alias=True) | varied
 
+    def _get_data(self) -> dict[str, Any]:
+        """Return the values of `data` that the settings have. What is `null` is omitted, also if it varies."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in (self.data.asked if self.adapter else self.data)
+            if value != _DEFAULTS[key] or (key in self.swept and value is not None)
+            if key not in DATA_KEYS or key in self.varied_files
+        }
+
     @property
     def settings(self) -> dict[str, Any]:
         """All settings of the point, as plain values: the controls with the override, or the existing adapter; the
-        trainer, if it varies or is not the default one; the prompts, if any; the mode; and the epoch, if it is an
-        earlier one."""
+        trainer, if it varies or is not the default one; the set of data, and the keys of data that vary or are not at
+        their default, but files only if they vary; the mode; and the epoch, if it is an earlier one."""
         is_said = not self.adapter and (TRAINER_KEY in self.swept or self.trainer != DEFAULT_TRAINER)
         return {
             **({"adapter": self.adapter} if self.adapter else self._get_controls()),
             **({TRAINER_KEY: self.trainer} if is_said else {}),
-            **{key: value for key in PROMPT_KEYS if (value := getattr(self.data, key))},
+            **({SET_KEY: self.data_set} if self.data_set else {}),
+            **self._get_data(),
             **({BASE_KEY: self.base} if BASE_KEY in self.swept or self.base != "full" else {}),
             MODE_KEY: self.mode,
             **({"epoch": self.epoch} if self.epoch else {}),
@@ -117,12 +135,16 @@ def get_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
 
     Raises:
         InputError: `make_combinations` fails, a value cannot be part of a file name, a run has no valid name, two
-            points are the same, or no point has an epoch that `evaluation.epochs` lists.
+            points are the same, no point has a set of data, or one has an epoch that `evaluation.epochs` lists.
     """
     grid = [_make_point(experiment, values) for values in make_combinations(experiment)]
     names = _NamesOnRecord(read_record(registry, dict))
+    runs = [_parse_run(experiment, index, run) for index, run in enumerate(experiment.runs)]
+    if varied := tuple(key for key in DATA_KEYS if any(key in point.swept for point in (*grid, *runs))):
+        grid, runs = ([replace(point, varied_files=varied) for point in points] for points in (grid, runs))
     named = [replace(point, name=names.recall(point) or _make_name(point)) for point in grid]
-    named += [_parse_run(experiment, index, run) for index, run in enumerate(experiment.runs)]
+    named += runs
+    _check_sets(experiment, named)
     if not named and not (experiment.evaluation.enabled and experiment.evaluation.baselines):
         raise InputError("nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' define no point")
     named = [checkpoint for point in named for checkpoint in _get_checkpoints(experiment, point)]
@@ -164,6 +186,7 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
         record[point.name] = {
             "swept": recorded.get(point.name, {}).get("swept", sorted(point.swept)),
             "settings": point.settings,
+            "data": point.data.model_dump(mode="json", exclude_defaults=True),
             "is_run": point.is_run,
             "is_evaluated": point.is_evaluated,
             "training": point.training,
@@ -181,12 +204,14 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
         if entry["training"] and "epoch" not in entry["settings"]:
             owners.setdefault(entry["training"], name)
     keys = {field.alias or key: key for key, field in Controls.model_fields.items()}
+    sections: dict[str, Data] = {}
     points = {}
     for name, entry in entries.items():
         settings, training = entry["settings"], entry["training"]
         owner = owners.get(training)
-        prompts = {key: settings.get(key) for key in PROMPT_KEYS}
-        is_asked_alike = all(getattr(experiment.data, key) == value for key, value in prompts.items())
+        text = json.dumps(entry["data"])
+        if text not in sections:
+            sections[text] = Data.model_validate(entry["data"])
         points[name] = Point(
             name=name,
             swept=tuple(entry["swept"]),
@@ -197,7 +222,9 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
             adapter=settings.get("adapter"),
             trainer=settings.get(TRAINER_KEY, DEFAULT_TRAINER),
             base=settings.get(BASE_KEY, "full"),
-            data=experiment.data if is_asked_alike else experiment.data.model_copy(update=prompts),
+            data=sections[text],
+            data_set=settings.get(SET_KEY),
+            varied_files=tuple(key for key in DATA_KEYS if key in settings),
             training=training,
             trained_by=None if owner == name else owner,
             epoch=settings.get("epoch"),
@@ -207,12 +234,11 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
 
 
 def get_setting(settings: Mapping[str, Any], key: str) -> Any:
-    """Return a setting of a point. For a trained point, a control that is omitted has its default value.
+    """Return a setting of a point. For a trained point, a key that is omitted has its default value.
 
-    Baselines and existing adapters have no controls: the result is `None`.
+    Baselines and existing adapters have no controls and no data: the result is `None`.
     """
-    default = {TRAINER_KEY: DEFAULT_TRAINER, BASE_KEY: "full"}.get(key, getattr(_DEFAULTS, key, None))
-    return settings.get(key, default if "lora_rank" in settings else None)
+    return settings.get(key, _DEFAULTS.get(key) if "lora_rank" in settings else None)
 
 
 def format_value(value: Any, key: str | None = None) -> str:
@@ -284,8 +310,14 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
     if adapter is not None:
         _check_adapter(adapter, [*values, *(["_override"] if override else [])], where)
         adapter = os.path.normpath(adapter)
-    parsed = {key: parse_setting(key, value, f"{where}.{key}") for key, value in values.items()}
+    sets, derived = experiment.data.sets, find_derived(values)
+    parsed = {key: parse_setting(key, v, f"{where}.{key}", sets) for key, v in values.items() if key not in derived}
+    if derived:
+        point = _make_point(experiment, parsed)
+        made = derive(derived, {**dict(point.data), **dict(point.controls)}, where)
+        parsed |= {key: parse_setting(key, v, f"{where}.{key} ({derived[key]})", sets) for key, v in made.items()}
     check_mode(parsed, where)
+    check_set(experiment, parsed, where)
     point = replace(_make_point(experiment, parsed), adapter=adapter)
     if override:
         merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
@@ -296,7 +328,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
 
 def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:
     """Check an existing adapter without reading its tensors, and the other `keys` of its run."""
-    allowed = (*PROMPT_KEYS, *CHECKPOINT_KEYS, BASE_KEY, MODE_KEY)
+    allowed = (SET_KEY, "format", *PROMPT_KEYS, *CHECKPOINT_KEYS, BASE_KEY, MODE_KEY)
     trained = [key for key in keys if key not in allowed]
     if trained:
         raise InputError(
@@ -312,17 +344,34 @@ def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:
 
 
 def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
-    controls = experiment.controls.model_copy(update={k: v for k, v in values.items() if k in Controls.model_fields})
+    own = {key: value for key, value in values.items() if key in Controls.model_fields}
+    resolved = resolve_settings(experiment, values)
+    for key in experiment.derived.keys() - own.keys():
+        own[key] = parse_setting(key, resolved[key], f"controls.{key} ({experiment.derived[key]})")
     kept = [values.get(key, getattr(experiment.evaluation, key)) for key in CHECKPOINT_KEYS]
     return Point(
         name="",
         swept=tuple(dict.fromkeys(MODE_KEY if key in CHECKPOINT_KEYS else key for key in values)),
-        controls=controls,
+        controls=experiment.controls.model_copy(update=own),
         mode=values.get(MODE_KEY) or get_mode(*kept),
         trainer=values.get(TRAINER_KEY, experiment.trainer),
         base=values.get(BASE_KEY, experiment.evaluation.base),
-        data=experiment.data.model_copy(update={k: v for k, v in values.items() if k in PROMPT_KEYS}),
+        data=Data.model_construct(**{key: resolved[key] for key in Data.model_fields}),
+        data_set=values.get(SET_KEY),
     )
+
+
+def _check_sets(experiment: Experiment, points: Sequence[Point]) -> None:
+    """Check that each set of data has a point, or is a choice of `sample.space`, which may not be drawn."""
+    used = {point.data_set for point in points}
+    drawn = experiment.sample.space.get(SET_KEY) if experiment.sample else None
+    for name in experiment.data.sets:
+        if name not in used and name not in ((drawn and drawn.choices) or ()):
+            raise InputError(
+                f"data.sets.{name}: no point has this data",
+                f"variables: {{{SET_KEY}: [{', '.join(experiment.data.sets)}]}}, a run with {SET_KEY}: {name}, or no "
+                "such set",
+            )
 
 
 def _make_name(point: Point) -> str:
@@ -330,8 +379,9 @@ def _make_name(point: Point) -> str:
     parts = []
     for key in point.swept:
         text = format_value(settings.get(key), key)
-        if key in (*PROMPT_KEYS, "lora_modules") and not (re.fullmatch(_VALUE, text) and len(text) <= _ABRIDGED):
-            text = _abridge(text)
+        is_short = re.fullmatch(_VALUE, text) and len(text) <= _ABRIDGED and ".." not in text
+        if key in (*Data.model_fields, "lora_modules") and not is_short:
+            text = _abridge(text, text.rpartition("/")[2] if key in DATA_KEYS else text)
         if not re.fullmatch(_VALUE, text) or ".." in text:
             raise InputError(
                 f"variables.{key}: {settings.get(key)!r} cannot be part of a file name",
@@ -345,9 +395,9 @@ def _make_name(point: Point) -> str:
     return name
 
 
-def _abridge(text: str) -> str:
-    """Return a text abridged for a name: its beginning, and a digest of the whole text."""
-    begin = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:_ABRIDGED].rstrip("_")
+def _abridge(text: str, shown: str) -> str:
+    """Return a text abridged for a name: the beginning of its `shown` part, and a digest of the whole text."""
+    begin = re.sub(r"[^A-Za-z0-9]+", "_", shown).strip("_")[:_ABRIDGED].rstrip("_")
     return f"{begin}-{hashlib.sha256(text.encode()).hexdigest()[:6]}".lstrip("-")
 
 
@@ -355,9 +405,12 @@ class _NamesOnRecord:
     """The names of points in earlier runs, indexed by the points' values."""
 
     def __init__(self, recorded: Mapping[str, Any]) -> None:
-        self._recorded = recorded
+        self._recorded = {
+            name: record | {"settings": {**record.get("data", {}), **record["settings"]}}
+            for name, record in recorded.items()
+        }
         self._by_swept: dict[tuple[str, ...], list[str]] = {}
-        for name, record in recorded.items():
+        for name, record in self._recorded.items():
             if not record["is_run"] and "epoch" not in record["settings"]:
                 self._by_swept.setdefault(tuple(record["swept"]), []).append(name)
         self._by_values: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, list[str]]] = {}
@@ -369,7 +422,7 @@ class _NamesOnRecord:
         controls, and editing a control changes a point without making it another one. Of several matches, the closest
         is returned.
         """
-        settings = json.loads(json.dumps(point.settings))
+        settings = json.loads(json.dumps({**dict(point.data), **point.settings}))
 
         def agreement(name: str) -> tuple[int, int, bool]:
             earlier = self._recorded[name]["settings"]
@@ -407,7 +460,8 @@ def _refuse_duplicates(points: Sequence[Point]) -> None:
     for point in points:
         if point.name in RESERVED_NAMES:
             raise InputError(f"'{point.name}' is a reserved name", "another name")
-        settings = dict(point.controls) | point.settings
+        data = point.data.asked if point.adapter else point.data
+        settings = dict(point.controls) | point.settings | dict(data)
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
             hint = "; merge_adapters has no effect if model_format is hf" if point.mode == "A" else ""

@@ -5,11 +5,22 @@ These classes are the single source of the keys: ``workflow/schemas/experiment.s
 """
 
 import re
+from collections.abc import Mapping
 from datetime import date
 from string import Formatter
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"
 """Pattern for the names of experiments, runs and tasks, which become names of folders, files and jobs."""
@@ -356,8 +367,7 @@ DATA_KEYS: tuple[DataKey, ...] = get_args(DataKey)
 
 
 class Data(Section):
-    """The training data: files of JSON lines, one JSON array, CSV (`.csv`) or Parquet (`.parquet`), in UTF-8. Values
-    are read as they are written. A number where text is expected is an error with its line, before any job."""
+    """The data of a point, or the keys that a set of `data.sets` has."""
 
     train: DataFiles | None = None
     """The file of training samples, or a list of files, which are read in order. Each is local, or
@@ -383,11 +393,10 @@ class Data(Section):
     """`sharegpt`: the column of the list of messages."""
     system_prompt: Annotated[str | None, AfterValidator(_or_none)] = None
     """A system message for every sample, in training and evaluation; `chat` and `sharegpt` samples must not contain
-    their own then. `null` or `""`: no system message. Can be a variable, or be set by a run."""
+    their own then. `null` or `""`: no system message."""
     prompt: Annotated[Prompt | None, AfterValidator(_or_none), Field(exclude_if=lambda value: value is None)] = None
     """`instruct`, `alpaca`: a template of the user's turn, in training and evaluation, such as `"Capitalise: {input}"`;
-    write braces as `{{` and `}}`. `null`, `""` or `"{input}"`: the input alone. Can be a variable, or be set by a
-    run."""
+    write braces as `{{` and `}}`. `null`, `""` or `"{input}"`: the input alone."""
     template_date: Annotated[Day, Field(exclude_if=lambda value: value == TEMPLATE_DATE)] = TEMPLATE_DATE
     """The date that a chat template writes where it asks for the date of the day (`strftime_now`: Llama 3.2, Granite,
     SmolLM3), in training and evaluation, as YYYY-MM-DD. Without effect on other templates."""
@@ -411,6 +420,45 @@ class Data(Section):
     def columns(self) -> dict[str, str]:
         """The columns that samples of this format are made of, by part: `data.<part>_column` names each."""
         return {part: getattr(self, f"{part}_column") for part in PARTS[self.format]}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys that the file gives, with their values."""
+        return {key: getattr(self, key) for key in Data.model_fields if key in self.model_fields_set}
+
+    @property
+    def asked(self) -> "Data":
+        """What evaluations depend on: the prompts, and whether these are plain text. The rest has its default."""
+        is_plain = self.format == "completion"
+        values = {key: getattr(self, key) for key in PROMPT_KEYS} | ({"format": self.format} if is_plain else {})
+        return Data.model_construct(**(dict(_DATA_DEFAULTS) | values))
+
+
+_DATA_DEFAULTS = Data()
+
+PROMPT_KEYS = ("system_prompt", "prompt", "template_date")
+"""Keys of `data` that define prompts, in training and evaluation."""
+
+
+class DataSection(Data):
+    """The training data: files of JSON lines, one JSON array, CSV (`.csv`) or Parquet (`.parquet`), in UTF-8. Values
+    are read as they are written. A number where text is expected is an error with its line, before any job. Each key
+    but `sets` can be a variable, or be set by a run."""
+
+    sets: Annotated[dict[Name, Data], Field(exclude_if=lambda value: not value)] = {}
+    """Data by names, each with any of the keys above: `{short: {train: short.jsonl, max_samples: 100}}`. The variable
+    `data`, or `data` of a run, chooses one. Its keys replace those above; a variable replaces the set's."""
+
+    @field_serializer("sets")
+    def _write_sets(self, sets: dict[str, Data]) -> dict[str, Any]:
+        return {name: chosen.given for name, chosen in sets.items()}
+
+    def choose(self, name: str | None, own: Mapping[str, Any]) -> Data:
+        """Return the data of a point: this section's keys, over them those of a set, over them its `own` values."""
+        values = {key: getattr(self, key) for key in Data.model_fields}
+        if name is not None:
+            values |= self.sets[name].given
+        return Data.model_construct(**{**values, **own})
 
 
 PARTS = {
@@ -611,9 +659,9 @@ class Experiment(Section):
     experiment: About
     """The experiment's name and question."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """Values to sweep, by key; every combination is a point. Keys are those of `controls`, `trainer`, `system_prompt`
-    and `prompt` of `data`, `base` of `evaluation`, and `mode` (A, B1 or B2: how a checkpoint is kept) or its parts
-    `model_format` and `merge_adapters`."""
+    """Values to sweep, by key; every combination is a point. Keys are those of `controls` and `data`, `data` itself
+    (names under `data.sets`), `trainer`, `base` of `evaluation`, and `mode` (A, B1 or B2: how a checkpoint is kept) or
+    its parts `model_format` and `merge_adapters`."""
     zip: list[Annotated[list[str], Field(min_length=2)]] = []
     """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
     sample: Sample | None = None
@@ -625,14 +673,15 @@ class Experiment(Section):
     """Points outside the grid. A run has a `name`, and its own values for any key that can be a variable; or a `name`
     and an `adapter`: the path of an existing adapter, which is evaluated without training."""
     controls: Controls = Controls()
-    """Settings shared by all points, with torchtune's names."""
+    """Settings shared by all points, with torchtune's names. `${lora_rank}` is the point's own value of a key of
+    `controls` or `data`, also in a run."""
     trainer: Annotated[Text, Field(exclude_if=lambda value: value == DEFAULT_TRAINER)] = DEFAULT_TRAINER
     """What trains: `torchtune`, `trl` (any causal language model that transformers loads), or the dotted path of a
     module on Python's path (`PYTHONPATH`) that implements `lorasweep.trainers.Trainer`. Changing it retrains every
     point. Can be a variable, or be set by a run."""
     model: Model
     """The base model."""
-    data: Data = Data()
+    data: DataSection = DataSection()
     """The training data."""
     training: Training = Training()
     """How trainings are logged and saved."""
@@ -644,6 +693,26 @@ class Experiment(Section):
     """How a run deals with SLURM."""
     report: Report = Report()
     """How the report finds the best setting."""
+
+    _derived: dict[str, str] = PrivateAttr(default={})
+
+    @property
+    def derived(self) -> Mapping[str, str]:
+        """The controls whose values are made of a point's other settings, as written. In `controls` they are unset."""
+        return self._derived
+
+    def with_derived(self, derived: Mapping[str, str]) -> "Experiment":
+        """Return the experiment with these derived controls."""
+        experiment = self.model_copy()
+        experiment._derived = dict(derived)
+        return experiment
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: Any) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        if "controls" in written:
+            written["controls"] |= self._derived
+        return written
 
 
 OTHER_NAMES = {
@@ -688,8 +757,8 @@ def get_mode(model_format: str, merge_adapters: bool) -> Mode:
 BASE_KEY = "base"
 """Key of `evaluation` that can be a variable."""
 
-PROMPT_KEYS = ("system_prompt", "prompt")
-"""Keys of `data` that can be variables. They define a point's prompts, in training and evaluation."""
+SET_KEY = "data"
+"""Chooses one of `data.sets` in variables and runs."""
 
 TRAINER_KEY = "trainer"
 """Key of the experiment that can be a variable."""
@@ -697,7 +766,8 @@ TRAINER_KEY = "trainer"
 SETTING_KEYS = (
     *(key for key in Controls.model_fields if key != "override"),
     TRAINER_KEY,
-    *PROMPT_KEYS,
+    SET_KEY,
+    *Data.model_fields,
     *CHECKPOINT_KEYS,
     BASE_KEY,
     MODE_KEY,

@@ -8,13 +8,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorasweep.experiment.sections import PARTS, Data, DataKey
-from lorasweep.util.errors import InputError, naming_file, nearest
+from lorasweep.util.errors import InputError, naming_file, naming_key, nearest
 from lorasweep.util.files import get_state
 
 FILES = "JSON lines, one JSON array, CSV (.csv) or Parquet (.parquet)"
@@ -86,15 +87,16 @@ def read_samples(
         yield sample
 
 
-def check_data(data: Data, key: DataKey = "train") -> DataSize:
+def check_data(data: Data, key: DataKey = "train", where: str = "") -> DataSize:
     """Check every sample of the training or validation data; return how much of it is used.
 
-    `max_samples` limits the training data only. The result is cached as long as the files do not change.
+    `max_samples` limits the training data only. The result is cached as long as the files do not change. `where` names
+    the files' key in messages, if that is not `data.<key>`.
 
     Raises:
         InputError: A file is missing or empty, or `read_samples` fails.
     """
-    where, files = f"data.{key}", data.get_files(key)
+    place, where, files = where, where or f"data.{key}", data.get_files(key)
     if not files:
         raise InputError(
             f"{where}: is missing, and there are points to train",
@@ -106,7 +108,8 @@ def check_data(data: Data, key: DataKey = "train") -> DataSize:
     # The check depends on whether there is a system prompt, and neither on its text nor on the other settings.
     most = data.max_samples if key == "train" else None
     columns = tuple(data.columns.items())
-    sizes = [_check_file(f, get_state(Path(f)), data.format, columns, bool(data.system_prompt)) for f in files]
+    with naming_key(place) if place else nullcontext():
+        sizes = [_check_file(f, get_state(Path(f)), data.format, columns, bool(data.system_prompt)) for f in files]
     for file, sample_sizes in zip(files, sizes, strict=True):
         if not sample_sizes:
             raise InputError(f"{where}: {file} has no samples", "at least one")
@@ -114,7 +117,7 @@ def check_data(data: Data, key: DataKey = "train") -> DataSize:
     return DataSize(len(used), sum(used))
 
 
-@lru_cache
+@lru_cache(maxsize=1000)
 def _check_file(
     file: str, state: Any, format: str, columns: tuple[tuple[str, str], ...], has_system_prompt: bool
 ) -> Sequence[int]:

@@ -93,8 +93,14 @@ def _make_reference(match: re.Match[str]) -> Reference:
 
 def find_references(experiment: Experiment) -> dict[str, Reference]:
     """Return the experiment's references to the hub, by key."""
-    models = _get_models(experiment)
-    found = {key: read_reference(value) for key, value in {**models, **_get_data(experiment)}.items()}
+    models, files = _get_models(experiment), {}
+
+    def note(key: str, value: str) -> str:
+        files[key] = value
+        return value
+
+    _change_data(experiment, note)
+    found = {key: read_reference(value) for key, value in {**models, **files}.items()}
     found |= {key: read_model_name(value) for key, value in models.items() if not found[key]}
     return {key: reference for key, reference in found.items() if reference}
 
@@ -109,13 +115,50 @@ def _get_models(experiment: Experiment) -> dict[str, str]:
     }
 
 
-def _get_data(experiment: Experiment) -> dict[str, str]:
-    """Return the files of data by key; where a key has several, each has its position after it."""
-    named: dict[str, str] = {}
-    for key in DATA_KEYS:
-        files = experiment.data.get_files(key)
-        named |= {f"data.{key}" + (f".{i}" if len(files) > 1 else ""): file for i, file in enumerate(files)}
-    return named
+def _change_data(experiment: Experiment, change: Callable[[str, str], str]) -> dict[str, Any]:
+    """Return the sections that name files of data, by key, with each file changed.
+
+    `change` gets the file's key in the experiment, and the file.
+    """
+
+    def change_files(where: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(
+                change_files(f"{where}.{index}" if len(value) > 1 else where, v) for index, v in enumerate(value)
+            )
+        return change(where, value) if isinstance(value, str) else value
+
+    def change_section(where: str, section: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: change_files(f"{where}.{key}", section[key]) for key in DATA_KEYS if key in section}
+
+    def change_choices(where: str, values: list[Any]) -> list[Any]:
+        return [change_files(f"{where}.{index}", value) for index, value in enumerate(values)]
+
+    data, variables, sample = experiment.data, experiment.variables, experiment.sample
+    sets = {
+        name: part.model_copy(update=change_section(f"data.sets.{name}", part.given))
+        for name, part in data.sets.items()
+    }
+    changed = {
+        "data": data.model_copy(update={**change_section("data", dict(data)), "sets": sets}),
+        "variables": {
+            key: change_choices(f"variables.{key}", values) if key in DATA_KEYS else values
+            for key, values in variables.items()
+        },
+        "exclude": [
+            {**entry, **change_section(f"exclude.{index}", entry)} if isinstance(entry, dict) else entry
+            for index, entry in enumerate(experiment.exclude)
+        ],
+        "runs": [{**run, **change_section(f"runs.{index}", run)} for index, run in enumerate(experiment.runs)],
+    }
+    if sample and (drawn := sample.space.keys() & {*DATA_KEYS}):
+        space = {
+            key: part.model_copy(update={"choices": change_choices(f"sample.space.{key}", part.choices)})
+            for key, part in sample.space.items()
+            if key in drawn and part.choices
+        }
+        changed["sample"] = sample.model_copy(update={"space": sample.space | space})
+    return changed
 
 
 def read_revisions(record: Path) -> dict[str, str]:
@@ -271,14 +314,11 @@ def _replace(experiment: Experiment, find: Callable[[str, Reference], str]) -> E
         reference = read_model_name(value) if value else None
         return find(str(value), reference) if reference else change(value)
 
-    def change_files(value: str | tuple[str, ...] | None) -> str | tuple[str | None, ...] | None:
-        return tuple(map(change, value)) if isinstance(value, tuple) else change(value)
-
-    model, data, evaluation = experiment.model, experiment.data, experiment.evaluation
+    model, evaluation = experiment.model, experiment.evaluation
     return experiment.model_copy(
         update={
             "model": model.model_copy(update={"path": change_model(model.path)}),
-            "data": data.model_copy(update={key: change_files(getattr(data, key)) for key in DATA_KEYS}),
+            **_change_data(experiment, lambda _, file: str(change(file))),
             "evaluation": evaluation.model_copy(
                 update={
                     "base_model": change_model(evaluation.base_model),

@@ -72,13 +72,13 @@ class Costs:
     experiment: Experiment
     base: Checkpoint
     data: Lengths
-    """Lengths of the samples with the prompts of the first point that is trained."""
+    """Lengths of the samples of the first point that is trained."""
     tasks: Mapping[str, TaskSize] = field(default_factory=dict)
     """Sizes of the counted tasks, by name; empty if the tasks were not counted."""
     factors: Mapping[str, float] = field(default_factory=dict)
     """Correction by rule: the ratio of actual to modelled time of earlier jobs."""
     others: Mapping[Data, Lengths] = field(default_factory=dict)
-    """Lengths of the samples with the prompts of points that have other prompts."""
+    """Lengths of the samples by the data sections of the points that are trained."""
 
     @cached_property
     def device_name(self) -> str:
@@ -134,10 +134,15 @@ class Costs:
         answers = len(points) * self._answer(self.experiment.evaluation)
         return load + answers
 
+    @property
+    def are_tokens_counted(self) -> bool:
+        """Whether the tokens of all trainings were counted, not guessed."""
+        return all(lengths.are_counted for lengths in (self.data, *self.others.values()))
+
     def is_counted(self, rule: str) -> bool:
         """Whether the workload behind a rule's time was counted, not guessed."""
         if rule == "train":
-            return self.data.are_counted
+            return self.are_tokens_counted
         return bool(self.tasks) or not rule.startswith("evaluate")
 
     def estimate(self, rule: str, points: Sequence[Point | None]) -> float:

@@ -8,6 +8,7 @@ figures in the experiment's folder, and a dry run reads them there.
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,11 +57,11 @@ def guess_lengths(data: Data) -> Lengths:
 def read_count(results: Path, data: Data, fingerprint: str, trainer: str = DEFAULT_TRAINER) -> Count | None:
     """Return what is on record of this data for this base model and trainer; `None` if not counted yet."""
     content = find_record(results / LENGTHS).get("counts", [])
-    key = _get_lengths_key(data, fingerprint, trainer)
-    found = next((entry for entry in content if entry["key"] == key), None)
+    found = _find_count(content, data, _get_lengths_key(data, fingerprint, trainer))
     if found is None:
         return None
-    lengths = {name: Lengths.count(data, parts) for name, parts in found.get("parts", {}).items()}
+    most = {"train": data.max_samples}
+    lengths = {name: Lengths.count(data, parts[: most.get(name)]) for name, parts in found.get("parts", {}).items()}
     return Count(lengths.get("train"), lengths.get("validation"), found.get("refused", ""))
 
 
@@ -77,17 +78,20 @@ def count_lengths(
     Raises:
         InputError: the command failed.
     """
-    counted = {json.dumps(entry["key"]): entry for entry in find_record(results / LENGTHS).get("counts", [])}
-    counts = []
-    for (data, trainer), recipe in recipes.items():
+    counted = find_record(results / LENGTHS).get("counts", [])
+    counts: list[dict[str, Any]] = []
+    # The most samples first: their counts are those of fewer too.
+    for data, trainer in sorted(recipes, key=lambda each: each[0].max_samples or math.inf, reverse=True):
         key = _get_lengths_key(data, fingerprint, trainer)
-        entry = counted.get(json.dumps(key))
+        entry = _find_count([*counts, *counted], data, key)
         if entry is None:
             with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-                file.write(recipe)
+                file.write(recipes[data, trainer])
                 file.flush()
-                entry = {"key": key, **ask(*command(trainer, "measure_lengths", "--recipe", file.name))}
-        counts.append(entry)
+                measured = ask(*command(trainer, "measure_lengths", "--recipe", file.name))
+            entry = {"key": key, "max_samples": data.max_samples, **measured}
+        if entry not in counts:
+            counts.append(entry)
     results.mkdir(parents=True, exist_ok=True)
     # Not `write_record`, which puts each of a million numbers in a line of its own.
     write_aside(results / LENGTHS, json.dumps({"counts": counts}) + "\n")
@@ -170,8 +174,23 @@ def build_recipes(results: Path, recipes: Recipes, command: TrainerCommand) -> N
     write_record(results / RECIPES, {"key": _get_recipes_key(recipes), "faults": faults})
 
 
+def _find_count(entries: Iterable[Mapping[str, Any]], data: Data, key: list[str]) -> Any:
+    """Return the entry of this data, or of more samples of it; `None` if there is none."""
+    alike = [entry for entry in entries if entry["key"] == key]
+    for entry in alike:
+        if entry["max_samples"] == data.max_samples:
+            return entry
+    for entry in alike:
+        counted = len(entry.get("parts", {}).get("train", ()))
+        # A dataset component of the user's may have other samples than the files.
+        is_whole = counted == check_data(data.model_copy(update={"max_samples": entry["max_samples"]})).samples
+        if is_whole and data.max_samples and data.max_samples <= (entry["max_samples"] or math.inf):
+            return entry
+    return None
+
+
 def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
-    settings = data.model_dump_json(exclude={*DATA_KEYS, "too_long"})
+    settings = data.model_dump_json(exclude={*DATA_KEYS, "too_long", "max_samples"})
     module = Path(str(cast(ModuleType, get_trainer(trainer)).__file__))
     code = sorted(module.parent.glob("*.py")) if module.name == "__init__.py" else [module]
     code += sorted(module.parents[1].glob("*.py")) if trainer in OWN_TRAINERS else []

@@ -99,7 +99,7 @@ class Forecast:
     def _notes(self) -> list[str]:
         costs = self.planner.costs
         rules = [rule for rule in self.whole[WHOLE].seconds if self.whole[WHOLE].seconds[rule]]
-        tokens = "counted" if costs.data.are_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
+        tokens = "counted" if costs.are_tokens_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
         samples = "counted" if costs.tasks else f"guessed ({TASK_SAMPLES} for a task without a limit)"
         return [
             describe_times(self.experience, rules, costs.device_name)
@@ -108,7 +108,7 @@ class Forecast:
             f"Jobs at a time: {self.planner.parallel}. Training tokens are {tokens}, evaluation samples are {samples}."
             + self._note_gpus,
             *self._note_merged_models,
-            *warn_of_prompts(self.experiment),
+            *warn_of_prompts(self.experiment, self.planner.points.values()),
         ]
 
     @property
@@ -139,7 +139,7 @@ class Forecast:
             "experiment": self.results.name,
             "device": self.planner.costs.device_name,
             "parallel_jobs": self.planner.parallel,
-            "tokens_are_counted": self.planner.costs.data.are_counted,
+            "tokens_are_counted": self.planner.costs.are_tokens_counted,
             "times_from": {rule: asdict(experience) for rule, experience in self.experience.items()},
             "last_run_took_of_its_plan": get_last_error(self.records),
             "to_do": self.remaining.as_json(),
@@ -227,7 +227,7 @@ def make_forecast(
 
 
 def list_data(points: Mapping[str, Point]) -> list[tuple[Data, str]]:
-    """Return the data sections of the trainings, one for each combination of prompts, each with its trainers."""
+    """Return the data sections of the trainings, each with its trainers."""
     return list(dict.fromkeys((point.data, point.trainer) for point in points.values() if point.is_trained))
 
 

@@ -19,8 +19,9 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.points import format_value
-from lorasweep.experiment.sections import MODE_KEY, Experiment
+from lorasweep.experiment.sections import MODE_KEY, Data, Experiment
 from lorasweep.layout import BASELINE, EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
 from lorasweep.results.table import is_metric
@@ -65,7 +66,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     settings = pd.read_csv(companions["replicates"], dtype=_TEXTS, keep_default_na=False, na_values=[""])
     answer = json.loads(companions["answer"].with_suffix(".json").read_text(encoding="utf-8"))
     configuration = yaml.safe_load((results / EXPERIMENT).read_text(encoding="utf-8"))
-    experiment = Experiment.model_validate(configuration)
+    experiment = load_experiment(configuration, str(results / EXPERIMENT))
     variables = answer["variables"]
     drawn = _draw(results, table, settings, variables, answer, experiment.report.higher_is_better)
     write_pictures(drawn, plots)
@@ -223,6 +224,7 @@ def _find_differences(experiment: Experiment) -> list[tuple[str, str, str]]:
     def walk(model: Any, path: str) -> None:
         for key, field in type(model).model_fields.items():
             value, name = getattr(model, key), f"{path}{field.alias or key}"
+            value = experiment.derived.get(key, value) if model is experiment.controls else value
             if (hasattr(value, "model_fields_set") and not field.is_required()) or hasattr(value, "model_fields_set"):
                 walk(value, f"{name}.")
             elif field.is_required() or value != field.get_default(call_default_factory=True):
@@ -234,9 +236,11 @@ def _find_differences(experiment: Experiment) -> list[tuple[str, str, str]]:
 
 
 def _spell(value: Any) -> str:
-    if hasattr(value, "model_dump"):
+    if isinstance(value, Data):
+        value = value.given
+    elif hasattr(value, "model_dump"):
         value = value.model_dump(by_alias=True, exclude_defaults=True)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(_spell(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_spell(item)}" for key, item in value.items()) + "}"

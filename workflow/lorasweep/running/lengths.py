@@ -1,13 +1,14 @@
 """Check before a run what was counted of its training and validation samples."""
 
 from collections.abc import Collection
+from contextlib import nullcontext
 
-from lorasweep.experiment.sections import DATA_KEYS, Data, DataKey
+from lorasweep.experiment.sections import DATA_KEYS, SET_KEY, Data, DataKey
 from lorasweep.planning.counting import read_count
 from lorasweep.planning.lengths import check_too_long
 from lorasweep.sweep.checks import check_batch
 from lorasweep.sweep.sweep import Sweep
-from lorasweep.util.errors import InputError, naming_file
+from lorasweep.util.errors import InputError, naming_file, naming_key
 
 
 def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
@@ -32,10 +33,13 @@ def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
             if count.refused:
                 raise InputError(count.refused)
             limit = point.controls.max_seq_len
+            has_own = not {SET_KEY, *Data.model_fields}.isdisjoint(point.swept)
             for key in DATA_KEYS:
                 lengths = getattr(count, key)
                 if limit and lengths and (point.data, key, limit) not in notes:
-                    notes[point.data, key, limit] = check_too_long(lengths, key, limit)
+                    with naming_key(f"point '{point.name}'") if has_own else nullcontext():
+                        note = check_too_long(lengths, key, limit)
+                    notes[point.data, key, limit] = f"point '{point.name}': {note}" if note and has_own else note
             if count.train:
                 sequences = count.train.get_sequences(point.controls).number
                 check_batch(point, sequences, "packs" if point.controls.packed else "samples")

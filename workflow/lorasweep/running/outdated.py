@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.evaluation.state import get_adapter_digest
-from lorasweep.experiment.points import Point, format_value
+from lorasweep.experiment.points import Point, format_value, get_setting
 from lorasweep.experiment.sections import MODE_KEY
 from lorasweep.layout import (
     ADAPTER_WEIGHTS,
@@ -281,11 +281,11 @@ class _Finder:
         """Return the settings that differ from those in the manifest, as text; "" if none does."""
         before: Mapping[str, Any] = manifest.get("settings") or {}
         now = {key: value for key, value in point.settings.items() if key != MODE_KEY}
-        different = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+        pairs = {key: (get_setting(before, key), get_setting(now, key)) for key in dict.fromkeys([*before, *now])}
         return "; ".join(
-            f"{key} was {format_value(before.get(key), key)}, is {format_value(now.get(key), key)}"
-            for key in different
-            if before
+            f"{key} was {format_value(was, key)}, is {format_value(value, key)}"
+            for key, (was, value) in pairs.items()
+            if before and was != value
         )
 
     def _get_next_adapter(self, point: Point) -> str | None:

@@ -175,7 +175,7 @@ class Run:
                     f"A run of '{self._sweep.results}' by {holder} ended before it was done; its lock is removed."
                 )
             self._orphans = find_orphans(holder.slurm_runs)
-        for warning in warn_of_prompts(self._sweep.experiment):
+        for warning in warn_of_prompts(self._sweep.experiment, self._sweep.named_points.values()):
             logger.warning(warning)
         if self._sweep.missing_model:
             logger.warning(f"{self._sweep.missing_model}\nA dry run continues without it; a run stops here.")

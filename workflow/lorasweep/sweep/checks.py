@@ -14,7 +14,7 @@ from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.roles import get_folders, is_local
-from lorasweep.experiment.sections import Controls, Data, Evaluation, Experiment, ModelRole
+from lorasweep.experiment.sections import DATA_KEYS, SET_KEY, Controls, Data, Evaluation, Experiment, ModelRole
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import explain_absence
@@ -44,8 +44,8 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         )
     points = list(points)
     _check_prompts(experiment.data, "")
-    for point in points:
-        _check_prompts(point.data, f" (point '{point.name}')")
+    for data, place in _list_data(points).items():
+        _check_prompts(data, place)
     _check_backend(experiment, points)
     for point in points:
         _check_base(experiment, point)
@@ -73,28 +73,26 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         _check_role_folders(role, f"evaluation.model_roles.{name}")
     trained = [point for point in points if point.is_trained]
     if trained:
-        # The data's check depends only on whether there is a system prompt, not on its text.
-        data = next((point.data for point in trained if point.data.system_prompt), experiment.data)
-        samples = check_data(data).samples
-        if data.validation:
-            check_data(data, "validation")
+        samples: dict[Data, int] = {}
         for point in trained:
+            if point.data not in samples:
+                samples[point.data] = _check_files(experiment, point)
             _check_weights_key(point)
             if not point.controls.packed:  # the number of packs is known when tokens are counted
-                check_batch(point, samples)
+                check_batch(point, samples[point.data])
     if find_missing_model(experiment, ""):
         return
     checkpoint = _read(experiment.model.path, "model.path")
     with naming_key("model.path"):
         check_vocabulary(checkpoint)
     _check_system_role(experiment, points, tasks)
-    chat = experiment.data.format
-    if trained and chat in ("chat", "sharegpt") and not checkpoint.has_chat_template:
-        raise InputError(
-            f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: {chat} "
-            "needs one",
-            "a checkpoint with a chat template, or data.format: instruct",
-        )
+    for data, place in _list_data(trained).items() if not checkpoint.has_chat_template else ():
+        if data.format in ("chat", "sharegpt"):
+            raise InputError(
+                f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: "
+                f"{data.format}{place} needs one",
+                "a checkpoint with a chat template, or data.format: instruct",
+            )
     base_model = evaluation.base_model
     if base_model and _read(base_model, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
         raise InputError(
@@ -105,12 +103,13 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
 
 def _check_system_role(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry]) -> None:
     """Check that the chat templates of all models take a system message, if there is one."""
+    points = list(points)
     given = {"data.system_prompt": experiment.data.system_prompt}
-    given |= {f"data.system_prompt (point '{point.name}')": point.data.system_prompt for point in points}
+    given |= {f"data.system_prompt{place}": data.system_prompt for data, place in _list_data(points).items()}
     if experiment.evaluation.enabled:
         given |= {f"evaluation.tasks: '{task.name}': system_prompt": task.spec.system_prompt for task in tasks}
     place = next((key for key, text in given.items() if text), None)
-    for model in _list_asked(experiment) if place else ():
+    for model in _list_asked(experiment, points) if place else ():
         template = read_chat_template(Path(model))
         if template and (refusal := find_system_refusal(template)) is not None:
             raise InputError(
@@ -119,9 +118,30 @@ def _check_system_role(experiment: Experiment, points: Iterable[Point], tasks: I
             )
 
 
-def _list_asked(experiment: Experiment) -> list[str]:
+def _list_data(points: Iterable[Point]) -> dict[Data, str]:
+    """Return the data sections of points, each with the name of its first point, for messages."""
+    sections: dict[Data, str] = {}
+    for point in points:
+        sections.setdefault(point.data, f" (point '{point.name}')")
+    return sections
+
+
+def _check_files(experiment: Experiment, point: Point) -> int:
+    """Check the samples of a point to train; return how many it is trained on."""
+    names = {key: key if key in point.swept else f"data.{key}" for key in DATA_KEYS}
+    chosen = experiment.data.sets[point.data_set].given if point.data_set else ()
+    names |= {key: f"data.sets.{point.data_set}.{key}" for key in DATA_KEYS if key in chosen}
+    is_own = any(key in point.swept for key in (SET_KEY, *Data.model_fields))
+    where = {key: f"{name} (point '{point.name}')" if is_own else "" for key, name in names.items()}
+    samples = check_data(point.data, "train", where["train"]).samples
+    if point.data.validation:
+        check_data(point.data, "validation", where["validation"])
+    return samples
+
+
+def _list_asked(experiment: Experiment, points: Iterable[Point]) -> list[str]:
     """Return the folders of the models that are asked by a chat template, if they have one."""
-    if experiment.data.format == "completion":
+    if all(data.format == "completion" for data in (experiment.data, *(point.data for point in points))):
         return []
     baselines = experiment.evaluation.baselines if experiment.evaluation.enabled else []
     return [experiment.model.path, *(baseline.model for baseline in baselines)]
@@ -152,12 +172,12 @@ def find_missing_model(experiment: Experiment, source: str) -> str | None:
     return None
 
 
-def warn_of_prompts(experiment: Experiment) -> list[str]:
+def warn_of_prompts(experiment: Experiment, points: Iterable[Point]) -> list[str]:
     """Return a warning for each model that has no chat template, so that prompts are made of roles."""
     return [
         f"{model}: the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the "
         "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt."
-        for model in _list_asked(experiment)
+        for model in _list_asked(experiment, points)
         if Path(model).is_dir() and not read_chat_template(Path(model))
     ]
 
@@ -187,7 +207,7 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     )
     trainer = find_trainer(point.trainer)
     recipe = trainer.recipe(spec)
-    named = {"training": experiment.data.get_files("train"), "validation": experiment.data.get_files("validation")}
+    named = {"training": point.data.get_files("train"), "validation": point.data.get_files("validation")}
     digests = [f"# {what} data sha256: {digest_files(files)}\n" for what, files in named.items() if files]
     if point.trainer not in OWN_TRAINERS:
         module = Path(str(cast(ModuleType, trainer).__file__))
@@ -310,7 +330,7 @@ def _check_prompts(data: Data, where: str) -> None:
         )
 
 
-def _check_backend(experiment: Experiment, points: Iterable[Point]) -> None:
+def _check_backend(experiment: Experiment, points: Sequence[Point]) -> None:
     if experiment.evaluation.backend == "hf" or not experiment.evaluation.enabled:
         return
     other = next((point for point in points if point.mode != "B2"), None)
@@ -320,7 +340,7 @@ def _check_backend(experiment: Experiment, points: Iterable[Point]) -> None:
             "adapters itself",
             "model_format: adapter with merge_adapters: false, or backend: hf",
         )
-    if experiment.data.format == "completion":
+    if any(data.format == "completion" for data in (experiment.data, *(point.data for point in points))):
         raise InputError(
             "evaluation.backend: 'vllm' does not go with data.format: completion, whose prompts have no template", "hf"
         )

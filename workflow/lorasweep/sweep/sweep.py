@@ -90,6 +90,7 @@ class Sweep:
     _recipes: dict[str, str] = field(default_factory=dict, repr=False)
     _identities: dict[str, str] = field(default_factory=dict, repr=False)
     _specs: dict[Any, EvaluationSpec] = field(default_factory=dict, repr=False)
+    _samples: dict[Data, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -210,11 +211,13 @@ class Sweep:
         """The base model's fingerprint; for a missing model, the message `missing_model`."""
         return self.missing_model or read_checkpoint(Path(self.base_model)).fingerprint
 
-    @cached_property
-    def samples(self) -> int:
-        """The number of training samples."""
-        with naming_file(self.source):
-            return check_data(self.experiment.data).samples
+    def count_samples(self, point: str) -> int:
+        """Return the number of training samples of a point."""
+        data = self.points[point].data
+        if data not in self._samples:
+            with naming_file(self.source):
+                self._samples[data] = check_data(data).samples
+        return self._samples[data]
 
     # Points, trainings and evaluations.
 
@@ -329,6 +332,11 @@ class Sweep:
         """Return the record of a training's last adapter. It exists only when all other outputs of the training do."""
         return f"<results>/{TRAININGS}/{training}/adapter/{RECORD}"
 
+    def get_data_files(self, training: str) -> list[str]:
+        """Return the files of training and validation samples of a training."""
+        data = self.points[self.trainings[training]].data
+        return [file for key in DATA_KEYS for file in data.get_files(key)]
+
     def get_taken_files(self, point: str) -> dict[str, str]:
         """Return the declared outputs of a point's training that the point uses."""
         training = str(self.points[point].training)
@@ -408,7 +416,7 @@ class Sweep:
         key = point.name.removesuffix(f"__epoch={point.epoch}")
         if key not in self._identities:
             text = self.make_recipe(point)
-            files = [file for key in DATA_KEYS for file in self.experiment.data.get_files(key)]
+            files = [file for key in DATA_KEYS for file in point.data.get_files(key)]
             for path in (self.experiment.model.path, *files):
                 text = re.sub(rf"(?m)(?<=[:-] ){re.escape(path)}$", "<path>", text)
             self._identities[key] = hashlib.sha256(f"{self.base_fingerprint}\n{text}".encode()).hexdigest()
@@ -427,7 +435,7 @@ class Sweep:
         return self.experiment.evaluation.base if self.baselines[name] == self.base_model else "full"
 
     def _get_spec(self, mode: Mode, model: str, data: Data, base: Base) -> EvaluationSpec:
-        key = (mode, model, data.model_dump_json(), base)
+        key = (mode, model, data.asked, base)
         if key not in self._specs:
             is_base = model == self.base_model
             fingerprint = self.base_fingerprint if is_base else read_checkpoint(Path(model)).fingerprint
@@ -497,8 +505,8 @@ class Sweep:
         trained = {point for point in direct if self._has_adapter(point)}
         done = {point for point in trained if not self.missing_model and self._is_evaluated(point)}
         batches: dict[str, list[str]] = {}
-        # One job has one evaluation specification: points with other data settings get their own batches.
-        kinds = {point: (self.points[point].data, self.points[point].base) for point in direct}
+        # One job has one evaluation specification: points that are asked otherwise get their own batches.
+        kinds = {point: (self.points[point].data.asked, self.points[point].base) for point in direct}
         for kind in dict.fromkeys(kinds.values()):
             alike = [point for point in direct if kinds[point] == kind]
             for batch, points in assign_batches(alike, done, trained, size, record).items():
@@ -608,10 +616,10 @@ _Request = Callable[[Sweep, str, Checkpoint], int]
 
 _REQUESTS: Mapping[tuple[str, str], _Request] = {
     ("train", "mem_mb"): lambda s, point, base: resources.train_mem_mb(
-        base, s.points[point].controls, s.experiment.model, s.experiment.data
+        base, s.points[point].controls, s.experiment.model, s.points[point].data
     ),
     ("train", "runtime"): lambda s, point, base: resources.train_runtime(
-        base, s.points[point].controls, s.experiment.model, s.samples
+        base, s.points[point].controls, s.experiment.model, s.count_samples(point)
     ),
     ("train", "disk_mb"): lambda s, point, base: resources.train_disk_mb(
         base, s.points[point].controls, s.experiment.model, kept=1 + len(s.trained[point])

@@ -57,6 +57,7 @@ _OWNED = {
             "column_map": "data.format and the columns under data",
             "new_system_prompt": "data.system_prompt",
             "too_long": "data.too_long",
+            "train_on_input": "data.train_on_input",
         }.items()
     },
     "dtype": "model.dtype",

@@ -1,0 +1,64 @@
+"""Values that are made of other settings of the same point, as `lora_alpha: ${lora_rank}` under `controls`."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lorasweep.experiment.sections import Controls, Data
+from lorasweep.util.errors import InputError, nearest
+
+NAMES = (*(key for key in Controls.model_fields if key != "override"), *Data.model_fields)
+"""The settings that a value can be made of."""
+
+_REFERENCE = re.compile(r"\$\{\s*(?:controls\.|\.)?(\w+)\s*\}")
+_MISSING = re.compile(r"Interpolation key '(.+)' not found")
+
+
+def find_derived(section: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values of a section of settings that are made of settings alone, each written as `${key}`."""
+    derived = {}
+    for key, value in section.items():
+        if isinstance(value, str) and "${" in value:
+            names = _REFERENCE.findall(value)
+            if len(names) == value.count("${") and set(names) <= {*NAMES}:
+                derived[str(key)] = _REFERENCE.sub(r"${\1}", value)
+    return derived
+
+
+def derive(derived: Mapping[str, str], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the values of `derived` for a point with these settings. They can be made of each other.
+
+    Raises:
+        InputError: A value is made of itself. `where` names the section.
+    """
+    if not derived:
+        return {}
+    names = {name for text in derived.values() for name in _REFERENCE.findall(text)}
+    known = {name: settings[name] for name in names - derived.keys()}
+    made = OmegaConf.create({**known, **derived})
+    values = {}
+    for key, text in derived.items():
+        try:
+            value = made[key]
+            # A whole number may be that of a key whose values are floats.
+            is_whole = isinstance(value, float) and value.is_integer()
+            values[key] = (
+                int(value) if is_whole else OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            )
+        except (OmegaConfBaseException, RecursionError) as error:
+            raise InputError(f"{where}.{key}: {text!r} is made of itself", "keys with values of their own") from error
+    return values
+
+
+def explain(error: OmegaConfBaseException) -> InputError:
+    """Return what is wrong with an interpolation: the key that has it, and the key that does not exist."""
+    problem = str(error).splitlines()[0]
+    missing = _MISSING.match(problem)
+    name = missing[1].rpartition(".")[2] if missing else ""
+    expected = ""
+    if name in NAMES:
+        expected = f"${{{name}}} under 'controls' or in a run, or another section's key, such as ${{controls.{name}}}"
+    return InputError(f"{problem}{nearest(name, NAMES)} (key: {error.full_key})", expected)
