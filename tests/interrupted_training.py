@@ -24,7 +24,7 @@ def train_and_end(
 
 
 def _train(recipe: Path, save_every: int, happens: str, step: int, **options: Any) -> None:
-    from lorasweep.trainers import TrainingError, saved_states
+    from lorasweep.trainers import TrainingError, frame, saved_states
     from lorasweep.trainers.torchtune import loop as torchtune_recipe
     from lorasweep.trainers.torchtune import run as torchtune
 
@@ -35,6 +35,8 @@ def _train(recipe: Path, save_every: int, happens: str, step: int, **options: An
     torchtune_recipe.Recipe._is_due = lambda self: self.global_step % save_every == 0
     if happens == "killed while a state is written":
         before(saved_states, "_digest", lambda file: kill() if is_at(file, step) else None)
+    elif happens == "killed before it is published":
+        before(frame, "_collect", lambda *_: kill())
     elif happens:
         method, do = {
             "killed in a step": ("_loss_step", lambda self, *_: kill() if self.global_step == step else None),

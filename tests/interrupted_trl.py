@@ -48,7 +48,7 @@ def prepare(save_every: int, happens: str, step: int) -> None:
     """Have this process save its state every so many steps, and something happen to it."""
     import torch
 
-    from lorasweep.trainers import saved_states
+    from lorasweep.trainers import frame, saved_states
     from lorasweep.trainers.trl import loop
 
     torch.set_num_threads(1)
@@ -75,6 +75,8 @@ def prepare(save_every: int, happens: str, step: int) -> None:
         before(reporter, "on_save", lambda self, args, state, *_, **__: kill() if state.global_step == step else None)
     elif what == "killed at the end of an epoch":
         before(loop, "_export", lambda model, folder, *_: kill() if folder.name == f"epoch_{step}" else None)
+    elif what == "killed before it is published":
+        before(frame, "_collect", lambda *_: kill())
     elif what == "killed while a state is written":
         before(saved_states, "_digest", lambda file: kill() if is_at(file, step) else None)
 

@@ -21,6 +21,13 @@ def write_samples(file: Path, letters: str) -> Path:
     return file
 
 
+def write_long_answers(file: Path) -> Path:
+    """Write a file of samples whose answers go on where those of `write_samples` end."""
+    samples = [{"input": f"after {letter}", "output": "bdfhjl" * 2} for letter in "acef"]
+    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return file
+
+
 def write_recipe(
     directory: Path,
     model: Path,
@@ -30,6 +37,7 @@ def write_recipe(
     dtype: str = "fp32",
     trainer: str = "torchtune",
     quantize: str | None = None,
+    keeps_best_epoch: bool = False,
     **controls: Any,
 ) -> Path:
     """Write the recipe of a training of a sweep in a directory."""
@@ -40,6 +48,7 @@ def write_recipe(
         model=Model(path=str(model), device=device, dtype=dtype, quantize=quantize),
         data=Data(**{"train": str(write_samples(directory / "train.jsonl", ascii_lowercase)), **(data or {})}),
         output_dir=str(directory / "sweep/trainings" / point),
+        keeps_best_epoch=keeps_best_epoch,
     )
     file = directory / "sweep/trainings" / point / "recipe.yaml"
     file.parent.mkdir(parents=True)

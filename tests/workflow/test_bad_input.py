@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lorasweep.util.errors import FAULT, ending_with_a_message
-from sweep import Sweep
+from sweep import ROOT, Sweep
 
 SPOILT_SHELL = ["a/b", "..", "a b", "a'b", 'a"b', "a;touch x", "$(touch x)", "{point}", "a\nb"]
 
@@ -39,6 +39,14 @@ def append(name: str, text: str) -> Callable[[Sweep], None]:
 
 def write_bytes(name: str) -> Callable[[Sweep], None]:
     return lambda sweep: (sweep.directory / name).write_bytes(b"\xff\xfe\x00\x80")
+
+
+def with_plain_trainer(**sections: Any) -> Callable[[Sweep], None]:
+    def change(sweep: Sweep) -> None:
+        sweep.environment["PYTHONPATH"] = str(ROOT / "tests")
+        sweep.edit(trainer="plain_trainer", **sections)
+
+    return change
 
 
 def without_chat_template(sweep: Sweep) -> None:
@@ -190,6 +198,33 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     "a trainer that is none": (
         edit(trainer="lorasweep.trainers.training_log"),
         ["sweep.yaml: trainer: 'lorasweep.trainers.training_log' is not a trainer: it has no STAGE, recipe"],
+    ),
+    "a trainer that cannot keep the best epoch": (
+        with_plain_trainer(data={"validation": "train.jsonl"}, evaluation={"epochs": "best"}),
+        [
+            "sweep.yaml: evaluation.epochs: 'best' is invalid with trainer: plain_trainer, which has no "
+            "KEEPS_BEST_EPOCH = True. Expected: trainer: torchtune or trl; or last, all, or a list of epochs"
+        ],
+    ),
+    "the best epoch without validation": (
+        edit(evaluation={"epochs": "best"}),
+        ["sweep.yaml: evaluation.epochs: 'best' is invalid without data.validation (point 'lora_rank=4')"],
+    ),
+    "an epoch chosen by a task": (
+        edit(data={"validation": "train.jsonl"}, evaluation={"epochs": {"best": "letters"}}),
+        ["sweep.yaml: evaluation.epochs: {'best': 'letters'} is invalid", "by the validation loss, never by a task"],
+    ),
+    "patience without a best epoch": (
+        edit(data={"validation": "train.jsonl"}, controls={"patience": 2}),
+        ["sweep.yaml: controls.patience: 2 is invalid without evaluation.epochs: best"],
+    ),
+    "an override of the best epoch": (
+        edit(
+            data={"validation": "train.jsonl"},
+            evaluation={"epochs": "best"},
+            controls={"_override": {"best_epoch": {"patience": 9}}},
+        ),
+        ["controls._override.best_epoch", "this is set by evaluation.epochs"],
     ),
     "a trainer that needs more than there is": (
         edit(trainer="lorasweep.trainers.torchtune.tokenizer"),

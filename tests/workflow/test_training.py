@@ -62,6 +62,23 @@ def test_validation_data_that_is_added_or_edited_trains_anew(trained: Sweep) -> 
     assert trained.plan()["configure"] == 2
 
 
+def test_the_best_epoch_is_a_training_of_its_own_and_patience_is_another(trained: Sweep) -> None:
+    (trained.directory / "held_out.jsonl").write_text(LETTERS)
+    trained.edit(data={"validation": "held_out.jsonl"})
+    pretend_to_train(trained)
+    done = trained.plan()
+    assert "train" not in done
+    for sections in ({"evaluation": {"epochs": "best"}}, {"controls": {"patience": 2}}):
+        trained.edit(**sections)
+        assert trained.plan() == {**done, "configure": 2, "train": 2, "take": 2, "cleanup": 2}
+        pretend_to_train(trained)
+    said = trained.run("--dry-run", "--printshellcmds", "--forcerun", "train")
+    assert "--epochs best " in said
+    assert "  Trainings are planned with all their epochs, which is an upper bound" in said
+    assert "epoch=" not in said
+    assert not list(trained.results.glob("*__epoch=*"))
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [

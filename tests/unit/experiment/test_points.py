@@ -726,10 +726,18 @@ class TestEpochs:
             ),
             ([0], "evaluation.epochs"),
             ([], "evaluation.epochs"),
-            ([1, 1], r"evaluation\.epochs: \[1, 1\] is invalid. Expected: 'last', 'all', or a list of distinct"),
+            (
+                [1, 1],
+                r"evaluation\.epochs: \[1, 1\] is invalid. Expected: 'last', 'all', 'best', or a list of distinct",
+            ),
             ("first", "evaluation.epochs"),
             (True, "evaluation.epochs"),
-            (3, "^my.yaml: evaluation.epochs: 3 is invalid. Expected: 'last', 'all', or a list .*$"),
+            (3, "^my.yaml: evaluation.epochs: 3 is invalid. Expected: 'last', 'all', 'best', or a list .*$"),
+            (
+                {"best": "match/accuracy"},
+                r"evaluation\.epochs: {'best': 'match/accuracy'} is invalid. Expected: .* never by a task",
+            ),
+            ("best", r"evaluation\.epochs: 'best' is invalid without data\.validation \(point 'lora_rank=4'\)"),
         ],
     )
     def test_what_no_training_has_is_refused(self, epochs: Any, message: str) -> None:
@@ -745,6 +753,21 @@ class TestEpochs:
     def test_an_override_of_epochs_is_refused_beside_it(self) -> None:
         with pytest.raises(InputError, match=r"controls\._override\.epochs: 5 is invalid"):
             self.expand("all", controls={"epochs": 3, "_override": {"epochs": 5}})
+
+    def test_the_best_epoch_is_the_point_as_ever_and_is_evaluated(self) -> None:
+        best = self.expand("best", data={"validation": "v.jsonl"})
+        assert best == self.expand("last", data={"validation": "v.jsonl"})
+        assert [(point.epoch, point.is_evaluated) for point in best.values()] == [(None, True)] * 2
+
+    def test_patience_is_of_the_best_epoch_alone(self) -> None:
+        sections = {"controls": {"epochs": 3}, "data": {"validation": "v.jsonl"}}
+        points = self.expand("best", variables={"patience": [None, 1]}, **sections)
+        assert list(points) == ["patience=null", "patience=1"]
+        for epochs in ("last", "all", [1]):
+            with pytest.raises(InputError, match=r"controls\.patience: 1 is invalid without evaluation\.epochs: best"):
+                self.expand(epochs, variables={"patience": [None, 1]}, **sections)
+        with pytest.raises(InputError, match=r"controls\.patience: 0 is invalid"):
+            self.expand("best", controls={"patience": 0}, data={"validation": "v.jsonl"})
 
     def test_a_run_with_the_name_of_an_epoch_is_refused(self) -> None:
         with pytest.raises(InputError, match="two points are named 'a__epoch=1'"):

@@ -260,10 +260,12 @@ def format_value(value: Any, key: str | None = None) -> str:
 
 
 def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
-    """Return the point, for its last epoch, and the checkpoints of earlier epochs that `evaluation.epochs` includes."""
+    """Return the point, for its last or best epoch, and the checkpoints of earlier ones in `evaluation.epochs`."""
     if point.adapter:
         return [point]
     last, wanted = point.controls.epochs, experiment.evaluation.epochs
+    if wanted == "best":
+        return [point]
     epochs = [last] if wanted == "last" else list(range(1, last + 1)) if wanted == "all" else wanted
     earlier = [
         replace(point, name=get_checkpoint_name(point.name, epoch), epoch=epoch) for epoch in epochs if epoch < last
@@ -280,6 +282,8 @@ def _check_epochs(experiment: Experiment, points: Sequence[Point]) -> None:
                 f"controls._override.epochs: {point.controls.override['epochs']!r} is invalid beside evaluation.epochs",
                 "controls.epochs",
             )
+    for point in trained:
+        _check_best_epoch(point, wanted == "best")
     if not isinstance(wanted, list):
         return
     for point in trained:
@@ -294,6 +298,21 @@ def _check_epochs(experiment: Experiment, points: Sequence[Point]) -> None:
         raise InputError(
             f"evaluation.epochs: {wanted[-1]} is invalid: no point is trained for that many epochs",
             f"last, all, or numbers from 1 to {most}",
+        )
+
+
+def _check_best_epoch(point: Point, is_wanted: bool) -> None:
+    if is_wanted and not point.data.validation:
+        raise InputError(
+            f"evaluation.epochs: 'best' is invalid without data.validation (point '{point.name}'): the best epoch has "
+            "the lowest validation loss",
+            "a file of held-out samples under data.validation; or last, all, or a list of epochs",
+        )
+    if point.controls.patience and not is_wanted:
+        raise InputError(
+            f"controls.patience: {point.controls.patience} is invalid without evaluation.epochs: best (point "
+            f"'{point.name}')",
+            "evaluation.epochs: best; or no patience",
         )
 
 

@@ -140,12 +140,14 @@ Base = Literal["full", "quantized"]
 
 
 def _epochs(value: Any) -> Any:
-    if value in ("last", "all"):
+    if value in ("last", "all", "best"):
         return value
+    if isinstance(value, dict):
+        raise ValueError("'best' without more: the epoch is chosen by the validation loss, never by a task")
     epochs = value if isinstance(value, list) else []
     is_right = all(type(epoch) is int and epoch > 0 for epoch in epochs) and len(set(epochs)) == len(epochs)
     if not epochs or not is_right:
-        raise ValueError("'last', 'all', or a list of distinct epochs, counted from 1")
+        raise ValueError("'last', 'all', 'best', or a list of distinct epochs, counted from 1")
     return sorted(epochs)
 
 
@@ -180,7 +182,7 @@ def _alpha(value: Any) -> Any:
 Alpha = Annotated[Literal["r", "2r"] | float, BeforeValidator(_alpha)]
 Modules = Annotated[Literal["all-linear"] | list[str] | dict[str, str], BeforeValidator(_modules)]
 Initialization = Annotated[str, AfterValidator(_initialization)]
-Epochs = Annotated[Literal["last", "all"] | list[PositiveInt], BeforeValidator(_epochs)]
+Epochs = Annotated[Literal["last", "all", "best"] | list[PositiveInt], BeforeValidator(_epochs)]
 
 
 class Section(BaseModel):
@@ -212,6 +214,9 @@ class Controls(Section):
     """Passes over the training data."""
     max_steps_per_epoch: PositiveInt | None = None
     """Optimizer steps after which an epoch ends early; `null`: no limit."""
+    patience: Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)] = None
+    """With `evaluation.epochs: best`: epochs without a lower validation loss after which a training stops early;
+    `null`: never. The learning rate follows the schedule of all `epochs`."""
     batch_size: PositiveInt = 2
     """Samples per forward pass."""
     gradient_accumulation_steps: PositiveInt = 1
@@ -555,8 +560,9 @@ class Evaluation(Section):
     """With `adapter`: evaluate a temporary merged model (`true`, B1), or base and adapter in memory (`false`, B2).
     Can be a variable."""
     epochs: Annotated[Epochs, Field(exclude_if=lambda value: value == "last")] = "last"
-    """Epochs after which a point is kept and evaluated: `last`, `all`, or a list of numbers from 1. Each epoch but the
-    last has its own folder and rows, `<point>__epoch=<epoch>`. Adding epochs later retrains the points."""
+    """Epochs after which a point is kept and evaluated: `last`, `all`, a list of numbers from 1, or `best`, the one
+    with the lowest loss on `data.validation`; see docs/how-to/epochs.md. With `all` or a list, each epoch but the last
+    has its own folder and rows, `<point>__epoch=<epoch>`. Adding epochs later retrains the points."""
     base: Annotated[Base, Field(exclude_if=lambda value: value == "full")] = "full"
     """With `model.quantize`: what adapters are evaluated on. `full`: the model in `model.dtype`; `quantized`: the model
     that they were trained on, in B2 alone, with the updates beside its weights. Can be a variable."""
@@ -718,6 +724,8 @@ class Experiment(Section):
 OTHER_NAMES = {
     **dict.fromkeys(("learning_rate", "learning_rates"), "controls.lr"),
     **dict.fromkeys(("num_epochs", "num_train_epochs", "n_epochs"), "controls.epochs"),
+    "early_stopping_patience": "controls.patience",
+    "load_best_model_at_end": "evaluation.epochs",
     **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size", "train_batch_size"), "controls.batch_size"),
     **dict.fromkeys(("gradient_accumulation", "grad_accum"), "controls.gradient_accumulation_steps"),
     **dict.fromkeys(("r", "rank", "lora_r"), "controls.lora_rank"),

@@ -88,6 +88,7 @@ class Forecast:
             rule for rule in RULE_NAMES if rule in self.remaining.seconds and not self.planner.costs.is_counted(rule)
         ]
         notes = self._note_merged_models if any(rule == "merge" for rule, _ in self.wanted) else []
+        notes = [*notes, *(self._note_patience if any(rule == "train" for rule, _ in self.wanted) else [])]
         parallel = self.planner.parallel
         return describe_shortly(self.remaining, self.whole, done, len(self.points), parallel, guessed, notes)
 
@@ -108,6 +109,7 @@ class Forecast:
             f"Jobs at a time: {self.planner.parallel}. Training tokens are {tokens}, evaluation samples are {samples}."
             + self._note_gpus,
             *self._note_merged_models,
+            *self._note_patience,
             *warn_of_prompts(self.experiment, self.planner.points.values()),
         ]
 
@@ -132,6 +134,15 @@ class Forecast:
         folder = self.experiment.evaluation.merged_models_in
         where = f" in {folder}, which is not included above" if folder else ""
         return [f"Mode B1 has up to {self.planner.max_merged_models} merged models of {size} at a time{where}."]
+
+    @property
+    def _note_patience(self) -> list[str]:
+        if not any(point.is_trained and point.controls.patience for point in self.planner.points.values()):
+            return []
+        return [
+            "Trainings are planned with all their epochs, which is an upper bound: they stop after controls.patience "
+            "epochs without a lower validation loss."
+        ]
 
     def write(self) -> list[Path]:
         """Write the plan and its picture. Return the paths of both files."""

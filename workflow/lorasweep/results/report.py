@@ -171,6 +171,8 @@ def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) ->
         columns.append(_Column("over base", f"{metric}:delta", 3))
         columns += [_Column(side, f"{metric}:delta_{side}", 3) for side in ("low", "high")]
         columns.append(_Column("p, corrected", f"{metric}:p_adjusted", 4))
+    if "epochs_trained" in table:
+        columns += [_Column("best epoch", "epoch"), _Column("epochs trained", "epochs_trained")]
     columns += [_Column("train loss", "final_train_loss", 3), _Column("validation loss", "final_validation_loss", 3)]
     columns += [_Column("mode", "mode"), _Column("MB", "bytes", 1, 1e-6), _Column("GPU h", "gpu_hours", 2)]
     shown: dict[tuple[str, int], list[Any]] = {("point", 0): [_link(point, point) for point in table["point"]]}

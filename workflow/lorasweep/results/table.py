@@ -186,6 +186,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     on_gpu = sum((value or 0) * gpus.get(stage, 1) for stage, value in seconds.items() if stage in GPU_RULES)
     facts = {
         **{key: training.get(key) for key in _TRAINING},
+        **({"epochs_trained": training["best_epoch"]["epochs_trained"]} if "best_epoch" in training else {}),
         **proof,
         "adapter_sha256": manifest["adapter_sha256"],
         "merged_weights_sha256": manifest.get("merged_weights_sha256"),

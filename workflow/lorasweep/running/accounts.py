@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasweep.checkpoints.sizes import get_model_folder_size
-from lorasweep.layout import JOB_RECORDS, LEDGER, RUNS, STORAGE, TRAININGS
+from lorasweep.experiment.points import Point
+from lorasweep.layout import JOB_RECORDS, LEDGER, RECORD, RUNS, STORAGE, TRAININGS
 from lorasweep.planning.forecast import WHOLE, Forecast
 from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
 from lorasweep.running import view
@@ -41,6 +42,7 @@ from lorasweep.running.status import (
 from lorasweep.running.status_view import describe_wait, is_queued
 from lorasweep.running.storage_log import StorageLog, take_sample
 from lorasweep.stages import TIMED_RULES
+from lorasweep.util.files import find_record
 from lorasweep.util.formats import format_seconds
 from lorasweep.util.slurm import read_elapsed
 
@@ -264,6 +266,7 @@ def make_records(
         other = planner.other_baselines.get(members[0])
         accounted = slurm_seconds.get(attempt.slurm_job or "")
         is_planned = attempt.rule in TIMED_RULES
+        share = _get_trained_share(forecast, attempt, points[0])
         # Durations modelled from guessed counts must not calibrate later plans.
         is_modelled = is_planned and costs.is_counted(attempt.rule)
         records.append(
@@ -277,12 +280,21 @@ def make_records(
                 is_queued=attempt.slurm_job is not None and accounted is None,
                 gpus=planner.get_gpus(attempt.rule, members[0]),
                 planned_seconds=round(costs.estimate(attempt.rule, points), 3) if is_planned else 0,
-                modelled_seconds=round(costs.model(attempt.rule, points), 3) if is_modelled else 0,
+                modelled_seconds=round(share * costs.model(attempt.rule, points), 3) if is_modelled else 0,
                 device=costs.device_name,
                 base=other.fingerprint if other else forecast.fingerprint,
             )
         )
     return records
+
+
+def _get_trained_share(forecast: Forecast, attempt: Attempt, point: Point | None) -> float:
+    """Return the share of a finished training's epochs that it made before it stopped early; else 1."""
+    if attempt.rule != "train" or attempt.state != DONE or not point:
+        return 1.0
+    record = find_record(forecast.results / TRAININGS / str(point.training) / "adapter" / RECORD)
+    epochs: int = record.get("best_epoch", {}).get("epochs_trained", point.controls.epochs)
+    return epochs / point.controls.epochs
 
 
 def settle(forecast: Forecast, run: RunRecord) -> str:

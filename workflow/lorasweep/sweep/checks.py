@@ -157,6 +157,20 @@ def find_trainer(name: str) -> Trainer:
         return get_trainer(name)
 
 
+def check_trainer(name: str, evaluation: Evaluation) -> None:
+    """Check that a trainer is there, and that it can keep the best epoch if the experiment asks for that.
+
+    Raises:
+        InputError: it is not, or it cannot.
+    """
+    trainer = find_trainer(name)
+    if evaluation.epochs == "best" and not getattr(trainer, "KEEPS_BEST_EPOCH", False):
+        raise InputError(
+            f"evaluation.epochs: 'best' is invalid with trainer: {name}, which has no KEEPS_BEST_EPOCH = True",
+            f"trainer: {' or '.join(OWN_TRAINERS)}; or last, all, or a list of epochs",
+        )
+
+
 def find_missing_model(experiment: Experiment, source: str) -> str | None:
     """Return a message about a missing base model; `None` if the model and its weights exist.
 
@@ -204,6 +218,7 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
         model=experiment.model,
         data=point.data,
         output_dir=output_dir,
+        keeps_best_epoch=experiment.evaluation.epochs == "best",
     )
     trainer = find_trainer(point.trainer)
     recipe = trainer.recipe(spec)

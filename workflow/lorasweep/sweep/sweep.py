@@ -46,6 +46,7 @@ from lorasweep.sweep.checks import (
     check_inputs,
     check_registered_tasks,
     check_role_models,
+    check_trainer,
     find_missing_model,
     find_trainer,
     has_configuration_alone,
@@ -120,7 +121,7 @@ class Sweep:
             points = recall_points(experiment, registry) if is_job else get_points(experiment, registry)
             baselines = get_baselines(experiment, points)
             for trainer in sorted({point.trainer for point in points.values() if not point.adapter}):
-                find_trainer(trainer)
+                check_trainer(trainer, experiment.evaluation)
         return cls(experiment, as_written, source, points, baselines, tasks, is_job, shared_gpus)
 
     def check(self, *, asks_inspect: bool) -> None:
@@ -594,8 +595,9 @@ class Sweep:
         return self.trained[self.trainings[training]]
 
     def get_epochs(self, training: str) -> str:
-        """Return all epochs whose adapters a training keeps, joined by commas; the last one is called `last`."""
-        return ",".join([*map(str, self.get_kept_epochs(training)), "last"])
+        """Return all epochs whose adapters a training keeps, joined by commas; the last is called `last` or `best`."""
+        last = "best" if self.experiment.evaluation.epochs == "best" else "last"
+        return ",".join([*map(str, self.get_kept_epochs(training)), last])
 
     def request(self, rule: str, resource: str, name: str, attempt: int = 1) -> int:
         """Return a job's resource request at an attempt: `mem_mb` and `disk_mb` in MB, `runtime` in minutes.

@@ -41,6 +41,9 @@ class TrainingSpec:
     data: Data
     output_dir: str
     """The point's folder."""
+    keeps_best_epoch: bool = False
+    """Whether the training keeps the epoch with the lowest validation loss instead of the last one, and may stop early
+    (`controls.patience`)."""
 
 
 class Trainer(Protocol):
@@ -51,6 +54,10 @@ class Trainer(Protocol):
 
     A trainer may also have `find_faults(recipe: str) -> dict[str, str]`, called there too, before the first job of a
     run. It returns why parts of a recipe cannot be built, by the part's name.
+
+    A trainer that can keep the epoch with the lowest validation loss has `KEEPS_BEST_EPOCH = True`. If the spec's
+    `keeps_best_epoch` is true, so must the recipe say, and `train` publishes that epoch's adapter in place of the last
+    one's. `lorasweep.trainers.best_epoch` says which epoch that is, and when the training stops early.
     """
 
     STAGE: str

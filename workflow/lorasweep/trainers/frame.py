@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, TRAINING_LOG
 from lorasweep.trainers import Diverged, TrainingError
+from lorasweep.trainers.best_epoch import find_best_epoch
 from lorasweep.trainers.out_of_memory import MEMORY_NOTE, OUT_OF_MEMORY, mark_attempt, plan_halving, read_halvings
 from lorasweep.trainers.publication import check_weights, complete, publish
+from lorasweep.trainers.training_log import read_log
 from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import explain_write_failure, hold_alone, write_aside, write_record
@@ -48,6 +50,8 @@ class Frame:
     """The base model's folder."""
     data_files: tuple[str, ...]
     """The files of training samples."""
+    validation_files: tuple[str, ...]
+    """The files of validation samples, if there are any."""
     epochs: int
     batch_size: int
     """Samples per forward pass, before any halving."""
@@ -55,6 +59,8 @@ class Frame:
     dtype: str
     packages: tuple[str, ...]
     """The packages that the result depends on."""
+    keeps_best_epoch: bool = False
+    """Whether the adapter of the epoch with the lowest validation loss is published instead of the last one's."""
 
     @property
     def log(self) -> Path:
@@ -92,7 +98,7 @@ def train_in_frame(
     run: Callable[[Start], int | None],
     get_facts: Callable[[], Mapping[str, Any]],
 ) -> None:
-    """Train by `run`, and publish the adapters of the last epoch and of the `earlier` epochs, each in its directory.
+    """Train by `run`, and publish the adapters of the last or best epoch and of `earlier` ones, each in its directory.
 
     `adapter` appears complete or not at all: the weights as safetensors, PEFT's configuration, the base model's
     tokenizer, the log of the training, and a record of its inputs. It has no `config.json`, which would make
@@ -110,6 +116,8 @@ def train_in_frame(
         Stopped: the training was told to stop. Its state is saved.
         TrainingError: the training failed, the update is zero, or the recipe has no such epoch.
     """
+    if frame.keeps_best_epoch and earlier:
+        raise TrainingError(f"{frame.recipe}: keeps its best epoch alone, but epoch {min(earlier)} is wanted too")
     targets = {**(earlier or {}), frame.epochs: adapter}
     if max(targets) > frame.epochs:
         raise TrainingError(
@@ -121,7 +129,9 @@ def train_in_frame(
             print(f"This recipe was trained by an earlier run, which ended before the training: using {trained}.")
         else:
             shutil.rmtree(trained, ignore_errors=True)
-            facts = {"data_sha256": _check_digest(frame)}
+            facts = {"data_sha256": _check_digest(frame, "training", frame.data_files)}
+            if frame.validation_files:
+                _check_digest(frame, "validation", frame.validation_files)
             with _note_divergence(frame), mark_attempt(frame):
                 facts |= _run(frame, run)
                 facts = {"trainer": frame.trainer, "dtype": frame.dtype, **get_facts(), **facts}
@@ -156,13 +166,13 @@ def _is_trained(adapter: Path, recipe: Path) -> bool:
     return (content["recipe_sha256"], content["adapter_sha256"]) == digests
 
 
-def _check_digest(frame: Frame) -> str:
-    """Return the sha256 of the training data, after comparing it with the one in the recipe, if there is one."""
-    actual = digest_files(frame.data_files)
-    named = re.search(r"(?m)^# training data sha256: ([\w ]+)$", frame.recipe.read_text(encoding="utf-8"))
+def _check_digest(frame: Frame, kind: str, files: tuple[str, ...]) -> str:
+    """Return the sha256 of the data of a kind, after comparing it with the one in the recipe, if there is one."""
+    actual = digest_files(files)
+    named = re.search(rf"(?m)^# {kind} data sha256: ([\w ]+)$", frame.recipe.read_text(encoding="utf-8"))
     if named and named[1] != actual:
         raise TrainingError(
-            f"{', '.join(frame.data_files)}: has changed since {frame.recipe} was written "
+            f"{', '.join(files)}: has changed since {frame.recipe} was written "
             f"(sha256 {named[1][:12]}, now {actual[:12]}); run again"
         )
     return actual
@@ -198,11 +208,12 @@ def _run(frame: Frame, run: Callable[[Start], int | None]) -> dict[str, Any]:
 
 
 def _collect(frame: Frame, folder: Path, epochs: Iterable[int], facts: Mapping[str, Any]) -> Path:
-    """Make the directories to publish, `folder/EPOCH`, and return `folder`."""
-    base = read_checkpoint(frame.base)
+    """Make the directories to publish, `folder/EPOCH`, and return `folder`. The best epoch is in the last one's."""
+    base, is_best = read_checkpoint(frame.base), frame.keeps_best_epoch
     folder.mkdir()
-    for epoch in epochs:
-        adapter, trained = folder / str(epoch), frame.state / f"epoch_{epoch - 1}"
+    for place in epochs:
+        epoch = find_best_epoch(read_log(frame.log)) if is_best else place
+        adapter, trained = folder / str(place), frame.state / f"epoch_{epoch - 1}"
         _check_weights(trained / ADAPTER_WEIGHTS)
         adapter.mkdir()
         # torchtune's files have mode 0600. Copies follow the umask.
@@ -212,7 +223,7 @@ def _collect(frame: Frame, folder: Path, epochs: Iterable[int], facts: Mapping[s
             "base_model_name_or_path": str(base.path.resolve()),
         }
         write_record(adapter / ADAPTER_CONFIG, peft_config)
-        complete(adapter, base, frame.recipe, frame.log, epoch, frame.packages, facts)
+        complete(adapter, base, frame.recipe, frame.log, epoch, frame.packages, facts, is_best)
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, TRAINING_LOG
 from lorasweep.trainers import Diverged, TrainingError
-from lorasweep.trainers.training_log import Row, cut_log
+from lorasweep.trainers.training_log import Row, cut_log, read_log
 from lorasweep.util.digest import digest_file
 from lorasweep.util.files import write_record
 from lorasweep.util.versions import get_versions
@@ -41,24 +41,29 @@ def complete(
     epoch: int,
     packages: Collection[str],
     facts: Mapping[str, Any],
+    is_best: bool = False,
 ) -> None:
     """Add the tokenizer, the log and, last, the record to a directory with an adapter's weights and configuration.
 
-    `log` is truncated after `epoch`. `packages` are those that a training's results depend on; their versions are
-    recorded. `facts` are the values of the record that only the trainer knows: its name as `trainer`, `dtype`,
-    `data_sha256`, `peak_memory_bytes`.
+    `log` is truncated after `epoch`, unless that is the best of all its epochs (`is_best`). `packages` are those that a
+    training's results depend on; their versions are recorded. `facts` are the values of the record that only the
+    trainer knows: its name as `trainer`, `dtype`, `data_sha256`, `peak_memory_bytes`.
     """
     for name in base.tokenizer_files:
         (adapter / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(base.path / name, adapter / name)
-    rows = cut_log(log, epoch, adapter / TRAINING_LOG)
+    last = read_log(log)[-1].epoch if is_best else epoch
+    rows = cut_log(log, last, adapter / TRAINING_LOG)
+    metrics = _get_metrics([row for row in rows if row.epoch <= epoch])
+    best = {"epoch": epoch, "validation_loss": metrics["final_validation_loss"], "epochs_trained": last}
     record = {
         "base_model": str(base.path),
         "base_model_fingerprint": base.fingerprint,
         "adapter_sha256": digest_file(adapter / ADAPTER_WEIGHTS),
         "recipe_sha256": digest_file(recipe),
         "versions": get_versions(*packages),
-        **_get_metrics(rows),
+        **metrics,
+        **({"best_epoch": best} if is_best else {}),
         **facts,
     }
     write_record(adapter / RECORD, record)

@@ -48,6 +48,17 @@ def describe_samples(data: Data, key: DataKey) -> dict[str, Any]:
     }
 
 
+def get_files(recipe: Any, section: str) -> tuple[str, ...]:
+    """Return the files of the samples that a section of a recipe describes; none if there is no such section."""
+    files = recipe[section]["data_files"] if section in recipe else ()
+    return (files,) if isinstance(files, str) else tuple(files)
+
+
+def describe_best_epoch(spec: TrainingSpec) -> dict[str, Any]:
+    """Return the section `best_epoch` of a recipe that keeps the epoch with the lowest validation loss."""
+    return {"best_epoch": {"patience": spec.controls.patience}} if spec.keeps_best_epoch else {}
+
+
 def dump_recipe(recipe: Mapping[str, Any]) -> str:
     """Return a recipe exactly as PyYAML's own dumper writes it: any other text would cause a new training.
 

@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", type=Path, required=True, help="directory to publish the adapter to")
     parser.add_argument("--metric-loggers", default="disk", help="names of metric loggers, joined by commas")
     parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="minutes between saved states")
-    parser.add_argument("--epochs", default="last", help="epochs whose adapters are published, joined by commas")
+    parser.add_argument(
+        "--epochs",
+        default="last",
+        help="epochs whose adapters are published, joined by commas: numbers, and last or, as the recipe says, best",
+    )
     parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="name of the trainer, or path of its module")
 
 
@@ -24,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     earlier = {
         int(epoch): arguments.adapter.with_name(get_epoch_folder(int(epoch)))
         for epoch in arguments.epochs.split(",")
-        if epoch != "last"
+        if epoch not in ("last", "best")
     }
     loggers, minutes = arguments.metric_loggers.split(","), arguments.save_minutes
     # For the time before the trainer handles the signal itself to save its state, and after.

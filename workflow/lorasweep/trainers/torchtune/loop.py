@@ -9,6 +9,7 @@ import importlib.util
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from torchtune import training, utils
 from torchtune.modules.peft import get_adapter_params
 
 from lorasweep.trainers import Stopped
+from lorasweep.trainers.best_epoch import is_out_of_patience
 from lorasweep.trainers.frame import Start, check_finite, prepare_folders
 from lorasweep.trainers.saved_states import SavedStates, get_random_state, set_random_state
 from lorasweep.trainers.training_log import Row, TrainingLog
@@ -44,6 +46,10 @@ _SingleDevice = _load_recipe("lora_finetune_single_device").LoRAFinetuneRecipeSi
 _DISTRIBUTED = _load_recipe("lora_finetune_distributed")
 _Distributed = _DISTRIBUTED.LoRAFinetuneRecipeDistributed
 _Added: Any = object
+
+
+class _OutOfPatience(Exception):
+    """Ends a training after an epoch that is not its last."""
 
 
 class _Reporting(_Added):  # type: ignore[misc]
@@ -80,6 +86,7 @@ class _Reporting(_Added):  # type: ignore[misc]
         self._loggers = list(loggers)
         self._saved, self._state, self._save_minutes = saved, state, save_minutes
         self._halvings = halvings
+        self._patience: int | None = cfg.best_epoch.patience if "best_epoch" in cfg else None
         self.must_stop = False
         self._tokens: Any = 0
         self._seconds_before = 0.0
@@ -109,7 +116,17 @@ class _Reporting(_Added):  # type: ignore[misc]
 
     def train(self) -> None:
         self._start = self._last_save = time.perf_counter()
-        super().train()
+        with suppress(_OutOfPatience):
+            super().train()
+
+    def save_checkpoint(self, epoch: int) -> None:
+        """Save the adapter of an epoch, and end the training if its patience is at an end."""
+        super().save_checkpoint(epoch)
+        if self._is_out_of_patience():
+            raise _OutOfPatience
+
+    def _is_out_of_patience(self) -> bool:
+        return is_out_of_patience(self._log.rows, self._patience)
 
     def cleanup(self) -> None:
         if self._is_rank_zero:
@@ -278,6 +295,10 @@ class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, m
         values = [self._loss, self._tokens, float(is_due), float(self.must_stop)]
         loss, tokens, due, stop = self._add_up(values)
         self._report(loss, int(tokens), due > 0, stop > 0)
+
+    def _is_out_of_patience(self) -> bool:
+        [votes] = self._add_up([float(self._is_rank_zero and super()._is_out_of_patience())])
+        return votes > 0
 
     def _add_up(self, values: Iterable[float]) -> list[float]:
         """Return the sums over all processes."""

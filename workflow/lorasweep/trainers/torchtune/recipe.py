@@ -10,7 +10,7 @@ from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.experiment.sections import Controls, Data, DataKey
 from lorasweep.layout import STATE
 from lorasweep.trainers import TrainingSpec
-from lorasweep.trainers.sections import describe_samples, describe_tokenizer, dump_recipe
+from lorasweep.trainers.sections import describe_best_epoch, describe_samples, describe_tokenizer, dump_recipe
 from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
 from lorasweep.util.errors import InputError
 
@@ -62,6 +62,8 @@ _OWNED = {
     },
     "dtype": "model.dtype",
     "device": "model.device",
+    "best_epoch": "evaluation.epochs",
+    "patience": "controls.patience",
 }
 
 # Values that are accepted although the workflow sets these keys: they ask for what the workflow does anyway.
@@ -183,6 +185,7 @@ def _make_recipe(spec: TrainingSpec, model: dict[str, Any], model_type: str) -> 
         },
         "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
         "epochs": controls.epochs,
+        **describe_best_epoch(spec),
         "max_steps_per_epoch": controls.max_steps_per_epoch,
         "gradient_accumulation_steps": controls.gradient_accumulation_steps,
         "clip_grad_norm": controls.clip_grad_norm,

@@ -14,9 +14,12 @@ from omegaconf import OmegaConf
 
 from lorasweep.trainers import SAVE_MINUTES
 from lorasweep.trainers.frame import CACHES, Frame, Start, train_in_frame
+from lorasweep.trainers.sections import get_files
 from lorasweep.trainers.torchtune.recipe import PROCESSES
 
 STAGE = "train"
+
+KEEPS_BEST_EPOCH = True
 
 _PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
 """Packages that a training's results depend on."""
@@ -63,23 +66,24 @@ def train(
     save_minutes: float = SAVE_MINUTES,
     earlier: Mapping[int, Path] | None = None,
 ) -> None:
-    """Run a recipe, and publish the adapters of its last epoch and of the `earlier` ones; see `train_in_frame`.
+    """Run a recipe, and publish the adapters of its last or best epoch and of `earlier` ones; see `train_in_frame`.
 
     An interrupted training gives bit for bit the same result as without the interruption.
     """
     config: Any = OmegaConf.load(recipe)
-    files = config.dataset.data_files
     frame = Frame(
         trainer="torchtune",
         recipe=recipe,
         state=Path(config.output_dir),
         base=Path(config.checkpointer.checkpoint_dir),
-        data_files=(files,) if isinstance(files, str) else tuple(files),
+        data_files=get_files(config, "dataset"),
+        validation_files=get_files(config, "dataset_val"),
         epochs=config.epochs,
         batch_size=config.batch_size,
         device=config.device,
         dtype=config.dtype,
         packages=_PACKAGES,
+        keeps_best_epoch="best_epoch" in config,
     )
 
     def run(start: Start) -> int | None:

@@ -27,6 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from lorasweep.checkpoints.quantization import make_quantization
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import Stopped
+from lorasweep.trainers.best_epoch import is_out_of_patience
 from lorasweep.trainers.frame import Start, check_finite, prepare_folders
 from lorasweep.trainers.samples import Tokens, tokenize_samples
 from lorasweep.trainers.saved_states import get_random_state, set_random_state
@@ -104,6 +105,7 @@ def run(
         start,
         save_minutes,
         validation=[_label(sample) for sample in validation],
+        patience=config["best_epoch"]["patience"] if "best_epoch" in config else None,
         export=lambda epoch: _export(
             model,
             state / f"epoch_{epoch - 1}",
@@ -118,7 +120,8 @@ def run(
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        trainer.train(resume_from_checkpoint=_unpack(start.state, state / "resumed") if start.state else None)
+        if not reporter.is_out_of_patience():  # as of a state that was saved at the end
+            trainer.train(resume_from_checkpoint=_unpack(start.state, state / "resumed") if start.state else None)
     finally:
         signal.signal(signal.SIGTERM, before)
         reporter.close()
@@ -211,10 +214,12 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         start: Start,
         save_minutes: float,
         validation: Sequence[Mapping[str, list[int]]],
+        patience: int | None,
         export: Callable[[int], None],
     ) -> None:
         self._trainer, self._log, self._loggers, self._export = trainer, log, loggers, export
         self._saved, self._save_minutes, self._validation = start.saved, save_minutes, validation
+        self._patience = patience
         self._steps = trainer.order.steps
         state = start.state or {}
         self._tokens, self._seconds_before = state.get("tokens", 0), state.get("seconds", 0.0)
@@ -225,6 +230,12 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
             for row in log.rows:
                 self._tell(row)
             print(f"Resuming after step {state['step']}, saved by an earlier attempt.", flush=True)
+
+    def is_out_of_patience(self) -> bool:
+        """Whether the training ends before its last epoch. All processes ask at the same time."""
+        own = self._log is not None and is_out_of_patience(self._log.rows, self._patience)
+        [votes] = self._add_up([float(own)])
+        return votes > 0
 
     def close(self) -> None:
         if self._log:
@@ -263,6 +274,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
             if is_last_of_epoch:
                 self._export(epoch)
         self.must_stop = stop > 0
+        control.should_training_stop |= is_last_of_epoch and self.is_out_of_patience()
         control.should_save = due > 0 or stop > 0
         return control
 

@@ -12,7 +12,7 @@ from lorasweep.checkpoints.lora import find_modules
 from lorasweep.experiment.sections import Controls
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
 from lorasweep.trainers import TrainingSpec
-from lorasweep.trainers.sections import describe_samples, describe_tokenizer, dump_recipe
+from lorasweep.trainers.sections import describe_best_epoch, describe_samples, describe_tokenizer, dump_recipe
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 
@@ -80,6 +80,7 @@ def recipe(spec: TrainingSpec) -> str:
         **({"loraplus_lr_ratio": controls.loraplus_lr_ratio} if controls.loraplus_lr_ratio else {}),
         **({_INITIAL: _describe_initial(initial)} if initial is not None else {}),
         "max_steps_per_epoch": controls.max_steps_per_epoch,
+        **describe_best_epoch(spec),
         "trl": _describe_arguments(spec) | override,
     }
     return f"# base model fingerprint: {spec.checkpoint.fingerprint}\n" + dump_recipe(made)

@@ -9,8 +9,11 @@ import yaml
 
 from lorasweep.trainers import SAVE_MINUTES
 from lorasweep.trainers.frame import Frame, Start, train_in_frame
+from lorasweep.trainers.sections import get_files
 
 STAGE = "eval"
+
+KEEPS_BEST_EPOCH = True
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 """Packages that a training's results depend on."""
@@ -58,23 +61,25 @@ def train(
     save_minutes: float = SAVE_MINUTES,
     earlier: Mapping[int, Path] | None = None,
 ) -> None:
-    """Run a recipe, and publish the adapters of its last epoch and of the `earlier` ones; see `train_in_frame`.
+    """Run a recipe, and publish the adapters of its last or best epoch and of `earlier` ones; see `train_in_frame`.
 
     On a CPU, an interrupted training gives bit for bit the same result as without the interruption.
     """
     config = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    files, model = config["dataset"]["data_files"], config["model"]
+    model = config["model"]
     frame = Frame(
         trainer="trl",
         recipe=recipe,
         state=Path(config["output_dir"]),
         base=Path(model["path"]),
-        data_files=(files,) if isinstance(files, str) else tuple(files),
+        data_files=get_files(config, "dataset"),
+        validation_files=get_files(config, "dataset_val"),
         epochs=config["trl"]["num_train_epochs"],
         batch_size=config["trl"]["per_device_train_batch_size"],
         device=model["device"],
         dtype=model["dtype"],
         packages=_PACKAGES,
+        keeps_best_epoch="best_epoch" in config,
     )
 
     def run(start: Start) -> int | None:
