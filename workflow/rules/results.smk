@@ -47,10 +47,11 @@ rule read_samples:
         "../../envs/eval.yaml"
     params:
         results=in_results(),
+        options=SWEEP.reading_options,
         baselines=list(SWEEP.baselines),
     shell:
-        f"{RUN} eval -m lorasweep job read_samples --results {{params.results:q}} --baselines {{params.baselines:q}}"
-        " --output {output.samples:q} > {log:q} 2>&1"
+        f"{RUN} eval -m lorasweep job read_samples --results {{params.results:q}} {{params.options:q}}"
+        " --baselines {params.baselines:q} --output {output.samples:q} > {log:q} 2>&1"
 
 
 rule collect:

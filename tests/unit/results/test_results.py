@@ -15,7 +15,7 @@ import pytest
 
 from lorasweep.layout import BASELINE
 from lorasweep.results.answer import Answer, choose_metric, find_answer
-from lorasweep.results.inference import PAIRED_WILSON, STUDENT_OF_SEEDS, UNPAIRED, WILSON
+from lorasweep.results.inference import EFFECTIVE_WILSON, PAIRED_WILSON, UNPAIRED, WILSON
 from lorasweep.results.manifest import check_manifests
 from lorasweep.results.plots import MOST_DOTS, MOST_MOMENTS, draw_losses, draw_metric, draw_storage
 from lorasweep.results.replicates import aggregate
@@ -44,7 +44,7 @@ def answer(results: Path, variables: Sequence[str], samples: pd.DataFrame, **cha
     scores = SampleScores(samples)
     settings = aggregate(table, variables, scores, 0.95)
     asked = {"task": TASK, "metric": METRIC, "higher_is_better": True, "confidence": 0.95} | changes
-    return find_answer(table, settings, scores, **asked)
+    return find_answer(table, settings, scores, variables, **asked)
 
 
 def test_a_row_says_how_sure_it_is_and_how_far_over_the_base(tmp_path: Path) -> None:
@@ -62,8 +62,10 @@ def test_a_row_says_how_sure_it_is_and_how_far_over_the_base(tmp_path: Path) -> 
     assert row[f"{METRIC}:p"] <= row[f"{METRIC}:p_adjusted"] < 0.05
     assert pd.isna(base[f"{METRIC}:delta"])
     assert row["final_train_loss"] == pytest.approx(3 / np.sqrt(20))
-    assert list(table.columns[:7]) == ["setting", "lora_rank", "epoch", "seed", "mode", "task", "samples"]
-    assert list(table.columns[7:11]) == [METRIC, f"{METRIC}:low", f"{METRIC}:high", f"{METRIC}:interval"]
+    assert list(table.columns[:4]) == ["setting", "trained_setting", "lora_rank", "epoch"]
+    assert list(table.columns[4:8]) == ["seed", "mode", "task", "samples"]
+    facts = [f"{METRIC}:{fact}" for fact in ("stderr", "low", "high", "interval")]
+    assert list(table.columns[8:13]) == [METRIC, *facts]
 
 
 def edit_manifest(point: Path, **changes: Any) -> None:
@@ -259,9 +261,8 @@ def test_replicates_are_a_setting_with_an_interval_over_seeds_and_samples(tmp_pa
     assert row["seeds"] == 3
     assert row[METRIC] == pytest.approx(means.mean())
     half = 4.3027 * means.std() / 3**0.5
-    assert row[f"{METRIC}:low"] <= means.mean() - half + 1e-4
-    assert row[f"{METRIC}:high"] >= means.mean() + half - 1e-4
-    assert STUDENT_OF_SEEDS in row[f"{METRIC}:interval"]
+    assert row[f"{METRIC}:high"] - row[f"{METRIC}:low"] >= 1.5 * half
+    assert row[f"{METRIC}:interval"] == EFFECTIVE_WILSON
     found = answer(tmp_path, list(variables), samples)
     assert "3 seeds" in found.sentence
     assert not any("trained once" in caveat for caveat in found.caveats)

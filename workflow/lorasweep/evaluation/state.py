@@ -79,7 +79,8 @@ class EvaluationState:
         done.mkdir(exist_ok=True)
         for task, log in logs.items():
             log.replace(done / f"{task}.eval")
-        write_record(done / METRICS, {**metrics, **self._key})
+        # Unsorted: a task's first metric decides.
+        write_record(done / METRICS, {**metrics, **self._key}, sorts=False)
         for folder in ("logs", "data"):
             shutil.rmtree(self._folder / folder, ignore_errors=True)
 

@@ -651,12 +651,15 @@ class Report(Section):
     task: Name | None = None
     """Task that decides which setting is best; `null`: the first of `evaluation.tasks`."""
     metric: Text | None = None
-    """Metric of that task, written `<score>/<metric>` as in the table; `null`: the first. It is checked before the
-    first job, if the scorer tells its metrics."""
+    """Metric of that task, written `<score>/<metric>` as in the table; `null`: the first that Inspect lists. It is
+    checked before the first job, if the scorer tells its metrics."""
     higher_is_better: bool = True
     """Whether a higher value of the metric is better."""
     confidence: Annotated[float, Field(gt=0.5, lt=1), BeforeValidator(_number)] = 0.95
     """Confidence level of intervals; tests use the significance level 1 - `confidence`."""
+    cluster: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
+    """Key of the samples' metadata that tells which samples belong together, such as the text that several questions
+    are about: standard errors, intervals and tests are then by cluster. `null`: samples are independent."""
 
 
 class Experiment(Section):

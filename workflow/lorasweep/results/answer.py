@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from lorasweep.results.inference import adjust_p_values
-from lorasweep.results.replicates import compare_settings
+from lorasweep.experiment.points import format_value
+from lorasweep.layout import BASELINE
+from lorasweep.results.inference import POWER, adjust_p_values, count_needed_samples
+from lorasweep.results.replicates import collect_scores, compare_settings
 from lorasweep.results.table import SampleScores, is_metric
 from lorasweep.util.errors import InputError
 
@@ -23,7 +26,9 @@ class Answer:
     task: str | None = None
     metric: str | None = None
     best: str | None = None
-    """The setting with the best mean."""
+    """The setting with the best mean, without its mode if modes share its adapter; `None` if several are equal."""
+    equal: tuple[str, ...] = ()
+    """The settings that share the best mean, if there are several; of a single setting, its modes."""
     is_winner: bool = False
     """Whether the best setting differs significantly from every other setting."""
     p_values: dict[str, float] | None = None
@@ -55,51 +60,103 @@ def find_answer(
     table: pd.DataFrame,
     settings: pd.DataFrame,
     scores: SampleScores,
+    variables: Sequence[str],
     task: str | None,
     metric: str | None,
     higher_is_better: bool,
     confidence: float,
+    cluster: str | None = None,
 ) -> Answer:
     """Return the answer from the tables of points (`table`) and of settings (`settings`, see `replicates.aggregate`).
 
-    A setting wins if it differs from every other one at the level 1 - confidence, corrected for multiple comparisons.
+    Modes that share an adapter are one setting, with the scores of the first. A setting wins if it differs from every
+    other one at the level 1 - confidence, corrected for multiple comparisons. `cluster` is `report.cluster`.
     """
     if task is None:
         return Answer("The points were not evaluated, so there is no best one.")
     if metric is None or metric not in settings:
         return Answer(f"No point has a value of a metric on {task}.", task)
-    rows = settings[(settings["task"] == task) & settings[metric].notna()]
-    rivals = rows[rows["mode"] != "base"].sort_values(metric, ascending=not higher_is_better, kind="stable")
-    if rivals.empty:
+    rows = settings[(settings["task"] == task) & settings[metric].notna() & (settings["mode"] != "base")]
+    if rows.empty:
         return Answer(f"No point has a value of {metric} on {task}.", task, metric)
-    records: list[Any] = rivals.to_dict("records")
-    best, *others = records
+    distinct = rows.drop_duplicates("trained_setting").sort_values(
+        metric, ascending=not higher_is_better, kind="stable"
+    )
+    records: list[Any] = distinct.to_dict("records")
+    is_best = np.isclose(distinct[metric].astype(float), float(records[0][metric]), rtol=1e-9, atol=1e-12)
+    best = [row for row, is_equal in zip(records, is_best, strict=True) if is_equal]
+    others = records[len(best) :]
     level = 1 - confidence
-    p_values = [compare_settings(best, other, metric, table, scores) for other in others]
+    p_values = [_compare_to_all(other, best, metric, table, scores) for other in others]
     tested = [p for p in p_values if p is not None]
     # The best setting was selected on the same data, so the correction counts all pairs, not only those with the best.
-    adjusted = iter(adjust_p_values([min(1.0, p * len(rivals) / 2) for p in tested]))
-    corrected = {
-        str(other["setting"]): next(adjusted) for other, p in zip(others, p_values, strict=True) if p is not None
-    }
-    names = [str(other["setting"]) for other in others]
+    adjusted = iter(adjust_p_values([min(1.0, p * len(records) / 2) for p in tested]))
+    names = [str(other["trained_setting"]) for other in others]
+    corrected = {name: next(adjusted) for name, p in zip(names, p_values, strict=True) if p is not None}
     tied = [name for name in names if corrected.get(name, 1.0) > level]
-    is_winner = bool(others) and not tied
-    sentence = f"{_name_best(best, metric, task, confidence)}{_tell_rest(names, tied, corrected)}"
-    sentence += _tell_delta(best, metric, task, level, higher_is_better)
-    caveats = (*_get_caveats(best, others, metric), *_find_rank_caveat(table[table["task"] == task]))
-    return Answer(sentence, task, metric, str(best["setting"]), is_winner, corrected, caveats)
+    together = _describe_together(best, metric)
+    equal = [str(row["trained_setting"]) for row in best]
+    if len(records) == 1 and np.ptp(rows[metric].astype(float)) < 1e-12:
+        equal = list(map(str, rows["setting"]))
+    sentence = _name_best(equal, together, metric, task, confidence) + _tell_rest(names, tied, corrected)
+    sentence += _tell_delta(together, metric, task, level, higher_is_better, is_plural=len(equal) > 1)
+    rivals = dict(zip(names, others, strict=True))
+    close = {name: rivals[name] for name in tied[:1]}
+    p_value: Any = together.get(f"{metric}:p")
+    if not _is_missing(p_value) and p_value > level:
+        close["the base model"] = {"points": BASELINE, "mode": "base", "task": task}
+    caveats = (
+        *_get_caveats(best[0], others, metric),
+        *_find_mode_caveat(rows, best, metric),
+        *_find_edge_caveats(rows, best, variables),
+        *_find_rank_caveat(table[table["task"] == task]),
+        *_find_seed_caveats(records, metric, table, scores),
+        *_find_sample_caveats(best[0], close, metric, table, scores, level),
+        *_find_cluster_caveat(together, metric, task, cluster, scores),
+    )
+    is_alone = len(equal) == 1
+    is_winner = is_alone and bool(others) and not tied
+    alone, several = (equal[0], ()) if is_alone else (None, tuple(equal))
+    return Answer(sentence, task, metric, alone, several, is_winner, corrected, caveats)
 
 
-def _name_best(best: Mapping[str, Any], metric: str, task: str, confidence: float) -> str:
+def _compare_to_all(
+    other: Mapping[str, Any],
+    best: Sequence[Mapping[str, Any]],
+    metric: str,
+    table: pd.DataFrame,
+    scores: SampleScores,
+) -> float | None:
+    """Return the largest p-value of no difference between a setting and each of the best."""
+    p_values = [compare_settings(row, other, metric, table, scores) for row in best]
+    return None if None in p_values else max(p for p in p_values if p is not None)
+
+
+def _describe_together(best: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Return a row for settings of one mean: of their intervals and p-values, the widest and the largest."""
+    frame = pd.DataFrame(best)
+    together = dict(best[0])
+    for fact, summarise in (("low", "min"), ("high", "max"), ("p", "max"), ("p_adjusted", "max")):
+        for column in (f"{metric}:{fact}", f"{metric}:delta_{fact}"):
+            if column in frame:
+                values = pd.to_numeric(frame[column])
+                together[column] = None if values.isna().any() else float(getattr(values, summarise)())
+    return together
+
+
+def _name_best(names: Sequence[str], row: Mapping[str, Any], metric: str, task: str, confidence: float) -> str:
     interval = ""
-    if not _is_missing(best.get(f"{metric}:low")):
+    if not _is_missing(row.get(f"{metric}:low")):
         interval = (
-            f" ({confidence:.0%} interval {best[f'{metric}:low']:.3f} to {best[f'{metric}:high']:.3f}"
-            + (f", {best['seeds']} seeds" if best["seeds"] > 1 else "")
+            f" ({confidence:.0%} interval {row[f'{metric}:low']:.3f} to {row[f'{metric}:high']:.3f}"
+            + (f", {row['seeds']} seeds" if row["seeds"] > 1 else "")
             + ")"
         )
-    return f"{best['setting']} scores best on {task}: {metric} {best[metric]:.3f}{interval}"
+    scored = f"on {task}: {metric} {row[metric]:.3f}{interval}"
+    if len(names) == 1:
+        return f"{names[0]} scores best {scored}"
+    shown = [*names[:MOST_NAMED], *([f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else [])]
+    return f"{', '.join(shown[:-1])} and {shown[-1]} score equally {scored}"
 
 
 def _tell_rest(rest: Sequence[str], tied: Sequence[str], p_values: Mapping[str, float]) -> str:
@@ -122,7 +179,9 @@ def _tell_p(p_value: float | None) -> str:
     return f" ({_format_p(p_value)})" if p_value is not None else ""
 
 
-def _tell_delta(best: Mapping[str, Any], metric: str, task: str, level: float, higher_is_better: bool) -> str:
+def _tell_delta(
+    best: Mapping[str, Any], metric: str, task: str, level: float, higher_is_better: bool, is_plural: bool
+) -> str:
     delta: Any = best.get(f"{metric}:delta")
     if _is_missing(delta):
         return "."
@@ -141,8 +200,9 @@ def _tell_delta(best: Mapping[str, Any], metric: str, task: str, level: float, h
         many = " after correction" if not _is_missing(p_value) and best[f"{metric}:p"] <= level < p_value else ""
         return f". The difference to the base model is {delta:+.3f}{interval}{p_text}: not significant{many}."
     p_text = "" if _is_missing(p_value) else f", {_format_p(p_value)}"
-    bad = " It is worse than the base model." if (delta > 0) != higher_is_better else ""
-    return f". It is {abs(delta):.3f} {where} the base model{interval}{p_text}.{bad}"
+    they = "They are" if is_plural else "It is"
+    bad = f" {they} worse than the base model." if (delta > 0) != higher_is_better else ""
+    return f". {they} {abs(delta):.3f} {where} the base model{interval}{p_text}.{bad}"
 
 
 def _get_caveats(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], metric: str) -> tuple[str, ...]:
@@ -154,26 +214,118 @@ def _get_caveats(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m
         )
     seeds = [int(row["seeds"]) for row in (best, *others)]
     if 1 == min(seeds) < max(seeds):
-        caveats.append("Some settings were trained once: they are compared by their samples only.")
+        caveats.append("Some settings were trained once: their seeds are taken to vary as those of the others.")
     if max(seeds) == 1:
         caveats.append(
             "Each setting was trained once: the intervals cover the samples only, not the variation between seeds. "
             "Make seed a variable to measure it."
         )
+    if max(seeds) == 2:
+        caveats.append("Two seeds tell little of how much seeds vary: a third makes intervals about half as wide.")
     if _is_missing(best.get(f"{metric}:low")):
         caveats.append("This metric is not a mean over varying samples, so it has no interval here.")
     return tuple(caveats)
 
 
+def _find_mode_caveat(rows: pd.DataFrame, best: Sequence[Mapping[str, Any]], metric: str) -> tuple[str, ...]:
+    """Return a note if a best setting has other scores in other modes, which share its adapter."""
+    for row in best:
+        alike = rows[rows["trained_setting"] == row["trained_setting"]]
+        if float(alike[metric].max() - alike[metric].min()) > 1e-9:
+            each = ", ".join(f"{value:.3f} in {mode}" for mode, value in zip(alike["mode"], alike[metric], strict=True))
+            name = row["trained_setting"]
+            return (f"{name} has one adapter, but its modes differ in {metric}: {each}. The first counts.",)
+    return ()
+
+
+def _find_edge_caveats(
+    rows: pd.DataFrame, best: Sequence[Mapping[str, Any]], variables: Sequence[str]
+) -> tuple[str, ...]:
+    """Return a note for each numeric variable of three values or more of which the best one is the first or last."""
+    caveats = []
+    for key in variables:
+        values = sorted(set(rows[key].dropna())) if key in rows and pd.api.types.is_numeric_dtype(rows[key]) else []
+        if len(values) < 3:
+            continue
+        found = {row[key] for row in best}
+        for edge, extreme, more in ((values[0], "smallest", "smaller"), (values[-1], "largest", "larger")):
+            if found == {edge}:
+                number = format_value(edge.item() if hasattr(edge, "item") else edge, key)
+                caveats.append(
+                    f"The best {key}, {number}, is the {extreme} of {len(values)} that were tried: "
+                    f"{more} ones may be better."
+                )
+    return tuple(caveats)
+
+
 def _find_rank_caveat(rows: pd.DataFrame) -> tuple[str, ...]:
-    """Return a note if ranks are compared at one learning rate: its best value depends on the scale of the update."""
+    """Return a note if ranks are compared at one learning rate, while the scale of the update does not fall with the
+    rank, as with alpha = 2r: updates then grow with the rank, and the best learning rate falls."""
     if "lora_rank" not in rows or rows["lora_rank"].nunique() < 2:
         return ()
-    if "lr" in rows and rows.groupby("lora_rank")["lr"].nunique().min() > 1:
+    if "lr" in rows and rows["lr"].nunique() > 1:
+        return ()
+    scales = rows.dropna(subset="lora_rank").groupby("lora_rank")["lora_scale"].max().sort_index()
+    if scales.iloc[-1] < scales.iloc[0]:
         return ()
     return (
-        "Ranks were compared at one learning rate: a rank that does worse may need another one, as the scale of its "
-        "update (alpha / r) decides. Make lr a variable too, or see docs/how-to/trainers.md.",
+        "Ranks were compared at one learning rate, and alpha grows with the rank: so do the updates, and a high rank "
+        "that does worse may need a lower lr. Make lr a variable too, or keep alpha constant "
+        "(docs/how-to/trainers.md).",
+    )
+
+
+def _find_seed_caveats(
+    records: Sequence[Mapping[str, Any]], metric: str, table: pd.DataFrame, scores: SampleScores
+) -> tuple[str, ...]:
+    """Return a note if trainings of one setting differ more than settings do."""
+    trained = [collect_scores(row, metric, table, scores).by_training for row in records if row["seeds"] > 1]
+    if len(trained) < 2:
+        return ()
+    within = float(np.sqrt(np.mean([means.var(ddof=1) for means in trained])))
+    between = float(np.std([means.mean() for means in trained], ddof=1))
+    if within <= between:
+        return ()
+    return (
+        f"Seeds differ more than settings: the standard deviation of {metric} is {within:.3f} between seeds of one "
+        f"setting, and {between:.3f} between settings.",
+    )
+
+
+def _find_sample_caveats(
+    best: Mapping[str, Any],
+    close: Mapping[str, Mapping[str, Any]],
+    metric: str,
+    table: pd.DataFrame,
+    scores: SampleScores,
+    level: float,
+) -> tuple[str, ...]:
+    """Return a note of the samples that would tell the best setting from each one that is too close, by name."""
+    own = collect_scores(best, metric, table, scores)
+    caveats = []
+    for name, row in close.items():
+        other = collect_scores(row, metric, table, scores)
+        needed = count_needed_samples(own, other, level)
+        if needed and needed > len(own.samples):
+            caveats.append(
+                f"{len(own.samples)} samples are too few to tell the best setting from {name}: a difference of "
+                f"{abs(own.mean - other.mean):.3f} takes about {float(f'{needed:.2g}'):,.0f} to be found with a "
+                f"probability of {POWER:.0%}."
+            )
+    return tuple(caveats)
+
+
+def _find_cluster_caveat(
+    best: Mapping[str, Any], metric: str, task: str, cluster: str | None, scores: SampleScores
+) -> tuple[str, ...]:
+    """Return a note if samples are taken as independent."""
+    if _is_missing(best.get(f"{metric}:low")) or scores.has_clusters(task):
+        return ()
+    if cluster:
+        return (f"Samples of {task} have no {cluster} in their metadata: they are taken as independent.",)
+    return (
+        "Samples are taken as independent. If several are about one text, name the key of their metadata that tells "
+        "the text as report.cluster.",
     )
 
 

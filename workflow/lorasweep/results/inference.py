@@ -1,7 +1,8 @@
 """Statistical inference: confidence intervals, tests, and corrections for multiple comparisons.
 
-All functions work on one score per sample, shape (samples,): the mean over the sample's epochs. With few samples, no
-normality of means is assumed: 0 of 20 right has an interval too.
+All functions work on one score per training and sample: the mean over the sample's epochs. Scores vary with the sample
+and with the seed of the training, and both count. With few samples or seeds, no normality of means is assumed: 0 of 20
+right has an interval too, and no interval of a share leaves 0 to 1.
 """
 
 from collections.abc import Sequence
@@ -11,27 +12,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 
 WILSON = "Wilson score"
-BOOTSTRAP = "bootstrap (BCa)"
+EFFECTIVE_WILSON = "Wilson score, effective sample size"
 STUDENT = "Student's t"
-STUDENT_OF_SEEDS = "Student's t over seeds"
 PAIRED_WILSON = "paired Wilson (Newcombe)"
-PAIRED_BOOTSTRAP = "paired bootstrap (BCa)"
-PAIRED_STUDENT = "paired Student's t"
+PAIRED = "paired (MOVER)"
 UNPAIRED = "unpaired (MOVER)"
+
+POWER = 0.8
+"""Probability of finding a difference for which a number of samples is enough."""
 
 _RESAMPLES = 4000
 _SEED = 0
 
-FEW, MANY = 10, 500
-"""Numbers of samples between which the bootstrap is used. Below, its coverage is too low; from 500 on it agrees with
-Student's interval at a hundred times the cost."""
+MANY = 500
+"""Number of samples from which on permutations agree with Student's test at a hundred times the cost."""
 
-Scores = NDArray[Any]
+Values = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -43,58 +44,182 @@ class Interval:
     method: str
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one setting on a task."""
+
+    values: Values
+    """Shape (trainings, samples); shape (trainings, 1) for a metric that is no mean over samples."""
+    samples: tuple[str, ...] = ()
+    """Names of the samples; empty for a metric that is no mean over samples."""
+    clusters: Values | None = None
+    """The cluster of each sample, shape (samples,); `None` for samples that are independent."""
+    is_share: bool = True
+    """Whether scores are between 0 and 1, whatever is scored."""
+    is_trained: bool = True
+    """Whether another seed would give other scores. The base model has no seed."""
+
+    @property
+    def mean(self) -> float:
+        """The mean over trainings and samples."""
+        return float(self.values.mean())
+
+    @property
+    def seeds(self) -> int:
+        """The number of trainings."""
+        return len(self.values)
+
+    @property
+    def by_sample(self) -> Values:
+        """The mean of each sample over trainings, shape (samples,)."""
+        return np.asarray(self.values.mean(axis=0))
+
+    @property
+    def by_training(self) -> Values:
+        """The mean of each training over samples, shape (trainings,)."""
+        return np.asarray(self.values.mean(axis=1))
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether these are scores of 0 and 1 of samples."""
+        return bool(self.samples) and bool(np.isin(self.values, (0.0, 1.0)).all())
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether these are scores of 0 and 1 of one training on independent samples."""
+        return self.is_binary and self.seeds == 1 and self.clusters is None
+
+    def is_paired(self, other: "Scores") -> bool:
+        """Whether both are scores of the same samples."""
+        return bool(self.samples) and self.samples == other.samples
+
+    def sum_by_cluster(self, values: Values) -> Values:
+        """Return the sums of one value per sample over the samples of each cluster, shape (clusters,)."""
+        if self.clusters is None or not self.samples:
+            return values
+        return np.bincount(np.unique(self.clusters, return_inverse=True)[1], weights=values)
+
+
+@dataclass(frozen=True)
+class _Variance:
+    """The estimated variance of a mean, from one source, with its degrees of freedom."""
+
+    value: float
+    degrees: float
+
+    def square_half(self, tail: float) -> float:
+        """Return the squared half width of the interval of this variance alone, for a probability on each side."""
+        return float(stats.t.isf(tail, self.degrees)) ** 2 * self.value
+
+
+def get_standard_error(scores: Scores) -> float | None:
+    """Return the standard error of the mean, of clusters of samples and of seeds; `None` if it cannot be estimated.
+
+    Clusters: Miller (2024), arXiv:2411.00640, with the correction for their number as in Inspect.
+    """
+    parts = [_get_sample_variance(scores, scores.by_sample), _get_seed_variance(scores)]
+    known = [part.value for part in parts if part is not None]
+    return sqrt(sum(known)) if known else None
+
+
 def get_mean_interval(scores: Scores, confidence: float = CONFIDENCE) -> Interval | None:
-    """Return the confidence interval of the mean score; `None` if there are too few samples or they do not vary.
+    """Return the confidence interval of the mean; `None` if there are too few scores, or they do not vary.
 
-    Scores of 0 and 1: Wilson (1927), J. Am. Stat. Assoc. 22:209. Others: the BCa bootstrap over samples (Efron 1987,
-    J. Am. Stat. Assoc. 82:171), and Student's t below 10 samples and from 500 on.
+    Shares of one training on independent samples have the interval of Wilson (1927), J. Am. Stat. Assoc. 22:209. Others
+    have Wilson's interval for the effective number of samples (Franco et al. 2019, J. Surv. Stat. Methodol. 7:334): the
+    number at which a share has the half width that `_get_half_widths` gives for samples and seeds. Scores of other
+    ranges have a symmetric interval of that half width.
     """
-    if _are_binary(scores):
-        wilson = stats.binomtest(round(scores.sum()), len(scores)).proportion_ci(confidence, method="wilson")
-        return Interval(float(wilson.low), float(wilson.high), WILSON)
-    return _get_interval(scores, confidence, BOOTSTRAP, STUDENT)
+    halves = _get_half_widths(scores, confidence)
+    if halves is None:
+        return None
+    mean, square = scores.mean, halves[0] ** 2 + halves[1] ** 2
+    if not scores.is_share:
+        half = sqrt(square)
+        return Interval(mean - half, mean + half, STUDENT) if half else None
+    spread = mean * (1 - mean)
+    if scores.is_binary and spread == 0:
+        # All right or all wrong: each cluster is one observation.
+        units = len(scores.sum_by_cluster(scores.by_sample))
+        ratio = float(stats.norm.isf((1 - confidence) / 2)) ** 2 / units
+    elif square == 0 or spread == 0:
+        return None
+    else:
+        ratio = square / spread
+    middle, half = (mean + ratio / 2) / (1 + ratio), sqrt(ratio * spread + ratio**2 / 4) / (1 + ratio)
+    method = WILSON if scores.is_plain else EFFECTIVE_WILSON
+    return Interval(max(0.0, middle - half), min(1.0, middle + half), method)
 
 
-def get_paired_interval(scores: Scores, base: Scores, confidence: float = CONFIDENCE) -> Interval | None:
-    """Return the confidence interval of the mean difference of two models on the same samples, in the same order.
+def get_difference_interval(scores: Scores, base: Scores, confidence: float = CONFIDENCE) -> Interval | None:
+    """Return the confidence interval of the difference of two means; `None` if neither varies, or that is unknown.
 
-    Scores of 0 and 1: Newcombe (1998), Stat. Med. 17:2635, method 10, which has an interval for 20 of 20 against 0 of
-    20 too. Other scores: the interval of the mean of the differences.
+    It is combined of the intervals of both (MOVER; Zou and Donner 2008, Stat. Med. 27:1693), with the correlation of
+    the means if both have the same samples. For shares of one training on independent samples, that is Newcombe (1998),
+    Stat. Med. 17:2635, method 10, or 17:873, method 10.
     """
-    if not (_are_binary(scores) and _are_binary(base)):
-        return _get_interval(scores - base, confidence, PAIRED_BOOTSTRAP, PAIRED_STUDENT)
-    own, other = get_mean_interval(scores, confidence), get_mean_interval(base, confidence)
-    combined = _combine(scores.mean(), own, base.mean(), other, _get_correlation(scores, base))
-    return combined and Interval(*combined, PAIRED_WILSON)
+    halves, others = (_get_half_widths(each, confidence) for each in (scores, base))
+    if halves is None or others is None:
+        return None
+    own, other = (get_mean_interval(each, confidence) for each in (scores, base))
+    if own is None and other is None:
+        return None
+    correlation, method = 0.0, UNPAIRED
+    if scores.is_paired(base):
+        correlation, method = _get_correlation(scores, base), PAIRED
+        # Means vary together by their samples only, not by their seeds.
+        for by_samples, by_seeds in (halves, others):
+            both = sqrt(by_samples**2 + by_seeds**2)
+            correlation *= by_samples / both if both else 1.0
+        if own and other and own.method == other.method == WILSON:
+            method = PAIRED_WILSON
+    mean, base_mean = scores.mean, base.mean
+    below, above = (mean - own.low, own.high - mean) if own else (0.0, 0.0)
+    base_below, base_above = (base_mean - other.low, other.high - base_mean) if other else (0.0, 0.0)
+    difference = mean - base_mean
+    low = difference - _combine(below, base_above, correlation)
+    high = difference + _combine(above, base_below, correlation)
+    return Interval(low, high, method)
 
 
-def get_unpaired_interval(
-    mean: float, interval: Interval | None, base_mean: float, base_interval: Interval | None
-) -> Interval | None:
-    """Return the confidence interval of the difference of two means from the intervals of both.
+def get_p_value(scores: Scores, base: Scores) -> float | None:
+    """Return the two-sided p-value of no difference between the means of two models; `None` if no test is possible.
 
-    The method is MOVER (Zou and Donner 2008, Stat. Med. 27:1693); for proportions it equals Newcombe's hybrid score
-    interval.
+    It is the larger of two. Over samples: the test of `get_paired_p_value`, if both have the same ones. Over samples
+    and seeds, if any has several: the level at which the interval of the difference, with the half width of
+    `_get_half_widths`, begins at 0. Of two settings, one that was trained once is taken to vary between seeds as the
+    other does.
     """
-    combined = _combine(mean, interval, base_mean, base_interval, 0.0)
-    return combined and Interval(*combined, UNPAIRED)
+    is_paired = scores.is_paired(base)
+    p_values = [get_paired_p_value(scores, base)] if is_paired else []
+    if max(scores.seeds, base.seeds) > 1:
+        seeds = _get_seed_variances(scores, base)
+        if is_paired:
+            parts = [_get_sample_variance(scores, scores.by_sample - base.by_sample), *seeds]
+        else:
+            parts = [*(_get_sample_variance(each, each.by_sample) for each in (scores, base) if each.samples), *seeds]
+        known = [part for part in parts if part is not None and part.value > 0]
+        if any(part in known for part in seeds) or is_paired:
+            p_values.append(_find_level(scores.mean - base.mean, known))
+    return max(p_values, default=None)
 
 
 def get_paired_p_value(scores: Scores, base: Scores) -> float:
-    """Return the two-sided p-value of no difference between two models on the same samples.
+    """Return the two-sided p-value of no difference between two models on the same samples, whatever the seeds.
 
-    Under the null hypothesis the two models are exchangeable in each sample. Scores of 0 and 1: the exact McNemar test.
-    Other scores: a sign-flip permutation test. Student's t is used from 500 samples on, and if no permutation is as
-    extreme as the data, so that the number of permutations does not limit the p-value.
+    Under the null hypothesis the two models are exchangeable in each sample or, if samples are clustered, in each
+    cluster. Differences of one size: the exact McNemar test. Others: a sign-flip permutation test. Student's t is used
+    from 500 samples on, and if no permutation is as extreme as the data, so that the number of permutations does not
+    limit the p-value.
     """
-    differences = scores - base
-    differences = differences[differences != 0]
+    sums = scores.sum_by_cluster(scores.by_sample - base.by_sample)
+    differences = sums[np.abs(sums) > 1e-12]
     if not len(differences):
         return 1.0
-    if len(np.unique(np.abs(differences))) == 1:
+    if np.ptp(np.abs(differences)) < 1e-9:
         return float(stats.binomtest(int((differences > 0).sum()), len(differences)).pvalue)
-    student = float(stats.ttest_1samp(scores - base, 0.0).pvalue)
-    if len(scores) >= MANY:
+    student = float(stats.ttest_1samp(sums, 0.0).pvalue)
+    if len(sums) >= MANY:
         return student
     permuted = stats.permutation_test(
         (differences,),
@@ -109,100 +234,107 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
     return student if not is_exact and permuted.pvalue <= 2 / (_RESAMPLES + 1) else float(permuted.pvalue)
 
 
-def get_replicates_interval(means: Scores, confidence: float = CONFIDENCE) -> Interval | None:
-    """Return Student's interval of the mean over trainings, shape (seeds,); `None` if they do not vary."""
-    if len(means) < 2 or np.ptp(means) == 0:
-        return None
-    return _get_student_interval(means, confidence, STUDENT_OF_SEEDS)
+def count_needed_samples(scores: Scores, base: Scores, level: float) -> int | None:
+    """Return the number of samples at which a paired test at a level finds the difference seen, with power `POWER`.
 
-
-def get_replicates_p_value(means: Scores, others: Scores) -> float | None:
-    """Return Welch's two-sided p-value for the means of two settings' trainings, shapes (seeds,) and (other seeds,).
-
-    `None` if a setting was trained only once, or neither setting varies: then the variation between seeds is unknown.
+    Miller (2024), arXiv:2411.00640, section 5: n = (z_level/2 + z_power)² Var(difference of a sample) / difference².
+    Clusters are taken to be as large as these. `None` without a difference, or without the same samples.
     """
-    if len(means) < 2 or len(others) < 2 or (np.ptp(means) == 0 and np.ptp(others) == 0):
+    difference = scores.mean - base.mean
+    if not scores.is_paired(base) or abs(difference) < 1e-12:
         return None
-    return float(stats.ttest_ind(means, others, equal_var=False).pvalue)
-
-
-def get_baseline_p_value(means: Scores, baseline: float) -> float | None:
-    """Return Student's two-sided p-value for trainings' means, shape (seeds,), against a baseline; `None` as above."""
-    if len(means) < 2 or np.ptp(means) == 0:
+    variance = _get_sample_variance(scores, scores.by_sample - base.by_sample)
+    if variance is None:
         return None
-    return float(stats.ttest_1samp(means, baseline).pvalue)
+    reach = float(stats.norm.isf(level / 2) + stats.norm.ppf(POWER))
+    return max(1, round(reach**2 * variance.value * len(scores.samples) / difference**2))
 
 
-def widen(first: Interval | None, second: Interval | None) -> Interval | None:
-    """Return the smallest interval that covers both; if one is `None`, return the other."""
-    if first is None or second is None:
-        return first or second
-    method = first.method if first.method == second.method else f"the wider of {first.method} and {second.method}"
-    return Interval(min(first.low, second.low), max(first.high, second.high), method)
+def adjust_p_values(p_values: Sequence[float], settings: Sequence[Any] | None = None) -> list[float]:
+    """Return p-values corrected for multiple comparisons (Holm 1979, Scand. J. Stat. 6:65).
 
-
-def adjust_p_values(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for multiple comparisons (Holm 1979, Scand. J. Stat. 6:65)."""
-    order = np.argsort(p_values, kind="stable")
+    Comparisons of the same of the `settings` count as one; `None`: each counts.
+    """
+    order = list(np.argsort(p_values, kind="stable"))
+    names = list(settings if settings is not None else range(len(p_values)))
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        left = len({names[other] for other in order[rank:]})
+        largest = max(largest, min(1.0, left * p_values[index]))
         adjusted[index] = largest
     return adjusted
 
 
-def _are_binary(scores: Scores) -> bool:
-    return len(scores) > 0 and bool(np.isin(scores, (0.0, 1.0)).all())
+def _get_half_widths(scores: Scores, confidence: float) -> tuple[float, float] | None:
+    """Return the half widths of the mean's interval by samples alone and by seeds alone; `None` if neither is known.
 
-
-def _get_interval(values: Scores, confidence: float, bootstrap: str, student: str) -> Interval | None:
-    if len(values) < 2 or np.ptp(values) == 0:
+    Each is Student's t times a standard error. The half width for both is the root of the sum of their squares: its
+    interval covers the mean at least as often as it says (Banerjee 1960, Sankhya 22:357), with two seeds too.
+    """
+    by_samples, by_seeds = _get_sample_variance(scores, scores.by_sample), _get_seed_variance(scores)
+    if scores.is_plain:
+        # The variance of a share is known by its mean.
+        by_samples = _Variance(scores.mean * (1 - scores.mean) / len(scores.samples), np.inf)
+    if by_samples is None and by_seeds is None:
         return None
-    if not FEW <= len(values) < MANY:
-        return _get_student_interval(values, confidence, student)
-    limits = stats.bootstrap(
-        (values,),
-        np.mean,
-        vectorized=True,
-        confidence_level=confidence,
-        n_resamples=_RESAMPLES,
-        batch=max(1, 2_000_000 // len(values)),
-        method="BCa",
-        rng=np.random.default_rng(_SEED),
-    ).confidence_interval
-    return Interval(float(limits.low), float(limits.high), bootstrap)
+    first, second = (sqrt(part.square_half((1 - confidence) / 2)) if part else 0.0 for part in (by_samples, by_seeds))
+    return first, second
 
 
-def _get_student_interval(values: Scores, confidence: float, method: str) -> Interval:
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / sqrt(len(values))
-    return Interval(float(values.mean() - half), float(values.mean() + half), method)
+def _get_sample_variance(scores: Scores, values: Values) -> _Variance | None:
+    """Return the variance of the mean of one value per sample; `None` for a metric that is no mean, or one cluster."""
+    sums = scores.sum_by_cluster(values - values.mean())
+    clusters = len(sums)
+    if not scores.samples or clusters < 2:
+        return None
+    return _Variance(float((sums**2).sum()) * clusters / (clusters - 1) / len(values) ** 2, clusters - 1)
+
+
+def _get_seed_variance(scores: Scores) -> _Variance | None:
+    """Return the variance of the mean over trainings; `None` for one training."""
+    if scores.seeds < 2:
+        return None
+    return _Variance(float(scores.by_training.var(ddof=1)) / scores.seeds, scores.seeds - 1)
+
+
+def _get_seed_variances(scores: Scores, base: Scores) -> list[_Variance]:
+    """Return the variances of two means over trainings; of one that was trained once, that of the other."""
+    parts = []
+    for own, other in ((scores, base), (base, scores)):
+        part = _get_seed_variance(own)
+        if part is None and own.is_trained and (like := _get_seed_variance(other)):
+            part = _Variance(like.value * other.seeds, like.degrees)
+        parts += [part] if part else []
+    return parts
+
+
+def _find_level(difference: float, variances: Sequence[_Variance]) -> float:
+    """Return the level at which the interval of a difference with these variances begins at 0."""
+    if not variances:
+        return 1.0 if abs(difference) < 1e-12 else 0.0
+
+    def excess(level: float) -> float:
+        return sum(part.square_half(level / 2) for part in variances) - difference**2
+
+    least = 1e-15
+    return least if excess(least) < 0 else float(optimize.brentq(excess, least, 1.0, xtol=1e-15, rtol=1e-8))
 
 
 def _get_correlation(scores: Scores, base: Scores) -> float:
-    """Return the correlation of paired binary scores, with Newcombe's continuity correction; 0 if a margin is empty."""
-    both, first = float((scores * base).sum()), float((scores * (1 - base)).sum())
-    second, neither = float(((1 - scores) * base).sum()), float(((1 - scores) * (1 - base)).sum())
-    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
-    if margins == 0:
-        return 0.0
-    product = both * neither - first * second
-    if product > 0:
-        product = max(product - len(scores) / 2, 0.0)
-    return product / sqrt(margins)
+    """Return the correlation of two models' means by their samples; 0 if a model's scores do not vary.
+
+    Scores of 0 and 1 of one training each have Newcombe's continuity correction.
+    """
+    own, other = scores.by_sample, base.by_sample
+    sums, others = (scores.sum_by_cluster(each - each.mean()) for each in (own, other))
+    product = float((sums * others).sum())
+    if scores.is_binary and base.is_binary and scores.seeds == base.seeds == 1 and product > 0:
+        product = max(product - 0.5, 0.0)
+    size = float((sums**2).sum()) * float((others**2).sum())
+    return min(1.0, max(-1.0, product / sqrt(size))) if size > 0 else 0.0
 
 
-def _combine(
-    mean: float, interval: Interval | None, other_mean: float, other: Interval | None, correlation: float
-) -> tuple[float, float] | None:
-    """Return the limits of a difference of means from the limits of both means; `None` if an interval is missing."""
-    if interval is None or other is None:
-        return None
-    difference = mean - other_mean
-
-    def reach(first: float, second: float) -> float:
-        return sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second))
-
-    low = difference - reach(mean - interval.low, other.high - other_mean)
-    high = difference + reach(interval.high - mean, other_mean - other.low)
-    return float(low), float(high)
+def _combine(first: float, second: float, correlation: float) -> float:
+    """Return the distance to a limit of a difference, from the distances to a limit of both means."""
+    return sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second))

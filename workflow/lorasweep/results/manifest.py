@@ -111,7 +111,8 @@ def clean_up(
         "bytes": sum(entry["bytes"] for entry in files),
         "files": files,
     }
-    write_record(point / MANIFEST, manifest)
+    # Unsorted: a task's first metric decides.
+    write_record(point / MANIFEST, manifest, sorts=False)
 
 
 def describe_adapter_difference(adapter: Path, settings: Mapping[str, Any]) -> str | None:

@@ -48,6 +48,7 @@ def draw_metric(
     """
     settings = settings[(settings["task"] == task) & settings[metric].notna()]
     points = points[(points["task"] == task) & points[metric].notna()]
+    settings = _bound_bars(settings, points, metric)
     base = settings[settings["setting"] == BASELINE]
     rows = settings[settings["mode"] != "base"]
     if rows.empty:
@@ -160,7 +161,7 @@ def _draw_line(
         each = _shape(seeds.assign(setting=seeds["point"]), metric, x=key)
         dots = alt.Chart(each).mark_point(color=SERIES[0], opacity=0.5, size=25)
         layers.append(dots.encode(x=x, y="value:Q", tooltip=_get_tooltip(metric)))
-    layers.append(alt.Chart(data).mark_rule(color=SERIES[0], strokeWidth=2).encode(y="low:Q", y2="high:Q", **encoding))
+    layers.append(alt.Chart(data).mark_rule(color=SERIES[0], strokeWidth=2).encode(y="from:Q", y2="to:Q", **encoding))
     layers.append(alt.Chart(data).mark_point(color=SERIES[0], filled=True, size=70, opacity=1).encode(y=y, **encoding))
     caption = f"{_tell_bars(data)}{_tell_base(base)}" + (" Small circles are single trainings." if len(seeds) else "")
     return alt.layer(*layers), caption
@@ -202,7 +203,7 @@ def _draw_multiples(
     shape = alt.Shape("y:N", title=series, sort=order)
     dots = alt.OverlayMarkDef(filled=True, size=60, opacity=1)
     layers = [
-        alt.Chart().mark_rule(strokeWidth=1.5).encode(y="low:Q", y2="high:Q", **encoding),
+        alt.Chart().mark_rule(strokeWidth=1.5).encode(y="from:Q", y2="to:Q", **encoding),
         alt.Chart().mark_line(strokeWidth=1.5, point=dots).encode(y=y, shape=shape, **encoding),
     ]
     if len(base):
@@ -264,7 +265,7 @@ def _draw_list(rows: pd.DataFrame, base: pd.DataFrame, metric: str, ascending: b
     encoding = {"y": y, "tooltip": _get_tooltip(metric)}
     layers = _draw_base(base, metric, across=True)
     layers += [
-        alt.Chart(data).mark_rule(color=SERIES[0], strokeWidth=2).encode(x="low:Q", x2="high:Q", **encoding),
+        alt.Chart(data).mark_rule(color=SERIES[0], strokeWidth=2).encode(x="from:Q", x2="to:Q", **encoding),
         alt.Chart(data)
         .mark_point(color=SERIES[0], filled=True, size=60, opacity=1)
         .encode(x=alt.X("value:Q", title=metric, scale=alt.Scale(zero=False)), **encoding),
@@ -288,14 +289,32 @@ def _draw_base(base: pd.DataFrame, metric: str, across: bool = False) -> list[al
     edge = {"y": alt.value(0)} if across else {"x": alt.value("width")}
     drawn = [line.encode(**{value: "value:Q"}), text.encode(**{value: "value:Q"}, **edge, text="label:N")]
     if data["low"].notna().all():
-        drawn.insert(0, band.encode(**{ends[0]: "low:Q", ends[1]: "high:Q"}))
+        drawn.insert(0, band.encode(**{ends[0]: "from:Q", ends[1]: "to:Q"}))
     return drawn
 
 
+def _bound_bars(settings: pd.DataFrame, points: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the settings with the ends of what is drawn of their intervals: `<metric>:from` and `<metric>:to`.
+
+    An interval that is wide for lack of seeds must not squeeze the values: it lengthens the axis at each end by no more
+    than all trainings span, with their own intervals over samples.
+    """
+    sides = [f"{metric}:{side}" for side in ("low", "high")]
+    spanned = points[[metric, *sides]].astype(float)
+    least, most = float(spanned.min().min()), float(spanned.max().max())
+    low, high = (settings[side].astype(float) for side in sides)
+    if most > least:
+        low, high = low.clip(lower=2 * least - most), high.clip(upper=2 * most - least)
+    return settings.assign(**{f"{metric}:from": low, f"{metric}:to": high})
+
+
 def _shape(rows: pd.DataFrame, metric: str, **places: str) -> pd.DataFrame:
-    """Return a plot's data: `setting`, `value`, `low`, `high`, `seeds`, and a column for each place in `places`."""
+    """Return a plot's data: `setting`, `value`, `low`, `high`, `seeds`, and a column for each place in `places`.
+
+    `from` and `to` are the ends of what is drawn of the interval.
+    """
     shaped = pd.DataFrame({"setting": rows["setting"].astype(str), "value": rows[metric].astype(float)})
-    for side in ("low", "high"):
+    for side in ("low", "high", "from", "to"):
         column = rows.get(f"{metric}:{side}")
         shaped[side] = float("nan") if column is None else pd.to_numeric(column, errors="coerce").astype(float)
     shaped["seeds"] = rows.get("seeds", 1)
@@ -351,7 +370,10 @@ def _get_tooltip(metric: str) -> list[alt.Tooltip]:
 
 
 def _tell_bars(data: pd.DataFrame) -> str:
-    return "Bars are confidence intervals." if data["low"].notna().any() else "This metric has no intervals here."
+    if data["low"].isna().all():
+        return "This metric has no intervals here."
+    is_cut = bool(((data["low"] < data["from"]) | (data["high"] > data["to"])).any())
+    return "Bars are confidence intervals." + (" Some are longer than drawn; the table has them." if is_cut else "")
 
 
 def _tell_base(base: pd.DataFrame, metric: str | None = None) -> str:

@@ -28,7 +28,7 @@ from lorasweep.results.table import is_metric
 from lorasweep.util.files import read_tail
 from lorasweep.util.vega import Plot, get_theme, write_pictures
 
-_TEXTS = {"setting": str, "task": str, "points": str}
+_TEXTS = {"setting": str, "trained_setting": str, "task": str, "points": str}
 """Columns whose values are read as text, even if they look like numbers."""
 
 _TEMPLATES = Path(__file__).parents[2] / "report"

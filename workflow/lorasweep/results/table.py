@@ -4,22 +4,25 @@ A metric has the column `<score>/<metric>`. Its statistics have columns `<score>
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from lorasweep.experiment.points import SEPARATOR, format_value, get_setting
-from lorasweep.experiment.sections import BASE_KEY, MODE_KEY
+from lorasweep.experiment.sections import BASE_KEY, MODE_KEY, Controls
 from lorasweep.layout import BASELINE, MANIFEST
 from lorasweep.results.inference import (
     Interval,
+    Scores,
     adjust_p_values,
+    get_difference_interval,
     get_mean_interval,
-    get_paired_interval,
-    get_paired_p_value,
-    get_unpaired_interval,
+    get_p_value,
+    get_standard_error,
 )
 from lorasweep.stages import GPU_RULES
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FACTS = (
+    "stderr",
     "low",
     "high",
     "interval",
@@ -40,10 +44,11 @@ FACTS = (
 )
 """Suffixes of a metric's columns.
 
+- `stderr`: standard error of the mean
 - `low`, `high`, `interval`: bounds of its confidence interval, and the interval's method
 - `delta`, `delta_low`, `delta_high`, `delta_interval`: difference to the baseline, its bounds, and the method
 - `pairs`: number of samples that point and baseline share; 0 if the interval is unpaired
-- `p`, `p_adjusted`: p-value of no difference, and the same corrected for the number of points
+- `p`, `p_adjusted`: p-value of no difference, and the same corrected for the number of adapters
 """
 
 _PROOF = ("adapter_sha256", "base_model_fingerprint", "merged_weights_sha256", "probe_distance")
@@ -69,26 +74,57 @@ class SampleScores:
 
     def __init__(self, samples: pd.DataFrame | None) -> None:
         self._scores: dict[tuple[str, str, str], pd.Series[float]] = {}
-        if samples is not None and len(samples):
-            for (point, task, score), rows in samples.groupby(["point", "task", "score"]):
-                self._scores[str(point), str(task), str(score)] = rows.groupby("sample")["value"].mean()
+        self._are_shares: dict[tuple[str, str], bool] = {}
+        self._clusters: dict[str, dict[str, Any]] = {}
+        if samples is None or not len(samples):
+            return
+        for (point, task, score), rows in samples.groupby(["point", "task", "score"]):
+            self._scores[str(point), str(task), str(score)] = rows.groupby("sample")["value"].mean()
+        for (task, score), rows in samples.groupby(["task", "score"]):
+            self._are_shares[str(task), str(score)] = bool(rows["value"].between(0, 1).all())
+        if "cluster" in samples:
+            for task, rows in samples.dropna(subset="cluster").groupby("task"):
+                self._clusters[str(task)] = dict(zip(rows["sample"], rows["cluster"], strict=True))
 
-    def get(self, point: str, task: str, metric: str, reported: Any) -> "pd.Series[float] | None":
+    def has_clusters(self, task: str) -> bool:
+        """Whether the samples of a task are in clusters."""
+        return task in self._clusters
+
+    def collect(
+        self, points: Sequence[str], task: str, metric: str, reported: Mapping[str, Any], is_trained: bool = True
+    ) -> Scores:
+        """Return the scores of points that are replicates: of the samples that all of them have, if their means are the
+        reported values; else, the reported values alone.
+
+        `reported` has the metric of every point of the task.
+        """
+        score = metric.rpartition("/")[0]
+        each = [self._find(point, task, metric, reported[point]) for point in points]
+        found = [series for series in each if series is not None]
+        if found and len(found) == len(each) and all(series.index.equals(found[0].index) for series in found):
+            samples = tuple(found[0].index)
+            clusters = self._clusters.get(task)
+            return Scores(
+                np.array([series.to_numpy() for series in found]),
+                samples,
+                np.array([clusters[sample] for sample in samples]) if clusters else None,
+                self._are_shares[task, score],
+                is_trained,
+            )
+        is_share = all(0 <= value <= 1 for value in reported.values())
+        means = np.array([float(reported[point]) for point in points])
+        return Scores(means[:, None], is_share=is_share, is_trained=is_trained)
+
+    def _find(self, point: str, task: str, metric: str, reported: Any) -> "pd.Series[float] | None":
         """Return the score of each sample, if their mean is the reported metric; else `None`."""
         scores = self._scores.get((point, task, metric.rpartition("/")[0]))
-        if (
-            scores is None
-            or metric.endswith(_NO_MEANS)
-            or pd.isna(reported)
-            or abs(scores.mean() - reported) > 1e-6 * max(1.0, abs(reported))
-        ):
-            return None
-        return scores
+        is_mean = scores is not None and abs(scores.mean() - reported) <= 1e-6 * max(1.0, abs(reported))
+        return scores if is_mean and not metric.endswith(_NO_MEANS) else None
 
 
 def is_metric(column: str) -> bool:
     """Whether a column is a metric. Standard errors and columns `<metric>:<fact>` are not."""
-    return "/" in column and not column.endswith("stderr") and column.rpartition(":")[2] not in FACTS
+    return "/" in column and not column.endswith("stderr") and not _is_fact(column)
 
 
 def describe_interval(metric: str, prefix: str, interval: Interval | None) -> dict[str, Any]:
@@ -97,6 +133,24 @@ def describe_interval(metric: str, prefix: str, interval: Interval | None) -> di
         f"{metric}:{prefix}low": interval and interval.low,
         f"{metric}:{prefix}high": interval and interval.high,
         f"{metric}:{prefix}interval": interval and interval.method,
+    }
+
+
+def describe_scores(metric: str, scores: Scores, confidence: float) -> dict[str, Any]:
+    """Return the columns of a metric that say how certain it is."""
+    interval = get_mean_interval(scores, confidence)
+    error = None if interval is None else get_standard_error(scores)
+    return {f"{metric}:stderr": error} | describe_interval(metric, "", interval)
+
+
+def describe_difference(metric: str, scores: Scores, base: Scores, confidence: float) -> dict[str, Any]:
+    """Return the columns of a metric's difference to the baseline."""
+    p_value = get_p_value(scores, base)
+    return {
+        f"{metric}:delta": scores.mean - base.mean,
+        f"{metric}:pairs": len(scores.samples) if scores.is_paired(base) else 0,
+        **({} if p_value is None else {f"{metric}:p": p_value}),
+        **describe_interval(metric, "delta_", get_difference_interval(scores, base, confidence)),
     }
 
 
@@ -112,30 +166,54 @@ def make_table(
     A point without scores of samples has no intervals and no paired comparisons.
     """
     rows = [row for point in points for row in _make_rows(results, point, variables)]
-    for row in rows:
-        for metric in filter(is_metric, list(row)):
-            own = scores.get(row["point"], row["task"], metric, row[metric])
-            interval = None if own is None else get_mean_interval(own.to_numpy(), confidence)
-            row |= describe_interval(metric, "", interval)
-    base = {row["task"]: row for row in rows if row["point"] == BASELINE}
-    for row in rows:
-        if row["task"] in base and row["mode"] != "base":
-            for metric in filter(is_metric, list(row)):
-                _compare(row, base[row["task"]], metric, scores, confidence)
-    _adjust(rows)
     _name_settings(rows)
+    reported: dict[tuple[Any, str], dict[str, Any]] = {}
+    for row in rows:
+        for metric in filter(is_metric, row):
+            if row[metric] is not None:
+                reported.setdefault((row["task"], metric), {})[row["point"]] = row[metric]
+    for (task, metric), values in reported.items():
+        base = scores.collect([BASELINE], task, metric, values, is_trained=False) if BASELINE in values else None
+        for row in rows:
+            if row["task"] != task or row.get(metric) is None:
+                continue
+            own = scores.collect([row["point"]], task, metric, values)
+            row |= describe_scores(metric, own, confidence)
+            if base and row["mode"] != "base":
+                row |= describe_difference(metric, own, base, confidence)
+        compared = [row for row in rows if row["task"] == task and f"{metric}:p" in row]
+        adjust(compared, metric, [(row["trained_setting"], row["seed"]) for row in compared])
     _write_alike(rows, variables)
     # Keeps integers although the baseline's values are missing.
     table = pd.DataFrame(rows).convert_dtypes()
-    metrics = sorted((column for column in table.columns if "/" in column), key=_order_metric)
+    order = order_metrics([column for column in row if "/" in column and not _is_fact(column)] for row in rows)
+    metrics = [column for name in order for column in (name, *(f"{name}:{fact}" for fact in FACTS)) if column in table]
     bases = [BASE_KEY] if any(BASE_KEY in row for row in rows) else []
-    first = dict.fromkeys(
-        ["point", "setting", *variables, *bases, "epoch", "seed", "mode", "task", "samples", *metrics]
-    )
+    names = ["point", "setting", "trained_setting"]
+    first = dict.fromkeys([*names, *variables, *bases, "epoch", "seed", "mode", "task", "samples", *metrics])
     table = table[[*first, *(column for column in table.columns if column not in first)]]
     # The baseline first, then by value; numbers are sorted as numbers, not as text.
-    order = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
-    return table.iloc[order].drop(columns="_settings").reset_index(drop=True)
+    places = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
+    return table.iloc[places].drop(columns=["_settings", "_trained"]).reset_index(drop=True)
+
+
+def order_metrics(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Merge the metrics of rows, each in the order in which Inspect lists them, so that each first one stays first."""
+    order: list[str] = []
+    for metrics in rows:
+        place = len(order)
+        for metric in reversed(metrics):
+            if metric in order:
+                place = order.index(metric)
+            else:
+                order.insert(place, metric)
+    return order
+
+
+def adjust(rows: Sequence[dict[str, Any]], metric: str, compared: Sequence[Any]) -> None:
+    """Add p-values that are corrected for the number of comparisons with the baseline; the same `compared` are one."""
+    for row, adjusted in zip(rows, adjust_p_values([row[f"{metric}:p"] for row in rows], compared), strict=True):
+        row[f"{metric}:p_adjusted"] = adjusted
 
 
 def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
@@ -172,9 +250,11 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     settings = manifest["settings"] | {MODE_KEY: manifest["mode"]}
     seconds = manifest["seconds"]
     without_seed = {key: value for key, value in settings.items() if key != "seed"}
+    trained = {key: value for key, value in without_seed.items() if key != MODE_KEY}
     shared = {
         "point": point,
         "_settings": json.dumps(without_seed, sort_keys=True),
+        "_trained": json.dumps(trained, sort_keys=True),
         **{key: _plain(get_setting(settings, key)) for key in variables},
         **({BASE_KEY: settings[BASE_KEY]} if BASE_KEY in settings else {}),
         "epoch": training.get("epochs"),
@@ -187,6 +267,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     facts = {
         **{key: training.get(key) for key in _TRAINING},
         **({"epochs_trained": training["best_epoch"]["epochs_trained"]} if "best_epoch" in training else {}),
+        "lora_scale": _get_scale(settings) if "lora_rank" in settings else None,
         **proof,
         "adapter_sha256": manifest["adapter_sha256"],
         "merged_weights_sha256": manifest.get("merged_weights_sha256"),
@@ -213,58 +294,54 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     ]
 
 
-def _compare(
-    row: dict[str, Any], base: Mapping[str, Any], metric: str, scores: SampleScores, confidence: float
-) -> None:
-    """Add the difference of a metric to the baseline's, by pairs of samples if both were scored on the same ones."""
-    if row[metric] is None or base.get(metric) is None:
-        return
-    own, other = (scores.get(r["point"], r["task"], metric, r[metric]) for r in (row, base))
-    row[f"{metric}:delta"] = row[metric] - base[metric]
-    both = [] if own is None or other is None else sorted(own.index.intersection(other.index))
-    if own is not None and other is not None and len(both) == len(own) == len(other):
-        row[f"{metric}:pairs"] = len(both)
-        paired = own[both].to_numpy(), other[both].to_numpy()
-        interval = get_paired_interval(*paired, confidence)
-        row[f"{metric}:p"] = get_paired_p_value(*paired)
-    else:
-        row[f"{metric}:pairs"] = 0
-        interval = get_unpaired_interval(row[metric], _read(row, metric), base[metric], _read(base, metric))
-    row |= describe_interval(metric, "delta_", interval)
-
-
-def _read(row: Mapping[str, Any], metric: str) -> Interval | None:
-    low = row.get(f"{metric}:low")
-    return None if low is None else Interval(low, row[f"{metric}:high"], row[f"{metric}:interval"])
-
-
-def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Add p-values that are corrected for the number of points compared with the baseline on a task."""
-    families: dict[tuple[Any, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        for column in row:
-            if column.endswith(":p"):
-                families.setdefault((row["task"], column), []).append(row)
-    for (_, column), members in families.items():
-        for row, adjusted in zip(members, adjust_p_values([row[column] for row in members]), strict=True):
-            row[f"{column}_adjusted"] = adjusted
+def _get_scale(settings: Mapping[str, Any]) -> float:
+    """Return what a point's update B·A is multiplied by: alpha / r, or alpha / √r with rsLoRA."""
+    # The values were checked before they were recorded.
+    controls = Controls.model_construct(**{key: settings[key] for key in Controls.model_fields.keys() & settings})
+    return controls.alpha / (sqrt(controls.lora_rank) if controls.use_rslora else controls.lora_rank)
 
 
 def _name_settings(rows: Sequence[dict[str, Any]]) -> None:
-    """Add `setting`: the common name of points that differ only in their seed."""
-    groups: dict[str, list[str]] = {}
+    """Add the common names of points: `setting`, where only the seed differs, and `trained_setting`, where the mode
+    differs too but the adapters do not."""
+    _name_groups(rows, "setting", lambda row: row["_settings"], lambda row: row["point"], "seed")
+    adapters: dict[str, set[Any]] = {}
     for row in rows:
-        groups.setdefault(row["_settings"], []).append(row["point"])
-    names: dict[str, str] = {}
-    taken = {row["point"] for row in rows}
-    for settings, points in groups.items():
-        name = points[0]
-        if len(set(points)) > 1:
-            name = SEPARATOR.join(part for part in name.split(SEPARATOR) if not part.startswith("seed=")) or "any seed"
-        names[settings] = points[0] if name in taken - set(points) else name
-        taken.add(names[settings])
+        adapters.setdefault(row["setting"], set()).add((row["seed"], row["adapter_sha256"]))
+
+    def get_trained(row: Mapping[str, Any]) -> Any:
+        return row["setting"] if row["mode"] == "base" else (row["_trained"], frozenset(adapters[row["setting"]]))
+
+    _name_groups(rows, "trained_setting", get_trained, lambda row: row["setting"], MODE_KEY)
+
+
+def _name_groups(
+    rows: Sequence[dict[str, Any]],
+    column: str,
+    get_key: Callable[[Mapping[str, Any]], Any],
+    get_name: Callable[[Mapping[str, Any]], str],
+    differing: str,
+) -> None:
+    """Add a column: the name of each row, or of rows of one key, their name without the variable that differs."""
+    groups: dict[Any, list[str]] = {}
     for row in rows:
-        row["setting"] = names[row["_settings"]]
+        groups.setdefault(get_key(row), []).append(get_name(row))
+    taken = {name for members in groups.values() for name in members}
+    names: dict[Any, str] = {}
+    for key, members in groups.items():
+        several = list(dict.fromkeys(members))
+        name, *others = several if len(several) == 1 else {_leave_out(differing, name) for name in several}
+        if others or name in taken - set(members):
+            name = ", ".join(several)
+        names[key] = name
+        taken.add(name)
+    for row in rows:
+        row[column] = names[get_key(row)]
+
+
+def _leave_out(variable: str, name: str) -> str:
+    parts = [part for part in name.split(SEPARATOR) if not part.startswith(f"{variable}=")]
+    return SEPARATOR.join(parts) or f"any {variable}"
 
 
 def _write_alike(rows: Sequence[dict[str, Any]], variables: Sequence[str]) -> None:
@@ -284,10 +361,8 @@ def _plain(value: Any) -> Any:
     return format_value(value) if isinstance(value, list | dict) else value
 
 
-def _order_metric(column: str) -> tuple[str, int]:
-    """Order the columns of metrics by name, each followed by its facts in their own order: `low` before `high`."""
-    metric, _, fact = column.rpartition(":")
-    return (metric, 1 + FACTS.index(fact)) if fact in FACTS else (column, 0)
+def _is_fact(column: str) -> bool:
+    return column.rpartition(":")[2] in FACTS
 
 
 def _order(row: Mapping[str, Any], variables: Sequence[str]) -> tuple[Any, ...]:

@@ -38,7 +38,7 @@ def write_partial_results(sweep: Sweep, unfinished: Collection[str], root: Path,
     ]
     if reads_samples:
         steps[0] += ["--samples", samples]
-        steps.insert(0, ["eval", *job, "read_samples", *of_these, "--output", samples])
+        steps.insert(0, ["eval", *job, "read_samples", *of_these, *sweep.reading_options, "--output", samples])
     for step in steps:
         completed = subprocess.run([run, *map(str, step)], capture_output=True, encoding="utf-8", errors="replace")
         if completed.returncode:

@@ -38,7 +38,11 @@ def find_faults(sweep: Sweep, rules: Collection[str]) -> InputError | None:
     """Return what is known to be wrong for jobs of these rules; `None` if there is nothing."""
     faults = []
     if _evaluates(sweep, rules):
-        faults += _find_task_errors(sweep) or [*_find_system_messages(sweep), *_find_metric_fault(sweep)]
+        faults += _find_task_errors(sweep) or [
+            *_find_system_messages(sweep),
+            *_find_metric_fault(sweep),
+            *_find_cluster_fault(sweep),
+        ]
     if _trains(sweep, rules):
         faults += _find_recipe_faults(sweep) or []
     error = InputError.join(faults)
@@ -109,6 +113,15 @@ def _find_metric_fault(sweep: Sweep) -> list[InputError]:
         return []
     problem = f"report.metric: {metric!r} is no metric of the task '{task}'{nearest(metric, known)}"
     return [InputError(problem, ", ".join(known))]
+
+
+def _find_cluster_fault(sweep: Sweep) -> list[InputError]:
+    cluster, found = sweep.experiment.report.cluster, counting.read_tasks(*_get_tasks(sweep))
+    keys = sorted({key for measured in found.values() for key in measured.get("metadata", [])})
+    if cluster is None or not found or cluster in keys:
+        return []
+    problem = f"report.cluster: {cluster!r} is no key that all samples of a task have in their metadata"
+    return [InputError(f"{problem}{nearest(cluster, keys)}", ", ".join(keys) or "null, as no task has such a key")]
 
 
 def _get_recipes(sweep: Sweep) -> dict[str, dict[str, str]]:

@@ -472,13 +472,19 @@ class Sweep:
         return ["--training", str(point.training)] if point and point.is_trained else []
 
     @property
+    def reading_options(self) -> list[str]:
+        """The options with which the samples' scores are read."""
+        cluster = self.experiment.report.cluster
+        return ["--cluster", cluster] if cluster else []
+
+    @property
     def summary_settings(self) -> str:
         """The settings of the rules that summarise the points, by rule in their order, as JSON of text."""
         report = self.experiment.report.model_dump_json()
         # The paths in the table contain the experiment's name.
         table = [self.experiment.experiment.name, self.variables, self.deciding_tasks, report, list(self.baselines)]
         settings = {
-            "read_samples": list(self.baselines),
+            "read_samples": [*self.baselines, *self.reading_options],
             "collect": table,
             # The report reads the experiment from a file that each run writes at its start, which is not an input.
             "report": [self.pipeline, self.digest],

@@ -52,10 +52,10 @@ def find_record(file: Path) -> dict[str, Any]:
         return {}
 
 
-def write_record(file: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, atomically. Its folder is created if needed."""
+def write_record(file: Path, record: Mapping[str, Any], *, sorts: bool = True) -> None:
+    """Write a record as JSON, atomically; its keys are sorted, or stay in their order. Its folder is made if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(file, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    write_aside(file, json.dumps(record, indent=1, sort_keys=sorts) + "\n")
 
 
 def end_last_line(file: Path) -> None:

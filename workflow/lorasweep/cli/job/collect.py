@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
     task = next(iter(arguments.tasks), None)
     with naming_file(arguments.results / EXPERIMENT):
         metric = choose_metric(table, arguments.tasks, report.metric)
-    answer = find_answer(table, settings, scores, task, metric, report.higher_is_better, report.confidence)
+    asked = (arguments.variables, task, metric, report.higher_is_better, report.confidence, report.cluster)
+    answer = find_answer(table, settings, scores, *asked)
     table.to_parquet(output.with_suffix(".parquet"), index=False)
     settings.to_csv(output.with_name(output.name.replace("results", "replicates")), index=False)
     answer_file = output.with_name(output.name.replace("results", "answer")).with_suffix(".json")

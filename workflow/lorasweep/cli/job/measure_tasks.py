@@ -1,7 +1,7 @@
 """Load tasks with their solvers and scorers, and print as JSON what is known of each without evaluating it.
 
-That is its number of samples, the mean size of their prompts, the names of its metrics, and where it brings a system
-message; or why it does not load.
+That is its number of samples, the mean size of their prompts, the keys of metadata that all samples have, the names of
+its metrics, and where it brings a system message; or why it does not load.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def _measure(spec: TaskSpec) -> dict[str, Any]:
     return {
         "samples": len(samples) * (spec.epochs or task.epochs or 1),
         "prompt_bytes": sum(sizes) / max(1, len(sizes)),
+        "metadata": sorted(set.intersection(*(set(sample.metadata or {}) for sample in samples)) if samples else []),
         "metrics": metrics,
         "system_message": system_message,
     }
