@@ -54,7 +54,6 @@ def explain(error: OmegaConfBaseException) -> InputError:
     problem = str(error).splitlines()[0]
     missing = _MISSING.match(problem)
     name = missing[1].rpartition(".")[2] if missing else ""
-    expected = ""
-    if name in NAMES:
-        expected = f"${{{name}}} under 'controls' or in a run, or another section's key, such as ${{controls.{name}}}"
-    return InputError(f"{problem}{nearest(name, NAMES)} (key: {error.full_key})", expected)
+    is_known = name in NAMES
+    expected = f"a key that this file gives a value; only 'controls' and runs can have ${{{name}}}" if is_known else ""
+    return InputError(f"{problem}{'' if is_known else nearest(name, NAMES)} (key: {error.full_key})", expected)
