@@ -291,6 +291,11 @@ class TestData:
         assert not any(point.data.train_on_input for point in points.values())
         assert {point.data.too_long for point in points.values()} == {"drop"}
 
+    def test_lists_of_files_can_be_excluded(self) -> None:
+        variables = {"train": ["a", ["a", "b"]]}
+        for entry in ({"train": ["a", "b"]}, "train == ['a', 'b']"):
+            assert list(expand(variables=variables, exclude=[entry])) == ["train=a"]
+
     def test_sets_that_can_be_drawn_need_not_be(self) -> None:
         assert len(expand(data=self.SETS, **draw(1, data=["short", "told"]))) == 1
 
@@ -579,7 +584,10 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"data": {"sets": {"a": {"sets": {}}}}}, ["'data.sets.a.sets'"]),
     ({"data": {"sets": {"a": {"max_samples": "1"}}}}, ["data.sets.a.max_samples: '1' is invalid"]),
     ({"data": {"sets": {"a/b": {"max_samples": 1}}}}, ["data.sets.a/b", "a name of letters"]),
-    ({"variables": {"lora_alpha": ["${lora_rank}"]}}, ["'lora_rank'", "variables.lora_alpha[0]", "in a run"]),
+    (
+        {"variables": {"lora_alpha": ["${lora_rank}"]}},
+        ["'lora_rank' not found (key: variables.lora_alpha[0])", "only 'controls' and runs"],
+    ),
     ({"controls": {"lora_alpha": "${lora_rnk}"}}, ["'lora_rnk' not found (did you mean 'lora_rank'?)", "lora_alpha"]),
     ({"controls": {"lr": "${controls.no}"}}, ["Interpolation key 'controls.no' not found", "key: controls.lr"]),
     (

@@ -15,6 +15,7 @@ from lorasweep.layout import LENGTHS
 from lorasweep.planning.counting import count_lengths, guess_lengths, read_count
 from lorasweep.planning.lengths import Lengths, check_too_long
 from lorasweep.running.lengths import check_lengths
+from lorasweep.running.run import Places, forecast_run
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.util.errors import InputError
 from plain_checkpoint import write_checkpoint
@@ -238,3 +239,27 @@ class TestRun:
     def test_what_is_refused_in_more_samples_may_not_be_in_fewer(self, load: Callable[..., Sweep]) -> None:
         sweep = load({"refused": "train.jsonl:3: no"}, variables={"max_samples": [2, None]})
         assert len(json.loads((sweep.results / LENGTHS).read_text())["counts"]) == 2
+
+    def test_each_point_is_planned_by_its_own_samples(self, load: Callable[..., Sweep]) -> None:
+        controls = {"batch_size": 1, "epochs": 2}
+        sets = {"first": {"max_samples": 1}, "all": {}, "twice": {"train": ["train.jsonl", "train.jsonl"]}}
+        sweep = load(self.MEASURED, variables={"data": [*sets]}, data={"sets": sets}, controls=controls)
+        forecast = forecast_run(sweep, {("train", name) for name in sweep.points}, Places(1, None, None))
+        assert forecast
+        assert {point.name: (point.steps, point.tokens) for point in forecast.points} == {
+            "data=first": (2, 60),
+            "data=all": (8, 700),
+            "data=twice": (8, 700),  # as this trainer counts
+        }
+        assert forecast.remaining.steps == 18
+        seconds = {job.points[0]: job.seconds for job in forecast.jobs.values() if job.rule == "train"}
+        assert seconds["data=first"] < seconds["data=all"]
+
+    def test_what_is_too_long_in_one_set_is_told_with_its_point(self, load: Callable[..., Sweep]) -> None:
+        sets = {"cut": {"too_long": "truncate"}, "whole": {}}
+        sections = {"variables": {"data": [*sets]}, "data": {"sets": sets}, "controls": {"max_seq_len": 110}}
+        sweep = load(self.MEASURED, **sections)
+        [note] = check_lengths(sweep, {"data=cut"})
+        assert note.startswith("point 'data=cut': data.train: 1 of 4 samples have more than max_seq_len = 110")
+        with pytest.raises(InputError, match=r"^my\.yaml: point 'data=whole': data\.train: 1 of 4 samples"):
+            check_lengths(sweep, set(sweep.points))

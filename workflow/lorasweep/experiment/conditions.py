@@ -98,7 +98,8 @@ class Condition:
             case ast.Constant():
                 return node.value
             case ast.Name():
-                return _WORDS[node.id] if node.id in _WORDS else settings[node.id]
+                value = _WORDS[node.id] if node.id in _WORDS else settings[node.id]
+                return [*value] if isinstance(value, tuple) else value
             case ast.List():
                 return [self._evaluate(item, settings) for item in node.elts]
             case ast.BoolOp():

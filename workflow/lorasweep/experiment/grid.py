@@ -71,16 +71,20 @@ def check_set(experiment: Experiment, values: Mapping[str, Any], where: str) -> 
             raise InputError(problem, f"{SET_KEY} or {key}, not both")
 
 
-def resolve_settings(experiment: Experiment, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the derived controls of a point with these values, and the keys of its data.
+def choose_data(experiment: Experiment, values: Mapping[str, Any]) -> Data:
+    """Return the data of a point with these values."""
+    own = {key: value for key, value in values.items() if key in Data.model_fields}
+    return experiment.data.choose(values.get(SET_KEY), own)
+
+
+def derive_controls(experiment: Experiment, values: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """Return the derived controls of a point with these values and these data.
 
     Raises:
         InputError: A derived control is made of itself.
     """
-    own = {key: value for key, value in values.items() if key in Data.model_fields}
-    data = dict(experiment.data.choose(values.get(SET_KEY), own))
     derived = {key: text for key, text in experiment.derived.items() if key not in values}
-    return data | derive(derived, {**dict(experiment.controls), **data, **values}, "controls")
+    return derive(derived, {**vars(experiment.controls), **vars(data), **values}, "controls") if derived else {}
 
 
 def check_mode(keys: Collection[str], where: str) -> None:
@@ -169,7 +173,10 @@ def _find_true(
     is_plain = not experiment.derived and not experiment.data.sets
 
     def complete(combination: Mapping[str, Any]) -> dict[str, Any]:
-        values = {**fixed, **({} if is_plain else resolve_settings(experiment, combination)), **combination}
+        values = {**fixed, **combination}
+        if not is_plain:
+            data = choose_data(experiment, combination)
+            values = {**fixed, **vars(data), **derive_controls(experiment, combination, data), **combination}
         return values if MODE_KEY in values else values | {MODE_KEY: get_mode(*(values[k] for k in CHECKPOINT_KEYS))}
 
     matches = {index for index, combination in enumerate(combinations) if condition.holds(complete(combination))}

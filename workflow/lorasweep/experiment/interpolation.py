@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep.experiment.sections import Controls, Data
@@ -34,23 +33,20 @@ def derive(derived: Mapping[str, str], settings: Mapping[str, Any], where: str) 
     Raises:
         InputError: A value is made of itself. `where` names the section.
     """
-    if not derived:
-        return {}
-    names = {name for text in derived.values() for name in _REFERENCE.findall(text)}
-    known = {name: settings[name] for name in names - derived.keys()}
-    made = OmegaConf.create({**known, **derived})
-    values = {}
-    for key, text in derived.items():
-        try:
-            value = made[key]
+
+    def find(name: str, users: tuple[str, ...]) -> Any:
+        if name not in derived:
+            return settings[name]
+        text = derived[name]
+        if name in users:
+            raise InputError(f"{where}.{name}: {text!r} is made of itself", "keys with values of their own")
+        if whole := _REFERENCE.fullmatch(text):
+            value = find(whole[1], (*users, name))
             # A whole number may be that of a key whose values are floats.
-            is_whole = isinstance(value, float) and value.is_integer()
-            values[key] = (
-                int(value) if is_whole else OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            )
-        except (OmegaConfBaseException, RecursionError) as error:
-            raise InputError(f"{where}.{key}: {text!r} is made of itself", "keys with values of their own") from error
-    return values
+            return int(value) if isinstance(value, float) and value.is_integer() else value
+        return _REFERENCE.sub(lambda part: str(find(part[1], (*users, name))), text)
+
+    return {key: find(key, ()) for key in derived}
 
 
 def explain(error: OmegaConfBaseException) -> InputError:
@@ -58,7 +54,6 @@ def explain(error: OmegaConfBaseException) -> InputError:
     problem = str(error).splitlines()[0]
     missing = _MISSING.match(problem)
     name = missing[1].rpartition(".")[2] if missing else ""
-    expected = ""
-    if name in NAMES:
-        expected = f"${{{name}}} under 'controls' or in a run, or another section's key, such as ${{controls.{name}}}"
-    return InputError(f"{problem}{nearest(name, NAMES)} (key: {error.full_key})", expected)
+    is_known = name in NAMES
+    expected = f"a key that this file gives a value; only 'controls' and runs can have ${{{name}}}" if is_known else ""
+    return InputError(f"{problem}{'' if is_known else nearest(name, NAMES)} (key: {error.full_key})", expected)

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lorasweep.experiment.grid import check_mode, check_set, make_combinations, resolve_settings
+from lorasweep.experiment.grid import check_mode, check_set, choose_data, derive_controls, make_combinations
 from lorasweep.experiment.interpolation import derive, find_derived
 from lorasweep.experiment.loading import parse_section, parse_setting
 from lorasweep.experiment.sections import (
@@ -106,7 +106,7 @@ class Point:
         """Return the values of `data` that the settings have. What is `null` is omitted, also if it varies."""
         return {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in (self.data.asked if self.adapter else self.data)
+            for key, value in vars(self.data.asked if self.adapter else self.data).items()
             if value != _DEFAULTS[key] or (key in self.swept and value is not None)
             if key not in DATA_KEYS or key in self.varied_files
         }
@@ -333,7 +333,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
     parsed = {key: parse_setting(key, v, f"{where}.{key}", sets) for key, v in values.items() if key not in derived}
     if derived:
         point = _make_point(experiment, parsed)
-        made = derive(derived, {**dict(point.data), **dict(point.controls)}, where)
+        made = derive(derived, {**vars(point.data), **vars(point.controls)}, where)
         parsed |= {key: parse_setting(key, v, f"{where}.{key} ({derived[key]})", sets) for key, v in made.items()}
     check_mode(parsed, where)
     check_set(experiment, parsed, where)
@@ -364,9 +364,9 @@ def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:
 
 def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
     own = {key: value for key, value in values.items() if key in Controls.model_fields}
-    resolved = resolve_settings(experiment, values)
-    for key in experiment.derived.keys() - own.keys():
-        own[key] = parse_setting(key, resolved[key], f"controls.{key} ({experiment.derived[key]})")
+    data = choose_data(experiment, values)
+    for key, value in derive_controls(experiment, values, data).items():
+        own[key] = parse_setting(key, value, f"controls.{key} ({experiment.derived[key]})")
     kept = [values.get(key, getattr(experiment.evaluation, key)) for key in CHECKPOINT_KEYS]
     return Point(
         name="",
@@ -375,7 +375,7 @@ def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
         mode=values.get(MODE_KEY) or get_mode(*kept),
         trainer=values.get(TRAINER_KEY, experiment.trainer),
         base=values.get(BASE_KEY, experiment.evaluation.base),
-        data=Data.model_construct(**{key: resolved[key] for key in Data.model_fields}),
+        data=data,
         data_set=values.get(SET_KEY),
     )
 
@@ -441,7 +441,7 @@ class _NamesOnRecord:
         controls, and editing a control changes a point without making it another one. Of several matches, the closest
         is returned.
         """
-        settings = json.loads(json.dumps({**dict(point.data), **point.settings}))
+        settings = json.loads(json.dumps({**vars(point.data), **point.settings}))
 
         def agreement(name: str) -> tuple[int, int, bool]:
             earlier = self._recorded[name]["settings"]
@@ -480,7 +480,7 @@ def _refuse_duplicates(points: Sequence[Point]) -> None:
         if point.name in RESERVED_NAMES:
             raise InputError(f"'{point.name}' is a reserved name", "another name")
         data = point.data.asked if point.adapter else point.data
-        settings = dict(point.controls) | point.settings | dict(data)
+        settings = vars(point.controls) | point.settings | vars(data)
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
             hint = "; merge_adapters has no effect if model_format is hf" if point.mode == "A" else ""

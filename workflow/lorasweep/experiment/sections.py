@@ -436,7 +436,7 @@ class Data(Section):
         """What evaluations depend on: the prompts, and whether these are plain text. The rest has its default."""
         is_plain = self.format == "completion"
         values = {key: getattr(self, key) for key in PROMPT_KEYS} | ({"format": self.format} if is_plain else {})
-        return Data.model_construct(**(dict(_DATA_DEFAULTS) | values))
+        return Data.model_construct(**(vars(_DATA_DEFAULTS) | values))
 
 
 _DATA_DEFAULTS = Data()
@@ -460,7 +460,7 @@ class DataSection(Data):
 
     def choose(self, name: str | None, own: Mapping[str, Any]) -> Data:
         """Return the data of a point: this section's keys, over them those of a set, over them its `own` values."""
-        values = {key: getattr(self, key) for key in Data.model_fields}
+        values = {key: value for key, value in vars(self).items() if key != "sets"}
         if name is not None:
             values |= self.sets[name].given
         return Data.model_construct(**{**values, **own})
