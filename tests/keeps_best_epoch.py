@@ -98,7 +98,7 @@ class KeepsBestEpoch:
         [
             ("", 0, 1000, 0),
             ("told to stop", 14, 1000, 15),  # in the step that decides
-            ("killed at the end of an epoch", 4, 15, 15),
+            ("killed at the end of an epoch", 4, 4, 12),
             ("killed before it is published", 0, 15, 15),
             ("killed before it is published", 0, 4, 12),
             ("killed in a step", 10, 1, 10),  # between the best epoch and the decision

@@ -270,6 +270,16 @@ class TestTwoProcesses:
             assert (row.validation_loss is None) == (other.validation_loss is None)
             assert row.validation_loss is None or row.validation_loss == pytest.approx(other.validation_loss, rel=1e-4)
 
+    def test_both_stop_out_of_patience(self, make: Make, tmp_path: Path) -> None:
+        held_out = recipes.write_long_answers(tmp_path / "held_out.jsonl")
+        data = {"validation": str(held_out)}
+        recipe = make(gpus=2, keeps_best_epoch=True, data=data, **{**TWO, "patience": 1, "epochs": 9, "lr": 3e-2})
+        assert train_and_end(recipe, 1000, "told to stop:1", 1) == 1
+        train(recipe)
+        losses = {row.epoch: row.validation_loss for row in read(recipe)[2] if row.validation_loss is not None}
+        best = min(losses, key=losses.__getitem__)
+        assert len(losses) == record(recipe)["best_epoch"]["epoch"] + 1 == best + 1 < 9
+
     @pytest.mark.parametrize("letters", [ascii_lowercase[:21], pytest.param("abcdefghijkl", marks=pytest.mark.long)])
     def test_one_that_is_told_to_stop_and_loses_a_process_goes_on_bit_for_bit(
         self, make: Make, tmp_path: Path, letters: str

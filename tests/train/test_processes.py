@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import forked_training
 from lorasweep.trainers.training_log import Row, read_log
+from recipes import write_long_answers
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +71,7 @@ def make_point(
     held_out = write_samples(folder / "validation.jsonl", "acegikm")
 
     def make(point: str, **controls: Any) -> Path:
-        recipe = make_in(folder, point, data={"validation": str(held_out)}, **{**CONTROLS, **controls})
+        recipe = make_in(folder, point, **{"data": {"validation": str(held_out)}, **CONTROLS, **controls})
         recipe.write_text(
             recipe.read_text().replace("torchtune.models.llama3.lora_llama3", "processes_of_training.build")
         )
@@ -145,6 +146,22 @@ def test_a_device_that_runs_out_of_memory_has_all_of_them_take_half_the_batch(tw
     assert record(recipe)["batch_size_used"] == 1
     for name, tensor in weights(two).items():
         torch.testing.assert_close(weights(recipe)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_all_of_them_stop_out_of_patience(make_point: Make, tmp_path: Path) -> None:
+    held_out = write_long_answers(tmp_path / "held_out.jsonl")
+    best = {"keeps_best_epoch": True, "patience": 1, "epochs": 9, "lr": 3e-2, "data": {"validation": str(held_out)}}
+    recipe = make_point("patient", gpus=2, **best)
+    assert train(recipe, "tell:1:2").returncode == 1
+    run(recipe)
+    losses = {row.epoch: row.validation_loss for row in log(recipe) if row.validation_loss is not None}
+    chosen = min(losses, key=losses.__getitem__)
+    assert len(losses) == chosen + 1 < 9
+    assert record(recipe)["best_epoch"] == {
+        "epoch": chosen,
+        "validation_loss": losses[chosen],
+        "epochs_trained": chosen + 1,
+    }
 
 
 def test_a_loss_that_is_not_finite_ends_all_of_them_at_that_step(make_point: Make) -> None:

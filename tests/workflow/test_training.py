@@ -17,7 +17,7 @@ def pretend_to_train(sweep: Sweep) -> None:
     """Leave what a training leaves, as far as Snakemake looks."""
     sweep.run("configure_all")
     for recipe in sweep.results.glob("trainings/*/recipe.yaml"):
-        (recipe.parent / "adapter").mkdir()
+        (recipe.parent / "adapter").mkdir(exist_ok=True)
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             (recipe.parent / "adapter" / name).write_text("{}")
         record = {
