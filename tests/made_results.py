@@ -29,10 +29,12 @@ def make_results(
     base_chance: float | None = 0.3,
     steps: int = 20,
     seed: int = 0,
+    noise: float = 0.1,
 ) -> pd.DataFrame:
     """Make the folder of a sweep over `variables`, and return the samples' scores.
 
-    `chances` gives of a point's values how likely a sample is right; the same samples are hard for every point.
+    `chances` gives of a point's values how likely a sample is right; the same samples are hard for every point, but for
+    the noise.
     """
     draw = np.random.default_rng(seed)
     hardness = draw.uniform(size=samples)
@@ -42,11 +44,11 @@ def make_results(
         name = SEPARATOR.join(sorted(f"{key}={format_value(value, key)}" for key, value in settings.items()))
         record[name] = {
             "current": True,
-            "settings": {**settings, "mode": "B1"},
+            "settings": {"mode": "B1", **settings},
             "swept": sorted(variables),
             "is_run": False,
         }
-        scores = (hardness + draw.normal(0, 0.1, samples) < chances(settings)).astype(float)
+        scores = (hardness + draw.normal(0, noise, samples) < chances(settings)).astype(float)
         rows += make_point(results, name, settings, scores, steps)
     if base_chance is not None:
         rows += make_point(results, BASELINE, {}, (hardness < base_chance).astype(float), 0)
@@ -89,10 +91,10 @@ def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: An
     training = {"epochs": 1, "steps": steps, "tokens": steps * 100, "final_train_loss": 3 / np.sqrt(max(steps, 1))}
     manifest = {
         "point": name,
-        "mode": "base" if is_base else "B1",
+        "mode": "base" if is_base else settings.get("mode", "B1"),
         "dtype": "fp32",
         "device": "cpu",
-        "settings": dict(settings),
+        "settings": {key: value for key, value in settings.items() if key != "mode"},
         "git_revision": "0" * 40,
         "adapter_sha256": None if is_base else "a" * 64,
         "training": {} if is_base else {**training, "recipe_sha256": "c" * 64, "versions": {"torchtune": "0.6.1"}},

@@ -117,6 +117,24 @@ def test_a_metric_that_the_tasks_scorer_does_not_have_is_told_before_the_first_j
     assert "would be refused" not in baseline.run("--dry-run")
 
 
+def test_a_key_of_clusters_that_no_task_has_is_told_before_the_first_job(baseline: Sweep) -> None:
+    (baseline.directory / "texts.py").write_text(
+        "from inspect_ai import Task, task\nfrom inspect_ai.dataset import Sample\n"
+        "from inspect_ai.scorer import match\n@task\ndef texts():\n"
+        "    samples = [Sample('a', target='b', metadata={'text': t, **({'rare': 1} if t else {})}) for t in (0, 1)]\n"
+        "    return Task(samples, scorer=match())\n"
+    )
+    baseline.edit(evaluation={"tasks": ["tasks.py@letters", "texts.py@texts"]}, report={"cluster": "txt"})
+    expected = (
+        "sweep.yaml: report.cluster: 'txt' is no key that all samples of a task have in their metadata (did you me"
+    )
+    assert expected in (said := refuse(baseline))
+    assert "Expected: text\n" in f"{said}\n"
+    assert expected in baseline.run("--dry-run")
+    baseline.edit(report={"cluster": "text"})
+    assert "would be refused" not in baseline.run("--dry-run")
+
+
 CONDA = """#!/bin/sh
 # What Snakemake asks of conda; an environment's Python is that of the clone's with the same packages.
 case "$*" in

@@ -20,7 +20,7 @@ from lorasweep.results.manifest import check_manifests
 from lorasweep.results.plots import MOST_DOTS, MOST_MOMENTS, draw_losses, draw_metric, draw_storage
 from lorasweep.results.replicates import aggregate
 from lorasweep.results.report import make_report
-from lorasweep.results.table import SampleScores, is_metric, make_table
+from lorasweep.results.table import SampleScores, is_metric, make_table, order_metrics
 from lorasweep.stages import get_stages
 from lorasweep.util.errors import InputError
 from made_results import METRIC, TASK, collect, make_point, make_results
@@ -177,16 +177,170 @@ def test_a_clear_winner_is_named(tmp_path: Path) -> None:
     assert any("trained once" in caveat for caveat in found.caveats)
 
 
+MODES = {"mode": ["A", "B1", "B2"]}
+
+
+def test_modes_that_share_an_adapter_are_one_setting_and_are_counted_once(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 16], **MODES}
+    samples = make_results(tmp_path, variables, by_rank(RISING), noise=0, samples=60)
+    found = answer(tmp_path, list(variables), samples)
+    assert found.sentence.startswith("lora_rank=16 scores best on letters: ")
+    assert (found.best, found.equal, found.is_winner) == ("lora_rank=16", (), True)
+    assert found.p_values is not None
+    assert list(found.p_values) == ["lora_rank=4"]
+    table = tabulate(tmp_path, list(variables), samples).set_index("point")
+    row = table.loc["lora_rank=4__mode=B1"]
+    assert (row["setting"], row["trained_setting"]) == ("lora_rank=4__mode=B1", "lora_rank=4")
+    # Two adapters were compared with the base, not six.
+    best = table.loc["lora_rank=16__mode=A"]
+    assert best[f"{METRIC}:p_adjusted"] == pytest.approx(2 * best[f"{METRIC}:p"])
+    settings = aggregate(table.reset_index(), list(variables), SampleScores(samples), 0.95).set_index("setting")
+    best = settings.loc["lora_rank=16__mode=B2"]
+    assert best[f"{METRIC}:p_adjusted"] == pytest.approx(2 * best[f"{METRIC}:p"])
+
+
+def test_of_the_modes_of_a_single_adapter_none_is_best(tmp_path: Path) -> None:
+    found = answer(tmp_path, ["mode"], make_results(tmp_path, MODES, lambda settings: 0.8, noise=0))
+    assert found.sentence.startswith("mode=A, mode=B1 and mode=B2 score equally on letters: match/accuracy 0.")
+    assert ". They are 0." in found.sentence
+    assert (found.best, found.is_winner, found.p_values) == (None, False, {})
+    assert found.equal == ("mode=A", "mode=B1", "mode=B2")
+
+
+def test_modes_with_other_adapters_are_settings_of_their_own(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, MODES, lambda settings: {"A": 0.4, "B1": 0.6, "B2": 0.9}[settings["mode"]])
+    for mode in MODES["mode"]:
+        edit_manifest(tmp_path / f"mode={mode}", adapter_sha256=mode * 32)
+    found = answer(tmp_path, ["mode"], samples)
+    assert found.best == "mode=B2"
+    assert set(found.p_values or {}) == {"mode=A", "mode=B1"}
+
+
+def test_modes_that_round_otherwise_are_told_and_the_first_counts(tmp_path: Path) -> None:
+    samples = make_results(
+        tmp_path, MODES, lambda settings: {"A": 0.7, "B1": 0.7, "B2": 0.75}[settings["mode"]], noise=0
+    )
+    found = answer(tmp_path, ["mode"], samples)
+    assert found.sentence.startswith("any mode scores best on letters")
+    (caveat,) = (caveat for caveat in found.caveats if "its modes differ" in caveat)
+    assert "in A, " in caveat
+    assert caveat.endswith(" in B2. The first counts.")
+
+
+def test_a_tie_is_told_as_a_tie(tmp_path: Path) -> None:
+    chances = by_rank({4: 0.2, 8: 0.9, 16: 0.9})
+    found = answer(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, chances, noise=0))
+    assert found.sentence.startswith("lora_rank=8 and lora_rank=16 score equally on letters: match/accuracy 0.")
+    assert ", better than lora_rank=4 (p < 0.001). They are 0." in found.sentence
+    assert "best" not in found.sentence
+    assert (found.best, found.equal, found.is_winner) == (None, ("lora_rank=8", "lora_rank=16"), False)
+    assert set(found.p_values or {}) == {"lora_rank=4"}
+
+
+def test_of_many_settings_that_tie_the_first_are_named(tmp_path: Path) -> None:
+    ranks = {"lora_rank": list(range(1, 7))}
+    found = answer(tmp_path, ["lora_rank"], make_results(tmp_path, ranks, lambda settings: 0.9, noise=0))
+    assert found.sentence.startswith("lora_rank=1, lora_rank=2, lora_rank=3 and 3 more score equally")
+
+
+def score_by(results: Path, tasks: Mapping[str, Mapping[str, float]]) -> None:
+    """Have every point's scores of tasks be these, in this order."""
+    for file in results.glob("*/manifest.json"):
+        manifest = json.loads(file.read_text())
+        scored = {task: {"scores": dict(scores), "samples": 40} for task, scores in tasks.items()}
+        edit_manifest(file.parent, evaluation={**manifest["evaluation"], "tasks": scored})
+
+
+def test_the_first_metric_of_the_scorer_decides_not_that_of_the_alphabet(tmp_path: Path) -> None:
+    make_results(tmp_path, RANKS, by_rank(RISING))
+    score_by(tmp_path, {TASK: {"f1/mean": 0.5, "f1/stderr": 0.1, "exact/mean": 0.4}, "other": {"recall/mean": 0.1}})
+    table = tabulate(tmp_path, ["lora_rank"], None)
+    assert choose_metric(table, [TASK, "other"], None) == "f1/mean"
+    assert choose_metric(table, ["other", TASK], None) == "recall/mean"
+    assert [name for name in table.columns if is_metric(name)] == ["f1/mean", "exact/mean", "recall/mean"]
+
+
+def test_the_first_metric_of_each_task_stays_first_where_tasks_share_metrics() -> None:
+    assert order_metrics([["b", "c"], ["x"], ["a", "c"], ["z", "b"]]) == ["z", "b", "a", "c", "x"]
+    assert order_metrics([["b", "a"], ["a", "b"]]) == ["b", "a"]
+
+
+def find_caveats(found: Answer, words: str) -> list[str]:
+    return [caveat for caveat in found.caveats if words in caveat]
+
+
+def test_the_side_on_which_a_grid_may_go_on_is_told(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 8, 16], "lr": [1e-4, 3e-4, 1e-3], "packed": [True, False]}
+    samples = make_results(
+        tmp_path, variables, lambda s: s["lora_rank"] / 20 - 100 * s["lr"] + s["packed"] / 10, noise=0
+    )
+    found = answer(tmp_path, list(variables), samples)
+    assert find_caveats(found, "that were tried") == [
+        "The best lora_rank, 16, is the largest of 3 that were tried: larger ones may be better.",
+        "The best lr, 1e-4, is the smallest of 3 that were tried: smaller ones may be better.",
+    ]
+
+
+@pytest.mark.parametrize("chances", [{4: 0.4, 8: 0.9, 16: 0.4}, {4: 0.9, 8: 0.4, 16: 0.9}])
+def test_a_best_value_inside_the_grid_or_at_both_ends_needs_no_more(
+    tmp_path: Path, chances: Mapping[int, float]
+) -> None:
+    found = answer(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank(chances), noise=0))
+    assert not find_caveats(found, "that were tried")
+
+
+def test_samples_that_are_too_few_are_told_with_how_many_would_do(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank({4: 0.4, 8: 0.8, 16: 0.84}), base_chance=0.75)
+    found = answer(tmp_path, ["lora_rank"], samples)
+    (rival, base) = find_caveats(found, "40 samples are too few")
+    assert re.search(r"from lora_rank=\d+: a difference of 0\.\d+ takes about [\d,]+ to be found .* of 80%\.", rival)
+    assert "from the base model" in base
+    clear = answer(tmp_path, ["lora_rank"], samples, higher_is_better=False)
+    assert not find_caveats(clear, "too few to tell the best setting from lora_rank")
+
+
+def test_seeds_that_differ_more_than_settings_are_told(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 8], "seed": [0, 1, 2]}
+    samples = make_results(tmp_path, variables, lambda s: 0.3 + 0.2 * s["seed"] + s["lora_rank"] / 100)
+    assert find_caveats(answer(tmp_path, list(variables), samples), "Seeds differ more than settings")
+    (tmp_path / "other").mkdir()
+    samples = make_results(tmp_path / "other", variables, lambda s: 0.1 * s["lora_rank"] + s["seed"] / 50)
+    assert not find_caveats(answer(tmp_path / "other", list(variables), samples), "Seeds differ more than settings")
+
+
+def test_clusters_of_samples_widen_intervals_and_without_them_samples_are_said_to_be_independent(
+    tmp_path: Path,
+) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    alone = answer(tmp_path, ["lora_rank"], samples)
+    assert find_caveats(alone, "Samples are taken as independent. If several are about one text")
+    assert find_caveats(answer(tmp_path, ["lora_rank"], samples, cluster="text"), "letters have no text in their meta")
+    right = samples[samples["point"] == "lora_rank=8"].set_index("sample")["value"]
+    # Samples of one answer are of one text, ten of them each.
+    place = right.sort_values(kind="stable").reset_index().reset_index().set_index("sample")["index"]
+    clustered = samples.assign(cluster=samples["sample"].map(place) // 10)
+    found = answer(tmp_path, ["lora_rank"], clustered, cluster="text")
+    assert not find_caveats(found, "independent")
+    independent, by_text = (
+        tabulate(tmp_path, ["lora_rank"], frame).set_index("point").loc["lora_rank=8"] for frame in (samples, clustered)
+    )
+    assert by_text[f"{METRIC}:stderr"] > 2 * independent[f"{METRIC}:stderr"]
+    assert by_text[f"{METRIC}:low"] < independent[f"{METRIC}:low"]
+    assert by_text[f"{METRIC}:p"] > independent[f"{METRIC}:p"]
+
+
 @pytest.mark.parametrize(
     ("values", "is_noted"),
     [
         (RANKS, True),
+        ({"lora_rank": [4, 8], "lora_alpha": [16, 32]}, False),
+        ({"lora_rank": [4, 8], "lora_alpha": ["r"]}, True),
         ({"lora_rank": [4, 8], "lr": [1e-4, 1e-3]}, False),
         ({"lora_rank": [4], "lr": [1e-4, 1e-3]}, False),
         ({"lr": [1e-4, 1e-3]}, False),
     ],
 )
-def test_ranks_that_are_compared_at_one_learning_rate_are_noted(
+def test_ranks_at_one_learning_rate_are_noted_where_alpha_grows_with_them(
     tmp_path: Path, values: dict[str, list[float]], is_noted: bool
 ) -> None:
     found = answer(tmp_path, list(values), make_results(tmp_path, values, lambda settings: 0.5))
@@ -331,6 +485,27 @@ def test_the_list_has_the_best_of_many_settings(tmp_path: Path) -> None:
         drawn = [row["value"] for rows in listed.spec["datasets"].values() for row in rows if len(rows) > 1]
         values = settings[settings["mode"] != "base"][METRIC]
         assert (max(drawn) if higher_is_better else min(drawn)) == (values.max() if higher_is_better else values.min())
+
+
+def test_an_interval_that_is_wide_for_lack_of_seeds_does_not_squeeze_the_axis(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 8, 16], "seed": [0, 1]}
+    samples = make_results(tmp_path, variables, lambda settings: 0.5)
+    # A metric of another range, and no mean over samples: its intervals are by two seeds.
+    for file in tmp_path.glob("*/manifest.json"):
+        settings = json.loads(file.read_text())["settings"]
+        loss = 3 + settings.get("lora_rank", 0) / 10 + settings.get("seed", 0) / 2
+        score_by_point = {TASK: {"scores": {"loss/total": loss}, "samples": 40}}
+        edit_manifest(file.parent, evaluation={"tasks": score_by_point})
+    table = tabulate(tmp_path, list(variables), samples)
+    settings = aggregate(table, list(variables), SampleScores(samples), 0.95)
+    assert settings["loss/total:high"].max() > 7.5
+    for plot in draw_metric(settings, table, list(variables), TASK, "loss/total"):
+        rows = [row for data in plot.spec["datasets"].values() for row in data]
+        ends = [row[end] for row in rows for end in ("from", "to") if row[end] is not None]
+        # Values are from 3.0, the base's, to 5.1.
+        assert 0.9 - 1e-9 <= min(ends) < max(ends) <= 7.2 + 1e-9
+        assert "Some are longer than drawn" in plot.caption
+        assert not re.search(r'"y2?": {"field": "(low|high)"', json.dumps(plot.spec))
 
 
 def test_only_metrics_are_metrics() -> None:

@@ -175,7 +175,7 @@ def _find_changes(spec: EvaluationSpec, point: Path, recorded: Mapping[str, Any]
     if recorded["adapter_sha256"] and digest_file(adapter) != recorded["adapter_sha256"]:
         yield str(adapter)
     yield from (file for file, digest in spec.files.items() if digest_file(Path(file)) != digest)
-    for package, version in recorded["versions"].items():
+    for package, version in sorted(recorded["versions"].items()):
         now = get_versions(package).get(package, "not installed")
         if now != version:
             yield f"{package} {version}, now {now}"

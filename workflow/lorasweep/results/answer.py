@@ -100,18 +100,20 @@ def find_answer(
         equal = list(map(str, rows["setting"]))
     sentence = _name_best(equal, together, metric, task, confidence) + _tell_rest(names, tied, corrected)
     sentence += _tell_delta(together, metric, task, level, higher_is_better, is_plural=len(equal) > 1)
-    rivals = dict(zip(names, others, strict=True))
-    close = {name: rivals[name] for name in tied[:1]}
-    p_value: Any = together.get(f"{metric}:p")
+    # Of what is not significant, the next setting and the base model, with the level that the correction leaves them.
+    count = len(records)
+    next_ones = [(name, row) for name, row in zip(names, others, strict=True) if name in tied]
+    close = [(name, row, 2 * level / count / (count - 1)) for name, row in next_ones[:1]]
+    p_value: Any = together.get(f"{metric}:p_adjusted")
     if not _is_missing(p_value) and p_value > level:
-        close["the base model"] = {"points": BASELINE, "mode": "base", "task": task}
+        close.append(("the base model", {"points": BASELINE, "mode": "base", "task": task}, level / count))
     caveats = (
         *_get_caveats(best[0], others, metric),
         *_find_mode_caveat(rows, best, metric),
         *_find_edge_caveats(rows, best, variables),
         *_find_rank_caveat(table[table["task"] == task]),
         *_find_seed_caveats(records, metric, table, scores),
-        *_find_sample_caveats(best[0], close, metric, table, scores, level),
+        *_find_sample_caveats(best[0], close, metric, table, scores),
         *_find_cluster_caveat(together, metric, task, cluster, scores),
     )
     is_alone = len(equal) == 1
@@ -294,16 +296,18 @@ def _find_seed_caveats(
 
 def _find_sample_caveats(
     best: Mapping[str, Any],
-    close: Mapping[str, Mapping[str, Any]],
+    close: Sequence[tuple[str, Mapping[str, Any], float]],
     metric: str,
     table: pd.DataFrame,
     scores: SampleScores,
-    level: float,
 ) -> tuple[str, ...]:
-    """Return a note of the samples that would tell the best setting from each one that is too close, by name."""
+    """Return a note of how many samples would tell the best setting from those that are close.
+
+    `close` has names, rows and levels of significance.
+    """
     own = collect_scores(best, metric, table, scores)
     caveats = []
-    for name, row in close.items():
+    for name, row, level in close:
         other = collect_scores(row, metric, table, scores)
         needed = count_needed_samples(own, other, level)
         if needed and needed > len(own.samples):

@@ -237,7 +237,7 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
 def count_needed_samples(scores: Scores, base: Scores, level: float) -> int | None:
     """Return the number of samples at which a paired test at a level finds the difference seen, with power `POWER`.
 
-    Miller (2024), arXiv:2411.00640, section 5: n = (z_level/2 + z_power)² Var(difference of a sample) / difference².
+    Miller (2024), arXiv:2411.00640, on power: n = (z_level/2 + z_power)² Var(difference of a sample) / difference².
     Clusters are taken to be as large as these. `None` without a difference, or without the same samples.
     """
     difference = scores.mean - base.mean
