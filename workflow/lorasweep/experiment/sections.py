@@ -459,6 +459,11 @@ class Task(Section):
     with a system message of its own is refused with `null`; a text replaces it."""
     prompt: Prompt | None = None
     """Template of the last user message, applied before any solver runs; `null`: `data.prompt`; `""`: no template."""
+    assistant_prefix: Annotated[str | None, AfterValidator(_or_none), Field(exclude_if=lambda value: value is None)] = (
+        None
+    )
+    """Text with which every answer begins. The model continues from it; scorers see the continuation alone. `null` or
+    `""`: none."""
     solver: PathText | None = None
     """Replaces the task's solver: a registered `@solver` or `@agent`, or `file.py@solver`; `null`: the task's own."""
     solver_args: dict[str, Any] = {}
