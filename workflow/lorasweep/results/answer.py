@@ -87,7 +87,11 @@ def find_answer(
     is_winner = bool(others) and not tied
     sentence = f"{_name_best(best, metric, task, confidence)}{_tell_rest(names, tied, corrected)}"
     sentence += _tell_delta(best, metric, task, level, higher_is_better)
-    caveats = (*_get_caveats(best, others, metric), *_find_rank_caveat(table[table["task"] == task]))
+    caveats = (
+        *_find_absent(settings, rivals, task),
+        *_get_caveats(best, others, metric),
+        *_find_rank_caveat(table[table["task"] == task]),
+    )
     return Answer(sentence, task, metric, str(best["setting"]), is_winner, corrected, caveats)
 
 
@@ -163,6 +167,16 @@ def _get_caveats(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m
     if _is_missing(best.get(f"{metric}:low")):
         caveats.append("This metric is not a mean over varying samples, so it has no interval here.")
     return tuple(caveats)
+
+
+def _find_absent(settings: pd.DataFrame, rivals: pd.DataFrame, task: str) -> tuple[str, ...]:
+    """Return a note if some settings were not evaluated on the deciding task."""
+    others = settings[settings["mode"] != "base"]
+    absent = others["setting"].nunique() - rivals["setting"].nunique()
+    if not absent:
+        return ()
+    were = "1 setting was" if absent == 1 else f"{absent} settings were"
+    return (f"{were} not evaluated on {task}, and not compared.",)
 
 
 def _find_rank_caveat(rows: pd.DataFrame) -> tuple[str, ...]:
