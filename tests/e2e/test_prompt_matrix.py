@@ -31,6 +31,7 @@ CHAT = [
 
 SYSTEM = {
     "none": {},
+    "none, and a prefix": {"prefix": "It:"},
     "experiment": {"system_prompt": EXPERIMENTS},
     "task": {"own": OWN},
     "both": {"system_prompt": EXPERIMENTS, "own": OWN},
@@ -38,7 +39,7 @@ SYSTEM = {
     "both, and the entry's stands": {"own": OWN, "system_prompt": EXPERIMENTS, "entry": EXPERIMENTS},
 }
 """`own`: the message that the task brings; `entry`: what the task's entry says. Where the task's message stands, the
-training is given the same one."""
+training is given the same one. `prefix`: text with which the answer begins."""
 
 TEMPLATES = ("with system role", "without system role", "no template")
 FORMATS = ("instruct", "alpaca", "chat", "sharegpt", "completion")
@@ -137,7 +138,8 @@ class Cells:
         if cell[:3] not in self._recipes:
             self._recipes[cell[:3]] = directory / "recipe.yaml"
             (directory / "recipe.yaml").write_text(make_recipe(experiment, points["point"], str(directory / "point")))
-        entry = TaskSpec(name="asked", task="none", args={}, limit=None, system_prompt=SYSTEM[system].get("entry"))
+        own = {"system_prompt": SYSTEM[system].get("entry"), "assistant_prefix": SYSTEM[system].get("prefix")}
+        entry = TaskSpec(name="asked", task="none", args={}, limit=None, **own)
         kind, _, provider = mode.partition(" by ")
         spec = make_evaluation_spec(experiment, [], [], "base" if kind == "baseline" else kind, "")  # type: ignore[arg-type]
         spec = spec.model_copy(update={"tasks": [entry], "max_connections": 1, "max_tokens": 1})
@@ -200,6 +202,10 @@ def test_generate_gets_the_tokens_that_training_saw(outcomes: Cells, cell: Cell)
     trained, evaluated = outcomes.get_trained(cell), outcomes.evaluated[cell]
     assert len(trained) == len(evaluated) == 2
     assert min(map(len, evaluated)) > len("after")
+    if prefix := SYSTEM[cell[0]].get("prefix"):
+        begun = [ord(letter) - ord("!") for letter in prefix]  # a byte is a token
+        assert [tokens[-len(begun) :] for tokens in evaluated] == [begun, begun]
+        evaluated = [tokens[: -len(begun)] for tokens in evaluated]
     if cell[2] == "completion":  # all is learnt: the prompt is what it begins with
         trained = [tokens[: len(prompt)] for tokens, prompt in zip(trained, evaluated, strict=True)]
     assert trained == evaluated

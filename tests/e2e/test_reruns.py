@@ -94,6 +94,8 @@ def vary(**variables: list[Any]) -> Callable[[Sweep], None]:
     return edit(variables={**MODES["variables"], **variables})
 
 
+SOME = {"task": "tasks.py@letters", "name": "some"}
+
 CHANGES: dict[str, tuple[Callable[[Sweep], Any], dict[str, int]]] = {
     "nothing": (lambda sweep: None, {}),
     "everything touched": (touch, {}),
@@ -164,6 +166,18 @@ CHANGES: dict[str, tuple[Callable[[Sweep], Any], dict[str, int]]] = {
     "a point left out": (
         edit(variables={"mode": ["A", "B1"]}),
         SUMMED_UP,
+    ),
+    "a task added for some points": (
+        edit(evaluation={"tasks": ["tasks.py@letters", {**SOME, "when": "mode == 'B2'"}]}),
+        {"evaluate": 1, "evaluate_adapters": 1, "publish": 1, "cleanup": 2, **SUMMED_UP},
+    ),
+    "a condition that all points satisfy": (
+        edit(evaluation={"tasks": [{"task": "tasks.py@letters", "when": "lora_rank > 1"}]}),
+        {"report": 1},
+    ),
+    "a condition that one point satisfies": (
+        edit(evaluation={"tasks": [{"task": "tasks.py@letters", "when": "mode == 'A'"}]}),
+        {"cleanup": 2, **SUMMED_UP},
     ),
     "evaluation turned off": (edit(evaluation={"enabled": False}), {"cleanup": 3, **SUMMED_UP}),
 }

@@ -14,7 +14,9 @@ from inspect_ai.model._providers import hf
 from evaluation_specs import make_spec
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation.evaluate import make_model
-from lorasweep.evaluation.spec import EvaluationSpec
+from lorasweep.evaluation.inspect_tasks import make_options
+from lorasweep.evaluation.prompts import get_dated_template
+from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.evaluation.vllm import get_server_args, make_served_model
 from lorasweep.util.errors import InputError
 from tiny_model import make_model as make_tiny
@@ -71,6 +73,89 @@ def answer(model: Any, prompt: str = "after a", most: int = 12) -> list[int]:
     asyncio.run(model.generate(prompt, config=GenerateConfig(max_tokens=most)))
     network.generate = generate
     return got
+
+
+def ask(model: Any, spec: EvaluationSpec, prefix: str | None) -> tuple[list[int], list[int], str]:
+    """Return the tokens of a task's prompt, those of its answer, and the answer's text as a scorer has it."""
+    network = model.api.base._model if hasattr(model.api, "base") else model.api.model
+    generate, got = network.generate, []
+
+    def record(**arguments: Any) -> Any:
+        output = generate(**arguments)
+        got.append((arguments["input_ids"][0].tolist(), output.sequences[0].tolist()))
+        return output
+
+    network.generate = record
+    task = TaskSpec(name="a", task="a.py", args={}, limit=None, assistant_prefix=prefix)
+    make_options(spec, task, model)
+    output = asyncio.run(model.generate("after a", config=GenerateConfig(max_tokens=12)))
+    network.generate = generate
+    [(asked, whole)] = got
+    return asked, whole[len(asked) :], output.completion
+
+
+PREFIX = "It is: "
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("form", ["template", "no template", "plain"])
+def test_an_answer_continues_from_the_tasks_prefix_and_is_without_it(base: Path, provider: str, form: str) -> None:
+    if form == "no template":
+        (base / "chat_template.jinja").unlink()
+        read_checkpoint.cache_clear()
+    model, spec = open_model(base, provider, has_plain_prompts=True if form == "plain" else None)
+    tokenizer = model.api.tokenizer
+    bare, begun, _ = ask(model, spec, None)
+    asked, answered, text = ask(model, spec, PREFIX)
+    assert asked == bare + tokenizer(PREFIX, add_special_tokens=False)["input_ids"]
+    assert text == tokenizer.decode(answered, skip_special_tokens=True)
+    assert not text.startswith(PREFIX)
+    if form == "template":
+        chat = [{"role": "user", "content": "after a"}, {"role": "assistant", "content": PREFIX}]
+        continued = tokenizer.apply_chat_template(chat, continue_final_message=True, tokenize=False)
+        assert asked == tokenizer(continued, add_special_tokens=False)["input_ids"]
+    # The next task has none.
+    assert ask(model, spec, None)[:2] == (bare, begun)
+
+
+def test_an_answer_that_is_begun_with_its_own_beginning_goes_on_as_it_did(base: Path) -> None:
+    model, spec = open_model(base, "hf")
+    tokenizer = model.api.tokenizer
+    bare, begun, _ = ask(model, spec, None)
+    own = next(n for n in range(11, 0, -1) if "\N{REPLACEMENT CHARACTER}" not in tokenizer.decode(begun[:n]))
+    asked, answered, _ = ask(model, spec, tokenizer.decode(begun[:own]))
+    assert asked == bare + begun[:own]
+    assert answered[: 12 - own] == begun[own:]
+
+
+@pytest.mark.parametrize("form", ["template", "its end is a line break", "dated", "no template"])
+def test_a_server_writes_the_prefix_after_what_an_answer_begins_with(base: Path, form: str) -> None:
+    tokenizer = make_tokenizer(has_chat_template=form != "no template")
+    template = tokenizer.chat_template
+    if form == "its end is a line break":
+        template += "\n"
+    if form == "dated":
+        template = (TEMPLATES / "llama_3_2.jinja").read_text()
+    checkpoint = SimpleNamespace(path=base, has_chat_template=bool(template), chat_template=template)
+    task = TaskSpec(name="a", task="a.py", args={}, limit=None, assistant_prefix=PREFIX)
+    spec = make_spec(backend="vllm", tasks=[task], template_date="2024-07-26")
+    arguments = get_server_args(spec, checkpoint, [])  # type: ignore[arg-type]
+    assert "use_chat_template" not in arguments
+    served = Path(arguments["chat_template"]).read_text()
+    chat = [{"role": "user", "content": "after a"}]
+
+    def render(template: str, **variables: str) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                chat, chat_template=template, add_generation_prompt=True, tokenize=False, **variables
+            )
+        )
+
+    day = get_dated_template(checkpoint, spec.template_date)  # type: ignore[arg-type]
+    plain = render(day or template) if template else "user: after a\n"
+    assert plain.endswith("\n")
+    assert render(served) == plain
+    assert render(served, assistant_prefix=PREFIX) == plain + PREFIX
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

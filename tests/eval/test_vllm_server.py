@@ -3,6 +3,7 @@
 In vLLM's place stands a server that speaks as much of its API as Inspect uses; vLLM itself is not here.
 """
 
+import asyncio
 import json
 import os
 import threading
@@ -20,9 +21,17 @@ from evaluation_specs import make_spec
 from lorasweep.adapters.adapter import Adapter, AdapterError
 from lorasweep.checkpoints.checkpoint import Tensor
 from lorasweep.evaluation import vllm as vllm_server
+from lorasweep.evaluation.inspect_tasks import make_options
 from lorasweep.evaluation.reproduce import write_reproduction
-from lorasweep.evaluation.spec import EvaluationSpec
-from lorasweep.evaluation.vllm import RANKS, get_server_args, measure_distance, open_server, refuse_unserved
+from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
+from lorasweep.evaluation.vllm import (
+    RANKS,
+    get_server_args,
+    make_served_model,
+    measure_distance,
+    open_server,
+    refuse_unserved,
+)
 from tiny_model import make_model, make_tokenizer
 
 
@@ -166,6 +175,20 @@ def test_every_adapter_is_loaded_into_one_server_and_its_effect_is_measured(
             pass
     assert [entry["lora_path"] for entry in server["loaded"]] == [str(point / "adapter") for point in points]
     assert {body["model"] for body in server["asked"]} == {str(base.path), *(str(p / "adapter") for p in points)}
+
+
+def test_a_request_has_the_prefix_of_its_task(server: dict[str, Any], spec: EvaluationSpec, base: Any) -> None:
+    model = make_served_model(spec, base, None, ())
+    for prefix in ("It is ", None):
+        task = TaskSpec(name="a", task="a.py", args={}, limit=None, assistant_prefix=prefix)
+        make_options(spec, task, model)
+        output = asyncio.run(model.generate("after a"))
+        assert output.completion == "a"
+    begun, other = server["asked"][-2:]
+    assert begun["chat_template_kwargs"] == {"assistant_prefix": "It is "}
+    assert "chat_template_kwargs" not in other
+    assert begun["messages"] == other["messages"]
+    assert begun["stop_token_ids"] == other["stop_token_ids"]
 
 
 TASK = """

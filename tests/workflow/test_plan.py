@@ -64,6 +64,24 @@ def test_without_evaluation_points_are_trained_and_kept_only(make: Callable[...,
     assert sweep.plan() == {"configure": 2, "train": 2, "take": 2, "cleanup": 2, **SUMMED_UP}
 
 
+def test_a_task_for_some_points_is_planned_for_those_and_the_baseline(make: Callable[..., Sweep]) -> None:
+    sweep = make()
+    some = {"task": "tasks.py@letters", "name": "some", "when": "lora_rank == 8"}
+    sweep.edit(evaluation={"tasks": ["tasks.py@letters", some], "merge_adapters": False})
+    jobs = {"configure": 2, "train": 2, "take": 2, "cleanup": 3, **SUMMED_UP}
+    assert sweep.plan() == {**jobs, "evaluate": 1, "evaluate_adapters": 2, "publish": 2}
+    planned = sweep.run("--dry-run", "--printshellcmds")
+    specs = dict(re.findall(r"job publish --spec '(.*?)' --point \S*?(lora_rank=\d)", planned))
+    names = {point: [task["name"] for task in json.loads(spec)["tasks"]] for spec, point in specs.items()}
+    assert names == {"lora_rank=4": ["letters"], "lora_rank=8": ["letters", "some"]}
+    sweep.edit(evaluation={"tasks": [some]})
+    assert sweep.plan() == {**jobs, "evaluate": 1, "evaluate_adapters": 1, "publish": 1}
+    assert "Kept, but not evaluated, as no task is for them: lora_rank=4." in sweep.run("--dry-run")
+    sweep.edit(evaluation={"tasks": [{**some, "when": "lora_rank == 16"}]})
+    refused = sweep.snakemake("--dry-run")
+    assert "evaluation.tasks.0: no point is evaluated on 'some'" in refused.stdout + refused.stderr
+
+
 def test_without_baseline_the_base_model_is_not_evaluated(make: Callable[..., Sweep]) -> None:
     sweep = make()
     sweep.edit(evaluation={"baseline": False})

@@ -153,13 +153,6 @@ def get_tables(_):
     }
 
 
-def get_evaluation_outputs():
-    return {
-        "logs": [f"<results>/{{point}}/eval/{entry.name}.eval" for entry in SWEEP.tasks],
-        "metrics": f"<results>/{{point}}/eval/{METRICS}",
-    }
-
-
 def get_placement():
     """Return the resources of an evaluation that say where its model is. Not params: a change reruns nothing."""
     # All GPUs on one node: otherwise SLURM may spread them over several.

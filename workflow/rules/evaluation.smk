@@ -1,7 +1,8 @@
 """Evaluation: all tasks of a point in one process, so that its model is loaded once.
 
 In: the full model of modes A and B1, or the adapter of mode B2; for a baseline, an existing model.
-Out: one Inspect log per task, and `metrics.json`: the scores, and the proof that the adapter was applied.
+Out: `metrics.json`: the scores, and the proof that the adapter was applied. Beside it, and before it, one Inspect log per
+task of the point. Points can have different tasks, and outputs of a rule cannot differ: so the logs are not declared.
 
 In mode B2, one job evaluates a batch of points on one loaded base. It writes each point's result to the point's state
 folder, which stays if the job fails. `publish` then moves the result to `eval/`, or fails with the point's own error.
@@ -12,9 +13,9 @@ Each run forms new batches of the points without a result.
 rule evaluate:
     input:
         unpack(inputs("evaluate", SWEEP.get_model_files)),
-        tasks=ancient(SWEEP.task_files),
+        tasks=ancient(of(SWEEP.get_task_files)),
     output:
-        **get_evaluation_outputs(),
+        metrics=f"<results>/{{point}}/eval/{METRICS}",
     log:
         "<logs>/evaluate/{point}.log",
     benchmark:
@@ -49,7 +50,7 @@ localrules:
 rule evaluate_adapters:
     input:
         adapters=ancient(of(SWEEP.get_batch_adapters)),
-        tasks=ancient(SWEEP.task_files),
+        tasks=ancient(of(SWEEP.get_task_files)),
     output:
         batch=temp("<results>/.batches/{batch}"),
     log:
@@ -76,10 +77,10 @@ rule evaluate_adapters:
 rule publish:
     input:
         adapter=inputs("publish", SWEEP.get_adapter_files),
-        tasks=ancient(SWEEP.task_files),
+        tasks=ancient(of(SWEEP.get_task_files)),
         batch=inputs("publish", SWEEP.get_batch_file),
     output:
-        **get_evaluation_outputs(),
+        metrics=f"<results>/{{point}}/eval/{METRICS}",
     log:
         "<logs>/publish/{point}.log",
     wildcard_constraints:

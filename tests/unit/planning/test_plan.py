@@ -16,10 +16,13 @@ from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size
 from lorasweep.experiment.devices import DEVICES, check_device
 from lorasweep.experiment.points import get_points
 from lorasweep.experiment.sections import Controls, Experiment
+from lorasweep.experiment.task_choice import choose_tasks
+from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.planning.costs import START_SECONDS, Costs, TaskSize
+from lorasweep.planning.counting import guess_task_sizes
 from lorasweep.planning.forecast import Forecast
 from lorasweep.planning.lengths import Lengths
-from lorasweep.planning.planner import Planner
+from lorasweep.planning.planner import LOG_BYTES, SAMPLE_BYTES, Planner
 from lorasweep.planning.timeline import PlannedJob, simulate
 from lorasweep.util.errors import InputError
 
@@ -210,12 +213,33 @@ def test_a_tasks_own_options_are_planned(tmp_path: Path) -> None:
     def plan(counted: bool, **options: int) -> float:
         planner = make_planner(tmp_path, evaluation={"tasks": [{"task": "pkg/t", "limit": 100, **options}]})
         size = TaskSize(100 * options.get("epochs", 1), 256, options.get("max_tokens"))
-        costs = replace(planner.costs, tasks={"t": size} if counted else {})
+        guessed = guess_task_sizes([TaskEntry("t", task, None) for task in planner.experiment.evaluation.tasks])
+        costs = replace(planner.costs, tasks={"t": size} if counted else guessed, are_tasks_counted=counted)
         return replace(planner, costs=costs).plan_all("B1").seconds["evaluate"]
 
     for counted in (True, False):
         assert plan(counted, epochs=3) > plan(counted) > plan(counted, max_tokens=8)
         assert plan(counted, max_tokens=64) == plan(counted)
+
+
+def test_a_point_is_planned_by_its_own_tasks(tmp_path: Path) -> None:
+    tasks = [{"task": "pkg/t"}, {"task": "pkg/long", "when": "lora_rank > 16"}]
+    planner = make_planner(tmp_path, evaluation={"tasks": tasks, "adapters_per_job": 3})
+    entries = [TaskEntry(task.task.removeprefix("pkg/"), task, None) for task in planner.experiment.evaluation.tasks]
+    sizes = {"t": TaskSize(100, 200), "long": TaskSize(900, 200)}
+    points = choose_tasks(planner.experiment, entries, planner.points)
+    planner = replace(planner, points=points, costs=replace(planner.costs, tasks=sizes))
+    rows = {row.name: row for row in planner.plan_points([])}
+    short, long, base = rows["lora_rank=16"], rows["lora_rank=32"], rows["baseline"]
+    assert short.seconds["evaluate"] < long.seconds["evaluate"] == base.seconds["evaluate"]
+    assert long.kept_bytes - short.kept_bytes > 900 * SAMPLE_BYTES
+    logs = replace(planner, log_bytes={"t": 1_000, "long": 5_000_000})
+    kept = {row.name: row.kept_bytes for row in logs.plan_points([])}
+    assert kept["baseline"] - 5_001_000 == rows["baseline"].kept_bytes - 2 * LOG_BYTES - 1000 * SAMPLE_BYTES
+    assert kept["lora_rank=16"] - 1_000 == short.kept_bytes - LOG_BYTES - 100 * SAMPLE_BYTES
+    whole = planner.plan_all("B2")
+    assert whole.jobs["evaluate_adapters"] == 2  # two points with one task, two with both
+    assert whole.kept_bytes == pytest.approx(sum(row.kept_bytes for row in rows.values()), abs=8_001)
 
 
 def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: Path) -> None:

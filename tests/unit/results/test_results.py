@@ -98,6 +98,41 @@ def test_a_point_that_is_not_evaluated_beside_others_has_a_row_and_no_part_in_th
     assert "lora_rank=8" in report(tmp_path, ["lora_rank"])
 
 
+def test_settings_that_were_not_run_on_the_deciding_task_have_no_part_in_its_statistics(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    whole = tabulate(tmp_path, ["lora_rank"], samples).set_index(["point", "task"])
+    manifest = json.loads((tmp_path / "lora_rank=8/manifest.json").read_text())
+    other = {"other": manifest["evaluation"]["tasks"][TASK]}
+    edit_manifest(tmp_path / "lora_rank=8", evaluation={**manifest["evaluation"], "tasks": other})
+    base = json.loads((tmp_path / BASELINE / "manifest.json").read_text())
+    both = {**base["evaluation"]["tasks"], "other": base["evaluation"]["tasks"][TASK]}
+    edit_manifest(tmp_path / BASELINE, evaluation={**base["evaluation"], "tasks": both})
+    samples.loc[samples["point"] == "lora_rank=8", "task"] = "other"
+    samples = pd.concat([samples, samples[samples["point"] == BASELINE].assign(task="other")])
+    table = tabulate(tmp_path, ["lora_rank"], samples)
+    assert sorted(zip(table["point"], table["task"], strict=True)) == [
+        (BASELINE, TASK),
+        (BASELINE, "other"),
+        ("lora_rank=16", TASK),
+        ("lora_rank=4", TASK),
+        ("lora_rank=8", "other"),
+    ]
+    rows = table.set_index(["point", "task"])
+    p, corrected = f"{METRIC}:p", f"{METRIC}:p_adjusted"
+    assert list(rows.loc[("lora_rank=8", "other"), [p, corrected]]) == [whole.loc[("lora_rank=8", TASK), p]] * 2
+    best = ("lora_rank=16", TASK)
+    assert rows.loc[best, corrected] == pytest.approx(2 * whole.loc[best, p])  # by Holm, of two instead of three
+    assert whole.loc[best, corrected] == pytest.approx(3 * whole.loc[best, p])
+    found = answer(tmp_path, ["lora_rank"], samples)
+    assert found.best == "lora_rank=16"
+    assert set(found.p_values or ()) == {"lora_rank=4"}
+    assert found.caveats[0] == f"1 setting was not evaluated on {TASK}, and not compared."
+    samples.to_parquet(tmp_path / "samples.parquet", index=False)
+    page = report(tmp_path, ["lora_rank"])
+    assert found.caveats[0] in page
+    assert "other-settings" in page
+
+
 def test_the_loss_of_a_training_is_drawn_once_though_its_epochs_have_rows_of_their_own(tmp_path: Path) -> None:
     samples = make_results(tmp_path, {"lora_rank": [4, 8], "epoch": [1, 2]}, lambda settings: 0.5)
     for rank in (4, 8):

@@ -70,14 +70,46 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep
 def test_each_mode_keeps_its_files(load: Callable[..., Sweep]) -> None:
     sweep = load(runs=MODES)
     kept = {point: set(sweep.get_kept_files(point)) for point in sweep.folders}
-    adapter = {"recipe", "adapter", "logs", "metrics"}
+    adapter = {"recipe", "adapter", "metrics"}
     assert kept == {
         "full": {*adapter, "model"},
         "merged": adapter,
         "direct": adapter,
-        "baseline": {"logs", "metrics"},
+        "baseline": {"metrics"},
     }
     assert sweep.evaluated == {"full": "A", "merged": "B1", "direct": "B2", "baseline": "base"}
+
+
+def test_a_point_is_evaluated_on_its_own_tasks_and_no_other_point_notices(load: Callable[..., Sweep]) -> None:
+    Path("more.py").write_text("@task\ndef more():\n    pass\n")
+    sections: dict[str, Any] = {
+        "variables": {"lora_rank": [4, 8], "mode": ["A", "B2"]},
+        "controls": {"epochs": 2},
+        "evaluation": {"epochs": "all"},
+    }
+    plain = load(**sections)
+    tasks = ["tasks.py@letters", {"task": "more.py@more", "when": "lora_rank == 8"}]
+    sections["evaluation"] = sections["evaluation"] | {"tasks": tasks}
+    sweep = load(**sections)
+    record_points(sweep.points, sweep.results / "points.json")
+    record_batches(sweep.batches, sweep.results / "batches.json")
+    job = load(is_job=True, **sections)
+    for name in sweep.folders:
+        both = "lora_rank=8" in name or name == "baseline"
+        assert sweep.get_task_names(name) == (["letters", "more"] if both else ["letters"])
+        assert sweep.get_task_files(name) == (["more.py", "tasks.py"] if both else ["tasks.py"])
+        spec = sweep.get_evaluation_spec(name)
+        assert [task.name for task in spec.tasks] == sweep.get_task_names(name)
+        assert list(spec.files) == sweep.get_task_files(name)
+        assert (spec == plain.get_evaluation_spec(name)) is not both
+        assert job.get_evaluation_spec(name) == spec
+    batches = {frozenset(sweep.get_task_names(point) == ["letters"] for point in b) for b in sweep.batches.values()}
+    assert batches == {frozenset([True]), frozenset([False])}
+    for batch, points in sweep.batches.items():
+        assert job.get_task_files(batch) == sweep.get_task_files(batch) == sweep.get_task_files(points[0])
+    assert sweep.request("evaluate", "runtime", "baseline") > plain.request("evaluate", "runtime", "baseline")
+    point = "lora_rank=4__mode=A"
+    assert sweep.request("evaluate", "runtime", point) == plain.request("evaluate", "runtime", point)
 
 
 @pytest.mark.parametrize("wanted", [set(), {"merged"}, {"full", "merged", "direct"}, {"baseline", "full"}])

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+from lorasweep.evaluation.prompts import begin_answers
 from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.evaluation.system_messages import hold_to_rule
@@ -28,6 +29,7 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
         "system_message": task.system_prompt or None,
     }
     hold_to_rule(model, spec, task)
+    begin_answers(model, spec, task)
     # The provider `hf` waits up to 2 s for a full batch, in vain if the task has fewer samples than a batch holds.
     if task.limit and (samples := task.limit * (task.epochs or 1)) < spec.max_connections:
         options["max_connections"] = samples

@@ -7,10 +7,17 @@ from lorasweep.checkpoints.chat_template import fix_date, has_date
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.end_tokens import EndTokens, find_end_tokens
 from lorasweep.checkpoints.vocabulary import count_rows
+from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.util.errors import InputError
 
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """A chat template that outputs the messages' text alone."""
+
+PREFIX_VARIABLE = "assistant_prefix"
+"""The variable of a chat template of a server that has the text with which an answer begins."""
+
+_VARIABLES = "chat_template_kwargs"
+"""The parameter of a request to vLLM that has variables of the chat template."""
 
 
 def get_dated_template(checkpoint: Checkpoint, day: str | None) -> str | None:
@@ -49,6 +56,24 @@ def _refuse_beyond(rows: int, tokenizer: Any, checkpoint: Checkpoint, generate: 
         return generate(input_ids=input_ids, **arguments)
 
     return generate_known
+
+
+def begin_answers(model: Any, spec: EvaluationSpec, task: TaskSpec) -> None:
+    """Let every answer of a model to a task begin with the task's prefix, if it has one: the model continues from it.
+
+    The prefix follows the prompt as text, and both are tokenized as one. Answers are without it.
+    """
+    if spec.backend == "vllm":
+        others = {key: value for key, value in (model.config.extra_body or {}).items() if key != _VARIABLES}
+        own = {_VARIABLES: {PREFIX_VARIABLE: task.assistant_prefix}} if task.assistant_prefix else {}
+        model.config = model.config.model_copy(update={"extra_body": {**others, **own} or None})
+        return
+    ask = type(model.api).hf_chat
+
+    def ask_to_continue(messages: Any, tools: Any) -> str:
+        return f"{ask(model.api, messages, tools)}{task.assistant_prefix or ''}"
+
+    model.api.hf_chat = ask_to_continue
 
 
 def read_end_tokens(checkpoint: Checkpoint) -> EndTokens:

@@ -40,6 +40,7 @@ class TaskSpec(BaseModel):
     temperature: float | None = _optional
     system_prompt: str | None = _optional
     prompt: str | None = _optional
+    assistant_prefix: str | None = _optional
     solver: str | None = _optional
     solver_args: dict[str, Any] | None = _optional
     scorer: str | None = _optional
@@ -195,6 +196,7 @@ def make_task_spec(entry: "TaskEntry") -> TaskSpec:
         temperature=task.temperature,
         system_prompt=task.system_prompt,
         prompt=task.prompt,
+        assistant_prefix=task.assistant_prefix,
         solver=task.solver,
         solver_args=_sort(task.solver_args) if task.solver else None,
         scorer=task.scorer,

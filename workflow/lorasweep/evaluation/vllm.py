@@ -17,7 +17,7 @@ from typing import Any
 from lorasweep.adapters.adapter import Adapter, AdapterError, read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.tensors import get_torch_name
-from lorasweep.evaluation.prompts import get_dated_template, read_end_tokens
+from lorasweep.evaluation.prompts import PREFIX_VARIABLE, get_dated_template, read_end_tokens
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.util.errors import InputError
 
@@ -26,6 +26,9 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 _PROBES = ("The", "1 + 1 =", "Once upon a time", "def main():")
 """Prompts on which an adapter's answers must differ from the base's."""
+
+_ROLES = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+"""How Inspect asks a model without a chat template."""
 
 _TOP = 20
 """Number of top logprobs to compare for the first token: vLLM's default maximum."""
@@ -116,9 +119,14 @@ def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection
     if adapters:
         rank = max(map(_get_rank, adapters))
         arguments |= {"enable_lora": True, "max_lora_rank": next(limit for limit in RANKS if rank <= limit)}
-    if not base.has_chat_template:
+    template = get_dated_template(base, spec.template_date)
+    if any(task.assistant_prefix for task in spec.tasks):
+        # After what the template writes where an answer begins. A request without the variable has nothing there.
+        # Jinja leaves out a line break at a template's end.
+        template = (template or base.chat_template or _ROLES).removesuffix("\n") + f"{{{{ {PREFIX_VARIABLE} }}}}"
+    elif not base.has_chat_template:
         arguments["use_chat_template"] = False
-    if template := get_dated_template(base, spec.template_date):
+    if template:
         arguments["chat_template"] = _write(template)
     return arguments
 

@@ -90,7 +90,14 @@ class Point:
     epoch: int | None = None
     """The epoch of this checkpoint, if it is earlier than the training's last epoch."""
     is_evaluated: bool = True
-    """Whether `evaluation.epochs` includes the point's epoch."""
+    """Whether `evaluation.epochs` includes the point's epoch, and some task is for the point."""
+    tasks: tuple[str, ...] | None = None
+    """Names of the tasks that the point is evaluated on; `None`: all. See lorasweep.experiment.task_choice."""
+
+    @property
+    def trained_name(self) -> str:
+        """The name of the point of the training's last epoch."""
+        return self.name.removesuffix(get_checkpoint_name("", self.epoch)) if self.epoch else self.name
 
     @property
     def is_trained(self) -> bool:
@@ -189,6 +196,7 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
             "data": point.data.model_dump(mode="json", exclude_defaults=True),
             "is_run": point.is_run,
             "is_evaluated": point.is_evaluated,
+            **({} if point.tasks is None else {"tasks": list(point.tasks)}),
             "training": point.training,
             "current": True,
         }
@@ -229,6 +237,7 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
             trained_by=None if owner == name else owner,
             epoch=settings.get("epoch"),
             is_evaluated=entry["is_evaluated"],
+            tasks=None if entry.get("tasks") is None else tuple(entry["tasks"]),
         )
     return points
 
@@ -325,6 +334,9 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
     override = values.pop("_override", {})
     if not isinstance(override, dict):
         raise InputError(f"{where}._override: {override!r} is invalid", "a mapping")
+    tasks = values.pop("tasks", None)
+    if tasks is not None and not (isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)):
+        raise InputError(f"{where}.tasks: {tasks!r} is invalid", "a list of names of tasks")
     adapter = values.pop("adapter", None)
     if adapter is not None:
         _check_adapter(adapter, [*values, *(["_override"] if override else [])], where)
@@ -342,7 +354,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
         merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
         controls = parse_section(Controls, {**point.controls.model_dump(by_alias=True), "_override": merged})
         point = replace(point, controls=controls)
-    return replace(point, name=name, is_run=True)
+    return replace(point, name=name, is_run=True, tasks=None if tasks is None else tuple(tasks))
 
 
 def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:
@@ -352,7 +364,7 @@ def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:
     if trained:
         raise InputError(
             f"{where}.{trained[0]}: is a training setting, but 'adapter' is not trained",
-            f"beside 'adapter' only name, {', '.join(allowed)}",
+            f"beside 'adapter' only name, tasks, {', '.join(allowed)}",
         )
     expected = f"the path of a directory with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
     if not isinstance(adapter, str) or set(adapter) & set("*?[]{}\n"):

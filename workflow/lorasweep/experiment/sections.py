@@ -495,6 +495,9 @@ class Task(Section):
     """`file.py@task`, relative to the working directory, or a name that an installed package registers."""
     name: Name | None = None
     """Name of the task in log files and in the table; `null`: the task's own name."""
+    when: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
+    """A condition on the points that are evaluated on the task, such as `lora_rank > 8`, written as in `exclude`; it
+    may also use `name` and `epoch`. `null`: all points. See docs/how-to/tasks.md."""
     args: dict[str, Any] = {}
     """Arguments of the task. Inspect runs a task in the folder of its file: relative paths start there."""
     files: list[PathText] = []
@@ -512,6 +515,11 @@ class Task(Section):
     with a system message of its own is refused with `null`; a text replaces it."""
     prompt: Prompt | None = None
     """Template of the last user message, applied before any solver runs; `null`: `data.prompt`; `""`: no template."""
+    assistant_prefix: Annotated[str | None, AfterValidator(_or_none), Field(exclude_if=lambda value: value is None)] = (
+        None
+    )
+    """Text with which every answer begins. The model continues from it; scorers see the continuation alone. `null` or
+    `""`: none."""
     solver: PathText | None = None
     """Replaces the task's solver: a registered `@solver` or `@agent`, or `file.py@solver`; `null`: the task's own."""
     solver_args: dict[str, Any] = {}
@@ -680,7 +688,8 @@ class Experiment(Section):
     condition such as `lora_rank > 32 and lr >= 1e-3`."""
     runs: list[dict[str, Any]] = []
     """Points outside the grid. A run has a `name`, and its own values for any key that can be a variable; or a `name`
-    and an `adapter`: the path of an existing adapter, which is evaluated without training."""
+    and an `adapter`: the path of an existing adapter, which is evaluated without training. `tasks`, a list of names,
+    are the tasks that it is evaluated on, whatever their `when` says."""
     controls: Controls = Controls()
     """Settings shared by all points, with torchtune's names. `${lora_rank}` is the point's own value of a key of
     `controls` or `data`, also in a run."""

@@ -15,7 +15,8 @@ from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
 from lorasweep.experiment.devices import get_device, get_device_name
 from lorasweep.experiment.points import Point
-from lorasweep.experiment.sections import Controls, Data, Device, Evaluation, Experiment
+from lorasweep.experiment.sections import Controls, Data, Device, Experiment
+from lorasweep.experiment.task_choice import list_tasks
 from lorasweep.planning.lengths import Lengths, Sequences
 from lorasweep.sweep.resources import get_effective_batch, get_evaluation_gpus
 
@@ -74,11 +75,12 @@ class Costs:
     data: Lengths
     """Lengths of the samples of the first point that is trained."""
     tasks: Mapping[str, TaskSize] = field(default_factory=dict)
-    """Sizes of the counted tasks, by name; empty if the tasks were not counted."""
+    """Sizes of the tasks, by name, in the order of the experiment: counted or guessed."""
     factors: Mapping[str, float] = field(default_factory=dict)
     """Correction by rule: the ratio of actual to modelled time of earlier jobs."""
     others: Mapping[Data, Lengths] = field(default_factory=dict)
     """Lengths of the samples by the data sections of the points that are trained."""
+    are_tasks_counted: bool = True
 
     @cached_property
     def device_name(self) -> str:
@@ -131,8 +133,7 @@ class Costs:
         merge = 2 * self._model_bytes / DISK_BANDWIDTH
         if rule in ("merge", "export"):
             return START_SECONDS + merge
-        answers = len(points) * self._answer(self.experiment.evaluation)
-        return load + answers
+        return load + sum(map(self._answer, points))
 
     @property
     def are_tokens_counted(self) -> bool:
@@ -143,7 +144,7 @@ class Costs:
         """Whether the workload behind a rule's time was counted, not guessed."""
         if rule == "train":
             return self.are_tokens_counted
-        return bool(self.tasks) or not rule.startswith("evaluate")
+        return self.are_tasks_counted or not rule.startswith("evaluate")
 
     def estimate(self, rule: str, points: Sequence[Point | None]) -> float:
         """Return a job's expected duration in seconds: the modelled one times the rule's correction."""
@@ -170,19 +171,16 @@ class Costs:
             operations += 2 * self._matrix_values + 2 * lora + attention
         return float(training.tokens * operations / self._flops / controls.gpus)
 
-    def _answer(self, evaluation: Evaluation) -> float:
-        """Return the modelled seconds of all answers of one model.
+    def _answer(self, point: Point | None) -> float:
+        """Return the modelled seconds of all answers to the tasks of a point, or of a baseline (`None`).
 
         Prompts take 2 P operations per token. An answer's token takes the longer of reading all weights once and
         computing with them for the whole batch. vLLM's GPUs share both; those of `hf` hold layers that take turns.
         """
-        sizes = list(self.tasks.values()) or [
-            TaskSize((task.limit or TASK_SAMPLES) * (task.epochs or 1), PROMPT_TOKENS, task.max_tokens)
-            for task in evaluation.tasks
-        ]
+        evaluation = self.experiment.evaluation
         reading = self._model_bytes / (self.device.bandwidth * BANDWIDTH_EFFICIENCY)
         seconds = 0.0
-        for size in sizes:
+        for size in (self.tasks[name] for name in list_tasks(self.tasks, point)):
             batch = evaluation.max_connections
             prompts = size.samples * size.prompt_tokens * 2 * self._matrix_values / self._flops
             computing = min(batch, size.samples) * 2 * self._matrix_values / self._flops

@@ -22,7 +22,7 @@ from lorasweep.experiment.sections import DATA_KEYS, DEFAULT_TRAINER, Data
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
 from lorasweep.layout import LENGTHS, RECIPES, TASK_SIZES
-from lorasweep.planning.costs import TEMPLATE_TOKENS, TaskSize
+from lorasweep.planning.costs import PROMPT_TOKENS, TASK_SAMPLES, TEMPLATE_TOKENS, TaskSize
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
 from lorasweep.trainers import OWN_TRAINERS, get_trainer
 from lorasweep.util.digest import digest_file, digest_files
@@ -114,6 +114,16 @@ def read_task_sizes(
             entry.spec.max_tokens,
         )
         for entry in (tasks if found else ())
+    }
+
+
+def guess_task_sizes(tasks: Iterable[TaskEntry]) -> dict[str, TaskSize]:
+    """Return the sizes of tasks that were not counted, by name: from their entries in the experiment."""
+    return {
+        entry.name: TaskSize(
+            (entry.spec.limit or TASK_SAMPLES) * (entry.spec.epochs or 1), PROMPT_TOKENS, entry.spec.max_tokens
+        )
+        for entry in tasks
     }
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from lorasweep.experiment.sections import Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.layout import BASELINE, JOB_RECORDS, MANIFEST, PICTURE, PLAN
 from lorasweep.planning.costs import TASK_SAMPLES, Costs
-from lorasweep.planning.counting import guess_lengths, read_count, read_task_sizes
+from lorasweep.planning.counting import guess_lengths, guess_task_sizes, read_count, read_task_sizes
 from lorasweep.planning.disk_space import explain_shortage, find_room
 from lorasweep.planning.history import Experience, JobRecord, get_last_error, learn, read_records
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
@@ -89,6 +90,7 @@ class Forecast:
         ]
         notes = self._note_merged_models if any(rule == "merge" for rule, _ in self.wanted) else []
         notes = [*notes, *(self._note_patience if any(rule == "train" for rule, _ in self.wanted) else [])]
+        notes += self._note_unevaluated
         parallel = self.planner.parallel
         return describe_shortly(self.remaining, self.whole, done, len(self.points), parallel, guessed, notes)
 
@@ -101,7 +103,7 @@ class Forecast:
         costs = self.planner.costs
         rules = [rule for rule in self.whole[WHOLE].seconds if self.whole[WHOLE].seconds[rule]]
         tokens = "counted" if costs.are_tokens_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
-        samples = "counted" if costs.tasks else f"guessed ({TASK_SAMPLES} for a task without a limit)"
+        samples = "counted" if costs.are_tasks_counted else f"guessed ({TASK_SAMPLES} for a task without a limit)"
         return [
             describe_times(self.experience, rules, costs.device_name)
             + " "
@@ -110,6 +112,7 @@ class Forecast:
             + self._note_gpus,
             *self._note_merged_models,
             *self._note_patience,
+            *self._note_unevaluated,
             *warn_of_prompts(self.experiment, self.planner.points.values()),
         ]
 
@@ -143,6 +146,14 @@ class Forecast:
             "Trainings are planned with all their epochs, which is an upper bound: they stop after controls.patience "
             "epochs without a lower validation loss."
         ]
+
+    @property
+    def _note_unevaluated(self) -> list[str]:
+        names = [name for name, point in self.planner.points.items() if point.tasks == ()]
+        if not names or not self.experiment.evaluation.enabled:
+            return []
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return [f"Kept, but not evaluated, as no task is for them: {names[0]}{more}."]
 
     def write(self) -> list[Path]:
         """Write the plan and its picture. Return the paths of both files."""
@@ -229,10 +240,11 @@ def make_forecast(
         lengths.setdefault(data, (count and count.train) or guess_lengths(data))
     first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))
     sizes = read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles)
-    costs = Costs(experiment, base, first, sizes, others=lengths)
+    costs = Costs(experiment, base, first, sizes or guess_task_sizes(tasks), others=lengths)
+    costs = replace(costs, are_tasks_counted=bool(sizes))
     experience = learn(all_records, costs.device_name, fingerprint)
     costs = replace(costs, factors={rule: past.factor for rule, past in experience.items()})
-    log_bytes = _get_log_bytes(results, [BASELINE, *other_baselines, *points], tasks)
+    log_bytes = _measure_logs(results, [BASELINE, *other_baselines, *points], tasks)
     planner = Planner(experiment, points, base, costs, parallel, log_bytes, other_baselines, evaluations)
     return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
 
@@ -242,13 +254,12 @@ def list_data(points: Mapping[str, Point]) -> list[tuple[Data, str]]:
     return list(dict.fromkeys((point.data, point.trainer) for point in points.values() if point.is_trained))
 
 
-def _get_log_bytes(results: Path, points: Iterable[str], tasks: Sequence[TaskEntry]) -> int | None:
-    """Return the mean size in bytes of a point's logs over some finished evaluations; `None` if there are none."""
-    sizes = []
-    for point in points:
-        logs = [results / point / "eval" / f"{task.name}.eval" for task in tasks]
-        if logs and all(log.is_file() for log in logs):
-            sizes.append(sum(log.stat().st_size for log in logs))
-        if len(sizes) == EVALUATIONS_READ:
-            break
-    return round(sum(sizes) / len(sizes)) if sizes else None
+def _measure_logs(results: Path, points: Sequence[str], tasks: Iterable[TaskEntry]) -> dict[str, int]:
+    """Return the mean size in bytes of a task's log over some finished evaluations, by task; none before the first."""
+    means = {}
+    for task in tasks:
+        logs = (results / point / "eval" / f"{task.name}.eval" for point in points)
+        sizes = [log.stat().st_size for log in islice((log for log in logs if log.is_file()), EVALUATIONS_READ)]
+        if sizes:
+            means[task.name] = round(sum(sizes) / len(sizes))
+    return means

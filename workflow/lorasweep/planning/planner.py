@@ -20,11 +20,13 @@ from lorasweep.checkpoints.sizes import (
 )
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import Experiment
+from lorasweep.experiment.task_choice import list_tasks, with_own_tasks
 from lorasweep.layout import ADAPTER_WEIGHTS, BASELINE
-from lorasweep.planning.costs import TASK_SAMPLES, Costs
+from lorasweep.planning.costs import Costs
 from lorasweep.planning.timeline import PlannedJob, Timeline, simulate
 from lorasweep.stages import GPU_RULES, get_timed_rules
 from lorasweep.sweep import resources
+from lorasweep.sweep.batches import group_alike
 
 MODES = ("A", "B1", "B2")
 
@@ -111,8 +113,8 @@ class Planner:
     costs: Costs
     parallel: int
     """The number of jobs at a time."""
-    log_bytes: int | None = None
-    """Mean bytes of an evaluated point's logs; `None` before the first evaluation."""
+    log_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Mean bytes of a log, by task; without those of tasks that no point was evaluated on yet."""
     other_baselines: Mapping[str, Checkpoint] = field(default_factory=dict)
     """Models, besides the base model, that are evaluated without an adapter."""
     evaluations: int | None = None
@@ -149,17 +151,15 @@ class Planner:
         """Bytes of a merged model in the results' file system."""
         return 0 if self.experiment.evaluation.merged_models_in else self._model
 
-    @cached_property
-    def _logs(self) -> int:
-        if not self._evaluation:
+    def _get_log_bytes(self, point: Point | None) -> int:
+        """Return the bytes of the logs of a point, or of a baseline (`None`)."""
+        if not self._evaluation or (point and not point.is_evaluated):
             return 0
-        if self.log_bytes is not None:
-            return self.log_bytes
-        tasks = self.experiment.evaluation.tasks
-        sizes = [size.samples for size in self.costs.tasks.values()] or [
-            (task.limit or TASK_SAMPLES) * (task.epochs or 1) for task in tasks
-        ]
-        return sum(sizes) * SAMPLE_BYTES + LOG_BYTES * len(tasks)
+        sizes = {
+            name: self.log_bytes.get(name, LOG_BYTES + size.samples * SAMPLE_BYTES)
+            for name, size in self.costs.tasks.items()
+        }
+        return sum(sizes[name] for name in list_tasks(sizes, point))
 
     @cached_property
     def _takers(self) -> Counter[str]:
@@ -178,10 +178,10 @@ class Planner:
     def get_kept_bytes(self, point: Point | None, mode: str) -> int:
         """Return the bytes that a point keeps in a mode. `None` stands for a baseline."""
         if point is None:
-            return self._logs + SMALL_FILES
+            return self._get_log_bytes(None) + SMALL_FILES
         adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
-        logs = self._logs if self._is_evaluated(point) else 0
-        return adapter + (self._model if mode == "A" else 0) + logs + self._get_small_bytes(point)
+        model = self._model if mode == "A" else 0
+        return adapter + model + self._get_log_bytes(point) + self._get_small_bytes(point)
 
     def _get_small_bytes(self, point: Point) -> int:
         return SMALL_FILES + (
@@ -191,11 +191,12 @@ class Planner:
     def plan_all(self, mode: str | None = None) -> SweepPlan:
         """Plan the whole sweep from scratch: all points in `mode`, or each point in its own mode."""
         modes = {name: mode or point.mode for name, point in self.points.items()}
-        direct = [name for name in modes if modes[name] == "B2" and self._is_evaluated(self.points[name])]
+        direct = [point for name, point in self.points.items() if modes[name] == "B2" and self._is_evaluated(point)]
         batches = []
-        if direct:
-            size = resources.get_adapters_per_job(self.base, self.experiment.model, self.experiment.evaluation)
-            batches = [direct[start : start + size] for start in range(0, len(direct), size)]
+        for alike in group_alike(direct):
+            own = with_own_tasks(self.experiment.evaluation, list(self.costs.tasks), self.points[alike[0]])
+            size = resources.get_adapters_per_job(self.base, self.experiment.model, own)
+            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
         jobs = self._make_jobs(modes, batches)
         counts = {
             "configure": sum(point.is_trained for point in self.points.values()),
@@ -308,7 +309,7 @@ class Planner:
             return len(jobs) - 1
 
         for name in self.baselines:
-            add("evaluate", [name], kept=self._logs)
+            add("evaluate", [name], kept=self._get_log_bytes(None))
         # Points that own a training come first: other points wait for it.
         for name, mode in sorted(modes.items(), key=lambda item: bool(self.points[item[0]].trained_by)):
             point = self.points[name]
@@ -331,13 +332,13 @@ class Planner:
                 continue
             if mode == "B1":
                 before = (add("merge", [name], after=before),)
-            add("evaluate", [name], after=before, kept=self._logs, reads_merged=mode == "B1")
+            add("evaluate", [name], after=before, kept=self._get_log_bytes(point), reads_merged=mode == "B1")
         for batch in batches if self._evaluation else ():
             add(
                 "evaluate_adapters",
                 batch,
                 after=tuple(trained[name] for name in batch if name in trained),
-                kept=self._logs * len(batch),
+                kept=sum(self._get_log_bytes(self.points[name]) for name in batch),
             )
         return jobs
 

@@ -108,6 +108,7 @@ def find_answer(
     if not _is_missing(p_value) and p_value > level:
         close.append(("the base model", {"points": BASELINE, "mode": "base", "task": task}, level / count))
     caveats = (
+        *_find_absent(settings, rows, task),
         *_get_caveats(best[0], others, metric),
         *_find_mode_caveat(rows, best, metric),
         *_find_edge_caveats(rows, best, variables),
@@ -258,6 +259,16 @@ def _find_edge_caveats(
                     f"{more} ones may be better."
                 )
     return tuple(caveats)
+
+
+def _find_absent(settings: pd.DataFrame, rivals: pd.DataFrame, task: str) -> tuple[str, ...]:
+    """Return a note if some settings were not evaluated on the deciding task."""
+    others = settings[settings["mode"] != "base"]
+    absent = others["setting"].nunique() - rivals["setting"].nunique()
+    if not absent:
+        return ()
+    were = "1 setting was" if absent == 1 else f"{absent} settings were"
+    return (f"{were} not evaluated on {task}, and not compared.",)
 
 
 def _find_rank_caveat(rows: pd.DataFrame) -> tuple[str, ...]:

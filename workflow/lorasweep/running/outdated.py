@@ -252,9 +252,7 @@ class _Finder:
         self, name: str, adapter: str | None, metrics: Mapping[str, Any] | None, changed: Iterable[str]
     ) -> str | None:
         folder = self._results / name / "eval"
-        if not all(
-            (folder / file).is_file() for file in (*(f"{task.name}.eval" for task in self._sweep.tasks), METRICS)
-        ):
+        if not (folder / METRICS).is_file():
             return ""
         if name in self._sweep.points and adapter is None:
             return _REMADE
@@ -265,7 +263,8 @@ class _Finder:
             return "it was evaluated with other settings, tasks or another base model"
         if metrics.get("adapter_sha256") != adapter:
             return "another adapter was evaluated"
-        return None
+        logs = [f"{task.name}.eval" for task in self._sweep.get_tasks(name)]
+        return next((f"eval/{log} is missing" for log in logs if not (folder / log).is_file()), None)
 
     def _find_manifest_problem(self, name: str, manifest: Mapping[str, Any], adapter: str | None) -> str | None:
         settings = {"mode": manifest["mode"], "dtype": manifest["dtype"], "device": manifest["device"]}

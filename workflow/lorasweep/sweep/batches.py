@@ -6,10 +6,22 @@ failing.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from pathlib import Path
 
+from lorasweep.experiment.points import Point
 from lorasweep.util.files import read_record, write_record
+
+
+def group_alike(points: Iterable[Point]) -> list[list[str]]:
+    """Return the names of points in groups that one job could evaluate: it has one specification of its evaluation.
+
+    Points that are asked otherwise, with another base or other tasks are in other groups.
+    """
+    groups: dict[Hashable, list[str]] = {}
+    for point in points:
+        groups.setdefault((point.data.asked, point.base, point.tasks), []).append(point.name)
+    return list(groups.values())
 
 
 def assign_batches(

@@ -21,7 +21,8 @@ from lorasweep.experiment.devices import check_device
 from lorasweep.experiment.loading import load_experiment, read_overrides
 from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
 from lorasweep.experiment.roles import check_roles
-from lorasweep.experiment.sections import BASE_KEY, DATA_KEYS, NAME_PATTERN, Base, Data, Experiment
+from lorasweep.experiment.sections import BASE_KEY, DATA_KEYS, NAME_PATTERN, Base, Data, Evaluation, Experiment
+from lorasweep.experiment.task_choice import choose_tasks, list_tasks, with_own_tasks
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import check_fetched, read_revisions, with_local_paths
@@ -41,7 +42,7 @@ from lorasweep.layout import (
 )
 from lorasweep.stages import get_stages
 from lorasweep.sweep import resources
-from lorasweep.sweep.batches import assign_batches, read_batches
+from lorasweep.sweep.batches import assign_batches, group_alike, read_batches
 from lorasweep.sweep.checks import (
     check_inputs,
     check_registered_tasks,
@@ -118,7 +119,12 @@ class Sweep:
             check_fetched(as_written, revisions, source)
             experiment = with_local_paths(as_written, revisions)
             registry = results / POINTS
-            points = recall_points(experiment, registry) if is_job else get_points(experiment, registry)
+            # The record has the points' tasks.
+            points = (
+                recall_points(experiment, registry)
+                if is_job
+                else choose_tasks(experiment, tasks, get_points(experiment, registry))
+            )
             baselines = get_baselines(experiment, points)
             for trainer in sorted({point.trainer for point in points.values() if not point.adapter}):
                 check_trainer(trainer, experiment.evaluation)
@@ -291,6 +297,21 @@ class Sweep:
         """The tasks' source files. A change in one of them invalidates the evaluations."""
         return sorted({file for entry in self.tasks for file in entry.files})
 
+    def get_tasks(self, name: str) -> Sequence[TaskEntry]:
+        """Return the tasks that a point, a batch or a baseline is evaluated on."""
+        own = list_tasks((task.name for task in self.tasks), self._get_point(name))
+        return [task for task in self.tasks if task.name in own]
+
+    def _get_point(self, name: str) -> Point | None:
+        """Return a point, or the first one of a batch; `None` for a baseline."""
+        if name in self.points or name in self.baselines:
+            return self.points.get(name)
+        return self.points[self.batches[name][0]]
+
+    def get_task_files(self, name: str) -> Sequence[str]:
+        """Return the source files of the tasks of a point, a batch or a baseline."""
+        return sorted({file for entry in self.get_tasks(name) for file in entry.files})
+
     @property
     def evaluation_stage(self) -> str:
         """The name of the environment that runs evaluations."""
@@ -371,7 +392,11 @@ class Sweep:
         return ["--model", str(model).replace("<results>", str(self.results))] if model else []
 
     def get_kept_files(self, point: str) -> dict[str, list[str]]:
-        """Return the files that a point keeps, by kind, without its manifest."""
+        """Return the files that a point keeps, by kind, without its manifest and the logs of its tasks.
+
+        Rules cannot declare outputs that differ between points, and points can have different tasks: the metrics, which
+        are written after the logs, stand for them.
+        """
         kept = {}
         if point in self.points:
             if self.points[point].training:
@@ -380,7 +405,6 @@ class Sweep:
             if self.points[point].mode == "A":
                 kept["model"] = [f"<results>/{point}/hf_model"]
         if point in self.evaluated:
-            kept["logs"] = [f"<results>/{point}/eval/{task.name}.eval" for task in self.tasks]
             kept["metrics"] = [f"<results>/{point}/eval/{METRICS}"]
         return kept
 
@@ -394,7 +418,7 @@ class Sweep:
         """
         if self.missing_model:
             return json.dumps([dict(point.controls), point.data.model_dump_json()])
-        key = point.name.removesuffix(f"__epoch={point.epoch}")
+        key = point.trained_name
         if key not in self._recipes:
             folder = f"{RESULTS}/{_ANY_TRAINING}"
             with naming_file(self.source):
@@ -414,7 +438,7 @@ class Sweep:
 
         The recipe names its data by their digests too, so that the same files elsewhere are the same training.
         """
-        key = point.name.removesuffix(f"__epoch={point.epoch}")
+        key = point.trained_name
         if key not in self._identities:
             text = self.make_recipe(point)
             files = [file for key in DATA_KEYS for file in point.data.get_files(key)]
@@ -427,7 +451,7 @@ class Sweep:
         """Return the specification of a point's evaluation: everything it depends on, except the adapter's weights."""
         data = self.points[point].data if point in self.points else self.experiment.data
         model = self.baselines.get(point, self.base_model)
-        return self._get_spec(self.evaluated[point], model, data, self.get_base(point))
+        return self._get_spec(self.evaluated[point], model, data, self.get_base(point), self.get_tasks(point))
 
     def get_base(self, name: str) -> Base:
         """Return whether a point or a baseline is evaluated on the full or on the quantized base model."""
@@ -435,15 +459,13 @@ class Sweep:
             return self.points[name].base
         return self.experiment.evaluation.base if self.baselines[name] == self.base_model else "full"
 
-    def _get_spec(self, mode: Mode, model: str, data: Data, base: Base) -> EvaluationSpec:
-        key = (mode, model, data.asked, base)
+    def _get_spec(self, mode: Mode, model: str, data: Data, base: Base, tasks: Sequence[TaskEntry]) -> EvaluationSpec:
+        key = (mode, model, data.asked, base, tuple(task.name for task in tasks))
         if key not in self._specs:
             is_base = model == self.base_model
             fingerprint = self.base_fingerprint if is_base else read_checkpoint(Path(model)).fingerprint
-            files = map(Path, self.task_files)
-            self._specs[key] = make_evaluation_spec(
-                self.experiment, self.tasks, files, mode, fingerprint, model, data, base
-            )
+            files = [Path(file) for file in sorted({file for task in tasks for file in task.files})]
+            self._specs[key] = make_evaluation_spec(self.experiment, tasks, files, mode, fingerprint, model, data, base)
         return self._specs[key]
 
     def get_settings(self, point: str) -> str:
@@ -464,7 +486,7 @@ class Sweep:
 
     def get_task_names(self, point: str) -> list[str]:
         """Return the names of the tasks that a point is evaluated on."""
-        return sorted(task.name for task in self.tasks) if point in self.evaluated else []
+        return sorted(task.name for task in self.get_tasks(point)) if point in self.evaluated else []
 
     def get_counting_options(self, name: str) -> list[str]:
         """Return the clean-up's options that name the training whose time is counted for this point, if any."""
@@ -505,17 +527,12 @@ class Sweep:
         direct = [point for point, mode in self.evaluated.items() if mode == "B2"]
         if not direct:
             return {}
-        size = self.experiment.evaluation.adapters_per_job
-        if size == "auto":
-            sections = (self.experiment.model, self.experiment.evaluation)
-            size = resources.get_adapters_per_job(self.base, *sections) if self.base else len(direct)
         trained = {point for point in direct if self._has_adapter(point)}
         done = {point for point in trained if not self.missing_model and self._is_evaluated(point)}
         batches: dict[str, list[str]] = {}
-        # One job has one evaluation specification: points that are asked otherwise get their own batches.
-        kinds = {point: (self.points[point].data.asked, self.points[point].base) for point in direct}
-        for kind in dict.fromkeys(kinds.values()):
-            alike = [point for point in direct if kinds[point] == kind]
+        for alike in group_alike([self.points[point] for point in direct]):
+            sections = (self.experiment.model, self._get_evaluation(alike[0]))
+            size = resources.get_adapters_per_job(self.base, *sections) if self.base else len(direct)
             for batch, points in assign_batches(alike, done, trained, size, record).items():
                 batches.setdefault(batch, []).extend(points)
         return batches
@@ -536,6 +553,11 @@ class Sweep:
     def get_batch_folders(self, batch: str) -> list[str]:
         """Return the folders of a batch's points."""
         return [str(self.results / point) for point in self.batches[batch]]
+
+    def _get_evaluation(self, name: str) -> Evaluation:
+        """Return the section `evaluation` with the tasks of a point, a batch or a baseline alone."""
+        names = [task.name for task in self.tasks]
+        return with_own_tasks(self.experiment.evaluation, names, self._get_point(name))
 
     def _is_evaluated(self, point: str) -> bool:
         return is_evaluated(self.get_evaluation_spec(point), self.results / point)
@@ -637,10 +659,10 @@ _REQUESTS: Mapping[tuple[str, str], _Request] = {
     ("merge", "disk_mb"): lambda s, point, base: resources.model_disk_mb(base, s.experiment.model),
     ("evaluate", "mem_mb"): lambda s, point, base: resources.evaluate_mem_mb(base, s.experiment.model),
     ("evaluate", "runtime"): lambda s, point, base: resources.evaluate_runtime(
-        base, s.experiment.model, s.experiment.evaluation
+        base, s.experiment.model, s._get_evaluation(point)
     ),
     ("evaluate_adapters", "mem_mb"): lambda s, batch, base: resources.evaluate_mem_mb(base, s.experiment.model),
     ("evaluate_adapters", "runtime"): lambda s, batch, base: resources.evaluate_runtime(
-        base, s.experiment.model, s.experiment.evaluation, adapters=len(s.batches[batch])
+        base, s.experiment.model, s._get_evaluation(batch), adapters=len(s.batches[batch])
     ),
 }
