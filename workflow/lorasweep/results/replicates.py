@@ -21,7 +21,7 @@ from lorasweep.results.inference import (
     get_unpaired_interval,
     widen,
 )
-from lorasweep.results.table import SampleScores, describe_interval, is_metric
+from lorasweep.results.table import SampleScores, describe_interval, is_metric, order_metric
 
 
 def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScores, confidence: float) -> pd.DataFrame:
@@ -52,7 +52,9 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
             tested = [row for row in rows if row.get(f"{metric}:p") is not None and row["task"] == task]
             for row, adjusted in zip(tested, adjust_p_values([r[f"{metric}:p"] for r in tested]), strict=True):
                 row[f"{metric}:p_adjusted"] = adjusted
-    return pd.DataFrame(rows).convert_dtypes()
+    table = pd.DataFrame(rows).convert_dtypes()
+    others = [column for column in table.columns if "/" not in column]
+    return table[[*others, *sorted(set(table.columns) - set(others), key=order_metric)]]
 
 
 def compare_settings(

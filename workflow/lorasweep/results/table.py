@@ -22,6 +22,7 @@ from lorasweep.results.inference import (
     get_unpaired_interval,
 )
 from lorasweep.stages import GPU_RULES
+from lorasweep.util.formats import format_bytes, format_score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,7 +128,7 @@ def make_table(
     _write_alike(rows, variables)
     # Keeps integers although the baseline's values are missing.
     table = pd.DataFrame(rows).convert_dtypes()
-    metrics = sorted((column for column in table.columns if "/" in column), key=_order_metric)
+    metrics = sorted((column for column in table.columns if "/" in column), key=order_metric)
     bases = [BASE_KEY] if any(BASE_KEY in row for row in rows) else []
     first = dict.fromkeys(
         ["point", "setting", *variables, *bases, "epoch", "seed", "mode", "task", "samples", *metrics]
@@ -143,15 +144,16 @@ def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
     from lorasweep.util.tables import FoldingTable
 
     metrics = [column for column in table.columns if is_metric(column)]
-    facts = ["point", "mode", "task", "samples"]
+    names, facts = ["point", "task"], ["samples", "mode"]
     if table["task"].nunique() == 1:
-        facts.remove("task")
+        names.remove("task")
         title = f"{title}: {table['task'].iloc[0]}"
-    shown = FoldingTable([*facts, *metrics, "kept"], texts=["mode", "task"], title=title)
+    shown = FoldingTable([*names, *metrics, *facts, "kept"], texts=["mode", "task"], title=title)
     for _, row in table.iterrows():
-        cells = ["" if pd.isna(row[fact]) else format_value(row[fact], fact) for fact in facts]
-        cells += [format_metric(row, metric) for metric in metrics]
-        shown.add_row(*cells, f"{row['bytes'] / 1e6:,.1f} MB")
+        first, last = (
+            ["" if pd.isna(row[key]) else format_value(row[key], key) for key in keys] for keys in (names, facts)
+        )
+        shown.add_row(*first, *(format_metric(row, metric) for metric in metrics), *last, format_bytes(row["bytes"]))
     console.print(shown)
 
 
@@ -161,9 +163,9 @@ def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str
     if value is None or pd.isna(value):
         return ""
     if low is not None and not pd.isna(low):
-        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{format_score(value)} [{format_score(low)}, {format_score(high)}]"
     error = row.get(f"{metric.rpartition('/')[0]}/stderr")
-    return f"{value:.3f}" + ("" if error is None or pd.isna(error) else f" ± {error:.3f}")
+    return format_score(value) + ("" if error is None or pd.isna(error) else f" ± {format_score(error)}")
 
 
 def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
@@ -283,7 +285,7 @@ def _plain(value: Any) -> Any:
     return format_value(value) if isinstance(value, list | dict) else value
 
 
-def _order_metric(column: str) -> tuple[str, int]:
+def order_metric(column: str) -> tuple[str, int]:
     """Order the columns of metrics by name, each followed by its facts in their own order: `low` before `high`."""
     metric, _, fact = column.rpartition(":")
     return (metric, 1 + FACTS.index(fact)) if fact in FACTS else (column, 0)
