@@ -90,7 +90,7 @@ def test_the_table_of_results_folds_names_between_their_parts(width: int) -> Non
     ]
     said = say(lambda console: show_table(pd.DataFrame(rows), "ranks", console), width)
     check(said, width)
-    for number in ("1200", "0.500 [0.432, 0.568]", "1.250 ± 0.500", "123.5 MB"):
+    for number in ("1200", "0.500 [0.432, 0.568]", "1.250 ± 0.500", "123 MB"):
         assert said.count(number) == len(NAMES)
 
 

@@ -512,11 +512,12 @@ def test_many_and_long_trainings_are_drawn_within_bounds(tmp_path: Path) -> None
 
 
 def test_the_list_has_the_best_of_many_settings(tmp_path: Path) -> None:
-    samples = make_results(tmp_path, {"lora_rank": list(range(1, 61))}, lambda s: s["lora_rank"] / 61, steps=0)
-    table = tabulate(tmp_path, ["lora_rank"], samples)
-    settings = aggregate(table, ["lora_rank"], SampleScores(samples), 0.95)
+    variables = {"lora_rank": list(range(1, 31)), "lr": [1e-4, 1e-3]}
+    samples = make_results(tmp_path, variables, lambda s: s["lora_rank"] / 31, steps=0)
+    table = tabulate(tmp_path, list(variables), samples)
+    settings = aggregate(table, list(variables), SampleScores(samples), 0.95)
     for higher_is_better in (True, False):
-        listed = draw_metric(settings, table, ["lora_rank"], TASK, METRIC, higher_is_better)[-1]
+        listed = draw_metric(settings, table, list(variables), TASK, METRIC, higher_is_better)[-1]
         drawn = [row["value"] for rows in listed.spec["datasets"].values() for row in rows if len(rows) > 1]
         values = settings[settings["mode"] != "base"][METRIC]
         assert (max(drawn) if higher_is_better else min(drawn)) == (values.max() if higher_is_better else values.min())
@@ -558,7 +559,7 @@ SPACE = {"lora_rank": [4, 8], "lr": [1e-4, 1e-3], "packed": [True, False], "epoc
         (1, {"line", "rule", "point"}),
         (2, {"rect", "text"}),
         (3, {"line", "rule"}),
-        (4, {"line", "text"}),
+        (4, {"line", "point"}),
     ],
 )
 def test_the_number_of_variables_chooses_the_plot(tmp_path: Path, count: int, marks: set[str]) -> None:
@@ -570,7 +571,7 @@ def test_the_number_of_variables_chooses_the_plot(tmp_path: Path, count: int, ma
     text = json.dumps(first.spec)
     assert marks <= set(re.findall(r'"mark": {"type": "(\w+)"', text))
     assert ("facet" in first.spec) == (count == 3)
-    assert len(rest) == (1 if count else 0)
+    assert len(rest) == (1 if count > 1 else 0)
     # Every value that was measured is in what is drawn.
     drawn = {round(value, 6) for value in map(float, re.findall(r'"value": ([\d.]+)', text))}
     assert {round(value, 6) for value in table[table["point"] != BASELINE][METRIC].astype(float)} <= drawn
@@ -645,7 +646,7 @@ def test_the_report_has_the_answer_and_loads_nothing_from_elsewhere(tmp_path: Pa
     make_report(results / "results-partial.csv", [STAGE], results / "report-partial.html", results / "plots-partial")
     page = (results / "report-partial.html").read_text()
     sentence = json.loads((results / "answer.json").read_text())["sentence"]
-    assert html.escape(sentence) in page
+    assert html.escape(sentence) in page.replace("<b>", "").replace("</b>", "")
     assert "the GPU&#39;s memory &lt;was&gt; not enough" in page
     assert "&lt;b&gt;CUDA out of memory&lt;/b&gt;" in page
     assert "<td>variables</td><td>{lora_rank: [4, 8, 16]}</td>" in page
@@ -653,8 +654,8 @@ def test_the_report_has_the_answer_and_loads_nothing_from_elsewhere(tmp_path: Pa
     assert links.loaded == ["data:,"]
     assert all((results / link).exists() for link in links.links), links.links
     assert sorted(file.name for file in (results / "plots").iterdir()) == [
-        *("letters-by-lora_rank-dark.svg", "letters-by-lora_rank.svg", "letters-settings-dark.svg"),
-        *("letters-settings.svg", "loss-dark.svg", "loss.svg", "storage-dark.svg", "storage.svg"),
+        *("letters-by-lora_rank-dark.svg", "letters-by-lora_rank.svg", "loss-dark.svg", "loss.svg"),
+        *("storage-dark.svg", "storage.svg"),
     ]
     table = pd.read_parquet(results / "results.parquet")
     same = pd.read_csv(results / "results.csv")

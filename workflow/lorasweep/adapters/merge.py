@@ -33,6 +33,7 @@ from lorasweep.layout import RECORD
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import write_record
+from lorasweep.util.formats import format_bytes
 from lorasweep.util.versions import get_versions
 
 _BLOCK = 2 * 1024 * 1024
@@ -277,8 +278,8 @@ def _check_room(plan: Plan, output: Path, temporary: bool) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise OSError(
-            f"No space left on device: the merged model needs {need / 1e9:.3g} GB, but {free / 1e9:.3g} GB are free in "
-            f"{folder}"
+            f"No space left on device: the merged model needs {format_bytes(need)}, but "
+            f"{format_bytes(free)} are free in {folder}"
         )
 
 

@@ -23,6 +23,7 @@ from lorasweep.checkpoints.checkpoint import (
 from lorasweep.hub.references import DOWNLOADS, TOKEN, Reference
 from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import hold_alone
+from lorasweep.util.formats import format_bytes
 
 _SHARD = r"model-\d+(-of-\d+)?\.safetensors"
 _CONNECTIONS = 4
@@ -61,7 +62,7 @@ def fetch(reference: Reference) -> None:
             return
         partial = DOWNLOADS / ".partial" / name
         files = look(reference)["files"]
-        print(f"Downloading {reference}: {len(files)} files, {sum(files.values()) / 1e6:,.1f} MB", flush=True)
+        print(f"Downloading {reference}: {len(files)} files, {format_bytes(sum(files.values()))}", flush=True)
         _fetch_files(reference, files, partial)
         target.parent.mkdir(parents=True, exist_ok=True)
         if reference.file is None:

@@ -23,6 +23,7 @@ from typing import Any
 from lorasweep.experiment.sections import DATA_KEYS, DATA_REFERENCE, MODEL_NAME, MODEL_REFERENCE, Experiment
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import read_record, write_record
+from lorasweep.util.formats import format_bytes
 
 DOWNLOADS = Path("downloads")
 """Folder of downloads in the working directory, shared by all its experiments."""
@@ -262,7 +263,7 @@ def describe_missing(references: Mapping[str, Reference], record: Path) -> str:
         info = _ask("look", pinned, key)
         pinned = replace(reference, revision=info["commit"])
         size = sum(info["files"].values())
-        lines[str(reference)] = f"  {reference}: {len(info['files'])} files, {size / 1e6:,.1f} MB, to {pinned.path}"
+        lines[str(reference)] = f"  {reference}: {len(info['files'])} files, {format_bytes(size)}, to {pinned.path}"
     if not lines:
         return ""
     return "\n".join(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasweep.util.files import get_size
-from lorasweep.util.formats import GB
+from lorasweep.util.formats import GB, format_bytes
 
 KIB = 1024
 
@@ -60,13 +60,13 @@ def explain_shortage(rooms: Iterable[Room], need: int, parallel: int, alternativ
         return None
     tightest = min(short, key=lambda room: room.free_bytes)
     fitting = [
-        f"{name} ({size / GB:,.2f} GB)" for name, size in alternatives.items() if size * MARGIN <= tightest.free_bytes
+        f"{name} ({format_bytes(size)})" for name, size in alternatives.items() if size * MARGIN <= tightest.free_bytes
     ]
-    free = max(0, tightest.free_bytes) / GB
+    free = format_bytes(max(0, tightest.free_bytes))
     fits = ", or ".join(fitting) or "no mode of this sweep"
     return (
-        f"not enough disk space: this run needs {need / GB:,.2f} GB at its peak with {parallel} jobs at a time "
-        f"(plan.parallel_jobs), and {free:,.2f} GB are free ({tightest.limit}); what would fit: {fits}. To run it "
+        f"not enough disk space: this run needs {format_bytes(need)} at its peak with {parallel} jobs at a time "
+        f"(plan.parallel_jobs), and {free} are free ({tightest.limit}); what would fit: {fits}. To run it "
         "anyway: --config force_plan=true"
     )
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lorasweep.planning.planner import MODES, PointPlan, SweepPlan
 from lorasweep.stages import RULE_NAMES
-from lorasweep.util.formats import GB, format_bytes, format_count, format_seconds
+from lorasweep.util.formats import format_bytes, format_count, format_seconds, get_unit
 from lorasweep.util.tables import FoldingTable
 from lorasweep.util.vega import SERIES, Plot, finish
 
@@ -130,8 +130,7 @@ def draw_storage(whole: Mapping[str, SweepPlan], file: Path) -> None:
 
     curves = {
         f"{mode}: {format_bytes(whole[mode].kept_bytes)} kept": [
-            (seconds / 3600, kept / GB, (kept + temporary) / GB)
-            for seconds, kept, temporary in _thin(whole[mode].timeline.moments)
+            (seconds / 3600, kept, kept + temporary) for seconds, kept, temporary in _thin(whole[mode].timeline.moments)
         ]
         for mode in MODES
     }
@@ -147,16 +146,18 @@ def _thin(moments: Sequence[tuple[float, int, int]], most: int = 2000) -> list[t
 
 
 def draw_planned_storage(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> Plot:
-    """Return a plot of disk usage. A curve is a list of (hours, GB kept, GB in all)."""
+    """Return a plot of disk usage. A curve is a list of (hours, bytes kept, bytes in all)."""
     data = pd.DataFrame(
         [(name, *moment) for name, curve in curves.items() for moment in curve],
         columns=["mode", "hours", "kept", "all"],
     )
+    unit, size = get_unit(data["all"].max())
     # A logarithmic axis cannot show 0.
-    data["all"] = data["all"].clip(lower=data.loc[data["all"] > 0, "all"].min())
+    data["all"] = data["all"].clip(lower=data.loc[data["all"] > 0, "all"].min()) / size
+    data["kept"] /= size
     x = alt.X("hours:Q", title="hours from the start")
     colour = alt.Color("mode:N", title=None, sort=list(curves), scale=alt.Scale(range=list(SERIES)))
     line = alt.Chart(data).mark_line(interpolate="step-after", strokeWidth=1.5)
-    size = alt.Y("all:Q", title="on disk, GB", scale=alt.Scale(type="log", nice=False))
-    drawn = line.encode(x=x, y=size, color=colour, strokeDash=alt.StrokeDash("mode:N", title=None, sort=list(curves)))
+    y = alt.Y("all:Q", title=f"on disk, {unit}", scale=alt.Scale(type="log", nice=False))
+    drawn = line.encode(x=x, y=y, color=colour, strokeDash=alt.StrokeDash("mode:N", title=None, sort=list(curves)))
     return finish("plan", "Storage over time", "What each mode has on disk, kept and temporary.", drawn)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lorasweep.layout import BASELINE
 from lorasweep.results.inference import Scores, get_p_value
-from lorasweep.results.table import SampleScores, adjust, describe_difference, describe_scores, is_metric
+from lorasweep.results.table import SampleScores, adjust, describe_difference, describe_scores, is_metric, list_columns
 
 
 def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScores, confidence: float) -> pd.DataFrame:
@@ -45,7 +45,8 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
         for task in table["task"].dropna().unique():
             tested = [row for row in rows if f"{metric}:p" in row and row["task"] == task]
             adjust(tested, metric, [row["trained_setting"] for row in tested])
-    return pd.DataFrame(rows).convert_dtypes()
+    frame = pd.DataFrame(rows).convert_dtypes()
+    return frame[[*(column for column in frame if "/" not in column), *list_columns(metrics, frame)]]
 
 
 _BASE = {"points": BASELINE, "mode": "base"}

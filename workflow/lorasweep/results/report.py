@@ -4,28 +4,29 @@ Snakemake's own report is not used: it is about the workflow's files, needs a ne
 an answer to the question.
 """
 
-import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.points import format_value
 from lorasweep.experiment.sections import MODE_KEY, Data, Experiment
 from lorasweep.layout import BASELINE, EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG
+from lorasweep.results.labels import get_differing, label_points, label_settings, plain, shorten
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
 from lorasweep.results.table import is_metric
 from lorasweep.util.files import read_tail
+from lorasweep.util.formats import format_bytes, format_score, format_seconds
 from lorasweep.util.vega import Plot, get_theme, write_pictures
 
 _TEXTS = {"setting": str, "trained_setting": str, "task": str, "points": str}
@@ -36,18 +37,45 @@ _TEMPLATES = Path(__file__).parents[2] / "report"
 _LOG_LINES = 12
 """Number of log lines shown with a failure."""
 
+_SHORT = 15
+"""Maximum number of characters of the values of a variable that has a column of its own."""
+
+_MOST_COLUMNS = 14
+"""Maximum number of columns of a table: what fits a window of 1400 pixels."""
+
 _LOGS_IN_PAGE = 300
 """Maximum number of points whose loss is drawn. Of more points, an evenly spaced selection is drawn."""
 
 
 @dataclass(frozen=True)
+class _Cell:
+    """A cell of a table of the page."""
+
+    text: str
+    order: float | str = ""
+    """What the column sorts by, if it is not the text."""
+    link: str = ""
+
+
+@dataclass(frozen=True)
 class _Column:
-    """A column of the report's table."""
+    """A column of a table of the page."""
 
     title: str
-    source: str
-    digits: int | None = None
-    scale: float = 1.0
+    cells: Sequence[_Cell]
+    kind: str = "number"
+    """`name` or `number`; `aside` for what is left out of a print."""
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A task, with its plots and its table."""
+
+    title: str
+    plots: Sequence[Plot]
+    columns: Sequence[_Column]
+    best: Collection[int] = ()
+    """The places of the best setting's rows."""
 
 
 def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: Path, plots: Path) -> None:
@@ -68,8 +96,12 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     configuration = yaml.safe_load((results / EXPERIMENT).read_text(encoding="utf-8"))
     experiment = load_experiment(configuration, str(results / EXPERIMENT))
     variables = answer["variables"]
-    drawn = _draw(results, table, settings, variables, answer, experiment.report.higher_is_better)
+    sections = _make_sections(results, table, settings, answer, experiment)
+    runs = _draw_runs(results, table, variables)
+    drawn = [plot for section in sections for plot in section.plots] + runs
     write_pictures(drawn, plots)
+    labels = label_settings(table, variables)
+    style, script = _get_datatables()
     # The complete report is made only if no job failed; a failure record is then that of an earlier run.
     has_failures = is_partial and (results / FAILURE_RECORD).is_file()
     failures = json.loads((results / FAILURE_RECORD).read_text(encoding="utf-8")) if has_failures else []
@@ -78,14 +110,18 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         name=experiment.experiment.name,
         question=experiment.experiment.question,
         answer=answer,
+        sentence=_use_labels(answer["sentence"], labels),
+        labels=labels,
         is_partial=is_partial,
         made=datetime.now(UTC).isoformat(timespec="minutes"),
         facts=_get_facts(results, table, failures),
-        plots=drawn,
+        sections=sections,
+        runs=runs,
         specs=_as_script({plot.name: plot.spec for plot in drawn}),
-        themes=_as_script({theme: get_theme(theme, is_transparent=True) for theme in ("light", "dark")}),
+        theme=_as_script(get_theme("page")),
         vega=Markup(_get_vega()),
-        table=Markup(_make_table(results, table, variables)),
+        tables_style=style,
+        tables_script=script,
         failures=[
             {**failure, "tail": "\n".join(read_tail(Path(failure["log"]))[-_LOG_LINES:])} for failure in failures
         ],
@@ -102,29 +138,41 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     page.write_text(text, encoding="utf-8")
 
 
-def _draw(
-    results: Path,
-    table: pd.DataFrame,
-    settings: pd.DataFrame,
-    variables: Sequence[str],
-    answer: Mapping[str, Any],
-    higher_is_better: bool,
-) -> list[Plot]:
-    """Draw the deciding metric, the first metric of each other task, the losses and the storage, in this order."""
-    drawn: list[Plot] = []
+def _make_sections(
+    results: Path, table: pd.DataFrame, settings: pd.DataFrame, answer: Mapping[str, Any], experiment: Experiment
+) -> list[_Section]:
+    """Return a section for each task, the deciding one first, and one for the points that are not evaluated."""
+    variables, sections = answer["variables"], list[_Section]()
+    labels = label_points(table, variables)
+    for task in sorted(table["task"].dropna().unique(), key=lambda task: task != answer["task"]):
+        rows = table[table["task"] == task]
+        metrics = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
+        if task == answer["task"] and answer["metric"] in metrics:
+            metrics.sort(key=lambda metric: metric != answer["metric"])
+        higher_is_better = experiment.report.higher_is_better
+        drawn = draw_metric(settings, table, variables, task, metrics[0], higher_is_better) if metrics else []
+        columns = [_name(rows, labels), *_list_scores(rows, metrics[:1], experiment.report.confidence)]
+        last = [*_list_counts(rows), *([] if sections else _list_costs(rows)), _link_logs(results, rows)]
+        columns += [_get_numbers(rows, metric, metric) for metric in metrics[1:]][: _MOST_COLUMNS - len(columns + last)]
+        varied = _list_variables(rows, variables)
+        columns += [*(varied if len(columns + varied + last) <= _MOST_COLUMNS else []), *last]
+        is_best = (rows["setting"] == answer["best"]) & (task == answer["task"])
+        sections.append(_Section(task, drawn, columns, [index for index, best in enumerate(is_best) if best]))
+    if len(rows := table[table["task"].isna()]):
+        columns = [_name(rows, labels), *_list_variables(rows, variables), *_list_costs(rows)]
+        sections.append(_Section("Not evaluated", [], columns))
+    return sections
+
+
+def _draw_runs(results: Path, table: pd.DataFrame, variables: Sequence[str]) -> list[Plot]:
+    """Draw the losses and the storage."""
     order = list(table["point"].unique())
-    tasks = sorted(table["task"].dropna().unique(), key=lambda task: task != answer["task"])
-    for task in tasks:
-        metrics = [c for c in table.columns if is_metric(c) and table.loc[table["task"] == task, c].notna().any()]
-        metric = answer["metric"] if task == answer["task"] else next(iter(metrics), None)
-        if metric:
-            drawn += draw_metric(settings, table, variables, task, metric, higher_is_better)
     # The log of an earlier epoch is the beginning of the last epoch's log, so only that one is drawn.
     trained = table.dropna(subset="recipe").sort_values("steps").drop_duplicates("recipe_sha256", keep="last")
     losses = draw_losses(_read_losses(results, sorted(trained["point"], key=order.index)), trained, variables)
     storage = results / STORAGE
     stored = draw_storage(pd.read_csv(storage)) if storage.is_file() else None
-    return [*drawn, *(plot for plot in (losses, stored) if plot)]
+    return [plot for plot in (losses, stored) if plot]
 
 
 def _read_losses(results: Path, points: Sequence[str]) -> pd.DataFrame:
@@ -140,83 +188,119 @@ def _get_facts(results: Path, table: pd.DataFrame, failures: Sequence[Any]) -> l
     points = table[table["mode"] != "base"]["point"].nunique()
     once = table.drop_duplicates("point")
     kept = once["bytes"].sum()
-    facts = [("points", f"{points}"), ("failed", f"{len(failures)}"), ("kept on disk", f"{kept / 1e6:,.0f} MB")]
+    facts = [("points", f"{points}"), *([("failed", f"{len(failures)}")] if failures else [])]
+    facts.append(("kept on disk", format_bytes(kept)))
     ledger = results / "ledger.csv"
     if ledger.is_file() and len(rows := pd.read_csv(ledger)):
         total = rows.iloc[-1]
         if total["full_model_bytes"] > kept:
-            facts.append(("full models would keep", f"{total['full_model_bytes'] / 1e9:,.1f} GB"))
-    hours = once[[column for column in once.columns if column.endswith("_seconds")]].sum().sum() / 3600
-    facts.append(("job hours", f"{hours:,.2f}"))
-    if once["gpu_hours"].sum():
-        facts.append(("GPU hours", f"{once['gpu_hours'].sum():,.2f}"))
+            facts.append(("as full models", format_bytes(total["full_model_bytes"])))
+    seconds = once[[column for column in once.columns if column.endswith("_seconds")]].sum().sum()
+    facts.append(("in jobs", format_seconds(seconds)))
+    if hours := once["gpu_hours"].sum():
+        facts.append(("on GPUs", format_seconds(hours * 3600)))
     return facts
 
 
-def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) -> str:
-    """Return the rows as an HTML table that sorts and filters, by itables (DataTables), with inlined scripts."""
-    from itables import options, to_html_datatable
-    from itables.javascript import generate_init_offline_itables_html
+def _name(rows: pd.DataFrame, labels: Mapping[str, str]) -> _Column:
+    return _Column("point", [_Cell(labels[point], link=f"{point}/") for point in rows["point"]], "name")
 
-    columns = [_Column(key, key) for key in variables if key != MODE_KEY] + [
-        _Column("task", "task"),
-        _Column("samples", "samples"),
-    ]
-    for metric in filter(is_metric, table.columns):
-        columns += [
-            _Column(metric, metric, 3),
-            _Column("low", f"{metric}:low", 3),
-            _Column("high", f"{metric}:high", 3),
+
+def _list_scores(rows: pd.DataFrame, metrics: Sequence[str], confidence: float) -> list[_Column]:
+    """Return the columns of metrics, with their intervals and gains."""
+    columns = []
+    for metric in metrics:
+        interval = f"{confidence:.0%} interval"
+        columns += [_get_numbers(rows, metric, metric), _get_intervals(rows, f"{metric}:", interval)]
+        columns += [_get_numbers(rows, f"{metric}:delta", "over base", "+")]
+        columns += [_get_intervals(rows, f"{metric}:delta_", interval, "+")]
+        values = _get(rows, f"{metric}:p_adjusted")
+        texts = ["" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in values]
+        columns += [_Column("p, corrected", [_Cell(text, p) for text, p in _pair(texts, values)])]
+    return [column for column in columns if any(cell.text for cell in column.cells)]
+
+
+def _list_variables(rows: pd.DataFrame, variables: Sequence[str]) -> list[_Column]:
+    columns = []
+    for key in get_differing(rows[rows["mode"] != "base"], variables):
+        short, values = shorten(rows[key], key), [plain(value) for value in rows[key]]
+        is_own = rows[variables].drop(columns=MODE_KEY, errors="ignore").notna().any(axis=1)
+        texts = [
+            short[format_value(value, key)] if known or value is not None else ""
+            for value, known in zip(values, is_own, strict=True)
         ]
-        columns.append(_Column("over base", f"{metric}:delta", 3))
-        columns += [_Column(side, f"{metric}:delta_{side}", 3) for side in ("low", "high")]
-        columns.append(_Column("p, corrected", f"{metric}:p_adjusted", 4))
-    if "epochs_trained" in table:
-        columns += [_Column("best epoch", "epoch"), _Column("epochs trained", "epochs_trained")]
-    columns += [_Column("train loss", "final_train_loss", 3), _Column("validation loss", "final_validation_loss", 3)]
-    columns += [_Column("mode", "mode"), _Column("MB", "bytes", 1, 1e-6), _Column("GPU h", "gpu_hours", 2)]
-    shown: dict[tuple[str, int], list[Any]] = {("point", 0): [_link(point, point) for point in table["point"]]}
-    logs = [Path(log).relative_to(results).as_posix() if pd.notna(log) else None for log in table["log"]]
-    shown["log", 1] = [_link(log, "log") if log else "" for log in logs]
-    for place, column in enumerate(columns, 2):
-        if column.source in table and table[column.source].notna().any():
-            values = table[column.source]
-            if column.digits is not None:
-                values = (pd.to_numeric(values) * column.scale).round(column.digits)
-            shown[column.title, place] = [_escape(value) for value in values]
-    adapters = [str(value)[:12] if pd.notna(value) else "" for value in table["adapter_sha256"]]
-    shown["adapter", len(columns) + 2] = adapters
-    frame = pd.DataFrame({place: values for (_, place), values in shown.items()})
-    frame.columns = pd.Index([html.escape(title) for title, _ in shown])
-    scripts = generate_init_offline_itables_html(options.dt_bundle)
-    made = to_html_datatable(
-        frame,
-        connected=False,
-        table_id="results",
-        showIndex=False,
-        allow_html=True,
-        classes="display compact nowrap",
-        column_filters="header",
-        display_logo_when_loading=False,
-        maxBytes=0,
-        scrollX=True,
-        style="width:100%",
-        lengthMenu=[25, 100, 1000],
+        if max(map(len, texts)) <= _SHORT:  # the names have what is longer
+            columns.append(_Column(key, [_Cell(text) for text in texts], "aside"))
+    return columns
+
+
+def _list_counts(rows: pd.DataFrame) -> list[_Column]:
+    """Return the number of samples, if it differs between points."""
+    counts = _get(rows, "samples")
+    return [_Column("samples", [_Cell(f"{count:.0f}") for count in counts])] if len(set(counts)) > 1 else []
+
+
+def _list_costs(rows: pd.DataFrame) -> list[_Column]:
+    sizes, hours = _get(rows, "bytes"), _get(rows, "gpu_hours")
+    seconds = [None if not hour else format_seconds(hour * 3600) for hour in hours]
+    columns = [
+        _get_numbers(rows, "final_train_loss", "train loss"),
+        _get_numbers(rows, "final_validation_loss", "validation loss"),
+        *_list_epochs(rows),
+        _Column("size", [_Cell(format_bytes(size), size) for size in sizes]),
+        _Column("GPU time", [_Cell(text, hour) for text, hour in _pair(seconds, hours)]),
+    ]
+    return [column for column in columns if any(cell.text for cell in column.cells)]
+
+
+def _list_epochs(rows: pd.DataFrame) -> list[_Column]:
+    """Return the epochs that were kept as the best, and how many ran, if they are not simply the last."""
+    sources = {"best epoch": "epoch", "epochs trained": "epochs_trained"} if "epochs_trained" in rows else {}
+    return [
+        _Column(title, [_Cell("" if value is None else str(value), value or "") for value in _get(rows, source)])
+        for title, source in sources.items()
+    ]
+
+
+def _link_logs(results: Path, rows: pd.DataFrame) -> _Column:
+    logs = [Path(log).relative_to(results).as_posix() for log in rows["log"]]
+    return _Column("log", [_Cell("log", link=log) for log in logs], "aside")
+
+
+def _get(rows: pd.DataFrame, column: str) -> list[Any]:
+    """Return the values of a column; `None` where there is none."""
+    return [plain(value) for value in rows[column]] if column in rows else [None] * len(rows)
+
+
+def _get_numbers(rows: pd.DataFrame, column: str, title: str, sign: str = "") -> _Column:
+    values = _get(rows, column)
+    texts = [None if value is None else format_score(value, sign) for value in values]
+    return _Column(title, [_Cell(text, value) for text, value in _pair(texts, values)])
+
+
+def _get_intervals(rows: pd.DataFrame, prefix: str, title: str, sign: str = "") -> _Column:
+    lows, highs = (_get(rows, f"{prefix}{side}") for side in ("low", "high"))
+    texts = [
+        "" if low is None else f"{format_score(low, sign)} to {format_score(high, sign)}"
+        for low, high in zip(lows, highs, strict=True)
+    ]
+    return _Column(title, [_Cell(text, low) for text, low in _pair(texts, lows)])
+
+
+def _pair(texts: Sequence[str | None], orders: Sequence[Any]) -> list[tuple[str, Any]]:
+    return [(text or "", "" if order is None else order) for text, order in zip(texts, orders, strict=True)]
+
+
+def _use_labels(sentence: str, labels: Mapping[str, str]) -> Markup:
+    """Return a sentence in which settings have their labels, in bold."""
+    names = sorted((name for name in labels if "=" in name), key=len, reverse=True)
+    if not names:
+        return Markup(escape(sentence))
+    pattern = rf"(?<![\w.+=-])({'|'.join(map(re.escape, names))})(?![\w.+=-]*[\w+=-])"
+    parts = re.split(pattern, sentence)
+    return Markup("").join(
+        Markup("<b>{}</b>").format(labels[part]) if index % 2 else part for index, part in enumerate(parts)
     )
-    # Remove the links to itables' website, since the page must work offline.
-    return re.sub(r"<a href=https://itables\.org/[^>]*>", "<a>", f"{scripts}{made}")
-
-
-def _escape(value: Any) -> Any:
-    if value is None or pd.isna(value):
-        return ""
-    if isinstance(value, str):
-        return html.escape(value)
-    return format_value(value) if isinstance(value, bool | np.bool_) else value
-
-
-def _link(path: str, text: str) -> str:
-    return f'<a href="{html.escape(path, quote=True)}">{html.escape(text)}</a>'
 
 
 def _find_differences(experiment: Experiment) -> list[tuple[str, str, str]]:
@@ -285,3 +369,12 @@ def _get_vega() -> str:
 
     bundle: Any = vl_convert.javascript_bundle  # its type stub requires an argument that is optional
     return str(bundle()).replace("</script", "<\\/script")
+
+
+def _get_datatables() -> tuple[Markup, str]:
+    """Return the style and the script (in base64) of DataTables, which itables brings."""
+    from itables import options
+
+    bundle = Path(options.dt_bundle)
+    style = bundle.with_suffix(".css").read_text(encoding="utf-8")
+    return Markup(style.replace("</style", "<\\/style")), b64encode(bundle.read_bytes()).decode()

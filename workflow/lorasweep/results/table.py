@@ -25,6 +25,7 @@ from lorasweep.results.inference import (
     get_standard_error,
 )
 from lorasweep.stages import GPU_RULES
+from lorasweep.util.formats import format_bytes, format_score
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -187,7 +188,7 @@ def make_table(
     # Keeps integers although the baseline's values are missing.
     table = pd.DataFrame(rows).convert_dtypes()
     order = order_metrics([column for column in row if "/" in column and not _is_fact(column)] for row in rows)
-    metrics = [column for name in order for column in (name, *(f"{name}:{fact}" for fact in FACTS)) if column in table]
+    metrics = list_columns(order, table)
     bases = [BASE_KEY] if any(BASE_KEY in row for row in rows) else []
     names = ["point", "setting", "trained_setting"]
     first = dict.fromkeys([*names, *variables, *bases, "epoch", "seed", "mode", "task", "samples", *metrics])
@@ -210,6 +211,12 @@ def order_metrics(rows: Iterable[Sequence[str]]) -> list[str]:
     return order
 
 
+def list_columns(metrics: Sequence[str], table: pd.DataFrame) -> list[str]:
+    """Return the columns of metrics that a table has, each followed by its facts in their order."""
+    columns = (column for name in metrics for column in (name, *(f"{name}:{fact}" for fact in FACTS)))
+    return [column for column in columns if column in table]
+
+
 def adjust(rows: Sequence[dict[str, Any]], metric: str, compared: Sequence[Any]) -> None:
     """Add p-values that are corrected for the number of comparisons with the baseline; the same `compared` are one."""
     for row, adjusted in zip(rows, adjust_p_values([row[f"{metric}:p"] for row in rows], compared), strict=True):
@@ -221,15 +228,16 @@ def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
     from lorasweep.util.tables import FoldingTable
 
     metrics = [column for column in table.columns if is_metric(column)]
-    facts = ["point", "mode", "task", "samples"]
+    names, facts = ["point", "task"], ["samples", "mode"]
     if table["task"].nunique() == 1:
-        facts.remove("task")
+        names.remove("task")
         title = f"{title}: {table['task'].iloc[0]}"
-    shown = FoldingTable([*facts, *metrics, "kept"], texts=["mode", "task"], title=title)
+    shown = FoldingTable([*names, *metrics, *facts, "kept"], texts=["mode", "task"], title=title)
     for _, row in table.iterrows():
-        cells = ["" if pd.isna(row[fact]) else format_value(row[fact], fact) for fact in facts]
-        cells += [format_metric(row, metric) for metric in metrics]
-        shown.add_row(*cells, f"{row['bytes'] / 1e6:,.1f} MB")
+        first, last = (
+            ["" if pd.isna(row[key]) else format_value(row[key], key) for key in keys] for keys in (names, facts)
+        )
+        shown.add_row(*first, *(format_metric(row, metric) for metric in metrics), *last, format_bytes(row["bytes"]))
     console.print(shown)
 
 
@@ -239,9 +247,9 @@ def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str
     if value is None or pd.isna(value):
         return ""
     if low is not None and not pd.isna(low):
-        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{format_score(value)} [{format_score(low)}, {format_score(high)}]"
     error = row.get(f"{metric.rpartition('/')[0]}/stderr")
-    return f"{value:.3f}" + ("" if error is None or pd.isna(error) else f" ± {error:.3f}")
+    return format_score(value) + ("" if error is None or pd.isna(error) else f" ± {format_score(error)}")
 
 
 def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:

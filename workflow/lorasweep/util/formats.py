@@ -1,13 +1,20 @@
-"""Format numbers for people: bytes, counts, seconds."""
+"""Format numbers for people: bytes, counts, seconds, scores."""
+
+GB = 1e9
+
+_UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": GB, "TB": 1e12}
+
+
+def get_unit(size: float) -> tuple[str, float]:
+    """Return the decimal unit (1 kB = 1000 B) that fits a size, and its bytes. The size is 1 or more of it."""
+    return next((unit for unit in reversed(_UNITS.items()) if abs(size) >= 0.9995 * unit[1]), ("B", 1.0))
 
 
 def format_bytes(size: float) -> str:
-    """Return a size with a decimal unit (1 kB = 1000 B) that fits it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 999.5:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"
+    """Return a size with the unit that fits it."""
+    unit, each = get_unit(size)
+    digits = ".0f" if unit == "B" or size >= 999.5 * each else ".3g"
+    return f"{size / each:,{digits}} {unit}"
 
 
 def format_count(number: int) -> str:
@@ -22,4 +29,6 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
-GB = 1e9
+def format_score(score: float, sign: str = "") -> str:
+    """Return a score with three decimals, or from 100 on with one; with the sign `+` if positive, if `sign` is that."""
+    return f"{score:{sign},.{3 if abs(score) < 100 else 1}f}"

@@ -13,11 +13,11 @@ SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#66
 WIDTH, HEIGHT = 560, 300
 """Size of a plot in pixels."""
 
-_INK = {"light": "#1f2328", "dark": "#e6e6e6"}
+_INK = {"light": "#1f2328", "dark": "#e6e6e6", "page": "currentColor"}
 
-_FAINT = {"light": "#d8dee4", "dark": "#3d444d"}
+_FAINT = {"light": "#d8dee4", "dark": "#3d444d", "page": "#8b949e55"}
 
-_PAPER = {"light": "#ffffff", "dark": "#0d1117"}
+_PAPER = {"light": "#ffffff", "dark": "#0d1117", "page": "transparent"}
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,41 @@ class Plot:
     spec: Mapping[str, Any]
     """The Vega-Lite specification."""
 
+    @property
+    def least_width(self) -> int:
+        """The width in pixels below which its labels leave too little room; 0 if it fits anywhere."""
+        return int(self.spec.get("usermeta", {}).get("width", 0))
 
-def get_theme(theme: str, is_transparent: bool = False) -> dict[str, Any]:
-    """Return the Vega-Lite configuration of the theme `light` or `dark`."""
+
+def get_theme(theme: str) -> dict[str, Any]:
+    """Return the Vega-Lite configuration of the theme `light`, `dark`, or `page`, with the page's text colour."""
     ink, faint = _INK[theme], _FAINT[theme]
     axis = {"labelColor": ink, "titleColor": ink, "gridColor": faint, "domainColor": ink, "tickColor": ink}
+    shades = {"scheme": "viridis", "extent": [0.1, 0.85]}  # what can be seen on both grounds
     return {
-        "background": "transparent" if is_transparent else _PAPER[theme],
+        "background": _PAPER[theme],
         "font": "system-ui, Helvetica, Arial, sans-serif",
         "view": {"stroke": faint},
-        "axis": axis | {"gridOpacity": 0.6, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
-        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontWeight": "normal"},
+        "axis": axis
+        | {"gridOpacity": 0.6, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+        | {"labelLimit": 480},
+        "axisQuantitative": {"labelOverlap": "greedy", "labelSeparation": 10},
+        "legend": {
+            "labelColor": ink,
+            "titleColor": ink,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "gradientLength": 140,
+            "symbolStrokeWidth": 2.5,
+        },
         "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontWeight": "normal"},
         "title": {"color": ink},
         "range": {
             "category": list(SERIES),
             "heatmap": {"scheme": "viridis"},
-            "ramp": {"scheme": "viridis"},
-            "ordinal": {"scheme": "viridis"},
+            "ramp": shades,
+            "ordinal": shades,
         },
         "text": {"color": ink},
         "rule": {"color": ink},

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from lorasweep.util.formats import format_bytes
 from lorasweep.util.process import end_on_sigterm
 
 
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     record = merge(**vars(arguments))
     print(
         f"{arguments.output}: {record['merged_weights']} weights merged, {record['replaced_tensors']} replaced; "
-        f"{record['bytes_written'] / 1e9:.3g} GB written, {record['bytes_linked'] / 1e9:.3g} GB linked; "
+        f"{format_bytes(record['bytes_written'])} written, {format_bytes(record['bytes_linked'])} linked; "
         + (f"{record['verified_tensors']} tensors verified; " if arguments.verify else "")
         + f"sha256 of the weights {record['weights_sha256']}"
     )
