@@ -46,7 +46,7 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
             tested = [row for row in rows if f"{metric}:p" in row and row["task"] == task]
             adjust(tested, metric, [row["trained_setting"] for row in tested])
     frame = pd.DataFrame(rows).convert_dtypes()
-    return frame[[*(column for column in frame if "/" not in column), *list_columns(metrics, frame)]]
+    return frame[[*(column for column in frame.columns if "/" not in column), *list_columns(metrics, frame)]]
 
 
 _BASE = {"points": BASELINE, "mode": "base"}

@@ -246,7 +246,7 @@ def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str
     value, low, high = (row.get(column) for column in (metric, f"{metric}:low", f"{metric}:high"))
     if value is None or pd.isna(value):
         return ""
-    if low is not None and not pd.isna(low):
+    if low is not None and high is not None and not pd.isna(low):
         return f"{format_score(value)} [{format_score(low)}, {format_score(high)}]"
     error = row.get(f"{metric.rpartition('/')[0]}/stderr")
     return format_score(value) + ("" if error is None or pd.isna(error) else f" ± {format_score(error)}")
