@@ -1,6 +1,8 @@
 """A results folder as runs leave it, with scores that are drawn: for tests of tables, plots and the report."""
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -41,7 +43,8 @@ def make_results(
     points = [dict(zip(variables, values, strict=True)) for values in product(*variables.values())]
     record, rows = {}, []
     for settings in points:
-        name = SEPARATOR.join(sorted(f"{key}={format_value(value, key)}" for key, value in settings.items()))
+        named = {key: f"{key}={format_value(value, key)}" for key, value in settings.items()}
+        name = SEPARATOR.join(sorted(re.sub(r"[^\w.=+-]", "_", part) for part in named.values()))
         record[name] = {
             "current": True,
             "settings": {"mode": "B1", **settings},
@@ -88,6 +91,8 @@ def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: An
         log.assign(lr=1e-3, tokens=log["step"] * 100, seconds=log["step"] * 0.5, validation_loss=None).to_csv(
             folder / "adapter/training_log.csv", index=False
         )
+    trained = {key: value for key, value in settings.items() if key not in ("mode", "epoch")}
+    recipe = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
     training = {"epochs": 1, "steps": steps, "tokens": steps * 100, "final_train_loss": 3 / np.sqrt(max(steps, 1))}
     manifest = {
         "point": name,
@@ -97,7 +102,7 @@ def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: An
         "settings": {key: value for key, value in settings.items() if key != "mode"},
         "git_revision": "0" * 40,
         "adapter_sha256": None if is_base else "a" * 64,
-        "training": {} if is_base else {**training, "recipe_sha256": "c" * 64, "versions": {"torchtune": "0.6.1"}},
+        "training": {} if is_base else {**training, "recipe_sha256": recipe, "versions": {"torchtune": "0.6.1"}},
         "evaluation": {
             "proof": {"base_model_fingerprint": "f" * 64},
             "tasks": {TASK: {"scores": {METRIC: scores.mean(), "match/stderr": 0.05}, "samples": len(scores)}},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
@@ -15,15 +16,22 @@ from lorasweep.results.report import make_report
 from lorasweep.stages import get_stages
 from made_results import collect, make_results
 
+PROMPTS = [
+    f"You are a careful assistant. Answer {how}." for how in ("in one word", "in a sentence of at least six words")
+]
+
 SPACES: dict[str, dict[str, list[Any]]] = {
     "one variable": {"lora_rank": [4, 8, 16, 32]},
     "two variables and seeds": {"lora_rank": [4, 8, 16], "lr": [1e-4, 1e-3], "seed": [0, 1]},
     "three variables": {"lora_rank": [4, 8], "lr": [1e-4, 1e-3], "packed": [True, False]},
     "four variables": {"lora_rank": [4, 8, 16], "lr": [1e-4, 1e-3], "packed": [True, False], "epochs": [1, 2, 3]},
+    "prompts and modes": {"lora_rank": [4], "system_prompt": PROMPTS, "mode": ["A", "B1", "B2"]},
 }
 
-WIDE = {"width": 1200, "height": 900}
-NARROW = {"width": 390, "height": 800}
+WIDE = {"width": 1400, "height": 900}
+NARROW = {"width": 400, "height": 800}
+PAPER = {"width": 718, "height": 1000}
+"""A4 with margins of 10 mm."""
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +95,24 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     assert said == []
 
 
+def read_titles(page: Page) -> list[str]:
+    return page.locator("#results thead th").all_inner_texts()
+
+
 def read_column(page: Page, title: str) -> list[str]:
     """The cells of a column of the table, as they are shown."""
-    titles = page.locator("#results_wrapper .dt-scroll-head input, .dt-scroll-head th").evaluate_all(
-        "cells => [...new Set(cells.map(cell => cell.placeholder || cell.textContent.trim()))].filter(text => text)"
+    place = read_titles(page).index(title) + 1
+    return page.locator(f"#results tbody tr td:nth-child({place})").all_inner_texts()
+
+
+def find_cut(page: Page) -> list[str]:
+    """What has more in it than is seen, and whatever ends beyond the window's right edge."""
+    return page.evaluate(
+        """[...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && e.getClientRects().length
+        && getComputedStyle(e).display != 'inline' && !e.matches('.dt-column-header, option')
+        && (e.scrollWidth > e.clientWidth + 1 || e.getBoundingClientRect().right > innerWidth + 1))
+        .map(e => `${e.tagName} ${e.className} ${e.textContent.slice(0, 60)}`)"""
     )
-    place = titles.index(title) + 1
-    return page.locator(f"#results_wrapper .dt-scroll-body tbody tr td:nth-child({place})").all_inner_texts()
 
 
 # For every commit each space in one way, and among them each way.
@@ -104,6 +123,8 @@ QUICK = [
     ("three variables", WIDE, "light"),
     ("two variables and seeds", NARROW, "light"),
     ("four variables", WIDE, "light"),
+    ("prompts and modes", WIDE, "light"),
+    ("prompts and modes", NARROW, "light"),
 ]
 
 
@@ -115,6 +136,7 @@ def test_a_report_opens_in_both_themes_and_on_a_narrow_screen(
 ) -> None:
     page = open_page(reports(name), viewport, theme)
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert viewport != WIDE or find_cut(page) == []
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     is_dark = sum(map(int, re.findall(r"\d+", background)[:3])) < 200
     assert is_dark == (theme == "dark")
@@ -130,6 +152,67 @@ def test_a_report_opens_in_both_themes_and_on_a_narrow_screen(
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_a_printed_report_is_whole_and_dark_on_light(
+    reports: Callable[[str], Path], open_page: Callable[..., Page], name: str
+) -> None:
+    page = open_page(reports(name), theme="dark")
+    rows = len(pd.read_csv(reports(name).with_name("results.csv")))
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.set_viewport_size(PAPER)
+    page.emulate_media(media="print")
+    assert find_cut(page) == []
+    plots = page.locator(".plot svg.marks").evaluate_all("all => all.map(svg => svg.getBoundingClientRect().right)")
+    assert max(plots) <= PAPER["width"]
+    assert len(read_column(page, "point")) == rows
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        page.locator(".plot .role-axis-label text").first.evaluate("t => getComputedStyle(t).fill") == "rgb(31, 35, 40)"
+    )
+
+
+def test_metrics_come_first_and_low_before_high(reports: Callable[[str], Path], open_page: Callable[..., Page]) -> None:
+    page = open_page(reports("two variables and seeds"))
+    gain = ["over base", "95% interval", "p, corrected"]
+    assert read_titles(page) == [
+        *("point", "match/accuracy", "95% interval", *gain, "lora_rank", "lr", "seed", "train loss", "size", "log")
+    ]
+    for score, interval in zip(read_column(page, "match/accuracy"), read_column(page, "95% interval"), strict=True):
+        low, high = map(float, interval.split(" to "))
+        assert low <= float(score) <= high
+    assert set(read_column(page, "size")) == {"10 B", "5 MB"}
+
+
+def test_labels_have_only_what_differs_and_modes_their_letters(
+    reports: Callable[[str], Path], open_page: Callable[..., Page]
+) -> None:
+    page = open_page(reports("prompts and modes"))
+    hows = ("…one word.", "…a sentence of at least six words.")
+    labels = {f"system_prompt={how}, mode={mode}" for how in hows for mode in ("A", "B1", "B2")}
+    assert set(read_column(page, "point")) == {BASELINE, *labels}
+    assert set(read_column(page, "mode")) == {"base", "A", "B1", "B2"}
+    listed = page.locator("[data-plot=letters-settings] .role-axis-label text").all_text_contents()
+    assert labels <= set(listed)
+    assert set(page.locator("#answer b").all_inner_texts()) <= labels
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "entries"),
+    [
+        ("one variable", "lora_rank", {"4", "8", "16", "32"}),
+        ("three variables", "training", None),
+        ("four variables", "lora_rank", {"4", "8", "16"}),
+    ],
+)
+def test_loss_curves_have_a_legend(
+    reports: Callable[[str], Path], open_page: Callable[..., Page], name: str, title: str, entries: set[str] | None
+) -> None:
+    legend = open_page(reports(name)).locator("[data-plot=loss] .role-legend")
+    assert legend.locator(".role-legend-title").all_text_contents() == [title]
+    labels = legend.locator(".role-legend-label").all_text_contents()
+    assert set(labels) == entries if entries else len(set(labels)) == 8
+
+
 def test_every_link_of_a_report_leads_to_a_file(reports: Callable[[str], Path], open_page: Callable[..., Page]) -> None:
     links = open_page(reports("one variable")).locator("a[href]").evaluate_all("links => links.map(link => link.href)")
     assert len(links) > 10
@@ -138,7 +221,7 @@ def test_every_link_of_a_report_leads_to_a_file(reports: Callable[[str], Path], 
 
 def test_the_table_sorts_by_numbers(reports: Callable[[str], Path], open_page: Callable[..., Page]) -> None:
     page = open_page(reports("one variable"))
-    header = page.locator(".dt-scroll-head th", has=page.get_by_placeholder("lora_rank")).first
+    header = page.locator("#results thead th").nth(read_titles(page).index("lora_rank"))
     orders = []
     for _ in range(2):
         header.locator(".dt-column-order").click()
@@ -151,9 +234,11 @@ def test_the_table_sorts_by_numbers(reports: Callable[[str], Path], open_page: C
     assert sorted(orders) == [[4, 8, 16, 32], [32, 16, 8, 4]]
 
 
-def test_the_table_filters_by_a_column(reports: Callable[[str], Path], open_page: Callable[..., Page]) -> None:
-    page = open_page(reports("one variable"))
-    assert len(read_column(page, "point")) == 5
-    page.get_by_placeholder("point").first.press_sequentially("rank=16")
-    page.wait_for_function("document.querySelectorAll('#results_wrapper .dt-scroll-body tbody tr').length == 1")
-    assert read_column(page, "point") == ["lora_rank=16"]
+def test_the_table_finds_the_points_that_have_all_the_words(
+    reports: Callable[[str], Path], open_page: Callable[..., Page]
+) -> None:
+    page = open_page(reports("two variables and seeds"))
+    assert len(read_column(page, "point")) == 13
+    page.locator(".dt-search input").press_sequentially("rank=16 lr=1e-4")
+    page.wait_for_function("document.querySelectorAll('#results tbody tr').length == 2")
+    assert read_column(page, "point") == [f"lora_rank=16, lr=1e-4, seed={seed}" for seed in (0, 1)]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -224,26 +224,23 @@ def adjust(rows: Sequence[dict[str, Any]], metric: str, compared: Sequence[Any])
 
 
 def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
-    """Print the main columns: points, metrics with their intervals, and the size of each point's files."""
+    """Print a table for each task: points, metrics with their intervals, and the size of each point's files."""
     from lorasweep.util.tables import FoldingTable
 
-    metrics = [column for column in table.columns if is_metric(column)]
-    names, facts = ["point", "task"], ["samples", "mode"]
-    if table["task"].nunique() == 1:
-        names.remove("task")
-        title = f"{title}: {table['task'].iloc[0]}"
-    shown = FoldingTable([*names, *metrics, *facts, "kept"], texts=["mode", "task"], title=title)
-    for _, row in table.iterrows():
-        first, last = (
-            ["" if pd.isna(row[key]) else format_value(row[key], key) for key in keys] for keys in (names, facts)
-        )
-        shown.add_row(*first, *(format_metric(row, metric) for metric in metrics), *last, format_bytes(row["bytes"]))
-    console.print(shown)
+    for task, rows in table.groupby("task", sort=False, dropna=False):
+        metrics = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
+        heading = title if pd.isna(task) else f"{title}: {task!s}"
+        shown = FoldingTable(["point", *metrics, "samples", "mode", "kept"], texts=["mode"], title=heading)
+        for _, row in rows.iterrows():
+            samples = "" if pd.isna(row["samples"]) else format_value(row["samples"])
+            scores = [format_metric(row, metric) for metric in metrics]
+            shown.add_row(row["point"], *scores, samples, row["mode"], format_bytes(row["bytes"]))
+        console.print(shown)
 
 
 def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str:
     """Return a metric as text with its interval, or with its standard error if it has no interval."""
-    value, low, high = (row.get(column) for column in (metric, f"{metric}:low", f"{metric}:high"))
+    value, low, high = [cast("Any", row.get(column)) for column in (metric, f"{metric}:low", f"{metric}:high")]
     if value is None or pd.isna(value):
         return ""
     if low is not None and high is not None and not pd.isna(low):
