@@ -109,6 +109,18 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
     return student if not is_exact and permuted.pvalue <= 2 / (_RESAMPLES + 1) else float(permuted.pvalue)
 
 
+def get_unpaired_p_value(scores: Scores, others: Scores) -> float | None:
+    """Return the two-sided p-value of no difference between two models on different samples.
+
+    Scores of 0 and 1: Fisher's exact test (1935), J. R. Stat. Soc. 98:39. Other scores: Welch's t; `None` if a model
+    has one sample only, or no score varies.
+    """
+    if _are_binary(scores) and _are_binary(others):
+        counts = [[values.sum(), len(values) - values.sum()] for values in (scores, others)]
+        return float(stats.fisher_exact(counts).pvalue)
+    return get_replicates_p_value(scores, others)
+
+
 def get_replicates_interval(means: Scores, confidence: float = CONFIDENCE) -> Interval | None:
     """Return Student's interval of the mean over trainings, shape (seeds,); `None` if they do not vary."""
     if len(means) < 2 or np.ptp(means) == 0:

@@ -66,6 +66,30 @@ def draw_metric(
     return drawn
 
 
+def draw_comparison(rows: pd.DataFrame, task: str, metric: str, higher_is_better: bool = True) -> Plot:
+    """Draw a metric of the settings of several experiments, with their base models, in one list.
+
+    `rows` has the columns `experiment`, `setting`, `mode`, the metric and its interval.
+    """
+    ordered = rows.sort_values(metric, ascending=not higher_is_better, kind="stable").head(MOST_ROWS)
+    named = ordered.assign(setting=ordered["experiment"] + ": " + ordered["setting"])
+    data = _shape(named, metric, experiment="experiment")
+    data["kind"] = ["base model" if mode == "base" else "setting" for mode in ordered["mode"]]
+    encoding: dict[str, Any] = {
+        "y": alt.Y("setting:N", title=None, sort=list(data["setting"]), axis=alt.Axis(labelLimit=320)),
+        "color": alt.Color("experiment:N", sort=list(rows["experiment"].unique()), scale=alt.Scale(range=list(SERIES))),
+        "tooltip": _get_tooltip(metric),
+    }
+    x = alt.X("value:Q", title=metric, scale=alt.Scale(zero=False))
+    kinds = alt.Scale(domain=["setting", "base model"], range=["circle", "cross"])
+    shape = alt.Shape("kind:N", title=None, scale=kinds)
+    dots = alt.Chart(data).mark_point(filled=True, size=70, opacity=1)
+    bars = alt.Chart(data).mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", **encoding)
+    chart = alt.layer(bars, dots.encode(x=x, shape=shape, **encoding)).properties(height=22 * len(data) + 20)
+    more = f" The best {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else ""
+    return finish(f"{task}-compared", f"{metric} on {task}", f"{_tell_bars(data)}{more}", chart)
+
+
 def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[str]) -> Plot | None:
     """Draw the trainings' loss by step; `losses` has the columns `point`, `step`, `loss` and `validation_loss`."""
     if losses.empty:

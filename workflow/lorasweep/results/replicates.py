@@ -5,12 +5,14 @@ interval is the wider of the two, and a difference is significant only if both t
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from lorasweep.layout import BASELINE
 from lorasweep.results.inference import (
+    Interval,
     adjust_p_values,
     get_baseline_p_value,
     get_mean_interval,
@@ -19,6 +21,7 @@ from lorasweep.results.inference import (
     get_replicates_interval,
     get_replicates_p_value,
     get_unpaired_interval,
+    get_unpaired_p_value,
     widen,
 )
 from lorasweep.results.table import SampleScores, describe_interval, is_metric
@@ -68,6 +71,54 @@ def compare_settings(
     if own is not None and other is not None and own.index.equals(other.index):
         p_values.append(get_paired_p_value(own.to_numpy(), other.to_numpy()))
     return max((p_value for p_value in p_values if p_value is not None), default=None)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of a metric between two settings."""
+
+    value: float
+    interval: Interval | None
+    p_value: float | None
+    """Of no difference; `None` if no test is possible."""
+    pairs: int
+    """Number of samples on which both have scores; 0 if they were compared by different samples."""
+    shared: int
+    """Number of samples that both have, if they are compared by different ones."""
+
+
+def measure_difference(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    metric: str,
+    table: pd.DataFrame,
+    scores: SampleScores,
+    confidence: float,
+) -> Difference:
+    """Return the difference between two rows of `aggregate`, paired if both have scores of the same samples.
+
+    As for a setting, the interval is the wider of those over samples and over seeds, and the larger p-value counts.
+    """
+    own, other = (_average(row, metric, table, scores) for row in (first, second))
+    each = [_get_means(row, metric, table) for row in (first, second)]
+    value = float(first[metric] - second[metric])
+    p_values = [get_replicates_p_value(*each)]
+    intervals = [get_replicates_interval(means, confidence) for means in each]
+    over_seeds = get_unpaired_interval(first[metric], intervals[0], second[metric], intervals[1])
+    over_samples, pairs, shared = None, 0, 0
+    if own is not None and other is not None:
+        both = own.to_numpy(), other.to_numpy()
+        if own.index.equals(other.index):
+            pairs = len(own)
+            over_samples = get_paired_interval(*both, confidence)
+            p_values.append(get_paired_p_value(*both))
+        else:
+            shared = len(own.index.intersection(other.index))
+            of_each = [get_mean_interval(values, confidence) for values in both]
+            over_samples = get_unpaired_interval(first[metric], of_each[0], second[metric], of_each[1])
+            p_values.append(get_unpaired_p_value(*both))
+    p_value = max((p for p in p_values if p is not None), default=None)
+    return Difference(value, widen(over_samples, over_seeds), p_value, pairs, shared)
 
 
 def _aggregate_metric(

@@ -72,18 +72,15 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     # The complete report is made only if no job failed; a failure record is then that of an earlier run.
     has_failures = is_partial and (results / FAILURE_RECORD).is_file()
     failures = json.loads((results / FAILURE_RECORD).read_text(encoding="utf-8")) if has_failures else []
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    text = environment.get_template("report.html.jinja").render(
+    text = render(
+        "report.html.jinja",
+        drawn,
         name=experiment.experiment.name,
         question=experiment.experiment.question,
         answer=answer,
         is_partial=is_partial,
         made=datetime.now(UTC).isoformat(timespec="minutes"),
         facts=_get_facts(results, table, failures),
-        plots=drawn,
-        specs=_as_script({plot.name: plot.spec for plot in drawn}),
-        themes=_as_script({theme: get_theme(theme, is_transparent=True) for theme in ("light", "dark")}),
-        vega=Markup(_get_vega()),
         table=Markup(_make_table(results, table, variables)),
         failures=[
             {**failure, "tail": "\n".join(read_tail(Path(failure["log"]))[-_LOG_LINES:])} for failure in failures
@@ -99,6 +96,18 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         files=[(results / name).name for name in _list_files(table_file, companions)],
     )
     page.write_text(text, encoding="utf-8")
+
+
+def render(template: str, plots: Sequence[Plot], **values: Any) -> str:
+    """Return a page from a template in `workflow/report`, with the scripts that draw its plots."""
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(template).render(
+        plots=plots,
+        specs=_as_script({plot.name: plot.spec for plot in plots}),
+        themes=_as_script({theme: get_theme(theme, is_transparent=True) for theme in ("light", "dark")}),
+        vega=Markup(_get_vega()),
+        **values,
+    )
 
 
 def _draw(
@@ -154,9 +163,6 @@ def _get_facts(results: Path, table: pd.DataFrame, failures: Sequence[Any]) -> l
 
 def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) -> str:
     """Return the rows as an HTML table that sorts and filters, by itables (DataTables), with inlined scripts."""
-    from itables import options, to_html_datatable
-    from itables.javascript import generate_init_offline_itables_html
-
     columns = [_Column(key, key) for key in variables if key != MODE_KEY] + [
         _Column("task", "task"),
         _Column("samples", "samples"),
@@ -185,11 +191,25 @@ def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) ->
     shown["adapter", len(columns) + 2] = adapters
     frame = pd.DataFrame({place: values for (_, place), values in shown.items()})
     frame.columns = pd.Index([html.escape(title) for title, _ in shown])
-    scripts = generate_init_offline_itables_html(options.dt_bundle)
+    return get_table_scripts() + make_sortable(frame, "results")
+
+
+def get_table_scripts() -> str:
+    """Return what a page with tables of `make_sortable` needs once, as HTML."""
+    from itables import options
+    from itables.javascript import generate_init_offline_itables_html
+
+    return _unlink(str(generate_init_offline_itables_html(options.dt_bundle)))
+
+
+def make_sortable(frame: pd.DataFrame, name: str) -> str:
+    """Return a table as HTML that sorts and filters. Its cells and titles are HTML, `name` is its `id`."""
+    from itables import to_html_datatable
+
     made = to_html_datatable(
         frame,
         connected=False,
-        table_id="results",
+        table_id=name,
         showIndex=False,
         allow_html=True,
         classes="display compact nowrap",
@@ -200,8 +220,12 @@ def _make_table(results: Path, table: pd.DataFrame, variables: Sequence[str]) ->
         style="width:100%",
         lengthMenu=[25, 100, 1000],
     )
-    # Remove the links to itables' website, since the page must work offline.
-    return re.sub(r"<a href=https://itables\.org/[^>]*>", "<a>", f"{scripts}{made}")
+    return _unlink(str(made))
+
+
+def _unlink(text: str) -> str:
+    """Remove the links to itables' website, since the page must work offline."""
+    return re.sub(r"<a href=https://itables\.org/[^>]*>", "<a>", text)
 
 
 def _escape(value: Any) -> Any:

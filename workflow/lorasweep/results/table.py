@@ -166,6 +166,14 @@ def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str
     return f"{value:.3f}" + ("" if error is None or pd.isna(error) else f" ± {error:.3f}")
 
 
+def format_gain(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str:
+    """Return the difference to the base model as text with its interval; "" if there is none."""
+    value, low, high = (row.get(f"{metric}:{fact}") for fact in ("delta", "delta_low", "delta_high"))
+    if value is None or pd.isna(value):
+        return ""
+    return f"{value:+.3f}" + ("" if low is None or pd.isna(low) else f" [{low:+.3f}, {high:+.3f}]")
+
+
 def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
     manifest = json.loads((results / point / MANIFEST).read_text(encoding="utf-8"))
     evaluation, training = manifest["evaluation"], manifest["training"]
