@@ -16,6 +16,7 @@ WORDS = {
     "verify": "hash all files again, and list those that differ from their manifests",
     "download": "download what an experiment names on the Hugging Face hub",
     "merge": "merge an adapter into its base model",
+    "publish": "put together what others need of a point, in a folder or on the Hugging Face hub",
     "job": "run the job of a rule (used by the workflow)",
 }
 

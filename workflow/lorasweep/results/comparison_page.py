@@ -15,9 +15,6 @@ from lorasweep.results.comparison import Comparison, Finished
 from lorasweep.results.plots import draw_comparison
 from lorasweep.results.report import get_table_scripts, make_sortable, render
 
-_FACTS = {"low": "low", "high": "high", "delta": "over own base", "delta_low": "low", "delta_high": "high"}
-"""Titles of a metric's columns, by fact."""
-
 
 def make_page(experiments: Sequence[Finished], comparisons: Sequence[Comparison], page: Path) -> None:
     """Write the page of comparisons of experiments. Links to the experiments' reports are relative to it."""
@@ -43,10 +40,10 @@ def make_page(experiments: Sequence[Finished], comparisons: Sequence[Comparison]
 def _make_table(comparison: Comparison, name: str) -> str:
     rows, metric = comparison.rows, comparison.metric
     columns: list[tuple[str, list[Any]]] = [(key, list(rows[key])) for key in ("experiment", "setting", "mode")]
-    columns.append((metric, _round(rows[metric])))
-    columns += [
-        (title, _round(rows[f"{metric}:{fact}"])) for fact, title in _FACTS.items() if f"{metric}:{fact}" in rows
-    ]
+    columns += [(metric, _round(rows[metric])), ("interval", _join(rows, metric, ""))]
+    if f"{metric}:delta" in rows:
+        columns.append(("over own base", _round(rows[f"{metric}:delta"])))
+        columns.append(("its interval", _join(rows, metric, "delta_")))
     columns += [(key, [format_value(v, key) if pd.notna(v) else "" for v in rows[key]]) for key in comparison.variables]
     columns.append(("seeds", list(rows["seeds"])))
     cells = {place: [_escape(value) for value in values] for place, (_, values) in enumerate(columns)}
@@ -61,6 +58,14 @@ def _escape(value: Any) -> Any:
 
 def _round(values: "pd.Series[Any]") -> list[Any]:
     return ["" if pd.isna(value) else round(float(value), 3) for value in values]
+
+
+def _join(rows: pd.DataFrame, metric: str, prefix: str) -> list[str]:
+    """Return the intervals of a metric, or of its gains, as text; "" where there is none."""
+    if f"{metric}:{prefix}low" not in rows:
+        return [""] * len(rows)
+    limits = zip(rows[f"{metric}:{prefix}low"], rows[f"{metric}:{prefix}high"], strict=True)
+    return ["" if pd.isna(low) else f"{low:.3f} to {high:.3f}" for low, high in limits]
 
 
 def _find_report(experiment: Finished, page: Path) -> str:

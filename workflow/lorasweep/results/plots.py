@@ -75,19 +75,22 @@ def draw_comparison(rows: pd.DataFrame, task: str, metric: str, higher_is_better
     named = ordered.assign(setting=ordered["experiment"] + ": " + ordered["setting"])
     data = _shape(named, metric, experiment="experiment")
     data["kind"] = ["base model" if mode == "base" else "setting" for mode in ordered["mode"]]
+    order, legend = list(rows["experiment"].unique()), alt.Legend(orient="bottom", title=None)
     encoding: dict[str, Any] = {
         "y": alt.Y("setting:N", title=None, sort=list(data["setting"]), axis=alt.Axis(labelLimit=320)),
-        "color": alt.Color("experiment:N", sort=list(rows["experiment"].unique()), scale=alt.Scale(range=list(SERIES))),
+        "color": alt.Color("experiment:N", sort=order, scale=alt.Scale(range=list(SERIES)), legend=legend),
         "tooltip": _get_tooltip(metric),
     }
     x = alt.X("value:Q", title=metric, scale=alt.Scale(zero=False))
     kinds = alt.Scale(domain=["setting", "base model"], range=["circle", "cross"])
-    shape = alt.Shape("kind:N", title=None, scale=kinds)
+    shape = alt.Shape("kind:N", scale=kinds, legend=None)
     dots = alt.Chart(data).mark_point(filled=True, size=70, opacity=1)
     bars = alt.Chart(data).mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", **encoding)
     chart = alt.layer(bars, dots.encode(x=x, shape=shape, **encoding)).properties(height=22 * len(data) + 20)
     more = f" The best {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else ""
-    return finish(f"{task}-compared", f"{metric} on {task}", f"{_tell_bars(data)}{more}", chart)
+    return finish(
+        f"{task}-compared", f"{metric} on {task}", f"{_tell_bars(data)} Crosses are base models.{more}", chart
+    )
 
 
 def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[str]) -> Plot | None:
