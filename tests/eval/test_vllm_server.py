@@ -21,8 +21,8 @@ from lorasweep.adapters.adapter import Adapter, AdapterError
 from lorasweep.checkpoints.checkpoint import Tensor
 from lorasweep.evaluation import vllm as vllm_server
 from lorasweep.evaluation.reproduce import write_reproduction
-from lorasweep.evaluation.spec import EvaluationSpec
-from lorasweep.evaluation.vllm import RANKS, get_server_args, measure_distance, open_server, refuse_unserved
+from lorasweep.evaluation.spec import VLLM_RANKS, EvaluationSpec
+from lorasweep.evaluation.vllm import get_server_args, measure_distance, open_server, refuse_unserved
 from tiny_model import make_model, make_tokenizer
 
 
@@ -56,7 +56,7 @@ def test_the_server_is_ready_for_the_largest_rank(
 ) -> None:
     arguments = get_server_args(spec, base, [make_adapter(tmp_path, rank) for rank in ranks])
     assert arguments == {"dtype": "bfloat16", "seed": 3, "enable_lora": True, "max_lora_rank": served}
-    assert served in RANKS
+    assert served in VLLM_RANKS
 
 
 def test_a_larger_rank_of_a_pattern_counts(spec: EvaluationSpec, base: Any, tmp_path: Path) -> None:

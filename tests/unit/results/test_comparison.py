@@ -190,6 +190,29 @@ def test_what_cannot_be_compared_is_told(make: Callable[..., Path], tmp_path: Pa
         read_experiments([a, b])
 
 
+def test_every_common_task_is_compared_and_a_metric_or_a_task_chooses(make: Callable[..., Path]) -> None:
+    folders = make("a"), make("b", 0.8)
+    for folder in folders:
+        for file in folder.glob("*/manifest.json"):
+            manifest = json.loads(file.read_text())
+            evaluation = manifest["evaluation"]
+            evaluation["tasks"]["words"] = {"scores": {"f1/all": 0.5}, "samples": 10}
+            evaluation["spec"]["tasks"].append({"name": "words", "task": "tasks.py@words", "args": {}, "limit": None})
+            file.write_text(json.dumps(manifest))
+        edit_experiment(folder, evaluation={"tasks": ["tasks.py@letters", "tasks.py@words"]})
+        collect(folder, ["lora_rank"])
+    experiments = read_experiments(folders)
+    assert [(made.task, made.metric) for made in compare(experiments, None, None)] == [
+        (TASK, METRIC),
+        ("words", "f1/all"),
+    ]
+    assert [made.task for made in compare(experiments, None, "f1/all")] == ["words"]
+    [words] = compare(experiments, "words", None)
+    assert words.pairs[0].p_adjusted is None
+    assert words.sentences[0].endswith("which cannot be tested.")
+    assert "a and b are compared unpaired: there are no scores of their samples." in words.notes
+
+
 def test_a_manifest_that_does_not_say_how_it_was_evaluated_is_told(make: Callable[..., Path]) -> None:
     a, b = make("a"), make("b")
     for file in b.glob("*/manifest.json"):

@@ -184,6 +184,7 @@ def fill(point: Path) -> None:
         (fill, [], "--to: published exists, and is not an empty folder"),
         (lambda point: None, ["--to", "hf://org"], "--to: 'hf://org' is invalid. Expected: hf://org/name, or a folder"),
         (lambda point: None, ["--to", "hf://org/name@branch"], "--to: 'hf://org/name@branch' is invalid"),
+        (lambda point: None, ["--private"], "--private is for a repository, but --to is a folder"),
         (lambda point: None, ["--base-model", "base"], "--base-model: 'base' is invalid. Expected: org/name"),
     ],
 )

@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     point = arguments.point if arguments.point.is_dir() else RESULTS / arguments.point
     reference = _read_target(arguments.to)
     target = Path(arguments.to)
+    if reference is None and arguments.private:
+        raise InputError("--private is for a repository, but --to is a folder", "--to hf://org/name")
     if reference is None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"--to: {target} exists, and is not an empty folder", "a new folder, or hf://org/name")
     manifest = read_manifest(point)

@@ -24,7 +24,7 @@ def upload(reference: Reference, folder: Path, *, is_private: bool) -> str:
     api = HfApi(token=get_token())
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     try:
-        api.create_repo(reference.repository, private=is_private, exist_ok=True)
+        api.create_repo(reference.repository, private=is_private or None, exist_ok=True)
         info = api.model_info(reference.repository)
         present = sorted({file.rfilename for file in info.siblings or []} - {".gitattributes"})
         if present:

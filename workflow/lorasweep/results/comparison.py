@@ -116,8 +116,8 @@ def read_experiments(folders: Sequence[Path]) -> list[Finished]:
 def compare(experiments: Sequence[Finished], task: str | None, metric: str | None) -> list[Comparison]:
     """Compare experiments on `task`, or on each task that at least two of them have, by `metric`.
 
-    `metric` is, by default, the first experiment's. Of a task that is not the same in all experiments, those that
-    have the same are compared, and the others are told with what differs.
+    By default, the metric is the first experiment's; with `metric`, tasks without it are left out. Of a task that is
+    not the same in all experiments, those that have the same are compared, and the others are told with what differs.
 
     Raises:
         InputError: no two experiments have the task, or no task of that name is the same in two of them; none has the
@@ -135,7 +135,8 @@ def compare(experiments: Sequence[Finished], task: str | None, metric: str | Non
         raise InputError("report.higher_is_better is true in some experiments and false in others", "the same in all")
     made: list[Comparison] = []
     refused: list[str] = []
-    for name in [task] if task else common:
+    with_metric = [name for name in common if all(metric in e.get_metrics(name) for e in owners[name])]
+    for name in [task] if task else with_metric or common:
         found, reasons = _compare_on(name, owners[name], metric, higher == {True})
         made += found
         refused += reasons
