@@ -1,10 +1,9 @@
 """A results folder as runs leave it, with scores that are drawn: for tests of tables, plots and the report."""
 
+import argparse
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from lorasweep.cli.job import collect as job
 from lorasweep.experiment.points import SEPARATOR, format_value
 from lorasweep.layout import BASELINE
-from sweep import ROOT
 
 SCORE = "match"
 METRIC = "match/accuracy"
@@ -75,8 +74,9 @@ def collect(results: Path, variables: Sequence[str]) -> None:
     """Make the tables, as the workflow has them made."""
     arguments = ["--results", results, "--samples", results / "samples.parquet", "--variables", *variables]
     arguments += ["--tasks", TASK, "--report", "{}", "--baselines", BASELINE, "--output", results / "results.csv"]
-    command = [sys.executable, "-m", "lorasweep", "job", "collect", *arguments]
-    subprocess.run(list(map(str, command)), check=True, env={"PYTHONPATH": str(ROOT / "workflow")})
+    parser = argparse.ArgumentParser()
+    job.add_arguments(parser)
+    job.run(parser.parse_args(list(map(str, arguments))))
 
 
 def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: Any, steps: int) -> list[tuple[Any, ...]]:
@@ -105,6 +105,13 @@ def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: An
         "training": {} if is_base else {**training, "recipe_sha256": recipe, "versions": {"torchtune": "0.6.1"}},
         "evaluation": {
             "proof": {"base_model_fingerprint": "f" * 64},
+            "spec": {
+                **dict.fromkeys(("dtype", "system_prompt", "max_tokens"), None),
+                "tasks": [{"name": TASK, "task": "tasks.py@letters", "args": {}, "limit": None}],
+                "files": {"tasks.py": "d" * 64},
+                "temperature": 0,
+                "seed": 0,
+            },
             "tasks": {TASK: {"scores": {METRIC: scores.mean(), "match/stderr": 0.05}, "samples": len(scores)}},
             "versions": {"inspect-ai": "0.3.285"},
         },

@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from chromium import find_chromium
 from lorasweep.layout import BASELINE
+from lorasweep.results.comparison import compare, read_experiments
+from lorasweep.results.comparison_page import make_page
 from lorasweep.results.report import make_report
 from lorasweep.stages import get_stages
 from made_results import collect, make_results
@@ -73,7 +75,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     said: list[str] = []
     contexts = []
 
-    def open_page(file: Path, viewport: Any = None, theme: Any = "light") -> Page:
+    def open_page(file: Path, viewport: Any = None, theme: Any = "light", table: str = "results") -> Page:
         context = browser.new_context(viewport=viewport or WIDE, color_scheme=theme, offline=True)
         contexts.append(context)
         page = context.new_page()
@@ -86,7 +88,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.wait_for_function(
             "document.querySelectorAll('.plot svg.marks').length == document.querySelectorAll('.plot').length"
         )
-        page.wait_for_selector("#results_wrapper tbody tr")
+        page.wait_for_selector(f"#{table}_wrapper tbody tr")
         return page
 
     yield open_page
@@ -211,6 +213,23 @@ def test_loss_curves_have_a_legend(
     assert legend.locator(".role-legend-title").all_text_contents() == [title]
     labels = legend.locator(".role-legend-label").all_text_contents()
     assert set(labels) == entries if entries else len(set(labels)) == 8
+
+
+@pytest.mark.parametrize(("viewport", "theme"), [(WIDE, "dark"), (NARROW, "light")])
+def test_a_comparison_opens_as_a_report_does(
+    reports: Callable[[str], Path], open_page: Callable[..., Page], tmp_path: Path, viewport: Any, theme: str
+) -> None:
+    folders = [reports(name).parent for name in ("one variable", "two variables and seeds")]
+    experiments = read_experiments(folders)
+    made = compare(experiments, None, None)
+    make_page(experiments, made, tmp_path / "compared.html")
+    page = open_page(tmp_path / "compared.html", viewport, theme, table="results-1")
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert page.locator(".answer").inner_text() == made[0].sentences[0]
+    settings = page.locator("#results-1_wrapper .dt-scroll-body tbody tr td:nth-child(2)").all_inner_texts()
+    assert settings == list(made[0].rows["setting"])
+    links = page.locator("a[href]").evaluate_all("links => links.map(link => link.href)")
+    assert {unquote(urlparse(link).path) for link in links} >= {str(folder / "report.html") for folder in folders}
 
 
 def test_every_link_of_a_report_leads_to_a_file(reports: Callable[[str], Path], open_page: Callable[..., Page]) -> None:

@@ -23,9 +23,8 @@ from lorasweep.checkpoints.checkpoint import Tensor
 from lorasweep.evaluation import vllm as vllm_server
 from lorasweep.evaluation.inspect_tasks import make_options
 from lorasweep.evaluation.reproduce import write_reproduction
-from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
+from lorasweep.evaluation.spec import VLLM_RANKS, EvaluationSpec, TaskSpec
 from lorasweep.evaluation.vllm import (
-    RANKS,
     get_server_args,
     make_served_model,
     measure_distance,
@@ -65,7 +64,7 @@ def test_the_server_is_ready_for_the_largest_rank(
 ) -> None:
     arguments = get_server_args(spec, base, [make_adapter(tmp_path, rank) for rank in ranks])
     assert arguments == {"dtype": "bfloat16", "seed": 3, "enable_lora": True, "max_lora_rank": served}
-    assert served in RANKS
+    assert served in VLLM_RANKS
 
 
 def test_a_larger_rank_of_a_pattern_counts(spec: EvaluationSpec, base: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hub_server import TOKEN, Hub, read_files, serve
 from lorasweep.experiment.training_data import read_samples
 from sweep import ROOT, Sweep
 
-UNREAD = {"README.md": b"#", "pytorch_model.bin": b"\0" * 1000, "original/consolidated.00.pth": b"\0" * 1000}
+UNREAD = {"pytorch_model.bin": b"\0" * 1000, "original/consolidated.00.pth": b"\0" * 1000}
 
 
 @pytest.fixture
@@ -60,9 +60,10 @@ def test_a_model_is_fetched_once_and_read_as_a_local_one(sweep: Sweep, hub: Hub,
     assert written["model"]["path"] == f"hf://org/plain@{hub.repositories['models/org/plain'].branches['main']}"
 
 
-def test_templates_vocabularies_and_code_are_fetched_with_a_model(sweep: Sweep, hub: Hub, model: Path) -> None:
+def test_cards_templates_vocabularies_and_code_are_fetched_with_a_model(sweep: Sweep, hub: Hub, model: Path) -> None:
     names = ("additional_chat_templates/tool_use.jinja", "tokenizer.model", "qwen.tiktoken", "modeling_own.py")
-    files = read_files(model) | dict.fromkeys((*names, "custom_generate/generate.py", "vocab.txt"), b"own")
+    names = (*names, "custom_generate/generate.py", "vocab.txt", "README.md", "LICENSE.txt")
+    files = read_files(model) | dict.fromkeys(names, b"own")
     hub.add("models/org/rich", files | UNREAD)
     sweep.edit(model={"path": "hf://org/rich"})
     sweep.call("download")

@@ -1,5 +1,7 @@
 """Names of files and folders in `results/<experiment>/` and `results/<experiment>/<point>/` that several stages use."""
 
+from pathlib import Path
+
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """PEFT's name for an adapter's tensors."""
 
@@ -15,11 +17,20 @@ TRAINING_LOG = "training_log.csv"
 METRICS = "metrics.json"
 """File in `eval/` with the scores of every task, and the proof that the adapter was applied."""
 
+CARD = "README.md"
+"""The model card of a published point, and of a model on the Hugging Face hub."""
+
 REPRODUCTION = "reproduce.py"
 """Script in `eval/` that runs the evaluation again."""
 
 MANIFEST = "manifest.json"
 """List of the files that a point keeps, with their provenance."""
+
+
+def find_part(point: Path, part: str) -> Path:
+    """Return the folder `adapter` or `hf_model` of a point. A published point has the files of one at its top."""
+    return point / part if (point / part).is_dir() else point
+
 
 STATE = "state"
 """Folder of files that stages need only while they run. It is not a rule's output, since Snakemake deletes the outputs

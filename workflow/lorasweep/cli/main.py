@@ -11,10 +11,12 @@ WORDS = {
     "plan": "show the jobs, disk space and time of a run, and compare the modes of keeping checkpoints",
     "status": "show the progress of a run",
     "show": "print the answer and the table of results",
+    "compare": "compare finished experiments that have a task in common",
     "ledger": "print the disk space and time used, beside the planned values",
     "verify": "hash all files again, and list those that differ from their manifests",
     "download": "download what an experiment names on the Hugging Face hub",
     "merge": "merge an adapter into its base model",
+    "publish": "put together what others need of a point, in a folder or on the Hugging Face hub",
     "job": "run the job of a rule (used by the workflow)",
 }
 
@@ -34,7 +36,7 @@ JOBS = {
     "measure_tasks": "load tasks, and count their samples",
     "describe_model": "build a model without its weights, and print its layers and parameters",
     "check_recipes": "build what recipes name, without the model's weights",
-    "ask_hub": "look up a reference on the hub, or download it",
+    "ask_hub": "look up a reference on the hub, download it, or upload a folder to it",
 }
 
 

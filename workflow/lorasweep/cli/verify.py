@@ -1,6 +1,6 @@
 """Hash the files of an experiment again, and list all differences from its manifests, its table and the experiment.
 
-With a folder of results, nothing is compared with an experiment's file.
+With a folder of results, or one of a published point, nothing is compared with an experiment's file.
 """
 
 import argparse

@@ -210,6 +210,7 @@ def _get_surroundings(spec: EvaluationSpec) -> dict[str, str]:
 def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: Any, proof: dict[str, Any]) -> None:
     """Run every task of a point, and store the result in its state."""
     metrics: dict[str, Any] = {"mode": spec.mode, "backend": spec.backend, "proof": proof, "tasks": {}}
+    metrics["spec"] = spec.model_dump(mode="json")
     metrics["versions"] = _get_versions(spec)
     metrics["end_tokens"] = model.api.end_tokens
     if spec.template_date:

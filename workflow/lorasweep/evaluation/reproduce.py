@@ -4,6 +4,7 @@ It is written when an evaluation begins, so that a failed one has it too. No rul
 Snakemake deletes the outputs of a failed job.
 """
 
+import argparse
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation.spec import EvaluationSpec
-from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, REPRODUCTION
+from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, REPRODUCTION, find_part
 from lorasweep.util.digest import digest_file
 from lorasweep.util.files import find_record, write_aside
 from lorasweep.util.versions import get_versions
@@ -22,9 +23,10 @@ from lorasweep.util.versions import get_versions
 _PAGE = Template('''\
 """Evaluate this point again, and compare the scores with those in the metrics.json beside this file.
 
-Call it where Snakemake ran, with the evaluation environment of a clone of lorasweep. CLONE is the clone's folder:
+Call it where Snakemake ran, with the evaluation environment of a clone of lorasweep. CLONE is the clone's folder.
+`--base` is for a base model that is elsewhere:
 
-    CLONE/scripts/run $stage $page [FOLDER FOR INSPECT'S LOGS]
+    CLONE/scripts/run $stage $page [FOLDER FOR INSPECT'S LOGS] [--base FOLDER]
 
 The exit status is 0 if the scores are the same.
 """
@@ -43,9 +45,10 @@ from pathlib import Path
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 ${imports}from lorasweep.evaluation.inspect_tasks import run_task
 from lorasweep.evaluation.placement import take_gpus
-from lorasweep.evaluation.reproduce import compare
+from lorasweep.evaluation.reproduce import compare, read_arguments
 from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec
+from lorasweep.layout import find_part
 from lorasweep.util.errors import call_to_the_end
 from lorasweep.util.process import end_on_sigterm
 
@@ -59,17 +62,18 @@ $spec
 
 def main():
     end_on_sigterm(outlives_parent=True)
-    take_gpus(SPEC, SPEC.gpus)
-    base = read_checkpoint(Path(SPEC.base_model))
-    open_roles(SPEC)
+    spec, logs = read_arguments(SPEC)
+    take_gpus(spec, spec.gpus)
+    base = read_checkpoint(Path(spec.base_model))
+    open_roles(spec)
     with tempfile.TemporaryDirectory() as folder:
 $model
-        logs = Path(sys.argv[1] if sys.argv[1:] else f"{folder}/logs")
+        logs = logs or Path(folder, "logs")
         scores = {}
-        for task in SPEC.tasks:
-            _, result = run_task(SPEC, task, model, logs / task.name, POINT.name, metadata={})
+        for task in spec.tasks:
+            _, result = run_task(spec, task, model, logs / task.name, POINT.name, metadata={})
             scores[task.name] = result["scores"]
-    if not compare(SPEC, POINT, scores):
+    if not compare(spec, POINT, scores):
         sys.exit(1)
 
 
@@ -92,30 +96,31 @@ _SERVE = "from lorasweep.evaluation.vllm import make_served_model\n"
 _OPENINGS = {
     ("A", "hf"): (
         _MAKE,
-        'model = make_model(SPEC, f"hf/{POINT.name}", base, model_path=str(POINT / "hf_model"))',
+        'model = make_model(spec, f"hf/{POINT.name}", base, model_path=str(find_part(POINT, "hf_model")))',
     ),
     ("B1", "hf"): (
         f"from lorasweep.adapters.merge import merge\n{_MAKE}",
         'merged = Path(folder, "merged")\n'
-        'merge(base.path, POINT / "adapter", merged, SPEC.dtype, temporary=True)\n'
-        'model = make_model(SPEC, f"hf/{POINT.name}", base, model_path=str(merged))',
+        'merge(base.path, find_part(POINT, "adapter"), merged, spec.dtype, temporary=True)\n'
+        'model = make_model(spec, f"hf/{POINT.name}", base, model_path=str(merged))',
     ),
     ("B2", "hf"): (
         f"import lorasweep.evaluation.provider  # registers lorasweep/... with Inspect\n{_MAKE}",
-        'adapter = str(POINT / "adapter")\n'
-        'model = make_model(SPEC, f"lorasweep/{POINT.name}", base, base=str(base.path), adapter=adapter)',
+        'adapter = str(find_part(POINT, "adapter"))\n'
+        'model = make_model(spec, f"lorasweep/{POINT.name}", base, base=str(base.path), adapter=adapter)',
     ),
     ("base", "hf"): (
         _MAKE,
-        'model = make_model(SPEC, f"hf/{POINT.name}", base, model_path=str(base.path))',
+        'model = make_model(spec, f"hf/{POINT.name}", base, model_path=str(base.path))',
     ),
     ("B2", "vllm"): (
         f"from lorasweep.adapters.adapter import read_adapter\n{_SERVE}",
-        'adapter = read_adapter(POINT / "adapter", base)\nmodel = make_served_model(SPEC, base, adapter, [adapter])',
+        'adapter = read_adapter(find_part(POINT, "adapter"), base)\n'
+        "model = make_served_model(spec, base, adapter, [adapter])",
     ),
     ("base", "vllm"): (
         _SERVE,
-        "model = make_served_model(SPEC, base, None, ())",
+        "model = make_served_model(spec, base, None, ())",
     ),
 }
 """The lines that import what opens the model, and those that open it, by mode and backend."""
@@ -142,6 +147,15 @@ def write_reproduction(spec: EvaluationSpec, point: Path, versions: Mapping[str,
     }
     page.parent.mkdir(parents=True, exist_ok=True)
     write_aside(page, _PAGE.substitute(values))
+
+
+def read_arguments(spec: EvaluationSpec) -> tuple[EvaluationSpec, Path | None]:
+    """Read the command line of a page: return the specification with the base model's folder, and that for the logs."""
+    parser = argparse.ArgumentParser(description="Evaluate this point again, and compare the scores.")
+    parser.add_argument("logs", nargs="?", type=Path, help="the folder for Inspect's logs (default: a temporary one)")
+    parser.add_argument("--base", help="the base model's folder (default: where it was)")
+    arguments = parser.parse_args()
+    return spec.model_copy(update={"base_model": arguments.base or spec.base_model}), arguments.logs
 
 
 def compare(spec: EvaluationSpec, point: Path, scores: Mapping[str, Mapping[str, float]]) -> bool:
@@ -171,7 +185,7 @@ def _find_changes(spec: EvaluationSpec, point: Path, recorded: Mapping[str, Any]
     """Yield what an evaluation depends on and differs from that of the recorded one."""
     if read_checkpoint(Path(spec.base_model)).fingerprint != spec.base_fingerprint:
         yield f"the base model {spec.base_model}"
-    adapter = point / "adapter" / ADAPTER_WEIGHTS
+    adapter = find_part(point, "adapter") / ADAPTER_WEIGHTS
     if recorded["adapter_sha256"] and digest_file(adapter) != recorded["adapter_sha256"]:
         yield str(adapter)
     yield from (file for file, digest in spec.files.items() if digest_file(Path(file)) != digest)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # the evaluation environment only reads specs, and lacks the 
 Mode = Literal["A", "B1", "B2", "base"]
 """The evaluated model: a kept full model, one merged for the evaluation, base and adapter in memory, or the base."""
 
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The values of vLLM's `--max-lora-rank` (vllm/config/lora.py). Other ranks need the next larger value."""
 
 _optional: Any = Field(default=None, exclude_if=lambda value: value is None)
 

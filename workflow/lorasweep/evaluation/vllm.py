@@ -18,11 +18,8 @@ from lorasweep.adapters.adapter import Adapter, AdapterError, read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.tensors import get_torch_name
 from lorasweep.evaluation.prompts import PREFIX_VARIABLE, get_dated_template, read_end_tokens
-from lorasweep.evaluation.spec import EvaluationSpec
+from lorasweep.evaluation.spec import VLLM_RANKS, EvaluationSpec
 from lorasweep.util.errors import InputError
-
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values of vLLM's `--max-lora-rank` (vllm/config/lora.py). Other ranks need the next larger value."""
 
 _PROBES = ("The", "1 + 1 =", "Once upon a time", "def main():")
 """Prompts on which an adapter's answers must differ from the base's."""
@@ -111,14 +108,14 @@ def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection
     """Return the arguments of `vllm serve`, in Inspect's form.
 
     They set `max_lora_rank`, as Inspect's own value would be the largest `r` of the adapters' configurations. But
-    `rank_pattern` can have a larger rank, and vLLM accepts only the values in `RANKS`.
+    `rank_pattern` can have a larger rank, and vLLM accepts only the values in `VLLM_RANKS`.
     """
     arguments: dict[str, Any] = {"dtype": get_torch_name(spec.dtype), "seed": spec.seed}
     if spec.gpus > 1:
         arguments["tensor_parallel_size"] = spec.gpus
     if adapters:
         rank = max(map(_get_rank, adapters))
-        arguments |= {"enable_lora": True, "max_lora_rank": next(limit for limit in RANKS if rank <= limit)}
+        arguments |= {"enable_lora": True, "max_lora_rank": next(limit for limit in VLLM_RANKS if rank <= limit)}
     template = get_dated_template(base, spec.template_date)
     if any(task.assistant_prefix for task in spec.tasks):
         # After what the template writes where an answer begins. A request without the variable has nothing there.
@@ -158,7 +155,7 @@ def refuse_unserved(adapter: Adapter) -> None:
         "bias": adapter.config.get("bias", "none") != "none",
         "modules_to_save": adapter.config.get("modules_to_save"),
         "an embedding": any("lora_embedding" in name for name in adapter.tensors),
-        f"a rank over {RANKS[-1]}": _get_rank(adapter) > RANKS[-1],
+        f"a rank over {VLLM_RANKS[-1]}": _get_rank(adapter) > VLLM_RANKS[-1],
     }
     for feature, is_there in unserved.items():
         if is_there:

@@ -3,7 +3,6 @@
 A download stays in `downloads/.partial/` until it is complete. An interrupted download is resumed from there.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Collection
@@ -20,14 +19,19 @@ from lorasweep.checkpoints.checkpoint import (
     choose_files,
     read_checkpoint,
 )
-from lorasweep.hub.references import DOWNLOADS, TOKEN, Reference
-from lorasweep.util.errors import InputError, describe
+from lorasweep.hub.access import explain, explain_gate, get_token
+from lorasweep.hub.references import DOWNLOADS, Reference
+from lorasweep.layout import CARD
+from lorasweep.util.errors import InputError
 from lorasweep.util.files import hold_alone
 from lorasweep.util.formats import format_bytes
 
 _SHARD = r"model-\d+(-of-\d+)?\.safetensors"
 _CONNECTIONS = 4
-_HINT = f"export {TOKEN} with a token that has access, in the shell that calls Snakemake"
+_FAILED = (
+    "the download failed ({}); run the same command again to resume it. If this node has no access to the hub, run "
+    "'lorasweep download' on one that has access"
+)
 
 
 def look(reference: Reference) -> dict[str, Any]:
@@ -40,11 +44,11 @@ def look(reference: Reference) -> dict[str, Any]:
 
     get_info = HfApi().dataset_info if reference.file else HfApi().model_info
     try:
-        info: Any = get_info(reference.repository, revision=reference.revision, files_metadata=True, token=_get_token())
+        info: Any = get_info(reference.repository, revision=reference.revision, files_metadata=True, token=get_token())
     except Exception as error:
-        raise InputError(_explain(error, reference)) from None
-    if info.gated and not _get_token():
-        raise InputError(_explain_gate())
+        raise InputError(explain(error, reference, _FAILED)) from None
+    if info.gated and not get_token():
+        raise InputError(explain_gate())
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     return {"commit": str(info.sha), "files": {name: sizes[name] for name in _choose(reference, sizes)}}
 
@@ -86,7 +90,7 @@ def _choose(reference: Reference, names: Collection[str]) -> list[str]:
     if "config.json" not in names or not weights:
         raise InputError(f"it has no config.json with {SINGLE} or its shards", "a model in safetensors")
     index = [INDEX] if weights != [SINGLE] else []
-    wanted = ("config.json", *COMPANIONS, *TOKENIZER_FILES, *CODE, *index)
+    wanted = ("config.json", CARD, "LICENSE*", *COMPANIONS, *TOKENIZER_FILES, *CODE, *index)
     return [*choose_files(names, wanted), *weights]
 
 
@@ -100,46 +104,11 @@ def _fetch_files(reference: Reference, files: Collection[str], folder: Path) -> 
             repo_type=reference.kind,
             revision=reference.revision,
             local_dir=folder,
-            token=_get_token(),
+            token=get_token(),
         )
 
     try:
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             list(pool.map(fetch_one, files))
     except Exception as error:
-        raise InputError(_explain(error, reference)) from None
-
-
-def _get_token() -> str | bool:
-    """Return the token from the environment, else `False`, so that no token from the home directory is used."""
-    return os.environ.get(TOKEN) or False
-
-
-def _explain_token() -> str:
-    return f"the token in {TOKEN} has no access to it" if os.environ.get(TOKEN) else f"{TOKEN} is not set"
-
-
-def _explain_gate() -> str:
-    return f"it is gated, and {_explain_token()}; accept its terms on the hub and {_HINT}"
-
-
-def _explain(error: Exception, reference: Reference) -> str:
-    """Return the reason for an error of the hub, with the token removed."""
-    from huggingface_hub import errors
-
-    token, state = os.environ.get(TOKEN), _explain_token()
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return _explain_gate()
-    if isinstance(error, errors.RepositoryNotFoundError):
-        problem = f"no such {reference.kind} on the hub, or a private one ({state})"
-        return str(InputError(problem, f"org/name as on the hub; or {_HINT}"))
-    if isinstance(error, errors.RevisionNotFoundError):
-        return str(InputError(f"no such revision '{reference.revision}'", "a branch, a tag or a commit of it"))
-    if status in (401, 403):
-        return f"the hub refuses access with status {status}, and {state}; {_HINT}"
-    text = (
-        f"the download failed ({' '.join(describe(error).split())}); run the same command again to resume it. If this "
-        "node has no access to the hub, run 'lorasweep download' on one that has access"
-    )
-    return text.replace(token, "***") if token else text
+        raise InputError(explain(error, reference, _FAILED)) from None

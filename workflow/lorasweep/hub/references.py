@@ -248,6 +248,18 @@ def fetch(references: Mapping[str, Reference], record: Path) -> None:
             _ask("fetch", pinned, key)
 
 
+def upload(reference: Reference, folder: Path, key: str, *, is_private: bool) -> str:
+    """Commit the files of a folder to a model repository without files, and return the commit.
+
+    `key` names the reference in messages. All files are there, or none is.
+
+    Raises:
+        InputError: There is no token, it may not write there, the repository has files, or the upload failed.
+    """
+    options = ["--folder", str(folder), *(["--private"] if is_private else [])]
+    return str(_ask("upload", reference, key, *options)["commit"])
+
+
 def describe_missing(references: Mapping[str, Reference], record: Path) -> str:
     """Return a description of what a run would download first, or "". Downloads and writes nothing.
 
@@ -281,7 +293,7 @@ def forget_token() -> None:
         os.environ.pop(TOKEN, None)
 
 
-def _ask(what: str, reference: Reference, key: str) -> Any:
+def _ask(what: str, reference: Reference, key: str, *options: str) -> Any:
     """Access the hub in a separate process, because its library reads the environment once and writes to the home."""
     with tempfile.TemporaryDirectory(prefix="lorasweep-hub-") as home:
         environment = {
@@ -293,14 +305,14 @@ def _ask(what: str, reference: Reference, key: str) -> Any:
         }
         path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        command: Sequence[str] = [sys.executable, "-m", "lorasweep", "job", "ask_hub", what, str(reference)]
+        command: Sequence[str] = [sys.executable, "-m", "lorasweep", "job", "ask_hub", what, str(reference), *options]
         process = subprocess.run(
             command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace", env=environment, check=False
         )
     try:
         output = json.loads(process.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        output = {"error": f"download failed (exit code {process.returncode}); run the same command again to resume it"}
+        output = {"error": f"it ended with the exit code {process.returncode}; run the same command again"}
     if "error" in output:
         raise InputError(f"{key}: {reference}: {output['error']}")
     return output

@@ -234,6 +234,21 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
     return student if not is_exact and permuted.pvalue <= 2 / (_RESAMPLES + 1) else float(permuted.pvalue)
 
 
+def get_unpaired_p_value(scores: Scores, base: Scores) -> float | None:
+    """Return the two-sided p-value of no difference between two models on different samples, whatever the seeds.
+
+    Shares of one training on independent samples: Fisher's exact test (1935), J. R. Stat. Soc. 98:39. Others: the level
+    at which the interval of the difference begins at 0. `None` for metrics that are no means, or that do not vary.
+    """
+    if scores.is_plain and base.is_plain:
+        right = [int(each.by_sample.sum()) for each in (scores, base)]
+        counts = [[count, len(each.samples) - count] for count, each in zip(right, (scores, base), strict=True)]
+        return float(stats.fisher_exact(counts).pvalue)
+    parts = [_get_sample_variance(each, each.by_sample) for each in (scores, base)]
+    known = [part for part in parts if part is not None and part.value > 0]
+    return _find_level(scores.mean - base.mean, known) if known else None
+
+
 def count_needed_samples(scores: Scores, base: Scores, level: float) -> int | None:
     """Return the number of samples at which a paired test at a level finds the difference seen, with power `POWER`.
 

@@ -79,6 +79,34 @@ def draw_metric(
     return drawn
 
 
+def draw_comparison(rows: pd.DataFrame, task: str, metric: str, higher_is_better: bool = True) -> Plot:
+    """Draw a metric of the settings of several experiments, with their base models, in one list.
+
+    `rows` has the columns `experiment`, `setting`, `mode`, the metric and its interval.
+    """
+    ordered = rows.sort_values(metric, ascending=not higher_is_better, kind="stable").head(MOST_ROWS)
+    named = ordered.assign(setting=ordered["experiment"] + ": " + ordered["setting"])
+    [data] = _clip([_shape(named, metric, experiment="experiment")])
+    data["kind"] = ["base model" if mode == "base" else "setting" for mode in ordered["mode"]]
+    order, legend = list(rows["experiment"].unique()), alt.Legend(orient="bottom", title=None)
+    encoding: dict[str, Any] = {
+        "y": alt.Y("setting:N", title=None, sort=list(data["setting"])),
+        "color": alt.Color("experiment:N", sort=order, scale=alt.Scale(range=list(SERIES)), legend=legend),
+        "tooltip": _get_tooltip(metric),
+    }
+    x = alt.X("value:Q", title=metric, scale=alt.Scale(zero=False))
+    kinds = alt.Scale(domain=["setting", "base model"], range=["circle", "cross"])
+    shape = alt.Shape("kind:N", scale=kinds, legend=None)
+    dots = alt.Chart(data).mark_point(filled=True, size=70, opacity=1).encode(x=x, shape=shape, **encoding)
+    chart = alt.layer(*_draw_intervals(alt.Chart(data), data, encoding, across=True), dots).properties(
+        height=22 * len(data) + 20, usermeta={"width": 200 + 7 * min(68, max(map(len, data["setting"])))}
+    )
+    more = f" The best {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else ""
+    return finish(
+        f"{task}-compared", f"{metric} on {task}", f"{_tell_bars(data)} Crosses are base models.{more}", chart
+    )
+
+
 def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[str]) -> Plot | None:
     """Draw the trainings' loss by step; `losses` has the columns `point`, `step`, `loss` and `validation_loss`."""
     if losses.empty:

@@ -5,13 +5,37 @@ interval covers both, and a difference is significant only if it holds over both
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from lorasweep.layout import BASELINE
-from lorasweep.results.inference import Scores, get_p_value
+from lorasweep.results.inference import (
+    Interval,
+    Scores,
+    get_difference_interval,
+    get_p_value,
+    get_unpaired_p_value,
+)
 from lorasweep.results.table import SampleScores, adjust, describe_difference, describe_scores, is_metric, list_columns
+
+SETTING_TEXTS = {"setting": str, "trained_setting": str, "task": str, "points": str}
+"""Columns of `replicates.csv` whose values are text, even if they look like numbers."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of a metric between two settings."""
+
+    value: float
+    interval: Interval | None
+    p_value: float | None
+    """Of no difference; `None` if no test is possible."""
+    pairs: int
+    """Number of samples on which both have scores; 0 if they were compared by different samples."""
+    shared: int
+    """Number of samples that both have, if they are compared by different ones."""
 
 
 def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScores, confidence: float) -> pd.DataFrame:
@@ -65,3 +89,24 @@ def compare_settings(
 ) -> float | None:
     """Return the p-value of no difference between two rows of `aggregate`; `None` if no test is possible."""
     return get_p_value(*(collect_scores(row, metric, table, scores) for row in (first, second)))
+
+
+def measure_difference(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    metric: str,
+    table: pd.DataFrame,
+    scores: SampleScores,
+    confidence: float,
+) -> Difference:
+    """Return the difference between two rows of `aggregate`, paired if both have scores of the same samples."""
+    own, other = (collect_scores(row, metric, table, scores) for row in (first, second))
+    is_paired = own.is_paired(other)
+    p_value = get_p_value(own, other)
+    return Difference(
+        own.mean - other.mean,
+        get_difference_interval(own, other, confidence),
+        get_unpaired_p_value(own, other) if p_value is None else p_value,
+        pairs=len(own.samples) if is_paired else 0,
+        shared=0 if is_paired else len({*own.samples} & {*other.samples}),
+    )

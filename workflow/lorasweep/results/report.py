@@ -6,16 +6,13 @@ an answer to the question.
 
 import json
 import re
-from base64 import b64encode
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from lorasweep.experiment.loading import load_experiment
@@ -23,16 +20,13 @@ from lorasweep.experiment.points import format_value
 from lorasweep.experiment.sections import MODE_KEY, Data, Experiment
 from lorasweep.layout import BASELINE, EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG
 from lorasweep.results.labels import get_differing, label_points, label_settings, plain, shorten
+from lorasweep.results.page import Cell, Column, Section, get_values, list_intervals, list_numbers, pair, render
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
+from lorasweep.results.replicates import SETTING_TEXTS
 from lorasweep.results.table import is_metric
 from lorasweep.util.files import read_tail
-from lorasweep.util.formats import format_bytes, format_score, format_seconds
-from lorasweep.util.vega import Plot, get_theme, write_pictures
-
-_TEXTS = {"setting": str, "trained_setting": str, "task": str, "points": str}
-"""Columns whose values are read as text, even if they look like numbers."""
-
-_TEMPLATES = Path(__file__).parents[2] / "report"
+from lorasweep.util.formats import format_bytes, format_seconds
+from lorasweep.util.vega import Plot, write_pictures
 
 _LOG_LINES = 12
 """Number of log lines shown with a failure."""
@@ -45,37 +39,6 @@ _MOST_COLUMNS = 14
 
 _LOGS_IN_PAGE = 300
 """Maximum number of points whose loss is drawn. Of more points, an evenly spaced selection is drawn."""
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A cell of a table of the page."""
-
-    text: str
-    order: float | str = ""
-    """What the column sorts by, if it is not the text."""
-    link: str = ""
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of a table of the page."""
-
-    title: str
-    cells: Sequence[_Cell]
-    kind: str = "number"
-    """`name` or `number`; `aside` for what is left out of a print."""
-
-
-@dataclass(frozen=True)
-class _Section:
-    """A task, with its plots and its table."""
-
-    title: str
-    plots: Sequence[Plot]
-    columns: Sequence[_Column]
-    best: Collection[int] = ()
-    """The places of the best setting's rows."""
 
 
 def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: Path, plots: Path) -> None:
@@ -91,7 +54,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         name: table_file.with_name(table_file.name.replace("results", name)) for name in ("replicates", "answer")
     }
     table = pd.read_parquet(table_file.with_suffix(".parquet"))
-    settings = pd.read_csv(companions["replicates"], dtype=_TEXTS, keep_default_na=False, na_values=[""])
+    settings = pd.read_csv(companions["replicates"], dtype=SETTING_TEXTS, keep_default_na=False, na_values=[""])
     answer = json.loads(companions["answer"].with_suffix(".json").read_text(encoding="utf-8"))
     configuration = yaml.safe_load((results / EXPERIMENT).read_text(encoding="utf-8"))
     experiment = load_experiment(configuration, str(results / EXPERIMENT))
@@ -101,12 +64,12 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     drawn = [plot for section in sections for plot in section.plots] + runs
     write_pictures(drawn, plots)
     labels = label_settings(table, variables)
-    style, script = _get_datatables()
     # The complete report is made only if no job failed; a failure record is then that of an earlier run.
     has_failures = is_partial and (results / FAILURE_RECORD).is_file()
     failures = json.loads((results / FAILURE_RECORD).read_text(encoding="utf-8")) if has_failures else []
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    text = environment.get_template("report.html.jinja").render(
+    text = render(
+        "report.html.jinja",
+        drawn,
         name=experiment.experiment.name,
         question=experiment.experiment.question,
         answer=answer,
@@ -117,11 +80,6 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         facts=_get_facts(results, table, failures),
         sections=sections,
         runs=runs,
-        specs=_as_script({plot.name: plot.spec for plot in drawn}),
-        theme=_as_script(get_theme("page")),
-        vega=Markup(_get_vega()),
-        tables_style=style,
-        tables_script=script,
         failures=[
             {**failure, "tail": "\n".join(read_tail(Path(failure["log"]))[-_LOG_LINES:])} for failure in failures
         ],
@@ -140,9 +98,9 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
 
 def _make_sections(
     results: Path, table: pd.DataFrame, settings: pd.DataFrame, answer: Mapping[str, Any], experiment: Experiment
-) -> list[_Section]:
+) -> list[Section]:
     """Return a section for each task, the deciding one first, and one for the points that are not evaluated."""
-    variables, sections = answer["variables"], list[_Section]()
+    variables, sections = answer["variables"], list[Section]()
     labels = label_points(table, variables)
     for task in sorted(table["task"].dropna().unique(), key=lambda task: task != answer["task"]):
         rows = table[table["task"] == task]
@@ -153,14 +111,14 @@ def _make_sections(
         drawn = draw_metric(settings, table, variables, task, metrics[0], higher_is_better) if metrics else []
         columns = [_name(rows, labels), *_list_scores(rows, metrics[:1], experiment.report.confidence)]
         last = [*_list_counts(rows), *([] if sections else _list_costs(rows)), _link_logs(results, rows)]
-        columns += [_get_numbers(rows, metric, metric) for metric in metrics[1:]][: _MOST_COLUMNS - len(columns + last)]
+        columns += [list_numbers(rows, metric, metric) for metric in metrics[1:]][: _MOST_COLUMNS - len(columns + last)]
         varied = _list_variables(rows, variables)
         columns += [*(varied if len(columns + varied + last) <= _MOST_COLUMNS else []), *last]
         is_best = (rows["setting"] == answer["best"]) & (task == answer["task"])
-        sections.append(_Section(task, drawn, columns, [index for index, best in enumerate(is_best) if best]))
+        sections.append(Section(task, drawn, columns, [index for index, best in enumerate(is_best) if best]))
     if len(rows := table[table["task"].isna()]):
         columns = [_name(rows, labels), *_list_variables(rows, variables), *_list_costs(rows)]
-        sections.append(_Section("Not evaluated", [], columns))
+        sections.append(Section("Not evaluated", [], columns))
     return sections
 
 
@@ -202,25 +160,25 @@ def _get_facts(results: Path, table: pd.DataFrame, failures: Sequence[Any]) -> l
     return facts
 
 
-def _name(rows: pd.DataFrame, labels: Mapping[str, str]) -> _Column:
-    return _Column("point", [_Cell(labels[point], link=f"{point}/") for point in rows["point"]], "name")
+def _name(rows: pd.DataFrame, labels: Mapping[str, str]) -> Column:
+    return Column("point", [Cell(labels[point], link=f"{point}/") for point in rows["point"]], "name")
 
 
-def _list_scores(rows: pd.DataFrame, metrics: Sequence[str], confidence: float) -> list[_Column]:
+def _list_scores(rows: pd.DataFrame, metrics: Sequence[str], confidence: float) -> list[Column]:
     """Return the columns of metrics, with their intervals and gains."""
     columns = []
     for metric in metrics:
         interval = f"{confidence:.0%} interval"
-        columns += [_get_numbers(rows, metric, metric), _get_intervals(rows, f"{metric}:", interval)]
-        columns += [_get_numbers(rows, f"{metric}:delta", "over base", "+")]
-        columns += [_get_intervals(rows, f"{metric}:delta_", interval, "+")]
-        values = _get(rows, f"{metric}:p_adjusted")
+        columns += [list_numbers(rows, metric, metric), list_intervals(rows, f"{metric}:", interval)]
+        columns += [list_numbers(rows, f"{metric}:delta", "over base", "+")]
+        columns += [list_intervals(rows, f"{metric}:delta_", interval, "+")]
+        values = get_values(rows, f"{metric}:p_adjusted")
         texts = ["" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" for p in values]
-        columns += [_Column("p, corrected", [_Cell(text, p) for text, p in _pair(texts, values)])]
+        columns += [Column("p, corrected", [Cell(text, p) for text, p in pair(texts, values)])]
     return [column for column in columns if any(cell.text for cell in column.cells)]
 
 
-def _list_variables(rows: pd.DataFrame, variables: Sequence[str]) -> list[_Column]:
+def _list_variables(rows: pd.DataFrame, variables: Sequence[str]) -> list[Column]:
     columns = []
     for key in get_differing(rows[rows["mode"] != "base"], variables):
         short, values = shorten(rows[key], key), [plain(value) for value in rows[key]]
@@ -230,65 +188,41 @@ def _list_variables(rows: pd.DataFrame, variables: Sequence[str]) -> list[_Colum
             for value, known in zip(values, is_own, strict=True)
         ]
         if max(map(len, texts)) <= _SHORT:  # the names have what is longer
-            columns.append(_Column(key, [_Cell(text) for text in texts], "aside"))
+            columns.append(Column(key, [Cell(text) for text in texts], "aside"))
     return columns
 
 
-def _list_counts(rows: pd.DataFrame) -> list[_Column]:
+def _list_counts(rows: pd.DataFrame) -> list[Column]:
     """Return the number of samples, if it differs between points."""
-    counts = _get(rows, "samples")
-    return [_Column("samples", [_Cell(f"{count:.0f}") for count in counts])] if len(set(counts)) > 1 else []
+    counts = get_values(rows, "samples")
+    return [Column("samples", [Cell(f"{count:.0f}") for count in counts])] if len(set(counts)) > 1 else []
 
 
-def _list_costs(rows: pd.DataFrame) -> list[_Column]:
-    sizes, hours = _get(rows, "bytes"), _get(rows, "gpu_hours")
+def _list_costs(rows: pd.DataFrame) -> list[Column]:
+    sizes, hours = get_values(rows, "bytes"), get_values(rows, "gpu_hours")
     seconds = [None if not hour else format_seconds(hour * 3600) for hour in hours]
     columns = [
-        _get_numbers(rows, "final_train_loss", "train loss"),
-        _get_numbers(rows, "final_validation_loss", "validation loss"),
+        list_numbers(rows, "final_train_loss", "train loss"),
+        list_numbers(rows, "final_validation_loss", "validation loss"),
         *_list_epochs(rows),
-        _Column("size", [_Cell(format_bytes(size), size) for size in sizes]),
-        _Column("GPU time", [_Cell(text, hour) for text, hour in _pair(seconds, hours)]),
+        Column("size", [Cell(format_bytes(size), size) for size in sizes]),
+        Column("GPU time", [Cell(text, hour) for text, hour in pair(seconds, hours)]),
     ]
     return [column for column in columns if any(cell.text for cell in column.cells)]
 
 
-def _list_epochs(rows: pd.DataFrame) -> list[_Column]:
+def _list_epochs(rows: pd.DataFrame) -> list[Column]:
     """Return the epochs that were kept as the best, and how many ran, if they are not simply the last."""
     sources = {"best epoch": "epoch", "epochs trained": "epochs_trained"} if "epochs_trained" in rows else {}
     return [
-        _Column(title, [_Cell("" if value is None else str(value), value or "") for value in _get(rows, source)])
+        Column(title, [Cell("" if value is None else str(value), value or "") for value in get_values(rows, source)])
         for title, source in sources.items()
     ]
 
 
-def _link_logs(results: Path, rows: pd.DataFrame) -> _Column:
+def _link_logs(results: Path, rows: pd.DataFrame) -> Column:
     logs = [Path(log).relative_to(results).as_posix() for log in rows["log"]]
-    return _Column("log", [_Cell("log", link=log) for log in logs], "aside")
-
-
-def _get(rows: pd.DataFrame, column: str) -> list[Any]:
-    """Return the values of a column; `None` where there is none."""
-    return [plain(value) for value in rows[column]] if column in rows else [None] * len(rows)
-
-
-def _get_numbers(rows: pd.DataFrame, column: str, title: str, sign: str = "") -> _Column:
-    values = _get(rows, column)
-    texts = [None if value is None else format_score(value, sign) for value in values]
-    return _Column(title, [_Cell(text, value) for text, value in _pair(texts, values)])
-
-
-def _get_intervals(rows: pd.DataFrame, prefix: str, title: str, sign: str = "") -> _Column:
-    lows, highs = (_get(rows, f"{prefix}{side}") for side in ("low", "high"))
-    texts = [
-        "" if low is None else f"{format_score(low, sign)} to {format_score(high, sign)}"
-        for low, high in zip(lows, highs, strict=True)
-    ]
-    return _Column(title, [_Cell(text, low) for text, low in _pair(texts, lows)])
-
-
-def _pair(texts: Sequence[str | None], orders: Sequence[Any]) -> list[tuple[str, Any]]:
-    return [(text or "", "" if order is None else order) for text, order in zip(texts, orders, strict=True)]
+    return Column("log", [Cell("log", link=log) for log in logs], "aside")
 
 
 def _use_labels(sentence: str, labels: Mapping[str, str]) -> Markup:
@@ -357,24 +291,3 @@ def _lay_out(pipeline: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
 def _list_files(table_file: Path, companions: Mapping[str, Path]) -> list[Path]:
     files = [table_file, table_file.with_suffix(".parquet"), companions["replicates"], table_file.parent / EXPERIMENT]
     return [file for file in files if file.is_file()]
-
-
-def _as_script(value: Any) -> Markup:
-    """Return a value as JSON that is safe inside a script element."""
-    return Markup(json.dumps(value).replace("</", "<\\/"))
-
-
-def _get_vega() -> str:
-    import vl_convert
-
-    bundle: Any = vl_convert.javascript_bundle  # its type stub requires an argument that is optional
-    return str(bundle()).replace("</script", "<\\/script")
-
-
-def _get_datatables() -> tuple[Markup, str]:
-    """Return the style and the script (in base64) of DataTables, which itables brings."""
-    from itables import options
-
-    bundle = Path(options.dt_bundle)
-    style = bundle.with_suffix(".css").read_text(encoding="utf-8")
-    return Markup(style.replace("</style", "<\\/style")), b64encode(bundle.read_bytes()).decode()

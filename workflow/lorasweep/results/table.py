@@ -249,6 +249,17 @@ def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str
     return format_score(value) + ("" if error is None or pd.isna(error) else f" ± {format_score(error)}")
 
 
+def format_gain(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str:
+    """Return the difference to the base model as text with its interval; "" if there is none."""
+    value, low, high = (row.get(f"{metric}:{fact}") for fact in ("delta", "delta_low", "delta_high"))
+    if value is None or pd.isna(value):
+        return ""
+    has_interval = low is not None and high is not None and not pd.isna(low)
+    return format_score(value, "+") + (
+        f" [{format_score(low, '+')}, {format_score(high, '+')}]" if has_interval else ""
+    )
+
+
 def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
     manifest = json.loads((results / point / MANIFEST).read_text(encoding="utf-8"))
     evaluation, training = manifest["evaluation"], manifest["training"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasweep.layout import MANIFEST, METRICS, RECORD, TABLE
+from lorasweep.layout import MANIFEST, METRICS, RECORD, TABLE, find_part
 from lorasweep.results.manifest import describe_adapter_difference
 from lorasweep.util.digest import digest_file
 
@@ -22,7 +22,7 @@ class Mismatch:
 
 
 def verify(results: Path) -> tuple[int, list[Mismatch]]:
-    """Check every file in every manifest of an experiment; return the number of files, and all mismatches.
+    """Check every file in the manifests of an experiment, or of a published point; return their number, and mismatches.
 
     A manifest lists recipe, adapter, full model, logs and metrics with their sha256. These are compared too: the
     manifest's `training` and `evaluation` with the records beside the files, the adapter's configuration with the
@@ -31,7 +31,9 @@ def verify(results: Path) -> tuple[int, list[Mismatch]]:
     files = 0
     mismatches: list[Mismatch] = []
     rows = _read_table(results / TABLE)
-    for path in sorted(results.glob(f"*/{MANIFEST}")):
+    # A published point is alone in its folder.
+    manifests = [results / MANIFEST] if (results / MANIFEST).is_file() else sorted(results.glob(f"*/{MANIFEST}"))
+    for path in manifests:
         point = path.parent
         try:
             manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -54,7 +56,7 @@ def verify(results: Path) -> tuple[int, list[Mismatch]]:
         for row in rows:
             if row["point"] == point.name:
                 mismatches += [Mismatch(results / TABLE, what) for what in _compare_row(row, kept, scores)]
-    points = {path.parent.name for path in results.glob(f"*/{MANIFEST}")}
+    points = {path.parent.name for path in manifests}
     mismatches += [
         Mismatch(results / TABLE, f"{name} has a row but no manifest")
         for name in sorted({row["point"] for row in rows} - points)
@@ -75,7 +77,8 @@ def _get_digests(manifest: dict[str, Any]) -> dict[str, str | None]:
 def _compare_records(path: Path, manifest: dict[str, Any], listed: Collection[Path]) -> Iterator[Mismatch]:
     """Compare a manifest with the two records that it repeats, and the recipe with that of the adapter's record."""
     point = path.parent
-    for file, key in ((point / "adapter" / RECORD, "training"), (point / "eval" / METRICS, "evaluation")):
+    adapter = find_part(point, "adapter")
+    for file, key in ((adapter / RECORD, "training"), (point / "eval" / METRICS, "evaluation")):
         if file not in listed or not file.is_file():
             continue
         try:
@@ -85,7 +88,7 @@ def _compare_records(path: Path, manifest: dict[str, Any], listed: Collection[Pa
         if record != manifest.get(key):
             yield Mismatch(path, f"'{key}' differs from {file}")
     settings = manifest.get("settings") or {}
-    if "lora_rank" in settings and (difference := describe_adapter_difference(point / "adapter", settings)):
+    if "lora_rank" in settings and (difference := describe_adapter_difference(adapter, settings)):
         yield Mismatch(path, difference)
     recorded = (manifest.get("training") or {}).get("recipe_sha256")
     recipe = point / "recipe.yaml"
@@ -134,8 +137,8 @@ def _compare(file: Path, sha256: str, size: int) -> Iterator[Mismatch]:
 
 def _find_unlisted(point: Path, listed: dict[Path, tuple[str, int]]) -> Iterator[Mismatch]:
     """Yield weights that the manifest does not list, since they could be loaded by mistake."""
-    for folder in ("adapter", "hf_model"):
-        for file in sorted((point / folder).glob("*.safetensors")):
+    for folder in dict.fromkeys(find_part(point, part) for part in ("adapter", "hf_model")):
+        for file in sorted(folder.glob("*.safetensors")):
             if file not in listed:
                 yield Mismatch(file, "is not in the manifest")
 

@@ -1,0 +1,223 @@
+"""A published point has what its manifest says, a card that says the same, and no path of this machine."""
+
+import argparse
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from lorasweep.cli import publish
+from lorasweep.layout import BASELINE
+from lorasweep.results.card import read_license
+from lorasweep.util.errors import InputError
+from made_results import METRIC, TASK, collect, make_results
+
+POINT = "lora_rank=8"
+COMMIT = "0123456789" * 4
+DOWNLOADED = f"downloads/org--base@{COMMIT[:12]}"
+
+
+@pytest.fixture
+def point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A point of an experiment in the working directory, with files and their digests."""
+    monkeypatch.chdir(tmp_path)
+    results = Path("results/sweep")
+    results.mkdir(parents=True)
+    make_results(results, {"lora_rank": [4, 8]}, lambda settings: settings["lora_rank"] / 10)
+    write_point(results / POINT)
+    collect(results, ["lora_rank"])
+    return results / POINT
+
+
+def write_point(point: Path, base: str = "/disk/models/base", mode: str = "B1", **settings: Any) -> None:
+    """Write the files of a point of `make_results`, and a manifest of them."""
+    manifest = json.loads((point / "manifest.json").read_text())
+    config = {"r": 8, "lora_alpha": 16, "base_model_name_or_path": "/disk/models/base", **settings}
+    training = {**manifest["training"], "base_model": base, "data_sha256": "b" * 64, "final_validation_loss": None}
+    manifest["evaluation"]["proof"]["base_model"] = base
+    files = {
+        "adapter/adapter_config.json": json.dumps(config),
+        "adapter/adapter_model.safetensors": "weights",
+        "adapter/lorasweep.json": json.dumps(training),
+        "adapter/tokenizer.json": "{}",
+        "eval/metrics.json": json.dumps(manifest["evaluation"]),
+        f"eval/{TASK}.eval": "a log",
+        "eval/reproduce.py": f"BASE = {base!r}\n# scripts/run eval results/sweep/{point.name}/eval/reproduce.py\n",
+        "recipe.yaml": f"path: {base}\n",
+        **({"hf_model/config.json": "{}", "hf_model/model.safetensors": "merged"} if mode == "A" else {}),
+    }
+    for name, text in files.items():
+        (point / name).parent.mkdir(exist_ok=True)
+        (point / name).write_text(text)
+    manifest |= {
+        "mode": mode,
+        "adapter_sha256": sha256(b"weights").hexdigest(),
+        "training": training,
+        "files": [
+            {"path": name, "bytes": len(text), "sha256": sha256(text.encode()).hexdigest()}
+            for name, text in files.items()
+        ],
+    }
+    (point / "manifest.json").write_text(json.dumps(manifest))
+
+
+def call(*arguments: str | Path) -> Path:
+    """Publish to a folder `published`, and return it."""
+    parser = argparse.ArgumentParser()
+    publish.add_arguments(parser)
+    publish.run(parser.parse_args([*map(str, arguments), "--to", "published"]))
+    return Path("published")
+
+
+def read_card(folder: Path) -> tuple[Any, str]:
+    card = ModelCard((folder / "README.md").read_text())
+    return card.data, card.text
+
+
+def test_a_folder_has_the_weights_as_they_are_and_no_path_of_this_machine(point: Path) -> None:
+    folder = call("sweep/lora_rank=8", "--base-model", f"org/base@{COMMIT}")
+    files = {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+    assert set(files) == {
+        *("README.md", "adapter_config.json", "adapter_model.safetensors", "lorasweep.json", "tokenizer.json"),
+        *("manifest.json", "eval/metrics.json", f"eval/{TASK}.eval", "eval/reproduce.py"),
+    }
+    assert [name for name, text in files.items() if "/disk/" in text or "results/sweep" in text] == []
+    config = json.loads(files["adapter_config.json"])
+    assert config == {"r": 8, "lora_alpha": 16, "base_model_name_or_path": "org/base", "revision": COMMIT}
+    manifest = json.loads(files["manifest.json"])
+    assert manifest["adapter_sha256"] == sha256(files["adapter_model.safetensors"].encode()).hexdigest()
+    listed = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+    assert listed == {
+        name: sha256(text.encode()).hexdigest()
+        for name, text in files.items()
+        if name not in ("README.md", "manifest.json")
+    }
+
+
+def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
+    (point.parent / "lengths.json").write_text(
+        json.dumps({"counts": [{"key": ["b" * 64], "parts": {"train": [[1, 2]] * 155}}]})
+    )
+    data, text = read_card(call(point, "--base-model", "org/base"))
+    assert (data.base_model, data.library_name, data.pipeline_tag) == ("org/base", "peft", "text-generation")
+    assert "base_model:adapter:org/base" in data.tags
+    [result] = data.eval_results
+    row = pd.read_parquet(point.parent / "results.parquet").set_index("point").loc[POINT]
+    assert (result.dataset_name, result.metric_type, result.metric_value) == (TASK, "accuracy", row[METRIC])
+    shown = [f"{row[METRIC]:.3f} [{row[f'{METRIC}:low']:.3f}, {row[f'{METRIC}:high']:.3f}]"]
+    shown.append(f"{row[f'{METRIC}:delta']:+.3f} [")
+    shown += [f"`{'b' * 64}`, 155 samples", f"`{sha256(b'weights').hexdigest()}`", "| lora_rank | 8 |"]
+    shown += ['PeftModel.from_pretrained(base, "published")', "--enable-lora --max-lora-rank 8 --lora-modules"]
+    shown += ["| lora_alpha | 16 |", "hf download org/base --local-dir base", f"| tasks.py | `{'d' * 64}` |"]
+    shown.append("See the base model.")
+    assert [part for part in shown if part not in text] == []
+
+
+def test_the_base_is_named_as_the_experiment_names_it_on_the_hub(point: Path) -> None:
+    write_point(point, DOWNLOADED)
+    file = point.parent / "experiment.yaml"
+    experiment = yaml.safe_load(file.read_text()) | {"model": {"path": f"hf://org/base@{COMMIT}"}}
+    file.write_text(yaml.safe_dump(experiment))
+    Path(DOWNLOADED).mkdir(parents=True)
+    Path(DOWNLOADED, "README.md").write_text("---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\n---\n")
+    folder = call(point)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", COMMIT)
+    data, text = read_card(folder)
+    assert (data.base_model, data.license, data.license_name) == ("org/base", "other", "llama3")
+    assert f'from_pretrained("org/base", revision="{COMMIT}", dtype="float32")' in text
+    assert "The base model's card says: other (llama3), LICENSE." in text
+
+
+def test_a_base_without_a_name_on_the_hub_is_named_by_its_folder_and_the_card_says_so(point: Path) -> None:
+    folder = call(point)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    data, text = read_card(folder)
+    assert data.base_model == "base"
+    assert "- Base model: `base`, a local folder; its name on a hub is not recorded" in text
+    assert "hf download" not in text
+
+
+def test_of_mode_a_the_full_model_is_at_the_top(point: Path) -> None:
+    write_point(point, mode="A")
+    folder = call(point)
+    assert (folder / "model.safetensors").read_text() == "merged"
+    assert (folder / "adapter/adapter_model.safetensors").read_text() == "weights"
+    data, text = read_card(folder)
+    assert data.library_name == "transformers"
+    assert "vllm serve published\n" in text
+    assert "PeftModel" not in text
+
+
+def test_what_vllm_does_not_apply_is_told(point: Path) -> None:
+    write_point(point, use_dora=True)
+    assert "vLLM does not apply this adapter (use_dora)." in read_card(call(point))[1]
+
+
+def test_logs_can_be_left_out(point: Path) -> None:
+    folder = call(point, "--no-logs")
+    assert list(folder.rglob("*.eval")) == []
+    assert f"eval/{TASK}.eval" not in (folder / "manifest.json").read_text()
+
+
+def fill(point: Path) -> None:
+    Path("published").mkdir()
+    Path("published/kept").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "said"),
+    [
+        (
+            lambda point: (point / "adapter/tokenizer.json").write_text("x"),
+            [],
+            "json: differs from its manifest",
+        ),
+        (lambda point: (point / "adapter/tokenizer.json").unlink(), [], "tokenizer.json: is missing"),
+        (lambda point: (point / "manifest.json").unlink(), [], "no finished point: it has no manifest.json"),
+        (fill, [], "--to: published exists, and is not an empty folder"),
+        (lambda point: None, ["--to", "hf://org"], "--to: 'hf://org' is invalid. Expected: hf://org/name, or a folder"),
+        (lambda point: None, ["--to", "hf://org/name@branch"], "--to: 'hf://org/name@branch' is invalid"),
+        (lambda point: None, ["--private"], "--private is for a repository, but --to is a folder"),
+        (lambda point: None, ["--base-model", "base"], "--base-model: 'base' is invalid. Expected: org/name"),
+    ],
+)
+def test_what_cannot_be_published_is_told_and_leaves_nothing(
+    point: Path, spoil: Callable[[Path], object], arguments: list[str], said: str
+) -> None:
+    spoil(point)
+    before = sorted(Path().iterdir())
+    parser = argparse.ArgumentParser()
+    publish.add_arguments(parser)
+    with pytest.raises(InputError, match=said):
+        publish.run(parser.parse_args([str(point), "--to", "published", *arguments]))
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_baseline_and_a_table_of_another_adapter_are_refused(point: Path) -> None:
+    with pytest.raises(InputError, match="baseline: a baseline has no weights of its own"):
+        call(f"sweep/{BASELINE}")
+    table = point.parent / "results.parquet"
+    pd.read_parquet(table).assign(adapter_sha256="c" * 64).to_parquet(table)
+    with pytest.raises(InputError, match="the row of lora_rank=8 is of another adapter; run the experiment again"):
+        call(point)
+
+
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [
+        ("---\nlicense: mit\n---\ntext", {"license": "mit"}),
+        ("---\nlanguage: en\n---\n", {}),
+        ("---\nlicense: [a\n---\n", {}),
+        ("# A model\n", {}),
+    ],
+)
+def test_a_licence_is_read_from_the_card_of_the_base(tmp_path: Path, card: str, license: dict[str, str]) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert read_license(tmp_path) == license
