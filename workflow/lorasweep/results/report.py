@@ -271,8 +271,8 @@ def _get_versions(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Return each package with all versions of it that the points were made with."""
     by_package: dict[str, set[str]] = {}
     for line in table["versions"].dropna().unique():
-        for pair in line.split():
-            package, _, version = pair.partition("=")
+        for entry in line.split():
+            package, _, version = entry.partition("=")
             by_package.setdefault(package, set()).add(version)
     return [(package, ", ".join(sorted(versions))) for package, versions in sorted(by_package.items())]
 

@@ -254,10 +254,10 @@ def format_gain(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str:
     value, low, high = (row.get(f"{metric}:{fact}") for fact in ("delta", "delta_low", "delta_high"))
     if value is None or pd.isna(value):
         return ""
-    has_interval = low is not None and high is not None and not pd.isna(low)
-    return format_score(value, "+") + (
-        f" [{format_score(low, '+')}, {format_score(high, '+')}]" if has_interval else ""
-    )
+    gain = format_score(value, "+")
+    if low is None or high is None or pd.isna(low):
+        return gain
+    return f"{gain} [{format_score(low, '+')}, {format_score(high, '+')}]"
 
 
 def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
