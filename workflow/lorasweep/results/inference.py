@@ -82,7 +82,7 @@ class Scores:
     @property
     def is_binary(self) -> bool:
         """Whether these are scores of 0 and 1 of samples."""
-        return bool(self.samples) and bool(np.isin(self.values, (0.0, 1.0)).all())
+        return self.is_share and bool(self.samples) and bool(np.isin(self.values, (0.0, 1.0)).all())
 
     @property
     def is_plain(self) -> bool:
@@ -272,11 +272,15 @@ def adjust_p_values(p_values: Sequence[float], settings: Sequence[Any] | None = 
     """
     order = list(np.argsort(p_values, kind="stable"))
     names = list(settings if settings is not None else range(len(p_values)))
+    left: set[Any] = set()
+    factors = []
+    for index in reversed(order):
+        left.add(names[index])
+        factors.append(len(left))
     adjusted = [0.0] * len(p_values)
     largest = 0.0
-    for rank, index in enumerate(order):
-        left = len({names[other] for other in order[rank:]})
-        largest = max(largest, min(1.0, left * p_values[index]))
+    for factor, index in zip(reversed(factors), order, strict=True):
+        largest = max(largest, min(1.0, factor * p_values[index]))
         adjusted[index] = largest
     return adjusted
 

@@ -112,7 +112,7 @@ class SampleScores:
                 self._are_shares[task, score],
                 is_trained,
             )
-        is_share = all(0 <= value <= 1 for value in reported.values())
+        is_share = 0 <= min(reported.values(), default=0) <= max(reported.values(), default=0) <= 1
         means = np.array([float(reported[point]) for point in points])
         return Scores(means[:, None], is_share=is_share, is_trained=is_trained)
 
