@@ -153,12 +153,21 @@ def test_an_experiment_with_another_task_stands_apart_and_the_others_are_compare
 
 def test_a_task_elsewhere_on_disk_is_the_same_by_its_content(make: Callable[..., Path]) -> None:
     def move(spec: dict[str, Any]) -> None:
-        spec["tasks"][0]["task"] = "elsewhere/tasks.py@letters"
+        spec["tasks"][0]["task"] = "elsewhere/tasks.py"
         spec["files"] = {"elsewhere/tasks.py": "d" * 64}
 
     moved = make("b", edit=move)
-    edit_experiment(moved, evaluation={"tasks": ["elsewhere/tasks.py@letters"]})
+    edit_experiment(moved, evaluation={"tasks": ["elsewhere/tasks.py"]})
     assert len(compare_one(make("a"), moved).pairs) == 1
+
+
+def test_a_data_file_that_a_task_reads_is_a_part_of_it(make: Callable[..., Path]) -> None:
+    folders = []
+    for name, digest in (("a", "1" * 64), ("b", "2" * 64)):
+        folders.append(make(name, edit=lambda spec, digest=digest: spec["files"].update({"data/test.jsonl": digest})))
+        edit_experiment(folders[-1], evaluation={"tasks": [{"task": "tasks.py@letters", "files": ["data/test.jsonl"]}]})
+    with pytest.raises(InputError, match=r"^letters is not the same task: the file test\.jsonl differs"):
+        compare_one(*folders)
 
 
 def test_evaluations_that_differ_beside_the_task_are_noted(make: Callable[..., Path]) -> None:

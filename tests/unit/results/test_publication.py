@@ -100,6 +100,24 @@ def test_a_folder_has_the_weights_as_they_are_and_no_path_of_this_machine(point:
     }
 
 
+def test_an_adopted_adapter_is_published_without_the_place_where_it_was(point: Path) -> None:
+    file = point / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["training"] = {"adopted_from": "/disk/adapters/given", "adopted_sha256": manifest["adapter_sha256"]}
+    manifest["settings"] = {"adapter": "given"}
+    record = json.dumps(manifest["training"])
+    (point / "adapter/lorasweep.json").write_text(record)
+    [entry] = [entry for entry in manifest["files"] if entry["path"] == "adapter/lorasweep.json"]
+    entry |= {"bytes": len(record), "sha256": sha256(record.encode()).hexdigest()}
+    file.write_text(json.dumps(manifest))
+    folder = call(point)
+    assert [file for file in folder.rglob("*") if file.is_file() and "/disk/" in file.read_text()] == []
+    assert json.loads((folder / "lorasweep.json").read_text())["adopted_from"] == "given"
+    text = read_card(folder)[1]
+    assert "The adapter was trained elsewhere, and evaluated by lorasweep." in text
+    assert "The records do not say how it was trained." in text
+
+
 def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
     (point.parent / "lengths.json").write_text(
         json.dumps({"counts": [{"key": ["b" * 64], "parts": {"train": [[1, 2]] * 155}}]})

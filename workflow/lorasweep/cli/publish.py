@@ -88,7 +88,10 @@ def _find_base(point: Path, manifest: dict[str, Any], name: str | None) -> Base:
         InputError: `name` is no name on the hub.
     """
     proof = manifest["evaluation"].get("proof") or {}
-    path = manifest["training"].get("base_model") or proof.get("base_model") or ""
+    recorded = [manifest["training"].get("base_model"), proof.get("base_model")]
+    # An adopted adapter's record names the base model where it was trained.
+    is_adopted = "adopted_from" in manifest["training"]
+    path = next(filter(None, reversed(recorded) if is_adopted else recorded), "")
     if name:
         reference = hub.read_reference(name if name.startswith(_HUB) else f"{_HUB}{name}")
         if reference is None or reference.file:

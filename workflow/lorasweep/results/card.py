@@ -59,7 +59,7 @@ def make_card(point: Path, manifest: Mapping[str, Any], name: str, base: Base, r
     evaluation, training = manifest["evaluation"], manifest["training"]
     # Where a file sets no alpha, PEFT's configuration tells it.
     settings = {**manifest["settings"], "lora_alpha": config.get("lora_alpha")}
-    settings = {key: value for key, value in settings.items() if value not in (None, {}, [])}
+    settings = {k: v for k, v in settings.items() if v not in (None, {}, []) and k not in ("adapter", "model_format")}
     # Records leave out what does not apply, which is then undefined.
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), trim_blocks=True)
     environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", "<br>")

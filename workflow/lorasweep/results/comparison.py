@@ -186,10 +186,10 @@ def _compare_on(
     for group in groups:
         if len(group) > 1:
             others = [e for e in experiments if e not in group]
-            apart = {e.name: list(_tell_differences(task, group[0], e, records)) for e in others}
+            apart = {e.name: list(_tell_differences(group[0], e, records)) for e in others}
             made.append(_compare_group(task, group, metric, higher_is_better, apart))
     first, *others = experiments
-    differences = [each for other in others for each in _tell_differences(task, first, other, records)]
+    differences = [each for other in others for each in _tell_differences(first, other, records)]
     return made, [] if made else [f"{task} is not the same task: {'; '.join(differences)}"]
 
 
@@ -207,7 +207,8 @@ def _describe_task(finished: Finished, task: str) -> dict[str, Any]:
         reference = own.get(kind)
         path, _, function = (reference or "").partition("@")
         in_file = path.endswith(".py")
-        facts[kind] = function if in_file else reference
+        # The one task of a file need not be named.
+        facts[kind] = (function or (task if kind == "task" else "")) if in_file else reference
         if in_file:
             paths.append(path)
         elif reference and (package := reference.partition("/")[0]) in versions:
@@ -219,8 +220,8 @@ def _describe_task(finished: Finished, task: str) -> dict[str, Any]:
         # The path of a model on disk says nothing that its fingerprint does not.
         facts[f"the model of the role {name}"] = role | {"model": role.get("fingerprint", role["model"])}
     entries = [e for e in finished.experiment.evaluation.tasks if e.task == own["task"] and e.name in (None, task)]
-    [*_, entry] = sorted(entries, key=lambda entry: entry.name == task)
-    for file in [*paths, *entry.files]:
+    files = [file for entry in sorted(entries, key=lambda entry: entry.name == task)[-1:] for file in entry.files]
+    for file in dict.fromkeys([*paths, *files]):
         facts.setdefault(f"the file {Path(file).name}", []).append(spec["files"].get(file))
     return facts
 
@@ -242,9 +243,7 @@ def _find_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> It
     yield from (key for key in {**first, **second} if first.get(key) != second.get(key))
 
 
-def _tell_differences(
-    task: str, first: Finished, second: Finished, records: Mapping[str, Mapping[str, Any]]
-) -> Iterator[str]:
+def _tell_differences(first: Finished, second: Finished, records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     own, other = records[first.name], records[second.name]
     for key in _find_differences(own, other):
         if not key.startswith("the file "):

@@ -47,8 +47,8 @@ def read_manifest(point: Path) -> dict[str, Any]:
 def gather(point: Path, manifest: Mapping[str, Any], folder: Path, base: Base, *, has_logs: bool, links: bool) -> None:
     """Put the files of a point into an empty folder, with a manifest of them, but without its card.
 
-    In the point's own records, an absolute path of the base model becomes its name. Weights, tokenizer and logs are
-    byte for byte those of the manifest.
+    In the point's own records, an absolute path of a base model becomes its name, and that of an adopted adapter the
+    name of its folder. Weights, tokenizer and logs are byte for byte those of the manifest.
 
     Args:
         point: The point's folder.
@@ -61,9 +61,10 @@ def gather(point: Path, manifest: Mapping[str, Any], folder: Path, base: Base, *
     Raises:
         InputError: a file is missing, or differs from the manifest.
     """
+    replaced = _find_paths(point, manifest, base)
     changed: dict[str, Callable[[str], str]] = {
         ADAPTER_CONFIG: lambda text: _name_base(text, base),
-        **{name: lambda text: _hide(text, base, point) for name in (RECORD, METRICS, REPRODUCTION)},
+        **{name: lambda text: _replace(text, replaced) for name in (RECORD, METRICS, REPRODUCTION)},
     }
     entries = []
     for entry in manifest["files"]:
@@ -85,7 +86,7 @@ def gather(point: Path, manifest: Mapping[str, Any], folder: Path, base: Base, *
         if target.name not in changed and sha256 != entry["sha256"]:
             raise InputError(f"{source}: has changed while it was copied")
         entries.append({"path": name, "bytes": target.stat().st_size, "sha256": sha256})
-    published = json.loads(_hide(json.dumps(manifest), base, point)) | {"files": entries}
+    published = json.loads(_replace(json.dumps(manifest), replaced)) | {"files": entries}
     write_record(folder / MANIFEST, published)
 
 
@@ -103,7 +104,19 @@ def _name_base(text: str, base: Base) -> str:
     return json.dumps(config, indent=1, sort_keys=True) + "\n"
 
 
-def _hide(text: str, base: Base, point: Path) -> str:
-    """Return a record without absolute paths of the base model, and without the point's folder before its files."""
-    text = text.replace(f"results/{point.resolve().parent.name}/{point.resolve().name}/", "")
-    return text.replace(base.path, base.name) if Path(base.path).is_absolute() else text
+def _find_paths(point: Path, manifest: Mapping[str, Any], base: Base) -> dict[str, str]:
+    """Return what stands in a point's records and belongs to this machine, with what is published in its place."""
+    training, proof = manifest["training"], manifest["evaluation"].get("proof") or {}
+    recorded = [training.get("adopted_from"), training.get("base_model"), proof.get("base_model")]
+    names = {path: Path(path).name for path in recorded if path} | {base.path: base.name}
+    absolute = {path: name for path, name in names.items() if Path(path).is_absolute()}
+    # The longest first: one can be the beginning of another.
+    ordered = sorted(absolute.items(), key=lambda pair: -len(pair[0]))
+    return {**dict(ordered), f"results/{point.resolve().parent.name}/{point.resolve().name}/": ""}
+
+
+def _replace(text: str, replaced: Mapping[str, str]) -> str:
+    for old, new in replaced.items():
+        for spell in (str, lambda part: json.dumps(part)[1:-1]):
+            text = text.replace(spell(old), spell(new))
+    return text
