@@ -20,7 +20,7 @@ from lorasweep.results.manifest import check_manifests
 from lorasweep.results.plots import MOST_DOTS, MOST_MOMENTS, draw_losses, draw_metric, draw_storage
 from lorasweep.results.replicates import aggregate
 from lorasweep.results.report import make_report
-from lorasweep.results.table import SampleScores, is_metric, make_table, order_metrics
+from lorasweep.results.table import FACTS, SampleScores, is_metric, make_table, order_metrics
 from lorasweep.stages import get_stages
 from lorasweep.util.errors import InputError
 from made_results import METRIC, TASK, collect, make_point, make_results
@@ -679,3 +679,57 @@ def test_each_gpu_of_an_evaluation_is_paid(tmp_path: Path) -> None:
     manifest["evaluation"]["gpus"] = 4
     file.write_text(json.dumps(manifest))
     assert tabulate(tmp_path, ["lora_rank"], samples).set_index("point").loc["lora_rank=4", "gpu_hours"] == 1 + 4 * 0.5
+
+
+def test_a_huge_interval_leaves_room_for_the_values_and_ends_in_an_arrow(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": [4, 8], "lr": [1e-4, 1e-3]}, lambda settings: 0.5)
+    table = tabulate(tmp_path, ["lora_rank", "lr"], samples)
+    settings = aggregate(table, ["lora_rank", "lr"], SampleScores(samples), 0.95)
+    wide = settings["setting"] == "lora_rank=4__lr=1e-4"
+    settings.loc[wide, [f"{METRIC}:low", f"{METRIC}:high"]] = -4.3, 5.1
+    listed = draw_metric(settings, table, ["lora_rank", "lr"], TASK, METRIC)[-1]
+    rows = [row for data in listed.spec["datasets"].values() for row in data]
+    [cut] = [row for row in rows if row["is_low_cut"] or row["is_high_cut"]]
+    assert (cut["whole_low"], cut["whole_high"]) == (-4.3, 5.1)
+    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in rows)
+    assert "An arrow: the interval goes on beyond the plot." in listed.caption
+    assert {"triangle-left", "triangle-right"} <= set(re.findall(r"triangle-\w+", json.dumps(listed.spec)))
+
+
+def test_intervals_that_are_all_wide_for_their_values_are_drawn_whole(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank({4: 0.5, 8: 0.5, 16: 0.52}))
+    table = tabulate(tmp_path, ["lora_rank"], samples)
+    settings = aggregate(table, ["lora_rank"], SampleScores(samples), 0.95)
+    [plot] = draw_metric(settings, table, ["lora_rank"], TASK, METRIC)
+    rows = [row for data in plot.spec["datasets"].values() for row in data]
+    assert len(rows) == 4
+    assert not any(row["is_low_cut"] or row["is_high_cut"] for row in rows)
+    assert "An arrow" not in plot.caption
+
+
+def test_many_loss_curves_are_coloured_by_the_variable_that_separates_them(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 8, 16, 32, 64], "lr": [1e-4, 1e-3, 1e-2]}
+    samples = make_results(tmp_path, variables, lambda settings: 0.5)
+    table = tabulate(tmp_path, list(variables), samples)
+    trained = table[table["mode"] != "base"]
+    losses = pd.DataFrame(
+        [(row.point, step, 1 / step + 0.1 * row.lr, None) for row in trained.itertuples() for step in (1, 2, 3)],
+        columns=["point", "step", "loss", "validation_loss"],
+    )
+    plot = draw_losses(losses, trained, list(variables))
+    assert plot is not None
+    [data] = plot.spec["datasets"].values()
+    assert {row["series"] for row in data} == {"1e-4", "1e-3", "1e-2"}
+    assert plot.spec["layer"][0]["encoding"]["color"]["title"] == "lr"
+
+
+def test_low_stands_before_high_in_every_table(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": [4, 8], "seed": [0, 1]}, lambda settings: 0.5)
+    samples.to_parquet(tmp_path / "samples.parquet", index=False)
+    collect(tmp_path, ["lora_rank", "seed"])
+    for name in ("results.csv", "replicates.csv"):
+        columns = list(pd.read_csv(tmp_path / name).columns)
+        first = columns.index(METRIC)
+        facts = [column.rpartition(":")[2] for column in columns[first + 1 :] if column.startswith(f"{METRIC}:")]
+        assert facts == [fact for fact in FACTS if fact in facts]
+        assert columns[first + 1 : first + 3] == [f"{METRIC}:low", f"{METRIC}:high"]
