@@ -565,7 +565,7 @@ class Evaluation(Section):
     model_format: ModelFormat = "adapter"
     """What is kept. `hf`: the full model (mode A); `adapter`: only the adapter (mode B). Can be a variable."""
     merge_adapters: bool = True
-    """With `adapter`: evaluate a temporary merged model (`true`, B1), or base and adapter in memory (`false`, B2).
+    """With `adapter`: evaluate a temporary merged model (`true`, B1), or merge each adapter in memory (`false`, B2).
     Can be a variable."""
     epochs: Annotated[Epochs, Field(exclude_if=lambda value: value == "last")] = "last"
     """Epochs after which a point is kept and evaluated: `last`, `all`, a list of numbers from 1, or `best`, the one
@@ -639,7 +639,7 @@ class Planning(Section):
     GPUs, have room for; see docs/plan.md."""
     count: bool = True
     """Whether a run first loads its tasks, builds what its recipes name, and counts tokens and samples, unless
-    `lorasweep plan` did; takes some 20 seconds, once. `false`: what is wrong with them, only the jobs tell."""
+    `lorasweep plan` did; takes some 20 seconds, once. `false`: errors in them appear only when the jobs run."""
     storage_limit_gb: PositiveNumber | None = None
     """Maximum size of the experiment's folder in GB (1e9 bytes); `null`: limited by the file system and quotas only."""
 
