@@ -186,6 +186,22 @@ def test_it_saves_and_ends_when_it_is_told_to_and_its_loggers_get_the_logs_value
         assert seen == pytest.approx({row.step: value for row in rows if (value := getattr(row, name)) is not None})
 
 
+def test_mlflow_is_told_each_step_once(undisturbed: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    options: dict[str, Any] = {"metric_loggers": ["mlflow"], "earlier": {1: recipe.parent / "first"}}
+    assert train_and_end(recipe, 100, "told to stop", 7, **options) == 1
+    train(recipe, 100, **options)
+    assert read(recipe) == read(undisturbed)
+    client = tracking.MlflowClient(tracking_uri=(recipe.parents[2] / "mlflow/point").as_uri())
+    [experiment] = client.search_experiments(filter_string="name = 'sweep'")
+    [made] = client.search_runs([experiment.experiment_id])
+    assert (made.info.run_name, made.info.status, made.data.params["lora.r"]) == ("point", "FINISHED", "8")
+    for name in ("loss", "validation_loss"):
+        told = [(metric.step, metric.value) for metric in client.get_metric_history(made.info.run_id, name)]
+        assert told == [(row.step, value) for row in read(recipe)[2] if (value := getattr(row, name)) is not None]
+
+
 def test_its_validation_loss_is_transformers_mean_over_the_answers_tokens(undisturbed: Path, model: Path) -> None:
     rows = read(undisturbed)[2]
     assert [row.step for row in rows if row.validation_loss is not None] == [6, 12]

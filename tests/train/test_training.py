@@ -242,6 +242,28 @@ class TestMetricLoggers:
             logged = {row.step: getattr(row, name) for row in log(file) if getattr(row, name) is not None}
             assert seen == pytest.approx(logged, rel=1e-6)
 
+    def test_mlflow_runs_offline_in_the_results_alone(
+        self, make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tracking = pytest.importorskip("mlflow.tracking")
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        file, home, folder = make(), tmp_path / "home", tmp_path / "sweep/mlflow/point"
+        home.mkdir()
+        folder.mkdir(parents=True)
+        (folder / "of an earlier training").write_text("")
+        command = [sys.executable, "-m", "lorasweep", "job", "train", "--recipe", file, "--metric-loggers", "mlflow"]
+        environment = {"HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([*command, "--adapter", file.parent / "adapter"], check=True, env=environment, cwd=home)
+        client = tracking.MlflowClient(tracking_uri=folder.as_uri())
+        [experiment] = client.search_experiments(filter_string="name = 'sweep'")
+        [made] = client.search_runs([experiment.experiment_id])
+        assert (made.info.run_name, made.info.status, made.data.params["model.lora_rank"]) == ("point", "FINISHED", "8")
+        for name in ("loss", "lr", "tokens", "seconds", "epoch"):
+            told = [(metric.step, metric.value) for metric in client.get_metric_history(made.info.run_id, name)]
+            assert told == [(row.step, getattr(row, name)) for row in log(file)]
+        assert not (folder / "of an earlier training").exists()
+        assert not list(home.rglob("*"))
+
     def test_wandb_runs_offline_in_the_results_alone(
         self, make: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:

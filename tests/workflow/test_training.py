@@ -85,6 +85,7 @@ def test_the_best_epoch_is_a_training_of_its_own_and_patience_is_another(trained
         ({"data": {"validation": "none.jsonl"}}, "data.validation: no such file: none.jsonl"),
         ({"data": {"validation": "bad.jsonl"}}, "bad.jsonl:1: no column 'output' (data.output_column)"),
         ({"training": {"metric_loggers": ["tensorbord"]}}, "training.metric_loggers.0: 'tensorbord' is invalid"),
+        ({"training": {"metric_loggers": ["trackio"]}}, "'wandb' or 'mlflow'; no release of trackio goes with"),
         ({"runs": [{"name": "wandb"}]}, "wandb"),
     ],
 )

@@ -109,7 +109,7 @@ BASELINE = "baseline"
 
 RESERVED_NAMES = (
     BASELINE,
-    *("logs", "benchmarks", TRAININGS, "plots", "plots-partial", "tensorboard", "wandb"),
+    *("logs", "benchmarks", TRAININGS, "plots", "plots-partial", "tensorboard", "wandb", "mlflow"),
     *("points.json", "batches.json", "tables.json", "lengths.json", "task_sizes.json", "recipes.json"),
     *("plan.json", "plan.svg", "experiment.yaml"),
     *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv", "revisions.json"),

@@ -1,11 +1,14 @@
 """Tasks: what is accepted, and where messages point."""
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from lorasweep.experiment.sections import Task
 from lorasweep.experiment.tasks import get_tasks
+from lorasweep.sweep.checks import check_metric_loggers
 from lorasweep.util.errors import InputError
 
 TASKS = """
@@ -32,6 +35,24 @@ def tasks_file(tmp_path: Path) -> Path:
     file = tmp_path / "tasks.py"
     file.write_text(TASKS)
     return file
+
+
+def test_a_metric_logger_that_is_not_installed_is_refused_with_the_command_that_installs_it() -> None:
+    bare = {"trl": [sys.executable, "-I", "-S"]}
+    command = re.escape(f"'{sys.executable} -m pip install mlflow-skinny'")
+    with pytest.raises(
+        InputError, match=f"'mlflow' is not installed for trainer: trl. Expected: no mlflow, or {command}"
+    ):
+        check_metric_loggers(["disk", "mlflow"], bare)
+    check_metric_loggers(["disk", "wandb"], bare)
+    with pytest.raises(InputError, match=r"training\.metric_loggers: could not be checked: unknown option"):
+        check_metric_loggers(["mlflow"], {"trl": [sys.executable, "--no-such-option"]})
+
+
+def test_one_that_is_installed_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlflow.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    check_metric_loggers(["mlflow"], {"trl": [sys.executable]})
 
 
 def named(task: str, **keys: object) -> Task:

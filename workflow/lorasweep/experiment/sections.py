@@ -476,14 +476,23 @@ PARTS = {
 """The parts of a sample by `data.format`. A part is also the default name of its column."""
 
 
-MetricLogger = Literal["disk", "tensorboard", "wandb"]
+def _metric_logger(value: Any) -> Any:
+    if value == "trackio":
+        raise ValueError(
+            "'disk', 'tensorboard', 'wandb' or 'mlflow'; no release of trackio goes with the packages of the trainers"
+        )
+    return value
+
+
+MetricLogger = Annotated[Literal["disk", "tensorboard", "wandb", "mlflow"], BeforeValidator(_metric_logger)]
 
 
 class Training(Section):
     """How trainings are logged and saved. Changing these keys reruns nothing."""
 
     metric_loggers: list[MetricLogger] = ["disk"]
-    """Where each step's loss is logged: `adapter/training_log.csv` (`disk`, always), TensorBoard, Weights & Biases."""
+    """Where each step's loss is logged: `adapter/training_log.csv` (`disk`, always), TensorBoard, Weights & Biases, or
+    MLflow, which has to be installed; see docs/how-to/watching.md."""
     save_minutes: PositiveInt = 10
     """Minutes between saves of a training's state. A training that is killed resumes from the last save."""
 

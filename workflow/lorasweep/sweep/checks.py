@@ -3,7 +3,7 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from types import ModuleType
@@ -266,6 +266,27 @@ def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str]) ->
             "file.py@task, or a name registered by a package in the evaluation environment "
             "(.venv/eval/bin/pip install ...)",
         )
+
+
+def check_metric_loggers(names: Iterable[str], trainers: Mapping[str, Sequence[str]]) -> None:
+    """Check that MLflow is installed for each trainer, if it is among the metric loggers.
+
+    `trainers` are the commands that start the Python of each trainer's environment, by the trainer's name.
+
+    Raises:
+        InputError: it is not installed, or an environment's Python failed.
+    """
+    program = "import sys; from importlib.util import find_spec; print(sys.executable, find_spec('mlflow') is not None)"
+    for trainer, python in trainers.items() if "mlflow" in names else ():
+        result = subprocess.run([*python, "-c", program], capture_output=True, encoding="utf-8", check=False)
+        if result.returncode:
+            raise InputError(f"training.metric_loggers: could not be checked: {_find_reason(result.stderr)}")
+        executable, _, is_there = result.stdout.strip().rpartition(" ")
+        if is_there != "True":
+            raise InputError(
+                f"training.metric_loggers: 'mlflow' is not installed for trainer: {trainer}",
+                f"no mlflow, or '{executable} -m pip install mlflow-skinny'",
+            )
 
 
 def check_role_models(evaluation: Evaluation, python: Sequence[str]) -> None:

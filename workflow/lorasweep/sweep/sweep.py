@@ -45,6 +45,7 @@ from lorasweep.sweep import resources
 from lorasweep.sweep.batches import assign_batches, group_alike, read_batches
 from lorasweep.sweep.checks import (
     check_inputs,
+    check_metric_loggers,
     check_registered_tasks,
     check_role_models,
     check_trainer,
@@ -133,8 +134,8 @@ class Sweep:
     def check(self, *, asks_inspect: bool) -> None:
         """Check everything that a run needs from outside the experiment file, except the base model's presence.
 
-        For the latter, see `missing_model`. `asks_inspect`: whether the evaluation environment is installed, so that
-        registered tasks can be looked up there.
+        For the latter, see `missing_model`. `asks_inspect`: whether the environments are installed, so that registered
+        tasks and metric loggers can be looked up there.
 
         Raises:
             InputError: a check failed; the message has the file, the key, the value and what is expected.
@@ -144,9 +145,12 @@ class Sweep:
             check_inputs(self.experiment, self.named_points.values(), self.tasks, self.results)
             self._check_gpus()
             if asks_inspect:
-                run = Path(__file__).parents[3] / "scripts/run"
-                check_registered_tasks(self.tasks, [str(run), self.evaluation_stage])
-                check_role_models(self.experiment.evaluation, [str(run), self.evaluation_stage])
+                run = str(Path(__file__).parents[3] / "scripts/run")
+                check_registered_tasks(self.tasks, [run, self.evaluation_stage])
+                check_role_models(self.experiment.evaluation, [run, self.evaluation_stage])
+                trainers = sorted({point.trainer for point in self.named_points.values() if point.is_trained})
+                stages = {name: [run, get_trainer(name).STAGE] for name in trainers}
+                check_metric_loggers(self.experiment.training.metric_loggers, stages)
         for point in self.named_points.values() if not self.missing_model else ():
             if not point.adapter:
                 self.make_recipe(point)

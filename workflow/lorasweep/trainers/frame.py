@@ -250,13 +250,14 @@ def check_finite(loss: float, what: str, step: int) -> float:
 
 
 def prepare_folders(names: Collection[str], training: Path, aside: Path) -> dict[str, Path]:
-    """Return the folders of the metric loggers with the given names, but `disk`; set what W&B reads of its environment.
+    """Return the folders of the metric loggers with the given names, but `disk`; set what they read of the environment.
 
     For a training in `EXPERIMENT/trainings/TRAINING` they are `EXPERIMENT/NAME/TRAINING`. Their old content is removed.
-    W&B is offline unless its environment variables say otherwise. Its caches are in `aside`, not in the home directory.
+    W&B and MLflow are offline unless their environment variables say otherwise. W&B's caches are in `aside`, not in the
+    home directory.
     """
     experiment = training.parents[1]
-    folders = {name: experiment / name / training.name for name in ("tensorboard", "wandb")}
+    folders = {name: experiment / name / training.name for name in ("tensorboard", "wandb", "mlflow")}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
     if "wandb" in names:
@@ -264,7 +265,20 @@ def prepare_folders(names: Collection[str], training: Path, aside: Path) -> dict
         folder.mkdir(parents=True)
         for name, value in _get_wandb_defaults(folder, aside.resolve() / "wandb").items():
             os.environ.setdefault(name, value)
+    if "mlflow" in names:
+        for name, value in _get_mlflow_defaults(folders["mlflow"].resolve()).items():
+            os.environ.setdefault(name, value)
     return {name: folder for name, folder in folders.items() if name in names}
+
+
+def _get_mlflow_defaults(folder: Path) -> dict[str, str]:
+    return {
+        "MLFLOW_TRACKING_URI": folder.as_uri(),
+        # A database would need SQLAlchemy, and locks of the file system.
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_TRUNCATE_LONG_VALUES": "true",
+    }
 
 
 def _get_wandb_defaults(folder: Path, aside: Path) -> dict[str, str]:

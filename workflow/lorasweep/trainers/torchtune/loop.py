@@ -27,6 +27,7 @@ from torchtune.modules.peft import get_adapter_params
 from lorasweep.trainers import Stopped
 from lorasweep.trainers.best_epoch import is_out_of_patience
 from lorasweep.trainers.frame import Start, check_finite, prepare_folders
+from lorasweep.trainers.mlflow_logger import MLflowLogger
 from lorasweep.trainers.saved_states import SavedStates, get_random_state, set_random_state
 from lorasweep.trainers.training_log import Row, TrainingLog
 
@@ -424,7 +425,7 @@ def _leave_out_gpus() -> None:
 
 
 def _make_loggers(names: Collection[str], folder: Path, aside: Path, settings: Any) -> list[Any]:
-    """Return torchtune's metric loggers with the given names, which write to the folders of `prepare_folders`."""
+    """Return the metric loggers with the given names, which write to the folders of `prepare_folders`."""
     folders = prepare_folders(names, folder, aside)
     loggers: list[Any] = []
     if "tensorboard" in folders:
@@ -436,4 +437,6 @@ def _make_loggers(names: Collection[str], folder: Path, aside: Path, settings: A
 
         project, written = folder.parents[1].name, str(folders["wandb"].resolve())
         loggers.append(WandBLogger(project=project, name=folder.name, log_dir=written, config=settings))
+    if "mlflow" in folders:
+        loggers.append(MLflowLogger(folder.parents[1].name, folder.name, settings))
     return loggers

@@ -29,6 +29,7 @@ from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import Stopped
 from lorasweep.trainers.best_epoch import is_out_of_patience
 from lorasweep.trainers.frame import Start, check_finite, prepare_folders
+from lorasweep.trainers.mlflow_logger import MLflowLogger
 from lorasweep.trainers.samples import Tokens, tokenize_samples
 from lorasweep.trainers.saved_states import get_random_state, set_random_state
 from lorasweep.trainers.tokenizer import ChatTokenizer
@@ -331,7 +332,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
 
 class _Logger:
-    """TensorBoard or W&B, which get the log's values by the log's names."""
+    """TensorBoard, W&B or MLflow, which get the log's values by the log's names."""
 
     def __init__(self, log: Callable[[dict[str, float], int], None], close: Callable[[], None]) -> None:
         self.log, self.close = log, close
@@ -357,6 +358,9 @@ def _make_loggers(names: Collection[str], folder: Path, aside: Path, config: Map
         written = str(folders["wandb"].resolve())
         run = wandb.init(project=folder.parents[1].name, name=folder.name, dir=written, config=dict(config))
         loggers.append(_Logger(lambda values, step: run.log({**values, "global_step": step}), run.finish))
+    if "mlflow" in folders:
+        mlflow = MLflowLogger(folder.parents[1].name, folder.name, config)
+        loggers.append(_Logger(mlflow.log_dict, mlflow.close))
     return loggers
 
 
