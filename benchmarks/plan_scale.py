@@ -47,7 +47,7 @@ TASK = "from inspect_ai import Task, task\n\n@task\ndef letters():\n    return T
 BARE = """
 POINTS = [f"seed={{i}}" for i in range({points})]
 KEPT = ["recipe.yaml", "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "adapter/lorasweep.json",
-        "eval/letters.eval", "eval/metrics.json"]
+        "eval/metrics.json"]
 
 wildcard_constraints: point="[^/]+", training="[^/]+"
 
@@ -89,7 +89,7 @@ rule merge:
 rule evaluate:
     input: adapter=["results/{{point}}/" + name for name in KEPT[1:4]], tasks="tasks.py",
            model="results/.scratch/merged/{{point}}"
-    output: logs="results/{{point}}/eval/letters.eval", metrics="results/{{point}}/eval/metrics.json"
+    output: metrics="results/{{point}}/eval/metrics.json"
     log: "logs/evaluate/{{point}}.log"
     benchmark: "benchmarks/evaluate/{{point}}.tsv"
     params: spec="{{}}", point="results/{{point}}"
