@@ -19,7 +19,7 @@ from lorasweep.stages import get_stages
 from made_results import collect, make_results
 
 PROMPTS = [
-    f"You are a careful assistant. Answer {how}." for how in ("in one word", "in a sentence of at least six words")
+    f"You are a careful assistant. Answer {how}." for how in ("in one word", "in a sentence of six words")
 ]
 
 SPACES: dict[str, dict[str, list[Any]]] = {
@@ -189,7 +189,7 @@ def test_labels_have_only_what_differs_and_modes_their_letters(
     reports: Callable[[str], Path], open_page: Callable[..., Page]
 ) -> None:
     page = open_page(reports("prompts and modes"))
-    hows = ("…one word.", "…a sentence of at least six words.")
+    hows = ("…one word.", "…a sentence of six words.")
     labels = {f"system_prompt={how}, mode={mode}" for how in hows for mode in ("A", "B1", "B2")}
     assert set(read_column(page, "point")) == {BASELINE, *labels}
     assert set(read_column(page, "mode")) == {"base", "A", "B1", "B2"}

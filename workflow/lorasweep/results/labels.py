@@ -10,7 +10,7 @@ import pandas as pd
 from lorasweep.experiment.points import SEPARATOR, format_value
 from lorasweep.experiment.sections import BASE_KEY, MODE_KEY
 
-LONGEST = 40
+LONGEST = 32
 """Maximum number of characters of a value in a label. Only prompts and lists of modules are longer."""
 
 GAP = ", "

@@ -152,7 +152,7 @@ def draw_losses(losses: pd.DataFrame, table: pd.DataFrame, variables: Sequence[s
     caption = f"Training loss of {curves} of {trained} trainings" if curves < trained else "Training loss"
     caption += f", means of {longest} steps at most" if longest > 1 else " of each step"
     caption += ". Dashed: validation loss at the end of each epoch." if has_validation else "."
-    width = 90 + 7 * min(68, max(len(str(text)) for text in texts.values()))
+    width = 90 + 7 * min(80, max(len(str(text)) for text in texts.values()))
     chart = alt.layer(*layers, data=data).properties(usermeta={"width": width})
     return finish("loss", "Loss by optimizer step", caption, chart)
 
@@ -195,7 +195,7 @@ def _get_colour(values: Sequence[Any], by: str | None, is_scale: bool, texts: Ma
 def _get_legend(labels: Sequence[str]) -> alt.Legend:
     """Return a legend below the plot, with as many columns as its labels leave room for."""
     widest = 7 * max(map(len, labels)) + 40
-    return alt.Legend(orient="bottom", columns=alt.ExprRef(f"max(1, floor(width / {widest}))"), labelLimit=480)
+    return alt.Legend(orient="bottom", columns=alt.ExprRef(f"max(1, floor(width / {widest}))"), labelLimit=560)
 
 
 def draw_storage(samples: pd.DataFrame) -> Plot | None:
@@ -339,7 +339,7 @@ def _draw_list(rows: pd.DataFrame, base: pd.DataFrame, metric: str, ascending: b
     more = f" The {MOST_ROWS} {best} of {len(rows)}." if len(rows) > MOST_ROWS else ""
     return (
         alt.layer(*layers).properties(
-            height=22 * len(shown) + 20, usermeta={"width": 200 + 7 * min(68, max(map(len, data["setting"])))}
+            height=22 * len(shown) + 20, usermeta={"width": 200 + 7 * min(80, max(map(len, data["setting"])))}
         ),
         f"{_tell_bars(data)}{_tell_base(base, metric)}{more}",
     )

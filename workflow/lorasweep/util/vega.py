@@ -40,15 +40,15 @@ def get_theme(theme: str) -> dict[str, Any]:
     """Return the Vega-Lite configuration of the theme `light`, `dark`, or `page`, with the page's text colour."""
     ink, faint = _INK[theme], _FAINT[theme]
     axis = {"labelColor": ink, "titleColor": ink, "gridColor": faint, "domainColor": ink, "tickColor": ink}
-    shades = {"scheme": "viridis", "extent": [0.1, 0.85]}  # what can be seen on both grounds
+    shades = {"scheme": "viridis", "extent": [0.2, 0.9]}  # what can be seen on both grounds
     return {
         "background": _PAPER[theme],
         "font": "system-ui, Helvetica, Arial, sans-serif",
         "view": {"stroke": faint},
         "axis": axis
         | {"gridOpacity": 0.6, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
-        | {"labelLimit": 480},
-        "axisQuantitative": {"labelOverlap": "greedy", "labelSeparation": 10},
+        | {"labelLimit": 560},
+        "axisQuantitative": {"labelOverlap": "greedy", "labelSeparation": 8, "labelFlush": False},
         "legend": {
             "labelColor": ink,
             "titleColor": ink,
