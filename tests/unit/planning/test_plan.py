@@ -224,7 +224,7 @@ def test_a_tasks_own_options_are_planned(tmp_path: Path) -> None:
 
 def test_a_point_is_planned_by_its_own_tasks(tmp_path: Path) -> None:
     tasks = [{"task": "pkg/t"}, {"task": "pkg/long", "when": "lora_rank > 16"}]
-    planner = make_planner(tmp_path, evaluation={"tasks": tasks, "adapters_per_job": 3})
+    planner = make_planner(tmp_path, evaluation={"tasks": tasks, "adapters_per_job": 4})
     entries = [TaskEntry(task.task.removeprefix("pkg/"), task, None) for task in planner.experiment.evaluation.tasks]
     sizes = {"t": TaskSize(100, 200), "long": TaskSize(900, 200)}
     points = choose_tasks(planner.experiment, entries, planner.points)
