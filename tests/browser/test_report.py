@@ -16,9 +16,7 @@ from lorasweep.results.report import make_report
 from lorasweep.stages import get_stages
 from made_results import collect, make_results
 
-PROMPTS = [
-    f"You are a careful assistant. Answer {how}." for how in ("in one word", "in a sentence of six words")
-]
+PROMPTS = [f"You are a careful assistant. Answer {how}." for how in ("in one word", "in a sentence of six words")]
 
 SPACES: dict[str, dict[str, list[Any]]] = {
     "one variable": {"lora_rank": [4, 8, 16, 32]},
