@@ -138,7 +138,7 @@ def test_a_report_opens_in_both_themes_and_on_a_narrow_screen(
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     is_dark = sum(map(int, re.findall(r"\d+", background)[:3])) < 200
     assert is_dark == (theme == "dark")
-    assert " scores best on letters: match/accuracy 0." in page.locator("#answer").inner_text()
+    assert re.search(r" (scores best|score equally) on letters", page.locator("#answer").inner_text())
     # Axes and legends can be read on the page's ground.
     labels = page.locator(".plot svg.marks").locator(
         ".role-axis-label text, .role-axis-title text, .role-legend-label text"
@@ -191,7 +191,9 @@ def test_labels_have_only_what_differs_and_modes_their_letters(
     assert set(read_column(page, "mode")) == {"base", "A", "B1", "B2"}
     listed = page.locator("[data-plot=letters-settings] .role-axis-label text").all_text_contents()
     assert labels <= set(listed)
-    assert set(page.locator("#answer b").all_inner_texts()) <= labels
+    named = page.locator("#answer b").all_inner_texts()
+    assert named
+    assert all(any(name in label for label in labels) for name in named)
 
 
 @pytest.mark.parametrize(
