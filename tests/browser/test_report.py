@@ -18,9 +18,7 @@ from lorasweep.results.report import make_report
 from lorasweep.stages import get_stages
 from made_results import collect, make_results
 
-PROMPTS = [
-    f"You are a careful assistant. Answer {how}." for how in ("in one word", "in a sentence of six words")
-]
+PROMPTS = [f"You are a careful assistant. Answer {how}." for how in ("in one word", "in a sentence of six words")]
 
 SPACES: dict[str, dict[str, list[Any]]] = {
     "one variable": {"lora_rank": [4, 8, 16, 32]},
@@ -195,7 +193,9 @@ def test_labels_have_only_what_differs_and_modes_their_letters(
     assert set(read_column(page, "mode")) == {"base", "A", "B1", "B2"}
     listed = page.locator("[data-plot=letters-settings] .role-axis-label text").all_text_contents()
     assert labels <= set(listed)
-    assert set(page.locator("#answer b").all_inner_texts()) <= labels
+    named = page.locator("#answer b").all_inner_texts()
+    assert named
+    assert all(any(name in label for label in labels) for name in named)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_dry_run_says_what_would_be_fetched_and_fetches_and_writes_nothing(swe
     before = read_files(sweep.directory)
     said = sweep.call("download", "--dry-run")
     assert "hf://org/plain@main: " in said
-    assert f" MB, to {get_folder(hub)}\n" in said
+    assert f"B, to {get_folder(hub)}\n" in said
     assert {path for path in read_files(sweep.directory) if ".snakemake" not in path} == {
         path for path in before if ".snakemake" not in path
     }
@@ -105,7 +105,7 @@ def test_a_model_is_named_as_on_the_hub_where_no_directory_has_that_name(sweep: 
     assert hub.requests == []
     said = sweep.call("download", "--dry-run")
     assert f"  hf://org/plain@main: {len(read_files(model))} files, " in said
-    assert said.count(f" MB, to {get_folder(hub)}\n") == 1
+    assert said.count(f"B, to {get_folder(hub)}\n") == 1
     assert not (sweep.directory / "downloads").exists()
     sweep.call("download")
     hub.requests.clear()

@@ -74,7 +74,7 @@ def draw_metric(
             caption += f" Only in the table: {without} settings that are not trained."
         drawn.append(finish(f"{task}-by-{'-'.join(plotted[:3])}", f"{metric} on {task}", caption, chart))
     if len(plotted) != 1 or len(listed) > len(grid):
-        chart, caption = _draw_list(listed, base, metric, not higher_is_better)
+        chart, caption = _draw_list(listed, points, base, metric, not higher_is_better)
         drawn.append(finish(f"{task}-settings", f"{metric} on {task}, each setting", caption, chart))
     return drawn
 
@@ -279,7 +279,8 @@ def _draw_multiples(
     rows: pd.DataFrame, points: pd.DataFrame, base: pd.DataFrame, variables: Sequence[str], metric: str
 ) -> tuple[Any, str]:
     across, series, panel = sorted(variables, key=lambda key: (-_are_numbers(rows[key]), -rows[key].nunique()))
-    [data, _] = _clip([_shape(rows, metric, x=across, series=series, panel=panel), _shape(base, metric)])
+    ground, trainings = _shape(base, metric), _shape(points, metric)
+    [data, _] = _clip([_shape(rows, metric, x=across, series=series, panel=panel), ground], trainings)
     x = _get_axis(rows[across], across) if _are_numbers(rows[across]) else _get_words(rows[across], across)
     order = _get_order(rows[series])
     colours = {"range": list(SERIES)} if len(order) <= len(SERIES) else {"scheme": "viridis"}
@@ -323,9 +324,11 @@ def _draw_effects(
     return alt.concat(*panels, columns=3, usermeta={"width": 800}).resolve_scale(y="shared"), caption
 
 
-def _draw_list(rows: pd.DataFrame, base: pd.DataFrame, metric: str, ascending: bool) -> tuple[Any, str]:
+def _draw_list(
+    rows: pd.DataFrame, points: pd.DataFrame, base: pd.DataFrame, metric: str, ascending: bool
+) -> tuple[Any, str]:
     shown = rows.sort_values(metric, ascending=ascending, kind="stable").head(MOST_ROWS)
-    data, ground = _clip([_shape(shown, metric), _shape(base, metric)])
+    data, ground = _clip([_shape(shown, metric), _shape(base, metric)], _shape(points, metric))
     y = alt.Y("setting:N", title=None, sort=list(data["setting"]))
     encoding = {"y": y, "tooltip": _get_tooltip(metric)}
     layers = _draw_base(ground, across=True)
@@ -373,16 +376,17 @@ def _draw_intervals(
     return layers
 
 
-def _clip(frames: Sequence[pd.DataFrame], values: pd.DataFrame | None = None) -> list[pd.DataFrame]:
+def _clip(frames: Sequence[pd.DataFrame], trainings: pd.DataFrame) -> list[pd.DataFrame]:
     """Return the data of a plot with intervals that leave room for the values: `low`, `high`, `is_low_cut` and so on.
 
-    Beyond the values, the plot is at most twice as wide as they are, or three times the shortest arm of an interval;
-    and if all values are within 0 and 1, so is the plot.
+    At each side of the values, the plot has their range at most, or three times the shortest arm of an interval of a
+    single training: intervals over few seeds can be of any length. If all values are within 0 and 1, so is the plot.
     """
-    every = pd.concat([*frames, *([] if values is None else [values])])
-    arms = pd.concat([every["value"] - every["low"], every["high"] - every["value"]])
+    every = pd.concat([*frames, trainings])
+    single = every[every["seeds"] <= 1]
+    arms = pd.concat([single["value"] - single["low"], single["high"] - single["value"]])
     least, most = every["value"].min(), every["value"].max()
-    room = max(2 * (most - least), 3 * arms[arms > 0].min() if (arms > 0).any() else 0.0)
+    room = max(most - least, 3 * arms[arms > 0].min() if (arms > 0).any() else 0.0)
     is_share = least >= 0 and most <= 1
     bounds = {
         "low": max(least - room, 0) if is_share else least - room,

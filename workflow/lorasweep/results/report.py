@@ -74,6 +74,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         question=experiment.experiment.question,
         answer=answer,
         sentence=_use_labels(answer["sentence"], labels),
+        caveats=[_use_labels(caveat, labels) for caveat in answer["caveats"]],
         labels=labels,
         is_partial=is_partial,
         made=datetime.now(UTC).isoformat(timespec="minutes"),
