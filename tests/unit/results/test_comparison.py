@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lorasweep.results.comparison import Comparison, compare, read_experiments, show_comparison
 from lorasweep.results.comparison_page import make_page
-from lorasweep.results.inference import PAIRED_WILSON, UNPAIRED, get_unpaired_p_value
+from lorasweep.results.inference import PAIRED_WILSON, UNPAIRED, Scores, get_unpaired_p_value
 from lorasweep.util.errors import InputError
 from made_results import METRIC, TASK, collect, make_results
 
@@ -257,10 +257,13 @@ def test_the_terminal_and_the_page_show_every_setting(make: Callable[..., Path],
 
 
 def test_an_unpaired_test_knows_binary_scores_and_others() -> None:
-    zeros, ones = np.zeros(10), np.ones(10)
+    def score(values: Any) -> Scores:
+        return Scores(np.asarray(values, float)[None], tuple(map(str, range(len(values)))), is_share=False)
+
+    zeros, ones = score(np.zeros(10)), score(np.ones(10))
     # Of 20 in two rows of ten, one table in C(20, 10) is as extreme to each side.
     assert get_unpaired_p_value(zeros, ones) == pytest.approx(2 / 184756)
     assert get_unpaired_p_value(zeros, zeros) == 1
     draw = np.random.default_rng(0)
-    assert (get_unpaired_p_value(draw.normal(0, 1, 30), draw.normal(2, 1, 40)) or 1) < 1e-6
-    assert get_unpaired_p_value(np.array([0.5]), np.array([0.5, 0.5])) is None
+    assert (get_unpaired_p_value(score(draw.normal(0, 1, 30)), score(draw.normal(2, 1, 40))) or 1) < 1e-6
+    assert get_unpaired_p_value(score([0.5]), score([0.5, 0.5])) is None

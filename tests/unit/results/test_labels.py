@@ -11,8 +11,15 @@ from lorasweep.results.labels import LONGEST, get_differing, label_points, label
 
 
 def make_table(points: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    rows = [{"point": name, "setting": name, "mode": "B1", **settings} for name, settings in points.items()]
+    rows = [
+        {"point": name, "setting": name, "trained_setting": leave_out_mode(name), "mode": "B1", **settings}
+        for name, settings in points.items()
+    ]
     return pd.DataFrame(rows).convert_dtypes()
+
+
+def leave_out_mode(name: str) -> str:
+    return SEPARATOR.join(part for part in name.split(SEPARATOR) if not part.startswith("mode="))
 
 
 def make_points(*settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -34,7 +41,9 @@ def test_modes_are_shown_by_their_letters_and_seeds_are_no_part_of_a_setting() -
     points = make_points(*({"lora_rank": r, "mode": m, "seed": 0} for r in (4, 8) for m in ("A", "B2")))
     labels = label_settings(make_table(points), ["lora_rank", "mode", "seed"])
     modes = [f"lora_rank={rank}, mode={mode}" for rank in (4, 8) for mode in ("A", "B2")]
-    assert list(labels.values()) == modes
+    assert [labels[name] for name in points] == modes
+    shared = dict.fromkeys(map(leave_out_mode, points))
+    assert [labels[name] for name in shared] == ["lora_rank=4", "lora_rank=8"]
 
 
 def test_points_that_the_variables_do_not_tell_apart_keep_their_names() -> None:

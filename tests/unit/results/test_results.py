@@ -537,11 +537,10 @@ def test_an_interval_that_is_wide_for_lack_of_seeds_does_not_squeeze_the_axis(tm
     assert settings["loss/total:high"].max() > 7.5
     for plot in draw_metric(settings, table, list(variables), TASK, "loss/total"):
         rows = [row for data in plot.spec["datasets"].values() for row in data]
-        ends = [row[end] for row in rows for end in ("from", "to") if row[end] is not None]
+        ends = [row[end] for row in rows for end in ("low", "high") if row[end] is not None]
         # Values are from 3.0, the base's, to 5.1.
         assert 0.9 - 1e-9 <= min(ends) < max(ends) <= 7.2 + 1e-9
-        assert "Some are longer than drawn" in plot.caption
-        assert not re.search(r'"y2?": {"field": "(low|high)"', json.dumps(plot.spec))
+        assert "An arrow: the interval goes on beyond the plot." in plot.caption
 
 
 def test_only_metrics_are_metrics() -> None:
@@ -732,4 +731,4 @@ def test_low_stands_before_high_in_every_table(tmp_path: Path) -> None:
         first = columns.index(METRIC)
         facts = [column.rpartition(":")[2] for column in columns[first + 1 :] if column.startswith(f"{METRIC}:")]
         assert facts == [fact for fact in FACTS if fact in facts]
-        assert columns[first + 1 : first + 3] == [f"{METRIC}:low", f"{METRIC}:high"]
+        assert columns.index(f"{METRIC}:low") + 1 == columns.index(f"{METRIC}:high")

@@ -33,6 +33,7 @@ def make_sweep(device: str = "cuda", parallel_jobs: int | None = None, most_gpus
         folders=["a", "b"],
         baselines={},
         points={},
+        named_points={},
         trainings={},
     )
     return cast(Sweep, stands_in)

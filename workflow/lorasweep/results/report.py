@@ -115,8 +115,9 @@ def _make_sections(
         columns += [list_numbers(rows, metric, metric) for metric in metrics[1:]][: _MOST_COLUMNS - len(columns + last)]
         varied = _list_variables(rows, variables)
         columns += [*(varied if len(columns + varied + last) <= _MOST_COLUMNS else []), *last]
-        is_best = (rows["setting"] == answer["best"]) & (task == answer["task"])
-        sections.append(Section(task, drawn, columns, [index for index, best in enumerate(is_best) if best]))
+        best = [answer["best"], *answer["equal"]] if task == answer["task"] else []
+        is_best = rows["setting"].isin(best) | rows["trained_setting"].isin(best)
+        sections.append(Section(task, drawn, columns, [index for index, is_one in enumerate(is_best) if is_one]))
     if len(rows := table[table["task"].isna()]):
         columns = [_name(rows, labels), *_list_variables(rows, variables), *_list_costs(rows)]
         sections.append(Section("Not evaluated", [], columns))
