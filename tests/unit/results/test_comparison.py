@@ -258,7 +258,7 @@ def test_the_terminal_and_the_page_show_every_setting(make: Callable[..., Path],
 
 def test_an_unpaired_test_knows_binary_scores_and_others() -> None:
     def score(values: Any) -> Scores:
-        return Scores(np.asarray(values, float)[None], tuple(map(str, range(len(values)))), is_share=False)
+        return Scores(np.asarray(values, float)[None], tuple(map(str, range(len(values)))))
 
     zeros, ones = score(np.zeros(10)), score(np.ones(10))
     # Of 20 in two rows of ten, one table in C(20, 10) is as extreme to each side.

@@ -86,7 +86,8 @@ def draw_comparison(rows: pd.DataFrame, task: str, metric: str, higher_is_better
     """
     ordered = rows.sort_values(metric, ascending=not higher_is_better, kind="stable").head(MOST_ROWS)
     named = ordered.assign(setting=ordered["experiment"] + ": " + ordered["setting"])
-    [data] = _clip([_shape(named, metric, experiment="experiment")])
+    shaped = _shape(named, metric, experiment="experiment")
+    [data] = _clip([shaped], shaped.head(0))
     data["kind"] = ["base model" if mode == "base" else "setting" for mode in ordered["mode"]]
     order, legend = list(rows["experiment"].unique()), alt.Legend(orient="bottom", title=None)
     encoding: dict[str, Any] = {

@@ -76,6 +76,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         sentence=_use_labels(answer["sentence"], labels),
         caveats=[_use_labels(caveat, labels) for caveat in answer["caveats"]],
         labels=labels,
+        best=", ".join(labels.get(name, name) for name in answer["equal"] or [answer["best"]] if name),
         is_partial=is_partial,
         made=datetime.now(UTC).isoformat(timespec="minutes"),
         facts=_get_facts(results, table, failures),
