@@ -226,7 +226,7 @@ def test_a_comparison_opens_as_a_report_does(
     page = open_page(tmp_path / "compared.html", viewport, theme, table="results-1")
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     assert page.locator(".answer").inner_text() == made[0].sentences[0]
-    settings = page.locator("#results-1_wrapper .dt-scroll-body tbody tr td:nth-child(2)").all_inner_texts()
+    settings = page.locator("#results-1 tbody tr td:nth-child(2)").all_inner_texts()
     assert settings == list(made[0].rows["setting"])
     links = page.locator("a[href]").evaluate_all("links => links.map(link => link.href)")
     assert {unquote(urlparse(link).path) for link in links} >= {str(folder / "report.html") for folder in folders}

@@ -71,7 +71,7 @@ def expect_refusal(cell: Cell) -> str | None:
     if form == "completion" and has_prompt:
         return "does not go with data.format: completion"
     if form in ("chat", "sharegpt") and template == "no template":
-        return f"{form} needs one"
+        return f"has no chat template, but data.format: {form} "
     if template == "without system role" and has_prompt and form != "completion":
         return "refuses a system message: Conversation roles must alternate"
     if "own" in SYSTEM[system] and entry is None:

@@ -586,7 +586,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"data": {"sets": {"a/b": {"max_samples": 1}}}}, ["data.sets.a/b", "a name of letters"]),
     (
         {"variables": {"lora_alpha": ["${lora_rank}"]}},
-        ["'lora_rank' not found (key: variables.lora_alpha[0])", "only 'controls' and runs"],
+        ["'lora_rank' not found (key: variables.lora_alpha[0])", "only in 'controls' and runs"],
     ),
     ({"controls": {"lora_alpha": "${lora_rnk}"}}, ["'lora_rnk' not found (did you mean 'lora_rank'?)", "lora_alpha"]),
     ({"controls": {"lr": "${controls.no}"}}, ["Interpolation key 'controls.no' not found", "key: controls.lr"]),

@@ -176,7 +176,9 @@ def _find_true(
         values = {**fixed, **combination}
         if not is_plain:
             data = choose_data(experiment, combination)
-            values = {**fixed, **vars(data), **derive_controls(experiment, combination, data), **combination}
+            made = derive_controls(experiment, combination, data)
+            made = {key: parse_setting(key, value, f"controls.{key}") for key, value in made.items()}
+            values = {**fixed, **vars(data), **made, **combination}
         return values if MODE_KEY in values else values | {MODE_KEY: get_mode(*(values[k] for k in CHECKPOINT_KEYS))}
 
     matches = {index for index, combination in enumerate(combinations) if condition.holds(complete(combination))}

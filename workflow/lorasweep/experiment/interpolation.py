@@ -55,5 +55,6 @@ def explain(error: OmegaConfBaseException) -> InputError:
     missing = _MISSING.match(problem)
     name = missing[1].rpartition(".")[2] if missing else ""
     is_known = name in NAMES
-    expected = f"a key that this file gives a value; only 'controls' and runs can have ${{{name}}}" if is_known else ""
+    only = f"a key with one value for all points; only in 'controls' and runs is ${{{name}}} a point's own value"
+    expected = only if is_known else ""
     return InputError(f"{problem}{'' if is_known else nearest(name, NAMES)} (key: {error.full_key})", expected)

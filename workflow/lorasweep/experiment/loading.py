@@ -14,6 +14,7 @@ from lorasweep.experiment.interpolation import explain, find_derived
 from lorasweep.experiment.sections import (
     BASE_KEY,
     CHECKPOINT_KEYS,
+    DATA_KEYS,
     MODE_KEY,
     OTHER_NAMES,
     SET_KEY,
@@ -132,6 +133,10 @@ def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
         plain["controls"] = {key: value for key, value in controls.items() if key not in {*derived, *override}}
     runs = plain["runs"] if isinstance(plain.get("runs"), list) else []
     own = [find_derived(run) if isinstance(run, Mapping) else {} for run in runs]
+    for index, texts in enumerate(own):
+        for key in DATA_KEYS:
+            if texts.get(key, "").startswith("hf:"):
+                raise InputError(f"runs.{index}.{key}: {texts[key]!r} is invalid", "a file on the hub without ${...}")
     if any(own):
         plain["runs"] = [
             {**run, **dict.fromkeys(texts)} if texts else run for run, texts in zip(runs, own, strict=True)

@@ -265,7 +265,9 @@ def format_value(value: Any, key: str | None = None) -> str:
         digits, _, exponent = format(number, "e").partition("e")
         scientific = f"{digits}e{int(exponent)}" if number else plain
         return min(plain, scientific, key=len) if key is None else scientific if key in SCIENTIFIC_KEYS else plain
-    return str(value["regex"] if isinstance(value, dict) else value)
+    if isinstance(value, dict):
+        return str(value["regex"]) if value.keys() == {"regex"} else json.dumps(value, sort_keys=True)
+    return str(value)
 
 
 def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
@@ -345,8 +347,9 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
     parsed = {key: parse_setting(key, v, f"{where}.{key}", sets) for key, v in values.items() if key not in derived}
     if derived:
         point = _make_point(experiment, parsed)
-        made = derive(derived, {**vars(point.data), **vars(point.controls)}, where)
-        parsed |= {key: parse_setting(key, v, f"{where}.{key} ({derived[key]})", sets) for key, v in made.items()}
+        others = {key: text for key, text in experiment.derived.items() if key not in values}
+        made = derive({**others, **derived}, {**vars(point.data), **vars(point.controls)}, where)
+        parsed |= {key: parse_setting(key, made[key], f"{where}.{key} ({text})", sets) for key, text in derived.items()}
     check_mode(parsed, where)
     check_set(experiment, parsed, where)
     point = replace(_make_point(experiment, parsed), adapter=adapter)

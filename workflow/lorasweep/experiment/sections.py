@@ -697,8 +697,8 @@ class Experiment(Section):
     condition such as `lora_rank > 32 and lr >= 1e-3`."""
     runs: list[dict[str, Any]] = []
     """Points outside the grid. A run has a `name`, and its own values for any key that can be a variable; or a `name`
-    and an `adapter`: the path of an existing adapter, which is evaluated without training. `tasks`, a list of names,
-    are the tasks that it is evaluated on, whatever their `when` says."""
+    and an `adapter`: the path of an existing adapter, which is evaluated without training. `tasks` lists
+    the names of the tasks on which it is evaluated, whatever the `when` of a task says."""
     controls: Controls = Controls()
     """Settings shared by all points, with torchtune's names. `${lora_rank}` is the point's own value of a key of
     `controls` or `data`, also in a run."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from lorasweep.experiment.conditions import Condition
 from lorasweep.experiment.points import Point, get_setting
-from lorasweep.experiment.sections import MODE_KEY, SETTING_KEYS, Evaluation, Experiment
+from lorasweep.experiment.sections import MODE_KEY, PROMPT_KEYS, SETTING_KEYS, Evaluation, Experiment
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.util.errors import InputError, nearest
 
@@ -22,8 +22,10 @@ def choose_tasks(experiment: Experiment, tasks: Sequence[TaskEntry], points: Map
     """
     names = [task.name for task in tasks]
     places = {task.name: f"evaluation.tasks.{index}" for index, task in enumerate(tasks)}
+    # Which epoch is the best, only the training tells.
+    known = [key for key in KNOWN_KEYS if key != "epoch" or experiment.evaluation.epochs != "best"]
     conditions = {
-        task.name: Condition(task.spec.when, KNOWN_KEYS, f"{places[task.name]}.when")
+        task.name: Condition(task.spec.when, known, f"{places[task.name]}.when")
         for task in tasks
         if task.spec.when is not None
     }
@@ -34,7 +36,7 @@ def choose_tasks(experiment: Experiment, tasks: Sequence[TaskEntry], points: Map
     evaluated = {task for point in chosen.values() if point.is_evaluated for task in list_tasks(names, point)}
     for task in names:
         condition = experiment.evaluation.tasks[names.index(task)].when
-        if task not in evaluated and (points or condition is not None):
+        if experiment.evaluation.enabled and task not in evaluated and (points or condition is not None):
             said = f"{places[task]}: no point is evaluated on '{task}'"
             said += "" if condition is None else f": none satisfies {condition!r}"
             raise InputError(said, "a task of some point; see 'when', and 'tasks' of runs")
@@ -70,6 +72,7 @@ def _choose(point: Point, names: Sequence[str], conditions: Mapping[str, Conditi
     if tasks is None:
         values = _get_values(point)
         tasks = tuple(name for name in names if name not in conditions or _holds(conditions[name], values))
+    tasks = tuple(name for name in names if name in tasks)
     is_all = set(tasks) >= set(names)
     return replace(point, tasks=None if is_all else tasks, is_evaluated=point.is_evaluated and bool(tasks))
 
@@ -81,7 +84,8 @@ def _holds(condition: Condition, values: Mapping[str, Any]) -> bool:
 
 def _get_values(point: Point) -> dict[str, Any]:
     """Return what a condition can ask of a point: each key that can vary, with its value."""
-    keys = [key for key in SETTING_KEYS if not point.adapter or key in point.settings or hasattr(point.data, key)]
+    asked = (*PROMPT_KEYS, "format")
+    keys = [key for key in SETTING_KEYS if not point.adapter or key in point.settings or key in asked]
     values = {key: get_setting(point.settings, key) for key in keys}
     values |= {key: getattr(point.data, key) for key in keys if hasattr(point.data, key)}
     kept = {"model_format": "hf" if point.mode == "A" else "adapter", "merge_adapters": point.mode != "B2"}

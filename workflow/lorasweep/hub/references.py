@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,9 @@ def _change_data(experiment: Experiment, change: Callable[[str, str], str]) -> d
             for key, values in variables.items()
         },
         "exclude": [
-            {**entry, **change_section(f"exclude.{index}", entry)} if isinstance(entry, dict) else entry
+            {**entry, **change_section(f"exclude.{index}", entry)}
+            if isinstance(entry, dict)
+            else _change_condition(entry, partial(change, f"exclude.{index}"))
             for index, entry in enumerate(experiment.exclude)
         ],
         "runs": [{**run, **change_section(f"runs.{index}", run)} for index, run in enumerate(experiment.runs)],
@@ -160,6 +163,11 @@ def _change_data(experiment: Experiment, change: Callable[[str, str], str]) -> d
         }
         changed["sample"] = sample.model_copy(update={"space": sample.space | space})
     return changed
+
+
+def _change_condition(text: str, change: Callable[[str], str]) -> str:
+    """Return a condition with each file on the hub that it names changed."""
+    return re.sub(r"hf://datasets/[^'\"\s]+", lambda found: change(found[0]), text)
 
 
 def read_revisions(record: Path) -> dict[str, str]:
@@ -336,6 +344,12 @@ def _replace(experiment: Experiment, find: Callable[[str, Reference], str]) -> E
                 update={
                     "base_model": change_model(evaluation.base_model),
                     "baselines": [b.model_copy(update={"model": change_model(b.model)}) for b in evaluation.baselines],
+                    "tasks": [
+                        task.model_copy(update={"when": _change_condition(task.when, lambda file: str(change(file)))})
+                        if task.when
+                        else task
+                        for task in evaluation.tasks
+                    ],
                 }
             ),
         }

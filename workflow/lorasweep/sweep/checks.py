@@ -134,6 +134,12 @@ def _check_files(experiment: Experiment, point: Point) -> int:
     is_own = any(key in point.swept for key in (SET_KEY, *Data.model_fields))
     where = {key: f"{name} (point '{point.name}')" if is_own else "" for key, name in names.items()}
     samples = check_data(point.data, "train", where["train"]).samples
+    most = point.data.max_samples
+    if most and samples < most and "max_samples" in point.swept:
+        # Its name and the axis of a learning curve would say what is not so.
+        raise InputError(
+            f"max_samples: {most} (point '{point.name}') is invalid: there are {samples} samples", f"at most {samples}"
+        )
     if point.data.validation:
         check_data(point.data, "validation", where["validation"])
     return samples

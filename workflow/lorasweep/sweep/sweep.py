@@ -536,7 +536,9 @@ class Sweep:
         batches: dict[str, list[str]] = {}
         for alike in group_alike([self.points[point] for point in direct]):
             sections = (self.experiment.model, self._get_evaluation(alike[0]))
-            size = resources.get_adapters_per_job(self.base, *sections) if self.base else len(direct)
+            given = self.experiment.evaluation.adapters_per_job
+            guess = len(direct) if given == "auto" else given
+            size = resources.get_adapters_per_job(self.base, *sections) if self.base else guess
             for batch, points in assign_batches(alike, done, trained, size, record).items():
                 batches.setdefault(batch, []).extend(points)
         return batches
