@@ -112,7 +112,7 @@ workflow: install-test  ## test plans, job counts and bad input, without running
 e2e: e2e-trained e2e-finished  ## test real runs on a tiny model
 
 # Apart, to run beside each other, at about the same cost: those that look at one finished sweep, and the others.
-E2E_TRAINED := $(patsubst %,tests/e2e/test_%.py,direct founding hub interruption resume storage trainers)
+E2E_TRAINED := $(patsubst %,tests/e2e/test_%.py,direct founding hub interruption moved quantized resume storage trainers)
 
 e2e-trained: install-test
 	$(BIN)/python $(PYTEST) $(E2E_TRAINED)

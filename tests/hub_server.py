@@ -109,6 +109,7 @@ def serve() -> Iterator[Hub]:
                 siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
                 info = {"id": name, "sha": commit, "siblings": siblings}
                 info["gated"] = "manual" if repository.is_gated else False
+                info["private"] = repository.is_private
                 self.answer(200, {}, json.dumps(info).encode())
             elif repository.is_gated and token != f"Bearer {TOKEN}":
                 self.answer(403 if token else 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})

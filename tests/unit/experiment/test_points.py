@@ -59,6 +59,11 @@ def test_a_number_in_a_name_is_read_back_exactly(key: str | None, number: float)
     assert float(format_value(number, key)) == number
 
 
+def test_a_mapping_is_written_too() -> None:
+    assert format_value({"regex": "q_.*"}) == "q_.*"
+    assert format_value({"optimizer": {"fused": True}}) == '{"optimizer": {"fused": true}}'
+
+
 @pytest.mark.parametrize(
     ("key", "value", "written"),
     [
@@ -353,7 +358,18 @@ class TestDerivedControls:
         }
         assert points["lora_rank=8"].settings["lora_alpha"] == 8
 
+    def test_a_run_sees_its_own_values_of_others(self) -> None:
+        runs = [{"name": "x", "lora_rank": "${batch_size}", "max_seq_len": "${lora_alpha}"}]
+        controls = {"lora_rank": 8, "lora_alpha": "${lora_rank}", "batch_size": 4}
+        own = expand(controls=controls, runs=runs)["x"].controls
+        assert (own.lora_rank, own.lora_alpha, own.max_seq_len) == (4, 4, 4)
+
+    def test_a_file_on_the_hub_is_made_of_none(self) -> None:
+        with pytest.raises(InputError, match=r"runs.0.train: .* is invalid. Expected: a file on the hub without"):
+            expand(runs=[{"name": "x", "train": "hf://datasets/org/name/part${seed}.jsonl"}])
+
     def test_conditions_see_it(self) -> None:
+        assert list(expand(controls={"lr": "1e-${lora_rank}"}, variables={"lora_rank": [4, 8]}, exclude=["lr < 1e-6"]))
         grid = {"controls": {"lora_alpha": "${lora_rank}"}, "variables": {"lora_rank": [4, 8]}}
         assert list(expand(**grid, exclude=["lora_alpha > 4"])) == ["lora_rank=4"]
 

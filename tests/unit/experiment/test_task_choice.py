@@ -57,6 +57,18 @@ def test_a_runs_own_tasks_stand_whatever_the_condition_says() -> None:
     assert choose("name == 'control'", runs=runs) == {"control": [*NAMES], "first": ["some"]}
 
 
+def test_the_order_of_a_runs_tasks_is_that_of_the_file() -> None:
+    runs = [{"name": "a", "tasks": ["some", "all"]}, {"name": "b", "seed": 1, "tasks": ["all", "some"]}]
+    assert choose(runs=runs) == {"a": [*NAMES], "b": [*NAMES]}
+
+
+def test_training_alone_asks_for_no_task() -> None:
+    assert choose("lora_rank == 4", variables=RANKS, evaluation={"enabled": False}).keys() == {
+        "lora_rank=8",
+        "lora_rank=16",
+    }
+
+
 def test_a_point_that_no_task_is_for_is_kept_and_not_evaluated() -> None:
     tasks = [{"task": "package/all", "when": "lora_rank == 8"}]
     assert choose(variables=RANKS, evaluation={"tasks": tasks}) == {"lora_rank=8": ["all"]}
@@ -77,6 +89,8 @@ def test_a_condition_on_a_training_setting_does_not_hold_for_an_adapter_that_exi
     assert choose("lora_rank < 9", variables=RANKS, runs=runs)["theirs"] == ["all"]
     assert choose("mode == 'B1'", variables=RANKS, runs=runs)["theirs"] == [*NAMES]
     assert choose("system_prompt == null", variables=RANKS, runs=runs)["theirs"] == [*NAMES]
+    sizes = {"variables": {"max_samples": [100, 1000]}, "runs": runs}
+    assert choose("max_samples > 500", **sizes)["theirs"] == ["all"]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +98,10 @@ def test_a_condition_on_a_training_setting_does_not_hold_for_an_adapter_that_exi
     [
         ({"when": "lora_rank == 4"}, "evaluation.tasks.1: no point is evaluated on 'some': none satisfies 'lora_rank"),
         ({"when": "lora_rnk == 8"}, "evaluation.tasks.1.when: unknown key 'lora_rnk' (did you mean 'lora_rank'?)"),
+        (
+            {"when": "epoch == 1", "evaluation": {"epochs": "best"}, "data": {"train": "t", "validation": "v"}},
+            "evaluation.tasks.1.when: unknown key 'epoch'",
+        ),
         ({"when": "lora_rank"}, "evaluation.tasks.1.when: 'lora_rank' is invalid: it is 8, neither true nor false"),
         ({"when": "max_steps_per_epoch > 8"}, "evaluation.tasks.1.when: 'max_steps_per_epoch > 8' is invalid: "),
         (

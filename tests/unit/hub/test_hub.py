@@ -102,7 +102,7 @@ def test_data_of_single_points_are_references_too(experiment: Experiment) -> Non
         "data": {"sets": {"a": {"train": name("a"), "max_samples": 3}, "b": {"validation": [name("b"), "c.jsonl"]}}},
         "variables": {"train": [name("d"), [name("e"), "f.jsonl"]], "seed": [0]},
         "sample": {"points": 1, "space": {"validation": [name("g")], "lora_rank": [4]}},
-        "exclude": [{"train": name("d")}, "seed == 1"],
+        "exclude": [{"train": name("d")}, f"seed == 1 and train != '{name('d')}'"],
         "runs": [{"name": "x", "train": name("h")}],
     }
     config = {"experiment": {"name": "x"}, "model": {"path": "m"}, **sections}
@@ -114,6 +114,7 @@ def test_data_of_single_points_are_references_too(experiment: Experiment) -> Non
         "variables.train.1.0": "e",
         "sample.space.validation.0": "g",
         "exclude.0.train": "d",
+        "exclude.1": "d",
         "runs.0.train": "h",
     }
     found = find_references(experiment)
@@ -128,7 +129,7 @@ def test_data_of_single_points_are_references_too(experiment: Experiment) -> Non
         "validation": [f"{path}/g.jsonl"],
         "lora_rank": [4],
     }
-    assert local.exclude == [{"train": f"{path}/d.jsonl"}, "seed == 1"]
+    assert local.exclude == [{"train": f"{path}/d.jsonl"}, f"seed == 1 and train != '{path}/d.jsonl'"]
     assert local.runs == [{"name": "x", "train": f"{path}/h.jsonl"}]
     assert with_commits(experiment, {}) == experiment
     with pytest.raises(InputError, match=r"^data\.sets\.a\.train: hf://\S+ is not downloaded"):

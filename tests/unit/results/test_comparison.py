@@ -256,6 +256,29 @@ def test_the_terminal_and_the_page_show_every_setting(make: Callable[..., Path],
     assert not re.search(r"(?:src|href)=[\"']?https?:", text)
 
 
+def test_clusters_of_one_experiment_are_none_of_two(make: Callable[..., Path]) -> None:
+    folders = make("clustered"), make("plain", rename="other ")
+    samples = pd.read_parquet(folders[0] / "samples.parquet")
+    samples.assign(cluster=samples["sample"].str[:2]).to_parquet(folders[0] / "samples.parquet", index=False)
+    [pair] = compare_one(*folders).pairs
+    assert pair.difference.interval
+    assert pair.difference.pairs == 0
+
+
+def test_two_tasks_of_one_name_have_each_its_plot(make: Callable[..., Path], tmp_path: Path) -> None:
+    def is_other(spec: dict[str, Any]) -> None:
+        spec["tasks"][0]["limit"] = 7
+
+    experiments = read_experiments([make("a"), make("b"), make("c", edit=is_other), make("d", edit=is_other)])
+    made = compare(experiments, None, None)
+    assert len(made) == 2
+    make_page(experiments, made, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    for number, names in ((1, {"a", "b"}), (2, {"c", "d"})):
+        assert page.count(f'data-plot="compared-{number}"') == 1
+        assert set(made[number - 1].rows["experiment"]) == names
+
+
 def test_an_unpaired_test_knows_binary_scores_and_others() -> None:
     def score(values: Any) -> Scores:
         return Scores(np.asarray(values, float)[None], tuple(map(str, range(len(values)))))

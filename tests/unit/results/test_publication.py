@@ -157,7 +157,7 @@ def test_a_base_without_a_name_on_the_hub_is_named_by_its_folder_and_the_card_sa
     folder = call(point)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
     data, text = read_card(folder)
-    assert data.base_model == "base"
+    assert data.base_model is None  # the hub would take it for a repository of that name
     assert "- Base model: `base`, a local folder; its name on a hub is not recorded" in text
     assert "hf download" not in text
 
@@ -222,9 +222,16 @@ def test_a_baseline_and_a_table_of_another_adapter_are_refused(point: Path) -> N
     with pytest.raises(InputError, match="baseline: a baseline has no weights of its own"):
         call(f"sweep/{BASELINE}")
     table = point.parent / "results.parquet"
-    pd.read_parquet(table).assign(adapter_sha256="c" * 64).to_parquet(table)
-    with pytest.raises(InputError, match="the row of lora_rank=8 is of another adapter; run the experiment again"):
-        call(point)
+    whole = pd.read_parquet(table)
+    for column in ("adapter_sha256", "evaluation_sha256"):
+        whole.assign(**{column: "c" * 64}).to_parquet(table)
+        manifest = json.loads((point / "manifest.json").read_text())
+        manifest["evaluation"]["evaluation_sha256"] = "e" * 64
+        (point / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(
+            InputError, match="lora_rank=8 is of another adapter or evaluation; run the experiment again"
+        ):
+            call(point)
 
 
 @pytest.mark.parametrize(

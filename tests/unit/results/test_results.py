@@ -256,7 +256,7 @@ def test_modes_that_round_otherwise_are_told_and_the_first_counts(tmp_path: Path
         tmp_path, MODES, lambda settings: {"A": 0.7, "B1": 0.7, "B2": 0.75}[settings["mode"]], noise=0
     )
     found = answer(tmp_path, ["mode"], samples)
-    assert found.sentence.startswith("any mode scores best on letters")
+    assert found.sentence.startswith("The only setting scores on letters: match/accuracy 0.675")
     (caveat,) = (caveat for caveat in found.caveats if "its modes differ" in caveat)
     assert "in A, " in caveat
     assert caveat.endswith(" in B2. The first counts.")

@@ -464,6 +464,10 @@ class TestData:
                 "(point 'max_samples=1') gives no optimizer step with 1 samples",
             ),
             (
+                {"variables": {"max_samples": [5, 1000]}},
+                "max_samples: 1000 (point 'max_samples=1000') is invalid: there are ",
+            ),
+            (
                 {"runs": [{"name": "plain", "format": "completion", "system_prompt": "Hm"}]},
                 "data.system_prompt: 'Hm' (point 'plain') does not go with data.format: completion",
             ),

@@ -26,6 +26,8 @@ def upload(reference: Reference, folder: Path, *, is_private: bool) -> str:
     try:
         api.create_repo(reference.repository, private=is_private or None, exist_ok=True)
         info = api.model_info(reference.repository)
+        if is_private and not info.private:
+            raise InputError("it exists and is public, which --private does not change", "a private one, or a new name")
         present = sorted({file.rfilename for file in info.siblings or []} - {".gitattributes"})
         if present:
             named = ", ".join(present[:3]) + (", ..." if len(present) > 3 else "")

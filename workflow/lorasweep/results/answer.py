@@ -51,7 +51,7 @@ def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None)
         return None
     rows = table[table["task"] == tasks[0]]
     names = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
-    if metric and metric not in names:
+    if metric and names and metric not in names:
         raise InputError(f"report.metric: {metric!r} is no metric of the task '{tasks[0]}'", ", ".join(names))
     return metric or next(iter(names), None)
 
@@ -115,7 +115,7 @@ def find_answer(
         *_find_rank_caveat(table[table["task"] == task]),
         *_find_seed_caveats(records, metric, table, scores),
         *_find_sample_caveats(best[0], close, metric, table, scores),
-        *_find_cluster_caveat(together, metric, task, cluster, scores),
+        *_find_cluster_caveat(together, metric, task, cluster, scores, _is_mean(best[0], metric, table, scores)),
     )
     is_alone = len(equal) == 1
     is_winner = is_alone and bool(others) and not tied
@@ -155,6 +155,8 @@ def _name_best(names: Sequence[str], row: Mapping[str, Any], metric: str, task: 
             + (f", {row['seeds']} seeds" if row["seeds"] > 1 else "")
             + ")"
         )
+    if len(names) == 1 and names[0] in ("any mode", "any seed"):
+        return f"The only setting scores on {task}: {metric} {row[metric]:.3f}{interval}"
     scored = f"on {task}: {metric} {row[metric]:.3f}{interval}"
     if len(names) == 1:
         return f"{names[0]} scores best {scored}"
@@ -292,7 +294,8 @@ def _find_seed_caveats(
     records: Sequence[Mapping[str, Any]], metric: str, table: pd.DataFrame, scores: SampleScores
 ) -> tuple[str, ...]:
     """Return a note if trainings of one setting differ more than settings do."""
-    trained = [collect_scores(row, metric, table, scores).by_training for row in records if row["seeds"] > 1]
+    found = [collect_scores(row, metric, table, scores) for row in records]
+    trained = [each.by_training for each in found if each.seeds > 1]
     if len(trained) < 2:
         return ()
     within = float(np.sqrt(np.mean([means.var(ddof=1) for means in trained])))
@@ -331,17 +334,23 @@ def _find_sample_caveats(
 
 
 def _find_cluster_caveat(
-    best: Mapping[str, Any], metric: str, task: str, cluster: str | None, scores: SampleScores
+    best: Mapping[str, Any], metric: str, task: str, cluster: str | None, scores: SampleScores, is_mean: bool
 ) -> tuple[str, ...]:
-    """Return a note if samples are taken as independent."""
+    """Return a note if samples are taken as independent, or have no part in the interval."""
     if _is_missing(best.get(f"{metric}:low")) or scores.has_clusters(task):
         return ()
+    if not is_mean:
+        return ("The interval covers seeds only: this metric is not a mean over samples.",)
     if cluster:
         return (f"Samples of {task} have no {cluster} in their metadata: they are taken as independent.",)
     return (
         "Samples are taken as independent. If several are about one text, name the key of their metadata that tells "
         "the text as report.cluster.",
     )
+
+
+def _is_mean(row: Mapping[str, Any], metric: str, table: pd.DataFrame, scores: SampleScores) -> bool:
+    return bool(collect_scores(row, metric, table, scores).samples)
 
 
 def _format_p(p_value: float) -> str:

@@ -41,8 +41,7 @@ def make_card(point: Path, manifest: Mapping[str, Any], name: str, base: Base, r
     full = manifest["mode"] == "A"
     relation = "finetune" if full else "adapter"
     metadata: dict[str, Any] = {
-        "base_model": base.name,
-        "base_model_relation": relation,
+        **({"base_model": base.name, "base_model_relation": relation} if base.is_on_hub else {}),
         "library_name": "transformers" if full else "peft",
         "pipeline_tag": "text-generation",
         "tags": ["lorasweep", "lora", *([f"base_model:{relation}:{base.name}"] if base.is_on_hub else [])],
@@ -107,8 +106,9 @@ def _list_scores(point: Path, manifest: Mapping[str, Any]) -> Iterator[dict[str,
     for task, result in manifest["evaluation"].get("tasks", {}).items():
         of_task = table[table["task"] == task]
         own, base = (of_task[of_task["point"] == name] for name in (point.name, BASELINE))
-        if len(own) and own.iloc[0]["adapter_sha256"] != manifest["adapter_sha256"]:
-            raise InputError(f"{file}: the row of {point.name} is of another adapter; run the experiment again")
+        if len(own) and not _is_row_of(own.iloc[0], manifest):
+            problem = f"{file}: the row of {point.name} is of another adapter or evaluation"
+            raise InputError(f"{problem}; run the experiment again")
         for metric, value in filter(lambda pair: is_metric(pair[0]), result["scores"].items()):
             row = {metric: value} | (own.iloc[0].to_dict() if len(own) else {})
             p_value = row.get(f"{metric}:p_adjusted")
@@ -122,6 +122,12 @@ def _list_scores(point: Path, manifest: Mapping[str, Any]) -> Iterator[dict[str,
                 "p": "" if p_value is None or pd.isna(p_value) else f"{p_value:.2g}",
                 "samples": result["samples"],
             }
+
+
+def _is_row_of(row: "pd.Series[Any]", manifest: Mapping[str, Any]) -> bool:
+    digests = {"adapter_sha256": manifest["adapter_sha256"]}
+    digests["evaluation_sha256"] = manifest["evaluation"].get("evaluation_sha256")
+    return all(row.get(key) == digest for key, digest in digests.items() if digest)
 
 
 def _group(scores: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:

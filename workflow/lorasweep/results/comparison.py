@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 _REPLACED = ("solver", "scorer")
 
-_NOTED = ("max_tokens", "temperature", "system_prompt", "prompt")
+_NOTED = (
+    *("max_tokens", "temperature", "system_prompt", "prompt", "assistant_prefix"),
+    *("has_plain_prompts", "quantize", "backend"),
+)
 """Settings of an evaluation that a task may override. They may differ between experiments, which is then noted."""
 
 
@@ -309,6 +312,8 @@ def _make_rows(task: str, experiments: Sequence[Finished], metric: str) -> tuple
 
 def _get_plain(settings: Mapping[str, Any], key: str) -> Any:
     value = get_setting(settings, key)
+    if key == "epoch" and value is None:
+        value = get_setting(settings, "epochs")
     return format_value(value, key) if isinstance(value, list | dict) else value
 
 

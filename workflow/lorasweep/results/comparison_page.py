@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from lorasweep.util.vega import Plot
 def make_page(experiments: Sequence[Finished], comparisons: Sequence[Comparison], page: Path) -> None:
     """Write the page of comparisons of experiments. Links to the experiments' reports are relative to it."""
     higher = experiments[0].experiment.report.higher_is_better
-    drawn = [draw_comparison(made.rows, made.task, made.metric, higher) for made in comparisons]
+    # Two comparisons can be of tasks with one name.
+    drawn = [
+        replace(draw_comparison(made.rows, made.task, made.metric, higher), name=f"compared-{number}")
+        for number, made in enumerate(comparisons, 1)
+    ]
     text = render(
         "comparison.html.jinja",
         drawn,

@@ -237,12 +237,15 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
 def get_unpaired_p_value(scores: Scores, base: Scores) -> float | None:
     """Return the two-sided p-value of no difference between two models on different samples, whatever the seeds.
 
-    Shares of one training on independent samples: Fisher's exact test (1935), J. R. Stat. Soc. 98:39. Others: the level
+    Shares of one training on independent samples, and clusters that are all right or all wrong: Fisher's exact test
+    (1935), J. R. Stat. Soc. 98:39. Others: the level
     at which the interval of the difference begins at 0. `None` for metrics that are no means, or that do not vary.
     """
-    if scores.is_plain and base.is_plain:
-        right = [int(each.by_sample.sum()) for each in (scores, base)]
-        counts = [[count, len(each.samples) - count] for count, each in zip(right, (scores, base), strict=True)]
+    is_constant = scores.is_binary and base.is_binary and {scores.mean, base.mean} <= {0.0, 1.0}
+    if is_constant or (scores.is_plain and base.is_plain):
+        sums = [each.sum_by_cluster(each.by_sample) for each in (scores, base)]
+        right = [int((each > 0).sum()) for each in sums]
+        counts = [[count, len(each) - count] for count, each in zip(right, sums, strict=True)]
         return float(stats.fisher_exact(counts).pvalue)
     parts = [_get_sample_variance(each, each.by_sample) for each in (scores, base)]
     known = [part for part in parts if part is not None and part.value > 0]
@@ -253,13 +256,16 @@ def count_needed_samples(scores: Scores, base: Scores, level: float) -> int | No
     """Return the number of samples at which a paired test at a level finds the difference seen, with power `POWER`.
 
     Miller (2024), arXiv:2411.00640, on power: n = (z_level/2 + z_power)² Var(difference of a sample) / difference².
-    Clusters are taken to be as large as these. `None` without a difference, or without the same samples.
+    Clusters are taken to be as large as these, and seeds not to vary. `None` without a difference, without the same
+    samples, or if the difference is not found over the seeds, whatever the samples.
     """
     difference = scores.mean - base.mean
     if not scores.is_paired(base) or abs(difference) < 1e-12:
         return None
     variance = _get_sample_variance(scores, scores.by_sample - base.by_sample)
-    if variance is None:
+    seeds = [part for part in _get_seed_variances(scores, base) if part.value > 0]
+    # No number of samples tells apart what seeds alone do not.
+    if variance is None or (seeds and _find_level(difference, seeds) > level):
         return None
     reach = float(stats.norm.isf(level / 2) + stats.norm.ppf(POWER))
     return max(1, round(reach**2 * variance.value * len(scores.samples) / difference**2))

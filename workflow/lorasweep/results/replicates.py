@@ -55,7 +55,7 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
             **{key: first[key] for key in kept},
             "mode": first["mode"],
             "task": task,
-            "seeds": max(int(members[metric].notna().sum()) for metric in metrics) if metrics else len(members),
+            "seeds": max((int(members[metric].notna().sum()) for metric in metrics), default=0) or len(members),
             "points": ";".join(members["point"]),
         }
         for metric in metrics:

@@ -105,6 +105,8 @@ class SampleScores:
         if found and len(found) == len(each) and all(series.index.equals(found[0].index) for series in found):
             samples = tuple(found[0].index)
             clusters = self._clusters.get(task)
+            if clusters and not clusters.keys() >= {*samples}:
+                clusters = None  # of two experiments, one has no clusters
             return Scores(
                 np.array([series.to_numpy() for series in found]),
                 samples,

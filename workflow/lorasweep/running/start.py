@@ -118,7 +118,13 @@ def _find_metric_fault(sweep: Sweep) -> list[InputError]:
 def _find_cluster_fault(sweep: Sweep) -> list[InputError]:
     cluster, found = sweep.experiment.report.cluster, counting.read_tasks(*_get_tasks(sweep))
     keys = sorted({key for measured in found.values() for key in measured.get("metadata", [])})
-    if cluster is None or not found or cluster in keys:
+    if cluster is None or not found:
+        return []
+    for task, measured in found.items():
+        if cluster in measured.get("some_metadata", []) and cluster not in measured.get("metadata", []):
+            problem = f"report.cluster: {cluster!r} is in the metadata of some samples of the task '{task}' only"
+            return [InputError(problem, "a key that all samples of a task have, or none")]
+    if cluster in keys:
         return []
     problem = f"report.cluster: {cluster!r} is no key that all samples of a task have in their metadata"
     return [InputError(f"{problem}{nearest(cluster, keys)}", ", ".join(keys) or "null, as no task has such a key")]

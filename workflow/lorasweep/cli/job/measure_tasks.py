@@ -40,6 +40,7 @@ def _measure(spec: TaskSpec) -> dict[str, Any]:
         task = load_parts(spec)
         samples = list(task.dataset)[: spec.limit]
         sizes = [len(get_text(sample.input).encode()) for sample in samples]
+        keys = [{k for k, value in (sample.metadata or {}).items() if value is not None} for sample in samples]
         system_message, metrics = find_system_message(task, spec.limit), name_metrics(task)
     except (Exception, SystemExit) as error:
         token = os.environ.get("HF_TOKEN")  # in `lorasweep download` alone
@@ -47,7 +48,8 @@ def _measure(spec: TaskSpec) -> dict[str, Any]:
     return {
         "samples": len(samples) * (spec.epochs or task.epochs or 1),
         "prompt_bytes": sum(sizes) / max(1, len(sizes)),
-        "metadata": sorted(set.intersection(*(set(sample.metadata or {}) for sample in samples)) if samples else []),
+        "metadata": sorted(set.intersection(*keys) if keys else []),
+        "some_metadata": sorted(set.union(*keys) if keys else []),
         "metrics": metrics,
         "system_message": system_message,
     }
