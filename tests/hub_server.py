@@ -167,7 +167,8 @@ def serve() -> Iterator[Hub]:
             """Refuse a card as the hub does: metadata that is no mapping, or names a folder as the base model."""
             found = re.match(r"---\n(.*?)---\n", text, flags=re.DOTALL)
             metadata = yaml.safe_load(found[1]) if found else None
-            if not isinstance(metadata, dict) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(metadata["base_model"])):
+            base = metadata.get("base_model", "none") if isinstance(metadata, dict) else ""
+            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(base)):
                 self.reply({"errors": [{"message": "not valid"}], "warnings": []}, 400)
                 return
             self.reply({"errors": [], "warnings": []})
