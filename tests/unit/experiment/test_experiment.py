@@ -181,9 +181,10 @@ class TestFile:
         ({"controls": {"learning_rate": 1e-4}}, "unknown key 'controls.learning_rate' (did you mean 'lr'?)"),
         ({"controls": {"target_modules": ["q_proj"]}}, "(did you mean 'lora_modules'?)"),
         ({"learning_rate": 1e-4}, "unknown key 'learning_rate' (here it is 'controls.lr')"),
+        ({"controls": {"lora_attn_modules": ["o_proj"]}}, "'o_proj' is invalid. Expected: output_proj, which is"),
         ({"runs": [{"name": "a", "num_train_epochs": 3}]}, "(did you mean 'epochs'?)"),
         ({"variables": {"rank": [4]}}, "(did you mean 'lora_rank'?)"),
-        ({"variables": {"base_model": ["a", "b"]}}, "(here it is 'model.path')"),
+        ({"variables": {"base_model": ["a", "b"]}}, "the base model cannot vary. Expected: one file for each"),
     ],
 )
 def test_names_of_other_tools_get_the_name_here(sections: dict[str, Any], said: str, tmp_path: Path) -> None:

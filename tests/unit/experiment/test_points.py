@@ -600,6 +600,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"data": {"sets": {"a": {"sets": {}}}}}, ["'data.sets.a.sets'"]),
     ({"data": {"sets": {"a": {"max_samples": "1"}}}}, ["data.sets.a.max_samples: '1' is invalid"]),
     ({"data": {"sets": {"a/b": {"max_samples": 1}}}}, ["data.sets.a/b", "a name of letters"]),
+    ({"variables": {"model.path": ["a", "b"]}}, ["variables.model.path.0: the base model cannot vary", "one file"]),
+    ({"variables": {"controls.lr": [1e-4]}}, ["unknown key 'controls.lr' (did you mean 'lr'?)"]),
     (
         {"variables": {"lora_alpha": ["${lora_rank}"]}},
         ["'lora_rank' not found (key: variables.lora_alpha[0])", "only in 'controls' and runs"],

@@ -170,6 +170,8 @@ def parse_setting(key: str, value: Any, where: str, sets: Collection[str] = ()) 
         InputError: The key is unknown (the message suggests the nearest one), or its value is invalid.
     """
     if key not in SETTING_KEYS:
+        if OTHER_NAMES.get(key, key).partition(".")[0] == "model":
+            raise InputError(f"{where}: the base model cannot vary", "one file for each base model")
         raise InputError(f"{where}: unknown key '{key}'{suggest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
     if key == SET_KEY:
         if value not in [*sets]:
@@ -190,8 +192,10 @@ def parse_setting(key: str, value: Any, where: str, sets: Collection[str] = ()) 
 
 
 def suggest(key: str, known: Sequence[str]) -> str:
-    """Return what may be meant by an unknown key: the name here of another tool's key, or the nearest one."""
-    here = OTHER_NAMES.get(key)
+    """Return what may be meant by an unknown key: its part after a dot, the name here of another tool's key, or the
+    nearest one."""
+    last = key.rpartition(".")[2]
+    here = f".{last}" if last != key and last in known else OTHER_NAMES.get(key)
     if here is None:
         return nearest(key, known)
     own = here.rpartition(".")[2]

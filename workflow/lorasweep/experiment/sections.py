@@ -132,7 +132,15 @@ Day = Annotated[str, BeforeValidator(_day)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 ModelPath = Annotated[PathText, AfterValidator(_model_path)]
 DataFiles = Annotated[Text | tuple[Text, ...], BeforeValidator(_data_files)]
-AttentionModule = Literal["q_proj", "k_proj", "v_proj", "output_proj"]
+
+
+def _attention_module(value: Any) -> Any:
+    if value == "o_proj":
+        raise ValueError("output_proj, which is Hugging Face's o_proj; or lora_modules, which takes the model's names")
+    return value
+
+
+AttentionModule = Annotated[Literal["q_proj", "k_proj", "v_proj", "output_proj"], BeforeValidator(_attention_module)]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"]
 Schedule = Literal["cosine", "linear", "constant"]
 ModelFormat = Literal["hf", "adapter"]
@@ -753,6 +761,7 @@ OTHER_NAMES = {
     "alpha": "controls.lora_alpha",
     "dropout": "controls.lora_dropout",
     **dict.fromkeys(("target_modules", "lora_target_modules", "lora_target"), "controls.lora_modules"),
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "output_proj"), "controls.lora_attn_modules"),
     **dict.fromkeys(("max_length", "max_seq_length", "sequence_len", "cutoff_len"), "controls.max_seq_len"),
     **dict.fromkeys(("warmup_steps", "num_warmup"), "controls.num_warmup_steps"),
     **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"), "controls.schedule"),
