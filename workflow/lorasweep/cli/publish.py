@@ -15,7 +15,7 @@ import yaml
 
 from lorasweep.evaluation.spec import VLLM_RANKS
 from lorasweep.hub import references as hub
-from lorasweep.hub.access import get_token
+from lorasweep.hub.access import check_token
 from lorasweep.layout import CARD, EXPERIMENT
 from lorasweep.results.card import make_card
 from lorasweep.results.publication import Base, gather, read_manifest
@@ -44,15 +44,15 @@ def run(arguments: argparse.Namespace) -> None:
     point = (arguments.point if arguments.point.is_dir() else RESULTS / arguments.point).resolve()
     reference = _read_target(arguments.to)
     target = Path(arguments.to).resolve()
-    if reference and not get_token():
-        raise InputError(f"{hub.TOKEN} is not set", "a token that may write to this repository, in the environment")
+    if reference:
+        check_token()
     if reference is None and arguments.private:
         raise InputError("--private is for a repository, but --to is a folder", "--to hf://org/name")
     if reference is None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"--to: {arguments.to} exists, and is not an empty folder", "a new folder, or hf://org/name")
     manifest = read_manifest(point)
     base = _find_base(point, manifest, arguments.base_model)
-    name = reference.repository if reference else target.resolve().name
+    name = reference.repository if reference else target.name
     card = make_card(point, manifest, name, base, VLLM_RANKS)
     settings: dict[str, Any] = {"has_logs": not arguments.no_logs, "links": reference is not None}
     if reference:

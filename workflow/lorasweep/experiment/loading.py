@@ -170,7 +170,7 @@ def parse_setting(key: str, value: Any, where: str, sets: Collection[str] = ()) 
         InputError: The key is unknown (the message suggests the nearest one), or its value is invalid.
     """
     if key not in SETTING_KEYS:
-        if OTHER_NAMES.get(key, key).partition(".")[0] == "model":
+        if OTHER_NAMES.get(key, key) in ("model", "model.path"):
             raise InputError(f"{where}: the base model cannot vary", "one file for each base model")
         raise InputError(f"{where}: unknown key '{key}'{suggest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
     if key == SET_KEY:

@@ -211,7 +211,6 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
     for name, entry in entries.items():
         if entry["training"] and "epoch" not in entry["settings"]:
             owners.setdefault(entry["training"], name)
-    keys = {field.alias or key: key for key, field in Controls.model_fields.items()}
     sections: dict[str, Data] = {}
     points = {}
     for name, entry in entries.items():
@@ -224,7 +223,7 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
             name=name,
             swept=tuple(entry["swept"]),
             # The values were checked before they were recorded.
-            controls=Controls.model_construct(**{keys[key]: value for key, value in settings.items() if key in keys}),
+            controls=Controls.model_construct(**settings),
             mode=settings[MODE_KEY],
             is_run=entry["is_run"],
             adapter=settings.get("adapter"),

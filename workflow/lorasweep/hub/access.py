@@ -13,6 +13,16 @@ def get_token() -> str | bool:
     return os.environ.get(TOKEN) or False
 
 
+def check_token() -> None:
+    """Check that there is a token to write with.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not get_token():
+        raise InputError(f"{TOKEN} is not set", "a token that may write to this repository, in the environment")
+
+
 def explain_gate() -> str:
     """Return why a gated repository is not accessible."""
     return f"it is gated, and {_explain_token()}; accept its terms on the hub and {_HINT}"

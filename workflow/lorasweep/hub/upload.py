@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lorasweep.hub.access import explain, get_token
-from lorasweep.hub.references import TOKEN, Reference
+from lorasweep.hub.access import check_token, explain, get_token
+from lorasweep.hub.references import Reference
 from lorasweep.util.errors import InputError
 
 _FAILED = "the upload failed ({}); files are committed together or not at all: run the same command again"
@@ -19,8 +19,7 @@ def upload(reference: Reference, folder: Path, *, is_private: bool) -> str:
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    if not get_token():
-        raise InputError(f"{TOKEN} is not set", "a token that may write to this repository, in the environment")
+    check_token()
     api = HfApi(token=get_token())
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     try:

@@ -191,10 +191,12 @@ def _find_count(entries: Iterable[Mapping[str, Any]], data: Data, key: list[str]
         if entry["max_samples"] == data.max_samples:
             return entry
     for entry in alike:
+        most = entry["max_samples"]
+        if not data.max_samples or data.max_samples > (most or math.inf):
+            continue
         counted = len(entry.get("parts", {}).get("train", ()))
         # A dataset component of the user's may have other samples than the files.
-        is_whole = counted == check_data(data.model_copy(update={"max_samples": entry["max_samples"]})).samples
-        if is_whole and data.max_samples and data.max_samples <= (entry["max_samples"] or math.inf):
+        if counted == check_data(data.model_copy(update={"max_samples": most})).samples:
             return entry
     return None
 

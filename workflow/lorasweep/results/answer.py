@@ -9,7 +9,7 @@ import pandas as pd
 
 from lorasweep.experiment.points import format_value
 from lorasweep.layout import BASELINE
-from lorasweep.results.inference import POWER, adjust_p_values, count_needed_samples
+from lorasweep.results.inference import POWER, Scores, adjust_p_values, count_needed_samples
 from lorasweep.results.replicates import collect_scores, compare_settings
 from lorasweep.results.table import SampleScores, is_metric
 from lorasweep.util.errors import InputError
@@ -107,6 +107,7 @@ def find_answer(
     p_value: Any = together.get(f"{metric}:p_adjusted")
     if not _is_missing(p_value) and p_value > level:
         close.append(("the base model", {"points": BASELINE, "mode": "base", "task": task}, level / count))
+    own = collect_scores(best[0], metric, table, scores)
     caveats = (
         *_find_absent(settings, rows, task),
         *_get_caveats(best[0], others, metric),
@@ -114,8 +115,8 @@ def find_answer(
         *_find_edge_caveats(rows, best, variables),
         *_find_rank_caveat(table[table["task"] == task]),
         *_find_seed_caveats(records, metric, table, scores),
-        *_find_sample_caveats(best[0], close, metric, table, scores),
-        *_find_cluster_caveat(together, metric, task, cluster, scores, _is_mean(best[0], metric, table, scores)),
+        *_find_sample_caveats(own, close, metric, table, scores),
+        *_find_cluster_caveat(together, metric, task, cluster, scores, bool(own.samples)),
     )
     is_alone = len(equal) == 1
     is_winner = is_alone and bool(others) and not tied
@@ -309,7 +310,7 @@ def _find_seed_caveats(
 
 
 def _find_sample_caveats(
-    best: Mapping[str, Any],
+    own: Scores,
     close: Sequence[tuple[str, Mapping[str, Any], float]],
     metric: str,
     table: pd.DataFrame,
@@ -317,9 +318,8 @@ def _find_sample_caveats(
 ) -> tuple[str, ...]:
     """Return a note of how many samples would tell the best setting from those that are close.
 
-    `close` has names, rows and levels of significance.
+    `own` are the best setting's scores; `close` has names, rows and levels of significance.
     """
-    own = collect_scores(best, metric, table, scores)
     caveats = []
     for name, row, level in close:
         other = collect_scores(row, metric, table, scores)
@@ -347,10 +347,6 @@ def _find_cluster_caveat(
         "Samples are taken as independent. If several are about one text, name the key of their metadata that tells "
         "the text as report.cluster.",
     )
-
-
-def _is_mean(row: Mapping[str, Any], metric: str, table: pd.DataFrame, scores: SampleScores) -> bool:
-    return bool(collect_scores(row, metric, table, scores).samples)
 
 
 def _format_p(p_value: float) -> str:

@@ -126,7 +126,7 @@ def describe_adapter_difference(adapter: Path, settings: Mapping[str, Any]) -> s
         return None
     config = _read_json(adapter / ADAPTER_CONFIG)
     # The values were checked before they were recorded.
-    controls = Controls.model_construct(**{key: settings[key] for key in Controls.model_fields.keys() & settings})
+    controls = Controls.model_construct(**settings)
     expected: dict[str, Any] = {
         "r": controls.lora_rank * (2 if controls.changes_base else 1),
         "lora_alpha": controls.alpha,

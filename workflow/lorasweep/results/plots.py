@@ -99,9 +99,7 @@ def draw_comparison(rows: pd.DataFrame, task: str, metric: str, higher_is_better
     kinds = alt.Scale(domain=["setting", "base model"], range=["circle", "cross"])
     shape = alt.Shape("kind:N", scale=kinds, legend=None)
     dots = alt.Chart(data).mark_point(filled=True, size=70, opacity=1).encode(x=x, shape=shape, **encoding)
-    chart = alt.layer(*_draw_intervals(alt.Chart(data), data, encoding, across=True), dots).properties(
-        height=22 * len(data) + 20, usermeta={"width": 200 + 7 * min(68, max(map(len, data["setting"])))}
-    )
+    chart = _fit_list(alt.layer(*_draw_intervals(alt.Chart(data), data, encoding, across=True), dots), data)
     more = f" The best {MOST_ROWS} of {len(rows)}." if len(rows) > MOST_ROWS else ""
     return finish(
         f"{task}-compared", f"{metric} on {task}", f"{_tell_bars(data)} Crosses are base models.{more}", chart
@@ -341,12 +339,13 @@ def _draw_list(
     )
     best = "lowest" if ascending else "highest"
     more = f" The {MOST_ROWS} {best} of {len(rows)}." if len(rows) > MOST_ROWS else ""
-    return (
-        alt.layer(*layers).properties(
-            height=22 * len(shown) + 20, usermeta={"width": 200 + 7 * min(80, max(map(len, data["setting"])))}
-        ),
-        f"{_tell_bars(data)}{_tell_base(base, metric)}{more}",
-    )
+    return _fit_list(alt.layer(*layers), data), f"{_tell_bars(data)}{_tell_base(base, metric)}{more}"
+
+
+def _fit_list(chart: Any, data: pd.DataFrame) -> Any:
+    """Return the chart of a list with room for its rows and for their names."""
+    width = 200 + 7 * min(80, max(map(len, data["setting"])))
+    return chart.properties(height=22 * len(data) + 20, usermeta={"width": width})
 
 
 def _draw_base(data: pd.DataFrame, across: bool = False) -> list[alt.Chart]:

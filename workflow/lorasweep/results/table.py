@@ -315,7 +315,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
 def _get_scale(settings: Mapping[str, Any]) -> float:
     """Return what a point's update B·A is multiplied by: alpha / r, or alpha / √r with rsLoRA."""
     # The values were checked before they were recorded.
-    controls = Controls.model_construct(**{key: settings[key] for key in Controls.model_fields.keys() & settings})
+    controls = Controls.model_construct(**settings)
     return controls.alpha / (sqrt(controls.lora_rank) if controls.use_rslora else controls.lora_rank)
 
 
