@@ -15,7 +15,7 @@ import yaml
 
 from lorasweep.cli.job import collect as job
 from lorasweep.experiment.points import SEPARATOR, format_value
-from lorasweep.layout import BASELINE
+from lorasweep.layout import get_baseline_name, is_base
 
 SCORE = "match"
 METRIC = "match/accuracy"
@@ -27,7 +27,7 @@ def make_results(
     variables: Mapping[str, Sequence[Any]],
     chances: Any,
     samples: int = 40,
-    base_chance: float | None = 0.3,
+    base_chance: float | Mapping[str, float] | None = 0.3,
     steps: int = 20,
     seed: int = 0,
     noise: float = 0.1,
@@ -35,7 +35,7 @@ def make_results(
     """Make the folder of a sweep over `variables`, and return the samples' scores.
 
     `chances` gives of a point's values how likely a sample is right; the same samples are hard for every point, but for
-    the noise.
+    the noise. `base_chance` gives the same of the base model, or of each model by its name.
     """
     draw = np.random.default_rng(seed)
     hardness = draw.uniform(size=samples)
@@ -52,8 +52,10 @@ def make_results(
         }
         scores = (hardness + draw.normal(0, noise, samples) < chances(settings)).astype(float)
         rows += make_point(results, name, settings, scores, steps)
-    if base_chance is not None:
-        rows += make_point(results, BASELINE, {}, (hardness < base_chance).astype(float), 0)
+    for model, chance in (base_chance if isinstance(base_chance, Mapping) else {None: base_chance}).items():
+        if chance is not None:
+            settings = {"mode": "base", **({"model": model} if model else {})}
+            rows += make_point(results, get_baseline_name(model), settings, (hardness < chance).astype(float), 0)
     (results / "points.json").write_text(json.dumps(record))
     frame = pd.DataFrame(rows, columns=["point", "task", "sample", "epoch", "score", "value"])
     frame.to_parquet(results / "samples.parquet", index=False)
@@ -73,7 +75,8 @@ def make_results(
 def collect(results: Path, variables: Sequence[str]) -> None:
     """Make the tables, as the workflow has them made."""
     arguments = ["--results", results, "--samples", results / "samples.parquet", "--variables", *variables]
-    arguments += ["--tasks", TASK, "--report", "{}", "--baselines", BASELINE, "--output", results / "results.csv"]
+    baselines = [folder.name for folder in results.iterdir() if is_base(folder.name)]
+    arguments += ["--tasks", TASK, "--report", "{}", "--baselines", *baselines, "--output", results / "results.csv"]
     parser = argparse.ArgumentParser()
     job.add_arguments(parser)
     job.run(parser.parse_args(list(map(str, arguments))))
@@ -82,7 +85,7 @@ def collect(results: Path, variables: Sequence[str]) -> None:
 def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: Any, steps: int) -> list[tuple[Any, ...]]:
     """Make a point's folder; return the scores of its samples."""
     folder = results / name
-    is_base = not settings
+    is_baseline = settings.get("mode") == "base"
     (folder / "eval").mkdir(parents=True)
     (folder / "eval" / f"{TASK}.eval").write_bytes(b"a log")
     if steps:
@@ -96,13 +99,13 @@ def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: An
     training = {"epochs": 1, "steps": steps, "tokens": steps * 100, "final_train_loss": 3 / np.sqrt(max(steps, 1))}
     manifest = {
         "point": name,
-        "mode": "base" if is_base else settings.get("mode", "B1"),
+        "mode": settings.get("mode", "B1"),
         "dtype": "fp32",
         "device": "cpu",
         "settings": {key: value for key, value in settings.items() if key != "mode"},
         "git_revision": "0" * 40,
-        "adapter_sha256": None if is_base else "a" * 64,
-        "training": {} if is_base else {**training, "recipe_sha256": recipe, "versions": {"torchtune": "0.6.1"}},
+        "adapter_sha256": None if is_baseline else "a" * 64,
+        "training": {} if is_baseline else {**training, "recipe_sha256": recipe, "versions": {"torchtune": "0.6.1"}},
         "evaluation": {
             "proof": {"base_model_fingerprint": "f" * 64},
             "spec": {
@@ -115,8 +118,8 @@ def make_point(results: Path, name: str, settings: Mapping[str, Any], scores: An
             "tasks": {TASK: {"scores": {METRIC: scores.mean(), "match/stderr": 0.05}, "samples": len(scores)}},
             "versions": {"inspect-ai": "0.3.285"},
         },
-        "seconds": {"evaluate": 4.0} if is_base else {"train": 10.0, "evaluate": 5.0},
-        "bytes": 10 if is_base else 5_000_000,
+        "seconds": {"evaluate": 4.0} if is_baseline else {"train": 10.0, "evaluate": 5.0},
+        "bytes": 10 if is_baseline else 5_000_000,
         "files": [],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -141,7 +141,9 @@ class Cells:
         own = {"system_prompt": SYSTEM[system].get("entry"), "assistant_prefix": SYSTEM[system].get("prefix")}
         entry = TaskSpec(name="asked", task="none", args={}, limit=None, **own)
         kind, _, provider = mode.partition(" by ")
-        spec = make_evaluation_spec(experiment, [], [], "base" if kind == "baseline" else kind, "")  # type: ignore[arg-type]
+        mode: Any = "base" if kind == "baseline" else kind
+        point = points["point"]
+        spec = make_evaluation_spec(experiment, [], [], mode, "", point.model, point.data)
         spec = spec.model_copy(update={"tasks": [entry], "max_connections": 1, "max_tokens": 1})
         adapter = {} if kind == "baseline" else {"adapter": str(self._folder / f"adapter of {template}")}
         return {

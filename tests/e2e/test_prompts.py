@@ -81,7 +81,7 @@ def make_case(directory: Path, model: Path, case: str) -> Case:
     recipe = directory / "recipe.yaml"
     recipe.write_text(make_recipe(experiment, point, str(directory / "point")))
     task = TaskSpec(name="prompts", task="none", args={}, limit=None)
-    spec = make_evaluation_spec(experiment, [], [], "base", "", data=point.data)
+    spec = make_evaluation_spec(experiment, [], [], "base", "", point.model, point.data)
     spec = spec.model_copy(update={"max_connections": 1})
     if case.endswith("of the task"):
         task = task.model_copy(update={"system_prompt": spec.system_prompt or "", "prompt": spec.prompt or ""})

@@ -109,7 +109,9 @@ def test_the_ledger_folds_names_between_their_parts(
     width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ranks").mkdir()
-    rows = make_ledger(tmp_path / "ranks", [make_point(name) for name in NAMES], [], [], 10**9, WHOLE)
+    rows = make_ledger(
+        tmp_path / "ranks", [make_point(name) for name in NAMES], [], [], dict.fromkeys(NAMES, 10**9), WHOLE
+    )
     write_ledger(rows, tmp_path / "ranks" / LEDGER)
     monkeypatch.setenv("COLUMNS", str(width))
     ledger.run(argparse.Namespace(experiment=tmp_path / "ranks"))

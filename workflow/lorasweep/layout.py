@@ -107,6 +107,17 @@ of their outputs, and SLURM's outages."""
 BASELINE = "baseline"
 """Point name of the unmodified base model."""
 
+
+def get_baseline_name(model: str | None) -> str:
+    """Return the point name of an unmodified base model, which may have a name under `models`."""
+    return f"{BASELINE}__model={model}" if model else BASELINE
+
+
+def is_base(name: str) -> bool:
+    """Whether a point's name is that of an unmodified base model, not of another baseline."""
+    return name == BASELINE or name.startswith(f"{BASELINE}__model=")
+
+
 RESERVED_NAMES = (
     BASELINE,
     *("logs", "benchmarks", TRAININGS, "plots", "plots-partial", "tensorboard", "wandb", "mlflow"),

@@ -159,10 +159,6 @@ def get_placement():
     return {"nodes": 1, "model_gpus": of(SWEEP.get_model_gpus)}
 
 
-def get_base_fingerprint(wildcards):
-    return SWEEP.base_fingerprint
-
-
 def get_evaluation(wildcards):
     """Return the EvaluationSpec of a point or batch as JSON: all that its evaluation depends on but the weights."""
     point = SWEEP.batches[wildcards.batch][0] if "batch" in wildcards.keys() else wildcards.point

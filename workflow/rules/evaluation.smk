@@ -65,7 +65,7 @@ rule evaluate_adapters:
         **get_placement(),
         **request_memory("evaluate_adapters"),
         runtime=request("evaluate_adapters", "runtime"),
-        gpu=SWEEP.evaluation_gpus,
+        gpu=of(SWEEP.get_evaluation_gpus),
     params:
         spec=get_evaluation,
         points=of(SWEEP.get_batch_folders),

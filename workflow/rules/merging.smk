@@ -30,8 +30,8 @@ rule merge:
         merged_models=1,
     params:
         adapter=in_results("{point}/adapter"),
-        base=SWEEP.base_model,
-        dtype=EXPERIMENT.model.dtype,
+        base=of(SWEEP.get_model_path),
+        dtype=of(SWEEP.get_dtype),
         option="--temporary",
     shell:
         f"{RUN} eval -m lorasweep job merge --base {{params.base:q}} --adapter {{params.adapter:q}} --output {{output.model:q}}"
@@ -56,6 +56,6 @@ use rule merge as export with:
         merged_models=0,
     params:
         adapter=in_results("{point}/adapter"),
-        base=SWEEP.base_model,
-        dtype=EXPERIMENT.model.dtype,
+        base=of(SWEEP.get_model_path),
+        dtype=of(SWEEP.get_dtype),
         option="--verify",

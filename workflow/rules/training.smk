@@ -90,8 +90,8 @@ rule adopt:
     params:
         source=of(lambda point: POINTS[point].adapter),
         adapter=in_results("{point}/adapter"),
-        base=SWEEP.base_model,
-        fingerprint=get_base_fingerprint,
+        base=of(SWEEP.get_model_path),
+        fingerprint=of(SWEEP.get_fingerprint),
     shell:
         f"{RUN} eval -m lorasweep job adopt --source {{params.source:q}} --adapter {{params.adapter:q}} --base {{params.base:q}}"
         " > {log:q} 2>&1"

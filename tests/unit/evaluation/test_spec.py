@@ -17,7 +17,8 @@ def make(model: Path, roles: dict[str, Any] | None = None, **data: Any) -> Evalu
         "data": {"train": "t", **data},
         "evaluation": {"model_roles": roles or {}},
     }
-    return make_evaluation_spec(load_experiment(config, "x.yaml"), [], [], "B2", "")
+    experiment = load_experiment(config, "x.yaml")
+    return make_evaluation_spec(experiment, [], [], "B2", "", experiment.choose_model(None), experiment.data)
 
 
 def write_dated(folder: Path) -> Path:

@@ -184,7 +184,10 @@ class TestFile:
         ({"controls": {"lora_attn_modules": ["o_proj"]}}, "'o_proj' is invalid. Expected: output_proj, which is"),
         ({"runs": [{"name": "a", "num_train_epochs": 3}]}, "(did you mean 'epochs'?)"),
         ({"variables": {"rank": [4]}}, "(did you mean 'lora_rank'?)"),
-        ({"variables": {"base_model": ["a", "b"]}}, "the base model cannot vary. Expected: one file for each"),
+        (
+            {"variables": {"base_model": ["a", "b"]}},
+            "(did you mean 'model'?). Expected: model, with names under",
+        ),
     ],
 )
 def test_names_of_other_tools_get_the_name_here(sections: dict[str, Any], said: str, tmp_path: Path) -> None:

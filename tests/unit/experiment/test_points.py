@@ -1,6 +1,7 @@
 """Points: identity by value, names that last, and what is refused."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorasweep.experiment.loading import load_experiment, write_experiment
-from lorasweep.experiment.points import Point, format_value, get_baselines, get_points, record_points
+from lorasweep.experiment.points import Point, format_value, get_baselines, get_points, recall_points, record_points
 from lorasweep.util.errors import InputError, naming_file
 
 
@@ -496,7 +497,72 @@ def sets(*names: str) -> dict[str, Any]:
     return {"data": {"train": "t", "sets": {name: {"train": f"{name}.jsonl"} for name in names}}}
 
 
+def models(*names: str, **keys: Any) -> dict[str, Any]:
+    """The sections of an experiment with models of these names, and no other."""
+    return {"model": {"device": "cpu"}, "models": {name: {"path": f"models/{name}", **keys} for name in names}}
+
+
+def test_a_model_is_chosen_by_its_name_and_its_keys_replace_those_of_all(registry: Path) -> None:
+    named = models("small", "large")
+    named["model"]["dtype"] = "fp32"
+    named["models"]["large"] |= {"dtype": "bf16", "quantize": "nf4", "trainer": "trl"}
+    sections = {
+        **named,
+        "variables": {"model": ["small", "large"], "lora_rank": [4, 8]},
+        "exclude": ["model == 'large' and trainer == 'trl' and lora_rank == 8"],
+        "runs": [{"name": "other", "model": "large", "trainer": "torchtune", "lora_rank": 2}],
+    }
+    points = run(registry, **sections)
+    assert list(points) == ["lora_rank=4__model=small", "lora_rank=8__model=small", "lora_rank=4__model=large", "other"]
+    small, large = points["lora_rank=4__model=small"], points["lora_rank=4__model=large"]
+    assert (small.model.path, small.model.dtype, small.model.quantize, small.trainer) == (
+        *("models/small", "fp32", None),
+        "torchtune",
+    )
+    assert (large.model.path, large.model.dtype, large.model.device) == ("models/large", "bf16", "cpu")
+    assert (large.model.quantize, large.trainer, points["other"].trainer) == ("nf4", "trl", "torchtune")
+    assert large.settings["model"] == "large"
+    experiment = load_experiment({"experiment": {"name": "x"}, **sections}, "my.yaml")
+    assert recall_points(experiment, registry) == {
+        name: replace(p, swept=tuple(sorted(p.swept))) for name, p in points.items()
+    }
+    baselines = get_baselines(experiment, points)
+    assert {name: baseline.model.dtype for name, baseline in baselines.items()} == {
+        "baseline__model=small": "fp32",
+        "baseline__model=large": "bf16",
+    }
+    assert [baseline.settings for baseline in baselines.values()] == [
+        {"mode": "base", "model": "small"},
+        {"mode": "base", "model": "large"},
+    ]
+
+
+def test_a_model_can_be_drawn_and_stand_beside_the_section_model() -> None:
+    sections = models("large") | {
+        "model": {"path": "models/small"},
+        "runs": [{"name": "a"}, {"name": "b", "model": "large"}],
+    }
+    points = expand(**sections)
+    assert {name: point.model.path for name, point in points.items()} == {"a": "models/small", "b": "models/large"}
+    experiment = load_experiment({"experiment": {"name": "x"}, **sections}, "my.yaml")
+    assert list(get_baselines(experiment, points)) == ["baseline", "baseline__model=large"]
+    drawn = draw(4, model=["small", "large"], lr={"log_uniform": [1e-5, 1e-3]})
+    assert {point.model_name for point in expand(**models("small", "large"), **drawn).values()} <= {"small", "large"}
+
+
 BAD: list[tuple[dict[str, Any], list[str]]] = [
+    ({**models("a"), "variables": {"model": ["b"]}}, ["variables.model.0: 'b' is invalid", "Expected: a"]),
+    ({**models("a", "b"), "variables": {"model": ["a"]}}, ["models.b: no point has this model", "[a, b]", "model: b"]),
+    (
+        {**models("a"), "runs": [{"name": "c", "model": "a"}, {"name": "d"}]},
+        ["model.path: is missing, and the point 'd'"],
+    ),
+    ({"variables": {"model": ["a"]}}, ["variables.model.0: 'a' is invalid", "a name, described by models"]),
+    ({**models("a", device="cpu"), "variables": {"model": ["a"]}}, ["unknown key 'models.a.device'"]),
+    (
+        {**models("a"), "variables": {"model": ["a"]}, "evaluation": {"base_model": "m"}},
+        ["evaluation.base_model: 'm' is invalid beside models"],
+    ),
     ({}, ["nothing to run"]),
     ({"variables": {"lora_rnk": [8]}}, ["variables.lora_rnk", "did you mean 'lora_rank'"]),
     ({"variables": {"lora_rank": [0]}}, ["variables.lora_rank.0", "0", "greater than or equal to 1"]),
@@ -600,7 +666,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"data": {"sets": {"a": {"sets": {}}}}}, ["'data.sets.a.sets'"]),
     ({"data": {"sets": {"a": {"max_samples": "1"}}}}, ["data.sets.a.max_samples: '1' is invalid"]),
     ({"data": {"sets": {"a/b": {"max_samples": 1}}}}, ["data.sets.a/b", "a name of letters"]),
-    ({"variables": {"model.path": ["a", "b"]}}, ["variables.model.path.0: the base model cannot vary", "one file"]),
+    ({"variables": {"model.path": ["a", "b"]}}, ["unknown key 'model.path' (did you mean 'model'?)"]),
     ({"variables": {"controls.lr": [1e-4]}}, ["unknown key 'controls.lr' (did you mean 'lr'?)"]),
     (
         {"variables": {"lora_alpha": ["${lora_rank}"]}},
@@ -682,7 +748,9 @@ def test_the_same_adapter_in_the_same_mode_is_one_point(adapter: str) -> None:
 
 def read_baselines(**evaluation: Any) -> dict[str, str]:
     config = {"experiment": {"name": "x"}, "model": {"path": "m"}, "evaluation": evaluation}
-    return get_baselines(load_experiment(config, "my.yaml"), ["lora_rank=8"])
+    experiment = load_experiment(config, "my.yaml")
+    point = Point("lora_rank=8", (), experiment.controls, "B1", experiment.choose_model(None))
+    return {name: baseline.model.path for name, baseline in get_baselines(experiment, {point.name: point}).items()}
 
 
 def test_any_number_of_models_can_be_evaluated_as_they_are() -> None:

@@ -137,8 +137,9 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep
         }
         sweep = Sweep.load(config, "my.yaml")
         command = [sys.executable, "-c", f"print({json.dumps(measured)!r})", "", "", "measure_lengths"]
-        recipes = {(point.data, point.trainer): "a recipe" for point in sweep.points.values()}
-        count_lengths(sweep.results, recipes, sweep.base_fingerprint, lambda *_: (command, os.environ))
+        points = sweep.points.values()
+        recipes = {(p.data, sweep.get_fingerprint(p.name), p.trainer): "a recipe" for p in points}
+        count_lengths(sweep.results, recipes, lambda *_: (command, os.environ))
         return sweep
 
     return load
@@ -166,7 +167,7 @@ class TestRun:
         dropped = load("nor this", controls={"max_seq_len": 110, "batch_size": 3}, data={"too_long": "drop"})
         [note] = check_lengths(dropped, set(dropped.points))
         assert "They are left out" in note
-        count = read_count(sweep.results, dropped.experiment.data, sweep.base_fingerprint)
+        count = read_count(sweep.results, dropped.points["seed=0"].data, sweep.get_fingerprint("seed=0"))
         assert count is not None
         assert count.train is not None
         assert count.train.get_sequences(dropped.points["seed=0"].controls).number == 3
@@ -210,7 +211,7 @@ class TestRun:
         module.write_text("STAGE = 'eval'\n" + "".join(f"def {name}(*_): return ''\n" for name in members))
         monkeypatch.syspath_prepend(tmp_path)
         sweep = load(self.MEASURED, trainer="counting_trainer")
-        read = partial(read_count, sweep.results, sweep.experiment.data, sweep.base_fingerprint)
+        read = partial(read_count, sweep.results, sweep.points["seed=0"].data, sweep.get_fingerprint("seed=0"))
         assert read("torchtune") is None
         assert read("counting_trainer") is not None
         module.write_text(module.read_text() + "# of another tokenizer\n")
@@ -220,15 +221,17 @@ class TestRun:
         sweep = load(self.MEASURED, variables={"prompt": ["A {input}", "B {input}"]})
         assert len(json.loads((sweep.results / LENGTHS).read_text())["counts"]) == 2
         Path("train.jsonl").write_text('{"input": "a", "output": "c"}\n' * 4)
-        data = next(iter(sweep.points.values())).data
-        assert read_count(sweep.results, data, sweep.base_fingerprint) is None
+        point = next(iter(sweep.points.values()))
+        assert read_count(sweep.results, point.data, sweep.get_fingerprint(point.name)) is None
 
     def test_sizes_of_the_same_data_are_counted_once(self, load: Callable[..., Sweep], tmp_path: Path) -> None:
         controls = {"max_seq_len": 200, "batch_size": 1}
         sweep = load(self.MEASURED, variables={"max_samples": [2, None, 3]}, controls=controls)
         [counted] = json.loads((sweep.results / LENGTHS).read_text())["counts"]
         assert counted["max_samples"] is None
-        counts = [read_count(sweep.results, point.data, sweep.base_fingerprint) for point in sweep.points.values()]
+        counts = [
+            read_count(sweep.results, point.data, sweep.get_fingerprint(point.name)) for point in sweep.points.values()
+        ]
         assert [count.train.parts for count in counts if count and count.train] == [PARTS[:2], PARTS, PARTS[:3]]
         assert check_lengths(sweep, set(sweep.points)) == []
         # What another component of the user's has counted is no sample of the file.

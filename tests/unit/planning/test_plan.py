@@ -14,11 +14,11 @@ from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.shapes import read_shape
 from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size
 from lorasweep.experiment.devices import DEVICES, check_device
-from lorasweep.experiment.points import get_points
+from lorasweep.experiment.points import get_baselines, get_points
 from lorasweep.experiment.sections import Controls, Experiment
 from lorasweep.experiment.task_choice import choose_tasks
 from lorasweep.experiment.tasks import TaskEntry
-from lorasweep.planning.costs import START_SECONDS, Costs, TaskSize
+from lorasweep.planning.costs import START_SECONDS, Base, Costs, TaskSize
 from lorasweep.planning.counting import guess_task_sizes
 from lorasweep.planning.forecast import Forecast
 from lorasweep.planning.lengths import Lengths
@@ -174,12 +174,17 @@ def make_planner(
     tasks = {"t": TaskSize(100, 200)}
     costs = Costs(
         experiment,
-        make_base(tmp_path),
+        Base(experiment.choose_model(None), make_base(tmp_path)),
         Lengths.count(experiment.data, [[0, 400], [0, 600]] * 500),
         tasks,
         factors or {},
     )
-    return Planner(experiment, points, costs.base, costs, parallel)
+    names = [*points, *get_baselines(experiment, points)]
+    return Planner(experiment, points, dict.fromkeys(names, costs), parallel)
+
+
+def get_costs(planner: Planner) -> Costs:
+    return next(iter(planner.costs.values()))
 
 
 def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
@@ -196,7 +201,9 @@ def test_jobs_are_counted_in_every_mode(tmp_path: Path) -> None:
 def test_other_models_are_planned_by_their_own_size(tmp_path: Path) -> None:
     planner = make_planner(tmp_path)
     large = make_base(tmp_path / "large", "Llama-3.1-70B")
-    planner = replace(planner, other_baselines={"large": large, "same": planner.base})
+    costs = get_costs(planner)
+    others = {"large": replace(costs, base=replace(costs.base, checkpoint=large)), "same": costs}
+    planner = replace(planner, costs={**planner.costs, **others})
     plan = planner.plan_all("B1")
     assert plan.jobs["evaluate"] == 7
     assert plan.jobs["cleanup"] == 7
@@ -214,8 +221,9 @@ def test_a_tasks_own_options_are_planned(tmp_path: Path) -> None:
         planner = make_planner(tmp_path, evaluation={"tasks": [{"task": "pkg/t", "limit": 100, **options}]})
         size = TaskSize(100 * options.get("epochs", 1), 256, options.get("max_tokens"))
         guessed = guess_task_sizes([TaskEntry("t", task, None) for task in planner.experiment.evaluation.tasks])
-        costs = replace(planner.costs, tasks={"t": size} if counted else guessed, are_tasks_counted=counted)
-        return replace(planner, costs=costs).plan_all("B1").seconds["evaluate"]
+        tasks = {"t": size} if counted else guessed
+        costs = replace(get_costs(planner), tasks=tasks, are_tasks_counted=counted)
+        return replace(planner, costs=dict.fromkeys(planner.costs, costs)).plan_all("B1").seconds["evaluate"]
 
     for counted in (True, False):
         assert plan(counted, epochs=3) > plan(counted) > plan(counted, max_tokens=8)
@@ -228,7 +236,9 @@ def test_a_point_is_planned_by_its_own_tasks(tmp_path: Path) -> None:
     entries = [TaskEntry(task.task.removeprefix("pkg/"), task, None) for task in planner.experiment.evaluation.tasks]
     sizes = {"t": TaskSize(100, 200), "long": TaskSize(900, 200)}
     points = choose_tasks(planner.experiment, entries, planner.points)
-    planner = replace(planner, points=points, costs=replace(planner.costs, tasks=sizes))
+    planner = replace(
+        planner, points=points, costs=dict.fromkeys(planner.costs, replace(get_costs(planner), tasks=sizes))
+    )
     rows = {row.name: row for row in planner.plan_points([])}
     short, long, base = rows["lora_rank=16"], rows["lora_rank=32"], rows["baseline"]
     assert short.seconds["evaluate"] < long.seconds["evaluate"] == base.seconds["evaluate"]
@@ -244,7 +254,7 @@ def test_a_point_is_planned_by_its_own_tasks(tmp_path: Path) -> None:
 
 def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: Path) -> None:
     planner = make_planner(tmp_path, parallel=4)
-    full = get_model_size(planner.base, "bf16")
+    full = get_model_size(get_costs(planner).base.checkpoint, "bf16")
     plans = {mode: planner.plan_all(mode) for mode in ("A", "B1", "B2")}
     assert plans["A"].kept_bytes - plans["B2"].kept_bytes == pytest.approx(4 * full, rel=0.001)
     assert plans["B1"].kept_bytes == plans["B2"].kept_bytes
@@ -287,7 +297,7 @@ def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch:
     planner = make_planner(tmp_path, evaluation={"model_format": "hf"}, plan={"storage_limit_gb": 0.1})
     results = tmp_path / "results/e"
     wanted = {("export", name) for name in planner.points}
-    forecast = Forecast(planner.experiment, results, planner, {}, [], wanted, {}, "")
+    forecast = Forecast(planner.experiment, results, planner, {}, [], wanted, {})
     assert forecast.explain_shortage() is not None
     for name in planner.points:
         (results / name / "hf_model").mkdir(parents=True)
@@ -296,7 +306,7 @@ def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch:
     roomy = planner.experiment.model_copy(
         update={"plan": planner.experiment.plan.model_copy(update={"storage_limit_gb": 70.0})}
     )
-    assert Forecast(roomy, results, planner, {}, [], wanted, {}, "").explain_shortage() is None
+    assert Forecast(roomy, results, planner, {}, [], wanted, {}).explain_shortage() is None
 
 
 def test_what_is_to_do_is_planned_apart(tmp_path: Path) -> None:
@@ -328,7 +338,7 @@ def test_what_is_to_do_is_planned_apart(tmp_path: Path) -> None:
 
 
 def test_steps_and_tokens_are_those_of_whole_batches(tmp_path: Path) -> None:
-    costs = make_planner(tmp_path).costs
+    costs = get_costs(make_planner(tmp_path))
     controls = Controls(batch_size=8, gradient_accumulation_steps=4, epochs=2)
     training = costs.get_training(controls)
     assert training.steps == 2 * (1000 // 8 // 4)
@@ -343,24 +353,33 @@ def test_steps_and_tokens_are_those_of_whole_batches(tmp_path: Path) -> None:
 def test_a_trainings_time_is_its_operations_by_what_the_device_does(tmp_path: Path) -> None:
     planner = make_planner(tmp_path, plan={"device": "h100", "efficiency": 0.5})
     point = planner.points["lora_rank=8"]
-    tokens = planner.costs.get_training(point.controls).tokens
+    tokens = get_costs(planner).get_training(point.controls).tokens
     # 4 P a token is nearly all of it: the embedding is looked up, attention and LoRA are small.
-    least = 4 * (planner.base.num_parameters - 128256 * 4096) * tokens / (0.5 * DEVICES["h100"].bf16_flops)
-    seconds = planner.costs.model("train", [point]) - START_SECONDS - 2 * planner.base.num_parameters / 1e9
+    least = (
+        4
+        * (get_costs(planner).base.checkpoint.num_parameters - 128256 * 4096)
+        * tokens
+        / (0.5 * DEVICES["h100"].bf16_flops)
+    )
+    seconds = (
+        get_costs(planner).model("train", [point])
+        - START_SECONDS
+        - 2 * get_costs(planner).base.checkpoint.num_parameters / 1e9
+    )
     assert least < seconds < 1.1 * least
 
 
 def test_earlier_jobs_correct_the_model(tmp_path: Path) -> None:
     plain, learnt = make_planner(tmp_path), make_planner(tmp_path, factors={"train": 3.0})
     point = plain.points["lora_rank=8"]
-    assert learnt.costs.estimate("train", [point]) == 3 * plain.costs.estimate("train", [point])
-    assert learnt.costs.model("train", [point]) == plain.costs.model("train", [point])
+    assert get_costs(learnt).estimate("train", [point]) == 3 * get_costs(plain).estimate("train", [point])
+    assert get_costs(learnt).model("train", [point]) == get_costs(plain).model("train", [point])
 
 
 def test_a_device_of_ones_own_is_taken_and_an_unknown_one_refused(tmp_path: Path) -> None:
     mine = {"bf16_flops": 1e15, "fp32_flops": 1e14, "bandwidth": 4e12}
     own = make_planner(tmp_path, plan={"device": "mine", "devices": {"mine": mine}})
-    assert own.costs.device.bf16_flops == 1e15
+    assert get_costs(own).device.bf16_flops == 1e15
     check_device(own.experiment)
     with pytest.raises(InputError, match=r"^plan\.device: 'h10' is not known .did you mean 'h100'"):
         check_device(make_planner(tmp_path, plan={"device": "h10"}).experiment)
@@ -372,7 +391,7 @@ def test_where_there_is_no_room_it_is_said_which_bound_or_mode_would_fit(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**15))
     planner = make_planner(tmp_path, parallel=4, plan={"storage_limit_gb": 20.0})
     wanted = {(rule, name) for name in planner.points for rule in ("train", "merge", "evaluate")}
-    forecast = Forecast(planner.experiment, tmp_path / "results/e", planner, {}, [], wanted, {}, "")
+    forecast = Forecast(planner.experiment, tmp_path / "results/e", planner, {}, [], wanted, {})
     said = forecast.explain_shortage()
     assert said is not None
     assert "this run needs 64." in said
@@ -380,7 +399,7 @@ def test_where_there_is_no_room_it_is_said_which_bound_or_mode_would_fit(
     assert "evaluation.max_merged_models: 1 (17 GB)" in said
     assert "mode B2 (model_format: adapter, merge_adapters: false) (1." in said
     enough = make_planner(tmp_path, parallel=1, plan={"storage_limit_gb": 20.0})
-    forecast = Forecast(enough.experiment, tmp_path / "results/e", enough, {}, [], wanted, {}, "")
+    forecast = Forecast(enough.experiment, tmp_path / "results/e", enough, {}, [], wanted, {})
     assert forecast.explain_shortage() is None
 
 
@@ -390,22 +409,22 @@ def job(seconds: float, *after: int, **changes: Any) -> PlannedJob:
 
 def test_jobs_wait_for_places_for_each_other_and_for_the_bound() -> None:
     trainings = [job(10), job(10), job(10), job(10)]
-    assert simulate(trainings, 1, 9, 0).seconds == 40
-    assert simulate(trainings, 3, 9, 0).seconds == 20
-    assert simulate([job(10), job(5, 0, rule="evaluate")], 4, 9, 0).seconds == 15
-    merges = [job(2, rule="merge") for _ in range(4)]
-    evaluations = [job(10, index, rule="evaluate", reads_merged=True) for index in range(4)]
-    free, bounded = (simulate([*merges, *evaluations], 4, bound, 100) for bound in (4, 2))
+    assert simulate(trainings, 1, 9).seconds == 40
+    assert simulate(trainings, 3, 9).seconds == 20
+    assert simulate([job(10), job(5, 0, rule="evaluate")], 4, 9).seconds == 15
+    merges = [job(2, rule="merge", merged=100) for _ in range(4)]
+    evaluations = [job(10, index, rule="evaluate", reads_merged=True, merged=100) for index in range(4)]
+    free, bounded = (simulate([*merges, *evaluations], 4, bound) for bound in (4, 2))
     assert (free.seconds, free.peak_temporary) == (12, 400)
     assert (bounded.seconds, bounded.peak_temporary) == (24, 200)
     # One job at a time: the next model is merged before the previous one is gone only if the bound allows two.
-    assert simulate([*merges, *evaluations], 1, 2, 100).peak_temporary == 100
-    left_behind = [job(10, rule="evaluate", reads_merged=True) for _ in range(3)]
-    assert simulate([*left_behind, merges[0]], 4, 2, 100).peak_temporary == 300
+    assert simulate([*merges, *evaluations], 1, 2).peak_temporary == 100
+    left_behind = [job(10, rule="evaluate", reads_merged=True, merged=100) for _ in range(3)]
+    assert simulate([*left_behind, merges[0]], 4, 2).peak_temporary == 300
 
 
 def test_bytes_are_there_when_they_should_be() -> None:
-    line = simulate([job(10, kept=5, temporary=7), job(1, 0, rule="evaluate", kept=1)], 1, 1, 0)
+    line = simulate([job(10, kept=5, temporary=7), job(1, 0, rule="evaluate", kept=1)], 1, 1)
     assert line.kept == 6
     assert line.peak_temporary == 7
     assert (10.0, 5, 0) in line.moments
@@ -416,10 +435,11 @@ def test_gpus_share_a_training_and_each_of_them_is_paid(tmp_path: Path) -> None:
     one, four = (make_planner(tmp_path, controls={"batch_size": 2, "gpus": gpus}) for gpus in (1, 4))
     point, shared = one.points["lora_rank=8"], four.points["lora_rank=8"]
     # 1000 samples: 500 steps of 2, or 125 of 4 times 2.
-    assert (one.costs.get_training(point.controls).steps, four.costs.get_training(shared.controls).steps) == (500, 125)
-    assert one.costs.get_training(point.controls).tokens == four.costs.get_training(shared.controls).tokens
-    load = one.costs.model("train", [])
-    assert four.costs.model("train", [shared]) - load == pytest.approx((one.costs.model("train", [point]) - load) / 4)
+    alone, together = get_costs(one), get_costs(four)
+    assert (alone.get_training(point.controls).steps, together.get_training(shared.controls).steps) == (500, 125)
+    assert alone.get_training(point.controls).tokens == together.get_training(shared.controls).tokens
+    load = alone.model("train", [])
+    assert together.model("train", [shared]) - load == pytest.approx((alone.model("train", [point]) - load) / 4)
     plan = four.plan_all("B1")
     assert plan.gpu_hours == pytest.approx((4 * plan.seconds["train"] + plan.seconds["evaluate"]) / 3600)
     assert plan.as_json()["gpu_hours"]["train"] == pytest.approx(4 * plan.seconds["train"] / 3600)
@@ -431,7 +451,7 @@ def test_gpus_share_a_training_and_each_of_them_is_paid(tmp_path: Path) -> None:
 def test_samples_that_no_gpu_has_too_few_of_are_seen_twice(tmp_path: Path) -> None:
     planner = make_planner(tmp_path, controls={"batch_size": 1, "gpus": 3})
     # 1000 samples are 334 for each of three.
-    assert planner.costs.get_training(planner.points["lora_rank=8"].controls).steps == 334
+    assert get_costs(planner).get_training(planner.points["lora_rank=8"].controls).steps == 334
 
 
 def test_the_gpus_of_an_evaluation_are_paid_and_share_its_time_if_vllm_splits_each_tensor(tmp_path: Path) -> None:
@@ -440,8 +460,8 @@ def test_the_gpus_of_an_evaluation_are_paid_and_share_its_time_if_vllm_splits_ea
         return make_planner(tmp_path, evaluation=evaluation)
 
     one, four, split = make(1, "hf"), make(4, "hf"), make(4, "vllm")
-    load = one.costs.model("evaluate", [])
-    answers = [planner.costs.model("evaluate", [None]) - load for planner in (one, four, split)]
+    load = get_costs(one).model("evaluate", [])
+    answers = [get_costs(planner).model("evaluate", [None]) - load for planner in (one, four, split)]
     assert answers == pytest.approx([answers[0], answers[0], answers[0] / 4])
     plan = four.plan_all("B2")
     rules = {"train": 1, "evaluate": 4, "evaluate_adapters": 4}

@@ -16,6 +16,7 @@ import pytest
 from lorasweep.layout import BASELINE
 from lorasweep.results.answer import Answer, choose_metric, find_answer
 from lorasweep.results.inference import EFFECTIVE_WILSON, PAIRED_WILSON, UNPAIRED, WILSON
+from lorasweep.results.labels import GAP
 from lorasweep.results.manifest import check_manifests
 from lorasweep.results.plots import MOST_DOTS, MOST_MOMENTS, draw_losses, draw_metric, draw_storage
 from lorasweep.results.replicates import aggregate
@@ -732,3 +733,31 @@ def test_low_stands_before_high_in_every_table(tmp_path: Path) -> None:
         facts = [column.rpartition(":")[2] for column in columns[first + 1 :] if column.startswith(f"{METRIC}:")]
         assert facts == [fact for fact in FACTS if fact in facts]
         assert columns.index(f"{METRIC}:low") + 1 == columns.index(f"{METRIC}:high")
+
+
+def test_a_gain_is_over_the_points_own_base_model(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
+    chances = {"small": 0.4, "large": 0.9}
+    samples = make_results(
+        tmp_path, variables, lambda settings: chances[settings["model"]], base_chance={"small": 0.1, "large": 0.85}
+    )
+    bases = {model: f"baseline__model={model}" for model in chances}
+    scores = SampleScores(samples)
+    table = make_table(
+        tmp_path, [*bases.values(), *json.loads((tmp_path / "points.json").read_text())], [*variables], scores, 0.95
+    )
+    rows = table.set_index("point")
+    settings = aggregate(table, [*variables], scores, 0.95).set_index("setting")
+    for model, base in bases.items():
+        assert rows.loc[base, "model"] == model
+        assert pd.isna(rows.loc[base, f"{METRIC}:delta"])
+        point = f"lora_rank=8__model={model}"
+        gain = rows.loc[point, METRIC] - rows.loc[base, METRIC]
+        assert rows.loc[point, f"{METRIC}:delta"] == pytest.approx(gain)
+        assert settings.loc[point, f"{METRIC}:delta"] == pytest.approx(gain)
+    found = answer(tmp_path, [*variables], samples)
+    assert found.best is None or "model=large" in found.best
+    collect(tmp_path, [*variables])
+    plots = draw_metric(settings.reset_index(), table, [*variables], TASK, METRIC)
+    drawn = json.dumps([plot.spec for plot in plots], ensure_ascii=False)
+    assert all(base.replace("__", GAP) in drawn for base in bases.values())

@@ -107,7 +107,14 @@ def test_the_ledger_counts_failed_work_and_shares_a_batch(tmp_path: Path) -> Non
             began="1", wall_seconds=9.0, peak_temporary_bytes=5, planned_wall_seconds=8.0, planned_temporary_bytes=6
         )
     ]
-    rows = make_ledger(tmp_path, [make_point("a"), make_point("b"), make_point("c")], records, runs, 10_000, WHOLE)
+    rows = make_ledger(
+        tmp_path,
+        [make_point("a"), make_point("b"), make_point("c")],
+        records,
+        runs,
+        dict.fromkeys("abc", 10_000),
+        WHOLE,
+    )
     a, b, c, total = rows
     assert (a["attempts"], a["failed_attempts"], a["failed_seconds"]) == (4, 2, 100)
     assert (total["attempts"], total["failed_attempts"]) == (4, 2)

@@ -160,4 +160,5 @@ def test_auto_is_as_few_gpus_as_hold_the_weights_in_seven_tenths_of_their_memory
         "evaluation": {"gpus": "auto", **changes},
         "plan": {"device": device, "devices": {"small": small}},
     }
-    assert resources.get_evaluation_gpus(llama, Experiment.model_validate(plain)) == gpus
+    experiment = Experiment.model_validate(plain)
+    assert resources.get_evaluation_gpus(llama, experiment.choose_model(None), experiment) == gpus

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from lorasweep.experiment.points import Point
-from lorasweep.experiment.sections import Controls, Mode
+from lorasweep.experiment.sections import Controls, Mode, Model
 from lorasweep.sweep.trainings import drop_unused, head_recipe, is_trained, read_identity, share_trainings
 
 
 def make_point(name: str, mode: Mode = "B1", rank: int = 8, epoch: int | None = None, is_run: bool = False) -> Point:
-    return Point(name, (), Controls(lora_rank=rank), mode, epoch=epoch, is_run=is_run)
+    return Point(name, (), Controls(lora_rank=rank), mode, Model(path="m"), epoch=epoch, is_run=is_run)
 
 
 def share(results: Path, *points: Point) -> dict[str, Point]:

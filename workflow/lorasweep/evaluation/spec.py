@@ -15,7 +15,7 @@ from lorasweep.util.digest import digest_file
 if TYPE_CHECKING:  # the evaluation environment only reads specs, and lacks the dependencies of these modules
     from collections.abc import Iterable
 
-    from lorasweep.experiment.sections import Base, Data, Experiment, ModelRole
+    from lorasweep.experiment.sections import Base, Data, Experiment, Model, ModelRole
     from lorasweep.experiment.tasks import TaskEntry
 
 Mode = Literal["A", "B1", "B2", "base"]
@@ -132,25 +132,24 @@ def make_evaluation_spec(
     files: "Iterable[Path]",
     mode: Mode,
     base_fingerprint: str,
-    base_model: str | None = None,
-    data: "Data | None" = None,
+    model: "Model",
+    data: "Data",
     base: "Base" = "full",
 ) -> EvaluationSpec:
     """Return the spec of an evaluation in this mode; `files` are the tasks' source files.
 
-    `base_model` and `data` replace those of the experiment. `base` is as `evaluation.base`.
+    `model` is the base model, `data` the section of the point. `base` is as `evaluation.base`.
     """
-    evaluation, data = experiment.evaluation, data or experiment.data
-    model = base_model or evaluation.base_model or experiment.model.path
-    asked = [] if data.format == "completion" else [model]
+    evaluation = experiment.evaluation
+    asked = [] if data.format == "completion" else [model.path]
     asked += [folder for role in evaluation.model_roles.values() if (folder := get_folders(role.model, role.args)[0])]
     return EvaluationSpec(
         mode=mode,
         backend=evaluation.backend if mode in ("B2", "base") else "hf",
-        base_model=model,
+        base_model=model.path,
         base_fingerprint=base_fingerprint,
-        dtype=experiment.model.dtype,
-        device=experiment.model.device,
+        dtype=model.dtype,
+        device=model.device,
         system_prompt=data.system_prompt,
         # Sorted: the order of tasks and arguments in the file must not change the digest.
         tasks=[make_task_spec(t) for t in sorted(tasks, key=lambda t: t.name)],
@@ -162,7 +161,7 @@ def make_evaluation_spec(
         has_plain_prompts=True if data.format == "completion" else None,
         prompt=data.prompt,
         template_date=data.template_date if any(has_date(read_chat_template(Path(path))) for path in asked) else None,
-        quantize=experiment.model.quantize if base == "quantized" else None,
+        quantize=model.quantize if base == "quantized" else None,
         model_roles={name: _make_role_spec(role) for name, role in sorted(evaluation.model_roles.items())} or None,
     )
 

@@ -13,6 +13,7 @@ from lorasweep.experiment.sections import (
     CHECKPOINT_KEYS,
     DATA_KEYS,
     MODE_KEY,
+    MODEL_KEY,
     SET_KEY,
     SETTING_KEYS,
     TRAINER_KEY,
@@ -30,9 +31,9 @@ def make_combinations(experiment: Experiment) -> list[dict[str, Any]]:
         InputError: A variable is unknown or empty, a value is invalid, the lists of a `zip` differ in length,
             `draw_points` fails, an entry of `exclude` matches no combination, or `check_set` fails.
     """
-    sets = experiment.data.sets
+    names = experiment.names
     variables = {
-        key: [parse_setting(key, value, f"variables.{key}.{i}", sets) for i, value in enumerate(values)]
+        key: [parse_setting(key, value, f"variables.{key}.{i}", names) for i, value in enumerate(values)]
         for key, values in experiment.variables.items()
     }
     axes = _make_axes(variables, experiment.zip)
@@ -41,7 +42,7 @@ def make_combinations(experiment: Experiment) -> list[dict[str, Any]]:
         drawn = experiment.sample.space.keys()
         if both := sorted(drawn & variables.keys()):
             raise InputError(f"sample.space.{both[0]}: is also in 'variables'", "one of the two")
-        axes.append(draw_points(experiment.sample, sets))
+        axes.append(draw_points(experiment.sample, names))
     check_mode({*variables, *drawn}, "variables" if MODE_KEY in variables else "sample.space")
     combinations = [_merge(parts) for parts in itertools.product(*axes)] if axes else []
     left_out: set[int] = set()
@@ -49,7 +50,7 @@ def make_combinations(experiment: Experiment) -> list[dict[str, Any]]:
         if isinstance(entry, str):
             left_out |= _find_true(entry, f"exclude.{index}", combinations, drawn, experiment)
         else:
-            left_out |= _find_excluded(entry, f"exclude.{index}", combinations, variables, drawn, sets)
+            left_out |= _find_excluded(entry, f"exclude.{index}", combinations, variables, drawn, names)
     kept = [combination for index, combination in enumerate(combinations) if index not in left_out]
     for combination in kept:
         check_set(experiment, combination, "variables" if SET_KEY in variables else "sample.space")
@@ -135,14 +136,14 @@ def _find_excluded(
     combinations: Sequence[Mapping[str, Any]],
     variables: Mapping[str, list[Any]],
     drawn: Collection[str],
-    sets: Collection[str],
+    names: Mapping[str, Collection[str]],
 ) -> set[int]:
     """Return the indices of the combinations that have all values of an entry.
 
     An entry with a key that is `drawn` at random may match no combination.
     """
     keys = ", ".join([*variables, *drawn])
-    parsed = {key: parse_setting(key, value, f"{where}.{key}", sets) for key, value in entry.items()}
+    parsed = {key: parse_setting(key, value, f"{where}.{key}", names) for key, value in entry.items()}
     for key, value in parsed.items():
         if key not in drawn and value not in variables.get(key, []):
             expected = f"one of {variables[key]}" if key in variables else f"keys of variables: {keys}"
@@ -168,16 +169,18 @@ def _find_true(
     condition = Condition(text, SETTING_KEYS, where)
     special: dict[str, Any] = dict.fromkeys((*CHECKPOINT_KEYS, BASE_KEY), experiment.evaluation)
     special |= {**dict.fromkeys(Data.model_fields, experiment.data), TRAINER_KEY: experiment}
-    keys = [key for key in SETTING_KEYS if key not in (MODE_KEY, SET_KEY)]
-    fixed = {SET_KEY: None, **{key: getattr(special.get(key, experiment.controls), key) for key in keys}}
-    is_plain = not experiment.derived and not experiment.data.sets
+    keys = [key for key in SETTING_KEYS if key not in (MODE_KEY, MODEL_KEY, SET_KEY)]
+    fixed = {key: getattr(special.get(key, experiment.controls), key) for key in keys}
+    fixed |= {MODEL_KEY: None, SET_KEY: None}
+    is_plain = not experiment.derived and not any(experiment.names.values())
 
     def complete(combination: Mapping[str, Any]) -> dict[str, Any]:
         values = {**fixed, **combination}
         if not is_plain:
             data = choose_data(experiment, combination)
             made = derive_controls(experiment, combination, data)
-            made = {key: parse_setting(key, value, f"controls.{key}") for key, value in made.items()}
+            made = {key: parse_setting(key, value, f"controls.{key}", {}) for key, value in made.items()}
+            made[TRAINER_KEY] = experiment.choose_trainer(combination)
             values = {**fixed, **vars(data), **made, **combination}
         return values if MODE_KEY in values else values | {MODE_KEY: get_mode(*(values[k] for k in CHECKPOINT_KEYS))}
 

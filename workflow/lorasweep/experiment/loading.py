@@ -16,6 +16,7 @@ from lorasweep.experiment.sections import (
     CHECKPOINT_KEYS,
     DATA_KEYS,
     MODE_KEY,
+    MODEL_KEY,
     OTHER_NAMES,
     SET_KEY,
     SETTING_KEYS,
@@ -117,7 +118,10 @@ def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
         InputError: A value is invalid. The message has one line per problem.
     """
     with naming_file(source):
-        return _parse_experiment(config)
+        experiment = _parse_experiment(config)
+        if not experiment.model.path and not experiment.models:
+            raise InputError("the key 'model.path' is missing")
+        return experiment
 
 
 def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
@@ -161,24 +165,27 @@ def write_experiment(experiment: Experiment, file: Path) -> None:
     )
 
 
-def parse_setting(key: str, value: Any, where: str, sets: Collection[str] = ()) -> Any:
+_NAMED = {SET_KEY: "data.sets", MODEL_KEY: "models"}
+"""Where what a variable chooses by name is described."""
+
+
+def parse_setting(key: str, value: Any, where: str, names: Mapping[str, Collection[str]]) -> Any:
     """Check one value of a variable or a run, and return it converted to the key's type.
 
-    `sets` are the names under `data.sets`.
+    `names` are those that a key can choose from, as `Experiment.names`.
 
     Raises:
         InputError: The key is unknown (the message suggests the nearest one), or its value is invalid.
     """
     if key not in SETTING_KEYS:
-        if OTHER_NAMES.get(key, key) in ("model", "model.path"):
-            raise InputError(f"{where}: the base model cannot vary", "one file for each base model")
+        if OTHER_NAMES.get(key, key) == "model.path":
+            raise InputError(f"{where}: unknown key '{key}' (did you mean 'model'?)", "model, with names under models")
         raise InputError(f"{where}: unknown key '{key}'{suggest(key, SETTING_KEYS)}", ", ".join(SETTING_KEYS))
-    if key == SET_KEY:
-        if value not in [*sets]:
-            near = nearest(value, sets) if isinstance(value, str) else ""
-            raise InputError(
-                f"{where}: {value!r} is invalid{near}", ", ".join(sets) or "a name, described by data.sets"
-            )
+    if key in _NAMED:
+        if value not in [*names[key]]:
+            near = nearest(value, names[key]) if isinstance(value, str) else ""
+            expected = ", ".join(names[key]) or f"a name, described by {_NAMED[key]}"
+            raise InputError(f"{where}: {value!r} is invalid{near}", expected)
         return value
     section: type[Section] = (
         Evaluation if key in (*CHECKPOINT_KEYS, BASE_KEY) else Data if key in Data.model_fields else Controls

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +26,7 @@ from lorasweep.experiment.sections import (
     DATA_KEYS,
     DEFAULT_TRAINER,
     MODE_KEY,
+    MODEL_KEY,
     NAME_PATTERN,
     NAME_RULE,
     PROMPT_KEYS,
@@ -37,9 +38,16 @@ from lorasweep.experiment.sections import (
     DataKey,
     Experiment,
     Mode,
+    Model,
     get_mode,
 )
-from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASELINE, RESERVED_NAMES, get_checkpoint_name
+from lorasweep.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RESERVED_NAMES,
+    get_baseline_name,
+    get_checkpoint_name,
+)
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import read_record, write_record
 
@@ -70,6 +78,10 @@ class Point:
     """The keys that `variables`, `sample` or the run set for this point. `mode` replaces the keys of its parts."""
     controls: Controls
     mode: Mode
+    model: Model
+    """The base model."""
+    model_name: str | None = None
+    """Its name under `models`, if it has one."""
     is_run: bool = False
     """Whether the point is listed, and named, under `runs`."""
     adapter: str | None = None
@@ -121,12 +133,14 @@ class Point:
     @property
     def settings(self) -> dict[str, Any]:
         """All settings of the point, as plain values: the controls with the override, or the existing adapter; the
-        trainer, if it varies or is not the default one; the set of data, and the keys of data that vary or are not at
-        their default, but files only if they vary; the mode; and the epoch, if it is an earlier one."""
+        trainer, if it varies or is not the default one; the names of the base model and of the set of data; the keys of
+        data that vary or are not at their default, but files only if they vary; the mode; and the epoch, if it is an
+        earlier one."""
         is_said = not self.adapter and (TRAINER_KEY in self.swept or self.trainer != DEFAULT_TRAINER)
         return {
             **({"adapter": self.adapter} if self.adapter else self._get_controls()),
             **({TRAINER_KEY: self.trainer} if is_said else {}),
+            **({MODEL_KEY: self.model_name} if self.model_name else {}),
             **({SET_KEY: self.data_set} if self.data_set else {}),
             **self._get_data(),
             **({BASE_KEY: self.base} if BASE_KEY in self.swept or self.base != "full" else {}),
@@ -142,7 +156,8 @@ def get_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
 
     Raises:
         InputError: `make_combinations` fails, a value cannot be part of a file name, a run has no valid name, two
-            points are the same, no point has a set of data, or one has an epoch that `evaluation.epochs` lists.
+            points are the same, no point has a set of data or a model of `models`, a point has no model, or one has an
+            epoch that `evaluation.epochs` lists.
     """
     grid = [_make_point(experiment, values) for values in make_combinations(experiment)]
     names = _NamesOnRecord(read_record(registry, dict))
@@ -151,7 +166,7 @@ def get_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
         grid, runs = ([replace(point, varied_files=varied) for point in points] for points in (grid, runs))
     named = [replace(point, name=names.recall(point) or _make_name(point)) for point in grid]
     named += runs
-    _check_sets(experiment, named)
+    _check_names(experiment, named)
     if not named and not (experiment.evaluation.enabled and experiment.evaluation.baselines):
         raise InputError("nothing to run: 'variables' and 'sample' (less 'exclude') and 'runs' define no point")
     named = [checkpoint for point in named for checkpoint in _get_checkpoints(experiment, point)]
@@ -160,8 +175,27 @@ def get_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
     return {point.name: point for point in named}
 
 
-def get_baselines(experiment: Experiment, points: Collection[str]) -> dict[str, str]:
-    """Return the paths of the models that are evaluated without training, by name. The names are folder names.
+@dataclass(frozen=True)
+class Baseline:
+    """A model that is evaluated without training."""
+
+    name: str
+    """The name of its folder and of its row in the table."""
+    model: Model
+    is_base: bool = True
+    """Whether it is the base model of points."""
+    model_name: str | None = None
+    """The name of a base model under `models`, if it has one."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its manifest says of its model: the name under `models`, or the path if it is not a base model."""
+        named = self.model_name if self.is_base else self.model.path
+        return {MODE_KEY: "base", **({MODEL_KEY: named} if named else {})}
+
+
+def get_baselines(experiment: Experiment, points: Mapping[str, Point]) -> dict[str, Baseline]:
+    """Return the models that are evaluated without training, by name: the base model of each point, then the others.
 
     Raises:
         InputError: A name is reserved, too long, or also the name of a point or of another baseline.
@@ -169,7 +203,18 @@ def get_baselines(experiment: Experiment, points: Collection[str]) -> dict[str, 
     evaluation = experiment.evaluation
     if not evaluation.enabled:
         return {}
-    baselines = {BASELINE: evaluation.base_model or experiment.model.path} if evaluation.baseline else {}
+    bases = {point.model_name: point.model for point in points.values()}
+    if not bases and experiment.model.path:
+        bases = {None: experiment.choose_model(None)}
+    baselines = {}
+    for key, base in bases.items() if evaluation.baseline else ():
+        name = get_baseline_name(key)
+        if name in points or len(name) > LONGEST_NAME:
+            raise InputError(
+                f"models.{key}: its baseline cannot be named '{name}'",
+                f"names of models that leave names of at most {LONGEST_NAME} characters, which no point has",
+            )
+        baselines[name] = Baseline(name, get_evaluated_model(experiment, base), model_name=key)
     for index, baseline in enumerate(evaluation.baselines):
         if baseline.name in (*RESERVED_NAMES, *points, *baselines) or len(baseline.name) > LONGEST_NAME:
             raise InputError(
@@ -177,8 +222,15 @@ def get_baselines(experiment: Experiment, points: Collection[str]) -> dict[str, 
                 f"a name of at most {LONGEST_NAME} characters that differs from those of points, other baselines and "
                 "files of the results",
             )
-        baselines[baseline.name] = os.path.normpath(baseline.model)
+        other = Model.model_construct(**dict(experiment.model) | {"path": os.path.normpath(baseline.model)})
+        baselines[baseline.name] = Baseline(baseline.name, other, is_base=False)
     return baselines
+
+
+def get_evaluated_model(experiment: Experiment, model: Model) -> Model:
+    """Return a base model with the path from which evaluations read it: `evaluation.base_model`, if that is given."""
+    path = experiment.evaluation.base_model
+    return model.model_copy(update={"path": path}) if path else model
 
 
 def record_points(points: Mapping[str, Point], registry: Path) -> None:
@@ -193,6 +245,7 @@ def record_points(points: Mapping[str, Point], registry: Path) -> None:
         record[point.name] = {
             "swept": recorded.get(point.name, {}).get("swept", sorted(point.swept)),
             "settings": point.settings,
+            "model": point.model.model_dump(mode="json"),
             "data": point.data.model_dump(mode="json", exclude_defaults=True),
             "is_run": point.is_run,
             "is_evaluated": point.is_evaluated,
@@ -212,6 +265,7 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
         if entry["training"] and "epoch" not in entry["settings"]:
             owners.setdefault(entry["training"], name)
     sections: dict[str, Data] = {}
+    models: dict[str, Model] = {}
     points = {}
     for name, entry in entries.items():
         settings, training = entry["settings"], entry["training"]
@@ -219,12 +273,17 @@ def recall_points(experiment: Experiment, registry: Path) -> dict[str, Point]:
         text = json.dumps(entry["data"])
         if text not in sections:
             sections[text] = Data.model_validate(entry["data"])
+        model = json.dumps(entry["model"])
+        if model not in models:
+            models[model] = Model.model_validate(entry["model"])
         points[name] = Point(
             name=name,
             swept=tuple(entry["swept"]),
             # The values were checked before they were recorded.
             controls=Controls.model_construct(**settings),
             mode=settings[MODE_KEY],
+            model=models[model],
+            model_name=settings.get(MODEL_KEY),
             is_run=entry["is_run"],
             adapter=settings.get("adapter"),
             trainer=settings.get(TRAINER_KEY, DEFAULT_TRAINER),
@@ -342,13 +401,15 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
     if adapter is not None:
         _check_adapter(adapter, [*values, *(["_override"] if override else [])], where)
         adapter = os.path.normpath(adapter)
-    sets, derived = experiment.data.sets, find_derived(values)
-    parsed = {key: parse_setting(key, v, f"{where}.{key}", sets) for key, v in values.items() if key not in derived}
+    names, derived = experiment.names, find_derived(values)
+    parsed = {key: parse_setting(key, v, f"{where}.{key}", names) for key, v in values.items() if key not in derived}
     if derived:
         point = _make_point(experiment, parsed)
         others = {key: text for key, text in experiment.derived.items() if key not in values}
         made = derive({**others, **derived}, {**vars(point.data), **vars(point.controls)}, where)
-        parsed |= {key: parse_setting(key, made[key], f"{where}.{key} ({text})", sets) for key, text in derived.items()}
+        parsed |= {
+            key: parse_setting(key, made[key], f"{where}.{key} ({text})", names) for key, text in derived.items()
+        }
     check_mode(parsed, where)
     check_set(experiment, parsed, where)
     point = replace(_make_point(experiment, parsed), adapter=adapter)
@@ -361,7 +422,7 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
 
 def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:
     """Check an existing adapter without reading its tensors, and the other `keys` of its run."""
-    allowed = (SET_KEY, "format", *PROMPT_KEYS, *CHECKPOINT_KEYS, BASE_KEY, MODE_KEY)
+    allowed = (MODEL_KEY, SET_KEY, "format", *PROMPT_KEYS, *CHECKPOINT_KEYS, BASE_KEY, MODE_KEY)
     trained = [key for key in keys if key not in allowed]
     if trained:
         raise InputError(
@@ -380,31 +441,46 @@ def _make_point(experiment: Experiment, values: dict[str, Any]) -> Point:
     own = {key: value for key, value in values.items() if key in Controls.model_fields}
     data = choose_data(experiment, values)
     for key, value in derive_controls(experiment, values, data).items():
-        own[key] = parse_setting(key, value, f"controls.{key} ({experiment.derived[key]})")
+        own[key] = parse_setting(key, value, f"controls.{key} ({experiment.derived[key]})", {})
     kept = [values.get(key, getattr(experiment.evaluation, key)) for key in CHECKPOINT_KEYS]
     return Point(
         name="",
         swept=tuple(dict.fromkeys(MODE_KEY if key in CHECKPOINT_KEYS else key for key in values)),
         controls=experiment.controls.model_copy(update=own),
         mode=values.get(MODE_KEY) or get_mode(*kept),
-        trainer=values.get(TRAINER_KEY, experiment.trainer),
+        model=experiment.choose_model(values.get(MODEL_KEY)),
+        model_name=values.get(MODEL_KEY),
+        trainer=experiment.choose_trainer(values),
         base=values.get(BASE_KEY, experiment.evaluation.base),
         data=data,
         data_set=values.get(SET_KEY),
     )
 
 
-def _check_sets(experiment: Experiment, points: Sequence[Point]) -> None:
-    """Check that each set of data has a point, or is a choice of `sample.space`, which may not be drawn."""
-    used = {point.data_set for point in points}
-    drawn = experiment.sample.space.get(SET_KEY) if experiment.sample else None
-    for name in experiment.data.sets:
-        if name not in used and name not in ((drawn and drawn.choices) or ()):
-            raise InputError(
-                f"data.sets.{name}: no point has this data",
-                f"variables: {{{SET_KEY}: [{', '.join(experiment.data.sets)}]}}, a run with {SET_KEY}: {name}, or no "
-                "such set",
-            )
+def _check_names(experiment: Experiment, points: Sequence[Point]) -> None:
+    """Check that each set of data and each model has a point, or is a choice of `sample.space`, which may not be drawn;
+    and that each point has a model."""
+    said = {SET_KEY: ("data.sets", "data", "set"), MODEL_KEY: ("models", "model", "model")}
+    used = {SET_KEY: {point.data_set for point in points}, MODEL_KEY: {point.model_name for point in points}}
+    for key, names in experiment.names.items():
+        drawn = experiment.sample.space.get(key) if experiment.sample else None
+        section, what, one = said[key]
+        for name in names:
+            if name not in used[key] and name not in ((drawn and drawn.choices) or ()):
+                raise InputError(
+                    f"{section}.{name}: no point has this {what}",
+                    f"variables: {{{key}: [{', '.join(names)}]}}, a run with {key}: {name}, or no such {one}",
+                )
+    if without := next((point for point in points if not point.model.path), None):
+        raise InputError(
+            f"model.path: is missing, and the point '{without.name}' has no model of 'models'",
+            f"a checkpoint directory; or {MODEL_KEY} among the variables, or in the run",
+        )
+    if experiment.evaluation.base_model and experiment.models:
+        raise InputError(
+            f"evaluation.base_model: {experiment.evaluation.base_model!r} is invalid beside models",
+            "null; each model is evaluated from its own path",
+        )
 
 
 def _make_name(point: Point) -> str:

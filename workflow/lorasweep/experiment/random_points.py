@@ -5,7 +5,7 @@ A drawn value depends only on the seed, its key and the number of the draw. The 
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from random import Random
 from typing import Any
 
@@ -20,15 +20,15 @@ _DRAWS_PER_POINT = 1000
 """Draws per point after which the space is considered exhausted."""
 
 
-def draw_points(sample: Sample, sets: Collection[str] = ()) -> list[dict[str, Any]]:
+def draw_points(sample: Sample, names: Mapping[str, Collection[str]]) -> list[dict[str, Any]]:
     """Return the values of distinct points, by key, in the order in which they are drawn.
 
-    `sets` are the names under `data.sets`.
+    `names` are as for `parse_setting`.
 
     Raises:
         InputError: A key is unknown, a value is invalid, or the space has fewer points than requested.
     """
-    space = {key: _parse_choices(key, dimension, sets) for key, dimension in sample.space.items()}
+    space = {key: _parse_choices(key, dimension, names) for key, dimension in sample.space.items()}
     points: list[dict[str, Any]] = []
     seen: set[str] = set()
     draw = 0
@@ -39,7 +39,7 @@ def draw_points(sample: Sample, sets: Collection[str] = ()) -> list[dict[str, An
                 "at most that number, or a larger space",
             )
         point = {
-            key: parse_setting(key, _draw(dimension, sample.seed, key, draw), f"sample.space.{key}", sets)
+            key: parse_setting(key, _draw(dimension, sample.seed, key, draw), f"sample.space.{key}", names)
             for key, dimension in space.items()
         }
         draw += 1
@@ -50,11 +50,11 @@ def draw_points(sample: Sample, sets: Collection[str] = ()) -> list[dict[str, An
     return points
 
 
-def _parse_choices(key: str, dimension: Dimension, sets: Collection[str]) -> Dimension:
+def _parse_choices(key: str, dimension: Dimension, names: Mapping[str, Collection[str]]) -> Dimension:
     """Check every choice, whether drawn or not, and return the dimension with parsed choices."""
     if dimension.choices is None:
         return dimension
-    choices = [parse_setting(key, c, f"sample.space.{key}.{i}", sets) for i, c in enumerate(dimension.choices)]
+    choices = [parse_setting(key, c, f"sample.space.{key}.{i}", names) for i, c in enumerate(dimension.choices)]
     return dimension.model_copy(update={"choices": choices})
 
 

@@ -5,7 +5,7 @@ These classes are the single source of the keys: ``workflow/schemas/experiment.s
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from string import Formatter
 from typing import Annotated, Any, Literal, get_args
@@ -356,21 +356,45 @@ class Sample(Section):
     """How the values of each key that can be a variable are drawn."""
 
 
-class Model(Section):
-    """The base model."""
+Dtype = Literal["bf16", "fp16", "fp32"]
+Quantization = Literal["nf4", "int8"]
 
-    path: ModelPath
+
+class ModelSection(Section):
+    """The base model; or what the models under `models` share."""
+
+    path: ModelPath | None = None
     """A local Hugging Face checkpoint directory (config.json, safetensors, tokenizer), or a model on the hub, which is
-    downloaded once: `org/name[@revision]`, with or without `hf://` in front; see docs/how-to/hub.md."""
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    downloaded once: `org/name[@revision]`, with or without `hf://` in front; see docs/how-to/hub.md. Needed by points
+    without a model of `models`."""
+    dtype: Dtype = "bf16"
     """Precision of training, merging and evaluation. torchtune does not train in `fp16`, which is for adapters that
     exist."""
     device: Literal["cuda", "cpu"] = "cuda"
     """Where training and evaluation run. `cuda` requests one GPU per job, or `controls.gpus` and
     `evaluation.gpus`."""
-    quantize: Annotated[Literal["nf4", "int8"] | None, Field(exclude_if=lambda value: value is None)] = None
+    quantize: Annotated[Quantization | None, Field(exclude_if=lambda value: value is None)] = None
     """`trl`: train on the base model in 4 bits (`nf4`, doubly quantized, QLoRA) or in 8 (`int8`), by bitsandbytes.
     Adapters are merged into, and evaluated on, the model in `dtype`; see docs/how-to/trainers.md."""
+
+
+class Model(ModelSection):
+    """The base model of a point."""
+
+    path: ModelPath
+
+
+class NamedModel(Section):
+    """One of `models`."""
+
+    path: ModelPath
+    """As `model.path`."""
+    dtype: Annotated[Dtype | None, Field(exclude_if=lambda value: value is None)] = None
+    """As `model.dtype`; `null`: that one."""
+    quantize: Annotated[Quantization | None, Field(exclude_if=lambda value: value is None)] = None
+    """As `model.quantize`; `null`: that one."""
+    trainer: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
+    """What trains the points of this model, as `trainer` of the experiment; `null`: that one."""
 
 
 DataKey = Literal["train", "validation"]
@@ -694,8 +718,8 @@ class Experiment(Section):
     """The experiment's name and question."""
     variables: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Values to sweep, by key; every combination is a point. Keys are those of `controls` and `data`, `data` itself
-    (names under `data.sets`), `trainer`, `base` of `evaluation`, and `mode` (A, B1 or B2: how a checkpoint is kept) or
-    its parts `model_format` and `merge_adapters`."""
+    (names under `data.sets`), `model` (names under `models`), `trainer`, `base` of `evaluation`, and `mode` (A, B1 or
+    B2: how a checkpoint is kept) or its parts `model_format` and `merge_adapters`."""
     zip: list[Annotated[list[str], Field(min_length=2)]] = []
     """Variables that vary together: `[[lora_rank, lora_alpha]]` takes the first values of both, then the second, ..."""
     sample: Sample | None = None
@@ -714,8 +738,11 @@ class Experiment(Section):
     """What trains: `torchtune`, `trl` (any causal language model that transformers loads), or the dotted path of a
     module on Python's path (`PYTHONPATH`) that implements `lorasweep.trainers.Trainer`. Changing it retrains every
     point. Can be a variable, or be set by a run."""
-    model: Model
-    """The base model."""
+    model: ModelSection = ModelSection()
+    """The base model; or what the models under `models` share."""
+    models: Annotated[dict[Name, NamedModel], Field(exclude_if=lambda value: not value)] = {}
+    """Base models by names: `{llama8b: {path: meta-llama/Llama-3.1-8B}}`. The variable `model`, or `model` of a run,
+    chooses one; its keys replace those of `model`. Each has its own baseline; see docs/how-to/models.md."""
     data: DataSection = DataSection()
     """The training data."""
     training: Training = Training()
@@ -730,6 +757,24 @@ class Experiment(Section):
     """How the report finds the best setting."""
 
     _derived: dict[str, str] = PrivateAttr(default={})
+
+    @property
+    def names(self) -> Mapping[str, Collection[str]]:
+        """The names that a variable can choose from, by the variable's key."""
+        return {SET_KEY: self.data.sets, MODEL_KEY: self.models}
+
+    def choose_model(self, name: str | None) -> Model:
+        """Return the base model of this name, or that of the section `model`, which then must have a path."""
+        values = dict(self.model)
+        if name is not None:
+            values |= {key: value for key, value in self.models[name] if value is not None and key != "trainer"}
+        return Model.model_construct(**values)
+
+    def choose_trainer(self, values: Mapping[str, Any]) -> str:
+        """Return the trainer of a point with these values: its own, its model's, or the experiment's."""
+        model = self.models.get(values.get(MODEL_KEY, ""))
+        trainer: str = values.get(TRAINER_KEY) or (model and model.trainer) or self.trainer
+        return trainer
 
     @property
     def derived(self) -> Mapping[str, str]:
@@ -798,12 +843,16 @@ BASE_KEY = "base"
 SET_KEY = "data"
 """Chooses one of `data.sets` in variables and runs."""
 
+MODEL_KEY = "model"
+"""Chooses one of `models` in variables and runs."""
+
 TRAINER_KEY = "trainer"
 """Key of the experiment that can be a variable."""
 
 SETTING_KEYS = (
     *(key for key in Controls.model_fields if key != "override"),
     TRAINER_KEY,
+    MODEL_KEY,
     SET_KEY,
     *Data.model_fields,
     *CHECKPOINT_KEYS,

@@ -111,7 +111,8 @@ def _get_models(experiment: Experiment) -> dict[str, str]:
     """Return the values that name models, by key."""
     evaluation = experiment.evaluation
     return {
-        "model.path": experiment.model.path,
+        **({"model.path": experiment.model.path} if experiment.model.path else {}),
+        **{f"models.{name}.path": model.path for name, model in experiment.models.items()},
         **({"evaluation.base_model": evaluation.base_model} if evaluation.base_model else {}),
         **{f"evaluation.baselines.{i}.model": baseline.model for i, baseline in enumerate(evaluation.baselines)},
     }
@@ -339,6 +340,10 @@ def _replace(experiment: Experiment, find: Callable[[str, Reference], str]) -> E
     return experiment.model_copy(
         update={
             "model": model.model_copy(update={"path": change_model(model.path)}),
+            "models": {
+                name: named.model_copy(update={"path": change_model(named.path)})
+                for name, named in experiment.models.items()
+            },
             **_change_data(experiment, lambda _, file: str(change(file))),
             "evaluation": evaluation.model_copy(
                 update={

@@ -15,7 +15,7 @@ from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
 from lorasweep.experiment.devices import get_device, get_device_name
 from lorasweep.experiment.points import Point
-from lorasweep.experiment.sections import Controls, Data, Device, Experiment
+from lorasweep.experiment.sections import Controls, Data, Device, Experiment, Model
 from lorasweep.experiment.task_choice import list_tasks
 from lorasweep.planning.lengths import Lengths, Sequences
 from lorasweep.sweep.resources import get_effective_batch, get_evaluation_gpus
@@ -66,12 +66,23 @@ class Training:
     tokens: int
 
 
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A model on which points are trained and evaluated, or a baseline."""
+
+    model: Model
+    checkpoint: Checkpoint
+    """Its headers; without weights, its tensors' shapes."""
+    fingerprint: str = ""
+    """The checkpoint's; empty if its weights are missing."""
+
+
 @dataclass(frozen=True)
 class Costs:
-    """Expected durations of the jobs of an experiment."""
+    """Expected durations of the jobs of an experiment on one base model."""
 
     experiment: Experiment
-    base: Checkpoint
+    base: Base
     data: Lengths
     """Lengths of the samples of the first point that is trained."""
     tasks: Mapping[str, TaskSize] = field(default_factory=dict)
@@ -93,17 +104,17 @@ class Costs:
     @cached_property
     def _flops(self) -> float:
         device = self.device
-        peak = device.fp32_flops if self.experiment.model.dtype == "fp32" else device.bf16_flops
+        peak = device.fp32_flops if self.base.model.dtype == "fp32" else device.bf16_flops
         return peak * self.experiment.plan.efficiency
 
     @cached_property
     def _matrix_values(self) -> int:
         """Number of parameters in matrix products: all but idle experts and embeddings not tied to the head."""
-        return get_architecture(self.base).matrix_values
+        return get_architecture(self.base.checkpoint).matrix_values
 
     @cached_property
     def _model_bytes(self) -> int:
-        return self.base.num_parameters * BYTES[self.experiment.model.dtype]
+        return self.base.checkpoint.num_parameters * BYTES[self.base.model.dtype]
 
     def get_training(self, controls: Controls, data: Data | None = None) -> Training:
         """Return the steps and tokens of a training. Incomplete batches are dropped, as by the trainer.
@@ -163,9 +174,9 @@ class Costs:
         controls = point.controls
         training = self.get_training(controls, point.data)
         length = self._get_sequences(controls, point.data).mean
-        architecture = get_architecture(self.base)
+        architecture = get_architecture(self.base.checkpoint)
         attention = 2 * architecture.num_layers * architecture.hidden_size * length
-        lora = count_lora_parameters(self.base, controls)
+        lora = count_lora_parameters(self.base.checkpoint, controls)
         operations = 4 * self._matrix_values + 6 * lora + 3 * attention
         if controls.enable_activation_checkpointing:
             operations += 2 * self._matrix_values + 2 * lora + attention
@@ -186,5 +197,6 @@ class Costs:
             computing = min(batch, size.samples) * 2 * self._matrix_values / self._flops
             steps = ceil(size.samples / batch) * (size.max_tokens or evaluation.max_tokens or ANSWER_TOKENS)
             seconds += prompts + steps * max(reading, computing)
-        gpus = get_evaluation_gpus(self.base, self.experiment) if evaluation.backend == "vllm" else 1
+        is_split = evaluation.backend == "vllm"
+        gpus = get_evaluation_gpus(self.base.checkpoint, self.base.model, self.experiment) if is_split else 1
         return seconds / gpus

@@ -67,13 +67,13 @@ def read_count(results: Path, data: Data, fingerprint: str, trainer: str = DEFAU
 
 def count_lengths(
     results: Path,
-    recipes: Mapping[tuple[Data, str], str],
-    fingerprint: str,
+    recipes: Mapping[tuple[Data, str, str], str],
     command: TrainerCommand,
 ) -> None:
     """Have the trainers count the tokens of all samples, and store the counts. What is on record stays.
 
-    `recipes` has, for each data section of a training and the training's trainer, the text of a recipe.
+    `recipes` has the text of a recipe for each data section of a training with the fingerprint of its base model and
+    the name of its trainer.
 
     Raises:
         InputError: the command failed.
@@ -81,12 +81,12 @@ def count_lengths(
     counted = find_record(results / LENGTHS).get("counts", [])
     counts: list[dict[str, Any]] = []
     # The most samples first: their counts are those of fewer too.
-    for data, trainer in sorted(recipes, key=lambda each: each[0].max_samples or math.inf, reverse=True):
+    for data, fingerprint, trainer in sorted(recipes, key=lambda each: each[0].max_samples or math.inf, reverse=True):
         key = _get_lengths_key(data, fingerprint, trainer)
         entry = _find_count([*counts, *counted], data, key)
         if entry is None:
             with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-                file.write(recipes[data, trainer])
+                file.write(recipes[data, fingerprint, trainer])
                 file.flush()
                 measured = ask(*command(trainer, "measure_lengths", "--recipe", file.name))
             entry = {"key": key, "max_samples": data.max_samples, **measured}

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.checkpoints.sizes import get_model_folder_size
+from lorasweep.experiment.devices import get_device_name
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry
-from lorasweep.layout import BASELINE, JOB_RECORDS, MANIFEST, PICTURE, PLAN
-from lorasweep.planning.costs import TASK_SAMPLES, Costs
+from lorasweep.layout import JOB_RECORDS, MANIFEST, PICTURE, PLAN
+from lorasweep.planning.costs import TASK_SAMPLES, Base, Costs
 from lorasweep.planning.counting import guess_lengths, guess_task_sizes, read_count, read_task_sizes
 from lorasweep.planning.disk_space import explain_shortage, find_room
 from lorasweep.planning.history import Experience, JobRecord, get_last_error, learn, read_records
@@ -49,8 +48,6 @@ class Forecast:
     """The remaining jobs: pairs of a rule and the name of a point or a batch."""
     batches: Mapping[str, Sequence[str]]
     """Points of each batch, by the batch's name."""
-    fingerprint: str
-    """Fingerprint of the base model; empty if its weights are missing."""
 
     @cached_property
     def unfinished(self) -> set[str]:
@@ -85,9 +82,7 @@ class Forecast:
     def describe_shortly(self) -> str:
         """Return the summary that a dry run prints."""
         done = sum(point.is_done for point in self.points)
-        guessed = [
-            rule for rule in RULE_NAMES if rule in self.remaining.seconds and not self.planner.costs.is_counted(rule)
-        ]
+        guessed = [rule for rule in RULE_NAMES if rule in self.remaining.seconds and not self.planner.is_counted(rule)]
         notes = self._note_merged_models if any(rule == "merge" for rule, _ in self.wanted) else []
         notes = [*notes, *(self._note_patience if any(rule == "train" for rule, _ in self.wanted) else [])]
         notes += self._note_unevaluated
@@ -100,12 +95,15 @@ class Forecast:
 
     @cached_property
     def _notes(self) -> list[str]:
-        costs = self.planner.costs
         rules = [rule for rule in self.whole[WHOLE].seconds if self.whole[WHOLE].seconds[rule]]
-        tokens = "counted" if costs.are_tokens_counted else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
-        samples = "counted" if costs.are_tasks_counted else f"guessed ({TASK_SAMPLES} for a task without a limit)"
+        tokens = (
+            "counted" if self.planner.is_counted("train") else f"guessed ({BYTES_PER_TOKEN} bytes of the file each)"
+        )
+        samples = (
+            "counted" if self.planner.is_counted("evaluate") else f"guessed ({TASK_SAMPLES} for a task without a limit)"
+        )
         return [
-            describe_times(self.experience, rules, costs.device_name)
+            describe_times(self.experience, rules, self.planner.device_name)
             + " "
             + describe_error(get_last_error(self.records)),
             f"Jobs at a time: {self.planner.parallel}. Training tokens are {tokens}, evaluation samples are {samples}."
@@ -121,7 +119,7 @@ class Forecast:
         if self.experiment.model.device != "cuda":
             return ""
         trained = [name for name, point in self.planner.points.items() if point.is_trained]
-        names = [BASELINE, *self.planner.baselines] if self.experiment.evaluation.enabled else []
+        names = self.planner.costs if self.experiment.evaluation.enabled else []
         most = {
             "trainings": max((self.planner.get_gpus("train", name) for name in trained), default=0),
             "evaluations": max((self.planner.get_gpus("evaluate", name) for name in names), default=0),
@@ -133,7 +131,7 @@ class Forecast:
     def _note_merged_models(self) -> list[str]:
         if not self.whole["B1"].jobs.get("merge"):
             return []
-        size = format_bytes(get_model_folder_size(self.planner.base, self.experiment.model.dtype))
+        size = format_bytes(max(map(self.planner.get_model_bytes, self.planner.points)))
         folder = self.experiment.evaluation.merged_models_in
         where = f" in {folder}, which is not included above" if folder else ""
         return [f"Mode B1 has up to {self.planner.max_merged_models} merged models of {size} at a time{where}."]
@@ -159,9 +157,9 @@ class Forecast:
         """Write the plan and its picture. Return the paths of both files."""
         content = {
             "experiment": self.results.name,
-            "device": self.planner.costs.device_name,
+            "device": self.planner.device_name,
             "parallel_jobs": self.planner.parallel,
-            "tokens_are_counted": self.planner.costs.are_tokens_counted,
+            "tokens_are_counted": self.planner.is_counted("train"),
             "times_from": {rule: asdict(experience) for rule, experience in self.experience.items()},
             "last_run_took_of_its_plan": get_last_error(self.records),
             "to_do": self.remaining.as_json(),
@@ -203,55 +201,60 @@ class Forecast:
 def make_forecast(
     experiment: Experiment,
     points: Mapping[str, Point],
-    base: Checkpoint,
+    bases: Mapping[str, Base],
     results: Path,
     wanted: Collection[tuple[str, str]],
     batches: Mapping[str, Sequence[str]],
-    fingerprint: str,
     parallel: int,
     evaluations: int,
     tasks: Sequence[TaskEntry],
     task_files: Sequence[Path],
-    other_baselines: Mapping[str, Checkpoint],
 ) -> Forecast:
     """Return the plan of a run.
 
     Args:
         experiment: The experiment.
         points: Its points by name.
-        base: The base model.
+        bases: The model of each point, and of each baseline, by name.
         results: The experiment's folder. Records of other experiments in its parent folder also correct the times.
         wanted: The remaining jobs: pairs of a rule and the name of a point or a batch.
         batches: Points of each batch, by the batch's name.
-        fingerprint: The base model's fingerprint; empty if its weights are missing.
         parallel: Jobs at a time.
         evaluations: Evaluations at a time.
         tasks: The evaluation tasks.
         task_files: The tasks' source files.
-        other_baselines: Models, besides the base model, that are evaluated without an adapter.
     """
     records = read_records(results / JOB_RECORDS)
     other_files = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
     all_records = [*(record for file in other_files for record in read_records(file)), *records]
+    sizes = read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles)
+    known = sizes or guess_task_sizes(tasks)
+    experience: dict[str, Experience] = {}
+    costs: dict[Base, Costs] = {}
+    for base in dict.fromkeys(bases.values()):
+        own = [point for point in points.values() if point.is_trained and bases[point.name] == base]
+        lengths = _read_lengths(results, own, base.fingerprint)
+        first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))
+        past = learn(all_records, get_device_name(experiment), base.fingerprint)
+        factors = {rule: jobs.factor for rule, jobs in past.items()}
+        costs[base] = Costs(experiment, base, first, known, factors, lengths, are_tasks_counted=bool(sizes))
+        # Of several models, the plan's notes tell the one with the most jobs.
+        most = {rule: max(jobs, experience.get(rule, jobs), key=lambda each: each.jobs) for rule, jobs in past.items()}
+        experience |= most
+    log_bytes = _measure_logs(results, list(bases), tasks)
+    by_name = {name: costs[base] for name, base in bases.items()}
+    planner = Planner(experiment, points, by_name, parallel, log_bytes, evaluations)
+    return Forecast(experiment, results, planner, experience, records, wanted, batches)
+
+
+def _read_lengths(results: Path, points: Iterable[Point], fingerprint: str) -> dict[Data, Lengths]:
+    """Return the lengths of the samples of points of one base model, counted or guessed, by their data sections."""
     lengths: dict[Data, Lengths] = {}
-    for data, trainer in list_data(points):
+    for data, trainer in dict.fromkeys((point.data, point.trainer) for point in points):
         count = read_count(results, data, fingerprint, trainer)
         # Trainers that count otherwise than the first are planned by its counts.
         lengths.setdefault(data, (count and count.train) or guess_lengths(data))
-    first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))
-    sizes = read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles)
-    known = sizes or guess_task_sizes(tasks)
-    costs = Costs(experiment, base, first, known, others=lengths, are_tasks_counted=bool(sizes))
-    experience = learn(all_records, costs.device_name, fingerprint)
-    costs = replace(costs, factors={rule: past.factor for rule, past in experience.items()})
-    log_bytes = _measure_logs(results, [BASELINE, *other_baselines, *points], tasks)
-    planner = Planner(experiment, points, base, costs, parallel, log_bytes, other_baselines, evaluations)
-    return Forecast(experiment, results, planner, experience, records, wanted, batches, fingerprint)
-
-
-def list_data(points: Mapping[str, Point]) -> list[tuple[Data, str]]:
-    """Return the data sections of the trainings, each with its trainers."""
-    return list(dict.fromkeys((point.data, point.trainer) for point in points.values() if point.is_trained))
+    return lengths
 
 
 def _measure_logs(results: Path, points: Sequence[str], tasks: Iterable[TaskEntry]) -> dict[str, int]:

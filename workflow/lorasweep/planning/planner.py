@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.sizes import (
     LOG_ROW,
     SMALL_FILES,
@@ -21,8 +20,8 @@ from lorasweep.checkpoints.sizes import (
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import Experiment
 from lorasweep.experiment.task_choice import list_tasks, with_own_tasks
-from lorasweep.layout import ADAPTER_WEIGHTS, BASELINE
-from lorasweep.planning.costs import Costs
+from lorasweep.layout import ADAPTER_WEIGHTS
+from lorasweep.planning.costs import Base, Costs, TaskSize, Training
 from lorasweep.planning.timeline import PlannedJob, Timeline, simulate
 from lorasweep.stages import GPU_RULES, get_timed_rules
 from lorasweep.sweep import resources
@@ -109,14 +108,12 @@ class Planner:
 
     experiment: Experiment
     points: Mapping[str, Point]
-    base: Checkpoint
-    costs: Costs
+    costs: Mapping[str, Costs]
+    """The cost model of each point and of each model that is evaluated without an adapter, by name."""
     parallel: int
     """The number of jobs at a time."""
     log_bytes: Mapping[str, int] = field(default_factory=dict)
     """Mean bytes of a log, by task; without those of tasks that no point was evaluated on yet."""
-    other_baselines: Mapping[str, Checkpoint] = field(default_factory=dict)
-    """Models, besides the base model, that are evaluated without an adapter."""
     evaluations: int | None = None
     """The number of evaluations at a time; `None`: as many as jobs."""
 
@@ -136,28 +133,56 @@ class Planner:
         point = self.points.get(name)
         if rule == "train" and point:
             return point.controls.gpus
-        return resources.get_evaluation_gpus(self.get_costs(name).base, self.experiment)
+        base = self.get_base(name)
+        return resources.get_evaluation_gpus(base.checkpoint, base.model, self.experiment)
+
+    def get_base(self, name: str) -> Base:
+        """Return the model of a point or of a baseline."""
+        return self.costs[name].base
 
     @cached_property
-    def _tokenizer(self) -> int:
-        return get_tokenizer_size(self.base)
+    def sizes(self) -> Mapping[str, TaskSize]:
+        """The sizes of the tasks, by name."""
+        return self._first.tasks
 
     @cached_property
-    def _model(self) -> int:
-        return get_model_folder_size(self.base, self.experiment.model.dtype)
+    def device_name(self) -> str:
+        """The name of the device that is planned for."""
+        return self._first.device_name
 
     @property
-    def _temporary_model(self) -> int:
-        """Bytes of a merged model in the results' file system."""
-        return 0 if self.experiment.evaluation.merged_models_in else self._model
+    def _first(self) -> Costs:
+        return next(iter(self.costs.values()))
+
+    def is_counted(self, rule: str) -> bool:
+        """Whether the workload behind a rule's time was counted, not guessed."""
+        return all(costs.is_counted(rule) for costs in self.costs.values())
+
+    @cached_property
+    def _tokenizers(self) -> Mapping[Base, int]:
+        return {costs.base: get_tokenizer_size(costs.base.checkpoint) for costs in self.costs.values()}
+
+    @cached_property
+    def _models(self) -> Mapping[Base, int]:
+        return {
+            costs.base: get_model_folder_size(costs.base.checkpoint, costs.base.model.dtype)
+            for costs in self.costs.values()
+        }
+
+    def get_model_bytes(self, name: str) -> int:
+        """Return the bytes of the full model of a point."""
+        return self._models[self.get_base(name)]
+
+    def _get_merged_bytes(self, name: str) -> int:
+        """Return the bytes of a point's merged model in the results' file system."""
+        return 0 if self.experiment.evaluation.merged_models_in else self.get_model_bytes(name)
 
     def _get_log_bytes(self, point: Point | None) -> int:
         """Return the bytes of the logs of a point, or of a baseline (`None`)."""
         if not self._evaluation or (point and not point.is_evaluated):
             return 0
         sizes = {
-            name: self.log_bytes.get(name, LOG_BYTES + size.samples * SAMPLE_BYTES)
-            for name, size in self.costs.tasks.items()
+            name: self.log_bytes.get(name, LOG_BYTES + size.samples * SAMPLE_BYTES) for name, size in self.sizes.items()
         }
         return sum(sizes[name] for name in list_tasks(sizes, point))
 
@@ -173,20 +198,25 @@ class Planner:
         """Return the bytes of a point's adapter weights: computed, or measured for an existing adapter."""
         if point.adapter:
             return Path(point.adapter, ADAPTER_WEIGHTS).stat().st_size
-        return get_adapter_size(self.base, point.controls, self.experiment.model.dtype)
+        base = self.get_base(point.name)
+        return get_adapter_size(base.checkpoint, point.controls, base.model.dtype)
+
+    def _get_adapter_folder_bytes(self, point: Point) -> int:
+        """Return the bytes of an adapter with its tokenizer, which an existing adapter has not."""
+        return self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizers[self.get_base(point.name)])
+
+    def _get_training(self, point: Point) -> Training:
+        return self.costs[point.name].get_training(point.controls, point.data)
 
     def get_kept_bytes(self, point: Point | None, mode: str) -> int:
         """Return the bytes that a point keeps in a mode. `None` stands for a baseline."""
         if point is None:
             return self._get_log_bytes(None) + SMALL_FILES
-        adapter = self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizer)
-        model = self._model if mode == "A" else 0
-        return adapter + model + self._get_log_bytes(point) + self._get_small_bytes(point)
+        model = self.get_model_bytes(point.name) if mode == "A" else 0
+        return self._get_adapter_folder_bytes(point) + model + self._get_log_bytes(point) + self._get_small_bytes(point)
 
     def _get_small_bytes(self, point: Point) -> int:
-        return SMALL_FILES + (
-            0 if point.adapter else LOG_ROW * self.costs.get_training(point.controls, point.data).steps
-        )
+        return SMALL_FILES + (0 if point.adapter else LOG_ROW * self._get_training(point).steps)
 
     def plan_all(self, mode: str | None = None) -> SweepPlan:
         """Plan the whole sweep from scratch: all points in `mode`, or each point in its own mode."""
@@ -194,8 +224,9 @@ class Planner:
         direct = [point for name, point in self.points.items() if modes[name] == "B2" and self._is_evaluated(point)]
         batches = []
         for alike in group_alike(direct):
-            own = with_own_tasks(self.experiment.evaluation, list(self.costs.tasks), self.points[alike[0]])
-            size = resources.get_adapters_per_job(self.base, self.experiment.model, own)
+            own = with_own_tasks(self.experiment.evaluation, list(self.sizes), self.points[alike[0]])
+            base = self.get_base(alike[0])
+            size = resources.get_adapters_per_job(base.checkpoint, base.model, own)
             batches += [alike[start : start + size] for start in range(0, len(alike), size)]
         jobs = self._make_jobs(modes, batches)
         counts = {
@@ -235,15 +266,14 @@ class Planner:
         written: dict[str, int] = {}
         own_batches = [[name] for name, p in self.points.items() if p.mode == "B2" and self._is_evaluated(p)]
         for job in self._make_jobs({name: point.mode for name, point in self.points.items()}, own_batches):
-            here = job.temporary + (self._temporary_model if job.rule == "merge" else 0)
+            here = job.temporary + (job.merged if job.rule == "merge" else 0)
             temporary[job.points[0]] = max(temporary.get(job.points[0], 0), here)
             written[job.points[0]] = written.get(job.points[0], 0) + self._get_written_bytes(job)
         rows = []
         for name, point in self._named(self.points):
             mode = point.mode if point else "base"
-            training = self.costs.get_training(point.controls, point.data) if point and point.is_trained else None
-            costs = self.get_costs(name)
-            seconds = {rule: costs.estimate(rule, [point]) for rule in self._get_rules(point, mode)}
+            training = self._get_training(point) if point and point.is_trained else None
+            seconds = {rule: self.costs[name].estimate(rule, [point]) for rule in self._get_rules(point, mode)}
             rows.append(
                 PointPlan(
                     name=name,
@@ -265,17 +295,7 @@ class Planner:
     @cached_property
     def baselines(self) -> list[str]:
         """Names of the models that are evaluated without an adapter."""
-        if not self._evaluation:
-            return []
-        return [*([BASELINE] if self.experiment.evaluation.baseline else []), *self.other_baselines]
-
-    @cached_property
-    def _other_costs(self) -> dict[str, Costs]:
-        return {name: replace(self.costs, base=base) for name, base in self.other_baselines.items()}
-
-    def get_costs(self, name: str) -> Costs:
-        """Return the cost model for the jobs of a point, or of a baseline with its own model."""
-        return self._other_costs.get(name, self.costs)
+        return [name for name in self.costs if name not in self.points] if self._evaluation else []
 
     def _named(self, points: Iterable[str]) -> list[tuple[str, Point | None]]:
         return [(name, self.points.get(name)) for name in (*self.baselines, *points)]
@@ -290,10 +310,11 @@ class Planner:
         ]
 
     def _get_memory(self, rule: str, name: str) -> int:
-        base, model, point = self.get_costs(name).base, self.experiment.model, self.points.get(name)
+        base, point = self.get_base(name), self.points.get(name)
         if rule == "train" and point:
-            return resources.train_mem_mb(base, point.controls, model, point.data)
-        merge, evaluate = resources.merge_mem_mb(base), resources.evaluate_mem_mb(base, model)
+            return resources.train_mem_mb(base.checkpoint, point.controls, base.model, point.data)
+        merge = resources.merge_mem_mb(base.checkpoint)
+        evaluate = resources.evaluate_mem_mb(base.checkpoint, base.model)
         evaluate += resources.roles_mem_mb(self.experiment.evaluation)
         return {"adopt": 0, "merge": merge, "export": merge}.get(rule, evaluate)
 
@@ -304,7 +325,7 @@ class Planner:
 
         def add(rule: str, names: Sequence[str], **changes: Any) -> int:
             points = [self.points.get(name) for name in names]
-            seconds = self.get_costs(names[0]).estimate(rule, points)
+            seconds = self.costs[names[0]].estimate(rule, points)
             jobs.append(PlannedJob(rule, tuple(names), seconds, **changes))
             return len(jobs) - 1
 
@@ -319,20 +340,22 @@ class Planner:
             elif point.trained_by:
                 trained[name] = trained[point.trained_by]
             else:
-                state = 2 * point.controls.epochs * (self.get_adapter_bytes(point) + self._tokenizer)
+                state = 2 * point.controls.epochs * self._get_adapter_folder_bytes(point)
                 state += resources.SAVED_STATES * self.get_adapter_bytes(point)
-                own = self._takers[name] * (self.get_adapter_bytes(point) + self._tokenizer)
+                own = self._takers[name] * self._get_adapter_folder_bytes(point)
                 small = self._takers[name] * self._get_small_bytes(point)
                 # The points keep the adapters. The training holds copies if the file system has no hard links.
                 trained[name] = add("train", [name], kept=own + small, temporary=own + state)
             before = (trained[name],)
             if mode == "A":
-                before = (add("export", [name], after=before, kept=self._model),)
+                before = (add("export", [name], after=before, kept=self.get_model_bytes(name)),)
             if mode == "B2" or not self._is_evaluated(point):
                 continue
+            merged = self._get_merged_bytes(name) if mode == "B1" else 0
             if mode == "B1":
-                before = (add("merge", [name], after=before),)
-            add("evaluate", [name], after=before, kept=self._get_log_bytes(point), reads_merged=mode == "B1")
+                before = (add("merge", [name], after=before, merged=merged),)
+            kept, reads_merged = self._get_log_bytes(point), mode == "B1"
+            add("evaluate", [name], after=before, kept=kept, reads_merged=reads_merged, merged=merged)
         for batch in batches if self._evaluation else ():
             add(
                 "evaluate_adapters",
@@ -343,11 +366,11 @@ class Planner:
         return jobs
 
     def _get_written_bytes(self, job: PlannedJob) -> int:
-        return job.written + (self._model if job.rule == "merge" else 0)
+        return job.written + (self.get_model_bytes(job.points[0]) if job.rule == "merge" else 0)
 
     def simulate(self, jobs: Sequence[PlannedJob]) -> Timeline:
         """Simulate jobs of this sweep, as many at a time as the plan assumes."""
-        return simulate(jobs, self.parallel, self.max_merged_models, self._temporary_model)
+        return simulate(jobs, self.parallel, self.max_merged_models)
 
     def _sum_up(self, jobs: Sequence[PlannedJob], counts: Mapping[str, int]) -> SweepPlan:
         line = self.simulate(jobs)
@@ -361,8 +384,7 @@ class Planner:
                 gpu_seconds[job.rule] = gpu_seconds.get(job.rule, 0.0) + taken
             written += self._get_written_bytes(job)
             if job.rule == "train":
-                point = self.points[job.points[0]]
-                training = self.costs.get_training(point.controls, point.data)
+                training = self._get_training(self.points[job.points[0]])
                 steps, tokens = steps + training.steps, tokens + training.tokens
             memory = max(memory, self._get_memory(job.rule, job.points[0]))
         return SweepPlan(

@@ -24,6 +24,8 @@ class PlannedJob:
     """Bytes on disk only while the job runs."""
     reads_merged: bool = False
     """Whether the job evaluates a merged model, which is deleted at its end. A job of the rule `merge` made it."""
+    merged: int = 0
+    """Bytes of the merged model that the job makes or reads, in the file system of the results."""
 
     @property
     def written(self) -> int:
@@ -45,11 +47,11 @@ class Timeline:
     """(seconds, bytes kept, temporary bytes) after each change."""
 
 
-def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int, merged_bytes: int) -> Timeline:
+def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int) -> Timeline:
     """Simulate jobs, `parallel` at a time: a job starts when a slot is free and its predecessors have ended.
 
-    `max_merged_models` limits the merged models that exist at one time, each of `merged_bytes` temporary bytes: from
-    the start of a job of the rule `merge` to the end of the job that reads the model.
+    `max_merged_models` limits the merged models that exist at one time: from the start of a job of the rule `merge` to
+    the end of the job that reads the model.
     """
     waits_for = [len(job.after) for job in jobs]
     followers: list[list[int]] = [[] for _ in jobs]
@@ -62,8 +64,9 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int, 
     order = count()
     line = Timeline()
     # An earlier run left the models that are read but not merged in this plan.
-    merged = sum(job.reads_merged and not any(jobs[before].rule == "merge" for before in job.after) for job in jobs)
-    now, kept, temporary, free = 0.0, 0, merged * merged_bytes, parallel
+    left = [job for job in jobs if job.reads_merged and not any(jobs[before].rule == "merge" for before in job.after)]
+    merged = len(left)
+    now, kept, temporary, free = 0.0, 0, sum(job.merged for job in left), parallel
 
     def note() -> None:
         line.moments.append((now, kept, temporary))
@@ -81,7 +84,7 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int, 
                 if merged >= max_merged_models:
                     held_back.append(entry)
                     continue
-                merged, temporary = merged + 1, temporary + merged_bytes
+                merged, temporary = merged + 1, temporary + job.merged
             free, temporary = free - 1, temporary + job.temporary
             heapq.heappush(running, (now + job.seconds, next(order), entry[1]))
             note()
@@ -89,7 +92,7 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int, 
         job = jobs[index]
         free, kept, temporary = free + 1, kept + job.kept, temporary - job.temporary
         if job.reads_merged:
-            merged, temporary = merged - 1, temporary - merged_bytes
+            merged, temporary = merged - 1, temporary - job.merged
             if held_back:
                 heapq.heappush(ready, held_back.popleft())
         note()

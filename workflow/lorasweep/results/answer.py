@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from lorasweep.experiment.points import format_value
-from lorasweep.layout import BASELINE
 from lorasweep.results.inference import POWER, Scores, adjust_p_values, count_needed_samples
-from lorasweep.results.replicates import collect_scores, compare_settings
+from lorasweep.results.replicates import collect_scores, compare_settings, get_base_row
 from lorasweep.results.table import SampleScores, is_metric
 from lorasweep.util.errors import InputError
 
@@ -106,7 +105,7 @@ def find_answer(
     close = [(name, row, 2 * level / count / (count - 1)) for name, row in next_ones[:1]]
     p_value: Any = together.get(f"{metric}:p_adjusted")
     if not _is_missing(p_value) and p_value > level:
-        close.append(("the base model", {"points": BASELINE, "mode": "base", "task": task}, level / count))
+        close.append(("the base model", get_base_row(best[0]), level / count))
     own = collect_scores(best[0], metric, table, scores)
     caveats = (
         *_find_absent(settings, rows, task),

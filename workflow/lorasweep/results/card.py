@@ -9,9 +9,9 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 
 from lorasweep.experiment.points import format_value
-from lorasweep.layout import ADAPTER_CONFIG, BASELINE, CARD, EXPERIMENT, LENGTHS, TABLE, find_part
+from lorasweep.layout import ADAPTER_CONFIG, CARD, EXPERIMENT, LENGTHS, TABLE, find_part
 from lorasweep.results.publication import Base
-from lorasweep.results.table import format_gain, format_metric, is_metric
+from lorasweep.results.table import find_base, format_gain, format_metric, is_metric
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record
 
@@ -103,9 +103,10 @@ def _list_scores(point: Path, manifest: Mapping[str, Any]) -> Iterator[dict[str,
     """Yield each metric of each task, with what the table says of its interval and its gain."""
     file = (point.parent / TABLE).with_suffix(".parquet")
     table = pd.read_parquet(file) if file.is_file() else pd.DataFrame(columns=["point", "task", "adapter_sha256"])
+    own_base = find_base(manifest["settings"])
     for task, result in manifest["evaluation"].get("tasks", {}).items():
         of_task = table[table["task"] == task]
-        own, base = (of_task[of_task["point"] == name] for name in (point.name, BASELINE))
+        own, base = (of_task[of_task["point"] == name] for name in (point.name, own_base))
         if len(own) and not _is_row_of(own.iloc[0], manifest):
             problem = f"{file}: the row of {point.name} is of another adapter or evaluation"
             raise InputError(f"{problem}; run the experiment again")

@@ -12,7 +12,7 @@ import altair as alt
 import pandas as pd
 
 from lorasweep.experiment.points import format_value
-from lorasweep.layout import BASELINE
+from lorasweep.layout import is_base
 from lorasweep.results.labels import get_differing, label_points, label_settings, plain, shorten
 from lorasweep.util.formats import format_score, get_unit
 from lorasweep.util.vega import SERIES, WIDTH, Plot, finish
@@ -58,9 +58,11 @@ def draw_metric(
     if rows.empty:
         return []
     labels = label_settings(points, variables)
+    # Of several base models, none is the line to which all settings compare: they are in the list.
+    is_line = settings["setting"].map(is_base)
+    is_line &= is_line.sum() == 1
     base, listed = (
-        part.assign(setting=part["setting"].map(labels))
-        for part in (settings[settings["setting"] == BASELINE], settings[settings["setting"] != BASELINE])
+        part.assign(setting=part["setting"].map(labels)) for part in (settings[is_line], settings[~is_line])
     )
     points = points.assign(setting=points["point"].map(label_points(points, variables)))
     rows = listed[listed["mode"] != "base"]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from lorasweep.layout import BASELINE
 from lorasweep.results.inference import (
     Interval,
     Scores,
@@ -18,7 +17,15 @@ from lorasweep.results.inference import (
     get_p_value,
     get_unpaired_p_value,
 )
-from lorasweep.results.table import SampleScores, adjust, describe_difference, describe_scores, is_metric, list_columns
+from lorasweep.results.table import (
+    SampleScores,
+    adjust,
+    describe_difference,
+    describe_scores,
+    find_base,
+    is_metric,
+    list_columns,
+)
 
 SETTING_TEXTS = {"setting": str, "trained_setting": str, "task": str, "points": str}
 """Columns of `replicates.csv` whose values are text, even if they look like numbers."""
@@ -60,7 +67,7 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
         }
         for metric in metrics:
             if members[metric].notna().any():
-                own, base = (collect_scores(each, metric, table, scores) for each in (row, _BASE | {"task": task}))
+                own, base = (collect_scores(each, metric, table, scores) for each in (row, get_base_row(row)))
                 row |= {metric: own.mean} | describe_scores(metric, own, confidence)
                 if base.seeds and row["mode"] != "base":
                     row |= describe_difference(metric, own, base, confidence)
@@ -73,7 +80,9 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
     return frame[[*(column for column in frame.columns if "/" not in column), *list_columns(metrics, frame)]]
 
 
-_BASE = {"points": BASELINE, "mode": "base"}
+def get_base_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row, for `collect_scores`, of the base model of a row of `aggregate`."""
+    return {"points": find_base(row), "mode": "base", "task": row["task"]}
 
 
 def collect_scores(row: Mapping[str, Any], metric: str, table: pd.DataFrame, scores: SampleScores) -> Scores:

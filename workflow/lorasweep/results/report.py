@@ -17,8 +17,8 @@ from markupsafe import Markup, escape
 
 from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.points import format_value
-from lorasweep.experiment.sections import MODE_KEY, Data, Experiment
-from lorasweep.layout import BASELINE, EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG
+from lorasweep.experiment.sections import MODE_KEY, MODEL_KEY, Data, Experiment
+from lorasweep.layout import EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG, is_base
 from lorasweep.results.labels import get_differing, label_points, label_settings, plain, shorten
 from lorasweep.results.page import Cell, Column, Section, get_values, list_intervals, list_numbers, pair, render
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
@@ -91,7 +91,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         versions=_get_versions(table),
         revisions=sorted(set(table["git_revision"].dropna())),
         columns=_lay_out(pipeline),
-        has_baseline=bool((table["point"] == BASELINE).any()),
+        has_baseline=bool(table["point"].map(is_base).any()),
         confidence=experiment.report.confidence,
         files=[(results / name).name for name in _list_files(table_file, companions)],
     )
@@ -185,7 +185,7 @@ def _list_variables(rows: pd.DataFrame, variables: Sequence[str]) -> list[Column
     columns = []
     for key in get_differing(rows[rows["mode"] != "base"], variables):
         short, values = shorten(rows[key], key), [plain(value) for value in rows[key]]
-        is_own = rows[variables].drop(columns=MODE_KEY, errors="ignore").notna().any(axis=1)
+        is_own = rows[variables].drop(columns=[MODE_KEY, MODEL_KEY], errors="ignore").notna().any(axis=1)
         texts = [
             short[format_value(value, key)] if known or value is not None else ""
             for value, known in zip(values, is_own, strict=True)

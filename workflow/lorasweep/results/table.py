@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from lorasweep.experiment.points import SEPARATOR, format_value, get_setting
-from lorasweep.experiment.sections import BASE_KEY, MODE_KEY, Controls
-from lorasweep.layout import BASELINE, MANIFEST
+from lorasweep.experiment.sections import BASE_KEY, MODE_KEY, MODEL_KEY, Controls
+from lorasweep.layout import MANIFEST, get_baseline_name, is_base
 from lorasweep.results.inference import (
     Interval,
     Scores,
@@ -47,7 +47,7 @@ FACTS = (
 
 - `stderr`: standard error of the mean
 - `low`, `high`, `interval`: bounds of its confidence interval, and the interval's method
-- `delta`, `delta_low`, `delta_high`, `delta_interval`: difference to the baseline, its bounds, and the method
+- `delta`, `delta_low`, `delta_high`, `delta_interval`: difference to the point's base model, its bounds, and the method
 - `pairs`: number of samples that point and baseline share; 0 if the interval is unpaired
 - `p`, `p_adjusted`: p-value of no difference, and the same corrected for the number of adapters
 """
@@ -176,13 +176,15 @@ def make_table(
             if row[metric] is not None:
                 reported.setdefault((row["task"], metric), {})[row["point"]] = row[metric]
     for (task, metric), values in reported.items():
-        base = scores.collect([BASELINE], task, metric, values, is_trained=False) if BASELINE in values else None
+        bases = {
+            name: scores.collect([name], task, metric, values, is_trained=False) for name in filter(is_base, values)
+        }
         for row in rows:
             if row["task"] != task or row.get(metric) is None:
                 continue
             own = scores.collect([row["point"]], task, metric, values)
             row |= describe_scores(metric, own, confidence)
-            if base and row["mode"] != "base":
+            if row["mode"] != "base" and (base := bases.get(find_base(row))):
                 row |= describe_difference(metric, own, base, confidence)
         compared = [row for row in rows if row["task"] == task and f"{metric}:p" in row]
         adjust(compared, metric, [(row["trained_setting"], row["seed"]) for row in compared])
@@ -191,13 +193,19 @@ def make_table(
     table = pd.DataFrame(rows).convert_dtypes()
     order = order_metrics([column for column in row if "/" in column and not _is_fact(column)] for row in rows)
     metrics = list_columns(order, table)
-    bases = [BASE_KEY] if any(BASE_KEY in row for row in rows) else []
+    precisions = [BASE_KEY] if any(BASE_KEY in row for row in rows) else []
     names = ["point", "setting", "trained_setting"]
-    first = dict.fromkeys([*names, *variables, *bases, "epoch", "seed", "mode", "task", "samples", *metrics])
+    first = dict.fromkeys([*names, *variables, *precisions, "epoch", "seed", "mode", "task", "samples", *metrics])
     table = table[[*first, *(column for column in table.columns if column not in first)]]
     # The baseline first, then by value; numbers are sorted as numbers, not as text.
     places = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
     return table.iloc[places].drop(columns=["_settings", "_trained"]).reset_index(drop=True)
+
+
+def find_base(row: "Mapping[str, Any] | pd.Series[Any]") -> str:
+    """Return the name of the base model of a point or of a setting, to which its gain is the difference."""
+    model = row.get(MODEL_KEY)
+    return get_baseline_name(model if isinstance(model, str) else None)
 
 
 def order_metrics(rows: Iterable[Sequence[str]]) -> list[str]:

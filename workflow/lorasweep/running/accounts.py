@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lorasweep.checkpoints.sizes import get_model_folder_size
 from lorasweep.experiment.points import Point
 from lorasweep.layout import JOB_RECORDS, LEDGER, RECORD, RUNS, STORAGE, TRAININGS
 from lorasweep.planning.forecast import WHOLE, Forecast
@@ -189,7 +188,7 @@ class Accounts:
     def _get_steps(self, job: Running) -> int | None:
         planner = self._forecast.planner
         point = planner.points.get(job.name) if job.rule == "train" else None
-        return planner.costs.get_training(point.controls, point.data).steps if point else None
+        return planner.costs[job.name].get_training(point.controls, point.data).steps if point else None
 
     def _get_log(self, job: Running) -> str:
         point = self._forecast.planner.points.get(job.name) if job.rule == "train" else None
@@ -262,8 +261,7 @@ def make_records(
         if not is_kept or not members:
             continue
         points = [planner.points.get(member) for member in members]
-        costs = planner.get_costs(members[0])
-        other = planner.other_baselines.get(members[0])
+        costs = planner.costs[members[0]]
         accounted = slurm_seconds.get(attempt.slurm_job or "")
         is_planned = attempt.rule in TIMED_RULES
         share = _get_trained_share(forecast, attempt, points[0])
@@ -282,7 +280,7 @@ def make_records(
                 planned_seconds=round(costs.estimate(attempt.rule, points), 3) if is_planned else 0,
                 modelled_seconds=round(share * costs.model(attempt.rule, points), 3) if is_modelled else 0,
                 device=costs.device_name,
-                base=other.fingerprint if other else forecast.fingerprint,
+                base=costs.base.fingerprint,
             )
         )
     return records
@@ -301,7 +299,7 @@ def settle(forecast: Forecast, run: RunRecord) -> str:
     """Write the run's record and the ledger; return the ledger's totals as text."""
     results = forecast.results
     record_run(run, results / RUNS)
-    full = get_model_folder_size(forecast.planner.base, forecast.experiment.model.dtype)
+    full = {name: forecast.planner.get_model_bytes(name) for name in forecast.planner.points}
     records, runs = read_records(results / JOB_RECORDS), read_runs(results / RUNS)
     rows = make_ledger(results, forecast.points, records, runs, full, forecast.whole[WHOLE])
     write_ledger(rows, results / LEDGER)

@@ -51,7 +51,7 @@ def make_ledger(
     points: Sequence[PointPlan],
     records: Sequence[JobRecord],
     runs: Sequence[RunRecord],
-    full_model_bytes: int,
+    full_model_bytes: Mapping[str, int],
     whole: SweepPlan,
 ) -> list[dict[str, Any]]:
     """Return one row per point, then the total.
@@ -84,7 +84,7 @@ def make_ledger(
                 "is_done": bool(manifest) and (point.is_done or manifest["finished"] >= runs[-1].began),
                 "kept_bytes": manifest.get("bytes", 0),
                 "planned_kept_bytes": point.kept_bytes,
-                "full_model_bytes": 0 if point.mode == "base" else full_model_bytes,
+                "full_model_bytes": full_model_bytes.get(point.name, 0),
                 **{key: _round(value) for key, value in spent.get(point.name, dict.fromkeys(_SPENT, 0.0)).items()},
             }
         )

@@ -21,13 +21,13 @@ def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
     """
     points = [] if sweep.missing_model else [sweep.points[name] for name in sweep.trained if name in trained]
     counts = {
-        (data, trainer): read_count(sweep.results, data, sweep.base_fingerprint, trainer)
-        for data, trainer in {(point.data, point.trainer) for point in points}
+        (data, model, trainer): read_count(sweep.results, data, sweep.get_fingerprint(name), trainer)
+        for (data, model, trainer), name in {(p.data, p.model, p.trainer): p.name for p in points}.items()
     }
     notes: dict[tuple[Data, DataKey, int], str] = {}
     with naming_file(sweep.source):
         for point in points:
-            count = counts[point.data, point.trainer]
+            count = counts[point.data, point.model, point.trainer]
             if count is None:
                 continue
             if count.refused:

@@ -163,7 +163,7 @@ class _Finder:
                 adapter = self._get_next_adapter(point)
                 problems[rule] = problem and (self._explain(point, manifest) or problem)
             if point.mode == "A":
-                problem = self._find_model_problem(folder / "hf_model", adapter, changed)
+                problem = self._find_model_problem(name, folder / "hf_model", adapter, changed)
                 is_complete &= problem is None
                 if problem is not None:
                     problems["export"] = problem
@@ -174,7 +174,7 @@ class _Finder:
                 problems["publish" if sweep.evaluated[name] == "B2" else "evaluate"] = problem
             if problem is not None and sweep.evaluated[name] == "B1":
                 merged = self._results / MERGED / name
-                if merged.is_dir() and self._find_model_problem(merged, adapter, ()) is not None:
+                if merged.is_dir() and self._find_model_problem(name, merged, adapter, ()) is not None:
                     problems["merge"] = "it was merged from another adapter or base model"
         problem = _AGAIN if (folder / MANIFEST).is_file() else ""
         if manifest and is_complete:
@@ -228,14 +228,14 @@ class _Finder:
                 return f"it is of epoch {record.get('epochs')}"
         elif record.get("adopted_sha256") != self.digests.get(Path(str(point.adapter), ADAPTER_WEIGHTS)):
             return f"{point.adapter} has another adapter now"
-        if record.get("base_model_fingerprint") != self._sweep.base_fingerprint:
+        if record.get("base_model_fingerprint") != self._sweep.get_fingerprint(point.name):
             return "it was made for another base model"
         weights = f"adapter/{ADAPTER_WEIGHTS}"
         if self.digests.get(folder / weights, listed.get(weights)) != get_adapter_digest(record):
             return f"{weights} is not as it was made"
         return None
 
-    def _find_model_problem(self, model: Path, adapter: str | None, changed: Iterable[str]) -> str | None:
+    def _find_model_problem(self, point: str, model: Path, adapter: str | None, changed: Iterable[str]) -> str | None:
         if not model.is_dir():
             return ""
         if adapter is None:
@@ -244,7 +244,7 @@ class _Finder:
             return f"{file} is not as it was made"
         record = find_record(model / RECORD)
         made_of = (record.get("adapter_sha256"), record.get("base_model_fingerprint"), record.get("precision"))
-        if made_of != (adapter, self._sweep.base_fingerprint, self._sweep.experiment.model.dtype):
+        if made_of != (adapter, self._sweep.get_fingerprint(point), self._sweep.get_dtype(point)):
             return "it was merged from another adapter or base model"
         return None
 

@@ -14,12 +14,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.loading import write_experiment
 from lorasweep.experiment.points import record_points
+from lorasweep.experiment.sections import Model
 from lorasweep.hub import references as hub
 from lorasweep.layout import (
-    BASELINE,
     BATCHES,
     EXPERIMENT,
     FAILURE_RECORD,
@@ -32,7 +31,8 @@ from lorasweep.layout import (
     WANTED_PLAN,
 )
 from lorasweep.planning import counting as measuring
-from lorasweep.planning.forecast import Forecast, list_data, make_forecast
+from lorasweep.planning.costs import Base
+from lorasweep.planning.forecast import Forecast, make_forecast
 from lorasweep.running import start, view
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
@@ -426,24 +426,24 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
     """Make the plan of a run; return `None` if the base model's configuration is missing."""
-    if sweep.base is None:
-        return None
-    other_baselines = {
-        name: read_checkpoint(Path(model)) for name, model in sweep.baselines.items() if name != BASELINE
-    }
+    models = {name: sweep.get_model(name) for name in sweep.folders}
+    bases: dict[Model, Base] = {}
+    for model in dict.fromkeys(models.values()):
+        checkpoint = sweep.get_checkpoint(model)
+        if checkpoint is None:
+            return None
+        bases[model] = Base(model, checkpoint, "" if sweep.missing_model else checkpoint.fingerprint)
     return make_forecast(
         sweep.experiment,
         sweep.points,
-        sweep.base,
+        {name: bases[model] for name, model in models.items()},
         sweep.results,
         wanted,
         sweep.batches,
-        "" if sweep.missing_model else sweep.base.fingerprint,
         count_parallel_jobs(sweep, places),
         count_parallel_evaluations(sweep, places),
         sweep.tasks,
         list(map(Path, sweep.task_files)),
-        other_baselines,
     )
 
 
@@ -470,14 +470,15 @@ def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> in
 
 def count_tokens(sweep: Sweep, root: Path, environments: Mapping[str, Path]) -> None:
     """Have the trainers count tokens, unless the counts are on record."""
-    results, fingerprint = sweep.results, sweep.base_fingerprint
-    listed = [] if sweep.missing_model else list_data(sweep.points)
-    if all(measuring.read_count(results, data, fingerprint, trainer) for data, trainer in listed):
+    results, trainings = sweep.results, {} if sweep.missing_model else sweep.trainings
+    counted = {
+        (sweep.points[point].data, sweep.get_fingerprint(point), sweep.points[point].trainer): training
+        for training, point in trainings.items()
+    }
+    if all(measuring.read_count(results, *each) for each in counted):
         return
-    points = {name: sweep.points[point] for name, point in sweep.trainings.items()}
-    trainings = {(point.data, point.trainer): name for name, point in points.items()}
-    recipes = {each: sweep.get_recipe(trainings[each]) for each in listed}
+    recipes = {each: sweep.get_recipe(training) for each, training in counted.items()}
     try:
-        measuring.count_lengths(results, recipes, fingerprint, start.make_trainer_command(sweep, root, environments))
+        measuring.count_lengths(results, recipes, start.make_trainer_command(sweep, root, environments))
     except InputError as error:
         print(f"Numbers of tokens are guessed: {error}")

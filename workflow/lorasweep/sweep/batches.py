@@ -16,11 +16,11 @@ from lorasweep.util.files import read_record, write_record
 def group_alike(points: Iterable[Point]) -> list[list[str]]:
     """Return the names of points in groups that one job could evaluate: it has one specification of its evaluation.
 
-    Points that are asked otherwise, with another base or other tasks are in other groups.
+    Points of another base model, that are asked otherwise or on other tasks are in other groups.
     """
     groups: dict[Hashable, list[str]] = {}
     for point in points:
-        groups.setdefault((point.data.asked, point.base, point.tasks), []).append(point.name)
+        groups.setdefault((point.model, point.data.asked, point.base, point.tasks), []).append(point.name)
     return list(groups.values())
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.roles import get_folders, is_local
-from lorasweep.experiment.sections import DATA_KEYS, SET_KEY, Controls, Data, Evaluation, Experiment, ModelRole
+from lorasweep.experiment.sections import DATA_KEYS, SET_KEY, Controls, Data, Evaluation, Experiment, Model, ModelRole
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import explain_absence
@@ -80,23 +80,31 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             _check_weights_key(point)
             if not point.controls.packed:  # the number of packs is known when tokens are counted
                 check_batch(point, samples[point.data])
-    if find_missing_model(experiment, ""):
+    if find_missing_model(experiment, points, ""):
         return
-    checkpoint = _read(experiment.model.path, "model.path")
-    with naming_key("model.path"):
-        check_vocabulary(checkpoint)
+    models = list_models(experiment, points)
+    for key, model in models.items():
+        with naming_key(key):
+            check_vocabulary(read_checkpoint(Path(model.path)))
     _check_system_role(experiment, points, tasks)
+    for key, model in models.items():
+        own = [point for point in trained if point.model == model]
+        _check_base_model(experiment, key, model, own)
+
+
+def _check_base_model(experiment: Experiment, key: str, model: Model, trained: Iterable[Point]) -> None:
+    """Check that a base model suits the data of the points that are trained on it, and `evaluation.base_model`."""
+    checkpoint, other = _read(model.path, key), experiment.evaluation.base_model
     for data, place in _list_data(trained).items() if not checkpoint.has_chat_template else ():
         if data.format in ("chat", "sharegpt"):
             raise InputError(
-                f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: "
-                f"{data.format}{place} needs one",
+                f"{key}: the tokenizer in {model.path!r} has no chat template, but data.format: {data.format}{place} "
+                "needs one",
                 "a checkpoint with a chat template, or data.format: instruct",
             )
-    base_model = evaluation.base_model
-    if base_model and _read(base_model, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
+    if other and _read(other, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
         raise InputError(
-            f"evaluation.base_model: {base_model!r} holds another model than model.path ({experiment.model.path!r})",
+            f"evaluation.base_model: {other!r} holds another model than {key} ({model.path!r})",
             "the model that the adapters are trained on",
         )
 
@@ -145,12 +153,13 @@ def _check_files(experiment: Experiment, point: Point) -> int:
     return samples
 
 
-def _list_asked(experiment: Experiment, points: Iterable[Point]) -> list[str]:
+def _list_asked(experiment: Experiment, points: Collection[Point]) -> list[str]:
     """Return the folders of the models that are asked by a chat template, if they have one."""
     if all(data.format == "completion" for data in (experiment.data, *(point.data for point in points))):
         return []
     baselines = experiment.evaluation.baselines if experiment.evaluation.enabled else []
-    return [experiment.model.path, *(baseline.model for baseline in baselines)]
+    bases = [model.path for model in list_models(experiment, points).values()]
+    return list(dict.fromkeys([*bases, *(baseline.model for baseline in baselines)]))
 
 
 def find_trainer(name: str) -> Trainer:
@@ -177,19 +186,29 @@ def check_trainer(name: str, evaluation: Evaluation) -> None:
         )
 
 
-def find_missing_model(experiment: Experiment, source: str) -> str | None:
-    """Return a message about a missing base model; `None` if the model and its weights exist.
+def find_missing_model(experiment: Experiment, points: Iterable[Point], source: str) -> str | None:
+    """Return a message about a missing base model of the points; `None` if all models and their weights exist.
 
     `source` is the experiment file.
     """
-    named = {"model.path": experiment.model.path, "evaluation.base_model": experiment.evaluation.base_model}
+    named = {key: model.path for key, model in list_models(experiment, points).items()}
+    if path := experiment.evaluation.base_model:
+        named["evaluation.base_model"] = path
     for key, value in named.items():
-        if value and not Path(value).is_dir():
+        if not Path(value).is_dir():
             return f"{key}: {explain_absence(value, source)}"
-        if value and has_configuration_alone(Path(value)):
+        if has_configuration(Path(value)) and not has_weights(Path(value)):
             problem = f"{key}: {value!r} has a config.json but no weights, which is enough for a plan, not for a run"
             return str(InputError(problem, "a local Hugging Face checkpoint directory"))
     return None
+
+
+def list_models(experiment: Experiment, points: Iterable[Point]) -> dict[str, Model]:
+    """Return the base models of points by the keys of their paths; of an experiment without points, that of `model`."""
+    models = {f"models.{point.model_name}.path" if point.model_name else "model.path": point.model for point in points}
+    if not models and experiment.model.path:
+        models["model.path"] = experiment.choose_model(None)
+    return models
 
 
 def warn_of_prompts(experiment: Experiment, points: Iterable[Point]) -> list[str]:
@@ -197,15 +216,19 @@ def warn_of_prompts(experiment: Experiment, points: Iterable[Point]) -> list[str
     return [
         f"{model}: the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the "
         "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt."
-        for model in _list_asked(experiment, points)
+        for model in _list_asked(experiment, list(points))
         if Path(model).is_dir() and not read_chat_template(Path(model))
     ]
 
 
-def has_configuration_alone(path: Path) -> bool:
-    """Whether a checkpoint directory has a configuration but no weights."""
-    weights = (INDEX, "*.safetensors", "*.bin", "*.gguf")
-    return (path / "config.json").is_file() and not any(any(path.glob(pattern)) for pattern in weights)
+def has_configuration(path: Path) -> bool:
+    """Whether a checkpoint directory has a configuration, which is enough for a plan."""
+    return (path / "config.json").is_file()
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a checkpoint directory has weights, of a kind that can be read or not."""
+    return any(any(path.glob(pattern)) for pattern in (INDEX, "*.safetensors", "*.bin", "*.gguf"))
 
 
 def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
@@ -218,10 +241,10 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
         InputError: the trainer cannot train this model with these settings.
     """
     spec = TrainingSpec(
-        checkpoint=_read(experiment.model.path, "model.path"),
+        checkpoint=_read(point.model.path, f"models.{point.model_name}.path" if point.model_name else "model.path"),
         controls=point.controls,
         swept=tuple(key for key in point.swept if key in Controls.model_fields),
-        model=experiment.model,
+        model=point.model,
         data=point.data,
         output_dir=output_dir,
         keeps_best_epoch=experiment.evaluation.epochs == "best",
@@ -398,7 +421,7 @@ def _check_base(experiment: Experiment, point: Point) -> None:
     if point.base == "full" or not point.is_evaluated:
         return
     problem = f"evaluation.base: 'quantized' (point '{point.name}')"
-    if not experiment.model.quantize:
+    if not point.model.quantize:
         raise InputError(f"{problem} does not go without model.quantize", "full; or model.quantize: nf4 or int8")
     if point.mode != "B2":
         raise InputError(

@@ -19,7 +19,7 @@ from lorasweep.experiment.sections import DEFAULT_TRAINER, NAME_PATTERN, Control
 from lorasweep.experiment.tasks import get_tasks
 from lorasweep.experiment.training_data import FILES, check_data, read_first_row
 from lorasweep.hub.references import read_model_name, read_reference
-from lorasweep.sweep.checks import has_configuration_alone
+from lorasweep.sweep.checks import has_weights
 from lorasweep.trainers.torchtune.models import get_model
 from lorasweep.util.errors import InputError
 
@@ -92,7 +92,7 @@ def find_model(path: str) -> FoundModel:
         problem = "has no config.json" if Path(path).is_dir() else "no such directory"
         raise InputError(f"{path}: {problem}", "a Hugging Face checkpoint directory, or org/name of a model on the hub")
     notes = []
-    if has_configuration_alone(Path(path)):
+    if not has_weights(Path(path)):
         notes.append(f"{path}: has no weights, which is enough for a plan, not for a run.")
         if not has_environment():  # which is needed to derive the layers
             return FoundModel(path, "trl", "all-linear", notes)

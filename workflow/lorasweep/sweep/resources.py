@@ -159,7 +159,7 @@ def get_adapters_per_job(checkpoint: Checkpoint, model: Model, evaluation: Evalu
     return max(1, min(ceil(9 * start / each), int((60 * evaluation.job_minutes - start) / each), MOST_ADAPTERS))
 
 
-def get_evaluation_gpus(checkpoint: Checkpoint | None, experiment: Experiment) -> int:
+def get_evaluation_gpus(checkpoint: Checkpoint | None, model: Model, experiment: Experiment) -> int:
     """Return the number of GPUs that hold the model of an evaluation: the experiment's `evaluation.gpus`.
 
     With `auto`, as few as hold P · w bytes, and the local models of roles, in `WEIGHTS_SHARE` of their memory; for
@@ -169,9 +169,9 @@ def get_evaluation_gpus(checkpoint: Checkpoint | None, experiment: Experiment) -
     if gpus != "auto":
         return gpus
     memory = get_device(experiment).memory
-    if experiment.model.device == "cpu" or checkpoint is None or memory is None:
+    if model.device == "cpu" or checkpoint is None or memory is None:
         return 1
-    weights = checkpoint.num_parameters * BYTES[experiment.model.dtype] + _count_role_bytes(experiment.evaluation)
+    weights = checkpoint.num_parameters * BYTES[model.dtype] + _count_role_bytes(experiment.evaluation)
     least = ceil(weights / (WEIGHTS_SHARE * memory))
     if experiment.evaluation.backend == "vllm":
         heads = get_architecture(checkpoint).num_heads or least

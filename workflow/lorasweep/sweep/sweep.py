@@ -19,9 +19,25 @@ from lorasweep.evaluation.spec import EvaluationSpec, Mode, make_evaluation_spec
 from lorasweep.evaluation.state import is_evaluated
 from lorasweep.experiment.devices import check_device
 from lorasweep.experiment.loading import load_experiment, read_overrides
-from lorasweep.experiment.points import Point, get_baselines, get_points, recall_points
+from lorasweep.experiment.points import (
+    Baseline,
+    Point,
+    get_baselines,
+    get_evaluated_model,
+    get_points,
+    recall_points,
+)
 from lorasweep.experiment.roles import check_roles
-from lorasweep.experiment.sections import BASE_KEY, DATA_KEYS, NAME_PATTERN, Base, Data, Evaluation, Experiment
+from lorasweep.experiment.sections import (
+    BASE_KEY,
+    DATA_KEYS,
+    NAME_PATTERN,
+    Base,
+    Data,
+    Evaluation,
+    Experiment,
+    Model,
+)
 from lorasweep.experiment.task_choice import choose_tasks, list_tasks, with_own_tasks
 from lorasweep.experiment.tasks import TaskEntry, get_tasks
 from lorasweep.experiment.training_data import check_data
@@ -29,7 +45,6 @@ from lorasweep.hub.references import check_fetched, read_revisions, with_local_p
 from lorasweep.layout import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    BASELINE,
     BATCHES,
     MERGED,
     METRICS,
@@ -51,7 +66,8 @@ from lorasweep.sweep.checks import (
     check_trainer,
     find_missing_model,
     find_trainer,
-    has_configuration_alone,
+    has_configuration,
+    has_weights,
     make_recipe,
 )
 from lorasweep.sweep.trainings import head_recipe, is_trained, share_trainings
@@ -66,6 +82,8 @@ RESULTS = Path("results")
 
 _ANY_TRAINING = "<training>"
 """Placeholder in a recipe for the training's name, which is derived from the recipe."""
+
+_NEEDS_ENVIRONMENT = "Without weights it needs the evaluation environment: run 'make install'."
 
 MISSING_MODEL_AMOUNT = 1000
 """The value of every resource request in a dry run without the base model."""
@@ -83,8 +101,8 @@ class Sweep:
     """The experiment file's name in messages."""
     named_points: Mapping[str, Point]
     """Points by name, as planned by `get_points` or, in a job, as recorded. `points` also has their trainings."""
-    baselines: Mapping[str, str]
-    """Paths, by name, of the models that are evaluated without an adapter."""
+    baselines: Mapping[str, Baseline]
+    """The models that are evaluated without an adapter, by name."""
     tasks: Sequence[TaskEntry]
     is_job: bool = False
     """Whether this process runs a job of a sweep that another process planned."""
@@ -94,6 +112,7 @@ class Sweep:
     _identities: dict[str, str] = field(default_factory=dict, repr=False)
     _specs: dict[Any, EvaluationSpec] = field(default_factory=dict, repr=False)
     _samples: dict[Data, int] = field(default_factory=dict, repr=False)
+    _checkpoints: dict[Model, Checkpoint | None] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -157,11 +176,11 @@ class Sweep:
 
     def _check_gpus(self) -> None:
         for name in self.evaluated if self.experiment.evaluation.backend == "vllm" else ():
-            model, gpus = self.baselines.get(name, self.base_model), self.get_model_gpus(name)
-            base = self._read(model)
+            model, gpus = self.get_model(name), self.get_model_gpus(name)
+            base = self.get_checkpoint(model)
             if base and not resources.can_split(base, gpus):
                 raise InputError(
-                    f"evaluation.gpus: {gpus} is invalid: vLLM cannot split the heads of {model!r} over so many",
+                    f"evaluation.gpus: {gpus} is invalid: vLLM cannot split the heads of {model.path!r} over so many",
                     ", ".join(str(fewer) for fewer in range(1, gpus) if resources.can_split(base, fewer)),
                 )
         if not self.is_on_gpus or self.shared_gpus is None:
@@ -179,48 +198,63 @@ class Sweep:
                 file="--resources",
             )
 
-    # The experiment's folder and its model.
+    # The experiment's folder and its models.
 
     @property
     def results(self) -> Path:
         """The experiment's folder, relative to the working directory."""
         return RESULTS / self.experiment.experiment.name
 
-    @property
-    def base_model(self) -> str:
-        """The path of the model that adapters are evaluated on."""
-        return self.experiment.evaluation.base_model or self.experiment.model.path
+    def get_model(self, name: str) -> Model:
+        """Return the model that a point, a batch or a baseline is evaluated on, without its adapter."""
+        if name in self.baselines:
+            return self.baselines[name].model
+        point = self.named_points[name if name in self.named_points else self.batches[name][0]]
+        return get_evaluated_model(self.experiment, point.model)
+
+    def get_model_path(self, name: str) -> str:
+        """Return the path of `get_model`."""
+        return self.get_model(name).path
+
+    def get_dtype(self, name: str) -> str:
+        """Return the precision of `get_model`."""
+        return self.get_model(name).dtype
+
+    @cached_property
+    def _base_models(self) -> Sequence[Model]:
+        """The base models that adapters are evaluated on."""
+        names = [*self.named_points, *(name for name, baseline in self.baselines.items() if baseline.is_base)]
+        return list(dict.fromkeys(map(self.get_model, names)))
 
     @cached_property
     def missing_model(self) -> str | None:
-        """A message about a missing base model; `None` if the model exists."""
-        missing = find_missing_model(self.experiment, self.source)
+        """A message about a missing base model; `None` if all exist."""
+        missing = find_missing_model(self.experiment, self.named_points.values(), self.source)
         return missing and f"{self.source}: {missing}"
 
     @cached_property
-    def base(self) -> Checkpoint | None:
-        """The base model. Without weights: tensor shapes from its configuration. `None` if `missing_sizes`."""
-        path = Path(self.base_model)
-        if not self.missing_model:
-            return read_checkpoint(path)
-        return None if self.missing_sizes else read_shape(path)
-
-    @property
     def missing_sizes(self) -> str:
-        """Why the sizes of the base model cannot be known; empty if they can."""
-        if not self.missing_model:
-            return ""
-        if not has_configuration_alone(Path(self.base_model)):
-            return f"{self.base_model}/config.json is missing. The plan needs no other file of the model."
-        return "" if has_environment() else "Without weights it needs the evaluation environment: run 'make install'."
+        """Why the sizes of a base model cannot be known; empty if they can."""
+        absent = [Path(model.path) for model in self._base_models if not has_weights(Path(model.path))]
+        for path in absent:
+            if not has_configuration(path):
+                return f"{path}/config.json is missing. The plan needs no other file of the model."
+        return "" if not absent or has_environment() else _NEEDS_ENVIRONMENT
 
-    def _read(self, model: str) -> Checkpoint | None:
-        return self.base if model == self.base_model else read_checkpoint(Path(model))
+    def get_checkpoint(self, model: Model) -> Checkpoint | None:
+        """Return a model's checkpoint; without weights, tensor shapes from its configuration; `None` without that."""
+        if model not in self._checkpoints:
+            path = Path(model.path)
+            if has_weights(path):
+                self._checkpoints[model] = read_checkpoint(path)
+            else:
+                can_read = has_configuration(path) and has_environment()
+                self._checkpoints[model] = read_shape(path) if can_read else None
+        return self._checkpoints[model]
 
-    @property
-    def base_fingerprint(self) -> str:
-        """The base model's fingerprint; for a missing model, the message `missing_model`."""
-        return self.missing_model or read_checkpoint(Path(self.base_model)).fingerprint
+    def get_fingerprint(self, name: str) -> str:
+        """Return the fingerprint of `get_model`; while a base model is missing, the message `missing_model`."""
+        return self.missing_model or read_checkpoint(Path(self.get_model_path(name))).fingerprint
 
     def count_samples(self, point: str) -> int:
         """Return the number of training samples of a point."""
@@ -446,31 +480,29 @@ class Sweep:
         if key not in self._identities:
             text = self.make_recipe(point)
             files = [file for key in DATA_KEYS for file in point.data.get_files(key)]
-            for path in (self.experiment.model.path, *files):
+            for path in (point.model.path, *files):
                 text = re.sub(rf"(?m)(?<=[:-] ){re.escape(path)}$", "<path>", text)
-            self._identities[key] = hashlib.sha256(f"{self.base_fingerprint}\n{text}".encode()).hexdigest()
+            fingerprint = self.get_fingerprint(point.name)
+            self._identities[key] = hashlib.sha256(f"{fingerprint}\n{text}".encode()).hexdigest()
         return self._identities[key]
 
     def get_evaluation_spec(self, point: str) -> EvaluationSpec:
         """Return the specification of a point's evaluation: everything it depends on, except the adapter's weights."""
         data = self.points[point].data if point in self.points else self.experiment.data
-        model = self.baselines.get(point, self.base_model)
-        return self._get_spec(self.evaluated[point], model, data, self.get_base(point), self.get_tasks(point))
+        model, base, tasks = self.get_model(point), self.get_base(point), self.get_tasks(point)
+        key = (self.evaluated[point], model, data.asked, base, tuple(task.name for task in tasks))
+        if key not in self._specs:
+            files = [Path(file) for file in sorted({file for task in tasks for file in task.files})]
+            self._specs[key] = make_evaluation_spec(
+                self.experiment, tasks, files, self.evaluated[point], self.get_fingerprint(point), model, data, base
+            )
+        return self._specs[key]
 
     def get_base(self, name: str) -> Base:
         """Return whether a point or a baseline is evaluated on the full or on the quantized base model."""
         if name in self.points:
             return self.points[name].base
-        return self.experiment.evaluation.base if self.baselines[name] == self.base_model else "full"
-
-    def _get_spec(self, mode: Mode, model: str, data: Data, base: Base, tasks: Sequence[TaskEntry]) -> EvaluationSpec:
-        key = (mode, model, data.asked, base, tuple(task.name for task in tasks))
-        if key not in self._specs:
-            is_base = model == self.base_model
-            fingerprint = self.base_fingerprint if is_base else read_checkpoint(Path(model)).fingerprint
-            files = [Path(file) for file in sorted({file for task in tasks for file in task.files})]
-            self._specs[key] = make_evaluation_spec(self.experiment, tasks, files, mode, fingerprint, model, data, base)
-        return self._specs[key]
+        return self.experiment.evaluation.base if self.baselines[name].is_base else "full"
 
     def get_settings(self, point: str) -> str:
         """Return the settings in a point's manifest, as JSON."""
@@ -481,10 +513,10 @@ class Sweep:
         if point in self.points:
             settings = self.points[point].settings
         else:
-            settings = {"mode": "base", **({} if point == BASELINE else {"model": self.baselines[point]})}
+            settings = self.baselines[point].settings
             if any(other.base != "full" for other in self.points.values()):
                 settings[BASE_KEY] = self.get_base(point)
-        made_on = {"dtype": self.experiment.model.dtype, "device": self.experiment.model.device}
+        made_on = {"dtype": self.get_dtype(point), "device": self.experiment.model.device}
         plain: dict[str, Any] = json.loads(json.dumps({**made_on, **settings}))
         return plain
 
@@ -535,10 +567,11 @@ class Sweep:
         done = {point for point in trained if not self.missing_model and self._is_evaluated(point)}
         batches: dict[str, list[str]] = {}
         for alike in group_alike([self.points[point] for point in direct]):
-            sections = (self.experiment.model, self._get_evaluation(alike[0]))
+            model, own = self.get_model(alike[0]), self._get_evaluation(alike[0])
             given = self.experiment.evaluation.adapters_per_job
             guess = len(direct) if given == "auto" else given
-            size = resources.get_adapters_per_job(self.base, *sections) if self.base else guess
+            base = self.get_checkpoint(model)
+            size = resources.get_adapters_per_job(base, model, own) if base else guess
             for batch, points in assign_batches(alike, done, trained, size, record).items():
                 batches.setdefault(batch, []).extend(points)
         return batches
@@ -593,16 +626,16 @@ class Sweep:
 
     @cached_property
     def _most_evaluation_gpus(self) -> int:
-        models = {self.baselines.get(name, self.base_model) for name in self.evaluated}
-        return max(map(self._count_gpus, models), default=1)
+        return max(map(self._count_gpus, {self.get_model(name) for name in self.evaluated}), default=1)
 
-    def _count_gpus(self, model: str) -> int:
-        return resources.get_evaluation_gpus(self._read(model), self.experiment)
+    def _count_gpus(self, model: Model) -> int:
+        return resources.get_evaluation_gpus(self.get_checkpoint(model), model, self.experiment)
 
     @property
     def evaluation_gpus(self) -> int:
-        """The number of GPUs that an evaluation of the base model, or of a point, requests."""
-        return self.get_evaluation_gpus(BASELINE)
+        """The most GPUs that an evaluation of a point, or of a base model, requests."""
+        own = max(map(self._count_gpus, self._base_models), default=1)
+        return self.is_on_gpus * (self.most_gpus if self.shared_gpus is not None else own)
 
     def get_evaluation_gpus(self, name: str) -> int:
         """Return the number of GPUs that the evaluation of a point, a batch or a baseline requests.
@@ -613,7 +646,7 @@ class Sweep:
 
     def get_model_gpus(self, name: str) -> int:
         """Return the number of GPUs that the evaluation of a point, a batch or a baseline uses."""
-        return self.is_on_gpus * self._count_gpus(self.baselines.get(name, self.base_model))
+        return self.is_on_gpus * self._count_gpus(self.get_model(name))
 
     def get_train_gpus(self, training: str) -> int:
         """Return the number of GPUs of a training."""
@@ -641,34 +674,34 @@ class Sweep:
         if self.missing_model:
             return MISSING_MODEL_AMOUNT
         name = self.trainings.get(name, name) if rule == "train" else name
-        base = read_checkpoint(Path(self.baselines.get(name, self.base_model)))
-        amount = _REQUESTS[rule, resource](self, name, base)
+        model = self.get_model(name)
+        amount = _REQUESTS[rule, resource](self, name, read_checkpoint(Path(model.path)), model)
         if resource == "mem_mb" and rule.startswith("evaluate"):
             amount += resources.roles_mem_mb(self.experiment.evaluation)
         return attempt * amount
 
 
-_Request = Callable[[Sweep, str, Checkpoint], int]
+_Request = Callable[[Sweep, str, Checkpoint, Model], int]
 
 _REQUESTS: Mapping[tuple[str, str], _Request] = {
-    ("train", "mem_mb"): lambda s, point, base: resources.train_mem_mb(
-        base, s.points[point].controls, s.experiment.model, s.points[point].data
+    ("train", "mem_mb"): lambda s, point, base, model: resources.train_mem_mb(
+        base, s.points[point].controls, model, s.points[point].data
     ),
-    ("train", "runtime"): lambda s, point, base: resources.train_runtime(
-        base, s.points[point].controls, s.experiment.model, s.count_samples(point)
+    ("train", "runtime"): lambda s, point, base, model: resources.train_runtime(
+        base, s.points[point].controls, model, s.count_samples(point)
     ),
-    ("train", "disk_mb"): lambda s, point, base: resources.train_disk_mb(
-        base, s.points[point].controls, s.experiment.model, kept=1 + len(s.trained[point])
+    ("train", "disk_mb"): lambda s, point, base, model: resources.train_disk_mb(
+        base, s.points[point].controls, model, kept=1 + len(s.trained[point])
     ),
-    ("merge", "mem_mb"): lambda s, point, base: resources.merge_mem_mb(base),
-    ("merge", "runtime"): lambda s, point, base: resources.merge_runtime(base, s.experiment.model),
-    ("merge", "disk_mb"): lambda s, point, base: resources.model_disk_mb(base, s.experiment.model),
-    ("evaluate", "mem_mb"): lambda s, point, base: resources.evaluate_mem_mb(base, s.experiment.model),
-    ("evaluate", "runtime"): lambda s, point, base: resources.evaluate_runtime(
-        base, s.experiment.model, s._get_evaluation(point)
+    ("merge", "mem_mb"): lambda s, point, base, model: resources.merge_mem_mb(base),
+    ("merge", "runtime"): lambda s, point, base, model: resources.merge_runtime(base, model),
+    ("merge", "disk_mb"): lambda s, point, base, model: resources.model_disk_mb(base, model),
+    ("evaluate", "mem_mb"): lambda s, point, base, model: resources.evaluate_mem_mb(base, model),
+    ("evaluate", "runtime"): lambda s, point, base, model: resources.evaluate_runtime(
+        base, model, s._get_evaluation(point)
     ),
-    ("evaluate_adapters", "mem_mb"): lambda s, batch, base: resources.evaluate_mem_mb(base, s.experiment.model),
-    ("evaluate_adapters", "runtime"): lambda s, batch, base: resources.evaluate_runtime(
-        base, s.experiment.model, s._get_evaluation(batch), adapters=len(s.batches[batch])
+    ("evaluate_adapters", "mem_mb"): lambda s, batch, base, model: resources.evaluate_mem_mb(base, model),
+    ("evaluate_adapters", "runtime"): lambda s, batch, base, model: resources.evaluate_runtime(
+        base, model, s._get_evaluation(batch), adapters=len(s.batches[batch])
     ),
 }
