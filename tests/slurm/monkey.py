@@ -205,7 +205,7 @@ def find_program(job: str) -> psutil.Process | None:
     lines = {process: line for process, line in _find_processes(job) if is_ours in line and "snakemake" not in line}
     pythons = [process for process, line in lines.items() if "python" in line.partition(" ")[0]]
     # The oldest: a child that is about to become another program has its parent's command line.
-    return min(pythons, key=lambda process: process.pid, default=None)
+    return min(pythons, key=lambda process: process.create_time(), default=None)
 
 
 def _find_processes(job: str) -> Iterator[tuple[psutil.Process, str]]:

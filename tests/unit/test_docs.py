@@ -82,7 +82,8 @@ def test_blocks_of_yaml_are_planned(block: str, tmp_path: Path, monkeypatch: pyt
     roles = load_experiment(whole, "shown.yaml").evaluation.model_roles.values()
     asked = [get_folders(role.model, role.args) for role in roles]
     baselines = (whole.get("evaluation") or {}).get("baselines")
-    bases = {whole["model"]["path"], *find_values(baselines, "model"), *(base for base, _ in asked if base)}
+        models = [*find_values(whole["model"], "path"), *find_values(whole.get("models"), "path")]
+        bases = {*models, *find_values(baselines, "model"), *(base for base, _ in asked if base)}
     for folder in bases:
         write_checkpoint(tmp_path / folder)
     adapters = {*find_values(whole.get("runs"), "adapter"), *(adapter for _, adapter in asked if adapter)}

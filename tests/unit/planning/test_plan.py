@@ -179,8 +179,8 @@ def make_planner(
         tasks,
         factors or {},
     )
-    names = [*points, *get_baselines(experiment, points)]
-    return Planner(experiment, points, dict.fromkeys(names, costs), parallel)
+    baselines = get_baselines(experiment, points)
+    return Planner(experiment, points, baselines, dict.fromkeys([*points, *baselines], costs), parallel)
 
 
 def get_costs(planner: Planner) -> Costs:
@@ -203,7 +203,9 @@ def test_other_models_are_planned_by_their_own_size(tmp_path: Path) -> None:
     large = make_base(tmp_path / "large", "Llama-3.1-70B")
     costs = get_costs(planner)
     others = {"large": replace(costs, base=replace(costs.base, checkpoint=large)), "same": costs}
-    planner = replace(planner, costs={**planner.costs, **others})
+    base = planner.baselines["baseline"]
+    baselines = {**planner.baselines, **{name: replace(base, name=name) for name in others}}
+    planner = replace(planner, costs={**planner.costs, **others}, baselines=baselines)
     plan = planner.plan_all("B1")
     assert plan.jobs["evaluate"] == 7
     assert plan.jobs["cleanup"] == 7
@@ -461,7 +463,9 @@ def test_the_gpus_of_an_evaluation_are_paid_and_share_its_time_if_vllm_splits_ea
 
     one, four, split = make(1, "hf"), make(4, "hf"), make(4, "vllm")
     load = get_costs(one).model("evaluate", [])
-    answers = [get_costs(planner).model("evaluate", [None]) - load for planner in (one, four, split)]
+    answers = [
+        get_costs(planner).model("evaluate", [planner.baselines["baseline"]]) - load for planner in (one, four, split)
+    ]
     assert answers == pytest.approx([answers[0], answers[0], answers[0] / 4])
     plan = four.plan_all("B2")
     rules = {"train": 1, "evaluate": 4, "evaluate_adapters": 4}

@@ -7,7 +7,7 @@ import pytest
 
 from lorasweep.checkpoints.shapes import read_shape
 from lorasweep.experiment.loading import load_experiment
-from lorasweep.experiment.points import get_points
+from lorasweep.experiment.points import get_baselines, get_points
 from lorasweep.planning.costs import Base, Costs
 from lorasweep.planning.forecast import Forecast
 from lorasweep.planning.lengths import Lengths
@@ -36,11 +36,12 @@ def forecast(tmp_path: Path) -> Forecast:
     }
     experiment = load_experiment(config, "e.yaml")
     points = get_points(experiment, tmp_path / "points.json")
+    baselines = get_baselines(experiment, points)
     base = read_shape(tmp_path / "model")
     costs = Costs(
         experiment, Base(experiment.choose_model(None), base, "x"), Lengths.count(experiment.data, [[0, 10]] * 100)
     )
-    planner = Planner(experiment, points, dict.fromkeys([*points, "baseline"], costs), parallel=1)
+    planner = Planner(experiment, points, baselines, dict.fromkeys([*points, *baselines], costs), parallel=1)
     batches = {BATCH: POINTS[:2], "lora_rank=8": POINTS[2:]}
     wanted = {("evaluate_adapters", batch) for batch in batches} | {("collect", ""), ("evaluate", "baseline")}
     wanted |= {(rule, point) for rule in ("configure", "train", "publish", "cleanup") for point in POINTS}

@@ -22,7 +22,7 @@ def make_sweep(device: str = "cuda", parallel_jobs: int | None = None, most_gpus
     """A stand-in with what is asked of a sweep here."""
     plan = SimpleNamespace(parallel_jobs=parallel_jobs)
     experiment = SimpleNamespace(
-        plan=plan, model=SimpleNamespace(path="none"), data=Data(), evaluation=Evaluation(), slurm=Slurm()
+        plan=plan, model=SimpleNamespace(path=None), data=Data(), evaluation=Evaluation(), slurm=Slurm()
     )
     stands_in = SimpleNamespace(
         experiment=experiment,

@@ -80,6 +80,57 @@ def test_each_mode_keeps_its_files(load: Callable[..., Sweep]) -> None:
     assert sweep.evaluated == {"full": "A", "merged": "B1", "direct": "B2", "baseline": "base"}
 
 
+def test_each_model_has_its_own_baseline_batches_identity_and_requests(
+    load: Callable[..., Sweep], tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "wider", hidden_size=32)
+    Path("more.py").write_text("@task\ndef more():\n    pass\n")
+    sections: dict[str, Any] = {
+        "model": {"device": "cpu"},
+        "models": {"small": {"path": "model"}, "wider": {"path": "wider", "dtype": "fp32"}},
+        "variables": {"model": ["small", "wider"], "lora_rank": [4, 8]},
+        "evaluation": {
+            "merge_adapters": False,
+            "tasks": ["tasks.py@letters", {"task": "more.py@more", "when": "model == 'small'"}],
+        },
+    }
+    sweep = load(**sections)
+    sweep.check(asks_inspect=False)
+    prints = {name: read_checkpoint(tmp_path / name).fingerprint for name in ("model", "wider")}
+    small, wider = "lora_rank=4__model=small", "lora_rank=4__model=wider"
+    bases = ["baseline__model=small", "baseline__model=wider"]
+    assert list(sweep.baselines) == bases
+    assert [sweep.get_fingerprint(name) for name in (small, wider, *bases)] == [*prints.values(), *prints.values()]
+    assert [sweep.get_evaluation_spec(name).dtype for name in (small, wider, *bases)] == ["bf16", "fp32"] * 2
+    # A base model is asked what its points are asked.
+    assert [sweep.get_task_names(name) for name in bases] == [["letters", "more"], ["letters"]]
+    assert {frozenset(sweep.get_model(point).path for point in b) for b in sweep.batches.values()} == {
+        frozenset(["model"]),
+        frozenset(["wider"]),
+    }
+    trainings = {sweep.points[point].training for point in (small, wider)}
+    assert len(trainings) == 2
+    assert "path: wider" in sweep.get_recipe(str(sweep.points[wider].training)) or "wider/" in sweep.get_recipe(
+        str(sweep.points[wider].training)
+    )
+    for rule, of in (("merge", (small, wider)), ("evaluate", bases)):
+        assert sweep.request(rule, "mem_mb", of[0]) <= sweep.request(rule, "mem_mb", of[1])
+    assert sweep.request("merge", "disk_mb", small) <= sweep.request("merge", "disk_mb", wider)
+    record_points(sweep.points, sweep.results / "points.json")
+    record_batches(sweep.batches, sweep.results / "batches.json")
+    job = load(is_job=True, **sections)
+    for name in (*sweep.folders, *sweep.batches):
+        point = sweep.batches[name][0] if name in sweep.batches else name
+        assert job.get_evaluation_spec(point) == sweep.get_evaluation_spec(point)
+        assert job.get_model(name) == sweep.get_model(name)
+
+
+def test_any_missing_model_is_named_by_its_key(load: Callable[..., Sweep]) -> None:
+    models = {"small": {"path": "model"}, "none": {"path": "none"}}
+    sweep = load(model={"device": "cpu"}, models=models, variables={"model": ["small", "none"]})
+    assert "models.none.path: no such directory: 'none'" in str(sweep.missing_model)
+
+
 def test_a_point_is_evaluated_on_its_own_tasks_and_no_other_point_notices(load: Callable[..., Sweep]) -> None:
     Path("more.py").write_text("@task\ndef more():\n    pass\n")
     sections: dict[str, Any] = {

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -186,6 +186,8 @@ class Baseline:
     """Whether it is the base model of points."""
     model_name: str | None = None
     """The name of a base model under `models`, if it has one."""
+    tasks: tuple[str, ...] | None = None
+    """Names of its tasks: those of the points of this base model; `None`: all."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -203,8 +205,9 @@ def get_baselines(experiment: Experiment, points: Mapping[str, Point]) -> dict[s
     evaluation = experiment.evaluation
     if not evaluation.enabled:
         return {}
-    bases = {point.model_name: point.model for point in points.values()}
-    if not bases and experiment.model.path:
+    evaluated = [point for point in points.values() if point.is_evaluated]
+    bases = {point.model_name: point.model for point in evaluated}
+    if not points and experiment.model.path:
         bases = {None: experiment.choose_model(None)}
     baselines = {}
     for key, base in bases.items() if evaluation.baseline else ():
@@ -214,7 +217,8 @@ def get_baselines(experiment: Experiment, points: Mapping[str, Point]) -> dict[s
                 f"models.{key}: its baseline cannot be named '{name}'",
                 f"names of models that leave names of at most {LONGEST_NAME} characters, which no point has",
             )
-        baselines[name] = Baseline(name, get_evaluated_model(experiment, base), model_name=key)
+        tasks = _join_tasks(point for point in evaluated if point.model_name == key)
+        baselines[name] = Baseline(name, get_evaluated_model(experiment, base), model_name=key, tasks=tasks)
     for index, baseline in enumerate(evaluation.baselines):
         if baseline.name in (*RESERVED_NAMES, *points, *baselines) or len(baseline.name) > LONGEST_NAME:
             raise InputError(
@@ -225,6 +229,13 @@ def get_baselines(experiment: Experiment, points: Mapping[str, Point]) -> dict[s
         other = Model.model_construct(**dict(experiment.model) | {"path": os.path.normpath(baseline.model)})
         baselines[baseline.name] = Baseline(baseline.name, other, is_base=False)
     return baselines
+
+
+def _join_tasks(points: Iterable[Point]) -> tuple[str, ...] | None:
+    each = [point.tasks for point in points]
+    if not each or None in each:
+        return None
+    return tuple(dict.fromkeys(name for tasks in each for name in tasks or ()))
 
 
 def get_evaluated_model(experiment: Experiment, model: Model) -> Model:

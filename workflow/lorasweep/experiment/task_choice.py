@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorasweep.experiment.conditions import Condition
-from lorasweep.experiment.points import Point, get_setting
+from lorasweep.experiment.points import Baseline, Point, get_setting
 from lorasweep.experiment.sections import MODE_KEY, PROMPT_KEYS, SETTING_KEYS, Evaluation, Experiment
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.util.errors import InputError, nearest
@@ -43,17 +43,17 @@ def choose_tasks(experiment: Experiment, tasks: Sequence[TaskEntry], points: Map
     return chosen
 
 
-def list_tasks(names: Iterable[str], point: Point | None) -> list[str]:
-    """Return those of the tasks that a point is evaluated on; all of them for a baseline (`None`).
+def list_tasks(names: Iterable[str], point: Point | Baseline) -> list[str]:
+    """Return those of the tasks that a point or a baseline is evaluated on.
 
-    As every task has a point that is evaluated on it, every score of a point has a gain over the baseline.
+    A base model has all tasks of its points, so that every score of a point has a gain over it.
     """
-    return [name for name in names if point is None or point.tasks is None or name in point.tasks]
+    return [name for name in names if point.tasks is None or name in point.tasks]
 
 
-def with_own_tasks(evaluation: Evaluation, names: Sequence[str], point: Point | None) -> Evaluation:
+def with_own_tasks(evaluation: Evaluation, names: Sequence[str], point: Point | Baseline) -> Evaluation:
     """Return the section `evaluation` with the tasks of a point or a baseline alone; `names` are those of all tasks."""
-    if point is None or point.tasks is None:
+    if point.tasks is None:
         return evaluation
     own = [task for name, task in zip(names, evaluation.tasks, strict=True) if name in point.tasks]
     return evaluation.model_copy(update={"tasks": own})

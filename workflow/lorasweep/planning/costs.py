@@ -14,7 +14,7 @@ from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
 from lorasweep.experiment.devices import get_device, get_device_name
-from lorasweep.experiment.points import Point
+from lorasweep.experiment.points import Baseline, Point
 from lorasweep.experiment.sections import Controls, Data, Device, Experiment, Model
 from lorasweep.experiment.task_choice import list_tasks
 from lorasweep.planning.lengths import Lengths, Sequences
@@ -134,13 +134,13 @@ class Costs:
         lengths = self.others.get(data, self.data) if data and self.others else self.data
         return lengths.get_sequences(controls)
 
-    def model(self, rule: str, points: Sequence[Point | None]) -> float:
-        """Return a job's modelled duration in seconds. `None` in `points` stands for a baseline."""
+    def model(self, rule: str, points: Sequence[Point | Baseline]) -> float:
+        """Return a job's modelled duration in seconds."""
         if rule == "adopt":
             return ADOPT_SECONDS
         load = START_SECONDS + self._model_bytes / DISK_BANDWIDTH
         if rule == "train":
-            return load + sum(self._train(point) for point in points if point)
+            return load + sum(self._train(point) for point in points if isinstance(point, Point))
         merge = 2 * self._model_bytes / DISK_BANDWIDTH
         if rule in ("merge", "export"):
             return START_SECONDS + merge
@@ -157,7 +157,7 @@ class Costs:
             return self.are_tokens_counted
         return self.are_tasks_counted or not rule.startswith("evaluate")
 
-    def estimate(self, rule: str, points: Sequence[Point | None]) -> float:
+    def estimate(self, rule: str, points: Sequence[Point | Baseline]) -> float:
         """Return a job's expected duration in seconds: the modelled one times the rule's correction."""
         return self.model(rule, points) * self.factors.get(rule, 1.0)
 
@@ -182,8 +182,8 @@ class Costs:
             operations += 2 * self._matrix_values + 2 * lora + attention
         return float(training.tokens * operations / self._flops / controls.gpus)
 
-    def _answer(self, point: Point | None) -> float:
-        """Return the modelled seconds of all answers to the tasks of a point, or of a baseline (`None`).
+    def _answer(self, point: Point | Baseline) -> float:
+        """Return the modelled seconds of all answers to the tasks of a point or a baseline.
 
         Prompts take 2 P operations per token. An answer's token takes the longer of reading all weights once and
         computing with them for the whole batch. vLLM's GPUs share both; those of `hf` hold layers that take turns.

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lorasweep.experiment.devices import get_device_name
-from lorasweep.experiment.points import Point
+from lorasweep.experiment.points import Baseline, Point
 from lorasweep.experiment.sections import Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.layout import JOB_RECORDS, MANIFEST, PICTURE, PLAN
@@ -201,6 +201,7 @@ class Forecast:
 def make_forecast(
     experiment: Experiment,
     points: Mapping[str, Point],
+    baselines: Mapping[str, Baseline],
     bases: Mapping[str, Base],
     results: Path,
     wanted: Collection[tuple[str, str]],
@@ -215,6 +216,7 @@ def make_forecast(
     Args:
         experiment: The experiment.
         points: Its points by name.
+        baselines: The models that are evaluated without an adapter, by name.
         bases: The model of each point, and of each baseline, by name.
         results: The experiment's folder. Records of other experiments in its parent folder also correct the times.
         wanted: The remaining jobs: pairs of a rule and the name of a point or a batch.
@@ -243,7 +245,7 @@ def make_forecast(
         experience |= most
     log_bytes = _measure_logs(results, list(bases), tasks)
     by_name = {name: costs[base] for name, base in bases.items()}
-    planner = Planner(experiment, points, by_name, parallel, log_bytes, evaluations)
+    planner = Planner(experiment, points, baselines, by_name, parallel, log_bytes, evaluations)
     return Forecast(experiment, results, planner, experience, records, wanted, batches)
 
 

@@ -4,7 +4,7 @@ Sizes of weights are exact (lorasweep.checkpoints.sizes). Times are estimates (l
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from lorasweep.checkpoints.sizes import (
     get_model_folder_size,
     get_tokenizer_size,
 )
-from lorasweep.experiment.points import Point
+from lorasweep.experiment.points import Baseline, Point
 from lorasweep.experiment.sections import Experiment
 from lorasweep.experiment.task_choice import list_tasks, with_own_tasks
 from lorasweep.layout import ADAPTER_WEIGHTS
@@ -108,8 +108,10 @@ class Planner:
 
     experiment: Experiment
     points: Mapping[str, Point]
+    baselines: Mapping[str, Baseline]
+    """The models that are evaluated without an adapter, by name."""
     costs: Mapping[str, Costs]
-    """The cost model of each point and of each model that is evaluated without an adapter, by name."""
+    """The cost model of each point and baseline, by name."""
     parallel: int
     """The number of jobs at a time."""
     log_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -177,9 +179,13 @@ class Planner:
         """Return the bytes of a point's merged model in the results' file system."""
         return 0 if self.experiment.evaluation.merged_models_in else self.get_model_bytes(name)
 
-    def _get_log_bytes(self, point: Point | None) -> int:
-        """Return the bytes of the logs of a point, or of a baseline (`None`)."""
-        if not self._evaluation or (point and not point.is_evaluated):
+    def get_point(self, name: str) -> Point | Baseline:
+        """Return a point or a baseline."""
+        return self.points[name] if name in self.points else self.baselines[name]
+
+    def _get_log_bytes(self, point: Point | Baseline) -> int:
+        """Return the bytes of the logs of a point or a baseline."""
+        if not self._is_evaluated(point):
             return 0
         sizes = {
             name: self.log_bytes.get(name, LOG_BYTES + size.samples * SAMPLE_BYTES) for name, size in self.sizes.items()
@@ -191,8 +197,8 @@ class Planner:
         """The number of points that take an adapter from each training, by the point that owns the training."""
         return Counter(point.trained_by or name for name, point in self.points.items() if not point.adapter)
 
-    def _is_evaluated(self, point: Point) -> bool:
-        return self._evaluation and point.is_evaluated
+    def _is_evaluated(self, point: Point | Baseline) -> bool:
+        return self._evaluation and (isinstance(point, Baseline) or point.is_evaluated)
 
     def get_adapter_bytes(self, point: Point) -> int:
         """Return the bytes of a point's adapter weights: computed, or measured for an existing adapter."""
@@ -208,10 +214,10 @@ class Planner:
     def _get_training(self, point: Point) -> Training:
         return self.costs[point.name].get_training(point.controls, point.data)
 
-    def get_kept_bytes(self, point: Point | None, mode: str) -> int:
-        """Return the bytes that a point keeps in a mode. `None` stands for a baseline."""
-        if point is None:
-            return self._get_log_bytes(None) + SMALL_FILES
+    def get_kept_bytes(self, point: Point | Baseline, mode: str) -> int:
+        """Return the bytes that a point keeps in a mode, or a baseline."""
+        if isinstance(point, Baseline):
+            return self._get_log_bytes(point) + SMALL_FILES
         model = self.get_model_bytes(point.name) if mode == "A" else 0
         return self._get_adapter_folder_bytes(point) + model + self._get_log_bytes(point) + self._get_small_bytes(point)
 
@@ -270,9 +276,10 @@ class Planner:
             temporary[job.points[0]] = max(temporary.get(job.points[0], 0), here)
             written[job.points[0]] = written.get(job.points[0], 0) + self._get_written_bytes(job)
         rows = []
-        for name, point in self._named(self.points):
-            mode = point.mode if point else "base"
-            training = self._get_training(point) if point and point.is_trained else None
+        for name in (*self.baselines, *self.points):
+            point = self.get_point(name)
+            mode = point.mode if isinstance(point, Point) else "base"
+            training = self._get_training(point) if isinstance(point, Point) and point.is_trained else None
             seconds = {rule: self.costs[name].estimate(rule, [point]) for rule in self._get_rules(point, mode)}
             rows.append(
                 PointPlan(
@@ -282,7 +289,9 @@ class Planner:
                     steps=training.steps if training else 0,
                     tokens=training.tokens if training else 0,
                     kept_bytes=self.get_kept_bytes(point, mode),
-                    kept_bytes_by_mode={other: self.get_kept_bytes(point, other) for other in MODES if point},
+                    kept_bytes_by_mode={
+                        other: self.get_kept_bytes(point, other) for other in MODES if name in self.points
+                    },
                     temporary_bytes=temporary.get(name, 0),
                     written_bytes=written.get(name, 0),
                     seconds=seconds,
@@ -292,17 +301,9 @@ class Planner:
             )
         return rows
 
-    @cached_property
-    def baselines(self) -> list[str]:
-        """Names of the models that are evaluated without an adapter."""
-        return [name for name in self.costs if name not in self.points] if self._evaluation else []
-
-    def _named(self, points: Iterable[str]) -> list[tuple[str, Point | None]]:
-        return [(name, self.points.get(name)) for name in (*self.baselines, *points)]
-
-    def _get_rules(self, point: Point | None, mode: str) -> list[str]:
-        is_trained = bool(point and point.is_trained)
-        is_evaluated = self._is_evaluated(point) if point else self._evaluation
+    def _get_rules(self, point: Point | Baseline, mode: str) -> list[str]:
+        is_trained = isinstance(point, Point) and point.is_trained
+        is_evaluated = self._is_evaluated(point)
         return [
             rule
             for rule in get_timed_rules(mode)
@@ -324,13 +325,13 @@ class Planner:
         trained: dict[str, int] = {}
 
         def add(rule: str, names: Sequence[str], **changes: Any) -> int:
-            points = [self.points.get(name) for name in names]
+            points = list(map(self.get_point, names))
             seconds = self.costs[names[0]].estimate(rule, points)
             jobs.append(PlannedJob(rule, tuple(names), seconds, **changes))
             return len(jobs) - 1
 
-        for name in self.baselines:
-            add("evaluate", [name], kept=self._get_log_bytes(None))
+        for name, baseline in self.baselines.items():
+            add("evaluate", [name], kept=self._get_log_bytes(baseline))
         # Points that own a training come first: other points wait for it.
         for name, mode in sorted(modes.items(), key=lambda item: bool(self.points[item[0]].trained_by)):
             point = self.points[name]

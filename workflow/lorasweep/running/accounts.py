@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lorasweep.experiment.points import Point
+from lorasweep.experiment.points import Baseline, Point
 from lorasweep.layout import JOB_RECORDS, LEDGER, RECORD, RUNS, STORAGE, TRAININGS
 from lorasweep.planning.forecast import WHOLE, Forecast
 from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
@@ -260,7 +260,7 @@ def make_records(
         is_kept = attempt.rule in TIMED_RULES or (attempt.rule == "publish" and attempt.state != DONE)
         if not is_kept or not members:
             continue
-        points = [planner.points.get(member) for member in members]
+        points = list(map(planner.get_point, members))
         costs = planner.costs[members[0]]
         accounted = slurm_seconds.get(attempt.slurm_job or "")
         is_planned = attempt.rule in TIMED_RULES
@@ -286,9 +286,9 @@ def make_records(
     return records
 
 
-def _get_trained_share(forecast: Forecast, attempt: Attempt, point: Point | None) -> float:
+def _get_trained_share(forecast: Forecast, attempt: Attempt, point: Point | Baseline) -> float:
     """Return the share of a finished training's epochs that it made before it stopped early; else 1."""
-    if attempt.rule != "train" or attempt.state != DONE or not point:
+    if attempt.rule != "train" or attempt.state != DONE or not isinstance(point, Point):
         return 1.0
     record = find_record(forecast.results / TRAININGS / str(point.training) / "adapter" / RECORD)
     epochs: int = record.get("best_epoch", {}).get("epochs_trained", point.controls.epochs)

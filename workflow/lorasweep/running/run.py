@@ -436,6 +436,7 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
     return make_forecast(
         sweep.experiment,
         sweep.points,
+        sweep.baselines,
         {name: bases[model] for name, model in models.items()},
         sweep.results,
         wanted,

@@ -340,11 +340,11 @@ class Sweep:
         own = list_tasks((task.name for task in self.tasks), self._get_point(name))
         return [task for task in self.tasks if task.name in own]
 
-    def _get_point(self, name: str) -> Point | None:
-        """Return a point, or the first one of a batch; `None` for a baseline."""
-        if name in self.points or name in self.baselines:
-            return self.points.get(name)
-        return self.points[self.batches[name][0]]
+    def _get_point(self, name: str) -> Point | Baseline:
+        """Return a point, a baseline, or the first point of a batch."""
+        if name in self.baselines:
+            return self.baselines[name]
+        return self.points[name if name in self.points else self.batches[name][0]]
 
     def get_task_files(self, name: str) -> Sequence[str]:
         """Return the source files of the tasks of a point, a batch or a baseline."""
