@@ -15,7 +15,7 @@ from evaluation_specs import make_spec
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation.evaluate import make_model
 from lorasweep.evaluation.inspect_tasks import make_options
-from lorasweep.evaluation.prompts import get_dated_template
+from lorasweep.evaluation.prompts import get_replacement
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.evaluation.vllm import get_server_args, make_served_model
 from lorasweep.util.errors import InputError
@@ -136,7 +136,9 @@ def test_a_server_writes_the_prefix_after_what_an_answer_begins_with(base: Path,
         template += "\n"
     if form == "dated":
         template = (TEMPLATES / "llama_3_2.jinja").read_text()
-    checkpoint = SimpleNamespace(path=base, has_chat_template=bool(template), chat_template=template)
+    checkpoint = SimpleNamespace(
+        path=base, has_chat_template=bool(template), chat_template=template, given_template=None
+    )
     task = TaskSpec(name="a", task="a.py", args={}, limit=None, assistant_prefix=PREFIX)
     spec = make_spec(backend="vllm", tasks=[task], template_date="2024-07-26")
     arguments = get_server_args(spec, checkpoint, [])  # type: ignore[arg-type]
@@ -151,7 +153,7 @@ def test_a_server_writes_the_prefix_after_what_an_answer_begins_with(base: Path,
             )
         )
 
-    day = get_dated_template(checkpoint, spec.template_date)  # type: ignore[arg-type]
+    day = get_replacement(checkpoint, spec.template_date)  # type: ignore[arg-type]
     plain = render(day or template) if template else "user: after a\n"
     assert plain.endswith("\n")
     assert render(served) == plain

@@ -92,6 +92,7 @@ rule adopt:
         adapter=in_results("{point}/adapter"),
         base=SWEEP.base_model,
         fingerprint=get_base_fingerprint,
+        template=of(SWEEP.get_adoption_options),
     shell:
         f"{RUN} eval -m lorasweep job adopt --source {{params.source:q}} --adapter {{params.adapter:q}} --base {{params.base:q}}"
-        " > {log:q} 2>&1"
+        " {params.template:q} > {log:q} 2>&1"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorasweep.checkpoints.chat_template import has_date, read_chat_template
+from lorasweep.checkpoints.chat_template import find_given_template, has_date, read_chat_template
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.roles import get_folders
 from lorasweep.layout import ADAPTER_WEIGHTS
@@ -84,6 +84,8 @@ class EvaluationSpec(BaseModel):
 
     has_plain_prompts: Literal[True] | None = _optional
     """Whether prompts are plain text, even if the model has a chat template."""
+    chat_template: str | None = _optional
+    """The text of a chat template that replaces the base model's own."""
     prompt: str | None = _optional
     """A template of the user's message, with `{input}`."""
     template_date: str | None = _optional
@@ -142,8 +144,12 @@ def make_evaluation_spec(
     """
     evaluation, data = experiment.evaluation, data or experiment.data
     model = base_model or evaluation.base_model or experiment.model.path
-    asked = [] if data.format == "completion" else [model]
+    # Other baselines are asked by their own template.
+    is_base = model in (evaluation.base_model, experiment.model.path)
+    given = find_given_template(experiment.model, data) if is_base else None
+    asked = [] if data.format == "completion" or given is not None else [model]
     asked += [folder for role in evaluation.model_roles.values() if (folder := get_folders(role.model, role.args)[0])]
+    templates = [given, *(read_chat_template(Path(path)) for path in asked)]
     return EvaluationSpec(
         mode=mode,
         backend=evaluation.backend if mode in ("B2", "base") else "hf",
@@ -160,8 +166,9 @@ def make_evaluation_spec(
         seed=evaluation.seed,
         files={str(file): digest_file(file) for file in sorted(files)},
         has_plain_prompts=True if data.format == "completion" else None,
+        chat_template=given,
         prompt=data.prompt,
-        template_date=data.template_date if any(has_date(read_chat_template(Path(path))) for path in asked) else None,
+        template_date=data.template_date if any(map(has_date, templates)) else None,
         quantize=experiment.model.quantize if base == "quantized" else None,
         model_roles={name: _make_role_spec(role) for name, role in sorted(evaluation.model_roles.items())} or None,
     )

@@ -371,6 +371,10 @@ class Model(Section):
     quantize: Annotated[Literal["nf4", "int8"] | None, Field(exclude_if=lambda value: value is None)] = None
     """`trl`: train on the base model in 4 bits (`nf4`, doubly quantized, QLoRA) or in 8 (`int8`), by bitsandbytes.
     Adapters are merged into, and evaluated on, the model in `dtype`; see docs/how-to/trainers.md."""
+    chat_template: Annotated[PathText | None, Field(exclude_if=lambda value: value is None)] = None
+    """A local Jinja file with a chat template that replaces the model's own: in training, in evaluation of all points
+    and of the base model, and in what is kept; see docs/how-to/prompts.md. `null`: the model's own. Without effect with
+    `data.format: completion`."""
 
 
 DataKey = Literal["train", "validation"]

@@ -17,15 +17,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from lorasweep.checkpoints.chat_template import find_given_template
 from lorasweep.evaluation.spec import make_task_spec
-from lorasweep.experiment.sections import DATA_KEYS, DEFAULT_TRAINER, Data
+from lorasweep.experiment.sections import DATA_KEYS, DEFAULT_TRAINER, Data, Model
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
 from lorasweep.layout import LENGTHS, RECIPES, TASK_SIZES
 from lorasweep.planning.costs import PROMPT_TOKENS, TASK_SAMPLES, TEMPLATE_TOKENS, TaskSize
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
 from lorasweep.trainers import OWN_TRAINERS, get_trainer
-from lorasweep.util.digest import digest_file, digest_files
+from lorasweep.util.digest import digest_file, digest_files, digest_text
 from lorasweep.util.files import find_record, write_aside, write_record
 from lorasweep.util.jobs import ask
 from lorasweep.util.versions import digest_packages
@@ -54,10 +55,15 @@ def guess_lengths(data: Data) -> Lengths:
     return Lengths.guess(data, size.samples, size.size)
 
 
-def read_count(results: Path, data: Data, fingerprint: str, trainer: str = DEFAULT_TRAINER) -> Count | None:
-    """Return what is on record of this data for this base model and trainer; `None` if not counted yet."""
+def read_count(
+    results: Path, data: Data, fingerprint: str, trainer: str = DEFAULT_TRAINER, model: Model | None = None
+) -> Count | None:
+    """Return what is on record of this data for this base model and trainer; `None` if not counted yet.
+
+    `model` is the experiment's section, which can replace the chat template; `None`: nothing does.
+    """
     content = find_record(results / LENGTHS).get("counts", [])
-    found = _find_count(content, data, _get_lengths_key(data, fingerprint, trainer))
+    found = _find_count(content, data, _get_lengths_key(data, fingerprint, trainer, model))
     if found is None:
         return None
     most = {"train": data.max_samples}
@@ -70,10 +76,12 @@ def count_lengths(
     recipes: Mapping[tuple[Data, str], str],
     fingerprint: str,
     command: TrainerCommand,
+    model: Model | None = None,
 ) -> None:
     """Have the trainers count the tokens of all samples, and store the counts. What is on record stays.
 
-    `recipes` has, for each data section of a training and the training's trainer, the text of a recipe.
+    `recipes` has, for each data section of a training and the training's trainer, the text of a recipe. `model` is as
+    for `read_count`.
 
     Raises:
         InputError: the command failed.
@@ -82,7 +90,7 @@ def count_lengths(
     counts: list[dict[str, Any]] = []
     # The most samples first: their counts are those of fewer too.
     for data, trainer in sorted(recipes, key=lambda each: each[0].max_samples or math.inf, reverse=True):
-        key = _get_lengths_key(data, fingerprint, trainer)
+        key = _get_lengths_key(data, fingerprint, trainer, model)
         entry = _find_count([*counts, *counted], data, key)
         if entry is None:
             with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
@@ -201,13 +209,15 @@ def _find_count(entries: Iterable[Mapping[str, Any]], data: Data, key: list[str]
     return None
 
 
-def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
+def _get_lengths_key(data: Data, fingerprint: str, trainer: str, model: Model | None) -> list[str]:
     settings = data.model_dump_json(exclude={*DATA_KEYS, "too_long", "max_samples"})
     module = Path(str(cast(ModuleType, get_trainer(trainer)).__file__))
     code = sorted(module.parent.glob("*.py")) if module.name == "__init__.py" else [module]
     code += sorted(module.parents[1].glob("*.py")) if trainer in OWN_TRAINERS else []
     files = [digest_files(data.get_files(key)) for key in DATA_KEYS]
-    return [*files, settings, fingerprint, digest_packages(), digest_files(code), trainer]
+    given = find_given_template(model, data) if model else None
+    template = [] if given is None else [digest_text(given)]
+    return [*files, settings, fingerprint, digest_packages(), digest_files(code), trainer, *template]
 
 
 def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str]) -> dict[str, Any]:

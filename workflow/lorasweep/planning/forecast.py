@@ -235,7 +235,7 @@ def make_forecast(
     all_records = [*(record for file in other_files for record in read_records(file)), *records]
     lengths: dict[Data, Lengths] = {}
     for data, trainer in list_data(points):
-        count = read_count(results, data, fingerprint, trainer)
+        count = read_count(results, data, fingerprint, trainer, experiment.model)
         # Trainers that count otherwise than the first are planned by its counts.
         lengths.setdefault(data, (count and count.train) or guess_lengths(data))
     first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))

@@ -21,7 +21,7 @@ def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
     """
     points = [] if sweep.missing_model else [sweep.points[name] for name in sweep.trained if name in trained]
     counts = {
-        (data, trainer): read_count(sweep.results, data, sweep.base_fingerprint, trainer)
+        (data, trainer): read_count(sweep.results, data, sweep.base_fingerprint, trainer, sweep.experiment.model)
         for data, trainer in {(point.data, point.trainer) for point in points}
     }
     notes: dict[tuple[Data, DataKey, int], str] = {}

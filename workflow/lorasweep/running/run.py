@@ -470,14 +470,15 @@ def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> in
 
 def count_tokens(sweep: Sweep, root: Path, environments: Mapping[str, Path]) -> None:
     """Have the trainers count tokens, unless the counts are on record."""
-    results, fingerprint = sweep.results, sweep.base_fingerprint
+    results, fingerprint, model = sweep.results, sweep.base_fingerprint, sweep.experiment.model
     listed = [] if sweep.missing_model else list_data(sweep.points)
-    if all(measuring.read_count(results, data, fingerprint, trainer) for data, trainer in listed):
+    if all(measuring.read_count(results, data, fingerprint, trainer, model) for data, trainer in listed):
         return
     points = {name: sweep.points[point] for name, point in sweep.trainings.items()}
     trainings = {(point.data, point.trainer): name for name, point in points.items()}
     recipes = {each: sweep.get_recipe(trainings[each]) for each in listed}
     try:
-        measuring.count_lengths(results, recipes, fingerprint, start.make_trainer_command(sweep, root, environments))
+        command = start.make_trainer_command(sweep, root, environments)
+        measuring.count_lengths(results, recipes, fingerprint, command, model)
     except InputError as error:
         print(f"Numbers of tokens are guessed: {error}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from lorasweep.checkpoints.chat_template import find_system_refusal, read_chat_template
+from lorasweep.checkpoints.chat_template import find_given_template, find_system_refusal, read_chat_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
@@ -80,9 +80,10 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             _check_weights_key(point)
             if not point.controls.packed:  # the number of packs is known when tokens are counted
                 check_batch(point, samples[point.data])
+    given = find_given_template(experiment.model, Data())
     if find_missing_model(experiment, ""):
         return
-    checkpoint = _read(experiment.model.path, "model.path")
+    checkpoint = _read(experiment.model.path, "model.path", given)
     with naming_key("model.path"):
         check_vocabulary(checkpoint)
     _check_system_role(experiment, points, tasks)
@@ -91,7 +92,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             raise InputError(
                 f"model.path: the tokenizer in {experiment.model.path!r} has no chat template, but data.format: "
                 f"{data.format}{place} needs one",
-                "a checkpoint with a chat template, or data.format: instruct",
+                "a checkpoint with a chat template, one in model.chat_template, or data.format: instruct",
             )
     base_model = evaluation.base_model
     if base_model and _read(base_model, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
@@ -109,11 +110,10 @@ def _check_system_role(experiment: Experiment, points: Iterable[Point], tasks: I
     if experiment.evaluation.enabled:
         given |= {f"evaluation.tasks: '{task.name}': system_prompt": task.spec.system_prompt for task in tasks}
     place = next((key for key, text in given.items() if text), None)
-    for model in _list_asked(experiment, points) if place else ():
-        template = read_chat_template(Path(model))
+    for source, template in _list_templates(experiment, points).items() if place else ():
         if template and (refusal := find_system_refusal(template)) is not None:
             raise InputError(
-                f"{place}: the chat template of {model!r} refuses a system message: {refusal}",
+                f"{place}: the chat template of {source!r} refuses a system message: {refusal}",
                 "no system_prompt; or the text in data.prompt",
             )
 
@@ -145,12 +145,16 @@ def _check_files(experiment: Experiment, point: Point) -> int:
     return samples
 
 
-def _list_asked(experiment: Experiment, points: Iterable[Point]) -> list[str]:
-    """Return the folders of the models that are asked by a chat template, if they have one."""
+def _list_templates(experiment: Experiment, points: Iterable[Point]) -> dict[str, str | None]:
+    """Return the chat templates by which models are asked, by the model's folder, or the file that replaces its own."""
     if all(data.format == "completion" for data in (experiment.data, *(point.data for point in points))):
-        return []
+        return {}
     baselines = experiment.evaluation.baselines if experiment.evaluation.enabled else []
-    return [experiment.model.path, *(baseline.model for baseline in baselines)]
+    folders = [*([] if experiment.model.chat_template else [experiment.model.path]), *(b.model for b in baselines)]
+    templates = {folder: read_chat_template(Path(folder)) for folder in folders if Path(folder).is_dir()}
+    if experiment.model.chat_template:
+        templates[experiment.model.chat_template] = find_given_template(experiment.model, Data())
+    return templates
 
 
 def find_trainer(name: str) -> Trainer:
@@ -196,9 +200,10 @@ def warn_of_prompts(experiment: Experiment, points: Iterable[Point]) -> list[str
     """Return a warning for each model that has no chat template, so that prompts are made of roles."""
     return [
         f"{model}: the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the "
-        "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt."
-        for model in _list_asked(experiment, points)
-        if Path(model).is_dir() and not read_chat_template(Path(model))
+        "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt. "
+        "To name a template for the base model: model.chat_template."
+        for model, template in _list_templates(experiment, points).items()
+        if not template
     ]
 
 
@@ -217,8 +222,9 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     Raises:
         InputError: the trainer cannot train this model with these settings.
     """
+    given = find_given_template(experiment.model, point.data)
     spec = TrainingSpec(
-        checkpoint=_read(experiment.model.path, "model.path"),
+        checkpoint=_read(experiment.model.path, "model.path", given),
         controls=point.controls,
         swept=tuple(key for key in point.swept if key in Controls.model_fields),
         model=experiment.model,
@@ -227,6 +233,12 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
         keeps_best_epoch=experiment.evaluation.epochs == "best",
     )
     trainer = find_trainer(point.trainer)
+    if given is not None and not getattr(trainer, "TAKES_CHAT_TEMPLATE", False):
+        raise InputError(
+            f"model.chat_template: {experiment.model.chat_template!r} is invalid with trainer: {point.trainer}, which "
+            "has no TAKES_CHAT_TEMPLATE = True",
+            f"trainer: {' or '.join(OWN_TRAINERS)}; or null",
+        )
     recipe = trainer.recipe(spec)
     named = {"training": point.data.get_files("train"), "validation": point.data.get_files("validation")}
     digests = [f"# {what} data sha256: {digest_files(files)}\n" for what, files in named.items() if files]
@@ -351,9 +363,9 @@ def _check_role_folders(role: ModelRole, key: str) -> None:
             raise InputError(f"{key}.args.adapter: no {name} in {adapter!r}", "the folder of a PEFT LoRA adapter")
 
 
-def _read(path: str, key: str) -> Checkpoint:
+def _read(path: str, key: str, chat_template: str | None = None) -> Checkpoint:
     with naming_key(key):
-        return read_checkpoint(Path(path))
+        return read_checkpoint(Path(path), chat_template)
 
 
 def _check_prompts(data: Data, where: str) -> None:
