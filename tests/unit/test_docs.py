@@ -92,6 +92,8 @@ def test_blocks_of_yaml_are_planned(block: str, tmp_path: Path, monkeypatch: pyt
             (tmp_path / folder / name).write_bytes(b"{}")
     for file in {"data/train.jsonl", *re.findall(r"[\w/]+\.jsonl", block)}:
         write(tmp_path / file, '{"input": "a", "output": "b"}\n' * 1000)
+    for file in re.findall(r"[\w/]+\.jinja", block):
+        write(tmp_path / file, "{{ messages }}")
     for file, task in {("tasks/mine.py", "mine"), *re.findall(r"([\w/]+\.py)@(\w+)", block)}:
         write(tmp_path / file, f"@task\ndef {task}():\n    pass\n")
     sweep = Sweep.load(whole, "shown.yaml")

@@ -10,14 +10,21 @@ from plain_checkpoint import write_checkpoint
 DATED = '{{ strftime_now("%d %b %Y") }}{{ messages }}'
 
 
-def make(model: Path, roles: dict[str, Any] | None = None, **data: Any) -> EvaluationSpec:
+def make(
+    model: Path,
+    roles: dict[str, Any] | None = None,
+    given: Path | None = None,
+    asked: Path | None = None,
+    **data: Any,
+) -> EvaluationSpec:
     config = {
         "experiment": {"name": "x"},
-        "model": {"path": str(model)},
+        "model": {"path": str(model), **({"chat_template": str(given)} if given else {})},
         "data": {"train": "t", **data},
         "evaluation": {"model_roles": roles or {}},
     }
-    return make_evaluation_spec(load_experiment(config, "x.yaml"), [], [], "B2", "")
+    experiment = load_experiment(config, "x.yaml")
+    return make_evaluation_spec(experiment, [], [], "base" if asked else "B2", "", asked and str(asked))
 
 
 def write_dated(folder: Path) -> Path:
@@ -43,3 +50,21 @@ def test_a_template_without_a_date_leaves_the_evaluation_as_it_is(tmp_path: Path
 def test_the_date_of_a_judge_s_template_is_part_of_the_evaluation(tmp_path: Path) -> None:
     plain, judge = write_checkpoint(tmp_path / "plain"), write_dated(tmp_path / "judge")
     assert make(plain, roles={"grader": {"model": f"hf/{judge}"}}).template_date == "2024-07-26"
+
+
+def test_a_given_template_is_part_of_the_evaluation_of_the_base_model_and_its_points(tmp_path: Path) -> None:
+    dated, other = write_dated(tmp_path / "dated"), write_dated(tmp_path / "other")
+    given = tmp_path / "given.jinja"
+    given.write_text("{{ messages }}")
+    spec = make(dated, given=given)
+    assert spec.chat_template == make(dated, given=given, asked=dated).chat_template == "{{ messages }}"
+    assert spec.template_date is None  # that of the model's own
+    moved = given.rename(tmp_path / "moved.jinja")
+    assert make(dated, given=moved).sha256 == spec.sha256
+    moved.write_text(DATED)
+    assert make(dated, given=moved).sha256 != spec.sha256
+    assert make(dated, given=moved).template_date == "2024-07-26"
+    # Another baseline, and plain text, are asked as without it.
+    for changes in ({"asked": other}, {"format": "completion"}):
+        assert make(dated, given=moved, **changes) == make(dated, **changes)
+        assert "chat_template" not in make(dated, given=moved, **changes).model_dump()

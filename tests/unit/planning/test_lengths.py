@@ -223,6 +223,13 @@ class TestRun:
         data = next(iter(sweep.points.values())).data
         assert read_count(sweep.results, data, sweep.base_fingerprint) is None
 
+    def test_another_chat_template_is_counted_anew(self, load: Callable[..., Sweep]) -> None:
+        sweep = load(self.MEASURED)
+        read = partial(read_count, sweep.results, sweep.experiment.data, sweep.base_fingerprint, "torchtune")
+        Path("own.jinja").write_text("{{ messages }}")
+        assert read(sweep.experiment.model) is not None
+        assert read(sweep.experiment.model.model_copy(update={"chat_template": "own.jinja"})) is None
+
     def test_sizes_of_the_same_data_are_counted_once(self, load: Callable[..., Sweep], tmp_path: Path) -> None:
         controls = {"max_seq_len": 200, "batch_size": 1}
         sweep = load(self.MEASURED, variables={"max_samples": [2, None, 3]}, controls=controls)

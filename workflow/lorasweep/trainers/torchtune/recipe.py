@@ -251,10 +251,8 @@ def _strip_override(spec: TrainingSpec) -> dict[str, Any]:
     for path, key in _OWNED.items():
         *sections, last = path.split(".")
         keys = override.get(sections[0], {}) if sections else override
-        # Another component of a section may not take what the workflow gives its own. These two are on record, though.
-        is_left_out = (
-            "_component_" in keys and keys.get(last, "") is None and last not in ("data_files", "chat_template")
-        )
+        # Another component of a section may not take what the workflow gives its own; the data are checked by digest.
+        is_left_out = "_component_" in keys and keys.get(last, "") is None and last != "data_files"
         if last not in keys or is_left_out:
             continue
         value = keys.pop(last)
