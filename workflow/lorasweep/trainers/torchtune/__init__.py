@@ -14,6 +14,12 @@ from lorasweep.trainers.torchtune.run import (
 )
 
 __all__ = [
-    *("KEEPS_BEST_EPOCH", "STAGE", "TAKES_CHAT_TEMPLATE"),
-    *("declared_adapter_only", "find_faults", "measure_lengths", "recipe", "train"),
+    "KEEPS_BEST_EPOCH",
+    "STAGE",
+    "TAKES_CHAT_TEMPLATE",
+    "declared_adapter_only",
+    "find_faults",
+    "measure_lengths",
+    "recipe",
+    "train",
 ]

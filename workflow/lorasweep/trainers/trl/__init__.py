@@ -7,6 +7,12 @@ from lorasweep.trainers.trl.recipe import declared_adapter_only, recipe
 from lorasweep.trainers.trl.run import KEEPS_BEST_EPOCH, STAGE, TAKES_CHAT_TEMPLATE, find_faults, measure_lengths, train
 
 __all__ = [
-    *("KEEPS_BEST_EPOCH", "STAGE", "TAKES_CHAT_TEMPLATE"),
-    *("declared_adapter_only", "find_faults", "measure_lengths", "recipe", "train"),
+    "KEEPS_BEST_EPOCH",
+    "STAGE",
+    "TAKES_CHAT_TEMPLATE",
+    "declared_adapter_only",
+    "find_faults",
+    "measure_lengths",
+    "recipe",
+    "train",
 ]
