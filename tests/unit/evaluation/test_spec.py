@@ -1,10 +1,15 @@
 """The specification of an evaluation names the date of a chat template, and only of one that writes a date."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lorasweep.evaluation.spec import EvaluationSpec, make_evaluation_spec
 from lorasweep.experiment.loading import load_experiment
+from lorasweep.util.digest import digest_text
+from lorasweep.util.errors import InputError
 from plain_checkpoint import write_checkpoint
 
 DATED = '{{ strftime_now("%d %b %Y") }}{{ messages }}'
@@ -68,3 +73,25 @@ def test_a_given_template_is_part_of_the_evaluation_of_the_base_model_and_its_po
     for changes in ({"asked": other}, {"format": "completion"}):
         assert make(dated, given=moved, **changes) == make(dated, **changes)
         assert "chat_template" not in make(dated, given=moved, **changes).model_dump()
+
+
+def test_a_judges_adapter_brings_the_template_by_which_the_judge_is_asked(tmp_path: Path) -> None:
+    plain, judge, adapter = (
+        write_checkpoint(tmp_path / "plain"),
+        write_checkpoint(tmp_path / "judge"),
+        tmp_path / "mine",
+    )
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").touch()
+    role = {"grader": {"model": "lorasweep/mine", "args": {"base": str(judge), "adapter": str(adapter)}}}
+    before = make(plain, roles=role)
+    assert before.template_date is None
+    (adapter / "chat_template.jinja").write_text(DATED)
+    assert make(plain, roles=role) == before
+    (adapter / "lorasweep.json").write_text(json.dumps({"chat_template_sha256": digest_text(DATED)}))
+    made = make(plain, roles=role)
+    assert made.template_date == "2024-07-26"
+    assert made.model_roles != before.model_roles
+    (adapter / "chat_template.jinja").write_text("another")
+    with pytest.raises(InputError, match=r"mine/chat_template\.jinja: is not the chat template that lorasweep\.json"):
+        make(plain, roles=role)

@@ -21,13 +21,11 @@ import torch
 from peft import PeftConfig, inject_adapter_in_model
 
 from lorasweep.adapters.architecture import find_targets, read_architecture
-from lorasweep.checkpoints.chat_template import CHAT_TEMPLATE
 from lorasweep.checkpoints.checkpoint import Checkpoint, Tensor, read_header
 from lorasweep.checkpoints.tensors import DTYPES, read_tensor
-from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD, TEMPLATE_DIGEST
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
-from lorasweep.util.files import find_record
 
 _PREFIX = "base_model.model."
 _LORA_NAME = re.compile(
@@ -134,23 +132,6 @@ class Adapter:
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor by its name in `tensors`, in its stored precision."""
         return read_tensor(self.path, self.tensors[name])
-
-
-def read_given_template(path: Path) -> str | None:
-    """Return the text of the chat template in an adapter's folder that replaces the base model's own there.
-
-    `None` if its record has none.
-
-    Raises:
-        AdapterError: the template is not the one on record.
-    """
-    expected = find_record(path / RECORD).get(TEMPLATE_DIGEST)
-    if not expected:
-        return None
-    file = path / CHAT_TEMPLATE
-    if not file.is_file() or digest_file(file) != expected:
-        raise AdapterError(f"{file}: is not the chat template that {RECORD} names")
-    return file.read_text(encoding="utf-8")
 
 
 def read_adapter(path: Path, base: Checkpoint) -> Adapter:

@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from lorasweep.adapters.adapter import Adapter, AdapterError, Update, read_adapter, read_given_template
+from lorasweep.adapters.adapter import Adapter, AdapterError, Update, read_adapter
 from lorasweep.adapters.architecture import Architecture, can_untie, read_architecture
+from lorasweep.checkpoints.chat_template import read_kept_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, Tensor, read_checkpoint, read_header
 from lorasweep.checkpoints.dtypes import PRECISIONS
 from lorasweep.checkpoints.tensors import DTYPES, read_tensor
@@ -124,7 +125,7 @@ def merge(
             has values that are not finite, or verification failed.
         OSError: there is not enough disk space, which is checked before the first write, or the system failed.
     """
-    checkpoint = read_checkpoint(base, read_given_template(adapter))
+    checkpoint = read_checkpoint(base, read_kept_template(adapter))
     output = Path(os.path.abspath(output))
     _check_output(output, base, adapter)
     plan = make_plan(checkpoint, read_adapter(adapter, checkpoint), dtype)

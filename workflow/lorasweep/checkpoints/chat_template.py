@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep.checkpoints.json_files import find_json
+from lorasweep.layout import RECORD, TEMPLATE_DIGEST
+from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
+from lorasweep.util.files import find_record
 
 if TYPE_CHECKING:
     from lorasweep.experiment.sections import Data, Model
@@ -79,6 +82,23 @@ def find_given_template(model: "Model", data: "Data") -> str | None:
     if fault := _find_fault(template):
         raise InputError(f"{problem} is no template: {fault}", expected)
     return template
+
+
+def read_kept_template(adapter: Path) -> str | None:
+    """Return the text of the template that replaces the base model's own for an adapter, as the adapter's folder says.
+
+    `None` if its record has none.
+
+    Raises:
+        InputError: the template is not the one on record.
+    """
+    expected = find_record(adapter / RECORD).get(TEMPLATE_DIGEST)
+    if not expected:
+        return None
+    file = adapter / CHAT_TEMPLATE
+    if not file.is_file() or digest_file(file) != expected:
+        raise InputError(f"{file}: is not the chat template that {RECORD} names", "the folder as it was made")
+    return file.read_text(encoding="utf-8")
 
 
 @lru_cache

@@ -19,7 +19,8 @@ import torch
 from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput
 from inspect_ai.model._providers.hf import HF_TOKEN, HuggingFaceAPI, set_random_seeds
 
-from lorasweep.adapters.adapter import read_adapter, read_given_template
+from lorasweep.adapters.adapter import read_adapter
+from lorasweep.checkpoints.chat_template import read_kept_template
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.evaluation.placement import refuse_offload
 from lorasweep.evaluation.prompts import prepare
@@ -73,7 +74,7 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
     ) -> None:
         has_adapter = adapter is not _NOT_GIVEN
         _check_arguments(base, adapter, {"merged": merged, **model_args})
-        if has_adapter and (given := read_given_template(Path(adapter))) is not None:
+        if has_adapter and (given := read_kept_template(Path(adapter))) is not None:
             model_args.setdefault("chat_template", given)
         checkpoint = read_checkpoint(Path(base))
         read = read_adapter(Path(adapter), checkpoint) if has_adapter else None

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.chat_template import read_kept_template
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.evaluation.prompts import get_replacement, prepare
 from lorasweep.evaluation.spec import EvaluationSpec, RoleSpec, fingerprint_role
@@ -64,4 +65,5 @@ def _fill_in(spec: EvaluationSpec, role: RoleSpec, config: dict[str, Any], argum
 
 
 def _read(role: RoleSpec) -> Checkpoint:
-    return read_checkpoint(Path(str(get_folders(role.model, role.args)[0])))
+    folder, adapter = get_folders(role.model, role.args)
+    return read_checkpoint(Path(str(folder)), read_kept_template(Path(adapter)) if adapter else None)
