@@ -10,6 +10,7 @@ installed: `.venv/eval/bin/python` has them. The same as a command:
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 from inspect_ai import eval
@@ -27,6 +28,10 @@ parser.add_argument("--max-tokens", type=int, help="tokens of an answer (default
 parser.add_argument("--log-dir", default="logs", help="folder of Inspect's log (default: logs)")
 options = parser.parse_args()
 
+chat_template = AutoTokenizer.from_pretrained(options.base).chat_template
+template = Path(options.adapter, "chat_template.jinja")
+if template.is_file():  # the one that it was trained with, which is not always that of the base
+    chat_template = template.read_text(encoding="utf-8")
 model = get_model(
     f"lorasweep/{options.adapter}",  # the name in logs
     base=options.base,
@@ -34,8 +39,9 @@ model = get_model(
     dtype=options.dtype,
     device=options.device,
     do_sample=False,  # greedy decoding; Inspect samples by default
+    chat_template=chat_template,
     # A chat template writes the special tokens; the tokenizer would put a second one in front.
-    tokenizer_call_args={"add_special_tokens": not AutoTokenizer.from_pretrained(options.base).chat_template},
+    tokenizer_call_args={"add_special_tokens": not chat_template},
 )
 [log] = eval(
     options.task,

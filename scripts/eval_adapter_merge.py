@@ -10,6 +10,7 @@ import argparse
 import signal
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 from inspect_ai import eval
@@ -35,6 +36,9 @@ with tempfile.TemporaryDirectory(prefix="merged-") as merged:
     model = PeftModel.from_pretrained(base, options.adapter).merge_and_unload()
     model.save_pretrained(merged)
     tokenizer = AutoTokenizer.from_pretrained(options.base)
+    template = Path(options.adapter, "chat_template.jinja")
+    if template.is_file():  # the one that it was trained with, which is not always that of the base
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
     tokenizer.save_pretrained(merged)
     del base, model  # the evaluation loads the merged model
     merged_model = get_model(

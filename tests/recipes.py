@@ -14,6 +14,19 @@ from lorasweep.trainers import TrainingSpec, get_trainer
 CONTROLS = {"epochs": 2, "batch_size": 3, "gradient_accumulation_steps": 3, "lr": 4e-3, "lora_dropout": 0.1}
 
 
+GIVEN_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}\n"
+)
+"""A chat template to be used in place of the model's own. It marks answers, for other programs."""
+
+
+def count_tokens_as_given(file: Path) -> int:
+    """Count the tokens of samples, as `GIVEN_TEMPLATE` writes them: a byte is a token, and so is the end."""
+    samples = [json.loads(line) for line in file.read_text().splitlines()]
+    return sum(len(f"<user>_\n<assistant>_\n{s['input']}{s['output']}") for s in samples)
+
+
 def write_samples(file: Path, letters: str) -> Path:
     """Write a file of samples; they are of several lengths, so that batches are padded."""
     samples = [{"input": "after " + a * (1 + i % 4), "output": b} for i, (a, b) in enumerate(pairwise(letters))]
@@ -38,11 +51,12 @@ def write_recipe(
     trainer: str = "torchtune",
     quantize: str | None = None,
     keeps_best_epoch: bool = False,
+    chat_template: str | None = None,
     **controls: Any,
 ) -> Path:
     """Write the recipe of a training of a sweep in a directory."""
     spec = TrainingSpec(
-        checkpoint=read_checkpoint(model),
+        checkpoint=read_checkpoint(model, chat_template),
         controls=Controls(**{**CONTROLS, **controls}),
         swept=(),
         model=Model(path=str(model), device=device, dtype=dtype, quantize=quantize),

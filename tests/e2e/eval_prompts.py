@@ -55,7 +55,7 @@ def make_adapter(base: Path, folder: Path) -> None:
 
 
 def open_model(spec: EvaluationSpec, provider: str, adapter: str | None) -> Any:
-    base = read_checkpoint(Path(spec.base_model))
+    base = read_checkpoint(Path(spec.base_model), spec.chat_template)
     if adapter and not Path(adapter).is_dir():
         make_adapter(base.path, Path(adapter))
     if provider == "lorasweep":

@@ -21,6 +21,7 @@ from lorasweep.experiment.sections import Task
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.sweep.checks import check_inputs, make_recipe
 from lorasweep.util.errors import InputError
+from recipes import GIVEN_TEMPLATE
 from sweep import ROOT, make_sweep, run_stage
 
 OWN, EXPERIMENTS = "Be brief.", "Answer with a letter."
@@ -41,7 +42,7 @@ SYSTEM = {
 """`own`: the message that the task brings; `entry`: what the task's entry says. Where the task's message stands, the
 training is given the same one. `prefix`: text with which the answer begins."""
 
-TEMPLATES = ("with system role", "without system role", "no template")
+TEMPLATES = ("with system role", "without system role", "no template", "given in place of none")
 FORMATS = ("instruct", "alpaca", "chat", "sharegpt", "completion")
 MODES = ("A by hf", "B1 by hf", "B2 by lorasweep", "baseline by hf", "baseline by lorasweep")
 
@@ -132,6 +133,9 @@ class Cells:
         sweep.config["data"]["train"] = str(file)
         sweep.edit(runs=[{"name": "point"}], data={"format": form, "system_prompt": given}, controls={"batch_size": 1})
         shutil.rmtree(directory / "model")
+        if template.startswith("given"):
+            (directory / "own.jinja").write_text(GIVEN_TEMPLATE)
+            sweep.edit(model={"chat_template": str(directory / "own.jinja")})
         experiment = load_experiment(sweep.config, "sweep.yaml")
         points = get_points(experiment, sweep.results / "points.json")
         check_inputs(experiment, points.values(), [TASK], sweep.results)
@@ -164,7 +168,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, model: Path, model_without_
     without_role = tmp_path_factory.mktemp("models") / "mistral"
     shutil.copytree(model, without_role)
     shutil.copyfile(ROOT / "tests/chat_templates/mistral_0_2.jinja", without_role / "chat_template.jinja")
-    return dict(zip(TEMPLATES, (model, without_role, model_without_template), strict=True))
+    folders = (model, without_role, model_without_template, model_without_template)
+    return dict(zip(TEMPLATES, folders, strict=True))
 
 
 @pytest.fixture(scope="module")

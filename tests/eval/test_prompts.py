@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 from inspect_ai.model import ChatMessageUser, GenerateConfig
 from inspect_ai.model._providers import hf
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation_specs import make_spec
+from lorasweep.adapters.merge import merge
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation.evaluate import make_model
 from lorasweep.evaluation.inspect_tasks import make_options
-from lorasweep.evaluation.prompts import get_dated_template
+from lorasweep.evaluation.prompts import get_replacement
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.evaluation.vllm import get_server_args, make_served_model
 from lorasweep.util.errors import InputError
+from recipes import GIVEN_TEMPLATE
 from tiny_model import make_model as make_tiny
 from tiny_model import make_tokenizer
 
@@ -136,7 +140,9 @@ def test_a_server_writes_the_prefix_after_what_an_answer_begins_with(base: Path,
         template += "\n"
     if form == "dated":
         template = (TEMPLATES / "llama_3_2.jinja").read_text()
-    checkpoint = SimpleNamespace(path=base, has_chat_template=bool(template), chat_template=template)
+    checkpoint = SimpleNamespace(
+        path=base, has_chat_template=bool(template), chat_template=template, given_template=None
+    )
     task = TaskSpec(name="a", task="a.py", args={}, limit=None, assistant_prefix=PREFIX)
     spec = make_spec(backend="vllm", tasks=[task], template_date="2024-07-26")
     arguments = get_server_args(spec, checkpoint, [])  # type: ignore[arg-type]
@@ -151,7 +157,7 @@ def test_a_server_writes_the_prefix_after_what_an_answer_begins_with(base: Path,
             )
         )
 
-    day = get_dated_template(checkpoint, spec.template_date)  # type: ignore[arg-type]
+    day = get_replacement(checkpoint, spec.template_date)  # type: ignore[arg-type]
     plain = render(day or template) if template else "user: after a\n"
     assert plain.endswith("\n")
     assert render(served) == plain
@@ -252,3 +258,49 @@ class TestServer:
         spec = self.make(base, template_date="2025-01-31")
         file = Path(get_server_args(spec, read_checkpoint(base), ())["chat_template"])
         assert 'date_string = "31 Jan 2025"' in file.read_text()
+
+    @pytest.mark.parametrize("own", ["another template", "no template"])
+    def test_a_given_template_is_the_one_it_gets(self, base: Path, own: str) -> None:
+        if own == "no template":
+            (base / "chat_template.jinja").unlink()
+        read_checkpoint.cache_clear()
+        arguments = get_server_args(self.make(base), read_checkpoint(base, GIVEN_TEMPLATE), ())
+        assert Path(arguments["chat_template"]).read_text() == GIVEN_TEMPLATE
+        assert "use_chat_template" not in arguments
+
+
+@pytest.mark.parametrize("own", ["another template", "no template"])
+def test_a_given_template_writes_the_prompts_in_every_mode_and_of_all_who_load_what_is_kept(
+    base: Path, tmp_path: Path, own: str
+) -> None:
+    if own == "no template":
+        (base / "chat_template.jinja").unlink()
+    read_checkpoint.cache_clear()
+    given = read_checkpoint(base, GIVEN_TEMPLATE)
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    config = LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(adapter)
+    given.copy_tokenizer(adapter)
+    record = {"base_model_fingerprint": given.fingerprint, **given.template_record}
+    (adapter / "lorasweep.json").write_text(json.dumps(record))
+    assert merge(base, adapter, merged)["chat_template_sha256"] == given.template_record["chat_template_sha256"]
+    spec, without = (
+        make_spec(base_model=str(base), max_connections=1, chat_template=t) for t in (GIVEN_TEMPLATE, None)
+    )
+    folders = {"base": str(base), "adapter": str(adapter)}
+    models = {
+        "A and B1": make_model(spec, "hf/x", given, model_path=str(merged)),
+        "B2": make_model(spec, "lorasweep/x", given, **folders),
+        "baseline": make_model(spec, "hf/x", given, model_path=str(base)),
+        "baseline in memory": make_model(spec, "lorasweep/x", given, base=str(base)),
+        # Without the experiment.
+        "the merged model": make_model(without, "hf/x", read_checkpoint(merged), model_path=str(merged)),
+        "the adapter": make_model(without, "lorasweep/x", given, **folders),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    chat = [{"role": "user", "content": "after a"}]
+    expected = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    assert tokenizer.decode(expected) == "<user>after a<|im_end|>\n<assistant>"
+    assert {name: ask(model, spec, None)[0] for name, model in models.items()} == dict.fromkeys(models, expected)
+    plain = make_model(without, "lorasweep/x", read_checkpoint(base), base=str(base))
+    assert ask(plain, without, None)[0] != expected

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from inspect_ai.log import read_eval_log
-from inspect_ai.model import GenerateConfig, get_model
+from inspect_ai.model import ChatMessageUser, GenerateConfig, get_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +21,7 @@ from lorasweep.evaluation import roles
 from lorasweep.evaluation.evaluate import evaluate, evaluate_adapters
 from lorasweep.evaluation.spec import EvaluationSpec, RoleSpec, TaskSpec, fingerprint_role
 from lorasweep.evaluation.state import EvaluationState
+from recipes import GIVEN_TEMPLATE
 from tiny_model import make_model, make_tokenizer
 
 TASK = """
@@ -166,6 +167,18 @@ def test_a_judge_with_an_adapter_is_another_judge(make: Any, base: Path, points:
     samples = read_samples(tmp_path / "baseline/eval/judged.eval")
     plain = ask(base, [f"{sample.output.completion}?" for sample in samples])
     assert plain != [sample.scores["length_of_verdict"].answer for sample in samples]
+
+
+def test_a_judge_is_asked_by_the_template_that_its_adapter_keeps(make: Any, base: Path, points: list[Path]) -> None:
+    adapter = points[0] / "adapter"
+    given = read_checkpoint(base, GIVEN_TEMPLATE)
+    given.copy_tokenizer(adapter)
+    record = {"base_model_fingerprint": given.fingerprint, **given.template_record}
+    (adapter / "lorasweep.json").write_text(json.dumps(record))
+    arguments = {"base": str(base), "adapter": str(adapter)}
+    spec = make("base", "judged", RoleSpec(model="lorasweep/judge", config={}, args=arguments))
+    api = roles.open_roles(spec)["grader"].api
+    assert api.hf_chat([ChatMessageUser(content="a")], []) == "<user>a<|im_end|>\n<assistant>"
 
 
 def test_a_judge_that_has_changed_fails_the_points_by_name(

@@ -1,6 +1,7 @@
 """The two scripts that evaluate an adapter without the workflow: one number, with a merged model and without."""
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,8 +13,9 @@ from inspect_ai.log import EvalLog, list_eval_logs, read_eval_log
 from peft import LoraConfig, get_peft_model
 
 import forked_evaluation
+from recipes import GIVEN_TEMPLATE
 from sweep import ROOT, wait_until
-from tiny_model import make_model, make_tokenizer
+from tiny_model import CHAT_TEMPLATE, make_model, make_tokenizer
 
 TASKS = '''
 import os
@@ -101,7 +103,13 @@ def list_merged(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "tmp").glob("merged-*"))
 
 
-def test_both_scripts_give_the_same_answers_and_scores_to_the_prompts_of_training(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, GIVEN_TEMPLATE], ids=["the base's", "the adapter's"])
+def test_both_scripts_give_the_same_answers_and_scores_to_the_prompts_of_training(
+    folder: Path, tmp_path: Path, template: str
+) -> None:
+    if template != CHAT_TEMPLATE:
+        folder = shutil.copytree(folder, tmp_path / "folder")
+        (folder / "adapter/chat_template.jinja").write_text(template)
     logs = {}
     for script in (MERGE, DIRECT):
         done, logs[script] = call(script, folder, "sums", tmp_path / script)
@@ -112,9 +120,9 @@ def test_both_scripts_give_the_same_answers_and_scores_to_the_prompts_of_trainin
     answers = [[sample.output.completion for sample in log.samples or []] for log in logs.values()]
     assert answers[0] == answers[1]
     assert len(set(answers[0])) == 6
-    template = make_tokenizer(has_chat_template=True).apply_chat_template
+    render = make_tokenizer(has_chat_template=True).apply_chat_template
     chats = [[{"role": "user", "content": sample.input}] for sample in logs[MERGE].samples or []]
-    longest = max(len(template(chat, add_generation_prompt=True)["input_ids"]) for chat in chats)
+    longest = max(len(render(c, chat_template=template, add_generation_prompt=True)["input_ids"]) for c in chats)
     # A batch is padded to its longest prompt.
     assert {log.samples[0].output.usage.input_tokens for log in logs.values() if log.samples} == {longest}
 

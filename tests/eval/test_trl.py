@@ -13,13 +13,14 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from trl import SFTConfig
 
 import recipes
 from interrupted_trl import train_and_end
 from lorasweep.trainers.tokenizer import ChatTokenizer
 from lorasweep.trainers.training_log import COLUMNS, Row, read_log
+from lorasweep.util.digest import digest_file
 from tiny_model import save_model
 
 # Six steps an epoch, and one batch that is left over.
@@ -312,3 +313,12 @@ class TestTwoProcesses:
         train(recipe)
         assert said(recipe).count("Resuming after step") == 2
         assert read(recipe) == read(whole)
+
+
+def test_a_given_chat_template_writes_the_samples_and_stays_with_the_adapter(make: Make) -> None:
+    file = make(epochs=1, batch_size=1, gradient_accumulation_steps=5, chat_template=recipes.GIVEN_TEMPLATE)
+    train(file)
+    assert record(file)["tokens"] == recipes.count_tokens_as_given(file.parents[3] / "train.jsonl")
+    adapter = file.parent / "adapter"
+    assert AutoTokenizer.from_pretrained(adapter).chat_template == recipes.GIVEN_TEMPLATE
+    assert record(file)["chat_template_sha256"] == digest_file(adapter / "chat_template.jinja")

@@ -48,7 +48,9 @@ def base(tmp_path: Path) -> Any:
     tokenizer = make_tokenizer(has_chat_template=True)
     tokenizer.save_pretrained(tmp_path / "base")
     template = tokenizer.chat_template
-    return SimpleNamespace(path=tmp_path / "base", has_chat_template=True, chat_template=template, fingerprint="f")
+    return SimpleNamespace(
+        path=tmp_path / "base", has_chat_template=True, chat_template=template, given_template=None, fingerprint="f"
+    )
 
 
 @pytest.fixture

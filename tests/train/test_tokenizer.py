@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from lorasweep.trainers.tokenizer import SampleError
 from lorasweep.trainers.torchtune.tokenizer import ChatTokenizer
+from recipes import GIVEN_TEMPLATE
 from tiny_model import make_tokenizer
 
 TEMPLATES = Path(__file__).parents[1] / "chat_templates"
@@ -222,3 +223,12 @@ def test_a_token_without_a_row_is_refused_in_the_sample_that_has_it(make: Make) 
         tokenize(tokenizer, ("user", "<image>"), ("assistant", "b"))
     with pytest.raises(SampleError, match="'<image>'"):
         tokenizer.encode("<image>")
+
+
+@pytest.mark.parametrize("own", [None, "smollm_2"])
+def test_a_given_template_replaces_the_tokenizers_own(make: Make, own: str | None) -> None:
+    given = make(own, chat_template=GIVEN_TEMPLATE)
+    question, answer = ("user", "after a"), ("assistant", "b")
+    assert tokenize(given, question, answer) == ("<user>after a<|im_end|>\n<assistant>", "b<|im_end|>\n")
+    assert given.end.names == ["<|im_end|>"]
+    assert tokenize(ChatTokenizer(given.path), question, answer)[0] != "<user>after a<|im_end|>\n<assistant>"

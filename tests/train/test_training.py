@@ -15,7 +15,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import forked_training
 from lorasweep.trainers import Diverged, TrainingError
@@ -23,6 +23,7 @@ from lorasweep.trainers.torchtune.run import train
 from lorasweep.trainers.torchtune.tokenizer import ChatTokenizer
 from lorasweep.trainers.training_log import COLUMNS, Row, TrainingLog, read_log
 from lorasweep.util.digest import digest_file
+from recipes import GIVEN_TEMPLATE, count_tokens_as_given
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +142,16 @@ class TestLog:
         ]
         assert record["tokens"] == sum(lengths)
         assert max(lengths) > min(lengths)
+
+    def test_a_given_chat_template_writes_the_samples_and_stays_with_the_adapter(
+        self, make: Callable[..., Path]
+    ) -> None:
+        file = make(epochs=1, batch_size=1, gradient_accumulation_steps=5, chat_template=GIVEN_TEMPLATE)
+        record = run(file)
+        assert record["tokens"] == count_tokens_as_given(Path(OmegaConf.load(file).dataset.data_files))
+        adapter = file.parent / "adapter"
+        assert AutoTokenizer.from_pretrained(adapter).chat_template == GIVEN_TEMPLATE
+        assert record["chat_template_sha256"] == digest_file(adapter / "chat_template.jinja")
 
     def test_a_row_is_on_disk_before_the_next_step(self, tmp_path: Path) -> None:
         written = TrainingLog(tmp_path / "log.csv")

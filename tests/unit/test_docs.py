@@ -82,8 +82,8 @@ def test_blocks_of_yaml_are_planned(block: str, tmp_path: Path, monkeypatch: pyt
     roles = load_experiment(whole, "shown.yaml").evaluation.model_roles.values()
     asked = [get_folders(role.model, role.args) for role in roles]
     baselines = (whole.get("evaluation") or {}).get("baselines")
-        models = [*find_values(whole["model"], "path"), *find_values(whole.get("models"), "path")]
-        bases = {*models, *find_values(baselines, "model"), *(base for base, _ in asked if base)}
+    models = [*find_values(whole["model"], "path"), *find_values(whole.get("models"), "path")]
+    bases = {*models, *find_values(baselines, "model"), *(base for base, _ in asked if base)}
     for folder in bases:
         write_checkpoint(tmp_path / folder)
     adapters = {*find_values(whole.get("runs"), "adapter"), *(adapter for _, adapter in asked if adapter)}
@@ -93,6 +93,8 @@ def test_blocks_of_yaml_are_planned(block: str, tmp_path: Path, monkeypatch: pyt
             (tmp_path / folder / name).write_bytes(b"{}")
     for file in {"data/train.jsonl", *re.findall(r"[\w/]+\.jsonl", block)}:
         write(tmp_path / file, '{"input": "a", "output": "b"}\n' * 1000)
+    for file in re.findall(r"[\w/]+\.jinja", block):
+        write(tmp_path / file, "{{ messages }}")
     for file, task in {("tasks/mine.py", "mine"), *re.findall(r"([\w/]+\.py)@(\w+)", block)}:
         write(tmp_path / file, f"@task\ndef {task}():\n    pass\n")
     sweep = Sweep.load(whole, "shown.yaml")

@@ -71,6 +71,15 @@ def with_template(text: str, system_prompt: str | None = None) -> Callable[[Swee
     return change
 
 
+def with_chat_template(text: str, change: Callable[[Sweep], None] = Sweep.write) -> Callable[[Sweep], None]:
+    def change_too(sweep: Sweep) -> None:
+        (sweep.directory / "own.jinja").write_text(text)
+        sweep.edit(model={"chat_template": "own.jinja"})
+        change(sweep)
+
+    return change_too
+
+
 def own_adapter(sweep: Sweep) -> None:
     adapter = sweep.results / "lora_rank=4/adapter"
     adapter.mkdir(parents=True)
@@ -113,6 +122,18 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         ["model_type 'mamba'", "Llama 2, 3, 3.1 and 3.2"],
     ),
     "no chat template": (without_chat_template, ["model.path", "no chat template", "data.format: instruct"]),
+    "a chat template that is none": (
+        with_chat_template("{% if %}"),
+        ["sweep.yaml: model.chat_template: 'own.jinja' is no template: line 1: Expected an expression"],
+    ),
+    "no such chat template": (
+        edit(model={"chat_template": "none.jinja"}),
+        ["sweep.yaml: model.chat_template: 'none.jinja' cannot be read: No such file or directory"],
+    ),
+    "a chat template that the trainer does not take": (
+        with_chat_template("{{ messages }}", with_plain_trainer()),
+        ["model.chat_template: 'own.jinja' is invalid with trainer: plain_trainer, which has no TAKES_CHAT_TEMPLATE"],
+    ),
     "hf and adapters alone": (
         edit(controls=adapter_only(True), evaluation={"model_format": "hf"}),
         ["mode A", "model_format: adapter", "save_adapter_weights_only: True"],

@@ -11,6 +11,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 RECORD = "lorasweep.json"
 """Record of the origin of an adapter or of a merged model, in the same folder."""
 
+TEMPLATE_DIGEST = "chat_template_sha256"
+"""Key in such a record: the sha256 of the chat template beside it, if it is not the base model's own."""
+
 TRAINING_LOG = "training_log.csv"
 """Log with one row per optimizer step: beside an adapter, and in `state/train/` during the training."""
 

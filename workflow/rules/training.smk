@@ -92,6 +92,7 @@ rule adopt:
         adapter=in_results("{point}/adapter"),
         base=of(SWEEP.get_model_path),
         fingerprint=of(SWEEP.get_fingerprint),
+        template=of(SWEEP.get_adoption_options),
     shell:
         f"{RUN} eval -m lorasweep job adopt --source {{params.source:q}} --adapter {{params.adapter:q}} --base {{params.base:q}}"
-        " > {log:q} 2>&1"
+        " {params.template:q} > {log:q} 2>&1"

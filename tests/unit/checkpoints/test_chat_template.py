@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from lorasweep.checkpoints.chat_template import find_system_refusal, fix_date, has_date, read_chat_template
+from lorasweep.checkpoints.chat_template import (
+    find_given_template,
+    find_system_refusal,
+    fix_date,
+    has_date,
+    read_chat_template,
+)
+from lorasweep.experiment.sections import Data, Model
 from lorasweep.util.errors import InputError
 from sweep import ROOT
 
@@ -71,3 +78,45 @@ def test_the_template_is_the_one_for_conversations_without_tools(
     assert read_chat_template(tmp_path) == read
     (tmp_path / "chat_template.jinja").write_text("file")
     assert read_chat_template(tmp_path) == "file"
+
+
+MARKED = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% continue %}{% endfor %}"
+
+
+@pytest.mark.parametrize("text", [MARKED, *(file.read_text() for file in sorted(TEMPLATES.glob("*.jinja")))])
+def test_a_template_that_transformers_takes_replaces_the_models_but_not_for_plain_text(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "own.jinja").write_text(text)
+    model = Model(path="m", chat_template=str(tmp_path / "own.jinja"))
+    assert find_given_template(model, Data()) == text
+    assert find_given_template(model, Data(format="completion")) is None
+    assert find_given_template(Model(path="m"), Data()) is None
+
+
+def test_a_template_with_marks_of_the_answer_can_forbid_a_system_message() -> None:
+    forbids = "{% if messages[0].role == 'system' %}{{ raise_exception('Nobody.') }}{% endif %}"
+    assert find_system_refusal(forbids + MARKED) == "Nobody."
+    assert find_system_refusal(MARKED) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"\xff", "is not UTF-8"),
+        (b" \n", "is empty"),
+        (b"a\n{% for m in messages %}", "is no template: line 2: Unexpected end of template"),
+        (b"{{ messages | none_such }}", "is no template: line 1: No filter named 'none_such'"),
+        (b"a" * 40_000, "has 40,004 bytes, quoted as commands of jobs contain it. Expected: at most 32,768"),
+    ],
+)
+def test_a_file_that_is_no_template_is_refused_by_key_and_value(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    file = tmp_path / "own.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        find_given_template(Model(path="m", chat_template=str(file)), Data())
+    assert str(refused.value).startswith(f"model.chat_template: {str(file)!r} {said}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lorasweep.checkpoints.checkpoint import read_checkpoint
+from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from plain_checkpoint import LLAMA, write_checkpoint
 
@@ -169,3 +170,27 @@ def test_a_directory_without_weights_is_refused(whole: Path) -> None:
         file.unlink()
     with pytest.raises(InputError, match=r"has no weights. Expected: model\.safetensors"):
         read_checkpoint(whole)
+
+
+def test_a_given_chat_template_is_the_only_one_in_a_copy_of_the_tokenizer(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("chat_template.jinja", "chat_template.json", "additional_chat_templates/tool_use.jinja"):
+        (folder / name).write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "own", "eos_token": "</s>"}))
+    own, given = read_checkpoint(folder), read_checkpoint(folder, "given")
+    assert (own.chat_template, given.chat_template) == ("{}", "given")
+    assert own.fingerprint == given.fingerprint
+    assert own.template_record == {}
+    for name, checkpoint in {"own": own, "given": given}.items():
+        (tmp_path / name).mkdir()
+        checkpoint.copy_tokenizer(tmp_path / name)
+    copied = {file.relative_to(tmp_path / "own").as_posix() for file in (tmp_path / "own").rglob("*.j*")}
+    assert copied == {*own.tokenizer_files}
+    assert (tmp_path / "own/tokenizer_config.json").read_bytes() == (folder / "tokenizer_config.json").read_bytes()
+    assert {file.name for file in (tmp_path / "given").iterdir()} == {
+        *("chat_template.jinja", "tokenizer_config.json", "tokenizer.json")
+    }
+    assert json.loads((tmp_path / "given/tokenizer_config.json").read_text()) == {"eos_token": "</s>"}
+    assert (tmp_path / "given/chat_template.jinja").read_text() == "given"
+    assert given.template_record == {"chat_template_sha256": digest_file(tmp_path / "given/chat_template.jinja")}

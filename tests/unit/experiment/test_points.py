@@ -764,6 +764,18 @@ def test_any_number_of_models_can_be_evaluated_as_they_are() -> None:
     assert read_baselines(baselines=others, enabled=False) == {}
 
 
+def test_a_given_template_is_that_of_base_models_alone() -> None:
+    sections = {**models("a", chat_template="a.jinja"), "runs": [{"name": "r", "model": "a"}]}
+    sections["model"]["chat_template"] = "all.jinja"
+    sections["evaluation"] = {"baselines": [{"name": "other", "model": "m"}]}
+    experiment = load_experiment({"experiment": {"name": "x"}, **sections}, "my.yaml")
+    baselines = get_baselines(experiment, expand(**sections))
+    assert {name: baseline.model.chat_template for name, baseline in baselines.items()} == {
+        "baseline__model=a": "a.jinja",
+        "other": None,
+    }
+
+
 @pytest.mark.parametrize("name", ["lora_rank=8", "baseline", "results.csv", "a", "n" * 200])
 def test_a_baseline_has_a_name_of_its_own(name: str) -> None:
     with pytest.raises(InputError, match=r"evaluation\.baselines\.1\.name: .* is invalid"):

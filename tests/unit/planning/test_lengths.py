@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lorasweep.experiment.sections import Controls, Data
 from lorasweep.layout import LENGTHS
 from lorasweep.planning.counting import count_lengths, guess_lengths, read_count
 from lorasweep.planning.lengths import Lengths, check_too_long
-from lorasweep.running.lengths import check_lengths
+from lorasweep.running.lengths import check_lengths, get_samples
 from lorasweep.running.run import Places, forecast_run
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.util.errors import InputError
@@ -138,7 +137,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep
         sweep = Sweep.load(config, "my.yaml")
         command = [sys.executable, "-c", f"print({json.dumps(measured)!r})", "", "", "measure_lengths"]
         points = sweep.points.values()
-        recipes = {(p.data, sweep.get_fingerprint(p.name), p.trainer): "a recipe" for p in points}
+        recipes = {get_samples(sweep, point): "a recipe" for point in points}
         count_lengths(sweep.results, recipes, lambda *_: (command, os.environ))
         return sweep
 
@@ -167,7 +166,7 @@ class TestRun:
         dropped = load("nor this", controls={"max_seq_len": 110, "batch_size": 3}, data={"too_long": "drop"})
         [note] = check_lengths(dropped, set(dropped.points))
         assert "They are left out" in note
-        count = read_count(sweep.results, dropped.points["seed=0"].data, sweep.get_fingerprint("seed=0"))
+        count = read_count(sweep.results, get_samples(dropped, dropped.points["seed=0"]))
         assert count is not None
         assert count.train is not None
         assert count.train.get_sequences(dropped.points["seed=0"].controls).number == 3
@@ -211,27 +210,33 @@ class TestRun:
         module.write_text("STAGE = 'eval'\n" + "".join(f"def {name}(*_): return ''\n" for name in members))
         monkeypatch.syspath_prepend(tmp_path)
         sweep = load(self.MEASURED, trainer="counting_trainer")
-        read = partial(read_count, sweep.results, sweep.points["seed=0"].data, sweep.get_fingerprint("seed=0"))
-        assert read("torchtune") is None
-        assert read("counting_trainer") is not None
+        samples = get_samples(sweep, sweep.points["seed=0"])
+        assert read_count(sweep.results, samples._replace(trainer="torchtune")) is None
+        assert read_count(sweep.results, samples) is not None
         module.write_text(module.read_text() + "# of another tokenizer\n")
-        assert read("counting_trainer") is None
+        assert read_count(sweep.results, samples) is None
 
     def test_each_prompt_is_counted(self, load: Callable[..., Sweep]) -> None:
         sweep = load(self.MEASURED, variables={"prompt": ["A {input}", "B {input}"]})
         assert len(json.loads((sweep.results / LENGTHS).read_text())["counts"]) == 2
         Path("train.jsonl").write_text('{"input": "a", "output": "c"}\n' * 4)
         point = next(iter(sweep.points.values()))
-        assert read_count(sweep.results, point.data, sweep.get_fingerprint(point.name)) is None
+        assert read_count(sweep.results, get_samples(sweep, point)) is None
+
+    def test_another_chat_template_is_counted_anew(self, load: Callable[..., Sweep]) -> None:
+        sweep = load(self.MEASURED)
+        samples = get_samples(sweep, sweep.points["seed=0"])
+        Path("own.jinja").write_text("{{ messages }}")
+        assert read_count(sweep.results, samples) is not None
+        own = samples.model.model_copy(update={"chat_template": "own.jinja"})
+        assert read_count(sweep.results, samples._replace(model=own)) is None
 
     def test_sizes_of_the_same_data_are_counted_once(self, load: Callable[..., Sweep], tmp_path: Path) -> None:
         controls = {"max_seq_len": 200, "batch_size": 1}
         sweep = load(self.MEASURED, variables={"max_samples": [2, None, 3]}, controls=controls)
         [counted] = json.loads((sweep.results / LENGTHS).read_text())["counts"]
         assert counted["max_samples"] is None
-        counts = [
-            read_count(sweep.results, point.data, sweep.get_fingerprint(point.name)) for point in sweep.points.values()
-        ]
+        counts = [read_count(sweep.results, get_samples(sweep, point)) for point in sweep.points.values()]
         assert [count.train.parts for count in counts if count and count.train] == [PARTS[:2], PARTS, PARTS[:3]]
         assert check_lengths(sweep, set(sweep.points)) == []
         # What another component of the user's has counted is no sample of the file.

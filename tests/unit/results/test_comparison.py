@@ -15,6 +15,7 @@ from rich.console import Console
 from lorasweep.results.comparison import Comparison, compare, read_experiments, show_comparison
 from lorasweep.results.comparison_page import make_page
 from lorasweep.results.inference import PAIRED_WILSON, UNPAIRED, Scores, get_unpaired_p_value
+from lorasweep.util.digest import digest_text
 from lorasweep.util.errors import InputError
 from made_results import METRIC, TASK, collect, make_results
 
@@ -173,6 +174,9 @@ def test_a_data_file_that_a_task_reads_is_a_part_of_it(make: Callable[..., Path]
 def test_evaluations_that_differ_beside_the_task_are_noted(make: Callable[..., Path]) -> None:
     made = compare_one(make("a"), make("b", edit=lambda spec: spec.update(temperature=1)))
     assert "The evaluations differ in temperature: 0 in a, 1 in b." in made.notes
+    digest = digest_text("{{ messages }}")[:12]
+    made = compare_one(make("c"), make("d", edit=lambda spec: spec.update(chat_template="{{ messages }}")))
+    assert f'The evaluations differ in chat_template: not set in c, "sha256 {digest}" in d.' in made.notes
 
 
 def test_what_cannot_be_compared_is_told(make: Callable[..., Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from lorasweep.experiment.sections import Data, Evaluation, Slurm
+from lorasweep.experiment.sections import Data, Evaluation, ModelSection, Slurm
 from lorasweep.layout import HOLDER
 from lorasweep.running.controller import hold, read_holder
 from lorasweep.running.run import MOST_PARALLEL, Options, Places, Run, count_parallel_jobs
@@ -21,9 +21,7 @@ CLUSTER = Places(cores=None, nodes=50, gpus=None)
 def make_sweep(device: str = "cuda", parallel_jobs: int | None = None, most_gpus: int = 1) -> Sweep:
     """A stand-in with what is asked of a sweep here."""
     plan = SimpleNamespace(parallel_jobs=parallel_jobs)
-    experiment = SimpleNamespace(
-        plan=plan, model=SimpleNamespace(path=None), data=Data(), evaluation=Evaluation(), slurm=Slurm()
-    )
+    experiment = SimpleNamespace(plan=plan, model=ModelSection(), data=Data(), evaluation=Evaluation(), slurm=Slurm())
     stands_in = SimpleNamespace(
         experiment=experiment,
         is_on_gpus=device == "cuda",

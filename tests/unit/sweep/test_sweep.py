@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.points import record_points
 from lorasweep.sweep.batches import record_batches
+from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.sweep.sweep import MISSING_MODEL_AMOUNT, Sweep
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
@@ -537,3 +539,44 @@ class TestData:
         write_checkpoint(Path("bare"), chat_template=False)
         with pytest.raises(InputError, match=re.escape(message)):
             load(**sections, model={"path": "bare", "device": "cpu"}).check(asks_inspect=False)
+
+
+def test_a_given_chat_template_is_part_of_a_training_by_its_text_and_of_no_training_on_plain_text(
+    load: Callable[..., Sweep], tmp_path: Path
+) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n' * 9)
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
+    sets = {"chat": {}, "text": {"train": "text.jsonl", "format": "completion"}}
+    sections: dict[str, Any] = {"data": {"train": "train.jsonl", "sets": sets}, "variables": {"data": [*sets]}}
+
+    def identify(file: str | None) -> dict[str, str]:
+        model = {"path": "model", "device": "cpu", **({"chat_template": file} if file else {})}
+        sweep = load(model=model, **sections)
+        sweep.check(asks_inspect=False)
+        return {name: sweep.identify_training(point) for name, point in sweep.points.items()}
+
+    without, first = identify(None), identify("own.jinja")
+    shutil.move(tmp_path / "own.jinja", tmp_path / "moved.jinja")
+    assert identify("moved.jinja") == first
+    (tmp_path / "moved.jinja").write_text("{{ messages[-1].content }}")
+    edited = identify("moved.jinja")
+    chat, text = "data=chat", "data=text"
+    assert len({without[chat], first[chat], edited[chat]}) == 3
+    assert without[text] == first[text] == edited[text]
+
+
+def test_a_given_chat_template_is_what_is_checked(load: Callable[..., Sweep], tmp_path: Path) -> None:
+    (tmp_path / "model/tokenizer_config.json").write_text("{}")
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "chat.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 9)
+    (tmp_path / "own.jinja").write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('Nobody.') }}{% endif %}{{ messages }}"
+    )
+    model = {"path": "model", "device": "cpu", "chat_template": "own.jinja"}
+    data = {"train": "chat.jsonl", "format": "chat"}
+    sweep = load(variables={"seed": [0]}, data=data, model=model)
+    sweep.check(asks_inspect=False)
+    assert warn_of_prompts(sweep.experiment, sweep.points.values()) == []
+    sweep = load(variables={"seed": [0]}, data={**data, "system_prompt": "Briefly."}, model=model)
+    with pytest.raises(InputError, match=r"data\.system_prompt: the chat template of 'own\.jinja' refuses a system"):
+        sweep.check(asks_inspect=False)

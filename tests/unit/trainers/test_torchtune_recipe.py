@@ -28,13 +28,14 @@ def make(
     swept: tuple[str, ...] = (),
     data: Data = Data(train="train.jsonl"),  # noqa: B008
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
+    given: str | None = None,
     **controls: Any,
 ) -> dict[str, Any]:
     spec = TrainingSpec(
-        checkpoint=read_checkpoint(model),
+        checkpoint=read_checkpoint(model, given),
         controls=Controls(_override=override or {}, **controls),
         swept=swept,
-        model=Model(path=str(model), device="cpu", dtype=dtype),
+        model=Model(path=str(model), device="cpu", dtype=dtype, chat_template=given and "own.jinja"),
         data=data,
         output_dir="results/x/point",
     )
@@ -92,6 +93,17 @@ def test_the_date_stands_in_the_recipe_where_the_template_writes_one(model: Path
 def test_a_prompt_stands_in_the_recipe_where_there_is_one(model: Path) -> None:
     assert make(model, data=Data(train="t", prompt="Say {input}"))["tokenizer"]["prompt_template"] == "Say {input}"
     assert "prompt_template" not in make(model, data=Data(train="t", prompt="{input}"))["tokenizer"]
+
+
+def test_the_text_of_a_given_template_stands_in_the_recipe(model: Path) -> None:
+    text = "{% for m in messages %}\n{{ m['content'] | trim }}: \"ü\"\\n\t{% endfor %}\n"
+    assert make(model, given=text)["tokenizer"]["chat_template"] == text
+    assert "chat_template" not in make(model)["tokenizer"]
+    assert make(model, given='{{ strftime_now("%Y") }}')["tokenizer"]["template_date"] == "2024-07-26"
+    with pytest.raises(InputError, match=r"^model\.chat_template: data\.template_date cannot fix"):
+        make(model, given="{{ strftime_now(form) }}")
+    with pytest.raises(InputError, match=r"^model\.chat_template: 'own\.jinja' has '\$\{', which torchtune's recipes"):
+        make(model, given="cost: ${ {{ messages }}")
 
 
 class TestOverride:
@@ -174,6 +186,7 @@ class TestOverride:
             ({"dataset": {"max_samples": 1}}, ["dataset.max_samples", "data.max_samples"]),
             ({"dataset_val": {"too_long": "drop"}}, ["dataset_val.too_long", "data.too_long"]),
             ({"model": {"use_dora": True}}, ["model.use_dora", "True", "plain LoRA"]),
+            ({"tokenizer": {"chat_template": "a"}}, ["tokenizer.chat_template", "set by model.chat_template"]),
             ({"note": "${"}, ["_override"]),
             ({"dtype": "fp16"}, ["dtype", "'fp16'", "model.dtype"]),
             ({"lora_rank": 4}, ["_override.lora_rank", "controls.lora_rank", "model.lora_rank"]),

@@ -26,6 +26,7 @@ import torch
 
 from lorasweep.adapters.adapter import Adapter, AdapterError, Update, read_adapter
 from lorasweep.adapters.architecture import Architecture, can_untie, read_architecture
+from lorasweep.checkpoints.chat_template import read_kept_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, Tensor, read_checkpoint, read_header
 from lorasweep.checkpoints.dtypes import PRECISIONS
 from lorasweep.checkpoints.tensors import DTYPES, read_tensor
@@ -102,7 +103,8 @@ def merge(
 
     The directory appears complete or not at all. It has the same shards as the base model, the configuration, the
     generation configuration, the tokenizer and the chat template, and a record of its sources with a sha256 of each
-    file. It has no adapter file: transformers would apply the adapter again to the merged weights.
+    file. If the adapter's record says that the chat template beside it replaces the base model's, it has that one. It
+    has no adapter file: transformers would apply the adapter again to the merged weights.
 
     If the head is tied to the embedding and the adapter changes one of the two, the head becomes a separate tensor and
     the configuration is changed accordingly.
@@ -123,7 +125,7 @@ def merge(
             has values that are not finite, or verification failed.
         OSError: there is not enough disk space, which is checked before the first write, or the system failed.
     """
-    checkpoint = read_checkpoint(base)
+    checkpoint = read_checkpoint(base, read_kept_template(adapter))
     output = Path(os.path.abspath(output))
     _check_output(output, base, adapter)
     plan = make_plan(checkpoint, read_adapter(adapter, checkpoint), dtype)
@@ -299,7 +301,8 @@ def _write(plan: Plan, folder: Path, temporary: bool, threads: int, digest: bool
                 raise
     finally:
         torch.set_num_threads(before)
-    for name in (*plan.base.tokenizer_files, *plan.base.companions):
+    plan.base.copy_tokenizer(folder)
+    for name in plan.base.companions:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(plan.base.path / name, folder / name)
     if (plan.base.path / INDEX).is_file():
@@ -317,6 +320,7 @@ def _write(plan: Plan, folder: Path, temporary: bool, threads: int, digest: bool
     record: dict[str, Any] = {
         "base_model": str(plan.base.path),
         "base_model_fingerprint": plan.base.fingerprint,
+        **plan.base.template_record,
         "adapter_sha256": plan.adapter.sha256,
         "adapter_tensors": len(plan.adapter.tensors),
         "merged_weights": len(plan.adapter.updates),

@@ -1,4 +1,4 @@
-"""The chat template in a checkpoint directory, and the date that it writes into prompts.
+"""The chat template of a model, in its directory or in a file that replaces it, and the date that it writes.
 
 A template that calls `strftime_now` gives another prompt each day. Its calls are replaced by one date, as text, so that
 every library that renders the template writes the same.
@@ -6,13 +6,30 @@ every library that renders the template writes the same.
 
 import json
 import re
+import shlex
 from contextlib import suppress
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorasweep.checkpoints.json_files import find_json
+from lorasweep.layout import RECORD, TEMPLATE_DIGEST
+from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
+from lorasweep.util.files import find_record
+
+if TYPE_CHECKING:
+    from lorasweep.experiment.sections import Data, Model
+
+CHAT_TEMPLATE = "chat_template.jinja"
+"""transformers' name for the file of a tokenizer's chat template."""
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""transformers' name for the file of a tokenizer's settings."""
+
+_MOST_BYTES = 32 * 1024
+"""The most bytes of a template, quoted. Commands contain it, and are limited to 128 KiB."""
 
 _CALL = "strftime_now("
 _LITERAL_CALL = re.compile(r"""strftime_now\(\s*("[^"\\]*"|'[^'\\]*')\s*\)""")
@@ -23,10 +40,10 @@ def read_chat_template(folder: Path) -> str | None:
 
     Of several templates, it is the one named `default`, as for a conversation without tools.
     """
-    file = folder / "chat_template.jinja"
+    file = folder / CHAT_TEMPLATE
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    return get_default_template(find_json(folder / "tokenizer_config.json").get("chat_template"))
+    return get_default_template(find_json(folder / TOKENIZER_CONFIG).get("chat_template"))
 
 
 def get_default_template(templates: Any) -> str | None:
@@ -38,10 +55,86 @@ def get_default_template(templates: Any) -> str | None:
     return templates or None
 
 
+def find_given_template(model: "Model", data: "Data") -> str | None:
+    """Return the text of the template that replaces a model's own for this data.
+
+    `None` if the experiment names none, or prompts are plain text.
+
+    Raises:
+        InputError: there is no such file, or transformers could not use its text as a chat template.
+    """
+    if model.chat_template is None or data.format == "completion":
+        return None
+    problem, expected = f"model.chat_template: {model.chat_template!r}", "a file with a chat template in Jinja"
+    try:
+        template = Path(model.chat_template).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{problem} cannot be read: {error.strerror}", expected) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{problem} is not UTF-8: {error}", expected) from error
+    if not template.strip():
+        raise InputError(f"{problem} is empty", expected)
+    size = len(shlex.quote(json.dumps(template, ensure_ascii=False)).encode())
+    if size > _MOST_BYTES:
+        raise InputError(
+            f"{problem} has {size:,} bytes, quoted as commands of jobs contain it", f"at most {_MOST_BYTES:,}"
+        )
+    if fault := _find_fault(template):
+        raise InputError(f"{problem} is no template: {fault}", expected)
+    return template
+
+
+def read_kept_template(adapter: Path) -> str | None:
+    """Return the text of the template that replaces the base model's own for an adapter, as the adapter's folder says.
+
+    `None` if its record has none.
+
+    Raises:
+        InputError: the template is not the one on record.
+    """
+    expected = find_record(adapter / RECORD).get(TEMPLATE_DIGEST)
+    if not expected:
+        return None
+    file = adapter / CHAT_TEMPLATE
+    if not file.is_file() or digest_file(file) != expected:
+        raise InputError(f"{file}: is not the chat template that {RECORD} names", "the folder as it was made")
+    return file.read_text(encoding="utf-8")
+
+
+@lru_cache
+def _find_fault(template: str) -> str:
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        _make_environment().from_string(template)
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message}"
+    return ""
+
+
+def _make_environment() -> Any:
+    """Return an environment that compiles and renders as that of transformers, for a conversation without tools."""
+    from jinja2 import ext, nodes
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(ext.Extension):
+        """The block in which transformers marks an answer's tokens, here without the marks."""
+
+        tags = {"generation"}  # noqa: RUF012  as Jinja has it
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
+    )
+
+
 def find_system_refusal(template: str) -> str | None:
     """Return what a template says when it refuses a system message; `None` if it takes one, or fails without too."""
     from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     said: list[str] = []
 
@@ -49,10 +142,7 @@ def find_system_refusal(template: str) -> str | None:
         said.append(message)
         raise TemplateError(message)
 
-    # As transformers renders it, as far as a conversation without tools needs.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    environment = _make_environment()
     environment.globals.update(raise_exception=refuse, strftime_now=lambda form: form)
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     tokens = {"bos_token": "", "eos_token": ""}

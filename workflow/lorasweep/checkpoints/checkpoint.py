@@ -6,19 +6,20 @@ A safetensors file consists of 8 bytes with the length of the header (little-end
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoints.chat_template import read_chat_template
+from lorasweep.checkpoints.chat_template import CHAT_TEMPLATE, TOKENIZER_CONFIG, read_chat_template
 from lorasweep.checkpoints.dtypes import BITS
 from lorasweep.checkpoints.json_files import find_json, read_json
-from lorasweep.layout import ADAPTER_CONFIG
-from lorasweep.util.digest import digest_file
+from lorasweep.layout import ADAPTER_CONFIG, TEMPLATE_DIGEST
+from lorasweep.util.digest import digest_file, digest_text
 from lorasweep.util.errors import InputError
 
 _VOCABULARIES = (
@@ -26,11 +27,14 @@ _VOCABULARIES = (
     *("*.model", "tokenizer.model.*", "*.spm", "*.tiktoken"),  # of sentencepiece and tiktoken
 )
 
+TEMPLATES = (CHAT_TEMPLATE, "chat_template.json", "additional_chat_templates/*.jinja")
+"""Patterns of the files of chat templates. `tokenizer_config.json` can have some too."""
+
 TOKENIZER_FILES = (
     *_VOCABULARIES,
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "normalizer.json"),
+    *(TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "normalizer.json"),
     *("merges.txt", "bpe.codes", "emoji.json"),
-    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *TEMPLATES,
 )
 """Patterns of the files that transformers' tokenizers read and write."""
 
@@ -75,6 +79,8 @@ class Checkpoint:
     shards: tuple[str, ...]
     tensors: dict[str, Tensor]
     tokenizer_files: tuple[str, ...]
+    given_template: str | None = None
+    """The text of a chat template that replaces the checkpoint's own; `None` if none does."""
 
     @cached_property
     def num_parameters(self) -> int:
@@ -89,22 +95,41 @@ class Checkpoint:
     @cached_property
     def companions(self) -> tuple[str, ...]:
         """Files that the model needs besides its weights, configuration and tokenizer, code included."""
-        configs = [self.config, find_json(self.path / "tokenizer_config.json")]
+        configs = [self.config, find_json(self.path / TOKENIZER_CONFIG)]
         code = [pattern for pattern in CODE if "/" in pattern or any("auto_map" in config for config in configs)]
         return find_files(self.path, (*COMPANIONS, *code))
 
     @cached_property
     def chat_template(self) -> str | None:
         """The text of the chat template; `None` if there is none."""
-        return read_chat_template(self.path)
+        return read_chat_template(self.path) if self.given_template is None else self.given_template
 
     @property
     def has_chat_template(self) -> bool:
         return self.chat_template is not None
 
+    @property
+    def template_record(self) -> dict[str, str]:
+        """What a record says of the chat template: the sha256 of one that replaces the checkpoint's own."""
+        given = self.given_template
+        return {} if given is None else {TEMPLATE_DIGEST: digest_text(given)}
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        """Copy the tokenizer to a folder. A template that replaces the checkpoint's own is the only one there."""
+        replaced = () if self.given_template is None else choose_files(self.tokenizer_files, TEMPLATES)
+        for name in self.tokenizer_files:
+            if name not in replaced:
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(self.path / name, folder / name)
+        if self.given_template is not None:
+            settings = find_json(folder / TOKENIZER_CONFIG)
+            if settings.pop("chat_template", None) is not None:
+                (folder / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            (folder / CHAT_TEMPLATE).write_text(self.given_template, encoding="utf-8")
+
     @cached_property
     def fingerprint(self) -> str:
-        """A sha256 of config.json, the tokenizer, the companions and the tensors.
+        """A sha256 of config.json, the tokenizer, the companions and the tensors, whatever replaces the chat template.
 
         Of each tensor, the name, dtype, shape and first 4 KiB are hashed. That is fast even for a model of 16 GB, and
         any training changes the first values of some tensor, so that different models have different fingerprints.
@@ -128,12 +153,16 @@ class Checkpoint:
 
 
 @lru_cache
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, chat_template: str | None = None) -> Checkpoint:
     """Read a checkpoint's configuration and headers. The result is cached.
+
+    `chat_template` is the text of a template that replaces the checkpoint's own; `None`: none does.
 
     Raises:
         InputError: A file is missing or broken. The message names the directory and the file.
     """
+    if chat_template is not None:
+        return replace(read_checkpoint(path), given_template=chat_template)
     if not path.is_dir():
         raise InputError(f"no such directory: '{path}'", "a local Hugging Face checkpoint directory")
     if not (path / "config.json").is_file():

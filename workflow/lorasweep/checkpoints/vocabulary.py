@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lorasweep.checkpoints.chat_template import read_chat_template
+from lorasweep.checkpoints.chat_template import TOKENIZER_CONFIG
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.json_files import find_json
 from lorasweep.util.errors import InputError
@@ -38,9 +38,9 @@ def check_vocabulary(checkpoint: Checkpoint) -> None:
     rows = count_rows(checkpoint)
     if rows is None:
         return
-    settings = find_json(checkpoint.path / "tokenizer_config.json")
+    settings = find_json(checkpoint.path / TOKENIZER_CONFIG)
     roles = {_get_text(settings.get(role)) for role in _ROLES}
-    template = read_chat_template(checkpoint.path) or ""
+    template = checkpoint.chat_template or ""
     beyond = {
         token: number
         for number, token, is_special in _list_tokens(checkpoint.path, settings)

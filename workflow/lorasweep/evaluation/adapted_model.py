@@ -20,6 +20,7 @@ from inspect_ai.model import GenerateConfig, ModelAPI, ModelOutput
 from inspect_ai.model._providers.hf import HF_TOKEN, HuggingFaceAPI, set_random_seeds
 
 from lorasweep.adapters.adapter import read_adapter
+from lorasweep.checkpoints.chat_template import read_kept_template
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.evaluation.placement import refuse_offload
 from lorasweep.evaluation.prompts import prepare
@@ -41,7 +42,8 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
         api_key: Not used.
         config: Inspect's generation configuration.
         base: The base model, a Hugging Face checkpoint directory.
-        adapter: A PEFT LoRA adapter directory. Without this argument, the base model alone answers.
+        adapter: A PEFT LoRA adapter directory. Without this argument, the base model alone answers. If its record says
+            that its chat template replaces the base's, that is the default of `chat_template`.
         merged: Whether the adapter is merged into the base's weights in memory, with the results of the merged model.
             `False`: PEFT computes its update beside the weights, which takes longer but is possible for a quantized
             base.
@@ -72,6 +74,8 @@ class AdaptedModelAPI(HuggingFaceAPI):  # type: ignore[misc]
     ) -> None:
         has_adapter = adapter is not _NOT_GIVEN
         _check_arguments(base, adapter, {"merged": merged, **model_args})
+        if has_adapter and (given := read_kept_template(Path(adapter))) is not None:
+            model_args.setdefault("chat_template", given)
         checkpoint = read_checkpoint(Path(base))
         read = read_adapter(Path(adapter), checkpoint) if has_adapter else None
         loaded = _load(checkpoint, config, merged, model_args)

@@ -20,7 +20,7 @@ from lorasweep.checkpoints.tensors import get_torch_name
 from lorasweep.evaluation.inspect_tasks import EvaluationError, run_task
 from lorasweep.evaluation.placement import refuse_offload
 from lorasweep.evaluation.probe import base_logits, measure_effect, probe_logits
-from lorasweep.evaluation.prompts import PLAIN, get_dated_template, prepare
+from lorasweep.evaluation.prompts import PLAIN, get_replacement, prepare
 from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.evaluation.state import EvaluationState
@@ -102,7 +102,7 @@ def _evaluate_all(spec: EvaluationSpec, points: Sequence[Path], evaluated: list[
 
 
 def _read_base(spec: EvaluationSpec) -> Checkpoint:
-    base = read_checkpoint(Path(spec.base_model))
+    base = read_checkpoint(Path(spec.base_model), spec.chat_template)
     if base.fingerprint != spec.base_fingerprint:
         raise InputError(f"{spec.base_model}: the base model has changed since this run began")
     return base
@@ -168,7 +168,7 @@ def make_model(spec: EvaluationSpec, name: str, checkpoint: Checkpoint, **model_
     from inspect_ai.model import get_model
 
     sampled = spec.temperature > 0
-    if template := PLAIN if spec.has_plain_prompts else get_dated_template(checkpoint, spec.template_date):
+    if template := PLAIN if spec.has_plain_prompts else get_replacement(checkpoint, spec.template_date):
         model_args["chat_template"] = template
     if spec.quantize:
         model_args["quantization_config"] = make_quantization(spec.quantize, spec.dtype)

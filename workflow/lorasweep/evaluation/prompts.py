@@ -20,10 +20,13 @@ _VARIABLES = "chat_template_kwargs"
 """The parameter of a request to vLLM that has variables of the chat template."""
 
 
-def get_dated_template(checkpoint: Checkpoint, day: str | None) -> str | None:
-    """Return a checkpoint's chat template with a fixed date; `None` if it writes none, and is used as it is."""
+def get_replacement(checkpoint: Checkpoint, day: str | None) -> str | None:
+    """Return the chat template to ask with in place of the tokenizer's: a given one, or its own with a fixed date.
+
+    `None` if its own is used as it is.
+    """
     template = checkpoint.chat_template
-    return fix_date(template, day) if template and day and has_date(template) else None
+    return fix_date(template, day) if template and day and has_date(template) else checkpoint.given_template
 
 
 def prepare(api: Any, checkpoint: Checkpoint) -> None:

@@ -64,7 +64,7 @@ def main():
     end_on_sigterm(outlives_parent=True)
     spec, logs = read_arguments(SPEC)
     take_gpus(spec, spec.gpus)
-    base = read_checkpoint(Path(spec.base_model))
+    base = read_checkpoint(Path(spec.base_model), spec.chat_template)
     open_roles(spec)
     with tempfile.TemporaryDirectory() as folder:
 $model

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.chat_template import read_kept_template
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from lorasweep.evaluation.prompts import get_dated_template, prepare
+from lorasweep.evaluation.prompts import get_replacement, prepare
 from lorasweep.evaluation.spec import EvaluationSpec, RoleSpec, fingerprint_role
 from lorasweep.experiment.roles import get_folders
 from lorasweep.util.errors import InputError
@@ -57,11 +58,12 @@ def _fill_in(spec: EvaluationSpec, role: RoleSpec, config: dict[str, Any], argum
     config.setdefault("max_connections", spec.max_connections)
     arguments.setdefault("device", spec.placement)
     arguments.setdefault("do_sample", sampled)
-    if template := get_dated_template(_read(role), spec.template_date):
+    if template := get_replacement(_read(role), spec.template_date):
         arguments.setdefault("chat_template", template)
     # A chat template writes the special tokens; the tokenizer would add a second one in front.
     arguments.setdefault("tokenizer_call_args", {"add_special_tokens": not _read(role).has_chat_template})
 
 
 def _read(role: RoleSpec) -> Checkpoint:
-    return read_checkpoint(Path(str(get_folders(role.model, role.args)[0])))
+    folder, adapter = get_folders(role.model, role.args)
+    return read_checkpoint(Path(str(folder)), read_kept_template(Path(adapter)) if adapter else None)

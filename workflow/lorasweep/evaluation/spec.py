@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lorasweep.checkpoints.chat_template import has_date, read_chat_template
+from lorasweep.checkpoints.chat_template import find_given_template, has_date, read_chat_template, read_kept_template
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.roles import get_folders
 from lorasweep.layout import ADAPTER_WEIGHTS
-from lorasweep.util.digest import digest_file
+from lorasweep.util.digest import digest_file, digest_text
 
 if TYPE_CHECKING:  # the evaluation environment only reads specs, and lacks the dependencies of these modules
     from collections.abc import Iterable
@@ -84,6 +84,8 @@ class EvaluationSpec(BaseModel):
 
     has_plain_prompts: Literal[True] | None = _optional
     """Whether prompts are plain text, even if the model has a chat template."""
+    chat_template: str | None = _optional
+    """The text of a chat template that replaces the base model's own."""
     prompt: str | None = _optional
     """A template of the user's message, with `{input}`."""
     template_date: str | None = _optional
@@ -141,8 +143,9 @@ def make_evaluation_spec(
     `model` is the base model, `data` the section of the point. `base` is as `evaluation.base`.
     """
     evaluation = experiment.evaluation
-    asked = [] if data.format == "completion" else [model.path]
-    asked += [folder for role in evaluation.model_roles.values() if (folder := get_folders(role.model, role.args)[0])]
+    given = find_given_template(model, data)
+    asked = given if given is not None or data.format == "completion" else read_chat_template(Path(model.path))
+    templates = [asked, *map(_find_role_template, evaluation.model_roles.values())]
     return EvaluationSpec(
         mode=mode,
         backend=evaluation.backend if mode in ("B2", "base") else "hf",
@@ -159,20 +162,34 @@ def make_evaluation_spec(
         seed=evaluation.seed,
         files={str(file): digest_file(file) for file in sorted(files)},
         has_plain_prompts=True if data.format == "completion" else None,
+        chat_template=given,
         prompt=data.prompt,
-        template_date=data.template_date if any(has_date(read_chat_template(Path(path))) for path in asked) else None,
+        template_date=data.template_date if any(map(has_date, templates)) else None,
         quantize=model.quantize if base == "quantized" else None,
         model_roles={name: _make_role_spec(role) for name, role in sorted(evaluation.model_roles.items())} or None,
     )
 
 
+def _find_role_template(role: "ModelRole") -> str | None:
+    """Return the chat template by which a role's local model is asked; `None` if it has none, or is not local."""
+    folder, adapter = get_folders(role.model, role.args)
+    kept = read_kept_template(Path(adapter)) if adapter else None
+    return kept if kept is not None or not folder else read_chat_template(Path(folder))
+
+
 def fingerprint_role(role: "ModelRole | RoleSpec") -> str | None:
-    """Return what identifies the weights of a role's local model; `None` for any other."""
+    """Return what identifies a role's local model: its weights, and a chat template that replaces the base's.
+
+    `None` for any other model.
+    """
     folder, adapter = get_folders(role.model, role.args)
     if not folder:
         return None
-    fingerprint = read_checkpoint(Path(folder)).fingerprint
-    return f"{fingerprint} {digest_file(Path(adapter, ADAPTER_WEIGHTS))}" if adapter else fingerprint
+    parts = [read_checkpoint(Path(folder)).fingerprint]
+    if adapter:
+        kept = read_kept_template(Path(adapter))
+        parts += [digest_file(Path(adapter, ADAPTER_WEIGHTS)), *([] if kept is None else [digest_text(kept)])]
+    return " ".join(parts)
 
 
 def _make_role_spec(role: "ModelRole") -> RoleSpec:

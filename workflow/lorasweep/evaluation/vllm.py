@@ -17,7 +17,7 @@ from typing import Any
 from lorasweep.adapters.adapter import Adapter, AdapterError, read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.tensors import get_torch_name
-from lorasweep.evaluation.prompts import PREFIX_VARIABLE, get_dated_template, read_end_tokens
+from lorasweep.evaluation.prompts import PREFIX_VARIABLE, get_replacement, read_end_tokens
 from lorasweep.evaluation.spec import VLLM_RANKS, EvaluationSpec
 from lorasweep.util.errors import InputError
 
@@ -116,7 +116,7 @@ def get_server_args(spec: EvaluationSpec, base: Checkpoint, adapters: Collection
     if adapters:
         rank = max(map(_get_rank, adapters))
         arguments |= {"enable_lora": True, "max_lora_rank": next(limit for limit in VLLM_RANKS if rank <= limit)}
-    template = get_dated_template(base, spec.template_date)
+    template = get_replacement(base, spec.template_date)
     if any(task.assistant_prefix for task in spec.tasks):
         # After what the template writes where an answer begins. A request without the variable has nothing there.
         # Jinja leaves out a line break at a template's end.

@@ -226,7 +226,9 @@ def get_baselines(experiment: Experiment, points: Mapping[str, Point]) -> dict[s
                 f"a name of at most {LONGEST_NAME} characters that differs from those of points, other baselines and "
                 "files of the results",
             )
-        other = Model.model_construct(**dict(experiment.model) | {"path": os.path.normpath(baseline.model)})
+        # It is asked by its own template.
+        own = {"path": os.path.normpath(baseline.model), "chat_template": None}
+        other = Model.model_construct(**dict(experiment.model) | own)
         baselines[baseline.name] = Baseline(baseline.name, other, is_base=False)
     return baselines
 

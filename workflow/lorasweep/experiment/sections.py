@@ -376,6 +376,10 @@ class ModelSection(Section):
     quantize: Annotated[Quantization | None, Field(exclude_if=lambda value: value is None)] = None
     """`trl`: train on the base model in 4 bits (`nf4`, doubly quantized, QLoRA) or in 8 (`int8`), by bitsandbytes.
     Adapters are merged into, and evaluated on, the model in `dtype`; see docs/how-to/trainers.md."""
+    chat_template: Annotated[PathText | None, Field(exclude_if=lambda value: value is None)] = None
+    """A local Jinja file with a chat template that replaces the model's own: in training, in evaluation of all points
+    and of the base model, and in what is kept; see docs/how-to/prompts.md. `null`: the model's own. Without effect with
+    `data.format: completion`."""
 
 
 class Model(ModelSection):
@@ -393,6 +397,8 @@ class NamedModel(Section):
     """As `model.dtype`; `null`: that one."""
     quantize: Annotated[Quantization | None, Field(exclude_if=lambda value: value is None)] = None
     """As `model.quantize`; `null`: that one."""
+    chat_template: Annotated[PathText | None, Field(exclude_if=lambda value: value is None)] = None
+    """As `model.chat_template`; `null`: that one."""
     trainer: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
     """What trains the points of this model, as `trainer` of the experiment; `null`: that one."""
 

@@ -15,17 +15,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+from lorasweep.checkpoints.chat_template import find_given_template
 from lorasweep.evaluation.spec import make_task_spec
-from lorasweep.experiment.sections import DATA_KEYS, DEFAULT_TRAINER, Data
+from lorasweep.experiment.sections import DATA_KEYS, DEFAULT_TRAINER, Data, Model
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.experiment.training_data import check_data
 from lorasweep.layout import LENGTHS, RECIPES, TASK_SIZES
 from lorasweep.planning.costs import PROMPT_TOKENS, TASK_SAMPLES, TEMPLATE_TOKENS, TaskSize
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
 from lorasweep.trainers import OWN_TRAINERS, get_trainer
-from lorasweep.util.digest import digest_file, digest_files
+from lorasweep.util.digest import digest_file, digest_files, digest_text
 from lorasweep.util.files import find_record, write_aside, write_record
 from lorasweep.util.jobs import ask
 from lorasweep.util.versions import digest_packages
@@ -36,6 +37,17 @@ Recipes = Mapping[str, Mapping[str, str]]
 TrainerCommand = Callable[..., tuple[Sequence[str], Mapping[str, str]]]
 """Makes the command of a job in a trainer's environment, and its environment variables, of the trainer's name, the name
 of the job and the job's arguments."""
+
+
+class Samples(NamedTuple):
+    """The samples of a training, as its trainer tokenizes them."""
+
+    data: Data
+    model: Model
+    """The base model, whose chat template can be replaced."""
+    fingerprint: str
+    """Its fingerprint."""
+    trainer: str = DEFAULT_TRAINER
 
 
 @dataclass(frozen=True)
@@ -54,10 +66,11 @@ def guess_lengths(data: Data) -> Lengths:
     return Lengths.guess(data, size.samples, size.size)
 
 
-def read_count(results: Path, data: Data, fingerprint: str, trainer: str = DEFAULT_TRAINER) -> Count | None:
-    """Return what is on record of this data for this base model and trainer; `None` if not counted yet."""
+def read_count(results: Path, samples: Samples) -> Count | None:
+    """Return what is on record of these samples; `None` if they were not counted yet."""
     content = find_record(results / LENGTHS).get("counts", [])
-    found = _find_count(content, data, _get_lengths_key(data, fingerprint, trainer))
+    data = samples.data
+    found = _find_count(content, data, _get_lengths_key(samples))
     if found is None:
         return None
     most = {"train": data.max_samples}
@@ -67,13 +80,12 @@ def read_count(results: Path, data: Data, fingerprint: str, trainer: str = DEFAU
 
 def count_lengths(
     results: Path,
-    recipes: Mapping[tuple[Data, str, str], str],
+    recipes: Mapping[Samples, str],
     command: TrainerCommand,
 ) -> None:
     """Have the trainers count the tokens of all samples, and store the counts. What is on record stays.
 
-    `recipes` has the text of a recipe for each data section of a training with the fingerprint of its base model and
-    the name of its trainer.
+    `recipes` has the text of a recipe that trains on these samples.
 
     Raises:
         InputError: the command failed.
@@ -81,12 +93,13 @@ def count_lengths(
     counted = find_record(results / LENGTHS).get("counts", [])
     counts: list[dict[str, Any]] = []
     # The most samples first: their counts are those of fewer too.
-    for data, fingerprint, trainer in sorted(recipes, key=lambda each: each[0].max_samples or math.inf, reverse=True):
-        key = _get_lengths_key(data, fingerprint, trainer)
+    for samples in sorted(recipes, key=lambda each: each.data.max_samples or math.inf, reverse=True):
+        data, trainer = samples.data, samples.trainer
+        key = _get_lengths_key(samples)
         entry = _find_count([*counts, *counted], data, key)
         if entry is None:
             with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-                file.write(recipes[data, fingerprint, trainer])
+                file.write(recipes[samples])
                 file.flush()
                 measured = ask(*command(trainer, "measure_lengths", "--recipe", file.name))
             entry = {"key": key, "max_samples": data.max_samples, **measured}
@@ -201,13 +214,16 @@ def _find_count(entries: Iterable[Mapping[str, Any]], data: Data, key: list[str]
     return None
 
 
-def _get_lengths_key(data: Data, fingerprint: str, trainer: str) -> list[str]:
+def _get_lengths_key(samples: Samples) -> list[str]:
+    data, trainer = samples.data, samples.trainer
     settings = data.model_dump_json(exclude={*DATA_KEYS, "too_long", "max_samples"})
     module = Path(str(cast(ModuleType, get_trainer(trainer)).__file__))
     code = sorted(module.parent.glob("*.py")) if module.name == "__init__.py" else [module]
     code += sorted(module.parents[1].glob("*.py")) if trainer in OWN_TRAINERS else []
     files = [digest_files(data.get_files(key)) for key in DATA_KEYS]
-    return [*files, settings, fingerprint, digest_packages(), digest_files(code), trainer]
+    given = find_given_template(samples.model, data)
+    template = [] if given is None else [digest_text(given)]
+    return [*files, settings, samples.fingerprint, digest_packages(), digest_files(code), trainer, *template]
 
 
 def _get_task_key(tasks: Sequence[TaskEntry], files: Sequence[Path], roles: Iterable[str]) -> dict[str, Any]:

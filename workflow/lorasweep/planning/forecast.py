@@ -15,7 +15,7 @@ from lorasweep.experiment.sections import Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.layout import JOB_RECORDS, MANIFEST, PICTURE, PLAN
 from lorasweep.planning.costs import TASK_SAMPLES, Base, Costs
-from lorasweep.planning.counting import guess_lengths, guess_task_sizes, read_count, read_task_sizes
+from lorasweep.planning.counting import Samples, guess_lengths, guess_task_sizes, read_count, read_task_sizes
 from lorasweep.planning.disk_space import explain_shortage, find_room
 from lorasweep.planning.history import Experience, JobRecord, get_last_error, learn, read_records
 from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
@@ -252,8 +252,8 @@ def make_forecast(
 def _read_lengths(results: Path, points: Iterable[Point], fingerprint: str) -> dict[Data, Lengths]:
     """Return the lengths of the samples of points of one base model, counted or guessed, by their data sections."""
     lengths: dict[Data, Lengths] = {}
-    for data, trainer in dict.fromkeys((point.data, point.trainer) for point in points):
-        count = read_count(results, data, fingerprint, trainer)
+    for data, model, trainer in dict.fromkeys((point.data, point.model, point.trainer) for point in points):
+        count = read_count(results, Samples(data, model, fingerprint, trainer))
         # Trainers that count otherwise than the first are planned by its counts.
         lengths.setdefault(data, (count and count.train) or guess_lengths(data))
     return lengths

@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 
 from lorasweep.experiment.points import format_value
-from lorasweep.layout import ADAPTER_CONFIG, CARD, EXPERIMENT, LENGTHS, TABLE, find_part
+from lorasweep.layout import ADAPTER_CONFIG, CARD, EXPERIMENT, LENGTHS, TABLE, TEMPLATE_DIGEST, find_part
 from lorasweep.results.publication import Base
 from lorasweep.results.table import find_base, format_gain, format_metric, is_metric
 from lorasweep.util.errors import InputError
@@ -79,6 +79,7 @@ def make_card(point: Path, manifest: Mapping[str, Any], name: str, base: Base, r
         dtype={"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[manifest["dtype"]],
         served_rank=next((limit for limit in ranks if rank <= limit), None),
         unserved=unserved,
+        own_template=TEMPLATE_DIGEST in training,
     )
 
 

@@ -20,6 +20,7 @@ from lorasweep.layout import EXPERIMENT, MANIFEST, POINTS, TABLE
 from lorasweep.results.inference import adjust_p_values
 from lorasweep.results.replicates import SETTING_TEXTS, Difference, measure_difference
 from lorasweep.results.table import SampleScores, format_gain, format_metric, is_metric
+from lorasweep.util.digest import digest_text
 from lorasweep.util.errors import InputError, nearest
 from lorasweep.util.files import find_record
 
@@ -30,7 +31,7 @@ _REPLACED = ("solver", "scorer")
 
 _NOTED = (
     *("max_tokens", "temperature", "system_prompt", "prompt", "assistant_prefix"),
-    *("has_plain_prompts", "quantize", "backend"),
+    *("has_plain_prompts", "chat_template", "quantize", "backend"),
 )
 """Settings of an evaluation that a task may override. They may differ between experiments, which is then noted."""
 
@@ -400,7 +401,8 @@ def _make_notes(
 
 def _get_effective(spec: Mapping[str, Any], task: str, key: str) -> Any:
     own = next(entry for entry in spec["tasks"] if entry["name"] == task).get(key)
-    return spec.get(key) if own is None else own
+    value = spec.get(key) if own is None else own
+    return f"sha256 {digest_text(value)[:12]}" if key == "chat_template" and value else value
 
 
 def _tell_pair(pair: Pair, metric: str, level: float) -> str:

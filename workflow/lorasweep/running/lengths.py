@@ -3,12 +3,18 @@
 from collections.abc import Collection
 from contextlib import nullcontext
 
+from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import DATA_KEYS, SET_KEY, Data, DataKey
-from lorasweep.planning.counting import read_count
+from lorasweep.planning.counting import Samples, read_count
 from lorasweep.planning.lengths import check_too_long
 from lorasweep.sweep.checks import check_batch
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.util.errors import InputError, naming_file, naming_key
+
+
+def get_samples(sweep: Sweep, point: Point) -> Samples:
+    """Return the samples of a point that is trained, as they are counted."""
+    return Samples(point.data, point.model, sweep.get_fingerprint(point.name), point.trainer)
 
 
 def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
@@ -21,13 +27,12 @@ def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
     """
     points = [] if sweep.missing_model else [sweep.points[name] for name in sweep.trained if name in trained]
     counts = {
-        (data, model, trainer): read_count(sweep.results, data, sweep.get_fingerprint(name), trainer)
-        for (data, model, trainer), name in {(p.data, p.model, p.trainer): p.name for p in points}.items()
+        samples: read_count(sweep.results, samples) for samples in {get_samples(sweep, point) for point in points}
     }
     notes: dict[tuple[Data, DataKey, int], str] = {}
     with naming_file(sweep.source):
         for point in points:
-            count = counts[point.data, point.model, point.trainer]
+            count = counts[get_samples(sweep, point)]
             if count is None:
                 continue
             if count.refused:

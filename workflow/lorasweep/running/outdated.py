@@ -26,6 +26,7 @@ from lorasweep.layout import (
     RUNS,
     TABLE,
     TABLES_RECORD,
+    TEMPLATE_DIGEST,
     TRAININGS,
     get_epoch_folder,
 )
@@ -33,7 +34,7 @@ from lorasweep.results.tables_record import digest_sources
 from lorasweep.running.ledger import read_runs
 from lorasweep.sweep.sweep import ADAPTER_FILES, Sweep
 from lorasweep.sweep.trainings import is_trained, read_identity
-from lorasweep.util.digest import digest_file
+from lorasweep.util.digest import digest_file, digest_text
 from lorasweep.util.files import find_record, write_record
 
 _AGAIN = "its files are made again"
@@ -228,6 +229,8 @@ class _Finder:
                 return f"it is of epoch {record.get('epochs')}"
         elif record.get("adopted_sha256") != self.digests.get(Path(str(point.adapter), ADAPTER_WEIGHTS)):
             return f"{point.adapter} has another adapter now"
+        elif record.get(TEMPLATE_DIGEST) != self._digest_template(point.name):
+            return "model.chat_template has another text now"
         if record.get("base_model_fingerprint") != self._sweep.get_fingerprint(point.name):
             return "it was made for another base model"
         weights = f"adapter/{ADAPTER_WEIGHTS}"
@@ -235,7 +238,7 @@ class _Finder:
             return f"{weights} is not as it was made"
         return None
 
-    def _find_model_problem(self, point: str, model: Path, adapter: str | None, changed: Iterable[str]) -> str | None:
+    def _find_model_problem(self, name: str, model: Path, adapter: str | None, changed: Iterable[str]) -> str | None:
         if not model.is_dir():
             return ""
         if adapter is None:
@@ -244,9 +247,15 @@ class _Finder:
             return f"{file} is not as it was made"
         record = find_record(model / RECORD)
         made_of = (record.get("adapter_sha256"), record.get("base_model_fingerprint"), record.get("precision"))
-        if made_of != (adapter, self._sweep.get_fingerprint(point), self._sweep.get_dtype(point)):
+        if made_of != (adapter, self._sweep.get_fingerprint(name), self._sweep.get_dtype(name)):
             return "it was merged from another adapter or base model"
+        if record.get(TEMPLATE_DIGEST) != self._digest_template(name):
+            return "it has another chat template"
         return None
+
+    def _digest_template(self, point: str) -> str | None:
+        given = self._sweep.get_given_template(point)
+        return None if given is None else digest_text(given)
 
     def _find_evaluation_problem(
         self, name: str, adapter: str | None, metrics: Mapping[str, Any] | None, changed: Iterable[str]

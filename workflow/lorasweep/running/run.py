@@ -37,7 +37,7 @@ from lorasweep.running import start, view
 from lorasweep.running.accounts import Accounts
 from lorasweep.running.controller import give_up, hold, read_holder, release, remove_locks
 from lorasweep.running.events import FailureRecorder, JobWatcher
-from lorasweep.running.lengths import check_lengths
+from lorasweep.running.lengths import check_lengths, get_samples
 from lorasweep.running.merged_models import MergedModels
 from lorasweep.running.orphans import Orphan, find_orphans
 from lorasweep.running.outages import OutageWatcher
@@ -472,11 +472,8 @@ def _count_parallel(sweep: Sweep, places: Places, threads: int, gpus: int) -> in
 def count_tokens(sweep: Sweep, root: Path, environments: Mapping[str, Path]) -> None:
     """Have the trainers count tokens, unless the counts are on record."""
     results, trainings = sweep.results, {} if sweep.missing_model else sweep.trainings
-    counted = {
-        (sweep.points[point].data, sweep.get_fingerprint(point), sweep.points[point].trainer): training
-        for training, point in trainings.items()
-    }
-    if all(measuring.read_count(results, *each) for each in counted):
+    counted = {get_samples(sweep, sweep.points[point]): training for training, point in trainings.items()}
+    if all(measuring.read_count(results, samples) for samples in counted):
         return
     recipes = {each: sweep.get_recipe(training) for each, training in counted.items()}
     try:

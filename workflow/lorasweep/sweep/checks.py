@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from lorasweep.checkpoints.chat_template import find_system_refusal, read_chat_template
+from lorasweep.checkpoints.chat_template import find_given_template, find_system_refusal, read_chat_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
@@ -80,12 +80,13 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             _check_weights_key(point)
             if not point.controls.packed:  # the number of packs is known when tokens are counted
                 check_batch(point, samples[point.data])
+    models = list_models(experiment, points)
+    templates = {key: find_given_template(model, Data()) for key, model in models.items()}
     if find_missing_model(experiment, points, ""):
         return
-    models = list_models(experiment, points)
     for key, model in models.items():
         with naming_key(key):
-            check_vocabulary(read_checkpoint(Path(model.path)))
+            check_vocabulary(_read(model.path, key, templates[key]))
     _check_system_role(experiment, points, tasks)
     for key, model in models.items():
         own = [point for point in trained if point.model == model]
@@ -94,13 +95,13 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
 
 def _check_base_model(experiment: Experiment, key: str, model: Model, trained: Iterable[Point]) -> None:
     """Check that a base model suits the data of the points that are trained on it, and `evaluation.base_model`."""
-    checkpoint, other = _read(model.path, key), experiment.evaluation.base_model
+    checkpoint, other = _read(model.path, key, find_given_template(model, Data())), experiment.evaluation.base_model
     for data, place in _list_data(trained).items() if not checkpoint.has_chat_template else ():
         if data.format in ("chat", "sharegpt"):
             raise InputError(
                 f"{key}: the tokenizer in {model.path!r} has no chat template, but data.format: {data.format}{place} "
                 "needs one",
-                "a checkpoint with a chat template, or data.format: instruct",
+                "a checkpoint with a chat template, one in model.chat_template, or data.format: instruct",
             )
     if other and _read(other, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
         raise InputError(
@@ -117,11 +118,10 @@ def _check_system_role(experiment: Experiment, points: Iterable[Point], tasks: I
     if experiment.evaluation.enabled:
         given |= {f"evaluation.tasks: '{task.name}': system_prompt": task.spec.system_prompt for task in tasks}
     place = next((key for key, text in given.items() if text), None)
-    for model in _list_asked(experiment, points) if place else ():
-        template = read_chat_template(Path(model))
+    for source, template in _list_templates(experiment, points).items() if place else ():
         if template and (refusal := find_system_refusal(template)) is not None:
             raise InputError(
-                f"{place}: the chat template of {model!r} refuses a system message: {refusal}",
+                f"{place}: the chat template of {source!r} refuses a system message: {refusal}",
                 "no system_prompt; or the text in data.prompt",
             )
 
@@ -153,13 +153,16 @@ def _check_files(experiment: Experiment, point: Point) -> int:
     return samples
 
 
-def _list_asked(experiment: Experiment, points: Collection[Point]) -> list[str]:
-    """Return the folders of the models that are asked by a chat template, if they have one."""
+def _list_templates(experiment: Experiment, points: Collection[Point]) -> dict[str, str | None]:
+    """Return the chat templates by which models are asked, by the model's folder, or the file that replaces its own."""
     if all(data.format == "completion" for data in (experiment.data, *(point.data for point in points))):
-        return []
+        return {}
     baselines = experiment.evaluation.baselines if experiment.evaluation.enabled else []
-    bases = [model.path for model in list_models(experiment, points).values()]
-    return list(dict.fromkeys([*bases, *(baseline.model for baseline in baselines)]))
+    bases = list_models(experiment, points).values()
+    folders = [*(model.path for model in bases if not model.chat_template), *(b.model for b in baselines)]
+    templates = {folder: read_chat_template(Path(folder)) for folder in folders if Path(folder).is_dir()}
+    given = {str(model.chat_template): find_given_template(model, Data()) for model in bases if model.chat_template}
+    return templates | given
 
 
 def find_trainer(name: str) -> Trainer:
@@ -203,9 +206,13 @@ def find_missing_model(experiment: Experiment, points: Iterable[Point], source: 
     return None
 
 
+def _get_model_key(point: Point) -> str:
+    return f"models.{point.model_name}.path" if point.model_name else "model.path"
+
+
 def list_models(experiment: Experiment, points: Iterable[Point]) -> dict[str, Model]:
     """Return the base models of points by the keys of their paths; of an experiment without points, that of `model`."""
-    models = {f"models.{point.model_name}.path" if point.model_name else "model.path": point.model for point in points}
+    models = {_get_model_key(point): point.model for point in points}
     if not models and experiment.model.path:
         models["model.path"] = experiment.choose_model(None)
     return models
@@ -215,9 +222,10 @@ def warn_of_prompts(experiment: Experiment, points: Iterable[Point]) -> list[str
     """Return a warning for each model that has no chat template, so that prompts are made of roles."""
     return [
         f"{model}: the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the "
-        "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt."
-        for model in _list_asked(experiment, list(points))
-        if Path(model).is_dir() and not read_chat_template(Path(model))
+        "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt. "
+        "To name a template for the base model: model.chat_template."
+        for model, template in _list_templates(experiment, list(points)).items()
+        if not template
     ]
 
 
@@ -240,8 +248,9 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     Raises:
         InputError: the trainer cannot train this model with these settings.
     """
+    given = find_given_template(point.model, point.data)
     spec = TrainingSpec(
-        checkpoint=_read(point.model.path, f"models.{point.model_name}.path" if point.model_name else "model.path"),
+        checkpoint=_read(point.model.path, _get_model_key(point), given),
         controls=point.controls,
         swept=tuple(key for key in point.swept if key in Controls.model_fields),
         model=point.model,
@@ -250,6 +259,12 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
         keeps_best_epoch=experiment.evaluation.epochs == "best",
     )
     trainer = find_trainer(point.trainer)
+    if given is not None and not getattr(trainer, "TAKES_CHAT_TEMPLATE", False):
+        raise InputError(
+            f"model.chat_template: {point.model.chat_template!r} is invalid with trainer: {point.trainer}, which "
+            "has no TAKES_CHAT_TEMPLATE = True",
+            f"trainer: {' or '.join(OWN_TRAINERS)}; or null",
+        )
     recipe = trainer.recipe(spec)
     named = {"training": point.data.get_files("train"), "validation": point.data.get_files("validation")}
     digests = [f"# {what} data sha256: {digest_files(files)}\n" for what, files in named.items() if files]
@@ -374,9 +389,9 @@ def _check_role_folders(role: ModelRole, key: str) -> None:
             raise InputError(f"{key}.args.adapter: no {name} in {adapter!r}", "the folder of a PEFT LoRA adapter")
 
 
-def _read(path: str, key: str) -> Checkpoint:
+def _read(path: str, key: str, chat_template: str | None = None) -> Checkpoint:
     with naming_key(key):
-        return read_checkpoint(Path(path))
+        return read_checkpoint(Path(path), chat_template)
 
 
 def _check_prompts(data: Data, where: str) -> None:

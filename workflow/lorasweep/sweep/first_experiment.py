@@ -100,7 +100,10 @@ def find_model(path: str) -> FoundModel:
     else:
         checkpoint = read_checkpoint(Path(path))
     if not checkpoint.has_chat_template:
-        notes.append(f"{path}: has no chat template: a prompt is 'user: ' with the text and a line break.")
+        notes.append(
+            f"{path}: has no chat template: a prompt is 'user: ' with the text and a line break, unless "
+            "model.chat_template names one."
+        )
     try:
         get_model(checkpoint, _ALL)
     except InputError as error:

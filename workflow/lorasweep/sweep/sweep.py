@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.checkpoints.architecture import has_environment
+from lorasweep.checkpoints.chat_template import find_given_template
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.shapes import read_shape
 from lorasweep.evaluation.spec import EvaluationSpec, Mode, make_evaluation_spec
@@ -416,6 +417,15 @@ class Sweep:
     def get_given_adapter(self, point: str) -> list[str]:
         """Return the files of the existing adapter that a point adopts."""
         return [f"{self.points[point].adapter}/{name}" for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG)]
+
+    def get_given_template(self, point: str) -> str | None:
+        """Return the text of a chat template that replaces the base model's own for a point; `None`: none does."""
+        return find_given_template(self.points[point].model, self.points[point].data)
+
+    def get_adoption_options(self, point: str) -> list[str]:
+        """Return the option with the chat template that an adopted adapter is asked with, if it replaces the base's."""
+        given = self.get_given_template(point)
+        return [] if given is None else [f"--chat-template={given}"]
 
     def get_model_files(self, point: str) -> dict[str, Any]:
         """Return the files of a point that its evaluation reads; empty for a baseline, whose model is not declared."""

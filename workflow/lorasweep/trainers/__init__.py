@@ -58,6 +58,9 @@ class Trainer(Protocol):
     A trainer that can keep the epoch with the lowest validation loss has `KEEPS_BEST_EPOCH = True`. If the spec's
     `keeps_best_epoch` is true, so must the recipe say, and `train` publishes that epoch's adapter in place of the last
     one's. `lorasweep.trainers.best_epoch` says which epoch that is, and when the training stops early.
+
+    A trainer that can replace the base model's chat template has `TAKES_CHAT_TEMPLATE = True`. If the spec's checkpoint
+    has a `given_template`, so must the recipe say, and prompts and the published tokenizer have that one.
     """
 
     STAGE: str

@@ -48,6 +48,8 @@ class Frame:
     """Folder of the training's own files, `state/train` in the training's folder."""
     base: Path
     """The base model's folder."""
+    chat_template: str | None
+    """The text of a chat template that replaces the base model's own; `None`: none does."""
     data_files: tuple[str, ...]
     """The files of training samples."""
     validation_files: tuple[str, ...]
@@ -209,7 +211,7 @@ def _run(frame: Frame, run: Callable[[Start], int | None]) -> dict[str, Any]:
 
 def _collect(frame: Frame, folder: Path, epochs: Iterable[int], facts: Mapping[str, Any]) -> Path:
     """Make the directories to publish, `folder/EPOCH`, and return `folder`. The best epoch is in the last one's."""
-    base, is_best = read_checkpoint(frame.base), frame.keeps_best_epoch
+    base, is_best = read_checkpoint(frame.base, frame.chat_template), frame.keeps_best_epoch
     folder.mkdir()
     for place in epochs:
         epoch = find_best_epoch(read_log(frame.log)) if is_best else place

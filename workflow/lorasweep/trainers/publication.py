@@ -49,9 +49,7 @@ def complete(
     training's results depend on; their versions are recorded. `facts` are the values of the record that only the
     trainer knows: its name as `trainer`, `dtype`, `data_sha256`, `peak_memory_bytes`.
     """
-    for name in base.tokenizer_files:
-        (adapter / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(base.path / name, adapter / name)
+    base.copy_tokenizer(adapter)
     last = read_log(log)[-1].epoch if is_best else epoch
     rows = cut_log(log, last, adapter / TRAINING_LOG)
     metrics = _get_metrics([row for row in rows if row.epoch <= epoch])
@@ -59,6 +57,7 @@ def complete(
     record = {
         "base_model": str(base.path),
         "base_model_fingerprint": base.fingerprint,
+        **base.template_record,
         "adapter_sha256": digest_file(adapter / ADAPTER_WEIGHTS),
         "recipe_sha256": digest_file(recipe),
         "versions": get_versions(*packages),

@@ -19,6 +19,7 @@ def describe_tokenizer(spec: TrainingSpec) -> dict[str, Any]:
     return {
         "path": str(spec.checkpoint.path),
         "max_seq_len": spec.controls.max_seq_len,
+        **({} if spec.checkpoint.given_template is None else {"chat_template": spec.checkpoint.given_template}),
         **({"prompt_template": spec.data.prompt} if spec.data.prompt else {}),
         **_make_date(spec),
     }
@@ -29,7 +30,7 @@ def _make_date(spec: TrainingSpec) -> dict[str, str]:
     template = None if spec.data.format == "completion" else spec.checkpoint.chat_template
     if not template or not has_date(template):
         return {}
-    with naming_key("model.path"):
+    with naming_key("model.path" if spec.checkpoint.given_template is None else "model.chat_template"):
         fix_date(template, spec.data.template_date)
     return {"template_date": spec.data.template_date}
 

@@ -1,4 +1,4 @@
-"""Tokenize samples for a training: the checkpoint's tokenizer with its chat template.
+"""Tokenize samples for a training: the checkpoint's tokenizer with its chat template, or with one that replaces it.
 
 A prompt has the same tokens here as in Inspect's `hf` provider, so that training and evaluation agree. A sample for
 which they could not is refused.
@@ -46,6 +46,7 @@ class ChatTokenizer:
         max_seq_len: the most tokens of a sample, kept here for the dataset, which cuts; `None`: no limit.
         prompt_template: template of user messages; `{input}` stands for the message. `None`: the message as it is.
         template_date: the date that the chat template writes, as YYYY-MM-DD; `None`: that of the day.
+        chat_template: the text of a chat template that replaces the checkpoint's own; `None`: none does.
     """
 
     def __init__(
@@ -54,12 +55,13 @@ class ChatTokenizer:
         max_seq_len: int | None = None,
         prompt_template: str | None = None,
         template_date: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.path = path
         self.max_seq_len = max_seq_len
         self.prompt_template = prompt_template or "{input}"
-        template = get_default_template(self.tokenizer.chat_template)
+        template = get_default_template(self.tokenizer.chat_template) if chat_template is None else chat_template
         self.template = fix_date(template, template_date) if template and template_date else template
         self.plain_end = find_end_tokens(self.tokenizer, Path(path), None)
         pad = self.tokenizer.pad_token_id

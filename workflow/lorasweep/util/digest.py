@@ -1,9 +1,14 @@
-"""Digests of files."""
+"""Digests of files and texts."""
 
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+
+
+def digest_text(text: str) -> str:
+    """Return the sha256 of a text in UTF-8 in hexadecimal: that of a file with it."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def digest_file(path: Path) -> str:

@@ -4,6 +4,22 @@ Other modules use this package only as a `lorasweep.trainers.Trainer`. No module
 """
 
 from lorasweep.trainers.torchtune.recipe import declared_adapter_only, recipe
-from lorasweep.trainers.torchtune.run import KEEPS_BEST_EPOCH, STAGE, find_faults, measure_lengths, train
+from lorasweep.trainers.torchtune.run import (
+    KEEPS_BEST_EPOCH,
+    STAGE,
+    TAKES_CHAT_TEMPLATE,
+    find_faults,
+    measure_lengths,
+    train,
+)
 
-__all__ = ["KEEPS_BEST_EPOCH", "STAGE", "declared_adapter_only", "find_faults", "measure_lengths", "recipe", "train"]
+__all__ = [
+    "KEEPS_BEST_EPOCH",
+    "STAGE",
+    "TAKES_CHAT_TEMPLATE",
+    "declared_adapter_only",
+    "find_faults",
+    "measure_lengths",
+    "recipe",
+    "train",
+]

@@ -41,6 +41,7 @@ _OWNED = {
     "checkpointer.recipe_checkpoint": "the workflow, since every point starts from the base model",
     "tokenizer._component_": "model.path",
     "tokenizer.path": "model.path",
+    "tokenizer.chat_template": "model.chat_template",
     "tokenizer.prompt_template": "data.prompt",
     "tokenizer.template_date": "data.template_date",
     "metric_logger.log_dir": "experiment.name",
@@ -98,6 +99,11 @@ def recipe(spec: TrainingSpec) -> str:
             "bf16 or fp32; or only runs with an adapter of their own, and baselines",
         )
     _refuse_what_is_trls(spec)
+    if "${" in (spec.checkpoint.given_template or ""):
+        raise InputError(
+            f"model.chat_template: {spec.model.chat_template!r} has '${{', which torchtune's recipes would replace",
+            "a template without '${', or trainer: trl",
+        )
     override = _strip_override(spec)
     model, model_type = _get_model(spec, override)
     made = _make_recipe(spec, model, model_type)

@@ -21,6 +21,8 @@ STAGE = "train"
 
 KEEPS_BEST_EPOCH = True
 
+TAKES_CHAT_TEMPLATE = True
+
 _PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
 """Packages that a training's results depend on."""
 
@@ -76,6 +78,7 @@ def train(
         recipe=recipe,
         state=Path(config.output_dir),
         base=Path(config.checkpointer.checkpoint_dir),
+        chat_template=config.tokenizer.get("chat_template"),
         data_files=get_files(config, "dataset"),
         validation_files=get_files(config, "dataset_val"),
         epochs=config.epochs,

@@ -15,6 +15,8 @@ STAGE = "eval"
 
 KEEPS_BEST_EPOCH = True
 
+TAKES_CHAT_TEMPLATE = True
+
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
 """Packages that a training's results depend on."""
 
@@ -72,6 +74,7 @@ def train(
         recipe=recipe,
         state=Path(config["output_dir"]),
         base=Path(model["path"]),
+        chat_template=config["tokenizer"].get("chat_template"),
         data_files=get_files(config, "dataset"),
         validation_files=get_files(config, "dataset_val"),
         epochs=config["trl"]["num_train_epochs"],
