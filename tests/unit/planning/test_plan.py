@@ -412,6 +412,47 @@ def test_bytes_are_there_when_they_should_be() -> None:
     assert line.moments[-1] == (11.0, 6, 0)
 
 
+def test_what_a_job_leaves_is_there_until_a_later_job_removes_it() -> None:
+    jobs = [job(10, kept=5, temporary=7, left=4), job(10, kept=5, temporary=7, left=4)]
+    jobs += [job(1, index, rule="choose_epoch", temporary=1, left=-4) for index in (0, 1)]
+    line = simulate(jobs, 1, 1, 0)
+    assert line.peak_temporary == 7  # a choice comes before the next training
+    assert line.moments[-1] == (22.0, 10, 0)
+    assert simulate(jobs, 2, 1, 0).peak_temporary == 14
+
+
+CHOSEN = {"epochs": "best", "validation_task": "pkg/dev"}
+
+
+def test_a_task_that_chooses_epochs_is_planned_with_the_adapters_of_all_until_then(tmp_path: Path) -> None:
+    def plan(**evaluation: Any) -> Planner:
+        planner = make_planner(tmp_path, controls={"epochs": 3}, model={"path": "m", "device": "cuda"}, **evaluation)
+        size = TaskSize(50, 200) if evaluation else None
+        return replace(planner, costs=replace(planner.costs, validation=size))
+
+    planner, plain = plan(evaluation=CHOSEN), plan()
+    whole, before = planner.plan_all(), plain.plan_all()
+    assert whole.jobs == {**before.jobs, "choose_epoch": 4}
+    assert whole.kept_bytes == before.kept_bytes
+    assert whole.gpu_seconds["choose_epoch"] == whole.seconds["choose_epoch"]
+    # Three epochs on half of the samples of the points' task, and one load.
+    costs, point = planner.costs, planner.points["lora_rank=8"]
+    load = costs.model("evaluate", [])
+    choice, evaluation = (costs.model(rule, [point]) for rule in ("choose_epoch", "evaluate"))
+    assert choice - load == pytest.approx(1.5 * (evaluation - load))
+    own = {row.name: row.seconds for row in planner.plan_points(())}
+    assert own["lora_rank=8"]["choose_epoch"] == choice
+    assert "choose_epoch" not in own["baseline"]
+    adapters = sum(planner.get_adapter_bytes(point) for point in planner.points.values())
+    parallel = [replace(each, parallel=4).plan_all().temporary_bytes for each in (planner, plain)]
+    assert parallel[0] >= parallel[1] > adapters
+    # The rest needs no room for what is there already.
+    wanted = {("choose_epoch", "lora_rank=8"), ("cleanup", "lora_rank=8")}
+    rest = planner.plan_remaining(wanted, {})
+    assert rest.jobs == {"choose_epoch": 1, "cleanup": 1}
+    assert rest.temporary_bytes == 3 * (LOG_BYTES + 50 * SAMPLE_BYTES)
+
+
 def test_gpus_share_a_training_and_each_of_them_is_paid(tmp_path: Path) -> None:
     one, four = (make_planner(tmp_path, controls={"batch_size": 2, "gpus": gpus}) for gpus in (1, 4))
     point, shared = one.points["lora_rank=8"], four.points["lora_rank=8"]

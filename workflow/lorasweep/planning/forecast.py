@@ -213,6 +213,7 @@ def make_forecast(
     tasks: Sequence[TaskEntry],
     task_files: Sequence[Path],
     other_baselines: Mapping[str, Checkpoint],
+    validation: TaskEntry | None = None,
 ) -> Forecast:
     """Return the plan of a run.
 
@@ -227,8 +228,9 @@ def make_forecast(
         parallel: Jobs at a time.
         evaluations: Evaluations at a time.
         tasks: The evaluation tasks.
-        task_files: The tasks' source files.
+        task_files: The source files of all tasks.
         other_baselines: Models, besides the base model, that are evaluated without an adapter.
+        validation: The task that chooses the epoch of each training, if one does.
     """
     records = read_records(results / JOB_RECORDS)
     other_files = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
@@ -239,9 +241,11 @@ def make_forecast(
         # Trainers that count otherwise than the first are planned by its counts.
         lengths.setdefault(data, (count and count.train) or guess_lengths(data))
     first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))
-    sizes = read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles)
-    known = sizes or guess_task_sizes(tasks)
-    costs = Costs(experiment, base, first, known, others=lengths, are_tasks_counted=bool(sizes))
+    all_tasks = [*tasks, *([validation] if validation else [])]
+    sizes = read_task_sizes(results, all_tasks, task_files, experiment.evaluation.model_roles)
+    known = dict(sizes or guess_task_sizes(all_tasks))
+    chooses = known.pop(validation.name) if validation else None
+    costs = Costs(experiment, base, first, known, others=lengths, are_tasks_counted=bool(sizes), validation=chooses)
     experience = learn(all_records, costs.device_name, fingerprint)
     costs = replace(costs, factors={rule: past.factor for rule, past in experience.items()})
     log_bytes = _measure_logs(results, [BASELINE, *other_baselines, *points], tasks)

@@ -24,7 +24,7 @@ from lorasweep.experiment.task_choice import list_tasks, with_own_tasks
 from lorasweep.layout import ADAPTER_WEIGHTS, BASELINE
 from lorasweep.planning.costs import Costs
 from lorasweep.planning.timeline import PlannedJob, Timeline, simulate
-from lorasweep.stages import GPU_RULES, get_timed_rules
+from lorasweep.stages import GPU_RULES, TASK_RULES, TRAINING_RULES, get_timed_rules
 from lorasweep.sweep import resources
 from lorasweep.sweep.batches import group_alike
 
@@ -226,7 +226,8 @@ class Planner:
                 continue
             moved[index] = len(kept)
             after = tuple(moved[i] for i in job.after if i in moved)
-            kept[job.rule, name] = replace(job, after=after)
+            # What earlier jobs left is on disk already: it is no part of what the rest will need.
+            kept[job.rule, name] = replace(job, after=after, left=job.left if job.left > 0 or after else 0)
         return kept
 
     def plan_points(self, done: Collection[str]) -> list[PointPlan]:
@@ -286,7 +287,8 @@ class Planner:
         return [
             rule
             for rule in get_timed_rules(mode)
-            if (rule != "train" or is_trained) and (is_evaluated or not rule.startswith("evaluate"))
+            if (is_trained if rule in TRAINING_RULES else is_evaluated or rule not in TASK_RULES)
+            if rule != "choose_epoch" or self.costs.validation
         ]
 
     def _get_memory(self, rule: str, name: str) -> int:
@@ -319,12 +321,17 @@ class Planner:
             elif point.trained_by:
                 trained[name] = trained[point.trained_by]
             else:
-                state = 2 * point.controls.epochs * (self.get_adapter_bytes(point) + self._tokenizer)
-                state += resources.SAVED_STATES * self.get_adapter_bytes(point)
+                epochs = 2 * point.controls.epochs * (self.get_adapter_bytes(point) + self._tokenizer)
+                state = epochs + resources.SAVED_STATES * self.get_adapter_bytes(point)
                 own = self._takers[name] * (self.get_adapter_bytes(point) + self._tokenizer)
                 small = self._takers[name] * self._get_small_bytes(point)
                 # The points keep the adapters. The training holds copies if the file system has no hard links.
-                trained[name] = add("train", [name], kept=own + small, temporary=own + state)
+                undecided = epochs if self.costs.validation else 0
+                trained[name] = add("train", [name], kept=own + small, temporary=own + state, left=undecided)
+                if size := self.costs.validation:
+                    logs = point.controls.epochs * (LOG_BYTES + size.samples * SAMPLE_BYTES)
+                    after = (trained[name],)
+                    trained[name] = add("choose_epoch", [name], after=after, temporary=logs, left=-undecided)
             before = (trained[name],)
             if mode == "A":
                 before = (add("export", [name], after=before, kept=self._model),)
