@@ -12,7 +12,7 @@ import pytest
 from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.shapes import read_shape
-from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size
+from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size, get_tokenizer_size
 from lorasweep.experiment.devices import DEVICES, check_device
 from lorasweep.experiment.points import get_points
 from lorasweep.experiment.sections import Controls, Experiment
@@ -450,7 +450,8 @@ def test_a_task_that_chooses_epochs_is_planned_with_the_adapters_of_all_until_th
     wanted = {("choose_epoch", "lora_rank=8"), ("cleanup", "lora_rank=8")}
     rest = planner.plan_remaining(wanted, {})
     assert rest.jobs == {"choose_epoch": 1, "cleanup": 1}
-    assert rest.temporary_bytes == 3 * (LOG_BYTES + 50 * SAMPLE_BYTES)
+    copy = planner.get_adapter_bytes(point) + get_tokenizer_size(planner.base)
+    assert rest.temporary_bytes == 3 * (LOG_BYTES + 50 * SAMPLE_BYTES) + copy
 
 
 def test_gpus_share_a_training_and_each_of_them_is_paid(tmp_path: Path) -> None:

@@ -330,8 +330,9 @@ class Planner:
                 trained[name] = add("train", [name], kept=own + small, temporary=own + state, left=undecided)
                 if size := self.costs.validation:
                     logs = point.controls.epochs * (LOG_BYTES + size.samples * SAMPLE_BYTES)
+                    copy = self.get_adapter_bytes(point) + self._tokenizer
                     after = (trained[name],)
-                    trained[name] = add("choose_epoch", [name], after=after, temporary=logs, left=-undecided)
+                    trained[name] = add("choose_epoch", [name], after=after, temporary=logs + copy, left=-undecided)
             before = (trained[name],)
             if mode == "A":
                 before = (add("export", [name], after=before, kept=self._model),)

@@ -222,7 +222,8 @@ class _Finder:
             return f"{file} is not as it was made"
         if point.training:
             if read_identity(recipe) != self._sweep.identify_training(point):
-                return "it was trained with other settings, data or another base model"
+                chosen = ", or its epoch was chosen otherwise" if self._sweep.validation else ""
+                return f"it was trained with other settings, data or another base model{chosen}"
             if record.get("recipe_sha256") != self.digests.get(recipe, listed.get("recipe.yaml")):
                 return "it was not trained with its recipe.yaml"
             if point.epoch and record.get("epochs") != point.epoch:
