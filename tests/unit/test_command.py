@@ -50,7 +50,7 @@ def test_the_answer_and_the_table_are_shown_by_the_file_or_by_the_folder(tmp_pat
         (None, "my.yaml: no such file. Expected: an experiment's file"),
         ("a: [1\n", "my.yaml:2:1: not YAML: "),
         ("- a\n", "my.yaml: not an experiment. Expected: YAML with the keys of config/README.md"),
-        ("experiment: {name: x}\n", "my.yaml: the key 'model' is missing"),
+        ("experiment: {name: x}\n", "my.yaml: the key 'model.path' is missing"),
         (
             "experiment: {name: x}\nmodel: {path: y}\n",
             "results/x: no table of results yet; 'lorasweep status' shows how",

@@ -15,7 +15,7 @@ import yaml
 
 from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.roles import get_folders
-from lorasweep.experiment.sections import Experiment, Section
+from lorasweep.experiment.sections import AnyTask, Experiment, Section
 from lorasweep.running.run import Places, forecast_run
 from lorasweep.sweep.sweep import Sweep
 from made_results import METRIC, collect, make_results
@@ -62,7 +62,7 @@ def test_blocks_of_yaml_are_planned(block: str, tmp_path: Path, monkeypatch: pyt
     shown = yaml.safe_load(block)
     if "default-resources" in shown:  # a profile of Snakemake's
         assert {name.partition(":")[0] for name in shown["set-resources"]} <= {
-            *("train", "export", "merge", "evaluate", "evaluate_adapters")
+            *("train", "choose_epoch", "export", "merge", "evaluate", "evaluate_adapters")
         }
         return
     whole = (
@@ -96,7 +96,7 @@ def test_blocks_of_yaml_are_planned(block: str, tmp_path: Path, monkeypatch: pyt
     for file in re.findall(r"[\w/]+\.jinja", block):
         write(tmp_path / file, "{{ messages }}")
     for file, task in {("tasks/mine.py", "mine"), *re.findall(r"([\w/]+\.py)@(\w+)", block)}:
-        write(tmp_path / file, f"@task\ndef {task}():\n    pass\n")
+        write(tmp_path / file, f"@task\ndef {task}(**options):\n    pass\n")
     sweep = Sweep.load(whole, "shown.yaml")
     sweep.check(asks_inspect=False)
     wanted = {("cleanup", point) for point in sweep.points} | {("train", sweep.trainings[t]) for t in sweep.trainings}
@@ -129,7 +129,8 @@ def test_every_section_of_an_experiment_has_its_table() -> None:
     headings = re.findall(
         r"^## `([\w.]+)`$", (ROOT / "config/README.md").read_text(encoding="utf-8"), flags=re.MULTILINE
     )
-    sections = {section.__name__ for section in Section.__subclasses__()} - {Experiment.__name__}
+    sections = {section.__name__ for section in Section.__subclasses__()} - {Experiment.__name__, AnyTask.__name__}
+    sections |= {section.__name__ for section in AnyTask.__subclasses__()}
     assert len(headings) == len(set(headings)) == len(sections)
     assert {"report", "evaluation.tasks", "plan.devices"} <= set(headings)
 

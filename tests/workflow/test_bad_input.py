@@ -224,7 +224,8 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
         with_plain_trainer(data={"validation": "train.jsonl"}, evaluation={"epochs": "best"}),
         [
             "sweep.yaml: evaluation.epochs: 'best' is invalid with trainer: plain_trainer, which has no "
-            "KEEPS_BEST_EPOCH = True. Expected: trainer: torchtune or trl; or last, all, or a list of epochs"
+            "KEEPS_BEST_EPOCH = True. Expected: trainer: torchtune or trl; or an evaluation.validation_task; or last, "
+            "all, or a list of epochs"
         ],
     ),
     "the best epoch without validation": (
@@ -233,7 +234,33 @@ BAD: dict[str, tuple[Callable[[Sweep], None], list[str]]] = {
     ),
     "an epoch chosen by a task": (
         edit(data={"validation": "train.jsonl"}, evaluation={"epochs": {"best": "letters"}}),
-        ["sweep.yaml: evaluation.epochs: {'best': 'letters'} is invalid", "by the validation loss, never by a task"],
+        [
+            "sweep.yaml: evaluation.epochs: {'best': 'letters'} is invalid",
+            "'best' without more; a task that chooses the epoch is evaluation.validation_task",
+        ],
+    ),
+    "an epoch chosen by what is reported": (
+        edit(evaluation={"epochs": "best", "validation_task": {"task": "tasks.py@letters", "name": "dev"}}),
+        [
+            "sweep.yaml: evaluation.validation_task: 'tasks.py@letters' has the samples of evaluation.tasks.0 "
+            "('letters'), whose scores would be too good",
+            "Expected: other samples, by other args or another task",
+        ],
+    ),
+    "a task to choose that is called as another": (
+        edit(evaluation={"epochs": "best", "validation_task": {"task": "tasks.py@letters", "args": {"size": 9}}}),
+        [
+            "sweep.yaml: evaluation.validation_task: evaluation.tasks.0 is named 'letters' too. Expected: a 'name' of "
+            "its own, such as dev_letters"
+        ],
+    ),
+    "no such task to choose": (
+        edit(evaluation={"epochs": "best", "validation_task": "no_such_package/task"}),
+        ["sweep.yaml: evaluation.validation_task: no installed package registers no_such_package/task"],
+    ),
+    "a task to choose for some points": (
+        edit(evaluation={"epochs": "best", "validation_task": {"task": "tasks.py@letters", "when": "lr > 1"}}),
+        ["sweep.yaml: unknown key 'evaluation.validation_task.when'", "Expected: task, name, args"],
     ),
     "patience without a best epoch": (
         edit(data={"validation": "train.jsonl"}, controls={"patience": 2}),

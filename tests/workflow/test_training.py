@@ -1,6 +1,7 @@
 """How trainings are watched, and on what they are validated: what reruns, and what is refused."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.util.digest import digest_file
-from sweep import Sweep
+from sweep import SUMMED_UP, Sweep
 
 LETTERS = '{"input": "after a", "output": "b"}\n'
 
@@ -77,6 +78,21 @@ def test_the_best_epoch_is_a_training_of_its_own_and_patience_is_another(trained
     assert "  Trainings are planned with all their epochs, which is an upper bound" in said
     assert "epoch=" not in said
     assert not list(trained.results.glob("*__epoch=*"))
+
+
+def test_a_task_that_chooses_epochs_has_a_job_for_each_training(make: Callable[..., Sweep]) -> None:
+    sweep = make(variables={"lora_rank": [4, 8], "mode": ["A", "B1"]})
+    dev = {"task": "tasks.py@letters", "name": "dev", "args": {"size": 3}, "higher_is_better": False}
+    sweep.edit(controls={"epochs": 3}, evaluation={"epochs": "best", "validation_task": dev, "enabled": False})
+    jobs = {"configure": 2, "train": 2, "choose_epoch": 2, "take": 4, "export": 2, "cleanup": 4, **SUMMED_UP}
+    assert sweep.plan() == jobs
+    said = sweep.run("--dry-run", "--printshellcmds")
+    assert len(re.findall(r"--adapter \S+/epoch=last .* --epochs 1,2,last ", said)) == 2
+    assert len(re.findall(r"job choose_epoch .* --training \S+ --epochs 3 --lower-is-better --gpus 0 ", said)) == 2
+    sweep.call("plan", "--cores", "2")
+    plan = json.loads((sweep.results / "plan.json").read_text())
+    assert plan["to_do"]["jobs"] == plan["whole"]["jobs"] == jobs
+    assert {"train", "choose_epoch", "export"} == plan["to_do"]["job_hours"].keys()
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,10 @@ def get_epoch_folder(epoch: int) -> str:
     return f"epoch={epoch}"
 
 
+LAST_EPOCH = "epoch=last"
+"""Folder of the last epoch's adapter in a training's folder, until a task has chosen the epoch for `adapter`."""
+
+
 MERGED = ".scratch/merged"
 """Folder in an experiment's folder with the merged models of mode B1, each in a subfolder named after its point. Its
 parent is a link if the models are elsewhere (`evaluation.merged_models_in`)."""

@@ -17,6 +17,8 @@ class Rule:
     """Modes of the points that have a job of this rule; empty for a rule of the whole experiment."""
     makes_adapter: bool = False
     """Whether the rule is one of the steps that produce a point's adapter."""
+    runs_tasks: bool = False
+    """Whether the rule's jobs ask models the samples of tasks."""
     is_timed: bool = False
     """Whether the rule's jobs take long enough that their time is planned, recorded and counted for the point."""
     has_gpu: bool = False
@@ -30,12 +32,13 @@ _KEPT, _ALL = ("A", "B1", "B2"), ("A", "B1", "B2", "base")
 RULES = (
     Rule("configure", _KEPT, makes_adapter=True),
     Rule("train", _KEPT, makes_adapter=True, is_timed=True, has_gpu=True, priority=2),
+    Rule("choose_epoch", _KEPT, makes_adapter=True, runs_tasks=True, is_timed=True, has_gpu=True),
     Rule("take", _KEPT, makes_adapter=True),
     Rule("adopt", _KEPT, makes_adapter=True),
     Rule("export", ("A",), is_timed=True, priority=1),
     Rule("merge", ("B1",), is_timed=True, priority=1),
-    Rule("evaluate", ("A", "B1", "base"), is_timed=True, has_gpu=True),
-    Rule("evaluate_adapters", ("B2",), is_timed=True, has_gpu=True),
+    Rule("evaluate", ("A", "B1", "base"), runs_tasks=True, is_timed=True, has_gpu=True),
+    Rule("evaluate_adapters", ("B2",), runs_tasks=True, is_timed=True, has_gpu=True),
     Rule("publish", ("B2",)),
     Rule("cleanup", _ALL),
     Rule("read_samples"),
@@ -46,6 +49,9 @@ RULES = (
 RULE_NAMES = tuple(rule.name for rule in RULES)
 PRIORITIES = {rule.name: rule.priority for rule in RULES}
 GPU_RULES = tuple(rule.name for rule in RULES if rule.has_gpu)
+TASK_RULES = tuple(rule.name for rule in RULES if rule.runs_tasks)
+TRAINING_RULES = ("train", "choose_epoch")
+"""The timed rules whose jobs are of a training, whatever points use its adapter."""
 TIMED_RULES = tuple(rule.name for rule in RULES if rule.is_timed)
 ADAPTER_RULES = tuple(rule.name for rule in RULES if rule.makes_adapter)
 
@@ -73,7 +79,12 @@ class Stage:
 
 
 def get_stages(
-    points: Mapping[str, str], evaluated: Collection[str], trained: Collection[str], taken: Collection[str] = ()
+    points: Mapping[str, str],
+    evaluated: Collection[str],
+    trained: Collection[str],
+    taken: Collection[str] = (),
+    *,
+    chooses_epoch: bool = False,
 ) -> list[Stage]:
     """Return the stages of a sweep in the order of the work.
 
@@ -82,6 +93,7 @@ def get_stages(
         evaluated: Points that are evaluated.
         trained: Points that a training is counted for.
         taken: Points that take their adapter from a training.
+        chooses_epoch: Whether a task chooses the epoch of each training.
     """
     jobs: Counter[str] = Counter()
     after: dict[str, dict[str, None]] = {}
@@ -91,10 +103,13 @@ def get_stages(
             after.setdefault(rule, {}).update({previous: None} if previous else {})
         jobs.update(rules[count_from:])
 
+    trainings = ("configure", "train", *(["choose_epoch"] if chooses_epoch else []))
     for name, mode in points.items():
-        made = ("configure", "train", "take") if name in taken else () if mode == "base" else ("adopt",)
+        made = (*trainings, "take") if name in taken else () if mode == "base" else ("adopt",)
         branch = [rule for rule in _get_branch(mode) if rule == "export" or name in evaluated]
-        pass_through(*made, *branch, "cleanup", count_from=2 if name in taken and name not in trained else 0)
+        pass_through(
+            *made, *branch, "cleanup", count_from=len(trainings) if name in taken and name not in trained else 0
+        )
     stages = [
         # Sorted, so that the drawing does not depend on the order of points in the file.
         Stage(

@@ -7,6 +7,7 @@ from snakemake.io import IOFile
 
 from lorasweep.running.outdated import describe_outdated
 from lorasweep.running.run import THREADS, Options, Places, Run
+from lorasweep.stages import TASK_RULES
 from lorasweep.util.slurm import count_gpus, forget_settings
 from lorasweep.running.slurm_plugin import (
     find_refusals,
@@ -92,7 +93,7 @@ def count_used_gpus(job):
     """Return how many GPUs a job uses, whatever a profile requests."""
     if job.rule.name == "train":
         return SWEEP.get_train_gpus(job.wildcards[0])
-    return SWEEP.get_model_gpus(job.wildcards[0]) if job.rule.name.startswith("evaluate") else 0
+    return SWEEP.get_model_gpus(job.wildcards[0]) if job.rule.name in TASK_RULES else 0
 
 
 def get_conda_environments():
@@ -101,7 +102,7 @@ def get_conda_environments():
     for job in workflow.dag.needrun_jobs(exclude_finished=False) if USES_CONDA else ():
         if job.rule.name == "train":
             folders[SWEEP.get_training_stage(job.wildcards[0])] = Path(job.conda_env.address)
-        elif job.rule.name.startswith("evaluate"):
+        elif job.rule.name in TASK_RULES:
             folders[SWEEP.evaluation_stage] = Path(job.conda_env.address)
     return {stage: folder for stage, folder in folders.items() if folder.is_dir()}
 

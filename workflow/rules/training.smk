@@ -5,6 +5,9 @@ of PEFT and transformers. The trainer's temporary files are in `state/`, which i
 the outputs of a failed job. Options for monitoring and saving are resources and not params, so that changing them does
 not retrain.
 
+If a task chooses the epoch of each training (`evaluation.validation_task`), `train` publishes the adapters of all
+epochs, and `choose_epoch` scores them on one loaded base, publishes the best one as `adapter/`, and deletes them.
+
 Points that differ only in how their checkpoint is kept share a training. The first point has a hard link to the
 weights, the other points have copies: Snakemake updates the modification times of a job's outputs, and a link would
 change the time of another point's file.
@@ -42,7 +45,7 @@ rule train:
         save_minutes=EXPERIMENT.training.save_minutes,
         epochs=of(SWEEP.get_epochs),
     params:
-        adapter=f"{RESULTS}/trainings/{{training}}/adapter",
+        adapter=f"{RESULTS}/trainings/{{training}}/{SWEEP.last_epoch_folder}",
         stage=of(SWEEP.get_training_stage),
         trainer=of(SWEEP.get_trainer),
     shell:
@@ -51,6 +54,37 @@ rule train:
         " --recipe {input.recipe:q} --adapter {params.adapter:q}"
         " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
         " --epochs {resources.epochs:q} > {log:q} 2>&1"
+
+
+rule choose_epoch:
+    input:
+        record=inputs("choose_epoch", SWEEP.get_trained_file),
+        tasks=ancient(SWEEP.validation.files if SWEEP.validation else []),
+    output:
+        record=SWEEP.get_training_record("{training}"),
+    log:
+        "<logs>/choose_epoch/{training}.log",
+    benchmark:
+        "<benchmarks>/choose_epoch/{training}.tsv"
+    wildcard_constraints:
+        training=NAME_PATTERN if SWEEP.validation else "(?!)",
+    # Before further trainings, as it deletes the adapters of a training's other epochs.
+    priority: 15
+    conda:
+        f"../../envs/{SWEEP.evaluation_stage}.yaml"
+    threads: 4
+    resources:
+        **get_placement(),
+        **request_memory("choose_epoch"),
+        runtime=request("choose_epoch", "runtime"),
+        gpu=SWEEP.evaluation_gpus,
+    params:
+        spec=of(SWEEP.get_choice_spec),
+        training=in_results("trainings/{training}"),
+        options=of(SWEEP.get_choice_options),
+    shell:
+        f"{RUN} {SWEEP.evaluation_stage} -m lorasweep job choose_epoch --spec {{params.spec:q}} --training {{params.training:q}}"
+        " {params.options:q} --gpus {resources.model_gpus} > {log:q} 2>&1"
 
 
 rule take:

@@ -841,7 +841,7 @@ class TestEpochs:
             (3, "^my.yaml: evaluation.epochs: 3 is invalid. Expected: 'last', 'all', 'best', or a list .*$"),
             (
                 {"best": "match/accuracy"},
-                r"evaluation\.epochs: {'best': 'match/accuracy'} is invalid. Expected: .* never by a task",
+                r"evaluation\.epochs: {'best': 'match/accuracy'} is invalid. Expected: 'best' .*validation_task",
             ),
             ("best", r"evaluation\.epochs: 'best' is invalid without data\.validation \(point 'lora_rank=4'\)"),
         ],
@@ -874,6 +874,18 @@ class TestEpochs:
                 self.expand(epochs, variables={"patience": [None, 1]}, **sections)
         with pytest.raises(InputError, match=r"controls\.patience: 0 is invalid"):
             self.expand("best", controls={"patience": 0}, data={"validation": "v.jsonl"})
+
+    def test_an_epoch_that_a_task_chooses_needs_no_validation_data_and_has_no_patience(self) -> None:
+        chosen = {"epochs": "best", "validation_task": "package/dev"}
+        points = expand(**THREE_EPOCHS, evaluation=chosen)
+        assert points == self.expand("last")
+        message = r"controls\.patience: 1 does not go with evaluation\.validation_task \(point 'lora_rank=4'\)"
+        with pytest.raises(InputError, match=message):
+            expand(**THREE_EPOCHS | {"controls": {"epochs": 3, "patience": 1}}, evaluation=chosen)
+        for epochs in ("last", "all", [1]):
+            message = r"evaluation\.validation_task: does not go with evaluation\.epochs: .* Expected: .*epochs: best"
+            with pytest.raises(InputError, match=message):
+                self.expand(epochs, evaluation=chosen | {"epochs": epochs})
 
     def test_a_run_with_the_name_of_an_epoch_is_refused(self) -> None:
         with pytest.raises(InputError, match="two points are named 'a__epoch=1'"):

@@ -12,7 +12,7 @@ import pytest
 from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.shapes import read_shape
-from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size
+from lorasweep.checkpoints.sizes import get_adapter_size, get_model_size, get_tokenizer_size
 from lorasweep.experiment.devices import DEVICES, check_device
 from lorasweep.experiment.points import get_baselines, get_points
 from lorasweep.experiment.sections import Controls, Experiment
@@ -431,6 +431,49 @@ def test_bytes_are_there_when_they_should_be() -> None:
     assert line.peak_temporary == 7
     assert (10.0, 5, 0) in line.moments
     assert line.moments[-1] == (11.0, 6, 0)
+
+
+def test_what_a_job_leaves_is_there_until_a_later_job_removes_it() -> None:
+    jobs = [job(10, kept=5, temporary=7, left=4), job(10, kept=5, temporary=7, left=4)]
+    jobs += [job(1, index, rule="choose_epoch", temporary=1, left=-4) for index in (0, 1)]
+    line = simulate(jobs, 1, 1)
+    assert line.peak_temporary == 7  # a choice comes before the next training
+    assert line.moments[-1] == (22.0, 10, 0)
+    assert simulate(jobs, 2, 1).peak_temporary == 14
+
+
+CHOSEN = {"epochs": "best", "validation_task": "pkg/dev"}
+
+
+def test_a_task_that_chooses_epochs_is_planned_with_the_adapters_of_all_until_then(tmp_path: Path) -> None:
+    def plan(**evaluation: Any) -> Planner:
+        planner = make_planner(tmp_path, controls={"epochs": 3}, model={"path": "m", "device": "cuda"}, **evaluation)
+        size = TaskSize(50, 200) if evaluation else None
+        costs = replace(get_costs(planner), validation=size)
+        return replace(planner, costs=dict.fromkeys(planner.costs, costs))
+
+    planner, plain = plan(evaluation=CHOSEN), plan()
+    whole, before = planner.plan_all(), plain.plan_all()
+    assert whole.jobs == {**before.jobs, "choose_epoch": 4}
+    assert whole.kept_bytes == before.kept_bytes
+    assert whole.gpu_seconds["choose_epoch"] == whole.seconds["choose_epoch"]
+    # Three epochs on half of the samples of the points' task, and one load.
+    costs, point = get_costs(planner), planner.points["lora_rank=8"]
+    load = costs.model("evaluate", [])
+    choice, evaluation = (costs.model(rule, [point]) for rule in ("choose_epoch", "evaluate"))
+    assert choice - load == pytest.approx(1.5 * (evaluation - load))
+    own = {row.name: row.seconds for row in planner.plan_points(())}
+    assert own["lora_rank=8"]["choose_epoch"] == choice
+    assert "choose_epoch" not in own["baseline"]
+    adapters = sum(planner.get_adapter_bytes(point) for point in planner.points.values())
+    parallel = [replace(each, parallel=4).plan_all().temporary_bytes for each in (planner, plain)]
+    assert parallel[0] >= parallel[1] > adapters
+    # The rest needs no room for what is there already.
+    wanted = {("choose_epoch", "lora_rank=8"), ("cleanup", "lora_rank=8")}
+    rest = planner.plan_remaining(wanted, {})
+    assert rest.jobs == {"choose_epoch": 1, "cleanup": 1}
+    copy = planner.get_adapter_bytes(point) + get_tokenizer_size(costs.base.checkpoint)
+    assert rest.temporary_bytes == 3 * (LOG_BYTES + 50 * SAMPLE_BYTES) + copy
 
 
 def test_gpus_share_a_training_and_each_of_them_is_paid(tmp_path: Path) -> None:

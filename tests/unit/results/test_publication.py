@@ -137,6 +137,26 @@ def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
     assert [part for part in shown if part not in text] == []
 
 
+BEST = {"epoch": 2, "epochs_trained": 5}
+CHOICES = [
+    ({**BEST, "validation_loss": 0.5}, "- the best of 5 epochs, by the validation loss\n"),
+    (
+        {**BEST, "task": {"name": "dev"}, "metric": "match/accuracy", "score": 0.75},
+        "- the best of 5 epochs, by `match/accuracy` of the validation task `dev`: 0.75\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(("best", "said"), CHOICES, ids=["loss", "task"])
+def test_a_card_says_by_what_the_best_epoch_was_chosen(point: Path, best: dict[str, Any], said: str) -> None:
+    manifest = json.loads((point / "manifest.json").read_text())
+    manifest["training"]["best_epoch"] = best
+    (point / "manifest.json").write_text(json.dumps(manifest))
+    text = read_card(call(point, "--base-model", "org/base"))[1]
+    assert said in text
+    assert "\n\n\n" not in text[text.index("## Training") :]
+
+
 def test_the_base_is_named_as_the_experiment_names_it_on_the_hub(point: Path) -> None:
     write_point(point, DOWNLOADED)
     file = point.parent / "experiment.yaml"

@@ -597,6 +597,11 @@ def test_stages_are_those_of_the_modes() -> None:
     }
     assert stages["evaluate_adapters"].after == ("take", "adopt")
     assert stages["cleanup"].after == ("evaluate", "publish")
+    stages = {s.rule: s for s in get_stages(points, points, ["a", "c"], ["a", "b", "c"], chooses_epoch=True)}
+    assert [(stages[rule].jobs, stages[rule].after) for rule in ("choose_epoch", "take")] == [
+        (2, ("train",)),
+        (3, ("choose_epoch",)),
+    ]
 
 
 STAGE: dict[str, Any] = {"rule": "train", "jobs": 3, "after": []}

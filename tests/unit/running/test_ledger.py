@@ -166,10 +166,14 @@ def test_temporary_files_are_measured_and_kept_ones_not(tmp_path: Path) -> None:
         ".scratch/merged/a/model": 1000,
         "a/adapter/w": 10_000,
         "trainings/b/state/train/x": 100,
+        "trainings/kept/epoch=1/w": 10_000,
+        "trainings/undecided/epoch=1/w": 10,
+        "trainings/undecided/epoch=last/w": 1,
     }.items():
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"x" * size)
-    assert measure_temporary(tmp_path, ["a", "trainings/b", "not_begun"]) == 1100
+    assert measure_temporary(tmp_path, ["a", "trainings/b", "trainings/kept", "not_begun"]) == 1100
+    assert measure_temporary(tmp_path, ["trainings/undecided"]) == 1011
 
 
 def test_what_still_runs_at_the_end_was_cancelled() -> None:

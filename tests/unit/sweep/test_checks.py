@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lorasweep.experiment.sections import Task
-from lorasweep.experiment.tasks import get_tasks
+from lorasweep.experiment.sections import Evaluation, Task
+from lorasweep.experiment.tasks import get_tasks, get_validation_task
 from lorasweep.sweep.checks import check_metric_loggers
 from lorasweep.util.errors import InputError
 
@@ -118,3 +118,38 @@ def test_a_task_file_that_is_no_python_is_refused(tasks_file: Path) -> None:
 def test_two_tasks_of_one_name_are_refused(tasks_file: Path) -> None:
     with pytest.raises(InputError, match="two tasks are named 'words'"):
         get_tasks([named(f"{tasks_file}@words"), named(f"{tasks_file}@words", args={"size": 1})])
+
+
+def choose(tasks: list[Task], task: str, **keys: object) -> str:
+    """Return the name of the task that chooses epochs beside tasks whose scores are reported."""
+    evaluation = Evaluation.model_validate({"validation_task": {"task": task, **keys}})
+    entry = get_validation_task(evaluation, get_tasks(tasks))
+    assert entry
+    return entry.name
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"args": {"size": 3}},  # the default
+        {"limit": 3, "scorer": "includes", "prompt": "Say: {input}"},
+    ],
+)
+def test_a_task_does_not_choose_the_epoch_by_the_samples_that_are_reported(
+    tasks_file: Path, keys: dict[str, object]
+) -> None:
+    words = named(f"{tasks_file}@words")
+    with pytest.raises(InputError, match=r"evaluation\.validation_task: .* has the samples of evaluation\.tasks\.0"):
+        choose([words], f"{tasks_file}@words", name="dev", **keys)
+    with pytest.raises(InputError, match=r"has the samples of evaluation\.tasks\.1 \('arc_easy'\)"):
+        choose([words, named("inspect_evals/arc_easy")], "inspect_evals/arc_easy", name="dev")
+    assert choose([words], f"{tasks_file}@words", name="dev", args={"size": 4}) == "dev"
+
+
+def test_a_task_that_chooses_the_epoch_is_checked_as_others_and_has_a_name_of_its_own(tasks_file: Path) -> None:
+    with pytest.raises(InputError, match=r"evaluation\.validation_task\.args: 'sise' is not an argument"):
+        choose([], f"{tasks_file}@words", args={"sise": 1})
+    with pytest.raises(InputError, match=r"evaluation\.tasks\.0 is named 'words' too. Expected: .* dev_words"):
+        choose([named(f"{tasks_file}@words")], f"{tasks_file}@words", args={"size": 1})
+    assert get_validation_task(Evaluation(), []) is None

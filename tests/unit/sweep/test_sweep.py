@@ -580,3 +580,75 @@ def test_a_given_chat_template_is_what_is_checked(load: Callable[..., Sweep], tm
     sweep = load(variables={"seed": [0]}, data={**data, "system_prompt": "Briefly."}, model=model)
     with pytest.raises(InputError, match=r"data\.system_prompt: the chat template of 'own\.jinja' refuses a system"):
         sweep.check(asks_inspect=False)
+
+
+CHOSEN: dict[str, Any] = {
+    "variables": {"lora_rank": [4], "mode": ["A", "B2"]},
+    "controls": {"epochs": 3},
+    "evaluation": {"epochs": "best", "validation_task": {"task": "tasks.py@letters", "name": "dev", "limit": 5}},
+}
+
+
+class TestChosenEpoch:
+    """A task chooses the epoch of each training."""
+
+    @pytest.fixture
+    def load_chosen(self, load: Callable[..., Sweep]) -> Callable[..., Sweep]:
+        Path("tasks.py").write_text("@task\ndef letters(size=2):\n    pass\n")
+
+        def load_chosen(evaluation: dict[str, Any] | None = None, **dev: Any) -> Sweep:
+            chosen = CHOSEN["evaluation"]
+            dev = {**chosen["validation_task"], "args": {"size": 1}, **dev}
+            return load(**{**CHOSEN, "evaluation": {**chosen, "validation_task": dev, **(evaluation or {})}})
+
+        return load_chosen
+
+    def test_its_training_publishes_all_epochs_and_points_take_what_is_chosen(
+        self, load_chosen: Callable[..., Sweep]
+    ) -> None:
+        sweep = load_chosen()
+        [training] = sweep.trainings
+        assert sweep.get_epochs(training) == "1,2,last"
+        assert sweep.get_trained_file(training).endswith(f"{training}/epoch=last/lorasweep.json")
+        for point in sweep.points:
+            assert sweep.get_taken_folder(point).endswith(f"{training}/adapter")
+            assert sweep.get_taken_files(point)["record"] == sweep.get_training_record(training)
+        assert sweep.get_choice_options(training) == ["--epochs", "3"]
+        other = load_chosen(metric="match/std", higher_is_better=False)
+        assert other.get_choice_options(*other.trainings) == [
+            "--epochs",
+            "3",
+            "--metric",
+            "match/std",
+            "--lower-is-better",
+        ]
+        spec = json.loads(sweep.get_choice_spec(training))
+        assert [task["name"] for task in spec["tasks"]] == ["dev"]
+        assert (spec["mode"], spec["base_model"]) == ("B2", "model")
+        assert [sweep.get_task_names(point) for point in sweep.points] == [["letters"], ["letters"]]
+        assert sweep.task_files == ["tasks.py"]
+
+    def test_what_its_scores_depend_on_is_a_part_of_the_training(self, load_chosen: Callable[..., Sweep]) -> None:
+        def identify(*arguments: Any, **dev: Any) -> str:
+            return next(iter(load_chosen(*arguments, **dev).trainings))
+
+        first = identify()
+        for dev in ({"limit": 6}, {"args": {"size": 3}}, {"metric": "a/b"}, {"higher_is_better": False}):
+            assert identify(**dev) != first
+        assert identify({"max_tokens": 3}) != first
+        assert identify({"tasks": [{"task": "tasks.py@letters", "limit": 1}], "baseline": False}) == first
+        with Path("tasks.py").open("a") as file:
+            file.write("# another\n")
+        assert identify() != first
+
+    def test_it_asks_for_what_evaluations_of_all_epochs_need(self, load_chosen: Callable[..., Sweep]) -> None:
+        sweep, more = load_chosen(), load_chosen(limit=5000)
+        [training] = sweep.trainings
+        [same] = more.trainings
+        assert sweep.request("choose_epoch", "mem_mb", training) == sweep.request("evaluate", "mem_mb", "baseline")
+        assert more.request("choose_epoch", "runtime", same) > sweep.request("choose_epoch", "runtime", training)
+        assert load_chosen({"enabled": False}).evaluated == {}
+
+    def test_without_the_base_model_it_is_planned_too(self, load_chosen: Callable[..., Sweep]) -> None:
+        Path("model").rename("gone")
+        assert len(load_chosen().trainings) == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from lorasweep.cli.experiments import add_experiment
 from lorasweep.experiment.loading import load_experiment, read_config
 from lorasweep.experiment.sections import Experiment
-from lorasweep.experiment.tasks import get_tasks
+from lorasweep.experiment.tasks import get_tasks, get_validation_task
 from lorasweep.hub import references as hub
 from lorasweep.layout import REVISIONS
 from lorasweep.planning import counting
@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
             hub.fetch(references, record)
             revisions = hub.read_revisions(record)
             print("Fetched:", *sorted({str(hub.pin(reference, revisions).path) for reference in references.values()}))
-        if experiment.evaluation.enabled and experiment.evaluation.tasks:
+        evaluation = experiment.evaluation
+        if (evaluation.enabled and evaluation.tasks) or evaluation.validation_task:
             _fetch_for_tasks(experiment, source, is_dry_run=arguments.dry_run)
 
 
@@ -54,6 +55,8 @@ def _fetch_for_tasks(experiment: Experiment, source: str, *, is_dry_run: bool) -
     """
     evaluation, results = experiment.evaluation, RESULTS / experiment.experiment.name
     tasks = get_tasks(evaluation.tasks)
+    validation = get_validation_task(evaluation, tasks)
+    tasks += [validation] if validation else []
     files = sorted({Path(file) for entry in tasks for file in entry.files})
     names = ", ".join(entry.name for entry in tasks)
     stage = "vllm" if evaluation.backend == "vllm" else "eval"

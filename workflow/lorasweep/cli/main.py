@@ -22,6 +22,7 @@ WORDS = {
 
 JOBS = {
     "train": "train the adapter of a point",
+    "choose_epoch": "choose a training's epoch by its score on a task",
     "take": "use a training's adapter as the adapter of a point",
     "adopt": "copy an existing adapter to a point",
     "merge": "merge an adapter into the base model",

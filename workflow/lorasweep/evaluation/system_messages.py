@@ -79,11 +79,9 @@ def _list_code(code: Any) -> Iterator[Any]:
             yield from _list_code(constant)
 
 
-def refuse_system_message(name: str, place: str) -> InputError:
+def refuse_system_message(name: str, place: str, key: str = "evaluation.tasks") -> InputError:
     """Return the error for a task that brings a system message without an entry that says which one stands."""
-    return InputError(
-        f"evaluation.tasks: '{name}' brings a system message of its own ({place}), which training has not", EXPECTED
-    )
+    return InputError(f"{key}: '{name}' brings a system message of its own ({place}), which training has not", EXPECTED)
 
 
 def hold_to_rule(model: Any, spec: EvaluationSpec, task: TaskSpec) -> None:

@@ -36,6 +36,7 @@ from lorasweep.experiment.sections import (
     Controls,
     Data,
     DataKey,
+    Evaluation,
     Experiment,
     Mode,
     Model,
@@ -364,8 +365,13 @@ def _check_epochs(experiment: Experiment, points: Sequence[Point]) -> None:
                 f"controls._override.epochs: {point.controls.override['epochs']!r} is invalid beside evaluation.epochs",
                 "controls.epochs",
             )
+    if experiment.evaluation.validation_task and wanted != "best":
+        raise InputError(
+            f"evaluation.validation_task: does not go with evaluation.epochs: {wanted}, of which it chooses none",
+            "evaluation.epochs: best; or no validation_task",
+        )
     for point in trained:
-        _check_best_epoch(point, wanted == "best")
+        _check_best_epoch(experiment.evaluation, point)
     if not isinstance(wanted, list):
         return
     for point in trained:
@@ -383,14 +389,21 @@ def _check_epochs(experiment: Experiment, points: Sequence[Point]) -> None:
         )
 
 
-def _check_best_epoch(point: Point, is_wanted: bool) -> None:
-    if is_wanted and not point.data.validation:
+def _check_best_epoch(evaluation: Evaluation, point: Point) -> None:
+    if evaluation.keeps_best_by_loss and not point.data.validation:
         raise InputError(
             f"evaluation.epochs: 'best' is invalid without data.validation (point '{point.name}'): the best epoch has "
             "the lowest validation loss",
-            "a file of held-out samples under data.validation; or last, all, or a list of epochs",
+            "a file of held-out samples under data.validation; or a task under evaluation.validation_task; or last, "
+            "all, or a list of epochs",
         )
-    if point.controls.patience and not is_wanted:
+    if point.controls.patience and evaluation.validation_task:
+        raise InputError(
+            f"controls.patience: {point.controls.patience} does not go with evaluation.validation_task (point "
+            f"'{point.name}'), which scores the epochs when all are trained",
+            "no patience; or no validation_task, so that the validation loss chooses the epoch",
+        )
+    if point.controls.patience and not evaluation.keeps_best_by_loss:
         raise InputError(
             f"controls.patience: {point.controls.patience} is invalid without evaluation.epochs: best (point "
             f"'{point.name}')",

@@ -151,7 +151,7 @@ def _epochs(value: Any) -> Any:
     if value in ("last", "all", "best"):
         return value
     if isinstance(value, dict):
-        raise ValueError("'best' without more: the epoch is chosen by the validation loss, never by a task")
+        raise ValueError("'best' without more; a task that chooses the epoch is evaluation.validation_task")
     epochs = value if isinstance(value, list) else []
     is_right = all(type(epoch) is int and epoch > 0 for epoch in epochs) and len(set(epochs)) == len(epochs)
     if not epochs or not is_right:
@@ -223,8 +223,8 @@ class Controls(Section):
     max_steps_per_epoch: PositiveInt | None = None
     """Optimizer steps after which an epoch ends early; `null`: no limit."""
     patience: Annotated[PositiveInt | None, Field(exclude_if=lambda value: value is None)] = None
-    """With `evaluation.epochs: best`: epochs without a lower validation loss after which a training stops early;
-    `null`: never. The learning rate follows the schedule of all `epochs`."""
+    """With `evaluation.epochs: best` by the validation loss: epochs without a lower one after which a training stops
+    early; `null`: never. The learning rate follows the schedule of all `epochs`."""
     batch_size: PositiveInt = 2
     """Samples per forward pass."""
     gradient_accumulation_steps: PositiveInt = 1
@@ -535,16 +535,13 @@ class Training(Section):
     """Minutes between saves of a training's state. A training that is killed resumes from the last save."""
 
 
-class Task(Section):
-    """One Inspect task. Plain text is short for `{task: text}`."""
+class AnyTask(Section):
+    """An Inspect task, whatever its scores are for."""
 
     task: PathText
     """`file.py@task`, relative to the working directory, or a name that an installed package registers."""
     name: Name | None = None
     """Name of the task in log files and in the table; `null`: the task's own name."""
-    when: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
-    """A condition on the points that are evaluated on the task, such as `lora_rank > 8`, written as in `exclude`; it
-    may also use `name` and `epoch`. `null`: all points. See docs/how-to/tasks.md."""
     args: dict[str, Any] = {}
     """Arguments of the task. Inspect runs a task in the folder of its file: relative paths start there."""
     files: list[PathText] = []
@@ -575,6 +572,28 @@ class Task(Section):
     """Replaces the task's scorers: a registered `@scorer`, or `file.py@scorer`; `null`: the task's own."""
     scorer_args: dict[str, Any] = {}
     """Arguments of `scorer`."""
+
+
+class Task(AnyTask):
+    """One Inspect task. Plain text is short for `{task: text}`."""
+
+    when: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
+    """A condition on the points that are evaluated on the task, such as `lora_rank > 8`, written as in `exclude`; it
+    may also use `name` and `epoch`. `null`: all points. See docs/how-to/tasks.md."""
+
+
+class ValidationTask(AnyTask):
+    """An Inspect task that chooses the best epoch of each training. Plain text is short for `{task: text}`."""
+
+    metric: Text | None = None
+    """Metric of the task that decides, written `<score>/<metric>` as in the table; `null`: the first that Inspect
+    lists. It is checked before the first job, if the scorer tells its metrics."""
+    higher_is_better: bool = True
+    """Whether a higher value of the metric is better."""
+
+
+def _named_task(value: Any) -> Any:
+    return {"task": value} if isinstance(value, str) else value
 
 
 class Baseline(Section):
@@ -616,8 +635,14 @@ class Evaluation(Section):
     Can be a variable."""
     epochs: Annotated[Epochs, Field(exclude_if=lambda value: value == "last")] = "last"
     """Epochs after which a point is kept and evaluated: `last`, `all`, a list of numbers from 1, or `best`, the one
-    with the lowest loss on `data.validation`; see docs/how-to/epochs.md. With `all` or a list, each epoch but the last
-    has its own folder and rows, `<point>__epoch=<epoch>`. Adding epochs later retrains the points."""
+    with the lowest loss on `data.validation` or the best score on `validation_task`; see docs/how-to/epochs.md. With
+    `all` or a list, each epoch but the last has its own folder and rows, `<point>__epoch=<epoch>`. Adding epochs later
+    retrains the points."""
+    validation_task: Annotated[
+        Annotated[ValidationTask, BeforeValidator(_named_task)] | None, Field(exclude_if=lambda value: value is None)
+    ] = None
+    """With `epochs: best`: the task that chooses the epoch, in place of the validation loss; none of those under
+    `tasks`, whose scores would be too good. Changing anything that its scores depend on retrains the points."""
     base: Annotated[Base, Field(exclude_if=lambda value: value == "full")] = "full"
     """With `model.quantize`: what adapters are evaluated on. `full`: the model in `model.dtype`; `quantized`: the model
     that they were trained on, in B2 alone, with the updates beside its weights. Can be a variable."""
@@ -629,7 +654,7 @@ class Evaluation(Section):
     nodes see; `null`: under `results/`."""
     base_model: ModelPath | None = None
     """Model that adapters are evaluated on, local or on the hub; `null`: `model.path`. Must be the same model."""
-    tasks: list[Annotated[Task, BeforeValidator(lambda v: {"task": v} if isinstance(v, str) else v)]] = []
+    tasks: list[Annotated[Task, BeforeValidator(_named_task)]] = []
     """The Inspect tasks to evaluate."""
     model_roles: Annotated[
         dict[Name, Annotated[ModelRole, BeforeValidator(lambda v: {"model": v} if isinstance(v, str) else v)]],
@@ -657,6 +682,15 @@ class Evaluation(Section):
     """0: greedy decoding; above 0: sampling."""
     seed: NonNegativeInt = 0
     """Seed of sampling."""
+
+    @property
+    def keeps_best_by_loss(self) -> bool:
+        """Whether each training itself keeps its best epoch, by the validation loss."""
+        return self.epochs == "best" and self.validation_task is None
+
+    def for_validation(self) -> "Evaluation":
+        """Return the section with the validation task alone."""
+        return self.model_copy(update={"tasks": [self.validation_task]})
 
 
 class Device(Section):
@@ -806,6 +840,7 @@ OTHER_NAMES = {
     **dict.fromkeys(("num_epochs", "num_train_epochs", "n_epochs"), "controls.epochs"),
     "early_stopping_patience": "controls.patience",
     "load_best_model_at_end": "evaluation.epochs",
+    "metric_for_best_model": "evaluation.validation_task",
     **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size", "train_batch_size"), "controls.batch_size"),
     **dict.fromkeys(("gradient_accumulation", "grad_accum"), "controls.gradient_accumulation_steps"),
     **dict.fromkeys(("r", "rank", "lora_r"), "controls.lora_rank"),

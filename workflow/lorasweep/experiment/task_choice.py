@@ -25,9 +25,9 @@ def choose_tasks(experiment: Experiment, tasks: Sequence[TaskEntry], points: Map
     # Which epoch is the best, only the training tells.
     known = [key for key in KNOWN_KEYS if key != "epoch" or experiment.evaluation.epochs != "best"]
     conditions = {
-        task.name: Condition(task.spec.when, known, f"{places[task.name]}.when")
-        for task in tasks
-        if task.spec.when is not None
+        name: Condition(task.when, known, f"{places[name]}.when")
+        for name, task in zip(names, experiment.evaluation.tasks, strict=True)
+        if task.when is not None
     }
     _check_runs(experiment, names)
     if not conditions and all(point.tasks is None for point in points.values()):

@@ -1,13 +1,14 @@
 """The experiment's Inspect tasks, checked without importing Inspect or running their code."""
 
 import ast
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasweep.experiment.sections import NAME_PATTERN, NAME_RULE, Task
+from lorasweep.experiment.sections import NAME_PATTERN, NAME_RULE, AnyTask, Evaluation, Task
 from lorasweep.util.errors import InputError, nearest
 
 
@@ -16,9 +17,11 @@ class TaskEntry:
     """A task of the experiment, with the name of its log."""
 
     name: str
-    spec: Task
+    spec: AnyTask
     file: Path | None
     """The file that defines the task; `None` if an installed package registers it."""
+    place: str = ""
+    """The key of its entry in the experiment, for messages."""
 
     @property
     def files(self) -> list[str]:
@@ -48,20 +51,7 @@ def get_tasks(tasks: list[Task]) -> list[TaskEntry]:
         InputError: A file is missing, a file does not define the task, solver or scorer, an argument is unknown or
             missing, or two tasks have the same name.
     """
-    entries: list[TaskEntry] = []
-    for index, spec in enumerate(tasks):
-        where = f"evaluation.tasks.{index}"
-        for kind, decorators in _REPLACED.items():
-            _check_replaced(kind, decorators, spec, where)
-        if not _is_in_file(spec.task):
-            entries.append(_named(spec, spec.task.rpartition("/")[2], None, where))
-            continue
-        function = _check_function(spec.task, ("task",), spec.args, where, f"{where}.args")
-        path = Path(spec.task.partition("@")[0])
-        for index_of_file, name in enumerate(spec.files):
-            if not Path(name).is_file():
-                raise InputError(f"{where}.files.{index_of_file}: no such file: {name}")
-        entries.append(_named(spec, function, path, where))
+    entries = [_make_entry(spec, f"evaluation.tasks.{index}") for index, spec in enumerate(tasks)]
     names = [entry.name for entry in entries]
     for name in names:
         if names.count(name) > 1:
@@ -69,21 +59,81 @@ def get_tasks(tasks: list[Task]) -> list[TaskEntry]:
     return entries
 
 
-def _named(spec: Task, default: str, file: Path | None, where: str) -> TaskEntry:
+def get_validation_task(evaluation: Evaluation, tasks: Iterable[TaskEntry]) -> TaskEntry | None:
+    """Check the task that chooses the best epoch, and return it; `None` if there is none.
+
+    Raises:
+        InputError: It is invalid as one of `tasks` would be, or has the name or the samples of one of them.
+    """
+    if evaluation.validation_task is None:
+        return None
+    entry = _make_entry(evaluation.validation_task, "evaluation.validation_task")
+    for task in tasks:
+        if _get_source(task) == _get_source(entry):
+            raise InputError(
+                f"{entry.place}: {entry.spec.task!r} has the samples of {task.place} ('{task.name}'), whose scores "
+                "would be too good: they would choose the epoch that they judge",
+                "other samples, by other args or another task",
+            )
+        if task.name == entry.name:
+            raise InputError(
+                f"{entry.place}: {task.place} is named '{task.name}' too",
+                f"a 'name' of its own, such as dev_{task.name}",
+            )
+    return entry
+
+
+def _get_source(entry: TaskEntry) -> tuple[str, dict[str, Any]]:
+    """Return what the samples of a task come from: its function, and the arguments with the function's defaults."""
+    if not entry.file:
+        return entry.spec.task, entry.spec.args
+    functions = _read_functions(entry.file, ("task",), entry.place)
+    function = entry.spec.task.partition("@")[2] or next(iter(functions))
+    found = functions[function]
+    named = [*found.posonlyargs, *found.args]
+    pairs = [
+        *zip(reversed(named), reversed(found.defaults), strict=False),
+        *zip(found.kwonlyargs, found.kw_defaults, strict=True),
+    ]
+    defaults = {parameter.arg: _read_default(default) for parameter, default in pairs if default}
+    return f"{os.path.realpath(entry.file)}@{function}", {**defaults, **entry.spec.args}
+
+
+def _read_default(default: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(default)
+    except ValueError:
+        return ast.unparse(default)
+
+
+def _make_entry(spec: AnyTask, where: str) -> TaskEntry:
+    for kind, decorators in _REPLACED.items():
+        _check_replaced(kind, decorators, spec, where)
+    if not _is_in_file(spec.task):
+        return _named(spec, spec.task.rpartition("/")[2], None, where)
+    function = _check_function(spec.task, ("task",), spec.args, where, f"{where}.args")
+    path = Path(spec.task.partition("@")[0])
+    for index, name in enumerate(spec.files):
+        if not Path(name).is_file():
+            raise InputError(f"{where}.files.{index}: no such file: {name}")
+    return _named(spec, function, path, where)
+
+
+def _named(spec: AnyTask, default: str, file: Path | None, where: str) -> TaskEntry:
     name = spec.name or default
     if not re.fullmatch(NAME_PATTERN, name) or ".." in name:
         raise InputError(
             f"{where}: {spec.task!r} is invalid",
             f"file.py@task, or a registered name; its 'name' must consist of {NAME_RULE}",
         )
-    return TaskEntry(name, spec, file)
+    return TaskEntry(name, spec, file, where)
 
 
 def _is_in_file(reference: str) -> bool:
     return "@" in reference or reference.endswith(".py")
 
 
-def _check_replaced(kind: str, decorators: tuple[str, ...], spec: Task, where: str) -> None:
+def _check_replaced(kind: str, decorators: tuple[str, ...], spec: AnyTask, where: str) -> None:
     reference, args = getattr(spec, kind), getattr(spec, f"{kind}_args")
     if reference and _is_in_file(reference):
         _check_function(reference, decorators, args, f"{where}.{kind}", f"{where}.{kind}_args")

@@ -18,6 +18,7 @@ from lorasweep.experiment.points import Baseline, Point
 from lorasweep.experiment.sections import Controls, Data, Device, Experiment, Model
 from lorasweep.experiment.task_choice import list_tasks
 from lorasweep.planning.lengths import Lengths, Sequences
+from lorasweep.stages import TASK_RULES
 from lorasweep.sweep.resources import get_effective_batch, get_evaluation_gpus
 
 BANDWIDTH_EFFICIENCY = 0.5
@@ -92,6 +93,8 @@ class Costs:
     others: Mapping[Data, Lengths] = field(default_factory=dict)
     """Lengths of the samples by the data sections of the points that are trained."""
     are_tasks_counted: bool = True
+    validation: TaskSize | None = None
+    """Size of the task that chooses the epoch of each training, if one does."""
 
     @cached_property
     def device_name(self) -> str:
@@ -144,6 +147,8 @@ class Costs:
         merge = 2 * self._model_bytes / DISK_BANDWIDTH
         if rule in ("merge", "export"):
             return START_SECONDS + merge
+        if rule == "choose_epoch":
+            return load + sum(self._choose(point) for point in points if isinstance(point, Point))
         return load + sum(map(self._answer, points))
 
     @property
@@ -155,7 +160,7 @@ class Costs:
         """Whether the workload behind a rule's time was counted, not guessed."""
         if rule == "train":
             return self.are_tokens_counted
-        return self.are_tasks_counted or not rule.startswith("evaluate")
+        return self.are_tasks_counted or rule not in TASK_RULES
 
     def estimate(self, rule: str, points: Sequence[Point | Baseline]) -> float:
         """Return a job's expected duration in seconds: the modelled one times the rule's correction."""
@@ -183,20 +188,25 @@ class Costs:
         return float(training.tokens * operations / self._flops / controls.gpus)
 
     def _answer(self, point: Point | Baseline) -> float:
-        """Return the modelled seconds of all answers to the tasks of a point or a baseline.
+        """Return the modelled seconds of all answers to the tasks of a point or a baseline."""
+        return sum(self._answer_task(self.tasks[name]) for name in list_tasks(self.tasks, point))
+
+    def _choose(self, point: Point) -> float:
+        """Return the modelled seconds of the answers of all epochs to the task that chooses one of them."""
+        return point.controls.epochs * self._answer_task(self.validation) if self.validation else 0.0
+
+    def _answer_task(self, size: TaskSize) -> float:
+        """Return the modelled seconds of one model's answers to a task.
 
         Prompts take 2 P operations per token. An answer's token takes the longer of reading all weights once and
         computing with them for the whole batch. vLLM's GPUs share both; those of `hf` hold layers that take turns.
         """
         evaluation = self.experiment.evaluation
         reading = self._model_bytes / (self.device.bandwidth * BANDWIDTH_EFFICIENCY)
-        seconds = 0.0
-        for size in (self.tasks[name] for name in list_tasks(self.tasks, point)):
-            batch = evaluation.max_connections
-            prompts = size.samples * size.prompt_tokens * 2 * self._matrix_values / self._flops
-            computing = min(batch, size.samples) * 2 * self._matrix_values / self._flops
-            steps = ceil(size.samples / batch) * (size.max_tokens or evaluation.max_tokens or ANSWER_TOKENS)
-            seconds += prompts + steps * max(reading, computing)
+        batch = evaluation.max_connections
+        prompts = size.samples * size.prompt_tokens * 2 * self._matrix_values / self._flops
+        computing = min(batch, size.samples) * 2 * self._matrix_values / self._flops
+        steps = ceil(size.samples / batch) * (size.max_tokens or evaluation.max_tokens or ANSWER_TOKENS)
         is_split = evaluation.backend == "vllm"
         gpus = get_evaluation_gpus(self.base.checkpoint, self.base.model, self.experiment) if is_split else 1
-        return seconds / gpus
+        return (prompts + steps * max(reading, computing)) / gpus

@@ -210,6 +210,7 @@ def make_forecast(
     evaluations: int,
     tasks: Sequence[TaskEntry],
     task_files: Sequence[Path],
+    validation: TaskEntry | None = None,
 ) -> Forecast:
     """Return the plan of a run.
 
@@ -224,13 +225,16 @@ def make_forecast(
         parallel: Jobs at a time.
         evaluations: Evaluations at a time.
         tasks: The evaluation tasks.
-        task_files: The tasks' source files.
+        task_files: The source files of all tasks.
+        validation: The task that chooses the epoch of each training, if one does.
     """
     records = read_records(results / JOB_RECORDS)
     other_files = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
     all_records = [*(record for file in other_files for record in read_records(file)), *records]
-    sizes = read_task_sizes(results, tasks, task_files, experiment.evaluation.model_roles)
-    known = sizes or guess_task_sizes(tasks)
+    all_tasks = [*tasks, *([validation] if validation else [])]
+    sizes = read_task_sizes(results, all_tasks, task_files, experiment.evaluation.model_roles)
+    known = dict(sizes or guess_task_sizes(all_tasks))
+    chooses = known.pop(validation.name) if validation else None
     experience: dict[str, Experience] = {}
     costs: dict[Base, Costs] = {}
     for base in dict.fromkeys(bases.values()):
@@ -239,7 +243,8 @@ def make_forecast(
         first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))
         past = learn(all_records, get_device_name(experiment), base.fingerprint)
         factors = {rule: jobs.factor for rule, jobs in past.items()}
-        costs[base] = Costs(experiment, base, first, known, factors, lengths, are_tasks_counted=bool(sizes))
+        is_counted = bool(sizes)
+        costs[base] = Costs(experiment, base, first, known, factors, lengths, is_counted, validation=chooses)
         # Of several models, the plan's notes tell the one with the most jobs.
         most = {rule: max(jobs, experience.get(rule, jobs), key=lambda each: each.jobs) for rule, jobs in past.items()}
         experience |= most

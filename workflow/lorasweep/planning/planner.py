@@ -23,7 +23,7 @@ from lorasweep.experiment.task_choice import list_tasks, with_own_tasks
 from lorasweep.layout import ADAPTER_WEIGHTS
 from lorasweep.planning.costs import Base, Costs, TaskSize, Training
 from lorasweep.planning.timeline import PlannedJob, Timeline, simulate
-from lorasweep.stages import GPU_RULES, get_timed_rules
+from lorasweep.stages import GPU_RULES, TASK_RULES, TRAINING_RULES, get_timed_rules
 from lorasweep.sweep import resources
 from lorasweep.sweep.batches import group_alike
 
@@ -153,6 +153,11 @@ class Planner:
         return self._first.device_name
 
     @property
+    def _validation(self) -> TaskSize | None:
+        """The size of the task that chooses the epoch of each training, if one does."""
+        return self._first.validation
+
+    @property
     def _first(self) -> Costs:
         return next(iter(self.costs.values()))
 
@@ -263,7 +268,8 @@ class Planner:
                 continue
             moved[index] = len(kept)
             after = tuple(moved[i] for i in job.after if i in moved)
-            kept[job.rule, name] = replace(job, after=after)
+            # What earlier jobs left is on disk already: it is no part of what the rest will need.
+            kept[job.rule, name] = replace(job, after=after, left=job.left if job.left > 0 or after else 0)
         return kept
 
     def plan_points(self, done: Collection[str]) -> list[PointPlan]:
@@ -307,7 +313,8 @@ class Planner:
         return [
             rule
             for rule in get_timed_rules(mode)
-            if (rule != "train" or is_trained) and (is_evaluated or not rule.startswith("evaluate"))
+            if (is_trained if rule in TRAINING_RULES else is_evaluated or rule not in TASK_RULES)
+            if rule != "choose_epoch" or self._validation
         ]
 
     def _get_memory(self, rule: str, name: str) -> int:
@@ -341,12 +348,18 @@ class Planner:
             elif point.trained_by:
                 trained[name] = trained[point.trained_by]
             else:
-                state = 2 * point.controls.epochs * self._get_adapter_folder_bytes(point)
-                state += resources.SAVED_STATES * self.get_adapter_bytes(point)
+                epochs = 2 * point.controls.epochs * self._get_adapter_folder_bytes(point)
+                state = epochs + resources.SAVED_STATES * self.get_adapter_bytes(point)
                 own = self._takers[name] * self._get_adapter_folder_bytes(point)
                 small = self._takers[name] * self._get_small_bytes(point)
                 # The points keep the adapters. The training holds copies if the file system has no hard links.
-                trained[name] = add("train", [name], kept=own + small, temporary=own + state)
+                undecided = epochs if self._validation else 0
+                trained[name] = add("train", [name], kept=own + small, temporary=own + state, left=undecided)
+                if size := self._validation:
+                    logs = point.controls.epochs * (LOG_BYTES + size.samples * SAMPLE_BYTES)
+                    copy = self._get_adapter_folder_bytes(point)
+                    after = (trained[name],)
+                    trained[name] = add("choose_epoch", [name], after=after, temporary=logs + copy, left=-undecided)
             before = (trained[name],)
             if mode == "A":
                 before = (add("export", [name], after=before, kept=self.get_model_bytes(name)),)

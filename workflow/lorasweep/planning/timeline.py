@@ -22,6 +22,8 @@ class PlannedJob:
     """Bytes that remain after the job."""
     temporary: int = 0
     """Bytes on disk only while the job runs."""
+    left: int = 0
+    """Those of them that remain until a later job removes them; below 0, of that job."""
     reads_merged: bool = False
     """Whether the job evaluates a merged model, which is deleted at its end. A job of the rule `merge` made it."""
     merged: int = 0
@@ -90,7 +92,7 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int) 
             note()
         now, _, index = heapq.heappop(running)
         job = jobs[index]
-        free, kept, temporary = free + 1, kept + job.kept, temporary - job.temporary
+        free, kept, temporary = free + 1, kept + job.kept, temporary - job.temporary + job.left
         if job.reads_merged:
             merged, temporary = merged - 1, temporary - job.merged
             if held_back:

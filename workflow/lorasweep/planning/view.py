@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 from lorasweep.planning.planner import MODES, PointPlan, SweepPlan
-from lorasweep.stages import RULE_NAMES
+from lorasweep.stages import RULE_NAMES, TRAINING_RULES
 from lorasweep.util.formats import format_bytes, format_count, format_seconds, get_unit
 from lorasweep.util.tables import FoldingTable
 from lorasweep.util.vega import SERIES, Plot, finish
@@ -104,7 +104,7 @@ def _make_point_table(points: Sequence[PointPlan], title: str) -> FoldingTable:
     columns = ("point", *mode, "", "steps", "tokens", "kept", "temp.", "written", "train", "eval")
     table = FoldingTable(columns, texts=["mode", ""], title=title)
     for point in points[:LONGEST]:
-        train = point.seconds.get("train", 0) + point.seconds.get("merge", 0)
+        train = sum(point.seconds.get(rule, 0) for rule in (*TRAINING_RULES, "merge"))
         evaluate = sum(seconds for rule, seconds in point.seconds.items() if rule.startswith("evaluate"))
         table.add_row(
             point.name,

@@ -19,7 +19,7 @@ from lorasweep.layout import (
     REPRODUCTION,
     STATE,
 )
-from lorasweep.stages import get_timed_rules
+from lorasweep.stages import TASK_RULES, TRAINING_RULES, get_timed_rules
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import write_record
@@ -88,6 +88,7 @@ def clean_up(
     merged_sha256 = (metrics.get("proof") or {}).get("merged_weights_sha256")
     if mode == "A":
         merged_sha256 = _read_json(point / "hf_model" / RECORD).get("weights_sha256")
+    record = _read_json(point / "adapter" / RECORD) if mode != "base" else {}
     manifest = {
         "point": point.name,
         "mode": mode,
@@ -98,15 +99,16 @@ def clean_up(
         "git_revision": get_git_revision(workflow),
         "adapter_sha256": adapter_sha256,
         "merged_weights_sha256": merged_sha256,
-        "training": _read_json(point / "adapter" / RECORD) if mode != "base" else {},
+        "training": record,
         "evaluation": metrics,
         "seconds": {
             # A batch has one benchmark file; each point's share is recorded in its metrics.
             stage: metrics["seconds"]
             if stage == "evaluate_adapters"
-            else _seconds(benchmarks / stage / f"{training if stage == 'train' else point.name}.tsv")
+            else _seconds(benchmarks / stage / f"{training if stage in TRAINING_RULES else point.name}.tsv")
             for stage in get_timed_rules(mode)
-            if (tasks or not stage.startswith("evaluate")) and (training or stage != "train")
+            if (bool(training) if stage in TRAINING_RULES else bool(tasks) or stage not in TASK_RULES)
+            if stage != "choose_epoch" or "task" in record.get("best_epoch", {})
         },
         "bytes": sum(entry["bytes"] for entry in files),
         "files": files,

@@ -207,6 +207,7 @@ def _list_costs(rows: pd.DataFrame) -> list[Column]:
     columns = [
         list_numbers(rows, "final_train_loss", "train loss"),
         list_numbers(rows, "final_validation_loss", "validation loss"),
+        *([list_numbers(rows, "validation_score", "validation score")] if "validation_score" in rows else []),
         *_list_epochs(rows),
         Column("size", [Cell(format_bytes(size), size) for size in sizes]),
         Column("GPU time", [Cell(text, hour) for text, hour in pair(seconds, hours)]),

@@ -270,6 +270,13 @@ def format_gain(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str:
     return f"{gain} [{format_score(low, '+')}, {format_score(high, '+')}]"
 
 
+def _describe_best_epoch(best: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a training whose best epoch was kept: by its loss, or by its score on a task."""
+    scored = {"validation_score": "score", "validation_stderr": "standard_error"} if "task" in best else {}
+    columns = {"epochs_trained": "epochs_trained", **scored} if best else {}
+    return {column: best[key] for column, key in columns.items()}
+
+
 def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
     manifest = json.loads((results / point / MANIFEST).read_text(encoding="utf-8"))
     evaluation, training = manifest["evaluation"], manifest["training"]
@@ -292,7 +299,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     on_gpu = sum((value or 0) * gpus.get(stage, 1) for stage, value in seconds.items() if stage in GPU_RULES)
     facts = {
         **{key: training.get(key) for key in _TRAINING},
-        **({"epochs_trained": training["best_epoch"]["epochs_trained"]} if "best_epoch" in training else {}),
+        **_describe_best_epoch(training.get("best_epoch", {})),
         "lora_scale": _get_scale(settings) if "lora_rank" in settings else None,
         **proof,
         "adapter_sha256": manifest["adapter_sha256"],

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasweep.layout import MERGED, STATE
+from lorasweep.layout import LAST_EPOCH, MERGED, STATE
 from lorasweep.planning.history import CANCELLED, DONE, FAILED
 from lorasweep.util import errors
 from lorasweep.util.files import get_size, read_tail
@@ -118,9 +118,11 @@ def measure_temporary(results: Path, folders: Iterable[str]) -> int:
     for name in folders:
         folder = results / name
         try:
-            names = {entry.name for entry in os.scandir(folder)} & set(TEMPORARY)
+            names = {entry.name for entry in os.scandir(folder)}
         except OSError:
             continue
+        epochs = {name for name in names if name.startswith("epoch=")} if LAST_EPOCH in names else set()
+        names = names & set(TEMPORARY) | epochs
         total += sum(get_size(folder / part) for part in names)
     return total
 

@@ -18,6 +18,7 @@ from lorasweep.experiment.sections import MODE_KEY
 from lorasweep.layout import (
     ADAPTER_WEIGHTS,
     DIGESTS,
+    LAST_EPOCH,
     MANIFEST,
     MERGED,
     METRICS,
@@ -222,7 +223,8 @@ class _Finder:
             return f"{file} is not as it was made"
         if point.training:
             if read_identity(recipe) != self._sweep.identify_training(point):
-                return "it was trained with other settings, data or another base model"
+                chosen = ", or its epoch was chosen otherwise" if self._sweep.validation else ""
+                return f"it was trained with other settings, data or another base model{chosen}"
             if record.get("recipe_sha256") != self.digests.get(recipe, listed.get("recipe.yaml")):
                 return "it was not trained with its recipe.yaml"
             if point.epoch and record.get("epochs") != point.epoch:
@@ -302,28 +304,43 @@ class _Finder:
             return self.digests.get(Path(str(point.adapter), ADAPTER_WEIGHTS))
         self._needed.add(point.training)
         training = self._results / TRAININGS / point.training
-        if not is_trained(training) or self._find_training_problem(point.training):
+        if not is_trained(training) or self._find_training_problem(point.training, "adapter"):
             return None
         folder = get_epoch_folder(point.epoch) if point.epoch else "adapter"
         digest: str | None = find_record(training / folder / RECORD).get("adapter_sha256")
         return digest
 
-    def _find_training_problem(self, training: str) -> str | None:
+    def _find_training_problem(self, training: str, adapter: str) -> str | None:
         folder, owner = self._results / TRAININGS / training, self._sweep.points[self._sweep.trainings[training]]
         recipe = folder / "recipe.yaml"
         if not recipe.is_file() or read_identity(recipe) != self._sweep.identify_training(owner):
             return "its recipe.yaml is of other settings, data or another base model"
-        if find_record(folder / "adapter" / RECORD).get("recipe_sha256") != self.digests.get(recipe):
+        if find_record(folder / adapter / RECORD).get("recipe_sha256") != self.digests.get(recipe):
             return "it was not trained with its recipe.yaml"
         return None
+
+    def _find_undecided_problem(self, training: str) -> str | None:
+        """Return why the adapters from which a task chooses are made again; as `_find_training_problem` otherwise."""
+        folder = self._results / TRAININGS / training
+        if not (folder / LAST_EPOCH / RECORD).is_file():
+            return ""
+        for name in (LAST_EPOCH, *map(get_epoch_folder, self._sweep.get_kept_epochs(training))):
+            if not (folder / name / ADAPTER_WEIGHTS).is_file():
+                return f"{name}/{ADAPTER_WEIGHTS} is missing"
+        return self._find_training_problem(training, LAST_EPOCH)
 
     def _check_trainings(self) -> Iterator[Outdated]:
         for training in sorted(self._needed):
             folder = self._results / TRAININGS / training
-            problem = self._find_training_problem(training) if is_trained(folder) else ""
+            problem = self._find_training_problem(training, "adapter") if is_trained(folder) else ""
             if problem is None:
                 continue
-            yield Outdated(training, "train", str(folder / "adapter" / RECORD), problem)
+            if self._sweep.validation:
+                yield Outdated(training, "choose_epoch", str(folder / "adapter" / RECORD), problem)
+                problem = self._find_undecided_problem(training)
+                if problem is None:
+                    continue
+            yield Outdated(training, "train", str(folder / self._sweep.last_epoch_folder / RECORD), problem)
             recipe = folder / "recipe.yaml"
             if recipe.is_file() and recipe.read_text(encoding="utf-8") != self._sweep.get_recipe(training):
                 yield Outdated(training, "configure", str(recipe), "it is of other settings or another folder")

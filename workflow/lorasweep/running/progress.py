@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from lorasweep.planning.forecast import Forecast
 from lorasweep.planning.history import DONE
 from lorasweep.running.events import Attempt, Running
-from lorasweep.stages import ADAPTER_RULES
+from lorasweep.stages import ADAPTER_RULES, TRAINING_RULES
 
 WAITING, TRAINING, TRAINED, EVALUATING, DONE_STAGE, FAILED_STAGE = STAGES = (
     *("waiting", "training", "trained", "evaluating", "done", "failed"),
@@ -44,7 +44,8 @@ def count_stages(
         if name in evaluated:
             return EVALUATING
         is_to_end = name not in untrained and ("cleanup", name) in forecast.wanted
-        own = (("train", trained_by.get(name, name)), ("take", name), ("adopt", name))
+        trained = ((rule, trained_by.get(name, name)) for rule in TRAINING_RULES)
+        own = (*trained, ("take", name), ("adopt", name))
         trainings = [job for job in own if job in forecast.wanted]
         return TRAINED if is_to_end and ended.issuperset(trainings) else WAITING
 

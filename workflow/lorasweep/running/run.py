@@ -43,6 +43,7 @@ from lorasweep.running.orphans import Orphan, find_orphans
 from lorasweep.running.outages import OutageWatcher
 from lorasweep.running.partial_results import drop_partial_results, write_partial_results
 from lorasweep.running.summary import summarise, write_failures
+from lorasweep.stages import TASK_RULES, TRAINING_RULES
 from lorasweep.sweep.batches import record_batches
 from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.sweep.sweep import Sweep
@@ -157,7 +158,7 @@ class Run:
         """
         os.environ.setdefault(PATIENCE, str(3600 * self._sweep.experiment.slurm.wait_hours))
         hub.forget_token()
-        view.LABELS["train"] = self._sweep.trainings
+        view.LABELS |= dict.fromkeys(TRAINING_RULES, self._sweep.trainings)
         logger.addHandler(self._failures)
         logger.addHandler(self._jobs)
         logger.addHandler(self._merged_models)
@@ -231,10 +232,11 @@ class Run:
             self._check_environments()
             if refusals:
                 raise InputError.join(InputError(refusal) for refusal in refusals)
-            takes_time = any(rule.startswith(("train", "evaluate")) for rule, _ in wanted)
+            takes_time = any(rule in ("train", *TASK_RULES) for rule, _ in wanted)
             if sweep.experiment.plan.count and takes_time and not options.is_touch:
                 self._look({rule for rule, _ in wanted}, environments)
             notes = check_lengths(sweep, {name for rule, name in wanted if rule == "train"})
+            notes += start.note_shared_samples(sweep)
             forecast = forecast_run(sweep, wanted, places)
             assert forecast
             if shortage := forecast.explain_shortage():
@@ -332,7 +334,7 @@ class Run:
                 notes = check_lengths(sweep, {name for rule, name in wanted if rule == "train"})
             except InputError as error:
                 too_long = error
-            for note in notes:
+            for note in (*notes, *start.note_shared_samples(sweep)):
                 print(note)
             for reason in filter(None, [fault, too_long, forecast.explain_shortage()]):
                 print(f"A run would be refused: {reason}")
@@ -445,6 +447,7 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
         count_parallel_evaluations(sweep, places),
         sweep.tasks,
         list(map(Path, sweep.task_files)),
+        sweep.validation,
     )
 
 

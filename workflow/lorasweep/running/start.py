@@ -11,6 +11,7 @@ from typing import Any
 from lorasweep.evaluation.system_messages import refuse_system_message
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.planning import counting
+from lorasweep.stages import TASK_RULES
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.util.errors import InputError, nearest
 
@@ -40,7 +41,7 @@ def find_faults(sweep: Sweep, rules: Collection[str]) -> InputError | None:
     if _evaluates(sweep, rules):
         faults += _find_task_errors(sweep) or [
             *_find_system_messages(sweep),
-            *_find_metric_fault(sweep),
+            *_find_metric_faults(sweep),
             *_find_cluster_fault(sweep),
         ]
     if _trains(sweep, rules):
@@ -51,7 +52,7 @@ def find_faults(sweep: Sweep, rules: Collection[str]) -> InputError | None:
 
 
 def _evaluates(sweep: Sweep, rules: Collection[str]) -> bool:
-    return bool(sweep.evaluated) and any(rule.startswith("evaluate") for rule in rules)
+    return any(rule in rules for rule in TASK_RULES)
 
 
 def _trains(sweep: Sweep, rules: Collection[str]) -> bool:
@@ -79,21 +80,21 @@ def get_variables(environments: Mapping[str, Path], stage: str) -> dict[str, str
 
 
 def _get_tasks(sweep: Sweep) -> tuple[Path, Sequence[TaskEntry], list[Path], Collection[str]]:
-    return sweep.results, sweep.tasks, list(map(Path, sweep.task_files)), sweep.experiment.evaluation.model_roles
+    return sweep.results, sweep.all_tasks, list(map(Path, sweep.task_files)), sweep.experiment.evaluation.model_roles
 
 
 def _find_task_errors(sweep: Sweep) -> list[InputError]:
-    return list_errors(sweep.tasks, counting.read_tasks(*_get_tasks(sweep)), sweep.source)
+    return list_errors(sweep.all_tasks, counting.read_tasks(*_get_tasks(sweep)), sweep.source)
 
 
 def list_errors(tasks: Sequence[TaskEntry], found: Mapping[str, Mapping[str, Any]], source: str) -> list[InputError]:
     """Return an error for each task that did not load; `found` is what is known of tasks by name."""
     return [
         InputError(
-            f"evaluation.tasks.{index}: {entry.spec.task!r} does not load: {found[entry.name]['error']}",
+            f"{entry.place}: {entry.spec.task!r} does not load: {found[entry.name]['error']}",
             f"a task that loads without the network; 'lorasweep download {source}' fetches what it needs of the hub",
         )
-        for index, entry in enumerate(tasks)
+        for entry in tasks
         if "error" in found.get(entry.name, {})
     ]
 
@@ -101,22 +102,43 @@ def list_errors(tasks: Sequence[TaskEntry], found: Mapping[str, Mapping[str, Any
 def _find_system_messages(sweep: Sweep) -> list[InputError]:
     """Return an error for each task that brings a system message, unless its entry says which message stands."""
     found = counting.read_tasks(*_get_tasks(sweep))
-    undecided = [entry.name for entry in sweep.tasks if entry.spec.system_prompt is None and entry.name in found]
-    places = {name: found[name].get("system_message") for name in undecided}
-    return [refuse_system_message(name, place) for name, place in places.items() if place]
+    undecided = [entry for entry in sweep.all_tasks if entry.spec.system_prompt is None and entry.name in found]
+    return [
+        refuse_system_message(entry.name, place, entry.place if entry is sweep.validation else "evaluation.tasks")
+        for entry in undecided
+        if (place := found[entry.name].get("system_message"))
+    ]
 
 
-def _find_metric_fault(sweep: Sweep) -> list[InputError]:
-    metric, task = sweep.experiment.report.metric, next(iter(sweep.deciding_tasks), None)
-    known = counting.read_tasks(*_get_tasks(sweep)).get(str(task), {}).get("metrics")
-    if metric is None or not known or metric in known:
+def note_shared_samples(sweep: Sweep) -> list[str]:
+    """Return a note on each task that is known to have samples by which an epoch is chosen."""
+    if sweep.validation is None:
         return []
-    problem = f"report.metric: {metric!r} is no metric of the task '{task}'{nearest(metric, known)}"
-    return [InputError(problem, ", ".join(known))]
+    known = counting.read_tasks(*_get_tasks(sweep)).get(sweep.validation.name, {})
+    return [
+        f"{sweep.validation.place}: shares the inputs of {count} samples with the task '{task}', whose scores will be "
+        "too good: they judge an epoch that they chose."
+        for task, count in known.get("shared", {}).items()
+        if sweep.experiment.evaluation.enabled
+    ]
+
+
+def _find_metric_faults(sweep: Sweep) -> list[InputError]:
+    wanted = [("report", sweep.experiment.report.metric, next(iter(sweep.deciding_tasks), None))]
+    if sweep.validation and (chosen := sweep.experiment.evaluation.validation_task):
+        wanted.append((sweep.validation.place, chosen.metric, sweep.validation.name))
+    found, faults = counting.read_tasks(*_get_tasks(sweep)), []
+    for place, metric, task in wanted:
+        known = found.get(str(task), {}).get("metrics")
+        if metric is not None and known and metric not in known:
+            problem = f"{place}.metric: {metric!r} is no metric of the task '{task}'{nearest(metric, known)}"
+            faults.append(InputError(problem, ", ".join(known)))
+    return faults
 
 
 def _find_cluster_fault(sweep: Sweep) -> list[InputError]:
-    cluster, found = sweep.experiment.report.cluster, counting.read_tasks(*_get_tasks(sweep))
+    cluster, known = sweep.experiment.report.cluster, counting.read_tasks(*_get_tasks(sweep))
+    found = {name: known[name] for name in sweep.deciding_tasks if name in known}
     keys = sorted({key for measured in found.values() for key in measured.get("metadata", [])})
     if cluster is None or not found:
         return []

@@ -24,6 +24,7 @@ _MOST_LINES = 10
 
 _WORDS = {
     "train": ("training", "trained"),
+    "choose_epoch": ("choosing the epoch", "epoch chosen"),
     "export": ("writing the full model", "full model written"),
     "merge": ("merging", "merged"),
     "evaluate": ("evaluating", "evaluated"),

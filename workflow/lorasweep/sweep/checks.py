@@ -117,6 +117,8 @@ def _check_system_role(experiment: Experiment, points: Iterable[Point], tasks: I
     given |= {f"data.system_prompt{place}": data.system_prompt for data, place in _list_data(points).items()}
     if experiment.evaluation.enabled:
         given |= {f"evaluation.tasks: '{task.name}': system_prompt": task.spec.system_prompt for task in tasks}
+    if validation := experiment.evaluation.validation_task:
+        given["evaluation.validation_task.system_prompt"] = validation.system_prompt
     place = next((key for key, text in given.items() if text), None)
     for source, template in _list_templates(experiment, points).items() if place else ():
         if template and (refusal := find_system_refusal(template)) is not None:
@@ -182,10 +184,11 @@ def check_trainer(name: str, evaluation: Evaluation) -> None:
         InputError: it is not, or it cannot.
     """
     trainer = find_trainer(name)
-    if evaluation.epochs == "best" and not getattr(trainer, "KEEPS_BEST_EPOCH", False):
+    if evaluation.keeps_best_by_loss and not getattr(trainer, "KEEPS_BEST_EPOCH", False):
         raise InputError(
             f"evaluation.epochs: 'best' is invalid with trainer: {name}, which has no KEEPS_BEST_EPOCH = True",
-            f"trainer: {' or '.join(OWN_TRAINERS)}; or last, all, or a list of epochs",
+            f"trainer: {' or '.join(OWN_TRAINERS)}; or an evaluation.validation_task; or last, all, or a list of "
+            "epochs",
         )
 
 
@@ -256,7 +259,7 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
         model=point.model,
         data=point.data,
         output_dir=output_dir,
-        keeps_best_epoch=experiment.evaluation.epochs == "best",
+        keeps_best_epoch=experiment.evaluation.keeps_best_by_loss,
     )
     trainer = find_trainer(point.trainer)
     if given is not None and not getattr(trainer, "TAKES_CHAT_TEMPLATE", False):
@@ -274,10 +277,10 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     return "".join(digests) + recipe
 
 
-def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str]) -> None:
+def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str], where: str = "evaluation.tasks") -> None:
     """Check that tasks, solvers and scorers given by name are registered in the evaluation environment.
 
-    `python` is the command that starts that environment's Python.
+    `python` is the command that starts that environment's Python, and `where` the key of the tasks.
 
     Raises:
         InputError: a name is not registered, or the environment's Python failed.
@@ -301,12 +304,12 @@ def check_registered_tasks(tasks: Iterable[TaskEntry], python: Sequence[str]) ->
     )
     if result.returncode:
         raise InputError(
-            f"evaluation.tasks: could not check that {', '.join(names)} is registered in the evaluation environment "
+            f"{where}: could not check that {', '.join(names)} is registered in the evaluation environment "
             f"(is it installed? 'make install'): {_find_reason(result.stderr)}"
         )
     if result.stdout.split():
         raise InputError(
-            f"evaluation.tasks: no installed package registers {', '.join(result.stdout.split())}",
+            f"{where}: no installed package registers {', '.join(result.stdout.split())}",
             "file.py@task, or a name registered by a package in the evaluation environment "
             "(.venv/eval/bin/pip install ...)",
         )

@@ -40,13 +40,14 @@ from lorasweep.experiment.sections import (
     Model,
 )
 from lorasweep.experiment.task_choice import choose_tasks, list_tasks, with_own_tasks
-from lorasweep.experiment.tasks import TaskEntry, get_tasks
+from lorasweep.experiment.tasks import TaskEntry, get_tasks, get_validation_task
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import check_fetched, read_revisions, with_local_paths
 from lorasweep.layout import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     BATCHES,
+    LAST_EPOCH,
     MERGED,
     METRICS,
     POINTS,
@@ -56,7 +57,7 @@ from lorasweep.layout import (
     TRAININGS,
     get_epoch_folder,
 )
-from lorasweep.stages import get_stages
+from lorasweep.stages import TASK_RULES, TRAINING_RULES, get_stages
 from lorasweep.sweep import resources
 from lorasweep.sweep.batches import assign_batches, group_alike, read_batches
 from lorasweep.sweep.checks import (
@@ -105,6 +106,8 @@ class Sweep:
     baselines: Mapping[str, Baseline]
     """The models that are evaluated without an adapter, by name."""
     tasks: Sequence[TaskEntry]
+    validation: TaskEntry | None = None
+    """The task that chooses the epoch of each training, if one does."""
     is_job: bool = False
     """Whether this process runs a job of a sweep that another process planned."""
     shared_gpus: int | None = None
@@ -135,6 +138,7 @@ class Sweep:
         with naming_file(source):
             find_trainer(as_written.trainer)
             tasks = get_tasks(as_written.evaluation.tasks)
+            validation = get_validation_task(as_written.evaluation, tasks)
             check_roles(as_written.evaluation)
             revisions = read_revisions(results / REVISIONS)
             check_fetched(as_written, revisions, source)
@@ -149,7 +153,7 @@ class Sweep:
             baselines = get_baselines(experiment, points)
             for trainer in sorted({point.trainer for point in points.values() if not point.adapter}):
                 check_trainer(trainer, experiment.evaluation)
-        return cls(experiment, as_written, source, points, baselines, tasks, is_job, shared_gpus)
+        return cls(experiment, as_written, source, points, baselines, tasks, validation, is_job, shared_gpus)
 
     def check(self, *, asks_inspect: bool) -> None:
         """Check everything that a run needs from outside the experiment file, except the base model's presence.
@@ -167,6 +171,8 @@ class Sweep:
             if asks_inspect:
                 run = str(Path(__file__).parents[3] / "scripts/run")
                 check_registered_tasks(self.tasks, [run, self.evaluation_stage])
+                if self.validation:
+                    check_registered_tasks([self.validation], [run, self.evaluation_stage], self.validation.place)
                 check_role_models(self.experiment.evaluation, [run, self.evaluation_stage])
                 trainers = sorted({point.trainer for point in self.named_points.values() if point.is_trained})
                 stages = {name: [run, get_trainer(name).STAGE] for name in trainers}
@@ -176,7 +182,7 @@ class Sweep:
                 self.make_recipe(point)
 
     def _check_gpus(self) -> None:
-        for name in self.evaluated if self.experiment.evaluation.backend == "vllm" else ():
+        for name in self._asked if self.experiment.evaluation.backend == "vllm" else ():
             model, gpus = self.get_model(name), self.get_model_gpus(name)
             base = self.get_checkpoint(model)
             if base and not resources.can_split(base, gpus):
@@ -314,6 +320,11 @@ class Sweep:
         modes.update(dict.fromkeys(self.baselines, "base"))
         return modes
 
+    @property
+    def _asked(self) -> Sequence[str]:
+        """Names of the points and baselines whose models are asked; the first of them for those of epochs."""
+        return [*self.evaluated, *(self.trained if self.validation else ())]
+
     @cached_property
     def folders(self) -> Sequence[str]:
         """Names of the points and baselines: each has a folder in the results."""
@@ -331,10 +342,15 @@ class Sweep:
         names = [task.name for task in self.tasks] if self.experiment.evaluation.enabled else []
         return sorted(names, key=lambda name: name != self.experiment.report.task)
 
+    @property
+    def all_tasks(self) -> Sequence[TaskEntry]:
+        """The tasks on which points are evaluated, and the one that chooses epochs, if one does."""
+        return [*self.tasks, *([self.validation] if self.validation else [])]
+
     @cached_property
     def task_files(self) -> Sequence[str]:
-        """The tasks' source files. A change in one of them invalidates the evaluations."""
-        return sorted({file for entry in self.tasks for file in entry.files})
+        """The source files of all tasks. A change in one of them invalidates what the task's scores decide."""
+        return sorted({file for entry in self.all_tasks for file in entry.files})
 
     def get_tasks(self, name: str) -> Sequence[TaskEntry]:
         """Return the tasks that a point, a batch or a baseline is evaluated on."""
@@ -361,7 +377,8 @@ class Sweep:
         """The rules in order, each with its number of jobs, as JSON."""
         modes = {**{point.name: point.mode for point in self.points.values()}, **self.evaluated}
         taken = {point.name for point in self.points.values() if point.training}
-        return json.dumps([asdict(stage) for stage in get_stages(modes, self.evaluated, self.trained, taken)])
+        stages = get_stages(modes, self.evaluated, self.trained, taken, chooses_epoch=self.validation is not None)
+        return json.dumps([asdict(stage) for stage in stages])
 
     @property
     def digest(self) -> str:
@@ -389,9 +406,18 @@ class Sweep:
         """Return the files of a point's adapter."""
         return [f"<results>/{point}/adapter/{name}" for name in ADAPTER_FILES]
 
+    def get_training_record(self, training: str) -> str:
+        """Return the record of the adapter that points take from a training."""
+        return f"<results>/{TRAININGS}/{training}/adapter/{RECORD}"
+
+    @property
+    def last_epoch_folder(self) -> str:
+        """The folder, in its training's, in which a training publishes the adapter of its last epoch."""
+        return LAST_EPOCH if self.validation else "adapter"
+
     def get_trained_file(self, training: str) -> str:
         """Return the record of a training's last adapter. It exists only when all other outputs of the training do."""
-        return f"<results>/{TRAININGS}/{training}/adapter/{RECORD}"
+        return f"<results>/{TRAININGS}/{training}/{self.last_epoch_folder}/{RECORD}"
 
     def get_data_files(self, training: str) -> list[str]:
         """Return the files of training and validation samples of a training."""
@@ -402,7 +428,7 @@ class Sweep:
         """Return the declared outputs of a point's training that the point uses."""
         training = str(self.points[point].training)
         recipe = f"<results>/{TRAININGS}/{training}/recipe.yaml"
-        return {"recipe": recipe, "record": self.get_trained_file(training)}
+        return {"recipe": recipe, "record": self.get_training_record(training)}
 
     def get_taken_folder(self, point: str) -> str:
         """Return the folder, in its training's, of the adapter that a point uses."""
@@ -484,6 +510,7 @@ class Sweep:
     def identify_training(self, point: Point) -> str:
         """Return the sha256 of what determines a training's result: its recipe, without paths, and its base model.
 
+        If a task chooses the epoch, that choice is a part of it: the adapters of other epochs are not kept.
         The recipe names its data by their digests too, so that the same files elsewhere are the same training.
         """
         key = point.trained_name
@@ -492,20 +519,47 @@ class Sweep:
             files = [file for key in DATA_KEYS for file in point.data.get_files(key)]
             for path in (point.model.path, *files):
                 text = re.sub(rf"(?m)(?<=[:-] ){re.escape(path)}$", "<path>", text)
+            chosen = f"\n{self._describe_choice(point)}" if self.validation else ""
             fingerprint = self.get_fingerprint(point.name)
-            self._identities[key] = hashlib.sha256(f"{fingerprint}\n{text}".encode()).hexdigest()
+            self._identities[key] = hashlib.sha256(f"{fingerprint}\n{text}{chosen}".encode()).hexdigest()
         return self._identities[key]
+
+    def _describe_choice(self, point: Point) -> str:
+        """Return what determines which epoch of a point's training a task chooses, as text."""
+        chosen = self.experiment.evaluation.validation_task
+        assert chosen
+        spec = chosen.model_dump_json() if self.missing_model else self._get_choice_spec(point).sha256
+        return json.dumps([spec, chosen.metric, chosen.higher_is_better])
+
+    def _get_choice_spec(self, point: Point) -> EvaluationSpec:
+        assert self.validation
+        base = self.experiment.evaluation.base
+        return self._get_spec("B2", point.name, point.data, base, [self.validation])
+
+    def get_choice_spec(self, training: str) -> str:
+        """Return the specification of the evaluations that choose a training's epoch, as JSON."""
+        return self._get_choice_spec(self.points[self.trainings[training]]).model_dump_json()
+
+    def get_choice_options(self, training: str) -> list[str]:
+        """Return the options of the choice of a training's epoch."""
+        chosen = self.experiment.evaluation.validation_task
+        epochs = ["--epochs", str(self.points[self.trainings[training]].controls.epochs)]
+        metric = ["--metric", chosen.metric] if chosen and chosen.metric else []
+        return [*epochs, *metric, *([] if not chosen or chosen.higher_is_better else ["--lower-is-better"])]
 
     def get_evaluation_spec(self, point: str) -> EvaluationSpec:
         """Return the specification of a point's evaluation: everything it depends on, except the adapter's weights."""
         data = self.points[point].data if point in self.points else self.experiment.data
-        model, base, tasks = self.get_model(point), self.get_base(point), self.get_tasks(point)
-        key = (self.evaluated[point], model, data.asked, base, tuple(task.name for task in tasks))
+        return self._get_spec(self.evaluated[point], point, data, self.get_base(point), self.get_tasks(point))
+
+    def _get_spec(self, mode: Mode, name: str, data: Data, base: Base, tasks: Sequence[TaskEntry]) -> EvaluationSpec:
+        """Return the specification of an evaluation of the model of a point or a baseline."""
+        model = self.get_model(name)
+        key = (mode, model, data.asked, base, tuple(task.name for task in tasks))
         if key not in self._specs:
             files = [Path(file) for file in sorted({file for task in tasks for file in task.files})]
-            self._specs[key] = make_evaluation_spec(
-                self.experiment, tasks, files, self.evaluated[point], self.get_fingerprint(point), model, data, base
-            )
+            fingerprint = self.get_fingerprint(name)
+            self._specs[key] = make_evaluation_spec(self.experiment, tasks, files, mode, fingerprint, model, data, base)
         return self._specs[key]
 
     def get_base(self, name: str) -> Base:
@@ -636,7 +690,7 @@ class Sweep:
 
     @cached_property
     def _most_evaluation_gpus(self) -> int:
-        return max(map(self._count_gpus, {self.get_model(name) for name in self.evaluated}), default=1)
+        return max(map(self._count_gpus, {self.get_model(name) for name in self._asked}), default=1)
 
     def _count_gpus(self, model: Model) -> int:
         return resources.get_evaluation_gpus(self.get_checkpoint(model), model, self.experiment)
@@ -668,12 +722,13 @@ class Sweep:
         return 4 * self.points[self.trainings[training]].controls.gpus
 
     def get_kept_epochs(self, training: str) -> tuple[int, ...]:
-        """Return the epochs before the last whose adapters a training keeps."""
-        return self.trained[self.trainings[training]]
+        """Return the epochs before the last whose adapters a training keeps, if only until one is chosen."""
+        owner = self.trainings[training]
+        return tuple(range(1, self.points[owner].controls.epochs)) if self.validation else self.trained[owner]
 
     def get_epochs(self, training: str) -> str:
         """Return all epochs whose adapters a training keeps, joined by commas; the last is called `last` or `best`."""
-        last = "best" if self.experiment.evaluation.epochs == "best" else "last"
+        last = "best" if self.experiment.evaluation.keeps_best_by_loss else "last"
         return ",".join([*map(str, self.get_kept_epochs(training)), last])
 
     def request(self, rule: str, resource: str, name: str, attempt: int = 1) -> int:
@@ -683,10 +738,10 @@ class Sweep:
         """
         if self.missing_model:
             return MISSING_MODEL_AMOUNT
-        name = self.trainings.get(name, name) if rule == "train" else name
+        name = self.trainings.get(name, name) if rule in TRAINING_RULES else name
         model = self.get_model(name)
         amount = _REQUESTS[rule, resource](self, name, read_checkpoint(Path(model.path)), model)
-        if resource == "mem_mb" and rule.startswith("evaluate"):
+        if resource == "mem_mb" and rule in TASK_RULES:
             amount += resources.roles_mem_mb(self.experiment.evaluation)
         return attempt * amount
 
@@ -701,7 +756,11 @@ _REQUESTS: Mapping[tuple[str, str], _Request] = {
         base, s.points[point].controls, model, s.count_samples(point)
     ),
     ("train", "disk_mb"): lambda s, point, base, model: resources.train_disk_mb(
-        base, s.points[point].controls, model, kept=1 + len(s.trained[point])
+        base, s.points[point].controls, model, kept=1 + len(s.get_kept_epochs(str(s.points[point].training)))
+    ),
+    ("choose_epoch", "mem_mb"): lambda s, point, base, model: resources.evaluate_mem_mb(base, model),
+    ("choose_epoch", "runtime"): lambda s, point, base, model: resources.evaluate_runtime(
+        base, model, s.experiment.evaluation.for_validation(), adapters=s.points[point].controls.epochs
     ),
     ("merge", "mem_mb"): lambda s, point, base, model: resources.merge_mem_mb(base),
     ("merge", "runtime"): lambda s, point, base, model: resources.merge_runtime(base, model),

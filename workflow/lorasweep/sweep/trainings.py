@@ -1,8 +1,8 @@
 """Share trainings: points that differ only in mode or in epoch have one training.
 
-A training has an identity, the digest of what determines its result: its recipe without paths, and its base model. The
-name of its folder, `trainings/<name>/` in the experiment's folder, contains the identity's first digits, so the folder
-never holds the results of another training.
+A training has an identity, the digest of what determines its result: its recipe without paths, its base model, and the
+choice of its epoch if a task makes it. The name of its folder, `trainings/<name>/` in the experiment's folder, contains
+the identity's first digits, so the folder never holds the results of another training.
 """
 
 import hashlib

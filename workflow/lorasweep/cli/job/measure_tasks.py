@@ -1,7 +1,8 @@
 """Load tasks with their solvers and scorers, and print as JSON what is known of each without evaluating it.
 
 That is its number of samples, the mean size of their prompts, the keys of metadata that all samples have, the names of
-its metrics, and where it brings a system message; or why it does not load.
+its metrics, where it brings a system message, and how many samples' inputs it shares with other tasks; or why it does
+not load.
 """
 
 import argparse
@@ -31,23 +32,29 @@ def run(arguments: argparse.Namespace) -> None:
             # Inspect waits for minutes before it asks the hub again.
             tenacity.nap.sleep = lambda seconds: None
         tasks = [TaskSpec.model_validate(entry) for entry in json.loads(arguments.tasks)]
-        measured = {task.name: _measure(task) for task in tasks}
+        inputs: dict[str, set[str]] = {}
+        measured = {task.name: _measure(task, inputs) for task in tasks}
+        for name, own in inputs.items():
+            shared = {other: len(own & theirs) for other, theirs in inputs.items() if other != name and own & theirs}
+            measured[name] |= {"shared": shared} if shared else {}
     print(json.dumps(measured))
 
 
-def _measure(spec: TaskSpec) -> dict[str, Any]:
+def _measure(spec: TaskSpec, inputs: dict[str, set[str]]) -> dict[str, Any]:
+    """Return what is known of a task, and add its samples' inputs to `inputs`."""
     try:
         task = load_parts(spec)
         samples = list(task.dataset)[: spec.limit]
-        sizes = [len(get_text(sample.input).encode()) for sample in samples]
+        texts = [get_text(sample.input) for sample in samples]
         keys = [{k for k, value in (sample.metadata or {}).items() if value is not None} for sample in samples]
         system_message, metrics = find_system_message(task, spec.limit), name_metrics(task)
     except (Exception, SystemExit) as error:
         token = os.environ.get("HF_TOKEN")  # in `lorasweep download` alone
         return {"error": describe(error).replace(token, "***") if token else describe(error)}
+    inputs[spec.name] = set(texts)
     return {
-        "samples": len(samples) * (spec.epochs or task.epochs or 1),
-        "prompt_bytes": sum(sizes) / max(1, len(sizes)),
+        "samples": len(texts) * (spec.epochs or task.epochs or 1),
+        "prompt_bytes": sum(len(text.encode()) for text in texts) / max(1, len(texts)),
         "metadata": sorted(set.intersection(*keys) if keys else []),
         "some_metadata": sorted(set.union(*keys) if keys else []),
         "metrics": metrics,
