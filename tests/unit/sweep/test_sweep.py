@@ -649,6 +649,30 @@ class TestChosenEpoch:
         assert more.request("choose_epoch", "runtime", same) > sweep.request("choose_epoch", "runtime", training)
         assert load_chosen({"enabled": False}).evaluated == {}
 
+    def test_it_is_on_the_trainings_own_base_model_with_its_own_template_and_precision(
+        self, load: Callable[..., Sweep], load_chosen: Callable[..., Sweep], tmp_path: Path
+    ) -> None:
+        write_checkpoint(tmp_path / "wider", hidden_size=32)
+        (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
+        memory = float(read_checkpoint(tmp_path / "wider").num_parameters * 4)
+        mine = {"bf16_flops": 1e12, "fp32_flops": 1e12, "bandwidth": 1e12, "memory": memory}
+        sections: dict[str, Any] = {
+            "model": {"device": "cuda"},
+            "models": {"small": {"path": "model"}, "wider": {"path": "wider", "dtype": "fp32"}},
+            "variables": {"model": ["small", "wider"]},
+            "evaluation": {**load_chosen().experiment.evaluation.model_dump(exclude_unset=True), "gpus": "auto"},
+            "plan": {"device": "mine", "devices": {"mine": mine}},
+        }
+        sections["models"]["wider"]["chat_template"] = "own.jinja"
+        sweep = load(**sections)
+        of = {sweep.get_model_path(training): training for training in sweep.trainings}
+        assert sorted(of) == ["model", "wider"]
+        specs = [json.loads(sweep.get_choice_spec(of[path])) for path in ("model", "wider")]
+        assert [(spec["base_model"], spec["dtype"]) for spec in specs] == [("model", "bf16"), ("wider", "fp32")]
+        assert [spec.get("chat_template") for spec in specs] == [None, "{{ messages[0].content }}"]
+        for count in (sweep.get_model_gpus, sweep.get_evaluation_gpus):
+            assert [count(of[path]) for path in ("model", "wider")] == [1, 2]
+
     def test_without_the_base_model_it_is_planned_too(self, load_chosen: Callable[..., Sweep]) -> None:
         Path("model").rename("gone")
         assert len(load_chosen().trainings) == 1
