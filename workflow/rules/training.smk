@@ -77,7 +77,7 @@ rule choose_epoch:
         **get_placement(),
         **request_memory("choose_epoch"),
         runtime=request("choose_epoch", "runtime"),
-        gpu=SWEEP.evaluation_gpus,
+        gpu=of(SWEEP.get_evaluation_gpus),
     params:
         spec=of(SWEEP.get_choice_spec),
         training=in_results("trainings/{training}"),

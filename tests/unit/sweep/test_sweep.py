@@ -625,6 +625,8 @@ class TestChosenEpoch:
         spec = json.loads(sweep.get_choice_spec(training))
         assert [task["name"] for task in spec["tasks"]] == ["dev"]
         assert (spec["mode"], spec["base_model"]) == ("B2", "model")
+        assert sweep.get_model(training) == sweep.get_model(next(iter(sweep.points)))
+        assert sweep.get_evaluation_gpus(training) == sweep.get_model_gpus(training) == 0
         assert [sweep.get_task_names(point) for point in sweep.points] == [["letters"], ["letters"]]
         assert sweep.task_files == ["tasks.py"]
 

@@ -213,11 +213,12 @@ class Sweep:
         return RESULTS / self.experiment.experiment.name
 
     def get_model(self, name: str) -> Model:
-        """Return the model that a point, a batch or a baseline is evaluated on, without its adapter."""
+        """Return the model that a point, a training, a batch or a baseline is evaluated on, without its adapter."""
         if name in self.baselines:
             return self.baselines[name].model
-        point = self.named_points[name if name in self.named_points else self.batches[name][0]]
-        return get_evaluated_model(self.experiment, point.model)
+        if name not in self.named_points:
+            name = self.trainings[name] if name in self.trainings else self.batches[name][0]
+        return get_evaluated_model(self.experiment, self.named_points[name].model)
 
     def get_model_path(self, name: str) -> str:
         """Return the path of `get_model`."""
@@ -702,14 +703,14 @@ class Sweep:
         return self.is_on_gpus * (self.most_gpus if self.shared_gpus is not None else own)
 
     def get_evaluation_gpus(self, name: str) -> int:
-        """Return the number of GPUs that the evaluation of a point, a batch or a baseline requests.
+        """Return the number of GPUs that the evaluation of a point, a training, a batch or a baseline requests.
 
         If jobs share one machine's GPUs, each job reserves all of them.
         """
         return self.is_on_gpus * self.most_gpus if self.shared_gpus is not None else self.get_model_gpus(name)
 
     def get_model_gpus(self, name: str) -> int:
-        """Return the number of GPUs that the evaluation of a point, a batch or a baseline uses."""
+        """Return the number of GPUs that the evaluation of a point, a training, a batch or a baseline uses."""
         return self.is_on_gpus * self._count_gpus(self.get_model(name))
 
     def get_train_gpus(self, training: str) -> int:
