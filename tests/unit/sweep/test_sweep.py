@@ -131,6 +131,7 @@ def test_any_missing_model_is_named_by_its_key(load: Callable[..., Sweep]) -> No
     models = {"small": {"path": "model"}, "none": {"path": "none"}}
     sweep = load(model={"device": "cpu"}, models=models, variables={"model": ["small", "none"]})
     assert "models.none.path: no such directory: 'none'" in str(sweep.missing_model)
+    assert len(sweep.trainings) == 2
 
 
 def test_a_point_is_evaluated_on_its_own_tasks_and_no_other_point_notices(load: Callable[..., Sweep]) -> None:

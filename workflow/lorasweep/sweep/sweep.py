@@ -492,7 +492,8 @@ class Sweep:
             InputError: the trainer cannot train this model with these settings.
         """
         if self.missing_model:
-            return json.dumps([dict(point.controls), point.data.model_dump_json()])
+            sections = [point.model.model_dump_json(), point.data.model_dump_json()]
+            return json.dumps([dict(point.controls), *sections, point.trainer])
         key = point.trained_name
         if key not in self._recipes:
             folder = f"{RESULTS}/{_ANY_TRAINING}"
