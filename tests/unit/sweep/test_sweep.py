@@ -127,6 +127,19 @@ def test_each_model_has_its_own_baseline_batches_identity_and_requests(
         assert job.get_model(name) == sweep.get_model(name)
 
 
+def test_a_model_that_is_not_quantized_has_a_full_baseline(load: Callable[..., Sweep]) -> None:
+    models = {"small": {"path": "model", "quantize": "nf4", "trainer": "trl"}, "other": {"path": "model"}}
+    runs = [{"name": "quantized", "model": "small"}, {"name": "full", "model": "other", "base": "full"}]
+    evaluation = {"base": "quantized", "merge_adapters": False}
+    sweep = load(models=models, runs=runs, evaluation=evaluation)
+    sweep.check(asks_inspect=False)
+    for name, base in (("small", "quantized"), ("other", "full")):
+        assert sweep.get_plain_settings(f"baseline__model={name}")["base"] == base
+    sweep = load(models=models, runs=[runs[0], {"name": "wrong", "model": "other"}], evaluation=evaluation)
+    with pytest.raises(InputError, match=r"\(point 'wrong'\) does not go without models\.other\.quantize"):
+        sweep.check(asks_inspect=False)
+
+
 def test_any_missing_model_is_named_by_its_key(load: Callable[..., Sweep]) -> None:
     models = {"small": {"path": "model"}, "none": {"path": "none"}}
     sweep = load(model={"device": "cpu"}, models=models, variables={"model": ["small", "none"]})

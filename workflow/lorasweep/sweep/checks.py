@@ -440,7 +440,8 @@ def _check_base(experiment: Experiment, point: Point) -> None:
         return
     problem = f"evaluation.base: 'quantized' (point '{point.name}')"
     if not point.model.quantize:
-        raise InputError(f"{problem} does not go without model.quantize", "full; or model.quantize: nf4 or int8")
+        key = f"models.{point.model_name}.quantize" if point.model_name else "model.quantize"
+        raise InputError(f"{problem} does not go without {key}", f"full; or {key}: nf4 or int8")
     if point.mode != "B2":
         raise InputError(
             f"{problem} does not go with mode {point.mode}, which merges the adapter into the full base",

@@ -568,7 +568,8 @@ class Sweep:
         """Return whether a point or a baseline is evaluated on the full or on the quantized base model."""
         if name in self.points:
             return self.points[name].base
-        return self.experiment.evaluation.base if self.baselines[name].is_base else "full"
+        baseline = self.baselines[name]
+        return self.experiment.evaluation.base if baseline.is_base and baseline.model.quantize else "full"
 
     def get_settings(self, point: str) -> str:
         """Return the settings in a point's manifest, as JSON."""
