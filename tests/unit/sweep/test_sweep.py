@@ -140,6 +140,11 @@ def test_a_model_that_is_not_quantized_has_a_full_baseline(load: Callable[..., S
         sweep.check(asks_inspect=False)
 
 
+def test_an_unknown_trainer_of_a_model_is_named_by_its_key(load: Callable[..., Sweep]) -> None:
+    with pytest.raises(InputError, match=r"^mine\.yaml: models\.small\.trainer: 'tlr' is not known .*'trl'"):
+        load(models={"small": {"path": "model", "trainer": "tlr"}}, variables={"model": ["small"]})
+
+
 def test_any_missing_model_is_named_by_its_key(load: Callable[..., Sweep]) -> None:
     models = {"small": {"path": "model"}, "none": {"path": "none"}}
     sweep = load(model={"device": "cpu"}, models=models, variables={"model": ["small", "none"]})

@@ -74,7 +74,7 @@ from lorasweep.sweep.checks import (
 )
 from lorasweep.sweep.trainings import head_recipe, is_trained, share_trainings
 from lorasweep.trainers import get_trainer
-from lorasweep.util.errors import InputError, naming_file
+from lorasweep.util.errors import InputError, naming_file, naming_key
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
 """The files of an adapter that rules declare. Its tokenizer is in the same folder."""
@@ -137,6 +137,9 @@ class Sweep:
         results = RESULTS / as_written.experiment.name
         with naming_file(source):
             find_trainer(as_written.trainer)
+            for name, model in as_written.models.items():
+                with naming_key(f"models.{name}.trainer"):
+                    get_trainer(model.trainer or as_written.trainer)
             tasks = get_tasks(as_written.evaluation.tasks)
             validation = get_validation_task(as_written.evaluation, tasks)
             check_roles(as_written.evaluation)
