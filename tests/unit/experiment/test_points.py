@@ -532,8 +532,8 @@ def test_a_model_is_chosen_by_its_name_and_its_keys_replace_those_of_all(registr
         "baseline__model=large": "bf16",
     }
     assert [baseline.settings for baseline in baselines.values()] == [
-        {"mode": "base", "model": "small"},
         {"mode": "base", "model": "large"},
+        {"mode": "base", "model": "small"},
     ]
 
 

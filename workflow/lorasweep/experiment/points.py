@@ -201,6 +201,8 @@ class Baseline:
 def get_baselines(experiment: Experiment, points: Mapping[str, Point]) -> dict[str, Baseline]:
     """Return the models that are evaluated without training, by name: the base model of each point, then the others.
 
+    Base models are in the order of their names: that of points differs between the file and the record.
+
     Raises:
         InputError: A name is reserved, too long, or also the name of a point or of another baseline.
     """
@@ -212,7 +214,7 @@ def get_baselines(experiment: Experiment, points: Mapping[str, Point]) -> dict[s
     if not points and experiment.model.path:
         bases = {None: experiment.choose_model(None)}
     baselines = {}
-    for key, base in bases.items() if evaluation.baseline else ():
+    for key, base in sorted(bases.items(), key=lambda item: item[0] or "") if evaluation.baseline else ():
         name = get_baseline_name(key)
         if len(name) > LONGEST_NAME:
             raise InputError(
