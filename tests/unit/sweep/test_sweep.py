@@ -125,6 +125,10 @@ def test_each_model_has_its_own_baseline_batches_identity_and_requests(
         point = sweep.batches[name][0] if name in sweep.batches else name
         assert job.get_evaluation_spec(point) == sweep.get_evaluation_spec(point)
         assert job.get_model(name) == sweep.get_model(name)
+    # Points stay in the order of the record, whatever that of the file is.
+    sections["variables"]["model"].reverse()
+    again = load(**sections)
+    assert again.summary_settings == sweep.summary_settings == job.summary_settings
 
 
 def test_a_model_that_is_not_quantized_has_a_full_baseline(load: Callable[..., Sweep]) -> None:
@@ -138,6 +142,20 @@ def test_a_model_that_is_not_quantized_has_a_full_baseline(load: Callable[..., S
     sweep = load(models=models, runs=[runs[0], {"name": "wrong", "model": "other"}], evaluation=evaluation)
     with pytest.raises(InputError, match=r"\(point 'wrong'\) does not go without models\.other\.quantize"):
         sweep.check(asks_inspect=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"quantize": "nf4"}, r"models\.wrong: model\.quantize: 'nf4' is invalid with trainer: torchtune"),
+        ({"path": "empty"}, r"models\.wrong\.path: 'empty' has no config\.json"),
+    ],
+)
+def test_a_fault_of_a_model_is_told_with_its_name(load: Callable[..., Sweep], own: dict[str, Any], said: str) -> None:
+    Path("empty").mkdir()
+    models = {"right": {"path": "model"}, "wrong": {"path": "model", **own}}
+    with pytest.raises(InputError, match=f"^mine\\.yaml: {said}"):
+        load(models=models, variables={"model": [*models]}).check(asks_inspect=False)
 
 
 def test_an_unknown_trainer_of_a_model_is_named_by_its_key(load: Callable[..., Sweep]) -> None:
