@@ -532,8 +532,8 @@ def test_a_model_is_chosen_by_its_name_and_its_keys_replace_those_of_all(registr
         "baseline__model=large": "bf16",
     }
     assert [baseline.settings for baseline in baselines.values()] == [
-        {"mode": "base", "model": "small"},
         {"mode": "base", "model": "large"},
+        {"mode": "base", "model": "small"},
     ]
 
 
@@ -632,6 +632,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"runs": [{"name": "a", "lora_rank": 4}, {"name": "a", "lora_rank": 8}]}, ["two points are named 'a'"]),
     ({"runs": [{"lora_rank": 4}]}, ["runs.0.name", "None"]),
     ({"runs": [{"name": "baseline"}]}, ["baseline"]),
+    ({"runs": [{"name": "baseline__model=a"}]}, ["'baseline__model=a' is a reserved name"]),
     ({"runs": [{"name": "results.csv"}]}, ["results.csv"]),
     ({"runs": [{"name": "a", "_override": 5}]}, ["runs.0._override", "5", "a mapping"]),
     ({"runs": [{"name": "a", "prompt": "Say {word}"}]}, ["runs.0.prompt", "'Say {word}'", "text with {input}"]),
@@ -776,7 +777,7 @@ def test_a_given_template_is_that_of_base_models_alone() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["lora_rank=8", "baseline", "results.csv", "a", "n" * 200])
+@pytest.mark.parametrize("name", ["lora_rank=8", "baseline", "baseline__model=a", "results.csv", "a", "n" * 200])
 def test_a_baseline_has_a_name_of_its_own(name: str) -> None:
     with pytest.raises(InputError, match=r"evaluation\.baselines\.1\.name: .* is invalid"):
         read_baselines(baselines=[{"name": "a", "model": "m"}, {"name": name, "model": "m"}])

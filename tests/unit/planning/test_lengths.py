@@ -263,6 +263,21 @@ class TestRun:
         seconds = {job.points[0]: job.seconds for job in forecast.jobs.values() if job.rule == "train"}
         assert seconds["data=first"] < seconds["data=all"]
 
+    def test_each_model_has_its_own_notes_and_other_baselines_none(self, load: Callable[..., Sweep]) -> None:
+        for name in ("wider", "other"):
+            write_checkpoint(Path(name), hidden_size=32)
+        Path("tasks.py").write_text("@task\ndef letters():\n    pass\n")
+        models = {"small": {"path": "model"}, "wider": {"path": "wider"}}
+        sections = {"variables": {"model": [*models]}, "controls": {"max_seq_len": 110}}
+        evaluation = {"baselines": [{"name": "other", "model": "other"}], "tasks": ["tasks.py@letters"]}
+        data = {"too_long": "truncate"}
+        sweep = load(self.MEASURED, models=models, data=data, evaluation=evaluation, **sections)
+        notes = check_lengths(sweep, set(sweep.points))
+        assert [note.partition(":")[0] for note in notes] == ["point 'model=small'", "point 'model=wider'"]
+        forecast = forecast_run(sweep, {("train", name) for name in sweep.points}, Places(1, None, None))
+        assert forecast
+        assert forecast.planner.is_counted("train")
+
     def test_what_is_too_long_in_one_set_is_told_with_its_point(self, load: Callable[..., Sweep]) -> None:
         sets = {"cut": {"too_long": "truncate"}, "whole": {}}
         sections = {"variables": {"data": [*sets]}, "data": {"sets": sets}, "controls": {"max_seq_len": 110}}

@@ -125,12 +125,49 @@ def test_each_model_has_its_own_baseline_batches_identity_and_requests(
         point = sweep.batches[name][0] if name in sweep.batches else name
         assert job.get_evaluation_spec(point) == sweep.get_evaluation_spec(point)
         assert job.get_model(name) == sweep.get_model(name)
+    # Points stay in the order of the record, whatever that of the file is.
+    sections["variables"]["model"].reverse()
+    again = load(**sections)
+    assert again.summary_settings == sweep.summary_settings == job.summary_settings
+
+
+def test_a_model_that_is_not_quantized_has_a_full_baseline(load: Callable[..., Sweep]) -> None:
+    models = {"small": {"path": "model", "quantize": "nf4", "trainer": "trl"}, "other": {"path": "model"}}
+    runs = [{"name": "quantized", "model": "small"}, {"name": "full", "model": "other", "base": "full"}]
+    evaluation = {"base": "quantized", "merge_adapters": False}
+    sweep = load(models=models, runs=runs, evaluation=evaluation)
+    sweep.check(asks_inspect=False)
+    for name, base in (("small", "quantized"), ("other", "full")):
+        assert sweep.get_plain_settings(f"baseline__model={name}")["base"] == base
+    sweep = load(models=models, runs=[runs[0], {"name": "wrong", "model": "other"}], evaluation=evaluation)
+    with pytest.raises(InputError, match=r"\(point 'wrong'\) does not go without models\.other\.quantize"):
+        sweep.check(asks_inspect=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"quantize": "nf4"}, r"models\.wrong: model\.quantize: 'nf4' is invalid with trainer: torchtune"),
+        ({"path": "empty"}, r"models\.wrong\.path: 'empty' has no config\.json"),
+    ],
+)
+def test_a_fault_of_a_model_is_told_with_its_name(load: Callable[..., Sweep], own: dict[str, Any], said: str) -> None:
+    Path("empty").mkdir()
+    models = {"right": {"path": "model"}, "wrong": {"path": "model", **own}}
+    with pytest.raises(InputError, match=f"^mine\\.yaml: {said}"):
+        load(models=models, variables={"model": [*models]}).check(asks_inspect=False)
+
+
+def test_an_unknown_trainer_of_a_model_is_named_by_its_key(load: Callable[..., Sweep]) -> None:
+    with pytest.raises(InputError, match=r"^mine\.yaml: models\.small\.trainer: 'tlr' is not known .*'trl'"):
+        load(models={"small": {"path": "model", "trainer": "tlr"}}, variables={"model": ["small"]})
 
 
 def test_any_missing_model_is_named_by_its_key(load: Callable[..., Sweep]) -> None:
     models = {"small": {"path": "model"}, "none": {"path": "none"}}
     sweep = load(model={"device": "cpu"}, models=models, variables={"model": ["small", "none"]})
     assert "models.none.path: no such directory: 'none'" in str(sweep.missing_model)
+    assert len(sweep.trainings) == 2
 
 
 def test_a_point_is_evaluated_on_its_own_tasks_and_no_other_point_notices(load: Callable[..., Sweep]) -> None:
@@ -625,6 +662,8 @@ class TestChosenEpoch:
         spec = json.loads(sweep.get_choice_spec(training))
         assert [task["name"] for task in spec["tasks"]] == ["dev"]
         assert (spec["mode"], spec["base_model"]) == ("B2", "model")
+        assert sweep.get_model(training) == sweep.get_model(next(iter(sweep.points)))
+        assert sweep.get_evaluation_gpus(training) == sweep.get_model_gpus(training) == 0
         assert [sweep.get_task_names(point) for point in sweep.points] == [["letters"], ["letters"]]
         assert sweep.task_files == ["tasks.py"]
 

@@ -48,6 +48,7 @@ from lorasweep.layout import (
     RESERVED_NAMES,
     get_baseline_name,
     get_checkpoint_name,
+    is_base,
 )
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import read_record, write_record
@@ -200,6 +201,8 @@ class Baseline:
 def get_baselines(experiment: Experiment, points: Mapping[str, Point]) -> dict[str, Baseline]:
     """Return the models that are evaluated without training, by name: the base model of each point, then the others.
 
+    Base models are in the order of their names: that of points differs between the file and the record.
+
     Raises:
         InputError: A name is reserved, too long, or also the name of a point or of another baseline.
     """
@@ -211,17 +214,18 @@ def get_baselines(experiment: Experiment, points: Mapping[str, Point]) -> dict[s
     if not points and experiment.model.path:
         bases = {None: experiment.choose_model(None)}
     baselines = {}
-    for key, base in bases.items() if evaluation.baseline else ():
+    for key, base in sorted(bases.items(), key=lambda item: item[0] or "") if evaluation.baseline else ():
         name = get_baseline_name(key)
-        if name in points or len(name) > LONGEST_NAME:
+        if len(name) > LONGEST_NAME:
             raise InputError(
                 f"models.{key}: its baseline cannot be named '{name}'",
-                f"names of models that leave names of at most {LONGEST_NAME} characters, which no point has",
+                f"names of models that leave names of at most {LONGEST_NAME} characters",
             )
         tasks = _join_tasks(point for point in evaluated if point.model_name == key)
         baselines[name] = Baseline(name, get_evaluated_model(experiment, base), model_name=key, tasks=tasks)
     for index, baseline in enumerate(evaluation.baselines):
-        if baseline.name in (*RESERVED_NAMES, *points, *baselines) or len(baseline.name) > LONGEST_NAME:
+        is_taken = baseline.name in (*RESERVED_NAMES, *points, *baselines) or is_base(baseline.name)
+        if is_taken or len(baseline.name) > LONGEST_NAME:
             raise InputError(
                 f"evaluation.baselines.{index}.name: {baseline.name!r} is invalid",
                 f"a name of at most {LONGEST_NAME} characters that differs from those of points, other baselines and "
@@ -593,7 +597,7 @@ def _refuse_duplicates(points: Sequence[Point]) -> None:
     names: set[str] = set()
     seen: dict[str, str] = {}
     for point in points:
-        if point.name in RESERVED_NAMES:
+        if point.name in RESERVED_NAMES or is_base(point.name):
             raise InputError(f"'{point.name}' is a reserved name", "another name")
         data = point.data.asked if point.adapter else point.data
         settings = vars(point.controls) | point.settings | vars(data)

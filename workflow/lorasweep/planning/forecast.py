@@ -238,9 +238,9 @@ def make_forecast(
     experience: dict[str, Experience] = {}
     costs: dict[Base, Costs] = {}
     for base in dict.fromkeys(bases.values()):
-        own = [point for point in points.values() if point.is_trained and bases[point.name] == base]
+        own = [point for point in points.values() if not point.adapter and bases[point.name] == base]
         lengths = _read_lengths(results, own, base.fingerprint)
-        first = next(iter(lengths.values()), Lengths.guess(experiment.data, 0, 0))
+        first = next(iter(lengths.values()), Lengths.count(experiment.data, []))
         past = learn(all_records, get_device_name(experiment), base.fingerprint)
         factors = {rule: jobs.factor for rule, jobs in past.items()}
         is_counted = bool(sizes)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from contextlib import nullcontext
 
 from lorasweep.experiment.points import Point
-from lorasweep.experiment.sections import DATA_KEYS, SET_KEY, Data, DataKey
+from lorasweep.experiment.sections import DATA_KEYS, MODEL_KEY, SET_KEY, Data, DataKey
 from lorasweep.planning.counting import Samples, read_count
 from lorasweep.planning.lengths import check_too_long
 from lorasweep.sweep.checks import check_batch
@@ -29,22 +29,23 @@ def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
     counts = {
         samples: read_count(sweep.results, samples) for samples in {get_samples(sweep, point) for point in points}
     }
-    notes: dict[tuple[Data, DataKey, int], str] = {}
+    notes: dict[tuple[Samples, DataKey, int], str] = {}
     with naming_file(sweep.source):
         for point in points:
-            count = counts[get_samples(sweep, point)]
+            samples = get_samples(sweep, point)
+            count = counts[samples]
             if count is None:
                 continue
             if count.refused:
                 raise InputError(count.refused)
             limit = point.controls.max_seq_len
-            has_own = not {SET_KEY, *Data.model_fields}.isdisjoint(point.swept)
+            has_own = not {SET_KEY, MODEL_KEY, *Data.model_fields}.isdisjoint(point.swept)
             for key in DATA_KEYS:
                 lengths = getattr(count, key)
-                if limit and lengths and (point.data, key, limit) not in notes:
+                if limit and lengths and (samples, key, limit) not in notes:
                     with naming_key(f"point '{point.name}'") if has_own else nullcontext():
                         note = check_too_long(lengths, key, limit)
-                    notes[point.data, key, limit] = f"point '{point.name}': {note}" if note and has_own else note
+                    notes[samples, key, limit] = f"point '{point.name}': {note}" if note and has_own else note
             if count.train:
                 sequences = count.train.get_sequences(point.controls).number
                 check_batch(point, sequences, "packs" if point.controls.packed else "samples")

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from math import ceil
 from pathlib import Path
 from types import ModuleType
@@ -86,7 +87,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
         return
     for key, model in models.items():
         with naming_key(key):
-            check_vocabulary(_read(model.path, key, templates[key]))
+            check_vocabulary(read_checkpoint(Path(model.path), templates[key]))
     _check_system_role(experiment, points, tasks)
     for key, model in models.items():
         own = [point for point in trained if point.model == model]
@@ -268,7 +269,8 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
             "has no TAKES_CHAT_TEMPLATE = True",
             f"trainer: {' or '.join(OWN_TRAINERS)}; or null",
         )
-    recipe = trainer.recipe(spec)
+    with naming_key(f"models.{point.model_name}") if point.model_name else nullcontext():
+        recipe = trainer.recipe(spec)
     named = {"training": point.data.get_files("train"), "validation": point.data.get_files("validation")}
     digests = [f"# {what} data sha256: {digest_files(files)}\n" for what, files in named.items() if files]
     if point.trainer not in OWN_TRAINERS:
@@ -440,7 +442,8 @@ def _check_base(experiment: Experiment, point: Point) -> None:
         return
     problem = f"evaluation.base: 'quantized' (point '{point.name}')"
     if not point.model.quantize:
-        raise InputError(f"{problem} does not go without model.quantize", "full; or model.quantize: nf4 or int8")
+        key = f"models.{point.model_name}.quantize" if point.model_name else "model.quantize"
+        raise InputError(f"{problem} does not go without {key}", f"full; or {key}: nf4 or int8")
     if point.mode != "B2":
         raise InputError(
             f"{problem} does not go with mode {point.mode}, which merges the adapter into the full base",

@@ -74,7 +74,7 @@ from lorasweep.sweep.checks import (
 )
 from lorasweep.sweep.trainings import head_recipe, is_trained, share_trainings
 from lorasweep.trainers import get_trainer
-from lorasweep.util.errors import InputError, naming_file
+from lorasweep.util.errors import InputError, naming_file, naming_key
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
 """The files of an adapter that rules declare. Its tokenizer is in the same folder."""
@@ -137,6 +137,9 @@ class Sweep:
         results = RESULTS / as_written.experiment.name
         with naming_file(source):
             find_trainer(as_written.trainer)
+            for name, model in as_written.models.items():
+                with naming_key(f"models.{name}.trainer"):
+                    get_trainer(model.trainer or as_written.trainer)
             tasks = get_tasks(as_written.evaluation.tasks)
             validation = get_validation_task(as_written.evaluation, tasks)
             check_roles(as_written.evaluation)
@@ -492,7 +495,8 @@ class Sweep:
             InputError: the trainer cannot train this model with these settings.
         """
         if self.missing_model:
-            return json.dumps([dict(point.controls), point.data.model_dump_json()])
+            sections = [point.model.model_dump_json(), point.data.model_dump_json()]
+            return json.dumps([dict(point.controls), *sections, point.trainer])
         key = point.trained_name
         if key not in self._recipes:
             folder = f"{RESULTS}/{_ANY_TRAINING}"
@@ -567,7 +571,8 @@ class Sweep:
         """Return whether a point or a baseline is evaluated on the full or on the quantized base model."""
         if name in self.points:
             return self.points[name].base
-        return self.experiment.evaluation.base if self.baselines[name].is_base else "full"
+        baseline = self.baselines[name]
+        return self.experiment.evaluation.base if baseline.is_base and baseline.model.quantize else "full"
 
     def get_settings(self, point: str) -> str:
         """Return the settings in a point's manifest, as JSON."""
