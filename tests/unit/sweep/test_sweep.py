@@ -690,6 +690,10 @@ class TestChosenEpoch:
         for count in (sweep.get_model_gpus, sweep.get_evaluation_gpus):
             assert [count(of[path]) for path in ("model", "wider")] == [1, 2]
 
+    def test_what_vllm_cannot_ask_is_refused_for_it_too(self, load_chosen: Callable[..., Sweep]) -> None:
+        with pytest.raises(InputError, match=r"evaluation\.backend: 'vllm' needs model\.device: cuda"):
+            load_chosen({"enabled": False, "backend": "vllm"}).check(asks_inspect=False)
+
     def test_without_the_base_model_it_is_planned_too(self, load_chosen: Callable[..., Sweep]) -> None:
         Path("model").rename("gone")
         assert len(load_chosen().trainings) == 1

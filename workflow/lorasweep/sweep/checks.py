@@ -426,10 +426,11 @@ def _check_prompts(data: Data, where: str) -> None:
 
 
 def _check_backend(experiment: Experiment, points: Sequence[Point]) -> None:
-    if experiment.evaluation.backend == "hf" or not experiment.evaluation.enabled:
+    evaluation = experiment.evaluation
+    if evaluation.backend == "hf" or not (evaluation.enabled or evaluation.validation_task):
         return
     other = next((point for point in points if point.mode != "B2"), None)
-    if other:
+    if other and evaluation.enabled:
         raise InputError(
             f"evaluation.backend: 'vllm' does not go with mode {other.mode} (point '{other.name}'): vLLM applies "
             "adapters itself",
