@@ -619,6 +619,23 @@ def test_a_given_chat_template_is_what_is_checked(load: Callable[..., Sweep], tm
         sweep.check(asks_inspect=False)
 
 
+@pytest.mark.parametrize(
+    ("shared", "own", "key"),
+    [
+        ({}, {"chat_template": "bad.jinja"}, "models.mine.chat_template"),
+        ({"chat_template": "bad.jinja"}, {}, "model.chat_template"),
+    ],
+)
+def test_a_given_chat_template_of_a_named_model_is_refused_by_the_key_that_names_it(
+    load: Callable[..., Sweep], shared: dict[str, str], own: dict[str, str], key: str
+) -> None:
+    Path("bad.jinja").write_text("{{")
+    models = {"mine": {"path": "model", **own}}
+    sweep = load(variables={"model": ["mine"]}, model={"device": "cpu", **shared}, models=models)
+    with pytest.raises(InputError, match=rf"^mine\.yaml: {re.escape(key)}: 'bad\.jinja' is no template"):
+        sweep.check(asks_inspect=False)
+
+
 CHOSEN: dict[str, Any] = {
     "variables": {"lora_rank": [4], "mode": ["A", "B2"]},
     "controls": {"epochs": 3},
@@ -711,6 +728,10 @@ class TestChosenEpoch:
         assert [spec.get("chat_template") for spec in specs] == [None, "{{ messages[0].content }}"]
         for count in (sweep.get_model_gpus, sweep.get_evaluation_gpus):
             assert [count(of[path]) for path in ("model", "wider")] == [1, 2]
+
+    def test_what_vllm_cannot_ask_is_refused_for_it_too(self, load_chosen: Callable[..., Sweep]) -> None:
+        with pytest.raises(InputError, match=r"evaluation\.backend: 'vllm' needs model\.device: cuda"):
+            load_chosen({"enabled": False, "backend": "vllm"}).check(asks_inspect=False)
 
     def test_without_the_base_model_it_is_planned_too(self, load_chosen: Callable[..., Sweep]) -> None:
         Path("model").rename("gone")

@@ -55,17 +55,17 @@ def get_default_template(templates: Any) -> str | None:
     return templates or None
 
 
-def find_given_template(model: "Model", data: "Data") -> str | None:
+def find_given_template(model: "Model", data: "Data", key: str = "model.chat_template") -> str | None:
     """Return the text of the template that replaces a model's own for this data.
 
-    `None` if the experiment names none, or prompts are plain text.
+    `None` if the experiment names none, or prompts are plain text. `key` is where it names one, for messages.
 
     Raises:
         InputError: there is no such file, or transformers could not use its text as a chat template.
     """
     if model.chat_template is None or data.format == "completion":
         return None
-    problem, expected = f"model.chat_template: {model.chat_template!r}", "a file with a chat template in Jinja"
+    problem, expected = f"{key}: {model.chat_template!r}", "a file with a chat template in Jinja"
     try:
         template = Path(model.chat_template).read_text(encoding="utf-8")
     except OSError as error:

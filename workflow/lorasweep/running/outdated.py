@@ -232,7 +232,7 @@ class _Finder:
         elif record.get("adopted_sha256") != self.digests.get(Path(str(point.adapter), ADAPTER_WEIGHTS)):
             return f"{point.adapter} has another adapter now"
         elif record.get(TEMPLATE_DIGEST) != self._digest_template(point.name):
-            return "model.chat_template has another text now"
+            return "its chat template is another now"
         if record.get("base_model_fingerprint") != self._sweep.get_fingerprint(point.name):
             return "it was made for another base model"
         weights = f"adapter/{ADAPTER_WEIGHTS}"

@@ -82,7 +82,11 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             if not point.controls.packed:  # the number of packs is known when tokens are counted
                 check_batch(point, samples[point.data])
     models = list_models(experiment, points)
-    templates = {key: find_given_template(model, Data()) for key, model in models.items()}
+    named = {_get_model_key(point): point.model_name for point in points}
+    templates = {
+        key: find_given_template(model, Data(), _get_template_key(experiment, named.get(key)))
+        for key, model in models.items()
+    }
     if find_missing_model(experiment, points, ""):
         return
     for key, model in models.items():
@@ -102,7 +106,8 @@ def _check_base_model(experiment: Experiment, key: str, model: Model, trained: I
             raise InputError(
                 f"{key}: the tokenizer in {model.path!r} has no chat template, but data.format: {data.format}{place} "
                 "needs one",
-                "a checkpoint with a chat template, one in model.chat_template, or data.format: instruct",
+                f"a checkpoint with a chat template, one in {key.removesuffix('path')}chat_template, or data.format: "
+                "instruct",
             )
     if other and _read(other, "evaluation.base_model").fingerprint != checkpoint.fingerprint:
         raise InputError(
@@ -214,6 +219,12 @@ def _get_model_key(point: Point) -> str:
     return f"models.{point.model_name}.path" if point.model_name else "model.path"
 
 
+def _get_template_key(experiment: Experiment, model: str | None) -> str:
+    """Return the key that names a base model's chat template: its own under `models`, or that of `model`."""
+    named = experiment.models.get(model or "")
+    return f"models.{model}.chat_template" if named and named.chat_template else "model.chat_template"
+
+
 def list_models(experiment: Experiment, points: Iterable[Point]) -> dict[str, Model]:
     """Return the base models of points by the keys of their paths; of an experiment without points, that of `model`."""
     models = {_get_model_key(point): point.model for point in points}
@@ -252,7 +263,8 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     Raises:
         InputError: the trainer cannot train this model with these settings.
     """
-    given = find_given_template(point.model, point.data)
+    key = _get_template_key(experiment, point.model_name)
+    given = find_given_template(point.model, point.data, key)
     spec = TrainingSpec(
         checkpoint=_read(point.model.path, _get_model_key(point), given),
         controls=point.controls,
@@ -265,8 +277,8 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
     trainer = find_trainer(point.trainer)
     if given is not None and not getattr(trainer, "TAKES_CHAT_TEMPLATE", False):
         raise InputError(
-            f"model.chat_template: {point.model.chat_template!r} is invalid with trainer: {point.trainer}, which "
-            "has no TAKES_CHAT_TEMPLATE = True",
+            f"{key}: {point.model.chat_template!r} is invalid with trainer: {point.trainer}, which has no "
+            "TAKES_CHAT_TEMPLATE = True",
             f"trainer: {' or '.join(OWN_TRAINERS)}; or null",
         )
     with naming_key(f"models.{point.model_name}") if point.model_name else nullcontext():
@@ -416,10 +428,11 @@ def _check_prompts(data: Data, where: str) -> None:
 
 
 def _check_backend(experiment: Experiment, points: Sequence[Point]) -> None:
-    if experiment.evaluation.backend == "hf" or not experiment.evaluation.enabled:
+    evaluation = experiment.evaluation
+    if evaluation.backend == "hf" or not (evaluation.enabled or evaluation.validation_task):
         return
     other = next((point for point in points if point.mode != "B2"), None)
-    if other:
+    if other and evaluation.enabled:
         raise InputError(
             f"evaluation.backend: 'vllm' does not go with mode {other.mode} (point '{other.name}'): vLLM applies "
             "adapters itself",
