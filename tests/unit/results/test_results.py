@@ -740,6 +740,20 @@ def test_low_stands_before_high_in_every_table(tmp_path: Path) -> None:
         assert columns.index(f"{METRIC}:low") + 1 == columns.index(f"{METRIC}:high")
 
 
+def test_an_existing_adapter_on_a_model_is_only_in_the_list(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
+    samples = make_results(tmp_path, variables, lambda settings: 0.5)
+    settings = {"adapter": "a", "model": "small", "mode": "B1"}
+    rows = make_point(tmp_path, "given", settings, samples["value"].head(100).to_numpy(), 0)
+    scores = SampleScores(pd.concat([samples, pd.DataFrame(rows, columns=samples.columns)]))
+    names = [*json.loads((tmp_path / "points.json").read_text()), "given"]
+    table = make_table(tmp_path, names, [*variables], scores, 0.95)
+    grid, listed = draw_metric(aggregate(table, [*variables], scores, 0.95), table, [*variables], TASK, METRIC)
+    assert "Only in the table: 1 settings that are not trained." in grid.caption
+    assert "given" not in json.dumps(grid.spec["datasets"])
+    assert "given" in json.dumps(listed.spec["datasets"])
+
+
 def test_a_gain_is_over_the_points_own_base_model(tmp_path: Path) -> None:
     variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
     chances = {"small": 0.4, "large": 0.9}
