@@ -740,6 +740,20 @@ def test_low_stands_before_high_in_every_table(tmp_path: Path) -> None:
         assert columns.index(f"{METRIC}:low") + 1 == columns.index(f"{METRIC}:high")
 
 
+def test_the_path_of_another_baseline_is_no_model_in_the_report(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
+    samples = make_results(tmp_path, variables, lambda settings: 0.5, base_chance={"small": 0.3, "large": 0.4})
+    settings = {"mode": "base", "model": "models/a_model_of_others"}
+    rows = make_point(tmp_path, "other", settings, samples["value"].head(100).to_numpy(), 0)
+    pd.DataFrame([*samples.to_numpy(), *rows], columns=samples.columns).to_parquet(tmp_path / "samples.parquet")
+    record = json.loads((tmp_path / "points.json").read_text())
+    record["other"] = {"current": True, "settings": settings, "swept": [], "is_run": True}
+    (tmp_path / "points.json").write_text(json.dumps(record))
+    page = report(tmp_path, [*variables])
+    assert "models/a_model_of_others" not in page
+    assert re.search(r"<th[^>]*>(<[^>]*>)*model<", page)
+
+
 def test_an_existing_adapter_on_a_model_is_only_in_the_list(tmp_path: Path) -> None:
     variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
     samples = make_results(tmp_path, variables, lambda settings: 0.5)
