@@ -740,6 +740,18 @@ def test_low_stands_before_high_in_every_table(tmp_path: Path) -> None:
         assert columns.index(f"{METRIC}:low") + 1 == columns.index(f"{METRIC}:high")
 
 
+def test_equal_settings_of_two_models_have_no_gain_in_common(tmp_path: Path) -> None:
+    variables, base_chance = {"model": ["small", "large"]}, {"small": 0.1, "large": 0.4}
+    samples = make_results(tmp_path, variables, lambda settings: 0.7, base_chance=base_chance, noise=0)
+    names = [f"baseline__model={name}" for name in base_chance]
+    scores = SampleScores(samples)
+    table = make_table(tmp_path, [*names, "model=small", "model=large"], [*variables], scores, 0.95)
+    settings = aggregate(table, [*variables], scores, 0.95)
+    assert settings[f"{METRIC}:delta"].nunique() == 2
+    found = find_answer(table, settings, scores, [*variables], TASK, METRIC, higher_is_better=True, confidence=0.95)
+    assert re.fullmatch(r"model=(small|large) and model=(small|large) score equally on letters: .*\)\.", found.sentence)
+
+
 def test_the_path_of_another_baseline_is_no_model_in_the_report(tmp_path: Path) -> None:
     variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
     samples = make_results(tmp_path, variables, lambda settings: 0.5, base_chance={"small": 0.3, "large": 0.4})
