@@ -740,6 +740,46 @@ def test_low_stands_before_high_in_every_table(tmp_path: Path) -> None:
         assert columns.index(f"{METRIC}:low") + 1 == columns.index(f"{METRIC}:high")
 
 
+def test_equal_settings_of_two_models_have_no_gain_in_common(tmp_path: Path) -> None:
+    variables, base_chance = {"model": ["small", "large"]}, {"small": 0.1, "large": 0.4}
+    samples = make_results(tmp_path, variables, lambda settings: 0.7, base_chance=base_chance, noise=0)
+    names = [f"baseline__model={name}" for name in base_chance]
+    scores = SampleScores(samples)
+    table = make_table(tmp_path, [*names, "model=small", "model=large"], [*variables], scores, 0.95)
+    settings = aggregate(table, [*variables], scores, 0.95)
+    assert settings[f"{METRIC}:delta"].nunique() == 2
+    found = find_answer(table, settings, scores, [*variables], TASK, METRIC, higher_is_better=True, confidence=0.95)
+    assert re.fullmatch(r"model=(small|large) and model=(small|large) score equally on letters: .*\)\.", found.sentence)
+
+
+def test_the_path_of_another_baseline_is_no_model_in_the_report(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
+    samples = make_results(tmp_path, variables, lambda settings: 0.5, base_chance={"small": 0.3, "large": 0.4})
+    settings = {"mode": "base", "model": "models/a_model_of_others"}
+    rows = make_point(tmp_path, "other", settings, samples["value"].head(100).to_numpy(), 0)
+    pd.DataFrame([*samples.to_numpy(), *rows], columns=samples.columns).to_parquet(tmp_path / "samples.parquet")
+    record = json.loads((tmp_path / "points.json").read_text())
+    record["other"] = {"current": True, "settings": settings, "swept": [], "is_run": True}
+    (tmp_path / "points.json").write_text(json.dumps(record))
+    page = report(tmp_path, [*variables])
+    assert "models/a_model_of_others" not in page
+    assert re.search(r"<th[^>]*>(<[^>]*>)*model<", page)
+
+
+def test_an_existing_adapter_on_a_model_is_only_in_the_list(tmp_path: Path) -> None:
+    variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
+    samples = make_results(tmp_path, variables, lambda settings: 0.5)
+    settings = {"adapter": "a", "model": "small", "mode": "B1"}
+    rows = make_point(tmp_path, "given", settings, samples["value"].head(100).to_numpy(), 0)
+    scores = SampleScores(pd.concat([samples, pd.DataFrame(rows, columns=samples.columns)]))
+    names = [*json.loads((tmp_path / "points.json").read_text()), "given"]
+    table = make_table(tmp_path, names, [*variables], scores, 0.95)
+    grid, listed = draw_metric(aggregate(table, [*variables], scores, 0.95), table, [*variables], TASK, METRIC)
+    assert "Only in the table: 1 settings that are not trained." in grid.caption
+    assert "given" not in json.dumps(grid.spec["datasets"])
+    assert "given" in json.dumps(listed.spec["datasets"])
+
+
 def test_a_gain_is_over_the_points_own_base_model(tmp_path: Path) -> None:
     variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
     chances = {"small": 0.4, "large": 0.9}

@@ -10,7 +10,7 @@ import pandas as pd
 from lorasweep.experiment.points import format_value
 from lorasweep.results.inference import POWER, Scores, adjust_p_values, count_needed_samples
 from lorasweep.results.replicates import collect_scores, compare_settings, get_base_row
-from lorasweep.results.table import SampleScores, is_metric
+from lorasweep.results.table import SampleScores, find_base, is_metric
 from lorasweep.util.errors import InputError
 
 MOST_NAMED = 3
@@ -136,9 +136,15 @@ def _compare_to_all(
 
 
 def _describe_together(best: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
-    """Return a row for settings of one mean: of their intervals and p-values, the widest and the largest."""
+    """Return a row for settings of one mean: of their intervals and p-values, the widest and the largest.
+
+    Settings of different base models have no gain in common, and the row has none.
+    """
     frame = pd.DataFrame(best)
     together = dict(best[0])
+    if len(set(map(find_base, best))) > 1:
+        gains = (f"{metric}:delta", f"{metric}:p")
+        return {key: value for key, value in together.items() if not key.startswith(gains)}
     for fact, summarise in (("low", "min"), ("high", "max"), ("p", "max"), ("p_adjusted", "max")):
         for column in (f"{metric}:{fact}", f"{metric}:delta_{fact}"):
             if column in frame:

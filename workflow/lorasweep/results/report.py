@@ -183,6 +183,9 @@ def _list_scores(rows: pd.DataFrame, metrics: Sequence[str], confidence: float) 
 
 def _list_variables(rows: pd.DataFrame, variables: Sequence[str]) -> list[Column]:
     columns = []
+    if MODEL_KEY in rows:  # that of a baseline that is no base model is a path, which the baseline's name stands for
+        is_path = (rows["mode"] == "base") & ~rows["point"].map(is_base)
+        rows = rows.assign(**{MODEL_KEY: rows[MODEL_KEY].mask(is_path)})
     for key in get_differing(rows[rows["mode"] != "base"], variables):
         short, values = shorten(rows[key], key), [plain(value) for value in rows[key]]
         is_own = rows[variables].drop(columns=[MODE_KEY, MODEL_KEY], errors="ignore").notna().any(axis=1)
