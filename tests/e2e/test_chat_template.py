@@ -46,6 +46,7 @@ def test_it_is_asked_by_and_kept_in_every_mode(sweep: Sweep) -> None:
     assert sweep.plan() == {}
 
 
+@pytest.mark.long
 def test_an_edit_of_its_text_makes_all_again_that_it_writes_and_another_path_nothing(
     sweep: Sweep, tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_an_edit_of_its_text_makes_all_again_that_it_writes_and_another_path_not
     assert edited.plan()["train"] == 1
 
 
+@pytest.mark.long
 def test_an_adopted_adapter_is_asked_by_it_and_an_edit_evaluates_it_again(sweep: Sweep, tmp_path: Path) -> None:
     adopting = sweep.copy(tmp_path / "adopting")
     shutil.copytree(sweep.results / POINTS["A"] / "adapter", adopting.directory / "mine")
@@ -90,6 +92,7 @@ def test_an_adopted_adapter_is_asked_by_it_and_an_edit_evaluates_it_again(sweep:
 KEPT = {"full": {"model_format": "hf"}, "alone": {"merge_adapters": False}}
 
 
+@pytest.mark.long
 def test_the_page_of_each_evaluation_asks_by_it_when_the_file_is_gone(sweep: Sweep, tmp_path: Path) -> None:
     inherited = sweep.copy(tmp_path / "inherited")
     (inherited.directory / "own.jinja").unlink()
@@ -100,7 +103,9 @@ def test_the_page_of_each_evaluation_asks_by_it_when_the_file_is_gone(sweep: Swe
         assert done.stdout.endswith("The scores are those recorded.\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["A", "B2"])
+@pytest.mark.long
 def test_a_published_point_has_it(sweep: Sweep, mode: str, tmp_path: Path) -> None:
     path = os.pathsep.join(filter(None, [str(ROOT / "workflow"), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "lorasweep", "publish", sweep.results / POINTS[mode], "--to", tmp_path / "made"]
