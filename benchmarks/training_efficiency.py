@@ -67,8 +67,10 @@ def make_checkpoint(folder: Path) -> Path:
 def measure(folder: Path, model: Path, device: str, tokens: int, **controls: Any) -> dict[str, Any]:
     """Train for some steps; return tokens a second, the share of the peak, and the peak of memory in GB."""
     from lorasweep.checkpoints.checkpoint import read_checkpoint
+    from lorasweep.experiment.points import Point
     from lorasweep.experiment.sections import Controls, Experiment
-    from lorasweep.planning.costs import Costs, Lengths
+    from lorasweep.planning.costs import Base, Costs
+    from lorasweep.planning.lengths import Lengths
     from lorasweep.trainers.torchtune.run import train
     from lorasweep.trainers.training_log import read_log
     from recipes import CONTROLS, write_recipe
@@ -90,9 +92,12 @@ def measure(folder: Path, model: Path, device: str, tokens: int, **controls: Any
             "plan": {"device": device, "efficiency": 1.0},
         }
     )
-    costs = Costs(experiment, read_checkpoint(model), Lengths(rows[-1].tokens // tokens, (tokens,), are_counted=True))
+    base = Base(experiment.choose_model(None), read_checkpoint(model))
+    costs = Costs(experiment, base, Lengths.count(experiment.data, [[0, tokens]] * (rows[-1].tokens // tokens)))
     settings = Controls(**{**CONTROLS, **controls})
-    at_the_peak = costs._train(settings) / costs.get_training(settings).tokens
+    at_the_peak = (
+        costs._train(Point("efficiency", (), settings, "B2", base.model)) / costs.get_training(settings).tokens
+    )
     record = json.loads((recipe.parent / "adapter/lorasweep.json").read_text())
     return {
         "tokens_per_second": round(seen / seconds),

@@ -105,7 +105,6 @@ def test_the_page_of_each_evaluation_asks_by_it_when_the_file_is_gone(sweep: Swe
 
 @pytest.mark.long
 @pytest.mark.parametrize("mode", ["A", "B2"])
-@pytest.mark.long
 def test_a_published_point_has_it(sweep: Sweep, mode: str, tmp_path: Path) -> None:
     path = os.pathsep.join(filter(None, [str(ROOT / "workflow"), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "lorasweep", "publish", sweep.results / POINTS[mode], "--to", tmp_path / "made"]

@@ -13,6 +13,7 @@ from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.dtypes import BYTES
 from lorasweep.checkpoints.lora import count_lora_parameters
+from lorasweep.checkpoints.sizes import get_model_folder_size, get_tokenizer_size
 from lorasweep.experiment.devices import get_device, get_device_name
 from lorasweep.experiment.points import Baseline, Point
 from lorasweep.experiment.sections import Controls, Data, Device, Experiment, Model
@@ -76,6 +77,16 @@ class Base:
     """Its headers; without weights, its tensors' shapes."""
     fingerprint: str = ""
     """The checkpoint's; empty if its weights are missing."""
+
+    @cached_property
+    def folder_bytes(self) -> int:
+        """Bytes of a full model's folder."""
+        return get_model_folder_size(self.checkpoint, self.model.dtype)
+
+    @cached_property
+    def tokenizer_bytes(self) -> int:
+        """Bytes of the tokenizer's files."""
+        return get_tokenizer_size(self.checkpoint)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from lorasweep.checkpoints.sizes import (
     LOG_ROW,
     SMALL_FILES,
     get_adapter_size,
-    get_model_folder_size,
-    get_tokenizer_size,
 )
 from lorasweep.experiment.points import Baseline, Point
 from lorasweep.experiment.sections import Experiment
@@ -165,20 +163,9 @@ class Planner:
         """Whether the workload behind a rule's time was counted, not guessed."""
         return all(costs.is_counted(rule) for costs in self.costs.values())
 
-    @cached_property
-    def _tokenizers(self) -> Mapping[Base, int]:
-        return {costs.base: get_tokenizer_size(costs.base.checkpoint) for costs in self.costs.values()}
-
-    @cached_property
-    def _models(self) -> Mapping[Base, int]:
-        return {
-            costs.base: get_model_folder_size(costs.base.checkpoint, costs.base.model.dtype)
-            for costs in self.costs.values()
-        }
-
     def get_model_bytes(self, name: str) -> int:
         """Return the bytes of the full model of a point."""
-        return self._models[self.get_base(name)]
+        return self.get_base(name).folder_bytes
 
     def _get_merged_bytes(self, name: str) -> int:
         """Return the bytes of a point's merged model in the results' file system."""
@@ -214,7 +201,7 @@ class Planner:
 
     def _get_adapter_folder_bytes(self, point: Point) -> int:
         """Return the bytes of an adapter with its tokenizer, which an existing adapter has not."""
-        return self.get_adapter_bytes(point) + (0 if point.adapter else self._tokenizers[self.get_base(point.name)])
+        return self.get_adapter_bytes(point) + (0 if point.adapter else self.get_base(point.name).tokenizer_bytes)
 
     def _get_training(self, point: Point) -> Training:
         return self.costs[point.name].get_training(point.controls, point.data)

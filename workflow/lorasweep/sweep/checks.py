@@ -89,18 +89,21 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     }
     if find_missing_model(experiment, points, ""):
         return
-    for key, model in models.items():
+    checkpoints = {key: _read(model.path, key, templates[key]) for key, model in models.items()}
+    for key, checkpoint in checkpoints.items():
         with naming_key(key):
-            check_vocabulary(read_checkpoint(Path(model.path), templates[key]))
+            check_vocabulary(checkpoint)
     _check_system_role(experiment, points, tasks)
     for key, model in models.items():
         own = [point for point in trained if point.model == model]
-        _check_base_model(experiment, key, model, own)
+        _check_base_model(experiment, key, model, checkpoints[key], own)
 
 
-def _check_base_model(experiment: Experiment, key: str, model: Model, trained: Iterable[Point]) -> None:
+def _check_base_model(
+    experiment: Experiment, key: str, model: Model, checkpoint: Checkpoint, trained: Iterable[Point]
+) -> None:
     """Check that a base model suits the data of the points that are trained on it, and `evaluation.base_model`."""
-    checkpoint, other = _read(model.path, key, find_given_template(model, Data())), experiment.evaluation.base_model
+    other = experiment.evaluation.base_model
     for data, place in _list_data(trained).items() if not checkpoint.has_chat_template else ():
         if data.format in ("chat", "sharegpt"):
             raise InputError(
