@@ -48,6 +48,7 @@ def test_interpolation_reaches_other_sections_and_leaves_the_override_to_the_rec
 
 
 BAD = [
+    ("models: {a: some/path}", ["models.a: 'some/path' is invalid", "a section, with keys of its own"]),
     ("controls: {lora_rnk: 8}", ["controls.lora_rnk", "did you mean 'lora_rank'", "lora_alpha"]),
     ("evaluaton: {}", ["'evaluaton'", "did you mean 'evaluation'"]),
     ("evaluation: {merge_adapters: yes please}", ["evaluation.merge_adapters", "'yes please'", "boolean"]),

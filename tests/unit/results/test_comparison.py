@@ -179,6 +179,24 @@ def test_evaluations_that_differ_beside_the_task_are_noted(make: Callable[..., P
     assert f'The evaluations differ in chat_template: not set in c, "sha256 {digest}" in d.' in made.notes
 
 
+def test_points_of_one_experiment_that_differ_are_no_difference_to_another_that_has_the_same(
+    make: Callable[..., Path],
+) -> None:
+    def make_of_two_models(name: str, dtypes: tuple[str, str]) -> Path:
+        folder = make(name)
+        for point, dtype in zip(sorted(folder.glob("*/manifest.json")), dtypes * 9, strict=False):
+            record = json.loads(point.read_text())
+            record["evaluation"]["spec"]["dtype"] = dtype
+            point.write_text(json.dumps(record))
+        return folder
+
+    two, same, one = (
+        make_of_two_models(n, d) for n, d in (("a", ("bf16", "fp32")), ("b", ("fp32", "bf16")), ("c", ("fp32", "fp32")))
+    )
+    assert not [note for note in compare_one(two, same).notes if "differ in dtype" in note]
+    assert 'The evaluations differ in dtype: "bf16" and "fp32" in a, "fp32" in c.' in compare_one(two, one).notes
+
+
 def test_what_cannot_be_compared_is_told(make: Callable[..., Path], tmp_path: Path) -> None:
     a, b = make("a"), make("b")
     for folders, said in (
@@ -232,7 +250,7 @@ def test_a_manifest_that_does_not_say_how_it_was_evaluated_is_told(make: Callabl
         manifest = json.loads(file.read_text())
         del manifest["evaluation"]["spec"]
         file.write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"manifest\.json: does not say how letters was evaluated"):
+    with pytest.raises(InputError, match=r"manifest\.json: does not say how the point was evaluated"):
         compare_one(a, b)
 
 

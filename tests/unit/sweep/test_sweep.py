@@ -112,9 +112,7 @@ def test_each_model_has_its_own_baseline_batches_identity_and_requests(
     }
     trainings = {sweep.points[point].training for point in (small, wider)}
     assert len(trainings) == 2
-    assert "path: wider" in sweep.get_recipe(str(sweep.points[wider].training)) or "wider/" in sweep.get_recipe(
-        str(sweep.points[wider].training)
-    )
+    assert "  checkpoint_dir: wider\n" in sweep.get_recipe(str(sweep.points[wider].training))
     for rule, of in (("merge", (small, wider)), ("evaluate", bases)):
         assert sweep.request(rule, "mem_mb", of[0]) <= sweep.request(rule, "mem_mb", of[1])
     assert sweep.request("merge", "disk_mb", small) <= sweep.request("merge", "disk_mb", wider)
@@ -147,7 +145,7 @@ def test_a_model_that_is_not_quantized_has_a_full_baseline(load: Callable[..., S
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        ({"quantize": "nf4"}, r"models\.wrong: model\.quantize: 'nf4' is invalid with trainer: torchtune"),
+        ({"quantize": "nf4"}, r"models\.wrong\.quantize: 'nf4' is invalid with trainer: torchtune"),
         ({"path": "empty"}, r"models\.wrong\.path: 'empty' has no config\.json"),
     ],
 )
@@ -616,6 +614,22 @@ def test_a_given_chat_template_is_what_is_checked(load: Callable[..., Sweep], tm
     assert warn_of_prompts(sweep.experiment, sweep.points.values()) == []
     sweep = load(variables={"seed": [0]}, data={**data, "system_prompt": "Briefly."}, model=model)
     with pytest.raises(InputError, match=r"data\.system_prompt: the chat template of 'own\.jinja' refuses a system"):
+        sweep.check(asks_inspect=False)
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "said"),
+    [
+        ({}, {"dtype": "fp16"}, "models.mine.dtype: 'fp16' is invalid: torchtune does not train in fp16"),
+        ({"dtype": "fp16"}, {}, "models.mine: model.dtype: 'fp16' is invalid: torchtune does not train in fp16"),
+    ],
+)
+def test_what_a_trainer_refuses_of_a_named_model_is_told_by_the_key_that_the_experiment_has(
+    load: Callable[..., Sweep], shared: dict[str, str], own: dict[str, str], said: str
+) -> None:
+    models = {"mine": {"path": "model", **own}}
+    sweep = load(variables={"model": ["mine"]}, model={"device": "cpu", **shared}, models=models)
+    with pytest.raises(InputError, match=rf"^mine\.yaml: {re.escape(said)}"):
         sweep.check(asks_inspect=False)
 
 

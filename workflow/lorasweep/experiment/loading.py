@@ -232,6 +232,8 @@ def parse_section(section: type[_Section], values: Any) -> _Section:
 def _refuse(key: str, error: Any) -> InputError:
     """Convert an error of pydantic to an InputError."""
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "model_type":
+        expected = "a section, with keys of its own"
     return InputError(f"{key}: {error['input']!r} is invalid", expected)
 
 

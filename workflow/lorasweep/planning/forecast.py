@@ -119,7 +119,8 @@ class Forecast:
         if self.experiment.model.device != "cuda":
             return ""
         trained = [name for name, point in self.planner.points.items() if point.is_trained]
-        names = self.planner.costs if self.experiment.evaluation.enabled else []
+        evaluation = self.experiment.evaluation
+        names = self.planner.costs if evaluation.enabled or evaluation.validation_task else []
         most = {
             "trainings": max((self.planner.get_gpus("train", name) for name in trained), default=0),
             "evaluations": max((self.planner.get_gpus("evaluate", name) for name in names), default=0),

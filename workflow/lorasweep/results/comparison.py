@@ -232,13 +232,20 @@ def _describe_task(finished: Finished, task: str) -> dict[str, Any]:
 
 def _read_evaluation(finished: Finished, task: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the specification of the evaluation of a point on a task, and the versions of packages that ran it."""
-    points = finished.table.loc[finished.table["task"] == task, "point"]
-    manifest = finished.folder / str(points.iloc[-1]) / MANIFEST
+    return _read_evaluation_of(finished, str(_find_points(finished, task)[-1]))
+
+
+def _find_points(finished: Finished, task: str) -> list[str]:
+    return list(finished.table.loc[finished.table["task"] == task, "point"])
+
+
+def _read_evaluation_of(finished: Finished, point: str) -> tuple[dict[str, Any], dict[str, str]]:
+    manifest = finished.folder / point / MANIFEST
     evaluation = find_record(manifest).get("evaluation", {})
     if "spec" not in evaluation:
         raise InputError(
-            f"{manifest}: does not say how {task} was evaluated: the manifest is missing, or of an earlier version of "
-            f"lorasweep; remove {manifest.parent / 'eval'} and run again"
+            f"{manifest}: does not say how the point was evaluated: the manifest is missing, or of an earlier version "
+            f"of lorasweep; remove {manifest.parent / 'eval'} and run again"
         )
     return evaluation["spec"], evaluation["versions"]
 
@@ -391,11 +398,12 @@ def _make_notes(
         yield f"Intervals of scores are of {told}; those of differences between experiments of {confidence:.0%}."
     if without := [e.name for e in experiments if "base" not in set(rows.loc[rows["experiment"] == e.name, "mode"])]:
         yield f"No gain over its own base: {', '.join(without)} did not evaluate it."
-    specs = [_read_evaluation(e, task)[0] for e in experiments]
+    # Points of several base models can differ within an experiment.
+    specs = [[_read_evaluation_of(e, point)[0] for point in _find_points(e, task)] for e in experiments]
     for key in ("dtype", "seed", *_NOTED):
-        values = [_get_effective(spec, task, key) for spec in specs]
+        values = [sorted({_spell(_get_effective(spec, task, key)) for spec in own}) for own in specs]
         if any(value != values[0] for value in values):
-            told = ", ".join(f"{_spell(value)} in {e.name}" for e, value in zip(experiments, values, strict=True))
+            told = ", ".join(f"{' and '.join(own)} in {e.name}" for e, own in zip(experiments, values, strict=True))
             yield f"The evaluations differ in {key}: {told}."
 
 

@@ -3,8 +3,8 @@
 import json
 import re
 import subprocess
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 from types import ModuleType
@@ -228,6 +228,24 @@ def _get_template_key(experiment: Experiment, model: str | None) -> str:
     return f"models.{model}.chat_template" if named and named.chat_template else "model.chat_template"
 
 
+@contextmanager
+def _naming_model(experiment: Experiment, model: str | None) -> Iterator[None]:
+    """Name one of `models` in an InputError of a trainer, which knows the keys of `model` only."""
+    own = experiment.models.get(model or "")
+    try:
+        yield
+    except InputError as error:
+        if own:
+            keys = tuple(f"model.{key}:" for key, value in own if value is not None)
+            error.problems = [
+                f"models.{model}.{problem.removeprefix('model.')}"
+                if problem.startswith(keys)
+                else f"models.{model}: {problem}"
+                for problem in error.problems
+            ]
+        raise
+
+
 def list_models(experiment: Experiment, points: Iterable[Point]) -> dict[str, Model]:
     """Return the base models of points by the keys of their paths; of an experiment without points, that of `model`."""
     models = {_get_model_key(point): point.model for point in points}
@@ -284,7 +302,7 @@ def make_recipe(experiment: Experiment, point: Point, output_dir: str) -> str:
             "TAKES_CHAT_TEMPLATE = True",
             f"trainer: {' or '.join(OWN_TRAINERS)}; or null",
         )
-    with naming_key(f"models.{point.model_name}") if point.model_name else nullcontext():
+    with _naming_model(experiment, point.model_name):
         recipe = trainer.recipe(spec)
     named = {"training": point.data.get_files("train"), "validation": point.data.get_files("validation")}
     digests = [f"# {what} data sha256: {digest_files(files)}\n" for what, files in named.items() if files]
