@@ -1,4 +1,7 @@
-"""Runtime patches of Snakemake and its SLURM plugin. All patches are here, tested with the versions in `TESTED`."""
+"""Runtime patches of Snakemake and its SLURM plugin, tested with the versions in `TESTED`.
+
+All patches of the process that runs a sweep are here; those of Snakemake in a SLURM job are in `snakemake_in_job`.
+"""
 
 import asyncio
 import os
@@ -6,6 +9,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +29,9 @@ TESTED = {
 }
 """Tested versions of the patched packages."""
 
+SNAKEMAKE = Path(__file__).with_name("snakemake_in_job.py")
+"""The program that is Snakemake in a SLURM job."""
+
 SECONDS_TO_QUEUE_AGAIN = 60
 
 SECONDS_TO_REAPPEAR = 120
@@ -38,6 +45,51 @@ def warn_of_other_versions() -> None:
             LOGGER.warning(
                 f"{package} {version} is installed, and lorasweep was tested with {tested}: see docs/how-to/slurm.md"
             )
+
+
+def mend_plugin(logs: Path) -> None:
+    """Apply all patches of the executor plugin; `logs` is the folder of the logs of SLURM jobs."""
+    mend_python_path()
+    mend_job_commands()
+    mend_status_queries()
+    mend_log_folder(logs)
+
+
+def mend_job_commands() -> None:
+    """Patch the executor plugin so that a SLURM job starts Snakemake once, and faster.
+
+    The plugin's job is a Snakemake with the executor `slurm-jobstep`, whose one act is to start a second Snakemake by
+    `srun`; both import and parse everything (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/400,
+    similar: issues/215). The patch has the job call `srun` itself, with the options that the executor would give, and
+    starts Snakemake by `snakemake_in_job`. Job arrays stay as they are.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+    from snakemake_executor_plugin_slurm_jobstep import get_cpu_setting, get_gpu_setting, get_node_setting
+
+    executor = plugin.Executor
+    command_of, arguments_of, python_of = (
+        executor.format_job_exec,
+        executor.additional_general_args,
+        executor.get_python_executable,
+    )
+
+    def format_job_exec(self: Any, job: Any) -> str:
+        command: str = command_of(self, job)
+        if self.array_jobs or "mpi" in job.resources.keys():  # noqa: SIM118
+            return command
+        cpus = get_cpu_setting(job, bool(job.resources.get("gpu")))
+        return f"srun -n1 --cpu-bind=q {cpus} {get_gpu_setting(job)} {get_node_setting(job)} {command}"
+
+    def additional_general_args(self: Any) -> Any:
+        return arguments_of(self) if self.array_jobs else ""
+
+    def get_python_executable(self: Any) -> str:
+        python: str = python_of(self)
+        return python if self.array_jobs else f"{python} {shlex.quote(str(SNAKEMAKE))}"
+
+    executor.format_job_exec = format_job_exec
+    executor.additional_general_args = additional_general_args
+    executor.get_python_executable = get_python_executable
 
 
 def mend_status_queries() -> None:
@@ -216,10 +268,11 @@ def mend_python_path() -> None:
 
     Snakemake does not quote the path of Python: https://github.com/snakemake/snakemake/issues/3211.
     """
-    import snakemake_executor_plugin_slurm_jobstep as jobstep
     from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
-    for executor in (RemoteExecutor, jobstep.Executor):
+    # The executor in a job is imported only where there is a job array.
+    jobstep = sys.modules.get("snakemake_executor_plugin_slurm_jobstep")
+    for executor in (RemoteExecutor, *([jobstep.Executor] if jobstep else [])):
         plain = executor.get_python_executable
 
         def get_python_executable(self: Any, plain: Any = plain) -> str:

@@ -83,6 +83,12 @@ _BEAT, _DEAD = 15.0, 180.0
 
 _LAST_LINES = 20
 
+_IDENTITY = {
+    *("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR", "SLURM_SUBMIT_HOST"),
+    *(f"SLURM_ARRAY_{part}" for part in ("JOB_ID", "TASK_ID", "TASK_MIN", "TASK_MAX", "TASK_STEP")),
+}
+"""SLURM's variables that say which job it is; its others are taken for options of `srun`."""
+
 ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 """SLURM's states of jobs that have ended."""
 
@@ -304,7 +310,7 @@ def turn(key: str, mark: str, command: str) -> int:
         _release(lock, job)
         return 0
     _outlive_signals()
-    process = subprocess.Popen(["/bin/sh", "-c", command])
+    process = subprocess.Popen(["/bin/sh", "-c", command], env=get_step_environment())
     ended = threading.Event()
     threading.Thread(target=_beat, args=(lock, job, ended), daemon=True).start()
     status = process.wait()
@@ -315,6 +321,15 @@ def turn(key: str, mark: str, command: str) -> int:
             _write(done, {"job": job})
     _release(lock, job)
     return status if status >= 0 else 128 - status
+
+
+def get_step_environment() -> dict[str, str]:
+    """Return the environment of a job's step: the options of `srun` are those of its call, not the allocation's."""
+
+    def is_option(name: str) -> bool:
+        return name.startswith(("SRUN_", "SBATCH_")) or (name.startswith("SLURM_") and name not in _IDENTITY)
+
+    return {name: value for name, value in os.environ.items() if not is_option(name)}
 
 
 def _release(lock: Path, job: str) -> None:
