@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from lorasweep.running.end_marks import SECONDS_BETWEEN_LOOKS, SECONDS_WHILE_JOBS_END, EndWatch
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record
 from lorasweep.util.slurm import LOGGER, ask, read_time_limit
@@ -51,7 +52,9 @@ def mend_plugin(logs: Path) -> None:
     """Apply all patches of the executor plugin; `logs` is the folder of the logs of SLURM jobs."""
     mend_python_path()
     mend_job_commands()
-    mend_status_queries()
+    watch = EndWatch()
+    mend_looks(watch)
+    mend_status_queries(watch)
     mend_log_folder(logs)
 
 
@@ -92,7 +95,42 @@ def mend_job_commands() -> None:
     executor.get_python_executable = get_python_executable
 
 
-def mend_status_queries() -> None:
+def mend_looks(watch: EndWatch) -> None:
+    """Patch the executor plugin to see a job's end by its mark, within a second, and to ask SLURM less often.
+
+    The plugin asks SLURM for all states, and waits ten seconds longer after each answer that has no end of a job,
+    whatever `--seconds-between-status-checks` says
+    (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/319). Those waits stay, for jobs that leave no
+    mark; an end that is seen by its mark does not shorten them.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    executor = plugin.Executor
+    check = executor.check_active_jobs
+
+    async def check_active_jobs(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
+        seconds = self.next_seconds_between_status_checks
+        if active_jobs:
+            watch.look({job.external_jobid for job in active_jobs}, seconds)
+        else:
+            watch.rest()
+        async for job in check(self, active_jobs):
+            yield job
+        if active_jobs and not watch.asks_slurm:
+            self.next_seconds_between_status_checks = min(seconds, SECONDS_WHILE_JOBS_END)
+
+    async def sleep(self: Any) -> None:
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            jobs = {job.external_jobid for job in list(self.active_jobs)}
+            if not jobs or not self.wait or watch.is_due(jobs, self.next_seconds_between_status_checks):
+                return
+
+    executor.check_active_jobs = check_active_jobs
+    executor.sleep = sleep
+
+
+def mend_status_queries(watch: EndWatch | None = None) -> None:
     """Patch the executor plugin to notice the end of every job, and to survive an unavailable accounting database.
 
     - The plugin compares states with `CANCELLED`, but `sacct` reports `CANCELLED by 1000`: such a job counts as running
@@ -109,6 +147,7 @@ def mend_status_queries() -> None:
     """
     import snakemake_executor_plugin_slurm as plugin
 
+    watch = watch or EndWatch()
     query = plugin.query_job_status
     since: dict[str, float] = {}
 
@@ -134,6 +173,9 @@ def mend_status_queries() -> None:
                 states[file.stem] = "CANCELLED"
 
     async def query_job_status(command: str, logger: object) -> tuple[dict[str, str], float]:
+        completed = dict.fromkeys(watch.completed, "COMPLETED")
+        if not watch.asks_slurm:
+            return completed, 0.0
         outage = Outage(shlex.split(command)[0])
         # Once: the plugin gives up after a minute, and leaves the command running.
         once = f"env {PATIENCE}=0 {command}"
@@ -143,7 +185,7 @@ def mend_status_queries() -> None:
                 if states is not None:
                     states = {job: mend(job, state) for job, state in states.items()}
                     add_forgotten(states)
-                    return states, seconds
+                    return states | completed, seconds
                 if not await asyncio.to_thread(outage.wait, "it gives no states of jobs"):
                     raise InputError("SLURM has not given the states of jobs for as long as slurm.wait_hours says")
         finally:
