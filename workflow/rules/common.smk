@@ -16,7 +16,8 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
 try:
-    from lorasweep.util.errors import ending_with_a_message
+    from lorasweep.cli.main import run_here
+    from lorasweep.util.errors import ending_with_a_message, telling_the_log
     from lorasweep.experiment.loading import read_config
     from lorasweep.experiment.sections import NAME_PATTERN
     from lorasweep.layout import MERGED, METRICS, TABLES_RECORD
