@@ -330,7 +330,8 @@ def turn(key: str, mark: str, command: str) -> int:
     lock, done = folder / "turns" / key, folder / "done" / mark
     _write(own, {"state": "WAITING"})
     for state in ("COMPLETED", "FAILED"):  # of before SLURM queued this job again
-        get_end_mark(folder, job, state).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            get_end_mark(folder, job, state).unlink()
     if _wait_for_turn(lock, job, folder) or done.exists():
         _write(own, {"state": "COMPLETED"})
         _release(lock, job)
