@@ -97,6 +97,7 @@ JOBS_HEAD = """\
 ## `lorasweep job`
 
 What the rules of the workflow run. `snakemake -p` prints each command whole, so that it can be pasted and debugged.
+`take`, `publish` and `cleanup` are run in Snakemake's own process, by the same arguments.
 Each has a `--help` of its own, in the environment of its stage."""
 
 

@@ -71,7 +71,7 @@ def test_a_task_for_some_points_is_planned_for_those_and_the_baseline(make: Call
     jobs = {"configure": 2, "train": 2, "take": 2, "cleanup": 3, **SUMMED_UP}
     assert sweep.plan() == {**jobs, "evaluate": 1, "evaluate_adapters": 2, "publish": 2}
     planned = sweep.run("--dry-run", "--printshellcmds")
-    specs = dict(re.findall(r"job publish --spec '(.*?)' --point \S*?(lora_rank=\d)", planned))
+    specs = dict(re.findall(r"job evaluate_adapters --spec '(.*?)' --points \S*?(lora_rank=\d)", planned))
     names = {point: [task["name"] for task in json.loads(spec)["tasks"]] for spec, point in specs.items()}
     assert names == {"lora_rank=4": ["letters"], "lora_rank=8": ["letters", "some"]}
     sweep.edit(evaluation={"tasks": [some]})

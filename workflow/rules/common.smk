@@ -16,11 +16,11 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
 try:
-    from lorasweep.util.errors import ending_with_a_message
+    from lorasweep.cli.main import run_here
+    from lorasweep.util.errors import ending_with_a_message, telling_the_log
     from lorasweep.experiment.loading import read_config
     from lorasweep.experiment.sections import NAME_PATTERN
     from lorasweep.layout import MERGED, METRICS, TABLES_RECORD
-    from lorasweep.running.outdated import find_outdated
     from lorasweep.sweep.sweep import Sweep
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -76,8 +76,12 @@ wildcard_constraints:
 
 
 # What is to be made, by the content of the results. A job makes its own part only.
-with ending_with_a_message():
-    OUTDATED = find_outdated(SWEEP) if workflow.is_main_process else []
+OUTDATED = []
+if workflow.is_main_process:
+    from lorasweep.running.outdated import find_outdated
+
+    with ending_with_a_message():
+        OUTDATED = find_outdated(SWEEP)
 IS_OUTDATED = {(outdated.rule, outdated.name) for outdated in OUTDATED}
 FORCED = {outdated.file for outdated in OUTDATED if outdated.reason}
 

@@ -14,9 +14,8 @@ rule configure:
         recipe="<results>/trainings/{training}/recipe.yaml",
     log:
         "<logs>/configure/{training}.log",
-    conda:
-        "../../envs/driver.yaml"
     params:
         recipe=of(SWEEP.get_recipe),
-    shell:
-        "printf '%s' {params.recipe:q} > {output.recipe:q} 2> {log:q}"
+    run:
+        with telling_the_log(Path(log[0]), "configure: "):
+            Path(output.recipe).write_text(params.recipe, encoding="utf-8")

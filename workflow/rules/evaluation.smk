@@ -86,10 +86,8 @@ rule publish:
     wildcard_constraints:
         point=SWEEP.match_points(lambda point: EVALUATED.get(point) == "B2"),
     priority: 20
-    conda:
-        "../../envs/driver.yaml"
     params:
         spec=get_evaluation,
         point=in_results("{point}"),
-    shell:
-        f"{RUN} driver -m lorasweep job publish --spec {{params.spec:q}} --point {{params.point:q}} > {{log:q}} 2>&1"
+    run:
+        run_here("publish", log[0], "--spec", params.spec, "--point", params.point)

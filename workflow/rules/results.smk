@@ -22,18 +22,15 @@ rule cleanup:
         "<logs>/cleanup/{point}.log",
     # Before all other jobs, so that a finished point counts even if the run is stopped.
     priority: 20
-    conda:
-        "../../envs/driver.yaml"
     params:
         settings=of(SWEEP.get_settings),
         point=in_results("{point}"),
         benchmarks=in_results("benchmarks"),
         tasks=of(SWEEP.get_task_names),
         options=of(SWEEP.get_counting_options),
-    shell:
-        f"{RUN} driver -m lorasweep job cleanup --point {{params.point:q}} --benchmarks {{params.benchmarks:q}}"
-        " --settings {params.settings:q} --tasks {params.tasks:q} {params.options:q}"
-        " > {log:q} 2>&1"
+    run:
+        settings = ["--settings", params.settings, "--tasks", params.tasks, params.options]
+        run_here("cleanup", log[0], "--point", params.point, "--benchmarks", params.benchmarks, *settings)
 
 
 rule read_samples:

@@ -3,34 +3,29 @@
 The work is done by `lorasweep.running.run.Run`; this file passes on what only Snakemake knows.
 """
 
-from snakemake.io import IOFile
-
-from lorasweep.running.outdated import describe_outdated
-from lorasweep.running.run import THREADS, Options, Places, Run
-from lorasweep.stages import TASK_RULES
-from lorasweep.util.slurm import count_gpus, forget_settings
-from lorasweep.running.slurm_plugin import (
-    find_refusals,
-    mend_end_by_signal,
-    mend_log_folder,
-    mend_python_path,
-    mend_status_queries,
-    warn_of_other_versions,
-)
-
-mend_python_path()
-
+# A job needs nothing of a run's beginning and end, and half of its start would be their imports.
 if workflow.is_main_process:
+    from snakemake.io import IOFile
+
+    from lorasweep.running.outdated import describe_outdated
+    from lorasweep.running.run import THREADS, Options, Places, Run
+    from lorasweep.running.slurm_plugin import find_refusals, mend_end_by_signal, mend_plugin, warn_of_other_versions
+    from lorasweep.stages import TASK_RULES
+    from lorasweep.util.slurm import count_gpus, forget_settings
+
     forget_settings()
     warn_of_other_versions()
-    mend_status_queries()
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
     THIS_RUN = Run(
         SWEEP, ROOT, SOURCES, describe_outdated(SWEEP, OUTDATED), uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN
     )
-    mend_log_folder(THIS_RUN.slurm_logs)
+    mend_plugin(THIS_RUN.slurm_logs)
     with ending_with_a_message():
         THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
+elif "snakemake_executor_plugin_slurm_jobstep" in sys.modules:  # of a job array
+    from lorasweep.running.slurm_plugin import mend_python_path
+
+    mend_python_path()
 
 
 def get_places():

@@ -99,15 +99,13 @@ rule take:
         point=SWEEP.match_points(lambda point: point in POINTS and bool(POINTS[point].training)),
     # As early as possible, since it removes the training's temporary files.
     priority: 20
-    conda:
-        "../../envs/driver.yaml"
     params:
         source=of(SWEEP.get_taken_folder),
         point=in_results("{point}"),
         state=of(SWEEP.get_training_state),
-    shell:
-        f"{RUN} driver -m lorasweep job take --source {{params.source:q}} --recipe {{input.recipe:q}} --state {{params.state:q}}"
-        " --point {params.point:q} > {log:q} 2>&1"
+    run:
+        arguments = ["--source", params.source, "--recipe", input.recipe, "--state", params.state, "--point", params.point]
+        run_here("take", log[0], *arguments)
 
 
 rule adopt:

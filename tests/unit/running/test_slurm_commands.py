@@ -260,6 +260,65 @@ class TestTurn:
     def test_one_that_fails_says_so(self, slurm: Slurm, start: Start) -> None:
         assert start("9", "exit 3").wait() == 3
         assert json.loads((slurm.records / "jobs/9.json").read_text())["state"] == "FAILED"
+        assert list_marks(slurm) == ["9.FAILED"]
+
+    def test_one_that_does_well_leaves_its_mark_when_all_is_done(self, slurm: Slurm, start: Start) -> None:
+        first = self.begin(slurm, start)
+        assert list_marks(slurm) == []
+        (slurm.folder / "queue.go").touch()
+        assert first.wait() == 0
+        assert list_marks(slurm) == ["7.COMPLETED"]
+
+    def test_the_mark_of_an_earlier_attempt_is_gone_while_the_job_runs_again(self, slurm: Slurm, start: Start) -> None:
+        assert start("7", "exit 3").wait() == 3
+        again = self.begin(slurm, start)
+        assert list_marks(slurm) == []
+        (slurm.folder / "queue.go").touch()
+        assert again.wait() == 0
+        assert list_marks(slurm) == ["7.COMPLETED"]
+
+    def test_a_job_that_dies_leaves_no_mark(self, slurm: Slurm, start: Start) -> None:
+        self.begin_and_die(slurm, start)
+        assert list_marks(slurm) == []
+
+    def test_a_step_gets_the_options_of_its_call_and_not_those_of_the_allocation(
+        self, slurm: Slurm, start: Start
+    ) -> None:
+        slurm.environment |= {
+            "SLURM_GPUS": "1",
+            "SRUN_CPUS_PER_TASK": "4",
+            "SBATCH_QOS": "low",
+            "SLURM_SUBMIT_DIR": "/",
+        }
+        assert start("9", f"env > {slurm.queue}.env").wait() == 0
+        names = {line.partition("=")[0] for line in (slurm.folder / "queue.env").read_text().splitlines()}
+        assert {name for name in names if name.startswith(("SLURM_", "SRUN_", "SBATCH_"))} == {
+            "SLURM_JOB_ID",
+            "SLURM_SUBMIT_DIR",
+        }
+
+
+def list_marks(slurm: Slurm) -> list[str]:
+    return sorted(mark.name for mark in (slurm.records / "ended").glob("*"))
+
+
+def test_squeue_is_called_again_only_some_seconds_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    clock = [1000.0]
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setenv("LORASWEEP_SLURM", str(tmp_path))
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(slurm_commands, "find_command", lambda name: "true")
+    for seconds in (2.0, 1.0, 60.0, 0.0):
+        slurm_commands.ask("squeue")
+        slurm_commands.ask("sacct")
+        clock[0] += seconds
+    assert slept == [3.0, 4.0]
 
 
 def test_a_holder_without_a_sign_of_life_is_dead_by_the_clock_of_the_one_who_waits(

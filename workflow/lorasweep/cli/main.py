@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
-from lorasweep.util.errors import call_to_the_end
+from lorasweep.util.errors import call_to_the_end, telling_the_log
 
 WORDS = {
     "new": "write an experiment's file from a model, a file of samples and a task",
@@ -66,3 +68,16 @@ def _call(word: str, program: str, package: str, arguments: list[str]) -> None:
     )
     module.add_arguments(parser)
     module.run(parser.parse_args(arguments))
+
+
+def run_here(job: str, log: str, *arguments: str | Sequence[str]) -> None:
+    """Run the job of a rule in this process, as `lorasweep job JOB ARGUMENTS` runs it in one of its own.
+
+    For jobs of milliseconds, of which a sweep has one or more a point: each start of Python would take longer.
+
+    Raises:
+        JobError: the job failed; the log says why.
+    """
+    flat = [part for argument in arguments for part in ([argument] if isinstance(argument, str) else argument)]
+    with telling_the_log(Path(log), f"{job}: "):
+        _call(job, f"lorasweep job {job}", "lorasweep.cli.job", list(map(str, flat)))

@@ -50,7 +50,7 @@ from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
 from lorasweep.util.errors import InputError, ending_with_a_message
 from lorasweep.util.slurm import LOGS, cancel_jobs, use_patient_commands
-from lorasweep.util.slurm_commands import PATIENCE
+from lorasweep.util.slurm_commands import MARKS, PATIENCE
 
 SCHEDULER = "lorasweep"
 """The scheduler that limits the number of merged models: workflow/snakemake_scheduler_plugin_lorasweep."""
@@ -204,7 +204,7 @@ class Run:
     def prepare_slurm(self) -> None:
         """Have this process and its jobs wait out SLURM's outages, which are told of from now on."""
         # Of earlier runs; what the jobs that still run write is of no interest.
-        for part in ("jobs", "done", "outages"):
+        for part in ("jobs", "done", MARKS, "outages"):
             shutil.rmtree(self.slurm_folder / part, ignore_errors=True)
         use_patient_commands(self.slurm_folder)
         self._outages = OutageWatcher(self.slurm_folder)

@@ -1,4 +1,7 @@
-"""Runtime patches of Snakemake and its SLURM plugin. All patches are here, tested with the versions in `TESTED`."""
+"""Runtime patches of Snakemake and its SLURM plugin, tested with the versions in `TESTED`.
+
+All patches of the process that runs a sweep are here; those of Snakemake in a SLURM job are in `snakemake_in_job`.
+"""
 
 import asyncio
 import os
@@ -6,12 +9,14 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from lorasweep.running.end_marks import SECONDS_BETWEEN_LOOKS, SECONDS_WHILE_JOBS_END, EndWatch
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record
 from lorasweep.util.slurm import LOGGER, ask, read_time_limit
@@ -24,6 +29,9 @@ TESTED = {
     "snakemake-executor-plugin-slurm-jobstep": "0.6.1",
 }
 """Tested versions of the patched packages."""
+
+SNAKEMAKE = Path(__file__).with_name("snakemake_in_job.py")
+"""The program that is Snakemake in a SLURM job."""
 
 SECONDS_TO_QUEUE_AGAIN = 60
 
@@ -40,7 +48,89 @@ def warn_of_other_versions() -> None:
             )
 
 
-def mend_status_queries() -> None:
+def mend_plugin(logs: Path) -> None:
+    """Apply all patches of the executor plugin; `logs` is the folder of the logs of SLURM jobs."""
+    mend_python_path()
+    mend_job_commands()
+    watch = EndWatch()
+    mend_looks(watch)
+    mend_status_queries(watch)
+    mend_log_folder(logs)
+
+
+def mend_job_commands() -> None:
+    """Patch the executor plugin so that a SLURM job starts Snakemake once, and faster.
+
+    The plugin's job is a Snakemake with the executor `slurm-jobstep`, whose one act is to start a second Snakemake by
+    `srun`; both import and parse everything (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/400,
+    similar: issues/215). The patch has the job call `srun` itself, with the options that the executor would give, and
+    starts Snakemake by `snakemake_in_job`. Job arrays stay as they are.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+    from snakemake_executor_plugin_slurm_jobstep import get_cpu_setting, get_gpu_setting, get_node_setting
+
+    executor = plugin.Executor
+    command_of, arguments_of, python_of = (
+        executor.format_job_exec,
+        executor.additional_general_args,
+        executor.get_python_executable,
+    )
+
+    def format_job_exec(self: Any, job: Any) -> str:
+        command: str = command_of(self, job)
+        if self.array_jobs or "mpi" in job.resources.keys():  # noqa: SIM118
+            return command
+        cpus = get_cpu_setting(job, bool(job.resources.get("gpu")))
+        return f"srun -n1 --cpu-bind=q {cpus} {get_gpu_setting(job)} {get_node_setting(job)} {command}"
+
+    def additional_general_args(self: Any) -> Any:
+        return arguments_of(self) if self.array_jobs else ""
+
+    def get_python_executable(self: Any) -> str:
+        python: str = python_of(self)
+        return python if self.array_jobs else f"{python} {shlex.quote(str(SNAKEMAKE))}"
+
+    executor.format_job_exec = format_job_exec
+    executor.additional_general_args = additional_general_args
+    executor.get_python_executable = get_python_executable
+
+
+def mend_looks(watch: EndWatch) -> None:
+    """Patch the executor plugin to see a job's end by its mark, within a second, and to ask SLURM less often.
+
+    The plugin asks SLURM for all states, and waits ten seconds longer after each answer that has no end of a job,
+    whatever `--seconds-between-status-checks` says
+    (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/319). Those waits stay, for jobs that leave no
+    mark; an end that is seen by its mark does not shorten them.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    executor = plugin.Executor
+    check = executor.check_active_jobs
+
+    async def check_active_jobs(self: Any, active_jobs: list[Any]) -> AsyncIterator[Any]:
+        seconds = self.next_seconds_between_status_checks
+        if active_jobs:
+            watch.look({job.external_jobid for job in active_jobs}, seconds)
+        else:
+            watch.rest()
+        async for job in check(self, active_jobs):
+            yield job
+        if active_jobs and not watch.asks_slurm:
+            self.next_seconds_between_status_checks = min(seconds, SECONDS_WHILE_JOBS_END)
+
+    async def sleep(self: Any) -> None:
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            jobs = {job.external_jobid for job in list(self.active_jobs)}
+            if not jobs or not self.wait or watch.is_due(jobs, self.next_seconds_between_status_checks):
+                return
+
+    executor.check_active_jobs = check_active_jobs
+    executor.sleep = sleep
+
+
+def mend_status_queries(watch: EndWatch | None = None) -> None:
     """Patch the executor plugin to notice the end of every job, and to survive an unavailable accounting database.
 
     - The plugin compares states with `CANCELLED`, but `sacct` reports `CANCELLED by 1000`: such a job counts as running
@@ -57,6 +147,7 @@ def mend_status_queries() -> None:
     """
     import snakemake_executor_plugin_slurm as plugin
 
+    watch = watch or EndWatch()
     query = plugin.query_job_status
     since: dict[str, float] = {}
 
@@ -82,6 +173,9 @@ def mend_status_queries() -> None:
                 states[file.stem] = "CANCELLED"
 
     async def query_job_status(command: str, logger: object) -> tuple[dict[str, str], float]:
+        completed = dict.fromkeys(watch.completed, "COMPLETED")
+        if not watch.asks_slurm:
+            return completed, 0.0
         outage = Outage(shlex.split(command)[0])
         # Once: the plugin gives up after a minute, and leaves the command running.
         once = f"env {PATIENCE}=0 {command}"
@@ -91,7 +185,7 @@ def mend_status_queries() -> None:
                 if states is not None:
                     states = {job: mend(job, state) for job, state in states.items()}
                     add_forgotten(states)
-                    return states, seconds
+                    return states | completed, seconds
                 if not await asyncio.to_thread(outage.wait, "it gives no states of jobs"):
                     raise InputError("SLURM has not given the states of jobs for as long as slurm.wait_hours says")
         finally:
@@ -216,10 +310,11 @@ def mend_python_path() -> None:
 
     Snakemake does not quote the path of Python: https://github.com/snakemake/snakemake/issues/3211.
     """
-    import snakemake_executor_plugin_slurm_jobstep as jobstep
     from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
-    for executor in (RemoteExecutor, jobstep.Executor):
+    # The executor in a job is imported only where there is a job array.
+    jobstep = sys.modules.get("snakemake_executor_plugin_slurm_jobstep")
+    for executor in (RemoteExecutor, *([jobstep.Executor] if jobstep else [])):
         plain = executor.get_python_executable
 
         def get_python_executable(self: Any, plain: Any = plain) -> str:

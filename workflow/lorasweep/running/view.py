@@ -47,7 +47,8 @@ _NOISE = re.compile(
 """Beginnings of Snakemake's messages that say nothing of the sweep."""
 
 _TOLD_BETTER = re.compile(
-    r"RuleException:\nCalledProcessError|Exiting because a job execution failed|WorkflowError:\nAt least one job did "
+    r"RuleException:\n(CalledProcess|Job)Error|Exiting because a job execution failed|"
+    r"WorkflowError:\nAt least one job did "
 )
 """Beginnings of Snakemake's errors that a line of the failed job, or the summary of the run, says in plain words."""
 

@@ -118,6 +118,23 @@ def call_to_the_end(function: Callable[[], None], prefix: str = "") -> None:
     end(f"{REASON}\n{prefix}{message}" if prefix else message)
 
 
+@contextmanager
+def telling_the_log(log: Path, prefix: str) -> Iterator[None]:
+    """Write why a job of this process fails to its log, as `call_to_the_end` prints it for a process of its own.
+
+    Raises:
+        JobError: it failed; the message is the log's last lines.
+    """
+    log.write_text("", encoding="utf-8")
+    try:
+        yield
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error)) if _is_ours(error) else ""
+        message = f"{prefix}{describe(error) if trace else error}"
+        log.write_text(f"{trace}{REASON}\n{message}\n", encoding="utf-8")
+        raise JobError(message) from None
+
+
 def describe(error: BaseException) -> str:
     """Return the whole message of an exception: with its type, unless it is written for the user, and its causes."""
     if not _is_ours(error):

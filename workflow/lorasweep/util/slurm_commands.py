@@ -10,6 +10,7 @@ It is started for each command, and so imports the standard library alone.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -74,7 +75,13 @@ _OUTAGE = re.compile("|".join(f"(?:{pattern})" for pattern in OUTAGES))
 _NO_STEP = re.compile(r"srun: error: (?:Unable to (?:create step|confirm allocation|allocate resources)|.*contact)")
 """What `srun` prints if it has not started its program."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
+
+_BETWEEN_QUERIES = 5.0
+"""Seconds between two calls of `squeue` by a run, whoever calls."""
+
+MARKS = "ended"
+"""Folder, in a run's folder, of the marks that jobs leave as they end: empty files `<job>.<state>`."""
 _SETTLING = 10.0
 """Seconds that SLURM has to queue a job whose submission it did not answer."""
 
@@ -82,6 +89,12 @@ _BEAT, _DEAD = 15.0, 180.0
 """Seconds between the signs of life of a job, and without one until it counts as dead."""
 
 _LAST_LINES = 20
+
+_IDENTITY = {
+    *("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_SUBMIT_DIR", "SLURM_SUBMIT_HOST"),
+    *(f"SLURM_ARRAY_{part}" for part in ("JOB_ID", "TASK_ID", "TASK_MIN", "TASK_MAX", "TASK_STEP")),
+}
+"""SLURM's variables that say which job it is; its others are taken for options of `srun`."""
 
 ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 """SLURM's states of jobs that have ended."""
@@ -144,12 +157,29 @@ def ask(name: str, *arguments: str, tell: Callable[[str], object] | None = None)
     outage = Outage(name, tell)
     try:
         while True:
+            if name == "squeue":
+                _wait_between_queries()
             done = subprocess.run(command, capture_output=True)
             reason = find_outage(done.stderr.decode(errors="replace")) if done.returncode else ""
             if not reason or not outage.wait(reason):
                 return done
     finally:
         outage.end()
+
+
+def _wait_between_queries() -> None:
+    """Wait until some seconds after the last `squeue` of this run, by whatever process and thread of its machine."""
+    folder = os.environ.get(FOLDER)
+    if not folder:
+        return
+    with contextlib.suppress(OSError, ValueError), Path(folder, f".queried-{socket.gethostname()}").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        left = float(file.read() or 0) + _BETWEEN_QUERIES - time.time()
+        if 0 < left <= _BETWEEN_QUERIES:  # else the clock was set
+            time.sleep(left)
+        file.truncate(0)
+        file.write(str(time.time()))
 
 
 def find_command(name: str) -> str:
@@ -299,22 +329,50 @@ def turn(key: str, mark: str, command: str) -> int:
     own = folder / "jobs" / f"{job}.json"
     lock, done = folder / "turns" / key, folder / "done" / mark
     _write(own, {"state": "WAITING"})
+    for state in ("COMPLETED", "FAILED"):  # of before SLURM queued this job again
+        with contextlib.suppress(OSError):
+            get_end_mark(folder, job, state).unlink()
     if _wait_for_turn(lock, job, folder) or done.exists():
         _write(own, {"state": "COMPLETED"})
         _release(lock, job)
+        _leave_end_mark(folder, job, "COMPLETED")
         return 0
     _outlive_signals()
-    process = subprocess.Popen(["/bin/sh", "-c", command])
+    process = subprocess.Popen(["/bin/sh", "-c", command], env=get_step_environment())
     ended = threading.Event()
     threading.Thread(target=_beat, args=(lock, job, ended), daemon=True).start()
     status = process.wait()
     ended.set()
+    state = "COMPLETED" if status == 0 else "FAILED"
     with contextlib.suppress(OSError):
-        _write(own, {"state": "COMPLETED" if status == 0 else "FAILED"})
+        _write(own, {"state": state})
         if status == 0:
             _write(done, {"job": job})
     _release(lock, job)
+    _leave_end_mark(folder, job, state)
     return status if status >= 0 else 128 - status
+
+
+def get_end_mark(folder: Path, job: str, state: str) -> Path:
+    """Return the mark by which a job says that it ends, and how: `COMPLETED` or `FAILED`."""
+    return folder / MARKS / f"{job}.{state}"
+
+
+def _leave_end_mark(folder: Path, job: str, state: str) -> None:
+    # Last, and empty, so that it is there as a whole. Without it, SLURM is asked.
+    with contextlib.suppress(OSError):
+        file = get_end_mark(folder, job, state)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+def get_step_environment() -> dict[str, str]:
+    """Return the environment of a job's step: the options of `srun` are those of its call, not the allocation's."""
+
+    def is_option(name: str) -> bool:
+        return name.startswith(("SRUN_", "SBATCH_")) or (name.startswith("SLURM_") and name not in _IDENTITY)
+
+    return {name: value for name, value in os.environ.items() if not is_option(name)}
 
 
 def _release(lock: Path, job: str) -> None:

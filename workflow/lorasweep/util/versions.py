@@ -27,6 +27,7 @@ def digest_packages() -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
+@cache
 def get_git_revision(directory: Path) -> str | None:
     """Return the checked-out commit, with `-dirty` if tracked files were changed; `None` outside of git."""
     command = ["git", "-C", str(directory), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]

@@ -1,0 +1,132 @@
+"""When a run looks at its jobs' marks, and when it asks SLURM."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import snakemake_executor_plugin_slurm as plugin
+
+from lorasweep.running import slurm_plugin
+from lorasweep.running.end_marks import EndWatch
+
+JOBS = {"1", "2"}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORASWEEP_SLURM", str(tmp_path))
+    (tmp_path / "ended").mkdir()
+    return tmp_path / "ended"
+
+
+def test_a_completed_job_is_seen_without_asking_slurm(clock: Clock, marks: Path) -> None:
+    watch = EndWatch(clock)
+    clock.now = 1
+    assert not watch.is_due(JOBS, 40)
+    (marks / "1.COMPLETED").touch()
+    assert watch.is_due(JOBS, 40)
+    watch.look(JOBS, 40)
+    assert (watch.completed, watch.asks_slurm) == ({"1"}, False)
+
+
+def test_a_mark_of_a_job_that_is_not_on_slurm_does_not_count(clock: Clock, marks: Path) -> None:
+    watch = EndWatch(clock)
+    (marks / "7.COMPLETED").touch()
+    (marks / "8.FAILED").touch()
+    clock.now = 30
+    assert not watch.is_due(JOBS, 40)
+
+
+def test_a_job_without_a_mark_is_asked_for_when_it_is_time(clock: Clock, marks: Path) -> None:
+    watch = EndWatch(clock)
+    clock.now = 40
+    assert watch.is_due(JOBS, 40)
+    watch.look(JOBS, 40)
+    assert (watch.completed, watch.asks_slurm) == (set(), True)
+    clock.now = 79
+    assert not watch.is_due(JOBS, 40)
+
+
+def test_a_failure_is_never_an_outcome_but_a_reason_to_ask_slurm_now(clock: Clock, marks: Path) -> None:
+    watch = EndWatch(clock)
+    (marks / "2.FAILED").touch()
+    asked = []
+    for clock.now in range(100):
+        if watch.is_due(JOBS, 180):
+            watch.look(JOBS, 180)
+            assert not watch.completed
+            asked.append(clock.now)
+    # Three times, with time between: SLURM may have queued the job again, and then says nothing of its end.
+    assert asked == [5, 10, 15]
+
+
+def test_slurm_is_asked_at_most_every_five_seconds_whatever_a_profile_says(clock: Clock, marks: Path) -> None:
+    watch = EndWatch(clock)
+    asked = 0
+    for tenth in range(600):
+        clock.now = tenth / 10
+        if watch.is_due(JOBS, 0):
+            watch.look(JOBS, 0)
+            asked += watch.asks_slurm
+    assert asked == 11
+
+
+def test_without_jobs_the_time_does_not_count(clock: Clock, marks: Path) -> None:
+    watch = EndWatch(clock)
+    clock.now = 1000
+    watch.rest()
+    clock.now = 1039
+    assert not watch.is_due(JOBS, 40)
+
+
+def test_the_plugin_takes_a_mark_for_the_end_of_a_job(monkeypatch: pytest.MonkeyPatch, marks: Path) -> None:
+    asked: list[str] = []
+
+    async def ask(command: str, logger: object) -> tuple[Any, Any]:
+        asked.append(command)
+        return {"1": "RUNNING", "2": "RUNNING"}, 0.1
+
+    async def check(self: Any, jobs: list[Any]) -> Any:
+        states, _ = await plugin.query_job_status("squeue", None)
+        self.next_seconds_between_status_checks += 10
+        for job in jobs:
+            if states.get(job.external_jobid) != "COMPLETED":
+                yield job
+
+    for name in ("check_active_jobs", "sleep"):
+        monkeypatch.setattr(plugin.Executor, name, check)
+    monkeypatch.setattr(plugin, "query_job_status", ask)
+    monkeypatch.setattr(plugin, "get_min_job_age", plugin.get_min_job_age)
+    clock = Clock()
+    watch = EndWatch(clock)
+    slurm_plugin.mend_looks(watch)
+    slurm_plugin.mend_status_queries(watch)
+    jobs = [SimpleNamespace(external_jobid=job) for job in sorted(JOBS)]
+    executor = SimpleNamespace(next_seconds_between_status_checks=50, active_jobs=jobs, wait=True)
+
+    async def look() -> list[str]:
+        return [job.external_jobid async for job in plugin.Executor.check_active_jobs(executor, jobs)]
+
+    (marks / "1.COMPLETED").touch()
+    (marks / "2.FAILED").touch()
+    assert asyncio.run(look()) == ["2"]
+    assert (asked, executor.next_seconds_between_status_checks) == ([], 50)
+    clock.now = 5
+    asyncio.run(plugin.Executor.sleep(executor))
+    assert asyncio.run(look()) == ["2"]
+    assert (len(asked), executor.next_seconds_between_status_checks) == (1, 60)
