@@ -1,5 +1,6 @@
 """Names of files and folders in `results/<experiment>/` and `results/<experiment>/<point>/` that several stages use."""
 
+import re
 from pathlib import Path
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -52,6 +53,34 @@ TRAININGS = "trainings"
 def get_epoch_folder(epoch: int) -> str:
     """Return the folder of an earlier epoch's adapter in a training's folder. That of the last epoch is `adapter`."""
     return f"epoch={epoch}"
+
+
+RUNGS = "rungs"
+"""Folder in a training's folder with the adapters after the epochs at which `prune` compares settings, each in a
+subfolder `after=<epoch>`, until the training has ended."""
+
+PRUNE = "prune"
+"""Folder in an experiment's folder with what `prune` compares and decides: for each training and epoch a record,
+`<training>__after=<epoch>.json`, the scores on a task in `scores/`, and the decisions `after=<epoch>.json`."""
+
+RACE = "race.json"
+"""File in that folder: the trainings that compete, and the settings of `prune`."""
+
+
+def get_rung_name(after: int) -> str:
+    """Return the name of the comparison of settings after an epoch."""
+    return f"after={after}"
+
+
+def get_part_name(training: str, after: int) -> str:
+    """Return the name of the part of a training, or of its point's training, that ends after an epoch."""
+    return f"{training}__{get_rung_name(after)}"
+
+
+def split_part_name(name: str) -> tuple[str, int | None]:
+    """Return the training and the epoch in the name of a part; of a training as a whole, its name and `None`."""
+    match = re.fullmatch(r"(.+)__after=(\d+)", name)
+    return (match[1], int(match[2])) if match else (name, None)
 
 
 LAST_EPOCH = "epoch=last"
@@ -127,7 +156,7 @@ def is_base(name: str) -> bool:
 
 RESERVED_NAMES = (
     BASELINE,
-    *("logs", "benchmarks", TRAININGS, "plots", "plots-partial", "tensorboard", "wandb", "mlflow"),
+    *("logs", "benchmarks", TRAININGS, PRUNE, "plots", "plots-partial", "tensorboard", "wandb", "mlflow"),
     *("points.json", "batches.json", "tables.json", "lengths.json", "task_sizes.json", "recipes.json"),
     *("plan.json", "plan.svg", "experiment.yaml"),
     *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv", "revisions.json"),

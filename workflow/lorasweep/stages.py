@@ -31,6 +31,8 @@ _KEPT, _ALL = ("A", "B1", "B2"), ("A", "B1", "B2", "base")
 
 RULES = (
     Rule("configure", _KEPT, makes_adapter=True),
+    Rule("train_part", _KEPT, makes_adapter=True, is_timed=True, has_gpu=True, priority=2),
+    Rule("prune", _KEPT, makes_adapter=True, runs_tasks=True, is_timed=True, has_gpu=True),
     Rule("train", _KEPT, makes_adapter=True, is_timed=True, has_gpu=True, priority=2),
     Rule("choose_epoch", _KEPT, makes_adapter=True, runs_tasks=True, is_timed=True, has_gpu=True),
     Rule("take", _KEPT, makes_adapter=True),
@@ -50,7 +52,7 @@ RULE_NAMES = tuple(rule.name for rule in RULES)
 PRIORITIES = {rule.name: rule.priority for rule in RULES}
 GPU_RULES = tuple(rule.name for rule in RULES if rule.has_gpu)
 TASK_RULES = tuple(rule.name for rule in RULES if rule.runs_tasks)
-TRAINING_RULES = ("train", "choose_epoch")
+TRAINING_RULES = ("train_part", "train", "choose_epoch")
 """The timed rules whose jobs are of a training, whatever points use its adapter."""
 TIMED_RULES = tuple(rule.name for rule in RULES if rule.is_timed)
 ADAPTER_RULES = tuple(rule.name for rule in RULES if rule.makes_adapter)
@@ -85,6 +87,7 @@ def get_stages(
     taken: Collection[str] = (),
     *,
     chooses_epoch: bool = False,
+    rungs: int = 0,
 ) -> list[Stage]:
     """Return the stages of a sweep in the order of the work.
 
@@ -94,6 +97,7 @@ def get_stages(
         trained: Points that a training is counted for.
         taken: Points that take their adapter from a training.
         chooses_epoch: Whether a task chooses the epoch of each training.
+        rungs: Number of epochs after which `prune` compares settings.
     """
     jobs: Counter[str] = Counter()
     after: dict[str, dict[str, None]] = {}
@@ -103,20 +107,23 @@ def get_stages(
             after.setdefault(rule, {}).update({previous: None} if previous else {})
         jobs.update(rules[count_from:])
 
-    trainings = ("configure", "train", *(["choose_epoch"] if chooses_epoch else []))
+    parts = ("train_part", "prune") if rungs else ()
+    trainings = ("configure", *parts, "train", *(["choose_epoch"] if chooses_epoch else []))
     for name, mode in points.items():
         made = (*trainings, "take") if name in taken else () if mode == "base" else ("adopt",)
         branch = [rule for rule in _get_branch(mode) if rule == "export" or name in evaluated]
         pass_through(
             *made, *branch, "cleanup", count_from=len(trainings) if name in taken and name not in trained else 0
         )
+    jobs["train_part"] *= rungs
+    jobs["prune"] = min(jobs["prune"], 1) * rungs
     stages = [
         # Sorted, so that the drawing does not depend on the order of points in the file.
         Stage(
             rule, None if rule == "evaluate_adapters" else jobs[rule], tuple(sorted(after[rule], key=RULE_NAMES.index))
         )
         for rule in RULE_NAMES
-        if rule in jobs
+        if rule in jobs and rule in after
     ]
     for previous, rule in zip(("cleanup", *_LAST), _LAST, strict=False):
         stages.append(Stage(rule, 1, ("cleanup", previous) if rule == "collect" else (previous,)))

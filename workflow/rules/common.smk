@@ -20,7 +20,7 @@ try:
     from lorasweep.util.errors import ending_with_a_message, telling_the_log
     from lorasweep.experiment.loading import read_config
     from lorasweep.experiment.sections import NAME_PATTERN
-    from lorasweep.layout import MERGED, METRICS, TABLES_RECORD
+    from lorasweep.layout import MERGED, METRICS, PRUNE, TABLES_RECORD, split_part_name
     from lorasweep.sweep.sweep import Sweep
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -73,6 +73,8 @@ wildcard_constraints:
     point=NAME_PATTERN,
     batch=NAME_PATTERN,
     training=NAME_PATTERN,
+    part=rf"{NAME_PATTERN}__after=\d+" if SWEEP.rungs else "(?!)",
+    rung=r"after=\d+" if SWEEP.rungs else "(?!)",
 
 
 # What is to be made, by the content of the results. A job makes its own part only.

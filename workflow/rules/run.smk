@@ -43,11 +43,12 @@ if workflow.is_main_process and workflow.global_resources.get("merged_models").v
 
 
 def get_orphan_dependency():
-    """Return a resource of `train` that makes SLURM wait for the same training of an earlier run, if it still runs."""
+    """Return a resource of trainings and their parts that makes SLURM wait for the same training of an earlier run, if it still runs."""
     jobs = THIS_RUN.awaited_jobs if workflow.is_main_process else {}
 
     def depend(wildcards):
-        return f"--dependency=afterany:{jobs[wildcards.training]}" if wildcards.training in jobs else ""
+        training = split_part_name(wildcards[0])[0]
+        return f"--dependency=afterany:{jobs[training]}" if training in jobs else ""
 
     return {"slurm_extra": depend} if jobs else {}
 
@@ -55,10 +56,10 @@ def get_orphan_dependency():
 def get_wanted_jobs():
     """Return the planned jobs: pairs of a rule and the name of a point or batch, "" for jobs of the whole experiment.
 
-    A training is listed under the point that it is counted for.
+    A training is listed under the point that it is counted for, and so are its parts.
     """
     return {
-        (job.rule.name, SWEEP.trainings.get(name := str(next(iter(job.wildcards), "")), name))
+        (job.rule.name, SWEEP.job_names.get(name := str(next(iter(job.wildcards), "")), name))
         for job in workflow.dag.needrun_jobs(exclude_finished=False)
         if job.rule.name not in ("all", "configure_all")
     }
@@ -86,8 +87,10 @@ def ask_slurm():
 
 def count_used_gpus(job):
     """Return how many GPUs a job uses, whatever a profile requests."""
-    if job.rule.name == "train":
+    if job.rule.name in ("train", "train_part"):
         return SWEEP.get_train_gpus(job.wildcards[0])
+    if job.rule.name == "prune":
+        return SWEEP.get_deciding_model_gpus(job.wildcards[0])
     return SWEEP.get_model_gpus(job.wildcards[0]) if job.rule.name in TASK_RULES else 0
 
 
@@ -95,9 +98,9 @@ def get_conda_environments():
     """Return the folders of conda environments, which Snakemake has made by now, by stage."""
     folders = {}
     for job in workflow.dag.needrun_jobs(exclude_finished=False) if USES_CONDA else ():
-        if job.rule.name == "train":
+        if job.rule.name in ("train", "train_part"):
             folders[SWEEP.get_training_stage(job.wildcards[0])] = Path(job.conda_env.address)
-        elif job.rule.name in TASK_RULES:
+        elif job.rule.name in TASK_RULES and (job.rule.name != "prune" or SWEEP.pruning_task):
             folders[SWEEP.evaluation_stage] = Path(job.conda_env.address)
     return {stage: folder for stage, folder in folders.items() if folder.is_dir()}
 

@@ -8,6 +8,10 @@ not retrain.
 If a task chooses the epoch of each training (`evaluation.validation_task`), `train` publishes the adapters of all
 epochs, and `choose_epoch` scores them on one loaded base, publishes the best one as `adapter/`, and deletes them.
 
+With `prune`, `train_part` trains up to each rung, an epoch after which settings are compared. It leaves the training's
+state, the adapter of that epoch, and a record. `prune` reads the records of all trainings, and decides which go on. The
+next part, and in the end `train`, reads the decision: a training that stops ends at once, without a GPU.
+
 Points that differ only in how their checkpoint is kept share a training. The first point has a hard link to the
 weights, the other points have copies: Snakemake updates the modification times of a job's outputs, and a link would
 change the time of another point's file.
@@ -19,10 +23,17 @@ localrules:
     adopt,
 
 
+if not SWEEP.pruning_task:
+
+    localrules:
+        prune,
+
+
 rule train:
     input:
         recipe=inputs("train", lambda training: f"<results>/trainings/{training}/recipe.yaml"),
         data=of(lambda training: ancient(SWEEP.get_data_files(training))),
+        decision=inputs("train", SWEEP.get_awaited_decision),
     output:
         # The file that a training writes last. The weights are not an output: a point's link to them changes their time.
         record=SWEEP.get_trained_file("{training}"),
@@ -31,7 +42,7 @@ rule train:
     benchmark:
         "<benchmarks>/train/{training}.tsv"
     conda:
-        lambda wildcards: f"../../envs/{SWEEP.get_training_stage(wildcards.training)}.yaml"
+        lambda wildcards: f"../../envs/{SWEEP.get_training_stage(wildcards[0])}.yaml"
     threads: of(SWEEP.get_train_threads)
     resources:
         **get_orphan_dependency(),
@@ -48,12 +59,70 @@ rule train:
         adapter=f"{RESULTS}/trainings/{{training}}/{SWEEP.last_epoch_folder}",
         stage=of(SWEEP.get_training_stage),
         trainer=of(SWEEP.get_trainer),
+        pruning=of(SWEEP.get_training_options),
     shell:
         # `exec` replaces the shell, so that a signal to the job reaches the training, which then saves its state.
         f"exec {RUN} {{params.stage}} -m lorasweep job train --trainer {{params.trainer:q}}"
         " --recipe {input.recipe:q} --adapter {params.adapter:q}"
         " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
-        " --epochs {resources.epochs:q} > {log:q} 2>&1"
+        " --epochs {resources.epochs:q} {params.pruning:q} > {log:q} 2>&1"
+
+
+use rule train as train_part with:
+    input:
+        recipe=inputs("train_part", lambda part: f"<results>/trainings/{split_part_name(part)[0]}/recipe.yaml"),
+        data=of(lambda part: ancient(SWEEP.get_data_files(part))),
+        decision=inputs("train_part", SWEEP.get_awaited_decision),
+    output:
+        record=f"<results>/{PRUNE}/{{part}}.json",
+    log:
+        "<logs>/train_part/{part}.log",
+    benchmark:
+        "<benchmarks>/train_part/{part}.tsv"
+    resources:
+        **get_orphan_dependency(),
+        **request_memory("train_part"),
+        runtime=request("train_part", "runtime"),
+        disk_mb=request("train_part", "disk_mb"),
+        gpu=of(SWEEP.get_train_gpus),
+        nodes=1,
+        metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
+        save_minutes=EXPERIMENT.training.save_minutes,
+        epochs="last",
+    params:
+        adapter=lambda wildcards: f"{RESULTS}/trainings/{split_part_name(wildcards.part)[0]}/adapter",
+        stage=of(SWEEP.get_training_stage),
+        trainer=of(SWEEP.get_trainer),
+        pruning=of(SWEEP.get_training_options),
+
+
+rule prune:
+    input:
+        records=inputs("prune", SWEEP.get_rung_parts),
+        tasks=ancient(SWEEP.pruning_task.files if SWEEP.pruning_task else []),
+    output:
+        decision=f"<results>/{PRUNE}/{{rung}}.json",
+    log:
+        "<logs>/prune/{rung}.log",
+    benchmark:
+        "<benchmarks>/prune/{rung}.tsv"
+    # All trainings of the sweep wait for it.
+    priority: 15
+    conda:
+        f"../../envs/{SWEEP.deciding_stage}.yaml"
+    threads: 4 if SWEEP.pruning_task else 1
+    resources:
+        **request_memory("prune"),
+        nodes=1,
+        model_gpus=of(SWEEP.get_deciding_model_gpus),
+        runtime=request("prune", "runtime"),
+        gpu=of(SWEEP.get_deciding_gpus),
+    params:
+        results=in_results(),
+        after=lambda wildcards: wildcards.rung.partition("=")[2],
+    shell:
+        f"{RUN} {SWEEP.deciding_stage} -m lorasweep job prune --results {{params.results:q}} --after {{params.after}}"
+        " --gpus {resources.model_gpus} > {log:q} 2>&1"
 
 
 rule choose_epoch:

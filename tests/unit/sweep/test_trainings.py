@@ -9,7 +9,8 @@ import yaml
 
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import Controls, Mode, Model
-from lorasweep.sweep.trainings import drop_unused, head_recipe, is_trained, read_identity, share_trainings
+from lorasweep.sweep.trainings import drop_unused, is_trained, share_trainings
+from lorasweep.trainers.identity import head_recipe, read_identity
 
 
 def make_point(name: str, mode: Mode = "B1", rank: int = 8, epoch: int | None = None, is_run: bool = False) -> Point:

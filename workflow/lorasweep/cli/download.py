@@ -11,7 +11,7 @@ from pathlib import Path
 from lorasweep.cli.experiments import add_experiment
 from lorasweep.experiment.loading import load_experiment, read_config
 from lorasweep.experiment.sections import Experiment
-from lorasweep.experiment.tasks import get_tasks, get_validation_task
+from lorasweep.experiment.tasks import get_pruning_task, get_tasks, get_validation_task
 from lorasweep.hub import references as hub
 from lorasweep.layout import REVISIONS
 from lorasweep.planning import counting
@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
             revisions = hub.read_revisions(record)
             print("Fetched:", *sorted({str(hub.pin(reference, revisions).path) for reference in references.values()}))
         evaluation = experiment.evaluation
-        if (evaluation.enabled and evaluation.tasks) or evaluation.validation_task:
+        chooses = evaluation.validation_task or (experiment.prune and experiment.prune.task)
+        if (evaluation.enabled and evaluation.tasks) or chooses:
             _fetch_for_tasks(experiment, source, is_dry_run=arguments.dry_run)
 
 
@@ -55,8 +56,8 @@ def _fetch_for_tasks(experiment: Experiment, source: str, *, is_dry_run: bool) -
     """
     evaluation, results = experiment.evaluation, RESULTS / experiment.experiment.name
     tasks = get_tasks(evaluation.tasks)
-    validation = get_validation_task(evaluation, tasks)
-    tasks += [validation] if validation else []
+    choosing = (get_validation_task(evaluation, tasks), get_pruning_task(experiment.prune, tasks))
+    tasks += [entry for entry in choosing if entry]
     files = sorted({Path(file) for entry in tasks for file in entry.files})
     names = ", ".join(entry.name for entry in tasks)
     stage = "vllm" if evaluation.backend == "vllm" else "eval"

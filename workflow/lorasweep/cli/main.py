@@ -23,7 +23,8 @@ WORDS = {
 }
 
 JOBS = {
-    "train": "train the adapter of a point",
+    "train": "train the adapter of a point, or a part of its epochs",
+    "prune": "decide which trainings go on after an epoch",
     "choose_epoch": "choose a training's epoch by its score on a task",
     "take": "use a training's adapter as the adapter of a point",
     "adopt": "copy an existing adapter to a point",

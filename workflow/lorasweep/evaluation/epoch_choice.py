@@ -39,7 +39,7 @@ def choose_epoch(
     points = {epoch: _make_point(training, epoch, folder) for epoch, folder in folders.items()}
     if failures := evaluate_adapters(spec, list(points.values())):
         raise EvaluationError("; ".join(f"{name}: {reason}" for name, reason in failures.items()))
-    scores = [_read_score(spec, epoch, point, metric) for epoch, point in points.items()]
+    scores = [read_score(spec, epoch, point, metric) for epoch, point in points.items()]
     sign = 1 if higher_is_better else -1
     best = max(scores, key=lambda score: (sign * score["score"], -score["epoch"]))
     made = training / STATE / "chosen"
@@ -75,7 +75,13 @@ def _make_point(training: Path, epoch: int, folder: Path) -> Path:
     return point
 
 
-def _read_score(spec: EvaluationSpec, epoch: int, point: Path, metric: str | None) -> dict[str, Any]:
+def read_score(
+    spec: EvaluationSpec,
+    epoch: int,
+    point: Path,
+    metric: str | None,
+    key: str = "evaluation.validation_task.metric",
+) -> dict[str, Any]:
     """Return an epoch's score, with the standard error that Inspect gives for the mean of a score's samples."""
     EvaluationState(spec, point).publish()
     metrics = json.loads((point / "eval" / METRICS).read_text(encoding="utf-8"))
@@ -84,7 +90,7 @@ def _read_score(spec: EvaluationSpec, epoch: int, point: Path, metric: str | Non
     chosen = metric or next(iter(found), "")
     if chosen not in found:
         raise InputError(
-            f"evaluation.validation_task.metric: {chosen!r} is no metric of the task '{spec.tasks[0].name}'",
+            f"{key}: {chosen!r} is no metric of the task '{spec.tasks[0].name}'",
             ", ".join(found) or "a task with a scorer",
         )
     score = found[chosen]

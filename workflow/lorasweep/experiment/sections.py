@@ -7,6 +7,7 @@ These classes are the single source of the keys: ``workflow/schemas/experiment.s
 import re
 from collections.abc import Collection, Mapping
 from datetime import date
+from itertools import pairwise
 from string import Formatter
 from typing import Annotated, Any, Literal, get_args
 
@@ -86,6 +87,12 @@ def _data_files(value: Any) -> Any:
         raise ValueError("a file, or a list of files")
     checked = tuple(_data_path(_path(file)) for file in files)
     return checked if isinstance(value, list | tuple) else checked[0]
+
+
+def _increasing(values: list[int]) -> list[int]:
+    if any(earlier >= later for earlier, later in pairwise(values)):
+        raise ValueError("epochs in increasing order, each once")
+    return values
 
 
 def _prompt(value: str) -> str:
@@ -693,6 +700,29 @@ class Evaluation(Section):
         return self.model_copy(update={"tasks": [self.validation_task]})
 
 
+class Prune(Section):
+    """Which trainings stop before their last epoch, to spend no time on settings that are behind."""
+
+    after: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_increasing)]
+    """Epochs after whose end settings are compared, such as `[1, 2]`; before the last epoch of every training."""
+    keep: Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)] = 0.5
+    """Share of the settings that go on at each of them, rounded up; `1.0`: all. Settings that differ only in `seed` are
+    one, with the mean of their numbers; a tie at the border goes on."""
+    by: Literal["validation_loss"] | ValidationTask = "validation_loss"
+    """What is compared: the loss on `data.validation`, or a score on a task: `{task: ..., metric: ...}`, with the keys
+    of `evaluation.validation_task`; none of those under `evaluation.tasks`."""
+
+    @property
+    def task(self) -> ValidationTask | None:
+        """The task whose scores are compared, if they are."""
+        return None if self.by == "validation_loss" else self.by
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a higher number is better."""
+        return self.task is not None and self.task.higher_is_better
+
+
 class Device(Section):
     """Peak performance and memory of a device, for the plan."""
 
@@ -789,6 +819,9 @@ class Experiment(Section):
     """How trainings are logged and saved."""
     evaluation: Evaluation = Evaluation()
     """How each point is evaluated, and how its checkpoint is kept."""
+    prune: Annotated[Prune | None, Field(exclude_if=lambda value: value is None)] = None
+    """Stops the trainings of settings that are behind: `{after: [1, 2], keep: 0.5}`; see docs/how-to/pruning.md. It is
+    no part of a training's identity: adding it trains nothing again, and stops nothing that is finished."""
     plan: Planning = Planning()
     """Assumptions of the sweep's plan."""
     slurm: Slurm = Slurm()

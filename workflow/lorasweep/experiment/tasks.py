@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasweep.experiment.sections import NAME_PATTERN, NAME_RULE, AnyTask, Evaluation, Task
+from lorasweep.experiment.sections import NAME_PATTERN, NAME_RULE, AnyTask, Evaluation, Prune, Task, ValidationTask
 from lorasweep.util.errors import InputError, nearest
 
 
@@ -65,14 +65,30 @@ def get_validation_task(evaluation: Evaluation, tasks: Iterable[TaskEntry]) -> T
     Raises:
         InputError: It is invalid as one of `tasks` would be, or has the name or the samples of one of them.
     """
-    if evaluation.validation_task is None:
+    place = "evaluation.validation_task"
+    return _get_choosing_task(evaluation.validation_task, place, tasks, "the epoch that they judge")
+
+
+def get_pruning_task(prune: Prune | None, tasks: Iterable[TaskEntry]) -> TaskEntry | None:
+    """Check the task by whose scores trainings stop, and return it; `None` if there is none.
+
+    Raises:
+        InputError: As `get_validation_task`.
+    """
+    return _get_choosing_task(prune.task if prune else None, "prune.by", tasks, "the points that they judge")
+
+
+def _get_choosing_task(
+    spec: ValidationTask | None, place: str, tasks: Iterable[TaskEntry], judged: str
+) -> TaskEntry | None:
+    if spec is None:
         return None
-    entry = _make_entry(evaluation.validation_task, "evaluation.validation_task")
+    entry = _make_entry(spec, place)
     for task in tasks:
         if _get_source(task) == _get_source(entry):
             raise InputError(
                 f"{entry.place}: {entry.spec.task!r} has the samples of {task.place} ('{task.name}'), whose scores "
-                "would be too good: they would choose the epoch that they judge",
+                f"would be too good: they would choose {judged}",
                 "other samples, by other args or another task",
             )
         if task.name == entry.name:

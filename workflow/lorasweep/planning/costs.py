@@ -105,7 +105,7 @@ class Costs:
     """Lengths of the samples by the data sections of the points that are trained."""
     are_tasks_counted: bool = True
     validation: TaskSize | None = None
-    """Size of the task that chooses the epoch of each training, if one does."""
+    """Size of the task that chooses the epoch of each training, or the trainings that go on, if one does."""
 
     @cached_property
     def device_name(self) -> str:
@@ -153,13 +153,15 @@ class Costs:
         if rule == "adopt":
             return ADOPT_SECONDS
         load = START_SECONDS + self._model_bytes / DISK_BANDWIDTH
-        if rule == "train":
+        if rule in ("train", "train_part"):
             return load + sum(self._train(point) for point in points if isinstance(point, Point))
         merge = 2 * self._model_bytes / DISK_BANDWIDTH
         if rule in ("merge", "export"):
             return START_SECONDS + merge
         if rule == "choose_epoch":
             return load + sum(self._choose(point) for point in points if isinstance(point, Point))
+        if rule == "prune":
+            return load + len(points) * self._answer_task(self.validation) if self.validation else 0.0
         return load + sum(map(self._answer, points))
 
     @property
@@ -169,13 +171,20 @@ class Costs:
 
     def is_counted(self, rule: str) -> bool:
         """Whether the workload behind a rule's time was counted, not guessed."""
-        if rule == "train":
+        if rule in ("train", "train_part"):
             return self.are_tokens_counted
         return self.are_tasks_counted or rule not in TASK_RULES
 
     def estimate(self, rule: str, points: Sequence[Point | Baseline]) -> float:
         """Return a job's expected duration in seconds: the modelled one times the rule's correction."""
         return self.model(rule, points) * self.factors.get(rule, 1.0)
+
+    def estimate_part(self, rule: str, point: Point, begin: int, end: int) -> float:
+        """Return the expected seconds of a training's job that trains from the end of an epoch to that of another."""
+        load = self.model(rule, [])
+        share = (end - begin) / point.controls.epochs
+        factor = self.factors.get(rule, self.factors.get("train", 1.0))
+        return (load + share * (self.model(rule, [point]) - load)) * factor
 
     def _train(self, point: Point) -> float:
         """Return the modelled seconds of a training, without the load of the model.

@@ -13,7 +13,7 @@ from lorasweep.experiment.devices import get_device_name
 from lorasweep.experiment.points import Baseline, Point
 from lorasweep.experiment.sections import Data, Experiment
 from lorasweep.experiment.tasks import TaskEntry
-from lorasweep.layout import JOB_RECORDS, MANIFEST, PICTURE, PLAN
+from lorasweep.layout import JOB_RECORDS, MANIFEST, PICTURE, PLAN, split_part_name
 from lorasweep.planning.costs import TASK_SAMPLES, Base, Costs
 from lorasweep.planning.counting import Samples, guess_lengths, guess_task_sizes, read_count, read_task_sizes
 from lorasweep.planning.disk_space import explain_shortage, find_room
@@ -25,7 +25,7 @@ from lorasweep.planning.view import describe_error, describe_shortly, describe_t
 from lorasweep.stages import RULE_NAMES
 from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.util.files import get_size, write_aside
-from lorasweep.util.formats import format_bytes
+from lorasweep.util.formats import format_bytes, format_seconds
 
 BATCH_RULE = "evaluate_adapters"
 
@@ -33,6 +33,9 @@ EVALUATIONS_READ = 50
 """The most finished evaluations whose logs are measured."""
 
 WHOLE = "whole"
+
+UNPRUNED = "without prune"
+"""Name of the plan of the whole sweep as it would be without `prune`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,12 @@ class Forecast:
     @cached_property
     def whole(self) -> dict[str, SweepPlan]:
         """Plans of the whole sweep: as configured, and in each mode."""
-        return {WHOLE: self.planner.plan_all(), **{mode: self.planner.plan_all(mode) for mode in MODES}}
+        unpruned = replace(self.planner, experiment=self.experiment.model_copy(update={"prune": None}))
+        return {
+            WHOLE: self.planner.plan_all(),
+            **({UNPRUNED: unpruned.plan_all()} if self.experiment.prune else {}),
+            **{mode: self.planner.plan_all(mode) for mode in MODES},
+        }
 
     @cached_property
     def points(self) -> list[PointPlan]:
@@ -77,7 +85,11 @@ class Forecast:
 
     def get_members(self, rule: str, name: str) -> Sequence[str]:
         """Return the names of a job's points."""
-        return self.batches.get(name, ()) if rule == BATCH_RULE else ([name] if name else ())
+        if rule == BATCH_RULE:
+            return self.batches.get(name, ())
+        if rule == "prune":
+            return ()
+        return [split_part_name(name)[0] if rule == "train_part" else name] if name else ()
 
     def describe_shortly(self) -> str:
         """Return the summary that a dry run prints."""
@@ -85,7 +97,7 @@ class Forecast:
         guessed = [rule for rule in RULE_NAMES if rule in self.remaining.seconds and not self.planner.is_counted(rule)]
         notes = self._note_merged_models if any(rule == "merge" for rule, _ in self.wanted) else []
         notes = [*notes, *(self._note_patience if any(rule == "train" for rule, _ in self.wanted) else [])]
-        notes += self._note_unevaluated
+        notes += [*self._note_pruning, *self._note_unevaluated]
         parallel = self.planner.parallel
         return describe_shortly(self.remaining, self.whole, done, len(self.points), parallel, guessed, notes)
 
@@ -110,6 +122,7 @@ class Forecast:
             + self._note_gpus,
             *self._note_merged_models,
             *self._note_patience,
+            *self._note_pruning,
             *self._note_unevaluated,
             *warn_of_prompts(self.experiment, self.planner.points.values()),
         ]
@@ -147,6 +160,27 @@ class Forecast:
         ]
 
     @property
+    def _note_pruning(self) -> list[str]:
+        prune, trained = self.experiment.prune, [p for p in self.planner.points.values() if p.is_trained]
+        if prune is None or not trained:
+            return []
+        left = [
+            round(sum(self.planner.shares[point.name][i] for point in trained)) for i in range(len(prune.after) + 1)
+        ]
+        whole, unpruned = self.whole[WHOLE], self.whole[UNPRUNED]
+        hours = [sum(plan.seconds.get(rule, 0.0) for rule in ("train", "train_part")) for plan in (whole, unpruned)]
+        gpu_hours = [
+            sum(plan.gpu_seconds.get(rule, 0.0) for rule in ("train", "train_part", "prune")) / 3600
+            for plan in (whole, unpruned)
+        ]
+        gpu = f", {gpu_hours[0]:,.1f} GPU hours in place of {gpu_hours[1]:,.1f}" if any(gpu_hours) else ""
+        counts = ", ".join(f"{number} after epoch {after}" for number, after in zip(left[1:], prune.after, strict=True))
+        return [
+            f"prune: of {left[0]} trainings, {counts} go on, without ties; the whole sweep trains for "
+            f"{format_seconds(hours[0])} in place of {format_seconds(hours[1])}{gpu}, if all settings are alike."
+        ]
+
+    @property
     def _note_unevaluated(self) -> list[str]:
         names = [name for name, point in self.planner.points.items() if point.tasks == ()]
         if not names or not self.experiment.evaluation.enabled:
@@ -164,7 +198,7 @@ class Forecast:
             "times_from": {rule: asdict(experience) for rule, experience in self.experience.items()},
             "last_run_took_of_its_plan": get_last_error(self.records),
             "to_do": self.remaining.as_json(),
-            **{name: plan.as_json() for name, plan in self.whole.items()},
+            **{name.replace(" ", "_"): plan.as_json() for name, plan in self.whole.items()},
             "points": [asdict(point) for point in self.points],
         }
         self.results.mkdir(parents=True, exist_ok=True)
@@ -227,7 +261,7 @@ def make_forecast(
         evaluations: Evaluations at a time.
         tasks: The evaluation tasks.
         task_files: The source files of all tasks.
-        validation: The task that chooses the epoch of each training, if one does.
+        validation: The task that chooses the epoch of each training, or the trainings that go on, if one does.
     """
     records = read_records(results / JOB_RECORDS)
     other_files = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from lorasweep.checkpoints.sizes import (
     get_adapter_size,
 )
 from lorasweep.experiment.points import Baseline, Point
+from lorasweep.experiment.pruning import expect_shares
 from lorasweep.experiment.sections import Experiment
 from lorasweep.experiment.task_choice import list_tasks, with_own_tasks
-from lorasweep.layout import ADAPTER_WEIGHTS
+from lorasweep.layout import ADAPTER_WEIGHTS, get_part_name, get_rung_name
 from lorasweep.planning.costs import Base, Costs, TaskSize, Training
 from lorasweep.planning.timeline import PlannedJob, Timeline, simulate
 from lorasweep.stages import GPU_RULES, TASK_RULES, TRAINING_RULES, get_timed_rules
@@ -131,8 +133,10 @@ class Planner:
         if self.experiment.model.device != "cuda" or rule not in GPU_RULES:
             return 0
         point = self.points.get(name)
-        if rule == "train" and point:
+        if rule in ("train", "train_part") and point:
             return point.controls.gpus
+        if rule == "prune" and not self._pruning_task:
+            return 0
         base = self.get_base(name)
         return resources.get_evaluation_gpus(base.checkpoint, base.model, self.experiment)
 
@@ -153,7 +157,37 @@ class Planner:
     @property
     def _validation(self) -> TaskSize | None:
         """The size of the task that chooses the epoch of each training, if one does."""
-        return self._first.validation
+        return self._first.validation if self.experiment.evaluation.validation_task else None
+
+    @property
+    def _pruning_task(self) -> TaskSize | None:
+        """The size of the task by whose scores trainings stop, if one is."""
+        return self._first.validation if self.experiment.prune and self.experiment.prune.task else None
+
+    @property
+    def _rungs(self) -> Sequence[int]:
+        """The epochs after which `prune` compares settings."""
+        return self.experiment.prune.after if self.experiment.prune else ()
+
+    @cached_property
+    def shares(self) -> Mapping[str, Sequence[float]]:
+        """The share of each part of a training that will be trained, by point, if all settings are alike."""
+        return expect_shares(self.points, self.experiment.prune) if self.experiment.prune else {}
+
+    def list_parts(self, point: Point) -> list[tuple[int, int]]:
+        """Return the parts of a training as pairs of epochs: that after which it begins, and its last. It has one
+        without `prune`."""
+        ends = [*self._rungs, point.controls.epochs]
+        return list(zip([0, *ends], ends, strict=False))
+
+    def list_deciding(self) -> list[str]:
+        """Return the points whose trainings a task scores, if `prune` is by a task."""
+        return [name for name, point in self.points.items() if point.is_trained] if self._pruning_task else []
+
+    def expect_share(self, point: Point) -> float:
+        """Return the share of a training's steps that will be made, if all settings are alike."""
+        parts = zip(self.list_parts(point), self.shares.get(point.name, [1.0]), strict=True)
+        return sum(share * (end - begin) for (begin, end), share in parts) / point.controls.epochs
 
     @property
     def _first(self) -> Costs:
@@ -250,13 +284,17 @@ class Planner:
         kept: dict[tuple[str, str], PlannedJob] = {}
         moved: dict[int, int] = {}
         for index, job in enumerate(jobs):
-            name = named[job.points] if job.rule == "evaluate_adapters" else job.points[0]
+            name = named[job.points] if job.rule == "evaluate_adapters" else job.name or job.points[0]
             if (job.rule, name) not in wanted:
                 continue
             moved[index] = len(kept)
             after = tuple(moved[i] for i in job.after if i in moved)
             # What earlier jobs left is on disk already: it is no part of what the rest will need.
-            kept[job.rule, name] = replace(job, after=after, left=job.left if job.left > 0 or after else 0)
+            left = job.left if job.left > 0 or after else 0
+            if self._rungs and left < 0:
+                parts = (kept.get(("train_part", get_part_name(name, rung))) for rung in self._rungs)
+                left = -sum(part.left for part in parts if part)
+            kept[job.rule, name] = replace(job, after=after, left=left)
         return kept
 
     def plan_points(self, done: Collection[str]) -> list[PointPlan]:
@@ -301,12 +339,14 @@ class Planner:
             rule
             for rule in get_timed_rules(mode)
             if (is_trained if rule in TRAINING_RULES else is_evaluated or rule not in TASK_RULES)
-            if rule != "choose_epoch" or self._validation
+            if rule not in ("train_part", "prune", *(() if self._validation else ("choose_epoch",)))
         ]
 
     def _get_memory(self, rule: str, name: str) -> int:
         base, point = self.get_base(name), self.points.get(name)
-        if rule == "train" and point:
+        if rule == "prune" and not self._pruning_task:
+            return 0
+        if rule in ("train", "train_part") and point:
             return resources.train_mem_mb(base.checkpoint, point.controls, base.model, point.data)
         merge = resources.merge_mem_mb(base.checkpoint)
         evaluate = resources.evaluate_mem_mb(base.checkpoint, base.model)
@@ -326,6 +366,7 @@ class Planner:
 
         for name, baseline in self.baselines.items():
             add("evaluate", [name], kept=self._get_log_bytes(baseline))
+        decided = self._add_parts(jobs)
         # Points that own a training come first: other points wait for it.
         for name, mode in sorted(modes.items(), key=lambda item: bool(self.points[item[0]].trained_by)):
             point = self.points[name]
@@ -341,7 +382,10 @@ class Planner:
                 small = self._takers[name] * self._get_small_bytes(point)
                 # The points keep the adapters. The training holds copies if the file system has no hard links.
                 undecided = epochs if self._validation else 0
-                trained[name] = add("train", [name], kept=own + small, temporary=own + state, left=undecided)
+                kept_state, left = (0, -self._get_left_bytes(point)) if self._rungs else (state, undecided)
+                trained[name] = add("train", [name], kept=own + small, temporary=own + kept_state, left=left)
+                if self._rungs:
+                    jobs[-1] = replace(jobs[-1], seconds=self._estimate_part(point, -1), after=decided)
                 if size := self._validation:
                     logs = point.controls.epochs * (LOG_BYTES + size.samples * SAMPLE_BYTES)
                     copy = self._get_adapter_folder_bytes(point)
@@ -366,6 +410,45 @@ class Planner:
             )
         return jobs
 
+    def _add_parts(self, jobs: list[PlannedJob]) -> tuple[int, ...]:
+        """Add the parts of all trainings, and the decisions between them; return the index of the last decision."""
+        decided: tuple[int, ...] = ()
+        trained = [point for point in self.points.values() if point.is_trained]
+        for index, after in enumerate(self._rungs if trained else ()):
+            begin = len(jobs)
+            for point in trained:
+                adapter = self._get_adapter_folder_bytes(point)
+                left = adapter if index else self._get_left_bytes(point) - (len(self._rungs) - 1) * adapter
+                seconds = self._estimate_part(point, index)
+                name = get_part_name(point.name, after)
+                jobs.append(PlannedJob("train_part", (point.name,), seconds, name, decided, temporary=left, left=left))
+            names = tuple(point.name for point in trained)
+            parts = tuple(range(begin, len(jobs)))
+            jobs.append(PlannedJob("prune", names, self._estimate_decision(names, index), get_rung_name(after), parts))
+            decided = (len(jobs) - 1,)
+        return decided
+
+    def _get_left_bytes(self, point: Point) -> int:
+        """Return the bytes that all parts of a training leave until its end: its state, and an adapter each."""
+        copies = 2 * point.controls.epochs + len(self._rungs)
+        return copies * self._get_adapter_folder_bytes(point) + resources.SAVED_STATES * self.get_adapter_bytes(point)
+
+    def _estimate_part(self, point: Point, index: int) -> float:
+        """Return the expected seconds of a part of a training, which is trained with a probability."""
+        begin, end = self.list_parts(point)[index]
+        rule = "train" if end == point.controls.epochs else "train_part"
+        return self.costs[point.name].estimate_part(rule, point, begin, end) * self.shares[point.name][index]
+
+    def _estimate_decision(self, names: Sequence[str], index: int) -> float:
+        """Return the expected seconds of a decision: the scores of the trainings that are still in the race."""
+        seconds, by_costs = 0.0, Counter[Costs]()
+        for name in names if self._pruning_task else ():
+            by_costs[self.costs[name]] += 1
+        for costs, number in by_costs.items():
+            share = next(self.shares[name][index] for name in names if self.costs[name] is costs)
+            seconds += costs.estimate("prune", [self.points[names[0]]] * ceil(number * share))
+        return seconds
+
     def _get_written_bytes(self, job: PlannedJob) -> int:
         return job.written + (self.get_model_bytes(job.points[0]) if job.rule == "merge" else 0)
 
@@ -385,8 +468,9 @@ class Planner:
                 gpu_seconds[job.rule] = gpu_seconds.get(job.rule, 0.0) + taken
             written += self._get_written_bytes(job)
             if job.rule == "train":
-                training = self._get_training(self.points[job.points[0]])
-                steps, tokens = steps + training.steps, tokens + training.tokens
+                point = self.points[job.points[0]]
+                training, share = self._get_training(point), self.expect_share(point)
+                steps, tokens = steps + round(share * training.steps), tokens + round(share * training.tokens)
             memory = max(memory, self._get_memory(job.rule, job.points[0]))
         return SweepPlan(
             kept_bytes=line.kept,

@@ -16,6 +16,8 @@ class PlannedJob:
     rule: str
     points: tuple[str, ...]
     seconds: float
+    name: str = ""
+    """Its name, if that is not the name of its first point or of its batch."""
     after: tuple[int, ...] = ()
     """Indices, in the plan, of the jobs that this job waits for."""
     kept: int = 0

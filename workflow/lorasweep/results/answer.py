@@ -10,7 +10,7 @@ import pandas as pd
 from lorasweep.experiment.points import format_value
 from lorasweep.results.inference import POWER, Scores, adjust_p_values, count_needed_samples
 from lorasweep.results.replicates import collect_scores, compare_settings, get_base_row
-from lorasweep.results.table import SampleScores, find_base, is_metric
+from lorasweep.results.table import SampleScores, find_base, is_metric, leave_out_pruned
 from lorasweep.util.errors import InputError
 
 MOST_NAMED = 3
@@ -68,13 +68,16 @@ def find_answer(
 ) -> Answer:
     """Return the answer from the tables of points (`table`) and of settings (`settings`, see `replicates.aggregate`).
 
-    Modes that share an adapter are one setting, with the scores of the first. A setting wins if it differs from every
+    Modes that share an adapter are one setting, with the scores of the first. Settings whose trainings were stopped
+    (`prune`) are not compared with those that were trained to their ends. A setting wins if it differs from every
     other one at the level 1 - confidence, corrected for multiple comparisons. `cluster` is `report.cluster`.
     """
     if task is None:
         return Answer("The points were not evaluated, so there is no best one.")
     if metric is None or metric not in settings:
         return Answer(f"No point has a value of a metric on {task}.", task)
+    tried = settings[(settings["task"] == task) & (settings["mode"] != "base")]
+    settings = leave_out_pruned(settings)
     rows = settings[(settings["task"] == task) & settings[metric].notna() & (settings["mode"] != "base")]
     if rows.empty:
         return Answer(f"No point has a value of {metric} on {task}.", task, metric)
@@ -109,10 +112,11 @@ def find_answer(
     own = collect_scores(best[0], metric, table, scores)
     caveats = (
         *_find_absent(settings, rows, task),
+        *_find_pruned(tried),
         *_get_caveats(best[0], others, metric),
         *_find_mode_caveat(rows, best, metric),
-        *_find_edge_caveats(rows, best, variables),
-        *_find_rank_caveat(table[table["task"] == task]),
+        *_find_edge_caveats(tried, best, variables),
+        *_find_rank_caveat(leave_out_pruned(table[table["task"] == task])),
         *_find_seed_caveats(records, metric, table, scores),
         *_find_sample_caveats(own, close, metric, table, scores),
         *_find_cluster_caveat(together, metric, task, cluster, scores, bool(own.samples)),
@@ -277,6 +281,15 @@ def _find_absent(settings: pd.DataFrame, rivals: pd.DataFrame, task: str) -> tup
         return ()
     were = "1 setting was" if absent == 1 else f"{absent} settings were"
     return (f"{were} not evaluated on {task}, and not compared.",)
+
+
+def _find_pruned(tried: pd.DataFrame) -> tuple[str, ...]:
+    """Return a note if the trainings of some settings were stopped."""
+    stopped = set(tried["trained_setting"]) - set(leave_out_pruned(tried)["trained_setting"])
+    if not stopped:
+        return ()
+    were = "1 setting was" if len(stopped) == 1 else f"{len(stopped)} settings were"
+    return (f"{were} stopped early (prune), and not compared: how good they would have become is not known.",)
 
 
 def _find_rank_caveat(rows: pd.DataFrame) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from lorasweep.experiment.sections import MODE_KEY, Experiment
 from lorasweep.layout import EXPERIMENT, MANIFEST, POINTS, TABLE
 from lorasweep.results.inference import adjust_p_values
 from lorasweep.results.replicates import SETTING_TEXTS, Difference, measure_difference
-from lorasweep.results.table import SampleScores, format_gain, format_metric, is_metric
+from lorasweep.results.table import SampleScores, format_gain, format_metric, is_metric, leave_out_pruned
 from lorasweep.util.digest import digest_text
 from lorasweep.util.errors import InputError, nearest
 from lorasweep.util.files import find_record
@@ -47,7 +47,7 @@ class Finished:
     table: pd.DataFrame
     """The table of points (`results.parquet`)."""
     settings: pd.DataFrame
-    """The table of settings (`replicates.csv`)."""
+    """The table of settings (`replicates.csv`), without those whose trainings were stopped."""
     samples: pd.DataFrame | None
     """The scores of samples (`samples.parquet`)."""
     answer: Mapping[str, Any]
@@ -160,7 +160,8 @@ def _read(name: str, folder: Path) -> Finished:
         folder,
         load_experiment(read_config(file), str(file)),
         pd.read_parquet(table),
-        pd.read_csv(replicates, dtype=SETTING_TEXTS, keep_default_na=False, na_values=[""]),
+        # How good a setting would have become whose trainings were stopped is not known.
+        leave_out_pruned(pd.read_csv(replicates, dtype=SETTING_TEXTS, keep_default_na=False, na_values=[""])),
         pd.read_parquet(samples) if samples.is_file() else None,
         json.loads(answer.read_text(encoding="utf-8")),
     )

@@ -1,6 +1,7 @@
 """The manifest of a point: the files that it keeps, and their provenance."""
 
 import csv
+import glob
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from lorasweep.layout import (
     RECORD,
     REPRODUCTION,
     STATE,
+    split_part_name,
 )
 from lorasweep.stages import TASK_RULES, TRAINING_RULES, get_timed_rules
 from lorasweep.util.digest import digest_file
@@ -105,9 +107,10 @@ def clean_up(
             # A batch has one benchmark file; each point's share is recorded in its metrics.
             stage: metrics["seconds"]
             if stage == "evaluate_adapters"
-            else _seconds(benchmarks / stage / f"{training if stage in TRAINING_RULES else point.name}.tsv")
+            else _sum_seconds(benchmarks, stage, str(training) if stage in TRAINING_RULES else point.name)
             for stage in get_timed_rules(mode)
             if (bool(training) if stage in TRAINING_RULES else bool(tasks) or stage not in TASK_RULES)
+            if stage not in ("train_part", "prune")
             if stage != "choose_epoch" or "task" in record.get("best_epoch", {})
         },
         "bytes": sum(entry["bytes"] for entry in files),
@@ -199,6 +202,16 @@ def _recorded_digests(model: Path) -> dict[Path, str]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _sum_seconds(benchmarks: Path, rule: str, name: str) -> float | None:
+    """Return the wall time of a rule's job; of a training, with that of its parts. `None` if the rule did not run."""
+    files = [benchmarks / rule / f"{name}.tsv"]
+    if rule == "train":
+        parts = (benchmarks / "train_part").glob(f"{glob.escape(name)}__after=*.tsv")
+        files += sorted(file for file in parts if split_part_name(file.stem)[0] == name)
+    found = [seconds for file in files if (seconds := _seconds(file)) is not None]
+    return sum(found) if found else None
 
 
 def _seconds(benchmark: Path) -> float | None:

@@ -18,6 +18,7 @@ from lorasweep.results.inference import (
     get_unpaired_p_value,
 )
 from lorasweep.results.table import (
+    PRUNED,
     SampleScores,
     adjust,
     describe_difference,
@@ -49,17 +50,19 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
     """Return one row per setting and task: means over seeds, with intervals and differences as in the table of points.
 
     Columns: `setting`, `trained_setting`, the variables except `seed`, `mode`, `task`, `seeds` (number of trainings),
-    `points` (their names, joined by `;`), the metrics, and the columns `<metric>:<fact>`.
+    `points` (their names, joined by `;`), the metrics, and the columns `<metric>:<fact>`. Points whose trainings were
+    stopped have rows of their own, with the column `pruned_after`.
     """
     metrics = [column for column in table.columns if is_metric(column)]
     kept = [key for key in variables if key != "seed"]
     rows = []
-    for (setting, task), members in table.groupby(["setting", "task"], sort=False, dropna=False):
+    stopped = [PRUNED] if PRUNED in table else []
+    for (setting, task, *_), members in table.groupby(["setting", "task", *stopped], sort=False, dropna=False):
         first = members.iloc[0]
         row = {
             "setting": setting,
             "trained_setting": first["trained_setting"],
-            **{key: first[key] for key in kept},
+            **{key: first[key] for key in (*kept, *stopped)},
             "mode": first["mode"],
             "task": task,
             "seeds": max((int(members[metric].notna().sum()) for metric in metrics), default=0) or len(members),

@@ -22,8 +22,9 @@ from lorasweep.layout import EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG, 
 from lorasweep.results.labels import get_differing, label_points, label_settings, plain, shorten
 from lorasweep.results.page import Cell, Column, Section, get_values, list_intervals, list_numbers, pair, render
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
+from lorasweep.results.pruning import list_stopped, look_back, read_decisions
 from lorasweep.results.replicates import SETTING_TEXTS
-from lorasweep.results.table import is_metric
+from lorasweep.results.table import PRUNED, is_metric, leave_out_pruned
 from lorasweep.util.files import read_tail
 from lorasweep.util.formats import format_bytes, format_seconds
 from lorasweep.util.vega import Plot, write_pictures
@@ -59,7 +60,8 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     configuration = yaml.safe_load((results / EXPERIMENT).read_text(encoding="utf-8"))
     experiment = load_experiment(configuration, str(results / EXPERIMENT))
     variables = answer["variables"]
-    sections = _make_sections(results, table, settings, answer, experiment)
+    sections = _make_sections(results, leave_out_pruned(table), leave_out_pruned(settings), answer, experiment)
+    decisions = read_decisions(results, experiment.prune)
     runs = _draw_runs(results, table, variables)
     drawn = [plot for section in sections for plot in section.plots] + runs
     write_pictures(drawn, plots)
@@ -82,6 +84,8 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         facts=_get_facts(results, table, failures),
         sections=sections,
         runs=runs,
+        stopped=_list_stopped(table, answer, decisions, variables),
+        pruning=look_back(results, table, answer["best"], decisions, experiment.prune, variables),
         failures=[
             {**failure, "tail": "\n".join(read_tail(Path(failure["log"]))[-_LOG_LINES:])} for failure in failures
         ],
@@ -125,6 +129,15 @@ def _make_sections(
     return sections
 
 
+def _list_stopped(
+    table: pd.DataFrame, answer: Mapping[str, Any], decisions: Sequence[Mapping[str, Any]], variables: Sequence[str]
+) -> Section | None:
+    """Return a table of the points whose trainings were stopped, with their values of the deciding metric."""
+    rows = table[table["task"] == answer["task"]] if answer["task"] else table
+    metric = answer["metric"] if answer["metric"] in rows else None
+    return list_stopped(rows, decisions, metric, label_points(table, variables))
+
+
 def _draw_runs(results: Path, table: pd.DataFrame, variables: Sequence[str]) -> list[Plot]:
     """Draw the losses and the storage."""
     order = list(table["point"].unique())
@@ -150,6 +163,8 @@ def _get_facts(results: Path, table: pd.DataFrame, failures: Sequence[Any]) -> l
     once = table.drop_duplicates("point")
     kept = once["bytes"].sum()
     facts = [("points", f"{points}"), *([("failed", f"{len(failures)}")] if failures else [])]
+    if stopped := table[table[PRUNED].notna()]["point"].nunique() if PRUNED in table else 0:
+        facts.append(("stopped early", f"{stopped}"))
     facts.append(("kept on disk", format_bytes(kept)))
     ledger = results / "ledger.csv"
     if ledger.is_file() and len(rows := pd.read_csv(ledger)):

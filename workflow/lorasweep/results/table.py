@@ -66,6 +66,15 @@ _NO_MEANS = ("std", "var", "stderr", "min", "max")
 """Name endings of metrics that are not means of samples' scores, even if they happen to be equal to the mean."""
 
 
+PRUNED = "pruned_after"
+"""Column of tables with points whose trainings were stopped (`prune`): the epoch after which each was."""
+
+
+def leave_out_pruned(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of points or settings whose trainings were not stopped."""
+    return rows[rows[PRUNED].isna()] if PRUNED in rows else rows
+
+
 class SampleScores:
     """The scores of samples, averaged over epochs, by point, task and score.
 
@@ -195,7 +204,8 @@ def make_table(
     metrics = list_columns(order, table)
     precisions = [BASE_KEY] if any(BASE_KEY in row for row in rows) else []
     names = ["point", "setting", "trained_setting"]
-    first = dict.fromkeys([*names, *variables, *precisions, "epoch", "seed", "mode", "task", "samples", *metrics])
+    epochs = ["epoch", *([PRUNED] if PRUNED in table else [])]
+    first = dict.fromkeys([*names, *variables, *precisions, *epochs, "seed", "mode", "task", "samples", *metrics])
     table = table[[*first, *(column for column in table.columns if column not in first)]]
     # The baseline first, then by value; numbers are sorted as numbers, not as text.
     places = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
@@ -240,11 +250,14 @@ def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
     for task, rows in table.groupby("task", sort=False, dropna=False):
         metrics = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
         heading = title if pd.isna(task) else f"{title}: {task!s}"
-        shown = FoldingTable(["point", *metrics, "samples", "mode", "kept"], texts=["mode"], title=heading)
+        stopped = PRUNED in rows and rows[PRUNED].notna().any()
+        columns = ["point", *metrics, "samples", "mode", "kept", *(["stopped after"] if stopped else [])]
+        shown = FoldingTable(columns, texts=["mode"], title=heading)
         for _, row in rows.iterrows():
             samples = "" if pd.isna(row["samples"]) else format_value(row["samples"])
             scores = [format_metric(row, metric) for metric in metrics]
-            shown.add_row(row["point"], *scores, samples, row["mode"], format_bytes(row["bytes"]))
+            after = ["" if pd.isna(row[PRUNED]) else f"epoch {row[PRUNED]:.0f}"] if stopped else []
+            shown.add_row(row["point"], *scores, samples, row["mode"], format_bytes(row["bytes"]), *after)
         console.print(shown)
 
 
@@ -300,6 +313,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     facts = {
         **{key: training.get(key) for key in _TRAINING},
         **_describe_best_epoch(training.get("best_epoch", {})),
+        **({PRUNED: training["pruned"]["after"]} if "pruned" in training else {}),
         "lora_scale": _get_scale(settings) if "lora_rank" in settings else None,
         **proof,
         "adapter_sha256": manifest["adapter_sha256"],

@@ -4,12 +4,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasweep.experiment.points import Baseline, Point
-from lorasweep.layout import JOB_RECORDS, LEDGER, RECORD, RUNS, STORAGE, TRAININGS
+from lorasweep.layout import JOB_RECORDS, LEDGER, RECORD, RUNS, STORAGE, TRAININGS, split_part_name
 from lorasweep.planning.forecast import WHOLE, Forecast
 from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
 from lorasweep.running import view
@@ -41,6 +41,7 @@ from lorasweep.running.status import (
 from lorasweep.running.status_view import describe_wait, is_queued
 from lorasweep.running.storage_log import StorageLog, take_sample
 from lorasweep.stages import TIMED_RULES
+from lorasweep.trainers.rungs import get_part_record
 from lorasweep.util.files import find_record
 from lorasweep.util.formats import format_seconds
 from lorasweep.util.slurm import read_elapsed
@@ -143,7 +144,7 @@ class Accounts:
         # Running jobs before attempts: a job that ends in between then counts as done, and is not lost.
         running = self._watcher.list_running()
         attempts = list(self._watcher.attempts)
-        again = {(job.rule, job.name) for job in running}
+        again = {(job.rule, split_part_name(job.name)[0]) for job in running}
         failures = [f for f in self._failures.failures if (f.rule, f.point) not in again]
         left = estimate_left(forecast, attempts, running, dict(self._look_at_trainings(running)))
         outage = self._outages.line if self._outages and not outcome else ""
@@ -187,12 +188,21 @@ class Accounts:
 
     def _get_steps(self, job: Running) -> int | None:
         planner = self._forecast.planner
-        point = planner.points.get(job.name) if job.rule == "train" else None
-        return planner.costs[job.name].get_training(point.controls, point.data).steps if point else None
+        point, after = self._find_training(job)
+        if point is None:
+            return None
+        steps = planner.costs[point.name].get_training(point.controls, point.data).steps
+        return steps * after // point.controls.epochs if after else steps
 
     def _get_log(self, job: Running) -> str:
-        point = self._forecast.planner.points.get(job.name) if job.rule == "train" else None
+        point, _ = self._find_training(job)
         return get_training_log(point.training) if point and point.training else ""
+
+    def _find_training(self, job: Running) -> tuple[Point | None, int | None]:
+        """Return the point that a job trains, and the epoch after which the job ends, if that is not the last."""
+        name, after = split_part_name(job.name) if job.rule == "train_part" else (job.name, None)
+        points = self._forecast.planner.points if job.rule in ("train", "train_part") else {}
+        return points.get(name), after
 
     def _describe(self, job: Running, left: TimeLeft, reasons: Mapping[str, str]) -> JobStatus:
         return JobStatus(
@@ -256,6 +266,8 @@ def make_records(
     planner, records = forecast.planner, []
     for attempt in attempts:
         members = forecast.get_members(attempt.rule, attempt.name)
+        if attempt.rule == "prune":
+            members = planner.list_deciding()
         # A point that fails in a batch is recorded as a failure of its `publish`.
         is_kept = attempt.rule in TIMED_RULES or (attempt.rule == "publish" and attempt.state != DONE)
         if not is_kept or not members:
@@ -277,7 +289,7 @@ def make_records(
                 seconds=round(attempt.seconds if accounted is None else accounted, 3),
                 is_queued=attempt.slurm_job is not None and accounted is None,
                 gpus=planner.get_gpus(attempt.rule, members[0]),
-                planned_seconds=round(costs.estimate(attempt.rule, points), 3) if is_planned else 0,
+                planned_seconds=round(_get_planned(forecast, attempt, points), 3) if is_planned else 0,
                 modelled_seconds=round(share * costs.model(attempt.rule, points), 3) if is_modelled else 0,
                 device=costs.device_name,
                 base=costs.base.fingerprint,
@@ -286,11 +298,25 @@ def make_records(
     return records
 
 
+def _get_planned(forecast: Forecast, attempt: Attempt, points: Sequence[Point | Baseline]) -> float:
+    if forecast.experiment.prune and (job := forecast.jobs.get((attempt.rule, attempt.name))):
+        return job.seconds
+    return forecast.planner.costs[points[0].name].estimate(attempt.rule, points)
+
+
 def _get_trained_share(forecast: Forecast, attempt: Attempt, point: Point | Baseline) -> float:
-    """Return the share of a finished training's epochs that it made before it stopped early; else 1."""
-    if attempt.rule != "train" or attempt.state != DONE or not isinstance(point, Point):
+    """Return the share of a finished training's epochs that a job made; 1 unless it stopped early, or has parts."""
+    is_part = attempt.rule == "train_part"
+    if not (is_part or attempt.rule == "train") or attempt.state != DONE or not isinstance(point, Point):
         return 1.0
     record = find_record(forecast.results / TRAININGS / str(point.training) / "adapter" / RECORD)
+    if forecast.experiment.prune:
+        after = split_part_name(attempt.name)[1] if is_part else point.controls.epochs
+        made = find_record(get_part_record(forecast.results, str(point.training), after or 0)) if is_part else record
+        if made.keys() & {"stopped", "diverged", "pruned"}:
+            return 0.0
+        begin = next(begin for begin, end in forecast.planner.list_parts(point) if end == after)
+        return ((after or 0) - begin) / point.controls.epochs
     epochs: int = record.get("best_epoch", {}).get("epochs_trained", point.controls.epochs)
     return epochs / point.controls.epochs
 

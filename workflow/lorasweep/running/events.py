@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorasweep.layout import LAST_EPOCH, MERGED, STATE
+from lorasweep.layout import LAST_EPOCH, MERGED, RUNGS, STATE
 from lorasweep.planning.history import CANCELLED, DONE, FAILED
 from lorasweep.util import errors
 from lorasweep.util.files import get_size, read_tail
 from lorasweep.util.slurm import MEMORY_KILL
 
-TEMPORARY = (".hf_model.partial", ".adapter.partial", STATE)
+TEMPORARY = (".hf_model.partial", ".adapter.partial", STATE, RUNGS)
 """Temporary files and folders in the folder of a point or a training."""
 
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")

@@ -57,8 +57,9 @@ def make_ledger(
     """Return one row per point, then the total.
 
     Columns: `point`, `mode`, `is_done`, bytes kept, bytes of a full model, number of attempts and of failed attempts,
-    seconds of all attempts and of failed ones, `gpu_hours`, and the planned values. The total also has the sampled peak
-    of temporary bytes and the wall time of all runs. The seconds of a batch are split equally between its points.
+    seconds of all attempts and of failed ones, `gpu_hours`, the planned values, and what `prune` saved. The total also
+    has the sampled peak of temporary bytes and the wall time of all runs. The seconds of a batch are split equally
+    between its points.
     """
     spent: dict[str, dict[str, float]] = {}
     for record in records:
@@ -85,10 +86,11 @@ def make_ledger(
                 "kept_bytes": manifest.get("bytes", 0),
                 "planned_kept_bytes": point.kept_bytes,
                 "full_model_bytes": full_model_bytes.get(point.name, 0),
+                **_describe_saved(point, manifest),
                 **{key: _round(value) for key, value in spent.get(point.name, dict.fromkeys(_SPENT, 0.0)).items()},
             }
         )
-    summed = ("kept_bytes", "planned_kept_bytes", "full_model_bytes", *_SPENT)
+    summed = ("kept_bytes", "planned_kept_bytes", "full_model_bytes", *_SAVED, *_SPENT)
     total = {"point": TOTAL, "mode": "", "is_done": all(row["is_done"] for row in rows)}
     total |= {key: _round(sum(row[key] for row in rows)) for key in summed}
     # A job of several points is one attempt.
@@ -132,13 +134,34 @@ def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
         + (f"; {total['gpu_hours']:,.2f} GPU hours" if total["gpu_hours"] else "")
         + f". Wall time {wall} (planned {expected_wall}).",
     ]
+    if total["epochs_saved"]:
+        stopped = sum(row["epochs_saved"] > 0 for row in rows[:-1])
+        gpu = f", {total['gpu_hours_saved']:,.2f} GPU hours" if total["gpu_hours_saved"] else ""
+        lines.append(
+            f"Pruned: {stopped} trainings were stopped, {total['epochs_saved']} epochs before their ends: saved "
+            f"{format_seconds(total['seconds_saved'])}{gpu} at their own speed."
+        )
     return "\n".join(lines)
+
+
+def _describe_saved(point: PointPlan, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the epochs that a stopped training did not train, and the time that they would have taken."""
+    pruned = manifest.get("training", {}).get("pruned") if point.steps else None
+    if not pruned:
+        return dict.fromkeys(_SAVED, 0)
+    epochs = pruned["epochs"] - pruned["after"]
+    seconds = pruned["seconds"] * epochs / pruned["after"]
+    gpus = manifest["settings"].get("gpus", 1) if manifest["device"] == "cuda" else 0
+    saved = (epochs, _round(seconds), _round(gpus * seconds / 3600))
+    return dict(zip(_SAVED, saved, strict=True))
 
 
 def read_kept_bytes(point: Path) -> int:
     """Return the size in bytes of a point's kept files, from its manifest; 0 without a manifest."""
     return int(find_record(point / MANIFEST).get("bytes", 0))
 
+
+_SAVED = ("epochs_saved", "seconds_saved", "gpu_hours_saved")
 
 _SPENT = (
     "attempts",

@@ -24,7 +24,7 @@ class Orphan:
     @property
     def is_awaited(self) -> bool:
         """Whether the job is a running training, which may be worth hours. All other jobs are cancelled."""
-        return self.rule == "train" and self.is_running
+        return self.rule in ("train", "train_part") and self.is_running
 
 
 def find_orphans(runs: Iterable[str]) -> list[Orphan]:

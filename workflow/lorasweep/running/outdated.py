@@ -30,11 +30,16 @@ from lorasweep.layout import (
     TEMPLATE_DIGEST,
     TRAININGS,
     get_epoch_folder,
+    get_part_name,
+    get_rung_name,
 )
 from lorasweep.results.tables_record import digest_sources
 from lorasweep.running.ledger import read_runs
+from lorasweep.sweep.pruning import find_end
 from lorasweep.sweep.sweep import ADAPTER_FILES, Sweep
-from lorasweep.sweep.trainings import is_trained, read_identity
+from lorasweep.sweep.trainings import is_trained
+from lorasweep.trainers.identity import read_identity
+from lorasweep.trainers.rungs import get_decision, get_part_record, get_pruned_epoch
 from lorasweep.util.digest import digest_file, digest_text
 from lorasweep.util.files import find_record, write_record
 
@@ -133,6 +138,8 @@ class _Finder:
         self._sweep = sweep
         self._results = sweep.results
         self.digests = _Digests(sweep.results)
+        # What follows from the numbers on disk, by the epoch; see `Race.decide`.
+        self._decisions = sweep.race.decide() if sweep.race else {}
         self._needed: set[str] = set()  # trainings whose adapter a point will take
         self._is_complete = True
 
@@ -229,6 +236,8 @@ class _Finder:
                 return "it was not trained with its recipe.yaml"
             if point.epoch and record.get("epochs") != point.epoch:
                 return f"it is of epoch {record.get('epochs')}"
+            if problem := self._find_stop_problem(point.training, record):
+                return problem
         elif record.get("adopted_sha256") != self.digests.get(Path(str(point.adapter), ADAPTER_WEIGHTS)):
             return f"{point.adapter} has another adapter now"
         elif record.get(TEMPLATE_DIGEST) != self._digest_template(point.name):
@@ -315,9 +324,25 @@ class _Finder:
         recipe = folder / "recipe.yaml"
         if not recipe.is_file() or read_identity(recipe) != self._sweep.identify_training(owner):
             return "its recipe.yaml is of other settings, data or another base model"
-        if find_record(folder / adapter / RECORD).get("recipe_sha256") != self.digests.get(recipe):
+        record = find_record(folder / adapter / RECORD)
+        if record.get("recipe_sha256") != self.digests.get(recipe):
             return "it was not trained with its recipe.yaml"
-        return None
+        return self._find_stop_problem(training, record)
+
+    def _find_stop_problem(self, training: str, record: Mapping[str, Any]) -> str | None:
+        """Return why an adapter whose training was stopped is made again; `None` if it is not.
+
+        What was trained further than it is stopped now stays as it is.
+        """
+        after = get_pruned_epoch(record)
+        if after is None:
+            return None
+        if not self._sweep.race:
+            return f"it was stopped after epoch {after}, and nothing stops it now"
+        stop, is_certain = find_end(self._decisions, training)
+        if stop is not None and stop <= after:
+            return None
+        return f"it was stopped after epoch {after}, and {'goes' if is_certain else 'may go'} on now"
 
     def _find_undecided_problem(self, training: str) -> str | None:
         """Return why the adapters from which a task chooses are made again; as `_find_training_problem` otherwise."""
@@ -330,6 +355,7 @@ class _Finder:
         return self._find_training_problem(training, LAST_EPOCH)
 
     def _check_trainings(self) -> Iterator[Outdated]:
+        is_training = False
         for training in sorted(self._needed):
             folder = self._results / TRAININGS / training
             problem = self._find_training_problem(training, "adapter") if is_trained(folder) else ""
@@ -340,10 +366,27 @@ class _Finder:
                 problem = self._find_undecided_problem(training)
                 if problem is None:
                     continue
+            is_training = True
             yield Outdated(training, "train", str(folder / self._sweep.last_epoch_folder / RECORD), problem)
             recipe = folder / "recipe.yaml"
             if recipe.is_file() and recipe.read_text(encoding="utf-8") != self._sweep.get_recipe(training):
                 yield Outdated(training, "configure", str(recipe), "it is of other settings or another folder")
+
+        if is_training:
+            yield from self._check_race()
+
+    def _check_race(self) -> Iterator[Outdated]:
+        """Yield the decisions that do not follow from the numbers on disk, and the parts that they wait for."""
+        for after, decision in self._decisions.items():
+            file = get_decision(self._results, after)
+            if self._sweep.race is None or (decision is not None and find_record(file) == decision):
+                continue
+            reason = "it is of other trainings, numbers or settings" if file.is_file() else ""
+            yield Outdated(get_rung_name(after), "prune", str(file), reason)
+            for contender in self._sweep.race.list_missing(after):
+                record = get_part_record(self._results, contender.training, after)
+                reason = "it has no number, or its adapter is gone" if record.is_file() else ""
+                yield Outdated(get_part_name(contender.training, after), "train_part", str(record), reason)
 
     def _check_tables(self) -> Iterator[Outdated]:
         settings = json.loads(self._sweep.summary_settings)

@@ -99,7 +99,7 @@ def estimate_left(
 
     done = [attempt for attempt in attempts if attempt.state == DONE and (attempt.rule, attempt.name) in plan]
     elapsed = {(job.rule, job.name): job.seconds for job in running if (job.rule, job.name) in plan}
-    by_own_speed = {key: trainings[key[1]] for key in elapsed if key[0] == "train" and key[1] in trainings}
+    by_own_speed = {key: trainings[key[1]] for key in elapsed if key[0] in TRAINING_RULES and key[1] in trainings}
     for attempt in done:
         count(attempt.rule, attempt.name, attempt.seconds)
     for key, seconds in elapsed.items():

@@ -29,6 +29,7 @@ from lorasweep.layout import (
     SLURM,
     TRAININGS,
     WANTED_PLAN,
+    split_part_name,
 )
 from lorasweep.planning import counting as measuring
 from lorasweep.planning.costs import Base
@@ -140,8 +141,8 @@ class Run:
         self._ignores_shortage = ignores_shortage
         self._directory = Path.cwd()
         self._holder = self._sweep.results / HOLDER
-        self._failures = FailureRecorder(self._sweep.results / "logs", sweep.trainings)
-        self._jobs = JobWatcher(sweep.trainings)
+        self._failures = FailureRecorder(self._sweep.results / "logs", sweep.job_owners)
+        self._jobs = JobWatcher(sweep.job_names)
         self._orphans: list[Orphan] = []
         self._slurm_run: str | None = None
         self._leaves_name = False
@@ -158,7 +159,7 @@ class Run:
         """
         os.environ.setdefault(PATIENCE, str(3600 * self._sweep.experiment.slurm.wait_hours))
         hub.forget_token()
-        view.LABELS |= dict.fromkeys(TRAINING_RULES, self._sweep.trainings)
+        view.LABELS |= dict.fromkeys(TRAINING_RULES, self._sweep.job_names)
         logger.addHandler(self._failures)
         logger.addHandler(self._jobs)
         logger.addHandler(self._merged_models)
@@ -199,7 +200,7 @@ class Run:
     @property
     def awaited_jobs(self) -> dict[str, str]:
         """SLURM job ids of trainings of an earlier run that still run, by training. A new job waits for their end."""
-        return {orphan.name: orphan.job for orphan in self._orphans if orphan.is_awaited}
+        return {split_part_name(orphan.name)[0]: orphan.job for orphan in self._orphans if orphan.is_awaited}
 
     def prepare_slurm(self) -> None:
         """Have this process and its jobs wait out SLURM's outages, which are told of from now on."""
@@ -232,7 +233,7 @@ class Run:
             self._check_environments()
             if refusals:
                 raise InputError.join(InputError(refusal) for refusal in refusals)
-            takes_time = any(rule in ("train", *TASK_RULES) for rule, _ in wanted)
+            takes_time = any(rule in (*TRAINING_RULES, *TASK_RULES) for rule, _ in wanted)
             if sweep.experiment.plan.count and takes_time and not options.is_touch:
                 self._look({rule for rule, _ in wanted}, environments)
             notes = check_lengths(sweep, {name for rule, name in wanted if rule == "train"})
@@ -256,6 +257,8 @@ class Run:
             write_experiment(
                 hub.with_commits(sweep.as_written, hub.read_revisions(results / REVISIONS)), results / EXPERIMENT
             )
+            if sweep.race:
+                sweep.race.record()
             if sweep.batches:
                 record_batches(dict(sweep.batches), results / BATCHES)
                 view.LABELS["evaluate_adapters"] = {
@@ -447,7 +450,7 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
         count_parallel_evaluations(sweep, places),
         sweep.tasks,
         list(map(Path, sweep.task_files)),
-        sweep.validation,
+        sweep.choosing_task,
     )
 
 

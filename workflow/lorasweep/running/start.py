@@ -52,7 +52,7 @@ def find_faults(sweep: Sweep, rules: Collection[str]) -> InputError | None:
 
 
 def _evaluates(sweep: Sweep, rules: Collection[str]) -> bool:
-    return any(rule in rules for rule in TASK_RULES)
+    return any(rule in rules for rule in TASK_RULES if rule != "prune" or sweep.pruning_task)
 
 
 def _trains(sweep: Sweep, rules: Collection[str]) -> bool:
@@ -104,20 +104,22 @@ def _find_system_messages(sweep: Sweep) -> list[InputError]:
     found = counting.read_tasks(*_get_tasks(sweep))
     undecided = [entry for entry in sweep.all_tasks if entry.spec.system_prompt is None and entry.name in found]
     return [
-        refuse_system_message(entry.name, place, entry.place if entry is sweep.validation else "evaluation.tasks")
+        refuse_system_message(entry.name, place, entry.place if entry is sweep.choosing_task else "evaluation.tasks")
         for entry in undecided
         if (place := found[entry.name].get("system_message"))
     ]
 
 
 def note_shared_samples(sweep: Sweep) -> list[str]:
-    """Return a note on each task that is known to have samples by which an epoch is chosen."""
-    if sweep.validation is None:
+    """Return a note on each task that is known to have samples by which an epoch, or what goes on, is chosen."""
+    choosing = sweep.choosing_task
+    if choosing is None:
         return []
-    known = counting.read_tasks(*_get_tasks(sweep)).get(sweep.validation.name, {})
+    known = counting.read_tasks(*_get_tasks(sweep)).get(choosing.name, {})
+    chosen = "an epoch that they chose" if sweep.validation else "points that they chose"
     return [
-        f"{sweep.validation.place}: shares the inputs of {count} samples with the task '{task}', whose scores will be "
-        "too good: they judge an epoch that they chose."
+        f"{choosing.place}: shares the inputs of {count} samples with the task '{task}', whose scores will be "
+        f"too good: they judge {chosen}."
         for task, count in known.get("shared", {}).items()
         if sweep.experiment.evaluation.enabled
     ]
@@ -125,8 +127,9 @@ def note_shared_samples(sweep: Sweep) -> list[str]:
 
 def _find_metric_faults(sweep: Sweep) -> list[InputError]:
     wanted = [("report", sweep.experiment.report.metric, next(iter(sweep.deciding_tasks), None))]
-    if sweep.validation and (chosen := sweep.experiment.evaluation.validation_task):
-        wanted.append((sweep.validation.place, chosen.metric, sweep.validation.name))
+    chosen = sweep.experiment.evaluation.validation_task or (sweep.experiment.prune and sweep.experiment.prune.task)
+    if sweep.choosing_task and chosen:
+        wanted.append((sweep.choosing_task.place, chosen.metric, sweep.choosing_task.name))
     found, faults = counting.read_tasks(*_get_tasks(sweep)), []
     for place, metric, task in wanted:
         known = found.get(str(task), {}).get("metrics")

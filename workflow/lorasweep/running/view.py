@@ -24,6 +24,8 @@ _MOST_LINES = 10
 
 _WORDS = {
     "train": ("training", "trained"),
+    "train_part": ("training", "trained so far"),
+    "prune": ("choosing what goes on", "chosen what goes on"),
     "choose_epoch": ("choosing the epoch", "epoch chosen"),
     "export": ("writing the full model", "full model written"),
     "merge": ("merging", "merged"),

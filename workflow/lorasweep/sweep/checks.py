@@ -128,6 +128,8 @@ def _check_system_role(experiment: Experiment, points: Iterable[Point], tasks: I
         given |= {f"evaluation.tasks: '{task.name}': system_prompt": task.spec.system_prompt for task in tasks}
     if validation := experiment.evaluation.validation_task:
         given["evaluation.validation_task.system_prompt"] = validation.system_prompt
+    if experiment.prune and experiment.prune.task:
+        given["prune.by.system_prompt"] = experiment.prune.task.system_prompt
     place = next((key for key, text in given.items() if text), None)
     for source, template in _list_templates(experiment, points).items() if place else ():
         if template and (refusal := find_system_refusal(template)) is not None:
@@ -186,14 +188,19 @@ def find_trainer(name: str) -> Trainer:
         return get_trainer(name)
 
 
-def check_trainer(name: str, evaluation: Evaluation) -> None:
-    """Check that a trainer is there, and that it can keep the best epoch if the experiment asks for that.
+def check_trainer(name: str, experiment: Experiment) -> None:
+    """Check that a trainer is there, and that it can keep the best epoch or pause if the experiment asks for that.
 
     Raises:
         InputError: it is not, or it cannot.
     """
     trainer = find_trainer(name)
-    if evaluation.keeps_best_by_loss and not getattr(trainer, "KEEPS_BEST_EPOCH", False):
+    if experiment.prune and not getattr(trainer, "CAN_PAUSE", False):
+        raise InputError(
+            f"prune: does not go with trainer: {name}, which has no CAN_PAUSE = True",
+            f"trainer: {' or '.join(OWN_TRAINERS)}; or no prune",
+        )
+    if experiment.evaluation.keeps_best_by_loss and not getattr(trainer, "KEEPS_BEST_EPOCH", False):
         raise InputError(
             f"evaluation.epochs: 'best' is invalid with trainer: {name}, which has no KEEPS_BEST_EPOCH = True",
             f"trainer: {' or '.join(OWN_TRAINERS)}; or an evaluation.validation_task; or last, all, or a list of "
@@ -450,7 +457,8 @@ def _check_prompts(data: Data, where: str) -> None:
 
 def _check_backend(experiment: Experiment, points: Sequence[Point]) -> None:
     evaluation = experiment.evaluation
-    if evaluation.backend == "hf" or not (evaluation.enabled or evaluation.validation_task):
+    chooses = evaluation.validation_task or (experiment.prune and experiment.prune.task)
+    if evaluation.backend == "hf" or not (evaluation.enabled or chooses):
         return
     other = next((point for point in points if point.mode != "B2"), None)
     if other and evaluation.enabled:

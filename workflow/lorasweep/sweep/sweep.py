@@ -6,6 +6,7 @@ Independent of Snakemake. Used by the rules, the plan, the run and the commands.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -28,6 +29,7 @@ from lorasweep.experiment.points import (
     get_points,
     recall_points,
 )
+from lorasweep.experiment.pruning import check_pruning, get_rivals_key, get_setting_key
 from lorasweep.experiment.roles import check_roles
 from lorasweep.experiment.sections import (
     BASE_KEY,
@@ -40,7 +42,7 @@ from lorasweep.experiment.sections import (
     Model,
 )
 from lorasweep.experiment.task_choice import choose_tasks, list_tasks, with_own_tasks
-from lorasweep.experiment.tasks import TaskEntry, get_tasks, get_validation_task
+from lorasweep.experiment.tasks import TaskEntry, get_pruning_task, get_tasks, get_validation_task
 from lorasweep.experiment.training_data import check_data
 from lorasweep.hub.references import check_fetched, read_revisions, with_local_paths
 from lorasweep.layout import (
@@ -51,11 +53,15 @@ from lorasweep.layout import (
     MERGED,
     METRICS,
     POINTS,
+    PRUNE,
     RECORD,
     REVISIONS,
     STATE,
     TRAININGS,
     get_epoch_folder,
+    get_part_name,
+    get_rung_name,
+    split_part_name,
 )
 from lorasweep.stages import TASK_RULES, TRAINING_RULES, get_stages
 from lorasweep.sweep import resources
@@ -72,8 +78,11 @@ from lorasweep.sweep.checks import (
     has_weights,
     make_recipe,
 )
-from lorasweep.sweep.trainings import head_recipe, is_trained, share_trainings
+from lorasweep.sweep.pruning import Contender, Race
+from lorasweep.sweep.trainings import is_trained, share_trainings
 from lorasweep.trainers import get_trainer
+from lorasweep.trainers.identity import head_recipe
+from lorasweep.trainers.rungs import find_stop, get_decision, has_rung
 from lorasweep.util.errors import InputError, naming_file, naming_key
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
@@ -86,6 +95,12 @@ _ANY_TRAINING = "<training>"
 """Placeholder in a recipe for the training's name, which is derived from the recipe."""
 
 _NEEDS_ENVIRONMENT = "Without weights it needs the evaluation environment: run 'make install'."
+
+_ENDED = {"mem_mb": 1000, "runtime": 10, "disk_mb": 500}
+"""Requests of a training's job that has only to publish what is there, or to say that the training was stopped."""
+
+_DECIDING = {"mem_mb": 500, "runtime": 10}
+"""Requests of a decision by the validation loss."""
 
 MISSING_MODEL_AMOUNT = 1000
 """The value of every resource request in a dry run without the base model."""
@@ -108,6 +123,8 @@ class Sweep:
     tasks: Sequence[TaskEntry]
     validation: TaskEntry | None = None
     """The task that chooses the epoch of each training, if one does."""
+    pruning_task: TaskEntry | None = None
+    """The task by whose scores trainings stop, if one is."""
     is_job: bool = False
     """Whether this process runs a job of a sweep that another process planned."""
     shared_gpus: int | None = None
@@ -142,6 +159,7 @@ class Sweep:
                     get_trainer(model.trainer or as_written.trainer)
             tasks = get_tasks(as_written.evaluation.tasks)
             validation = get_validation_task(as_written.evaluation, tasks)
+            pruning_task = get_pruning_task(as_written.prune, tasks)
             check_roles(as_written.evaluation)
             revisions = read_revisions(results / REVISIONS)
             check_fetched(as_written, revisions, source)
@@ -155,8 +173,10 @@ class Sweep:
             )
             baselines = get_baselines(experiment, points)
             for trainer in sorted({point.trainer for point in points.values() if not point.adapter}):
-                check_trainer(trainer, experiment.evaluation)
-        return cls(experiment, as_written, source, points, baselines, tasks, validation, is_job, shared_gpus)
+                check_trainer(trainer, experiment)
+            check_pruning(experiment, points.values())
+        choosing = (validation, pruning_task)
+        return cls(experiment, as_written, source, points, baselines, tasks, *choosing, is_job, shared_gpus)
 
     def check(self, *, asks_inspect: bool) -> None:
         """Check everything that a run needs from outside the experiment file, except the base model's presence.
@@ -174,8 +194,8 @@ class Sweep:
             if asks_inspect:
                 run = str(Path(__file__).parents[3] / "scripts/run")
                 check_registered_tasks(self.tasks, [run, self.evaluation_stage])
-                if self.validation:
-                    check_registered_tasks([self.validation], [run, self.evaluation_stage], self.validation.place)
+                for entry in filter(None, (self.validation, self.pruning_task)):
+                    check_registered_tasks([entry], [run, self.evaluation_stage], entry.place)
                 check_role_models(self.experiment.evaluation, [run, self.evaluation_stage])
                 trainers = sorted({point.trainer for point in self.named_points.values() if point.is_trained})
                 stages = {name: [run, get_trainer(name).STAGE] for name in trainers}
@@ -308,8 +328,8 @@ class Sweep:
         return {name: get_trainer(name).STAGE for name in sorted({self.points[p].trainer for p in self.trained})}
 
     def get_trainer(self, training: str) -> str:
-        """Return the name of a training's trainer."""
-        return self.points[self.trainings[training]].trainer
+        """Return the name of the trainer of a training or of a part."""
+        return self.points[self.job_owners[training]].trainer
 
     def get_training_stage(self, training: str) -> str:
         """Return the name of the environment of a training."""
@@ -327,7 +347,7 @@ class Sweep:
     @property
     def _asked(self) -> Sequence[str]:
         """Names of the points and baselines whose models are asked; the first of them for those of epochs."""
-        return [*self.evaluated, *(self.trained if self.validation else ())]
+        return [*self.evaluated, *(self.trained if self.validation or self.pruning_task else ())]
 
     @cached_property
     def folders(self) -> Sequence[str]:
@@ -348,8 +368,13 @@ class Sweep:
 
     @property
     def all_tasks(self) -> Sequence[TaskEntry]:
-        """The tasks on which points are evaluated, and the one that chooses epochs, if one does."""
-        return [*self.tasks, *([self.validation] if self.validation else [])]
+        """The tasks on which points are evaluated, and the one that chooses epochs or points, if one does."""
+        return [*self.tasks, *([self.choosing_task] if self.choosing_task else [])]
+
+    @property
+    def choosing_task(self) -> TaskEntry | None:
+        """The task that chooses the epoch of each training, or the trainings that go on, if one does."""
+        return self.validation or self.pruning_task
 
     @cached_property
     def task_files(self) -> Sequence[str]:
@@ -381,7 +406,14 @@ class Sweep:
         """The rules in order, each with its number of jobs, as JSON."""
         modes = {**{point.name: point.mode for point in self.points.values()}, **self.evaluated}
         taken = {point.name for point in self.points.values() if point.training}
-        stages = get_stages(modes, self.evaluated, self.trained, taken, chooses_epoch=self.validation is not None)
+        stages = get_stages(
+            modes,
+            self.evaluated,
+            self.trained,
+            taken,
+            chooses_epoch=self.validation is not None,
+            rungs=len(self.rungs),
+        )
         return json.dumps([asdict(stage) for stage in stages])
 
     @property
@@ -410,6 +442,100 @@ class Sweep:
         """Return the files of a point's adapter."""
         return [f"<results>/{point}/adapter/{name}" for name in ADAPTER_FILES]
 
+    @property
+    def deciding_stage(self) -> str:
+        """The name of the environment in which it is decided which trainings go on."""
+        return self.evaluation_stage if self.pruning_task else "driver"
+
+    # Pruning. A training has a part before each rung; a part's name is that of its training with the rung's.
+
+    @property
+    def rungs(self) -> Sequence[int]:
+        """The epochs after which `prune` compares settings."""
+        return self.experiment.prune.after if self.experiment.prune else ()
+
+    @cached_property
+    def race(self) -> Race | None:
+        """The trainings that compete, if `prune` is set."""
+        prune = self.experiment.prune
+        if prune is None:
+            return None
+        users: dict[str, list[str]] = {}
+        for name, point in self.points.items():
+            if point.training:
+                users.setdefault(point.training, []).append(name)
+        contenders = []
+        for training, owner in self.trainings.items():
+            point = self.points[owner]
+            spec = self._get_choice_spec(point) if self.pruning_task and not self.missing_model else None
+            contenders.append(
+                Contender(
+                    training,
+                    tuple(sorted(users[training])),
+                    get_setting_key(point),
+                    get_rivals_key(point, prune),
+                    self.identify_training(point),
+                    point.controls.epochs,
+                    spec.model_dump_json() if spec else "",
+                    spec.sha256 if spec else "",
+                )
+            )
+        return Race(self.results, prune, contenders)
+
+    @cached_property
+    def job_names(self) -> Mapping[str, str]:
+        """The names of the jobs of trainings and their parts, each with the owning point in place of the training."""
+        parts = {
+            get_part_name(training, after): get_part_name(point, after)
+            for training, point in self.trainings.items()
+            for after in self.rungs
+        }
+        return {**self.trainings, **parts}
+
+    @cached_property
+    def job_owners(self) -> Mapping[str, str]:
+        """The owning point of each training, by the name of the training and of each of its parts."""
+        return {name: split_part_name(job)[0] for name, job in self.job_names.items()}
+
+    def get_rung_parts(self, rung: str) -> list[str]:
+        """Return the records that the decision at a rung waits for: of trainings whose numbers are not known yet."""
+        if self.is_job or not self.race:
+            return []
+        after = int(rung.partition("=")[2])
+        names = [get_part_name(each.training, after) for each in self.race.list_missing(after)]
+        return [f"<results>/{PRUNE}/{name}.json" for name in names]
+
+    def get_awaited_decision(self, name: str) -> list[str]:
+        """Return the decision that a training, or a part of it, waits for. Earlier decisions exist before that one."""
+        rungs = self._list_rungs(name)
+        return [f"<results>/{PRUNE}/{get_rung_name(rungs[-1])}.json"] if rungs else []
+
+    def _list_rungs(self, name: str) -> list[int]:
+        """Return the epochs before the end of a training, or of a part of it, after which settings are compared."""
+        after = split_part_name(name)[1] if self.rungs else None
+        return [epoch for epoch in self.rungs if after is None or epoch < after]
+
+    def get_training_options(self, name: str) -> list[str]:
+        """Return the options of a training, or of a part of it, that say where it may have been stopped."""
+        if not self.rungs:
+            return []
+        training, after = split_part_name(name)
+        rungs = ",".join(map(str, self._list_rungs(name)))
+        last = ["--last-epoch", str(self.points[self.trainings[training]].controls.epochs)]
+        return [*(["--rungs", rungs] if rungs else []), *(["--until", str(after)] if after else last)]
+
+    def has_ended(self, name: str) -> bool:
+        """Whether a training's job, or that of a part, has nothing to train: the training was stopped before.
+
+        It depends on decisions that other jobs of the run make: it is known when the job is ready.
+        """
+        rungs = self._list_rungs(name)
+        if not rungs:
+            return False
+        training, after = split_part_name(name)
+        stopped = find_stop([get_decision(self.results, epoch) for epoch in rungs], training)
+        return stopped is not None and (after is not None or has_rung(self.results, training, stopped))
+
     def get_training_record(self, training: str) -> str:
         """Return the record of the adapter that points take from a training."""
         return f"<results>/{TRAININGS}/{training}/adapter/{RECORD}"
@@ -425,7 +551,7 @@ class Sweep:
 
     def get_data_files(self, training: str) -> list[str]:
         """Return the files of training and validation samples of a training."""
-        data = self.points[self.trainings[training]].data
+        data = self.points[self.job_owners[training]].data
         return [file for key in DATA_KEYS for file in data.get_files(key)]
 
     def get_taken_files(self, point: str) -> dict[str, str]:
@@ -537,9 +663,9 @@ class Sweep:
         return json.dumps([spec, chosen.metric, chosen.higher_is_better])
 
     def _get_choice_spec(self, point: Point) -> EvaluationSpec:
-        assert self.validation
+        assert self.choosing_task
         base = self.experiment.evaluation.base
-        return self._get_spec("B2", point.name, point.data, base, [self.validation])
+        return self._get_spec("B2", point.name, point.data, base, [self.choosing_task])
 
     def get_choice_spec(self, training: str) -> str:
         """Return the specification of the evaluations that choose a training's epoch, as JSON."""
@@ -719,17 +845,19 @@ class Sweep:
         return self.is_on_gpus * self._count_gpus(self.get_model(name))
 
     def get_train_gpus(self, training: str) -> int:
-        """Return the number of GPUs of a training."""
-        own = self.points[self.trainings[training]].controls.gpus
+        """Return the number of GPUs of a training or of a part; 0 if it has nothing to train any more."""
+        if self.has_ended(training):
+            return 0
+        own = self.points[self.job_owners[training]].controls.gpus
         return self.is_on_gpus * (self.most_gpus if self.shared_gpus is not None else own)
 
     def get_train_threads(self, training: str) -> int:
-        """Return the number of threads of a training: four per process."""
-        return 4 * self.points[self.trainings[training]].controls.gpus
+        """Return the number of threads of a training or of a part: four per process."""
+        return 1 if self.has_ended(training) else 4 * self.points[self.job_owners[training]].controls.gpus
 
     def get_kept_epochs(self, training: str) -> tuple[int, ...]:
         """Return the epochs before the last whose adapters a training keeps, if only until one is chosen."""
-        owner = self.trainings[training]
+        owner = self.job_owners[training]
         return tuple(range(1, self.points[owner].controls.epochs)) if self.validation else self.trained[owner]
 
     def get_epochs(self, training: str) -> str:
@@ -744,12 +872,45 @@ class Sweep:
         """
         if self.missing_model:
             return MISSING_MODEL_AMOUNT
-        name = self.trainings.get(name, name) if rule in TRAINING_RULES else name
+        if rule == "prune":
+            return attempt * self._request_decision(resource)
+        if rule in ("train", "train_part") and self.has_ended(name):
+            return attempt * _ENDED[resource]
+        after = split_part_name(name)[1] if rule == "train_part" else None
+        name = self.job_owners.get(name, name) if rule in TRAINING_RULES else name
         model = self.get_model(name)
+        if after and resource == "runtime":
+            controls = self.points[name].controls.model_copy(update={"epochs": after})
+            base = read_checkpoint(Path(model.path))
+            return attempt * resources.train_runtime(base, controls, model, self.count_samples(name))
+        rule = "train" if rule == "train_part" else rule
         amount = _REQUESTS[rule, resource](self, name, read_checkpoint(Path(model.path)), model)
         if resource == "mem_mb" and rule in TASK_RULES:
             amount += resources.roles_mem_mb(self.experiment.evaluation)
         return attempt * amount
+
+    def _request_decision(self, resource: str) -> int:
+        """Return a request of a decision: by a task, of each base model, one after the other."""
+        if not self.pruning_task or not self.experiment.prune:
+            return _DECIDING[resource]
+        evaluation = self.experiment.evaluation.model_copy(update={"tasks": [self.experiment.prune.task]})
+        models = Counter(self.get_model(point) for point in self.trained)
+        bases = {model: read_checkpoint(Path(model.path)) for model in models}
+        if resource == "runtime":
+            return sum(resources.evaluate_runtime(bases[m], m, evaluation, adapters=n) for m, n in models.items())
+        roles = resources.roles_mem_mb(self.experiment.evaluation)
+        return roles + max(resources.evaluate_mem_mb(bases[model], model) for model in models)
+
+    def get_deciding_gpus(self, rung: str) -> int:
+        """Return the number of GPUs that a decision requests."""
+        if not self.pruning_task or not self.is_on_gpus:
+            return 0
+        return self.most_gpus if self.shared_gpus is not None else self.get_deciding_model_gpus(rung)
+
+    def get_deciding_model_gpus(self, _: str) -> int:
+        """Return the number of GPUs that a decision uses."""
+        models = {self.get_model(point) for point in self.trained} if self.pruning_task and self.is_on_gpus else ()
+        return max(map(self._count_gpus, models), default=0)
 
 
 _Request = Callable[[Sweep, str, Checkpoint, Model], int]

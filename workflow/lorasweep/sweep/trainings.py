@@ -15,29 +15,13 @@ from pathlib import Path
 
 from lorasweep.experiment.points import SEPARATOR, Point
 from lorasweep.experiment.sections import MODE_KEY
-from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, STATE, TRAININGS, get_epoch_folder
+from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, RUNGS, STATE, TRAININGS, get_epoch_folder
 from lorasweep.util.digest import digest_file
 
 _DIGITS = 10
 """Hexadecimal digits of the digest in a name: two of 10,000 trainings collide with a probability of 1 in 20,000."""
 
 _NAME = re.compile(rf"(?P<label>.+)-(?P<key>[0-9a-f]{{{_DIGITS}}}(?:-[0-9a-f]{{4}})?)")
-
-
-_HEADER = "# training sha256: "
-"""Start of the first line of a recipe; its identity follows."""
-
-
-def head_recipe(recipe: str, identity: str) -> str:
-    """Return a recipe with its identity in its first line."""
-    return f"{_HEADER}{identity}\n{recipe}"
-
-
-def read_identity(recipe: Path) -> str | None:
-    """Return the identity in the first line of a recipe; `None` if it has none."""
-    with recipe.open(encoding="utf-8", errors="replace") as file:
-        line = file.readline()
-    return line.removeprefix(_HEADER).strip() if line.startswith(_HEADER) else None
 
 
 def share_trainings(points: Mapping[str, Point], identify: Callable[[Point], str], results: Path) -> dict[str, Point]:
@@ -79,7 +63,8 @@ def drop_unused(trainings: Path, current: Collection[str]) -> None:
     taken = {digest_file(recipe) for recipe in trainings.parent.glob("*/recipe.yaml")} if folders else set()
     for folder in folders:
         recipe = folder / "recipe.yaml"
-        shutil.rmtree(folder / STATE, ignore_errors=True)
+        for temporary in (STATE, RUNGS):
+            shutil.rmtree(folder / temporary, ignore_errors=True)
         if not recipe.is_file() or digest_file(recipe) not in taken:
             shutil.rmtree(folder, ignore_errors=True)
 

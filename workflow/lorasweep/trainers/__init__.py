@@ -59,6 +59,11 @@ class Trainer(Protocol):
     `keeps_best_epoch` is true, so must the recipe say, and `train` publishes that epoch's adapter in place of the last
     one's. `lorasweep.trainers.best_epoch` says which epoch that is, and when the training stops early.
 
+    A trainer that can pause has `CAN_PAUSE = True`, and `train` takes `until`: an epoch before the last. It then trains
+    until the end of that epoch, saves its state there, and publishes that epoch's adapter. The next call, with a later
+    `until` or none, resumes from the state, or from the beginning if there is none, and gives bit for bit what it would
+    have given without the pause, where an interrupted training does so. `prune` needs it.
+
     A trainer that can replace the base model's chat template has `TAKES_CHAT_TEMPLATE = True`. If the spec's checkpoint
     has a `given_template`, so must the recipe say, and prompts and the published tokenizer have that one.
     """

@@ -23,6 +23,7 @@ from lorasweep.trainers import Diverged, TrainingError
 from lorasweep.trainers.best_epoch import find_best_epoch
 from lorasweep.trainers.out_of_memory import MEMORY_NOTE, OUT_OF_MEMORY, mark_attempt, plan_halving, read_halvings
 from lorasweep.trainers.publication import check_weights, complete, publish
+from lorasweep.trainers.rungs import DIVERGENCE_NOTE
 from lorasweep.trainers.training_log import read_log
 from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, describe
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 CACHES = ("HF_DATASETS_CACHE", "HF_MODULES_CACHE")
 """Environment variables of the caches of `datasets`, which are in the home directory by default."""
-
-_DIVERGENCE_NOTE = "train.diverged.json"
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,8 @@ class Start:
     """The saved state to resume from; `None` starts from the beginning."""
     halvings: int
     """How many times the recipe's batch size is to be halved, and its accumulation doubled."""
+    until: int | None = None
+    """The epoch after which the training pauses, with its state saved; `None`: none."""
 
 
 def train_in_frame(
@@ -99,6 +100,7 @@ def train_in_frame(
     earlier: Mapping[int, Path] | None,
     run: Callable[[Start], int | None],
     get_facts: Callable[[], Mapping[str, Any]],
+    until: int | None = None,
 ) -> None:
     """Train by `run`, and publish the adapters of the last or best epoch and of `earlier` ones, each in its directory.
 
@@ -111,7 +113,7 @@ def train_in_frame(
     recipe, base model or version are dropped.
 
     `run` makes the steps, and returns the device's peak memory in bytes. `get_facts` returns what the record says
-    besides.
+    besides. With `until`, the training pauses after that epoch, whose adapter is published alone; its state stays.
 
     Raises:
         Diverged: a loss or a value of the update is not finite, now or in an earlier attempt at the same training.
@@ -120,6 +122,9 @@ def train_in_frame(
     """
     if frame.keeps_best_epoch and earlier:
         raise TrainingError(f"{frame.recipe}: keeps its best epoch alone, but epoch {min(earlier)} is wanted too")
+    if until is not None:
+        _train_until(frame, adapter, until, run, get_facts)
+        return
     targets = {**(earlier or {}), frame.epochs: adapter}
     if max(targets) > frame.epochs:
         raise TrainingError(
@@ -131,24 +136,42 @@ def train_in_frame(
             print(f"This recipe was trained by an earlier run, which ended before the training: using {trained}.")
         else:
             shutil.rmtree(trained, ignore_errors=True)
-            facts = {"data_sha256": _check_digest(frame, "training", frame.data_files)}
-            if frame.validation_files:
-                _check_digest(frame, "validation", frame.validation_files)
+            digests = _check_digests(frame)
             with _note_divergence(frame), mark_attempt(frame):
-                facts |= _run(frame, run)
-                facts = {"trainer": frame.trainer, "dtype": frame.dtype, **get_facts(), **facts}
-                _collect(frame, frame.state / "trained", targets, facts).rename(trained)
+                facts = _run(frame, run) | digests
+                _collect(frame, frame.state / "trained", targets, {**get_facts(), **facts}).rename(trained)
             shutil.rmtree(frame.state)
-            for note in (MEMORY_NOTE, _DIVERGENCE_NOTE):
+            for note in (MEMORY_NOTE, DIVERGENCE_NOTE):
                 frame.state.with_name(note).unlink(missing_ok=True)
         for epoch, target in targets.items():
             publish(trained / str(epoch), target)
 
 
+def _train_until(
+    frame: Frame,
+    adapter: Path,
+    until: int,
+    run: Callable[[Start], int | None],
+    get_facts: Callable[[], Mapping[str, Any]],
+) -> None:
+    """Train until the end of an epoch before the last, and publish its adapter. The training's state stays."""
+    if not 0 < until < frame.epochs:
+        raise TrainingError(f"{frame.recipe}: has {frame.epochs} epochs, so it cannot pause after epoch {until}")
+    with hold_alone(frame.state.with_name("train.lock"), f"training {frame.recipe.parent.name}"):
+        digests = _check_digests(frame)
+        with _note_divergence(frame), mark_attempt(frame):
+            facts = _run(frame, run, until) | digests
+            made = frame.state / "part"
+            shutil.rmtree(made, ignore_errors=True)
+            _collect(frame, made, [until], {**get_facts(), **facts})
+        publish(made / str(until), adapter)
+        shutil.rmtree(made)
+
+
 @contextmanager
 def _note_divergence(frame: Frame) -> Iterator[None]:
     """Record a divergence, and refuse to repeat it: the same recipe, model and versions would diverge again."""
-    note = frame.state.with_name(_DIVERGENCE_NOTE)
+    note = frame.state.with_name(DIVERGENCE_NOTE)
     earlier = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     if earlier.get("key") == frame.key:
         raise Diverged(f"{earlier['message']} (in an earlier attempt; to try again, remove {note})")
@@ -168,6 +191,14 @@ def _is_trained(adapter: Path, recipe: Path) -> bool:
     return (content["recipe_sha256"], content["adapter_sha256"]) == digests
 
 
+def _check_digests(frame: Frame) -> dict[str, Any]:
+    """Check the data files, and return what the record says of them."""
+    digests = {"data_sha256": _check_digest(frame, "training", frame.data_files)}
+    if frame.validation_files:
+        _check_digest(frame, "validation", frame.validation_files)
+    return digests
+
+
 def _check_digest(frame: Frame, kind: str, files: tuple[str, ...]) -> str:
     """Return the sha256 of the data of a kind, after comparing it with the one in the recipe, if there is one."""
     actual = digest_files(files)
@@ -180,7 +211,7 @@ def _check_digest(frame: Frame, kind: str, files: tuple[str, ...]) -> str:
     return actual
 
 
-def _run(frame: Frame, run: Callable[[Start], int | None]) -> dict[str, Any]:
+def _run(frame: Frame, run: Callable[[Start], int | None], until: int | None = None) -> dict[str, Any]:
     """Make the steps, and return the values of the record that are known by them."""
     if frame.device == "cpu":  # if torchtune sees a GPU, it packs samples for the GPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -195,8 +226,12 @@ def _run(frame: Frame, run: Callable[[Start], int | None]) -> dict[str, Any]:
         shutil.rmtree(leftover, ignore_errors=True)
     frame.state.mkdir(parents=True, exist_ok=True)
     halvings = read_halvings(frame)
+    if state and until is not None:
+        write_aside(frame.log, state["log"])
+        if read_log(frame.log)[-1].epoch > until:  # of an attempt that was to pause later, or not at all
+            return _describe_run(frame, state["peak_memory_bytes"], halvings)
     try:
-        peak = run(Start(saved, state, halvings))
+        peak = run(Start(saved, state, halvings, until))
     except (TrainingError, InputError):
         raise
     except Exception as error:
@@ -206,7 +241,16 @@ def _run(frame: Frame, run: Callable[[Start], int | None]) -> dict[str, Any]:
             raise TrainingError(f"{first}; {plan_halving(frame, halvings)}\n{describe(error)}") from error
         why = explain_write_failure(frame.state) or describe(error)
         raise TrainingError(f"{frame.trainer} failed; {why}") from error
-    return {"peak_memory_bytes": peak, "batch_size_used": frame.batch_size // 2**halvings}
+    return _describe_run(frame, peak, halvings)
+
+
+def _describe_run(frame: Frame, peak: int | None, halvings: int) -> dict[str, Any]:
+    return {
+        "trainer": frame.trainer,
+        "dtype": frame.dtype,
+        "peak_memory_bytes": peak,
+        "batch_size_used": frame.batch_size // 2**halvings,
+    }
 
 
 def _collect(frame: Frame, folder: Path, epochs: Iterable[int], facts: Mapping[str, Any]) -> Path:

@@ -5,6 +5,7 @@ Other modules use this package only as a `lorasweep.trainers.Trainer`. No module
 
 from lorasweep.trainers.torchtune.recipe import declared_adapter_only, recipe
 from lorasweep.trainers.torchtune.run import (
+    CAN_PAUSE,
     KEEPS_BEST_EPOCH,
     STAGE,
     TAKES_CHAT_TEMPLATE,
@@ -14,6 +15,7 @@ from lorasweep.trainers.torchtune.run import (
 )
 
 __all__ = [
+    "CAN_PAUSE",
     "KEEPS_BEST_EPOCH",
     "STAGE",
     "TAKES_CHAT_TEMPLATE",

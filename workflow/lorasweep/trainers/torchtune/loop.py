@@ -49,7 +49,7 @@ _Distributed = _DISTRIBUTED.LoRAFinetuneRecipeDistributed
 _Added: Any = object
 
 
-class _OutOfPatience(Exception):
+class _EndsEarly(Exception):
     """Ends a training after an epoch that is not its last."""
 
 
@@ -64,6 +64,7 @@ class _Reporting(_Added):  # type: ignore[misc]
         state: state to resume from; `None` starts from the beginning.
         save_minutes: minutes between two saved states.
         halvings: how many times the batch size of `cfg` was halved and its accumulation doubled.
+        until: the epoch after which the training pauses; `None`: none.
     """
 
     _metric_logger: Any
@@ -80,13 +81,14 @@ class _Reporting(_Added):  # type: ignore[misc]
         state: Mapping[str, Any] | None,
         save_minutes: float,
         halvings: int = 0,
+        until: int | None = None,
     ) -> None:
         super().__init__(cfg)
         self._log_every_n_steps = 1
         self._log_file = log
         self._loggers = list(loggers)
         self._saved, self._state, self._save_minutes = saved, state, save_minutes
-        self._halvings = halvings
+        self._halvings, self._until = halvings, until
         self._patience: int | None = cfg.best_epoch.patience if "best_epoch" in cfg else None
         self.must_stop = False
         self._tokens: Any = 0
@@ -117,14 +119,14 @@ class _Reporting(_Added):  # type: ignore[misc]
 
     def train(self) -> None:
         self._start = self._last_save = time.perf_counter()
-        with suppress(_OutOfPatience):
+        with suppress(_EndsEarly):
             super().train()
 
     def save_checkpoint(self, epoch: int) -> None:
-        """Save the adapter of an epoch, and end the training if its patience is at an end."""
+        """Save the adapter of an epoch, and end the training if its patience is at an end, or if it is to pause."""
         super().save_checkpoint(epoch)
-        if self._is_out_of_patience():
-            raise _OutOfPatience
+        if epoch + 1 == self._until or self._is_out_of_patience():
+            raise _EndsEarly
 
     def _is_out_of_patience(self) -> bool:
         return is_out_of_patience(self._log.rows, self._patience)
@@ -168,7 +170,8 @@ class _Reporting(_Added):  # type: ignore[misc]
         if self._is_rank_zero:
             self._tell(self._log.add(row))
         # The gradients and sums of the step are used up here, so the state need not contain them.
-        if must_stop or is_due:
+        pauses = self._until is not None and step == self._until * self._steps_per_epoch
+        if must_stop or is_due or pauses:
             self._save()
         if must_stop:
             raise Stopped(f"told to stop (SIGTERM); step {step} is saved, and the next run resumes from it")
@@ -401,7 +404,7 @@ def run(
     recipe_class = DistributedRecipe if distributed.is_initialized() else Recipe
     if distributed.is_initialized() and cfg.device == "cpu":
         _leave_out_gpus()
-    recipe: Any = recipe_class(cfg, log, loggers, start.saved, start.state, save_minutes, start.halvings)
+    recipe: Any = recipe_class(cfg, log, loggers, start.saved, start.state, save_minutes, start.halvings, start.until)
     recipe.setup(cfg)
 
     def stop(*_: Any) -> None:

@@ -21,6 +21,8 @@ STAGE = "train"
 
 KEEPS_BEST_EPOCH = True
 
+CAN_PAUSE = True
+
 TAKES_CHAT_TEMPLATE = True
 
 _PACKAGES = ("torch", "torchtune", "torchao", "transformers", "datasets")
@@ -67,6 +69,7 @@ def train(
     metric_loggers: Collection[str] = (),
     save_minutes: float = SAVE_MINUTES,
     earlier: Mapping[int, Path] | None = None,
+    until: int | None = None,
 ) -> None:
     """Run a recipe, and publish the adapters of its last or best epoch and of `earlier` ones; see `train_in_frame`.
 
@@ -96,10 +99,10 @@ def train(
         config.batch_size //= 2**start.halvings
         config.gradient_accumulation_steps *= 2**start.halvings
         count = config.get(PROCESSES, 1)
-        arguments = (config, frame.log, adapter.parent, metric_loggers, save_minutes)
+        arguments = (config, frame.log, frame.state.parents[1], metric_loggers, save_minutes)
         return processes.run_recipe(count, config.device, loop.run, start, *arguments)
 
-    train_in_frame(frame, adapter, earlier, run, lambda: _get_prompt_facts(config))
+    train_in_frame(frame, adapter, earlier, run, lambda: _get_prompt_facts(config), until)
 
 
 def _get_prompt_facts(config: Any) -> dict[str, Any]:

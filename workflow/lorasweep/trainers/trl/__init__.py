@@ -4,9 +4,18 @@ Other modules use this package only as a `lorasweep.trainers.Trainer`. No module
 """
 
 from lorasweep.trainers.trl.recipe import declared_adapter_only, recipe
-from lorasweep.trainers.trl.run import KEEPS_BEST_EPOCH, STAGE, TAKES_CHAT_TEMPLATE, find_faults, measure_lengths, train
+from lorasweep.trainers.trl.run import (
+    CAN_PAUSE,
+    KEEPS_BEST_EPOCH,
+    STAGE,
+    TAKES_CHAT_TEMPLATE,
+    find_faults,
+    measure_lengths,
+    train,
+)
 
 __all__ = [
+    "CAN_PAUSE",
     "KEEPS_BEST_EPOCH",
     "STAGE",
     "TAKES_CHAT_TEMPLATE",

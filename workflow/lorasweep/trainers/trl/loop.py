@@ -107,6 +107,7 @@ def run(
         save_minutes,
         validation=[_label(sample) for sample in validation],
         patience=config["best_epoch"]["patience"] if "best_epoch" in config else None,
+        until=start.until,
         export=lambda epoch: _export(
             model,
             state / f"epoch_{epoch - 1}",
@@ -121,7 +122,7 @@ def run(
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        if not reporter.is_out_of_patience():  # as of a state that was saved at the end
+        if not reporter.is_out_of_patience() and not reporter.has_paused:  # as of a state that was saved at the end
             trainer.train(resume_from_checkpoint=_unpack(start.state, state / "resumed") if start.state else None)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -216,13 +217,16 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         save_minutes: float,
         validation: Sequence[Mapping[str, list[int]]],
         patience: int | None,
+        until: int | None,
         export: Callable[[int], None],
     ) -> None:
         self._trainer, self._log, self._loggers, self._export = trainer, log, loggers, export
         self._saved, self._save_minutes, self._validation = start.saved, save_minutes, validation
         self._patience = patience
         self._steps = trainer.order.steps
+        self._last = until and until * self._steps
         state = start.state or {}
+        self.has_paused = bool(state) and state["step"] == self._last
         self._tokens, self._seconds_before = state.get("tokens", 0), state.get("seconds", 0.0)
         self.peak_memory_bytes: int | None = state.get("peak_memory_bytes")
         self.must_stop = False
@@ -275,8 +279,9 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
             if is_last_of_epoch:
                 self._export(epoch)
         self.must_stop = stop > 0
-        control.should_training_stop |= is_last_of_epoch and self.is_out_of_patience()
-        control.should_save = due > 0 or stop > 0
+        pauses = step == self._last
+        control.should_training_stop |= pauses or (is_last_of_epoch and self.is_out_of_patience())
+        control.should_save = due > 0 or stop > 0 or pauses
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> Any:

@@ -15,6 +15,8 @@ STAGE = "eval"
 
 KEEPS_BEST_EPOCH = True
 
+CAN_PAUSE = True
+
 TAKES_CHAT_TEMPLATE = True
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes")
@@ -62,6 +64,7 @@ def train(
     metric_loggers: Collection[str] = (),
     save_minutes: float = SAVE_MINUTES,
     earlier: Mapping[int, Path] | None = None,
+    until: int | None = None,
 ) -> None:
     """Run a recipe, and publish the adapters of its last or best epoch and of `earlier` ones; see `train_in_frame`.
 
@@ -95,10 +98,10 @@ def train(
 
         config["trl"]["per_device_train_batch_size"] //= 2**start.halvings
         config["trl"]["gradient_accumulation_steps"] *= 2**start.halvings
-        arguments = (config, frame.log, adapter.parent, metric_loggers, save_minutes)
+        arguments = (config, frame.log, frame.state.parents[1], metric_loggers, save_minutes)
         return processes.run_recipe(count, model["device"], loop.run, start, *arguments)
 
-    train_in_frame(frame, adapter, earlier, run, lambda: _get_facts(config))
+    train_in_frame(frame, adapter, earlier, run, lambda: _get_facts(config), until)
 
 
 def _get_facts(config: Mapping[str, Any]) -> dict[str, Any]:

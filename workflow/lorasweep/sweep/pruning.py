@@ -1,0 +1,254 @@
+"""The race of a sweep's trainings (`prune`): who competes, the numbers on disk, and what follows from them.
+
+Everything follows from what is on disk: the records of the trainings' parts, the logs of adapters, scores on a task.
+So a decision can be made again, and compared with the one that was made.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorasweep.experiment.pruning import Candidate, Verdict, decide
+from lorasweep.experiment.sections import Prune
+from lorasweep.layout import ADAPTER_WEIGHTS, PRUNE, RACE, RECORD, TRAINING_LOG, TRAININGS, get_part_name
+from lorasweep.trainers.identity import read_identity
+from lorasweep.trainers.rungs import get_decision, get_part_record, get_pruned_epoch, get_rung_folder, has_diverged
+from lorasweep.trainers.training_log import read_log
+from lorasweep.util.errors import JobError
+from lorasweep.util.files import find_record, write_record
+from lorasweep.util.formats import format_score
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A training that competes."""
+
+    training: str
+    points: tuple[str, ...]
+    """The points that use its adapter."""
+    setting: str
+    """What it shares with its replicates; see `Candidate`."""
+    rivals: str
+    identity: str
+    """Of the training; see lorasweep.trainers.identity."""
+    epochs: int
+    spec: str = ""
+    """The specification of its evaluation on the task that decides, as JSON; empty without a task."""
+    spec_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Number:
+    """What is known of a training at a rung."""
+
+    value: float | None = None
+    """The validation loss or the score; `None` if it diverged, or was finished without one."""
+    has_diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Race:
+    """The trainings that compete. The decisions follow from what is on disk when they are first asked for."""
+
+    results: Path
+    """The experiment's folder."""
+    prune: Prune
+    contenders: Sequence[Contender]
+    _logs: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, results: Path) -> "Race":
+        """Read the race that the run has recorded."""
+        record = find_record(results / PRUNE / RACE)
+        if not record:
+            raise JobError(f"{results / PRUNE / RACE} is missing: only a run writes it")
+        contenders = [Contender(**{**each, "points": tuple(each["points"])}) for each in record["contenders"]]
+        return cls(results, Prune.model_validate(record["prune"]), contenders)
+
+    def record(self) -> None:
+        """Record the race for the jobs of a run."""
+        contenders = [asdict(each) for each in self.contenders]
+        write_record(
+            self.results / PRUNE / RACE, {"prune": self.prune.model_dump(mode="json"), "contenders": contenders}
+        )
+
+    def decide(self, until: int | None = None) -> dict[int, dict[str, Any] | None]:
+        """Return the decision after each epoch, up to `until`; `None` where a number is missing that it takes.
+
+        A decision is what its file has: the settings of `prune`, and of each training that was still in the race
+        whether it stays, and why.
+        """
+        decisions: dict[int, dict[str, Any] | None] = {}
+        running = list(self.contenders)
+        for after in self.prune.after:
+            if until is not None and after > until:
+                break
+            numbers = {each.training: self.read_number(each, after) for each in running}
+            known = {name: number for name, number in numbers.items() if number is not None}
+            if len(known) < len(numbers) or None in decisions.values():
+                decisions[after] = None
+                continue
+            candidates = [
+                Candidate(
+                    each.training,
+                    each.setting,
+                    each.rivals,
+                    known[each.training].value,
+                    known[each.training].has_diverged,
+                )
+                for each in running
+            ]
+            verdicts = decide(candidates, self.prune.keep, higher_is_better=self.prune.higher_is_better)
+            decisions[after] = self._describe(after, running, known, verdicts)
+            running = [each for each in running if verdicts[each.training].stays]
+        return decisions
+
+    def list_missing(self, after: int) -> list[Contender]:
+        """Return the trainings in the race whose part up to an epoch has to be trained for a decision.
+
+        While an earlier decision is not known, all whose parts left nothing.
+        """
+        stopped = {
+            name
+            for epoch, decision in self.decide(after).items()
+            if epoch < after and decision
+            for name, verdict in decision["trainings"].items()
+            if not verdict["stays"]
+        }
+        return [each for each in self.contenders if each.training not in stopped and not self.has_part(each, after)]
+
+    def has_part(self, contender: Contender, after: int) -> bool:
+        """Whether a training's part need not be trained: its number is known, or the adapter to score is there."""
+        return self.read_number(contender, after) is not None or bool(
+            self.prune.task and self.find_adapter(contender, after)
+        )
+
+    def read_number(self, contender: Contender, after: int) -> Number | None:
+        """Return what is known of a training at a rung; `None` if nothing is."""
+        record = find_record(get_part_record(self.results, contender.training, after))
+        if record.get("diverged"):
+            return Number(has_diverged=True) if has_diverged(self._get_folder(contender)) else None
+        value = self._read_score(contender, after) if self.prune.task else self._read_loss(contender, after, record)
+        if value is not None:
+            return Number(value)
+        if self.prune.task and not self.find_adapter(contender, after) and self.is_finished(contender):
+            return Number()
+        return None
+
+    def is_finished(self, contender: Contender) -> bool:
+        """Whether a training has an adapter of its last epoch."""
+        return any(get_pruned_epoch(find_record(folder / RECORD)) is None for folder in self._list_adapters(contender))
+
+    def find_adapter(self, contender: Contender, after: int) -> Path | None:
+        """Return the folder with the adapter of a training after an epoch, if it is there."""
+        folders = [get_rung_folder(self._get_folder(contender), after)]
+        folders += [
+            folder
+            for folder in self._list_adapters(contender)
+            if get_pruned_epoch(find_record(folder / RECORD)) == after
+        ]
+        return next(
+            (each for each in folders if all((each / name).is_file() for name in (ADAPTER_WEIGHTS, RECORD))), None
+        )
+
+    def get_score_file(self, contender: Contender, after: int) -> Path:
+        """Return the file with a training's score on the task that decides."""
+        return self.results / PRUNE / "scores" / f"{get_part_name(contender.training, after)}.json"
+
+    def write_decision(self, after: int) -> dict[str, Any]:
+        """Write the decision after an epoch, and return it.
+
+        Raises:
+            JobError: a number is missing that it takes.
+        """
+        decision = self.decide(after)[after]
+        if decision is None:
+            missing = [each.training for each in self.contenders if self.read_number(each, after) is None]
+            raise JobError(f"no number of {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''} yet")
+        write_record(get_decision(self.results, after), decision)
+        return decision
+
+    def _get_folder(self, contender: Contender) -> Path:
+        return self.results / TRAININGS / contender.training
+
+    def _list_adapters(self, contender: Contender) -> list[Path]:
+        """Return the folders of the training's adapter, as the training and its points have it."""
+        folders = [self._get_folder(contender), *(self.results / point for point in contender.points)]
+        return [
+            folder / "adapter"
+            for folder in folders
+            if (folder / "adapter" / RECORD).is_file()
+            and (folder / "recipe.yaml").is_file()
+            and read_identity(folder / "recipe.yaml") == contender.identity
+        ]
+
+    def _read_loss(self, contender: Contender, after: int, record: Mapping[str, Any]) -> float | None:
+        if record.get("validation_loss") is not None:
+            return float(record["validation_loss"])
+        # Of a training that was finished before it had to compete.
+        if contender.training not in self._logs:
+            losses: dict[int, float] = {}
+            for adapter in self._list_adapters(contender):
+                rows = read_log(adapter / TRAINING_LOG)
+                losses |= {row.epoch: row.validation_loss for row in rows if row.validation_loss is not None}
+            self._logs[contender.training] = losses
+        return self._logs[contender.training].get(after)
+
+    def _read_score(self, contender: Contender, after: int) -> float | None:
+        record, task = find_record(self.get_score_file(contender, after)), self.prune.task
+        asked = (contender.spec_sha256, task and task.metric)
+        if not record or (record.get("evaluation_sha256"), record.get("asked_metric")) != asked:
+            return None
+        made = find_record(get_part_record(self.results, contender.training, after)).get("adapter_sha256")
+        return float(record["score"]) if made in (None, record.get("adapter_sha256")) else None
+
+    def _describe(
+        self,
+        after: int,
+        running: Iterable[Contender],
+        numbers: Mapping[str, Number],
+        verdicts: Mapping[str, Verdict],
+    ) -> dict[str, Any]:
+        what = f"score on {self.prune.task.task}" if self.prune.task else "validation loss"
+        trainings = {}
+        for each in running:
+            verdict = verdicts[each.training]
+            trainings[each.training] = {
+                "points": sorted(each.points),
+                "epochs": each.epochs,
+                "number": numbers[each.training].value,
+                **asdict(verdict),
+                "setting_number": verdict.number,
+                "why": describe_verdict(verdict, what),
+            } | {"number": numbers[each.training].value}
+        return {
+            "after": after,
+            "keep": self.prune.keep,
+            "by": self.prune.model_dump(mode="json")["by"],
+            "higher_is_better": self.prune.higher_is_better,
+            "trainings": dict(sorted(trainings.items())),
+        }
+
+
+def describe_verdict(verdict: Verdict, what: str) -> str:
+    """Return why a training stays or stops; `what` is what was compared."""
+    if verdict.rank is None:
+        return f"it was finished before, without a {what}: it is not compared"
+    seeds = f", the mean of {verdict.seeds} seeds," if verdict.seeds > 1 else ""
+    number = "it diverged," if verdict.has_diverged else f"{what} {format_score(verdict.number or 0.0)}{seeds}"
+    place = f"number {verdict.rank} of {verdict.rivals}, of which {verdict.kept} stay"
+    return f"{number} {place}"
+
+
+def find_end(decisions: Mapping[int, Mapping[str, Any] | None], training: str) -> tuple[int | None, bool]:
+    """Return the epoch after which a training stops, and whether that is certain.
+
+    `None`: it is trained to its end; of an uncertain end, an earlier stop is known not to be.
+    """
+    for after, decision in decisions.items():
+        if decision is None:
+            return None, False
+        if not decision["trainings"].get(training, {"stays": True})["stays"]:
+            return after, True
+    return None, True

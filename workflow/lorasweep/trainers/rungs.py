@@ -1,0 +1,126 @@
+"""The rungs of a training: the epochs after which `prune` compares settings, and what it decided of this training.
+
+A part of a training ends at each rung, and leaves a record, from which `prune` decides. The next part reads what it
+decided.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorasweep.layout import ADAPTER_WEIGHTS, PRUNE, RECORD, RUNGS, TRAINING_LOG, get_part_name, get_rung_name
+from lorasweep.trainers import Diverged
+from lorasweep.trainers.publication import publish
+from lorasweep.trainers.training_log import read_log
+from lorasweep.util.digest import digest_file
+from lorasweep.util.files import find_record, write_record
+
+DIVERGENCE_NOTE = "train.diverged.json"
+"""File in a training's `state/` that says how it diverged."""
+
+_PRUNED = "pruned"
+
+
+def get_rung_folder(training: Path, after: int) -> Path:
+    """Return the folder of a training's adapter after an epoch; `training` is the training's folder."""
+    return training / RUNGS / get_rung_name(after)
+
+
+def get_part_record(results: Path, training: str, after: int) -> Path:
+    """Return the record of the part of a training that ends after an epoch; `results` is the experiment's folder."""
+    return results / PRUNE / f"{get_part_name(training, after)}.json"
+
+
+def get_decision(results: Path, after: int) -> Path:
+    """Return the file of the decision after an epoch."""
+    return results / PRUNE / f"{get_rung_name(after)}.json"
+
+
+def find_stop(decisions: Iterable[Path], training: str) -> int | None:
+    """Return the epoch after which a training stops by the decisions, in their order; `None`: it goes on.
+
+    A decision that is missing, or says nothing of the training, stops nothing.
+    """
+    for file in decisions:
+        decision = find_record(file)
+        if decision.get("trainings", {}).get(training, {}).get("stays") is False:
+            return int(decision["after"])
+    return None
+
+
+def get_pruned_epoch(record: Mapping[str, Any]) -> int | None:
+    """Return the epoch after which the training of an adapter with this record was stopped; `None`: it was not."""
+    after: int | None = record.get(_PRUNED, {}).get("after")
+    return after
+
+
+def has_diverged(training: Path) -> bool:
+    """Whether it is noted in a training's folder that it diverged: training again gives the same, at once."""
+    return (training / "state" / DIVERGENCE_NOTE).is_file()
+
+
+def has_rung(results: Path, training: str, after: int) -> bool:
+    """Whether the adapter of a training after an epoch is there, to be published as the training's."""
+    folder = results / "trainings" / training
+    return _find_made(folder, get_part_record(results, training, after), after) is not None
+
+
+def describe_part(adapter: Path, after: int) -> dict[str, Any]:
+    """Return what the record of a part says of the adapter that it has published."""
+    record = json.loads((adapter / RECORD).read_text(encoding="utf-8"))
+    last = read_log(adapter / TRAINING_LOG)[-1]
+    return {
+        "after": after,
+        "validation_loss": last.validation_loss,
+        "steps": last.step,
+        "seconds": last.seconds,
+        "adapter_sha256": record["adapter_sha256"],
+        "adapter": record,
+    }
+
+
+def describe_divergence(after: int, error: Diverged) -> dict[str, Any]:
+    """Return what the record of a part says if the training has diverged."""
+    return {"after": after, "diverged": str(error)}
+
+
+def publish_stopped(training: Path, part: Path, after: int, epochs: int) -> bool:
+    """Publish the adapter after an epoch as that of a training that stops there, with a note in its record.
+
+    `part` is the record of the part that ended there, and `epochs` the number of the training's epochs. Returns `False`
+    if the adapter is not there.
+    """
+    made, adapter = _find_made(training, part, after), training / "adapter"
+    if made is None:
+        return False
+    record = find_record(part)["adapter"]
+    seconds = read_log(made / TRAINING_LOG)[-1].seconds
+    record |= {_PRUNED: {"after": after, "epochs": epochs, "seconds": seconds}}
+    if made == adapter:  # Snakemake has deleted the record alone
+        write_record(adapter / RECORD, record)
+        return True
+    aside = training / RUNGS / ".stopped"
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(made, aside)
+    write_record(aside / RECORD, record)
+    publish(aside, adapter)
+    return True
+
+
+def drop_rungs(training: Path) -> None:
+    """Remove the adapters of a training's rungs."""
+    shutil.rmtree(training / RUNGS, ignore_errors=True)
+
+
+def _find_made(training: Path, part: Path, after: int) -> Path | None:
+    """Return the folder of a training's adapter after an epoch, intact and of its recipe; `None` if there is none."""
+    recipe, record = training / "recipe.yaml", find_record(part).get("adapter", {})
+    if not recipe.is_file() or record.get("recipe_sha256") != digest_file(recipe):
+        return None
+    for folder in (get_rung_folder(training, after), training / "adapter"):
+        files = (folder / ADAPTER_WEIGHTS, folder / TRAINING_LOG)
+        if all(file.is_file() for file in files) and digest_file(files[0]) == record.get("adapter_sha256"):
+            return folder
+    return None
