@@ -41,6 +41,7 @@ rule train:
         gpu=of(SWEEP.get_train_gpus),
         # All GPUs on one node: otherwise SLURM may spread them over several.
         nodes=1,
+        model_gpus=of(SWEEP.get_training_gpus),
         metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
         save_minutes=EXPERIMENT.training.save_minutes,
         epochs=of(SWEEP.get_epochs),
@@ -53,7 +54,7 @@ rule train:
         f"exec {RUN} {{params.stage}} -m lorasweep job train --trainer {{params.trainer:q}}"
         " --recipe {input.recipe:q} --adapter {params.adapter:q}"
         " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
-        " --epochs {resources.epochs:q} > {log:q} 2>&1"
+        " --epochs {resources.epochs:q} --gpus {resources.model_gpus} > {log:q} 2>&1"
 
 
 rule choose_epoch:

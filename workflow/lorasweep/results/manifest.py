@@ -22,7 +22,7 @@ from lorasweep.layout import (
 from lorasweep.stages import TASK_RULES, TRAINING_RULES, get_timed_rules
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
-from lorasweep.util.files import write_record
+from lorasweep.util.files import find_record, write_record
 from lorasweep.util.versions import get_git_revision
 
 
@@ -43,7 +43,7 @@ def clean_up(
         point: The point's folder.
         settings: The point's settings, with `mode`, `dtype` and `device`.
         tasks: The tasks that the point is evaluated on.
-        benchmarks: Folder of Snakemake's benchmark files, by rule and point.
+        benchmarks: Folder of what was measured of jobs, by rule and point.
         workflow: The checkout that ran.
         training: The training whose time is counted for this point, if any.
 
@@ -89,6 +89,13 @@ def clean_up(
     if mode == "A":
         merged_sha256 = _read_json(point / "hf_model" / RECORD).get("weights_sha256")
     record = _read_json(point / "adapter" / RECORD) if mode != "base" else {}
+    timed = {
+        stage: benchmarks / stage / str(training if stage in TRAINING_RULES else point.name)
+        for stage in get_timed_rules(mode)
+        if (bool(training) if stage in TRAINING_RULES else bool(tasks) or stage not in TASK_RULES)
+        if stage != "choose_epoch" or "task" in record.get("best_epoch", {})
+    }
+    usage = {stage: find_record(Path(f"{file}.json")) for stage, file in timed.items()}
     manifest = {
         "point": point.name,
         "mode": mode,
@@ -103,13 +110,10 @@ def clean_up(
         "evaluation": metrics,
         "seconds": {
             # A batch has one benchmark file; each point's share is recorded in its metrics.
-            stage: metrics["seconds"]
-            if stage == "evaluate_adapters"
-            else _seconds(benchmarks / stage / f"{training if stage in TRAINING_RULES else point.name}.tsv")
-            for stage in get_timed_rules(mode)
-            if (bool(training) if stage in TRAINING_RULES else bool(tasks) or stage not in TASK_RULES)
-            if stage != "choose_epoch" or "task" in record.get("best_epoch", {})
+            stage: metrics["seconds"] if stage == "evaluate_adapters" else _seconds(Path(f"{file}.tsv"))
+            for stage, file in timed.items()
         },
+        "usage": {stage: measured for stage, measured in usage.items() if measured},
         "bytes": sum(entry["bytes"] for entry in files),
         "files": files,
     }

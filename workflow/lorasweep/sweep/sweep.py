@@ -723,6 +723,10 @@ class Sweep:
         own = self.points[self.trainings[training]].controls.gpus
         return self.is_on_gpus * (self.most_gpus if self.shared_gpus is not None else own)
 
+    def get_training_gpus(self, training: str) -> int:
+        """Return the number of GPUs that a training uses, however many it requests."""
+        return self.is_on_gpus * self.points[self.trainings[training]].controls.gpus
+
     def get_train_threads(self, training: str) -> int:
         """Return the number of threads of a training: four per process."""
         return 4 * self.points[self.trainings[training]].controls.gpus

@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 
 from lorasweep.experiment.sections import DEFAULT_TRAINER
-from lorasweep.layout import get_epoch_folder
+from lorasweep.layout import get_epoch_folder, get_usage_file
 from lorasweep.trainers import SAVE_MINUTES, Stopped, get_trainer
 from lorasweep.util.errors import JobError
 from lorasweep.util.process import end_on_sigterm
 from lorasweep.util.slurm import requeue_if_preempted
+from lorasweep.util.usage import measure_usage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="last",
         help="epochs whose adapters are published, joined by commas: numbers, and last or, as the recipe says, best",
     )
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that the training uses, to measure how busy they are")
     parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="name of the trainer, or path of its module")
 
 
@@ -31,9 +33,12 @@ def run(arguments: argparse.Namespace) -> None:
         if epoch not in ("last", "best")
     }
     loggers, minutes = arguments.metric_loggers.split(","), arguments.save_minutes
+    training = arguments.adapter.absolute().parent
+    usage = get_usage_file(training.parents[1], "train", training.name)
     # For the time before the trainer handles the signal itself to save its state, and after.
     end_on_sigterm(outlives_parent=True)
     try:
-        get_trainer(arguments.trainer).train(arguments.recipe, arguments.adapter, loggers, minutes, earlier)
+        with measure_usage([usage], arguments.gpus):
+            get_trainer(arguments.trainer).train(arguments.recipe, arguments.adapter, loggers, minutes, earlier)
     except Stopped as error:
         raise JobError("; ".join(filter(None, [str(error), requeue_if_preempted()]))) from error
