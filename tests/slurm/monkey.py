@@ -249,6 +249,8 @@ _TIMES = (
     "log",
     "base_model_name_or_path",
     "peak_memory_bytes",
+    "usage",
+    "busy",
 )
 
 

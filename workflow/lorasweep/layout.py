@@ -140,6 +140,15 @@ SLURM = ".slurm"
 """Folder in an experiment's folder for a run on SLURM: the logs of its SLURM jobs, what is known of each job, the locks
 of their outputs, and SLURM's outages."""
 
+BENCHMARKS = "benchmarks"
+"""Folder in an experiment's folder for what is measured of jobs: Snakemake's files `<rule>/<name>.tsv`, and ours."""
+
+
+def get_usage_file(results: Path, rule: str, name: str) -> Path:
+    """Return the file of how busy a job kept its GPUs and cores. `name` is that of a point or a training."""
+    return results / BENCHMARKS / rule / f"{name}.json"
+
+
 BASELINE = "baseline"
 """Point name of the unmodified base model."""
 
@@ -156,7 +165,7 @@ def is_base(name: str) -> bool:
 
 RESERVED_NAMES = (
     BASELINE,
-    *("logs", "benchmarks", TRAININGS, PRUNE, "plots", "plots-partial", "tensorboard", "wandb", "mlflow"),
+    *("logs", BENCHMARKS, TRAININGS, PRUNE, "plots", "plots-partial", "tensorboard", "wandb", "mlflow"),
     *("points.json", "batches.json", "tables.json", "lengths.json", "task_sizes.json", "recipes.json"),
     *("plan.json", "plan.svg", "experiment.yaml"),
     *("jobs.csv", "runs.json", "ledger.csv", "status.json", "failures.json", "storage.csv", "revisions.json"),

@@ -52,6 +52,7 @@ rule train:
         gpu=of(SWEEP.get_train_gpus),
         # All GPUs on one node: otherwise SLURM may spread them over several.
         nodes=1,
+        model_gpus=of(SWEEP.get_training_gpus),
         metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
         save_minutes=EXPERIMENT.training.save_minutes,
         epochs=of(SWEEP.get_epochs),
@@ -65,7 +66,7 @@ rule train:
         f"exec {RUN} {{params.stage}} -m lorasweep job train --trainer {{params.trainer:q}}"
         " --recipe {input.recipe:q} --adapter {params.adapter:q}"
         " --metric-loggers {resources.metric_loggers:q} --save-minutes {resources.save_minutes}"
-        " --epochs {resources.epochs:q} {params.pruning:q} > {log:q} 2>&1"
+        " --epochs {resources.epochs:q} {params.pruning:q} --gpus {resources.model_gpus} > {log:q} 2>&1"
 
 
 use rule train as train_part with:
@@ -86,6 +87,7 @@ use rule train as train_part with:
         disk_mb=request("train_part", "disk_mb"),
         gpu=of(SWEEP.get_train_gpus),
         nodes=1,
+        model_gpus=of(SWEEP.get_training_gpus),
         metric_loggers=",".join(EXPERIMENT.training.metric_loggers),
         save_minutes=EXPERIMENT.training.save_minutes,
         epochs="last",

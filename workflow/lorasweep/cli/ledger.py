@@ -11,6 +11,7 @@ from lorasweep.running.ledger import TOTAL, describe_ledger
 from lorasweep.util.errors import InputError
 from lorasweep.util.formats import format_bytes, format_seconds
 from lorasweep.util.tables import FoldingTable
+from lorasweep.util.usage import USAGE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +22,9 @@ def run(arguments: argparse.Namespace) -> None:
     results = find_results(arguments.experiment)
     if not (results / LEDGER).is_file():
         raise InputError(f"{results}: no ledger yet; the first run writes it")
-    # Columns of the total are empty in rows of points; the mode is empty in the total.
-    costs = pd.read_csv(results / LEDGER).fillna({"mode": ""}).fillna(0)
+    costs = pd.read_csv(results / LEDGER)
+    # Columns of the total are empty in rows of points; the mode is empty in the total. What is not known stays empty.
+    costs = costs.fillna({column: "" if column == "mode" else 0 for column in costs if column not in USAGE})
     rows = [dict(zip(costs.columns, row, strict=True)) for row in costs.itertuples(index=False)]
     columns = ("point", "mode", "kept", "planned", "jobs", "planned", "failed", "GPU hours")
     table = FoldingTable(columns, texts=["mode"], title=f"{results.name}: the ledger")

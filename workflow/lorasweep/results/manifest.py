@@ -24,7 +24,8 @@ from lorasweep.layout import (
 from lorasweep.stages import TASK_RULES, TRAINING_RULES, get_timed_rules
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
-from lorasweep.util.files import write_record
+from lorasweep.util.files import find_record, write_record
+from lorasweep.util.usage import combine
 from lorasweep.util.versions import get_git_revision
 
 
@@ -45,7 +46,7 @@ def clean_up(
         point: The point's folder.
         settings: The point's settings, with `mode`, `dtype` and `device`.
         tasks: The tasks that the point is evaluated on.
-        benchmarks: Folder of Snakemake's benchmark files, by rule and point.
+        benchmarks: Folder of what was measured of jobs, by rule and point.
         workflow: The checkout that ran.
         training: The training whose time is counted for this point, if any.
 
@@ -91,6 +92,14 @@ def clean_up(
     if mode == "A":
         merged_sha256 = _read_json(point / "hf_model" / RECORD).get("weights_sha256")
     record = _read_json(point / "adapter" / RECORD) if mode != "base" else {}
+    timed = {
+        stage: _list_benchmarks(benchmarks, stage, str(training) if stage in TRAINING_RULES else point.name)
+        for stage in get_timed_rules(mode)
+        if (bool(training) if stage in TRAINING_RULES else bool(tasks) or stage not in TASK_RULES)
+        if stage not in ("train_part", "prune")
+        if stage != "choose_epoch" or "task" in record.get("best_epoch", {})
+    }
+    usage = {stage: combine(find_record(Path(f"{file}.json")) for file in files) for stage, files in timed.items()}
     manifest = {
         "point": point.name,
         "mode": mode,
@@ -105,14 +114,10 @@ def clean_up(
         "evaluation": metrics,
         "seconds": {
             # A batch has one benchmark file; each point's share is recorded in its metrics.
-            stage: metrics["seconds"]
-            if stage == "evaluate_adapters"
-            else _sum_seconds(benchmarks, stage, str(training) if stage in TRAINING_RULES else point.name)
-            for stage in get_timed_rules(mode)
-            if (bool(training) if stage in TRAINING_RULES else bool(tasks) or stage not in TASK_RULES)
-            if stage not in ("train_part", "prune")
-            if stage != "choose_epoch" or "task" in record.get("best_epoch", {})
+            stage: metrics["seconds"] if stage == "evaluate_adapters" else _sum_seconds(files)
+            for stage, files in timed.items()
         },
+        "usage": {stage: measured for stage, measured in usage.items() if measured},
         "bytes": sum(entry["bytes"] for entry in files),
         "files": files,
     }
@@ -204,13 +209,18 @@ def _read_json(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
-def _sum_seconds(benchmarks: Path, rule: str, name: str) -> float | None:
-    """Return the wall time of a rule's job; of a training, with that of its parts. `None` if the rule did not run."""
-    files = [benchmarks / rule / f"{name}.tsv"]
+def _list_benchmarks(benchmarks: Path, rule: str, name: str) -> list[Path]:
+    """Return the files, without their endings, of the measurements of a rule's job, and of a training's parts."""
+    files = [benchmarks / rule / name]
     if rule == "train":
         parts = (benchmarks / "train_part").glob(f"{glob.escape(name)}__after=*.tsv")
-        files += sorted(file for file in parts if split_part_name(file.stem)[0] == name)
-    found = [seconds for file in files if (seconds := _seconds(file)) is not None]
+        files += sorted(file.with_suffix("") for file in parts if split_part_name(file.stem)[0] == name)
+    return files
+
+
+def _sum_seconds(files: Iterable[Path]) -> float | None:
+    """Return the wall time of jobs; `None` if none of them ran."""
+    found = [seconds for file in files if (seconds := _seconds(Path(f"{file}.tsv"))) is not None]
     return sum(found) if found else None
 
 

@@ -25,6 +25,7 @@ from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
 from lorasweep.results.pruning import list_stopped, look_back, read_decisions
 from lorasweep.results.replicates import SETTING_TEXTS
 from lorasweep.results.table import PRUNED, is_metric, leave_out_pruned
+from lorasweep.results.usage import IDLE, describe_usage
 from lorasweep.util.files import read_tail
 from lorasweep.util.formats import format_bytes, format_seconds
 from lorasweep.util.vega import Plot, write_pictures
@@ -86,6 +87,8 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         runs=runs,
         stopped=_list_stopped(table, answer, decisions, variables),
         pruning=look_back(results, table, answer["best"], decisions, experiment.prune, variables),
+        usage=describe_usage(results, label_points(table, variables)),
+        idle=IDLE,
         failures=[
             {**failure, "tail": "\n".join(read_tail(Path(failure["log"]))[-_LOG_LINES:])} for failure in failures
         ],
@@ -222,6 +225,8 @@ def _list_counts(rows: pd.DataFrame) -> list[Column]:
 def _list_costs(rows: pd.DataFrame) -> list[Column]:
     sizes, hours = get_values(rows, "bytes"), get_values(rows, "gpu_hours")
     seconds = [None if not hour else format_seconds(hour * 3600) for hour in hours]
+    busy = get_values(rows, "gpu_busy")
+    shares = [None if share is None else f"{share:.0%}" for share in busy]
     columns = [
         list_numbers(rows, "final_train_loss", "train loss"),
         list_numbers(rows, "final_validation_loss", "validation loss"),
@@ -229,6 +234,7 @@ def _list_costs(rows: pd.DataFrame) -> list[Column]:
         *_list_epochs(rows),
         Column("size", [Cell(format_bytes(size), size) for size in sizes]),
         Column("GPU time", [Cell(text, hour) for text, hour in pair(seconds, hours)]),
+        Column("GPU busy", [Cell(text, share) for text, share in pair(shares, busy)]),
     ]
     return [column for column in columns if any(cell.text for cell in column.cells)]
 

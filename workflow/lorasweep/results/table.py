@@ -26,6 +26,7 @@ from lorasweep.results.inference import (
 )
 from lorasweep.stages import GPU_RULES
 from lorasweep.util.formats import format_bytes, format_score
+from lorasweep.util.usage import summarise
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -320,6 +321,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
         "merged_weights_sha256": manifest.get("merged_weights_sha256"),
         "evaluation_sha256": evaluation.get("evaluation_sha256"),
         **{f"{stage}_seconds": value for stage, value in seconds.items()},
+        **summarise(manifest.get("usage", {}).values()),
         "gpu_hours": on_gpu / 3600 if manifest["device"] == "cuda" else 0.0,
         "bytes": manifest["bytes"],
         "git_revision": manifest["git_revision"],

@@ -327,6 +327,7 @@ def settle(forecast: Forecast, run: RunRecord) -> str:
     record_run(run, results / RUNS)
     full = {name: forecast.planner.get_model_bytes(name) for name in forecast.planner.points}
     records, runs = read_records(results / JOB_RECORDS), read_runs(results / RUNS)
-    rows = make_ledger(results, forecast.points, records, runs, full, forecast.whole[WHOLE])
+    trainings = {name: point.training for name, point in forecast.planner.points.items() if point.training}
+    rows = make_ledger(results, forecast.points, records, runs, full, forecast.whole[WHOLE], trainings)
     write_ledger(rows, results / LEDGER)
     return describe_ledger(rows)

@@ -1,18 +1,23 @@
 """The ledger of a sweep: disk space kept, peak of temporary files and time spent, each beside its planned value."""
 
 import csv
+import glob
 import json
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lorasweep.layout import MANIFEST
+from lorasweep.layout import MANIFEST, get_usage_file
 from lorasweep.planning.history import DONE, JobRecord
 from lorasweep.planning.planner import PointPlan, SweepPlan
+from lorasweep.stages import TRAINING_RULES
 from lorasweep.util.files import find_record, write_aside
 from lorasweep.util.formats import format_bytes, format_seconds
+from lorasweep.util.usage import summarise
 
 TOTAL = "total"
 """Value of `point` in the ledger's last row."""
@@ -53,6 +58,7 @@ def make_ledger(
     runs: Sequence[RunRecord],
     full_model_bytes: Mapping[str, int],
     whole: SweepPlan,
+    trainings: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Return one row per point, then the total.
 
@@ -60,6 +66,9 @@ def make_ledger(
     seconds of all attempts and of failed ones, `gpu_hours`, the planned values, and what `prune` saved. The total also
     has the sampled peak of temporary bytes and the wall time of all runs. The seconds of a batch are split equally
     between its points.
+
+    How busy GPUs and cores were is that of the last attempt of each job, whether or not it failed; `None` if that is
+    not known. `trainings` has the name of each point's training.
     """
     spent: dict[str, dict[str, float]] = {}
     for record in records:
@@ -75,6 +84,7 @@ def make_ledger(
             row["gpu_hours"] += record.gpus * share / 3600
             row["planned_job_seconds"] += 0 if has_failed else record.planned_seconds / len(members)
             row["planned_gpu_hours"] += 0 if has_failed else record.gpus * record.planned_seconds / len(members) / 3600
+    usage = _read_usage(results, records, trainings)
     rows = []
     for point in points:
         manifest = find_record(results / point.name / MANIFEST)
@@ -88,6 +98,7 @@ def make_ledger(
                 "full_model_bytes": full_model_bytes.get(point.name, 0),
                 **_describe_saved(point, manifest),
                 **{key: _round(value) for key, value in spent.get(point.name, dict.fromkeys(_SPENT, 0.0)).items()},
+                **summarise(usage.get(point.name, ())),
             }
         )
     summed = ("kept_bytes", "planned_kept_bytes", "full_model_bytes", *_SAVED, *_SPENT)
@@ -95,6 +106,7 @@ def make_ledger(
     total |= {key: _round(sum(row[key] for row in rows)) for key in summed}
     # A job of several points is one attempt.
     total |= {"attempts": len(records), "failed_attempts": sum(record.state != DONE for record in records)}
+    total |= summarise(record for measured in usage.values() for record in measured)
     total |= {
         "peak_temporary_bytes": max((run.peak_temporary_bytes for run in runs), default=0),
         "planned_temporary_bytes": whole.temporary_bytes,
@@ -123,6 +135,7 @@ def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
     full = sum(row["full_model_bytes"] for row in done)
     spent, expected = format_seconds(total["job_seconds"]), format_seconds(total["planned_job_seconds"])
     wall, expected_wall = format_seconds(total["wall_seconds"]), format_seconds(total["planned_wall_seconds"])
+    busy = total.get("gpu_busy")
     lines = [
         f"Kept: {format_bytes(kept)} by {len(done)} points (planned {format_bytes(planned)})"
         + (f"; as full models {format_bytes(full)}, {full / kept:,.1f} times as much" if kept and full > kept else "")
@@ -132,6 +145,7 @@ def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
         f"Jobs: {spent} (planned {expected}), with {total['failed_attempts']:.0f} failed attempts of "
         + format_seconds(total["failed_seconds"])
         + (f"; {total['gpu_hours']:,.2f} GPU hours" if total["gpu_hours"] else "")
+        + ("" if busy is None or isnan(busy) else f", in which the GPUs were busy for {busy:.0%} of the time")
         + f". Wall time {wall} (planned {expected_wall}).",
     ]
     if total["epochs_saved"]:
@@ -172,6 +186,20 @@ _SPENT = (
     "planned_job_seconds",
     "planned_gpu_hours",
 )
+
+
+def _read_usage(
+    results: Path, records: Sequence[JobRecord], trainings: Mapping[str, str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what each point's jobs left of how busy they were."""
+    jobs = dict.fromkeys((record.rule, member) for record in records for member in record.members.split(";"))
+    usage: dict[str, list[dict[str, Any]]] = {}
+    for rule, member in jobs:
+        name = trainings.get(member) if rule in TRAINING_RULES else member
+        file = get_usage_file(results, rule, str(name))
+        parts = sorted(file.parent.glob(f"{glob.escape(str(name))}__after=*.json")) if rule == "train_part" else [file]
+        usage.setdefault(member, []).extend(found for part in parts if (found := find_record(part)))
+    return usage
 
 
 def _round(value: float) -> float:

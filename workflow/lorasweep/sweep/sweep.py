@@ -851,6 +851,10 @@ class Sweep:
         own = self.points[self.job_owners[training]].controls.gpus
         return self.is_on_gpus * (self.most_gpus if self.shared_gpus is not None else own)
 
+    def get_training_gpus(self, training: str) -> int:
+        """Return the number of GPUs that a training or a part uses, however many it requests."""
+        return self.is_on_gpus * (not self.has_ended(training)) * self.points[self.job_owners[training]].controls.gpus
+
     def get_train_threads(self, training: str) -> int:
         """Return the number of threads of a training or of a part: four per process."""
         return 1 if self.has_ended(training) else 4 * self.points[self.job_owners[training]].controls.gpus

@@ -6,7 +6,9 @@ from pathlib import Path
 from lorasweep.evaluation.epoch_choice import choose_epoch
 from lorasweep.evaluation.placement import take_gpus
 from lorasweep.evaluation.spec import EvaluationSpec
+from lorasweep.layout import get_usage_file
 from lorasweep.util.process import end_on_sigterm
+from lorasweep.util.usage import measure_usage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     end_on_sigterm()
-    spec = take_gpus(arguments.spec, arguments.gpus)
     training, is_higher = arguments.training, not arguments.lower_is_better
-    epoch = choose_epoch(spec, training, arguments.epochs, arguments.metric, higher_is_better=is_higher)
+    usage = get_usage_file(training.absolute().parents[1], "choose_epoch", training.name)
+    with measure_usage([usage], arguments.gpus):
+        spec = take_gpus(arguments.spec, arguments.gpus)
+        epoch = choose_epoch(spec, training, arguments.epochs, arguments.metric, higher_is_better=is_higher)
     print(f"{training.name}: epoch {epoch} of {arguments.epochs} is the best")

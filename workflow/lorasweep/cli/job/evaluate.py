@@ -6,9 +6,10 @@ from pathlib import Path
 from lorasweep.evaluation.evaluate import evaluate
 from lorasweep.evaluation.placement import take_gpus
 from lorasweep.evaluation.spec import EvaluationSpec
-from lorasweep.layout import STATE
+from lorasweep.layout import STATE, get_usage_file
 from lorasweep.util.files import hold_alone
 from lorasweep.util.process import end_on_sigterm
+from lorasweep.util.usage import measure_usage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,5 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     end_on_sigterm()
     with hold_alone(arguments.point / STATE / "evaluate.lock", f"evaluating {arguments.point.name}"):
-        spec = take_gpus(arguments.spec, arguments.gpus)
-        evaluate(spec, arguments.point, arguments.probes, arguments.model)
+        usage = get_usage_file(arguments.point.absolute().parent, "evaluate", arguments.point.name)
+        with measure_usage([usage], arguments.gpus):
+            spec = take_gpus(arguments.spec, arguments.gpus)
+            evaluate(spec, arguments.point, arguments.probes, arguments.model)

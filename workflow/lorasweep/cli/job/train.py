@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lorasweep.experiment.sections import DEFAULT_TRAINER
-from lorasweep.layout import PRUNE, get_epoch_folder
+from lorasweep.layout import PRUNE, get_epoch_folder, get_part_name, get_usage_file
 from lorasweep.trainers import SAVE_MINUTES, Diverged, Stopped, Trainer, get_trainer
 from lorasweep.trainers.rungs import (
     describe_divergence,
@@ -21,6 +21,7 @@ from lorasweep.util.errors import JobError
 from lorasweep.util.files import write_record
 from lorasweep.util.process import end_on_sigterm
 from lorasweep.util.slurm import requeue_if_preempted
+from lorasweep.util.usage import measure_usage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="last",
         help="epochs whose adapters are published, joined by commas: numbers, and last or, as the recipe says, best",
     )
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs that the training uses, to measure how busy they are")
     parser.add_argument("--trainer", default=DEFAULT_TRAINER, help="name of the trainer, or path of its module")
     parser.add_argument(
         "--rungs",
@@ -68,7 +70,10 @@ def _train(trainer: Trainer, arguments: argparse.Namespace, adapter: Path, until
     # A trainer that cannot pause need not know the word.
     pause = {} if until is None else {"until": until}
     loggers, minutes = arguments.metric_loggers.split(","), arguments.save_minutes
-    trainer.train(arguments.recipe, adapter, loggers, minutes, earlier, **pause)
+    name = _get_training(arguments).name
+    job = ("train", name) if arguments.until is None else ("train_part", get_part_name(name, arguments.until))
+    with measure_usage([get_usage_file(_get_results(arguments).absolute(), *job)], arguments.gpus):
+        trainer.train(arguments.recipe, adapter, loggers, minutes, earlier, **pause)
 
 
 def _train_part(trainer: Trainer, arguments: argparse.Namespace) -> None:
