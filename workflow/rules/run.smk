@@ -12,6 +12,7 @@ from lorasweep.util.slurm import count_gpus, forget_settings
 from lorasweep.running.slurm_plugin import (
     find_refusals,
     mend_end_by_signal,
+    mend_gpu_requests,
     mend_log_folder,
     mend_python_path,
     mend_status_queries,
@@ -24,6 +25,7 @@ if workflow.is_main_process:
     forget_settings()
     warn_of_other_versions()
     mend_status_queries()
+    mend_gpu_requests(lambda job: job.rule.name in ("train", "train_part") and SWEEP.has_ended(job.wildcards[0]))
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
     THIS_RUN = Run(
         SWEEP, ROOT, SOURCES, describe_outdated(SWEEP, OUTDATED), uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN
