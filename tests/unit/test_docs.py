@@ -62,7 +62,7 @@ def test_blocks_of_yaml_are_planned(block: str, tmp_path: Path, monkeypatch: pyt
     shown = yaml.safe_load(block)
     if "default-resources" in shown:  # a profile of Snakemake's
         assert {name.partition(":")[0] for name in shown["set-resources"]} <= {
-            *("train", "choose_epoch", "export", "merge", "evaluate", "evaluate_adapters")
+            *("train", "train_part", "prune", "choose_epoch", "export", "merge", "evaluate", "evaluate_adapters")
         }
         return
     whole = (

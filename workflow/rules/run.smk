@@ -9,12 +9,19 @@ if workflow.is_main_process:
 
     from lorasweep.running.outdated import describe_outdated
     from lorasweep.running.run import THREADS, Options, Places, Run
-    from lorasweep.running.slurm_plugin import find_refusals, mend_end_by_signal, mend_plugin, warn_of_other_versions
+    from lorasweep.running.slurm_plugin import (
+        find_refusals,
+        mend_end_by_signal,
+        mend_gpu_requests,
+        mend_plugin,
+        warn_of_other_versions,
+    )
     from lorasweep.stages import TASK_RULES
     from lorasweep.util.slurm import count_gpus, forget_settings
 
     forget_settings()
     warn_of_other_versions()
+    mend_gpu_requests(lambda job: job.rule.name in ("train", "train_part") and SWEEP.has_ended(job.wildcards[0]))
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
     THIS_RUN = Run(
         SWEEP, ROOT, SOURCES, describe_outdated(SWEEP, OUTDATED), uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN

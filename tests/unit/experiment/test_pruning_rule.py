@@ -163,9 +163,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("sections", "said"), REFUSED)
 def test_what_prune_does_not_go_with_is_refused_by_its_key(sections: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError) as refused:
+    def check() -> None:
         experiment, points = make(**{"variables": {"lr": [1e-4, 1e-3]}, **sections})
         check_pruning(experiment, points.values())
+
+    with pytest.raises(InputError) as refused:
+        check()
     assert re.search(said, str(refused.value).replace("\n", " "))
 
 

@@ -476,6 +476,68 @@ def test_a_task_that_chooses_epochs_is_planned_with_the_adapters_of_all_until_th
     assert rest.temporary_bytes == 3 * (LOG_BYTES + 50 * SAMPLE_BYTES) + copy
 
 
+PRUNED = {"after": [1, 2], "keep": 0.5}
+
+
+def test_trainings_that_may_stop_are_planned_as_if_all_settings_were_alike(tmp_path: Path) -> None:
+    def plan(**sections: Any) -> Planner:
+        data = {"train": "t", "validation": "v"}
+        return make_planner(
+            tmp_path, controls={"epochs": 4}, data=data, model={"path": "m", "device": "cuda"}, **sections
+        )
+
+    planner, plain = plan(prune=PRUNED), plan()
+    whole, before = planner.plan_all(), plain.plan_all()
+    assert before.jobs["train"] == 4
+    assert whole.jobs == {**before.jobs, "train_part": 8, "prune": 2}
+    assert whole.kept_bytes == before.kept_bytes
+    # All train the first quarter, half of them the second, a quarter the rest.
+    assert whole.steps == before.steps * (0.25 + 0.5 * 0.25 + 0.25 * 0.5)
+    assert whole.tokens == pytest.approx(before.tokens / 2, abs=4)
+    costs, point = get_costs(planner), planner.points["lora_rank=8"]
+    load = costs.model("train", [])
+    training = costs.model("train", [point]) - load
+    assert costs.estimate_part("train_part", point, 1, 2) == pytest.approx(load + training / 4)
+    assert whole.gpu_seconds["train_part"] == whole.seconds["train_part"]
+    assert whole.gpu_seconds.get("prune", 0.0) == 0.0
+    assert whole.gpu_hours < before.gpu_hours
+    # A decision waits for all parts before it, and the next parts for the decision.
+    jobs = planner._make_jobs(dict.fromkeys(planner.points, "B1"), [])
+    by_rule = {(job.rule, job.name): job for job in jobs}
+    parts = [index for index, job in enumerate(jobs) if job.name.endswith("__after=1")]
+    assert by_rule["prune", "after=1"].after == tuple(parts)
+    first = jobs.index(by_rule["prune", "after=1"])
+    assert by_rule["train_part", "lora_rank=8__after=2"].after == (first,)
+
+
+def test_the_rest_of_a_training_that_may_stop_needs_no_room_for_what_is_there(tmp_path: Path) -> None:
+    data = {"train": "t", "validation": "v"}
+    planner = make_planner(tmp_path, controls={"epochs": 4}, data=data, prune=PRUNED)
+    wanted = {("train", "lora_rank=8"), ("prune", "after=2"), ("train_part", "lora_rank=8__after=2")}
+    rest = planner.list_rest(wanted, {})
+    assert rest.keys() == wanted
+    assert sum(job.left for job in rest.values()) == 0
+    assert planner.list_rest({("train", "lora_rank=8")}, {})["train", "lora_rank=8"].left == 0
+    assert planner.plan_remaining(wanted, {}).temporary_bytes > 0
+    moments = planner.plan_all().timeline.moments
+    assert min(temporary for _, _, temporary in moments) == 0
+    assert moments[-1][2] == 0
+
+
+def test_a_decision_by_a_task_is_paid_like_an_evaluation_of_what_is_in_the_race(tmp_path: Path) -> None:
+    by = {"task": "pkg/dev"}
+    planner = make_planner(
+        tmp_path, controls={"epochs": 4}, model={"path": "m", "device": "cuda"}, prune={**PRUNED, "by": by}
+    )
+    costs = replace(get_costs(planner), validation=TaskSize(50, 200))
+    planner = replace(planner, costs=dict.fromkeys(planner.costs, costs))
+    whole = planner.plan_all()
+    load, each = costs.model("evaluate", []), costs._answer_task(TaskSize(50, 200))
+    assert whole.seconds["prune"] == pytest.approx(2 * load + (4 + 2) * each)
+    assert whole.gpu_seconds["prune"] == whole.seconds["prune"]
+    assert planner.list_deciding() == list(planner.points)
+
+
 def test_gpus_share_a_training_and_each_of_them_is_paid(tmp_path: Path) -> None:
     one, four = (make_planner(tmp_path, controls={"batch_size": 2, "gpus": gpus}) for gpus in (1, 4))
     point, shared = one.points["lora_rank=8"], four.points["lora_rank=8"]

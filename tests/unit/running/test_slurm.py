@@ -302,6 +302,17 @@ def test_a_training_on_several_gpus_is_one_task_on_one_node() -> None:
     assert (get_gpu_setting(job), get_node_setting(job)) == ("--gpus=2", "--nodes=1")
 
 
+def test_a_job_that_needs_no_gpu_asks_for_none_whatever_a_site_has_for_its_rule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plugin, "set_gres_string", set_gres_string)
+    resources = SimpleNamespace(gres="gpu:h100:1", gpu=0)
+    resources.get = lambda key, default=None: getattr(resources, key, default)
+    jobs = [SimpleNamespace(name=name, resources=resources) for name in ("ended", "other")]
+    slurm_plugin.mend_gpu_requests(lambda job: job.name == "ended")
+    assert [plugin.set_gres_string(job) for job in jobs] == ["", " --gres=gpu:h100:1"]
+
+
 def test_what_a_person_has_slurms_programs_show_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = ("SQUEUE_FORMAT2", "SQUEUE_PARTITION", "SACCT_FORMAT", "SCANCEL_INTERACTIVE", "SINFO_FORMAT")
     kept = ("SBATCH_QOS", "SLURM_CONF", "SLURM_JOB_ID")

@@ -111,7 +111,7 @@ def test_a_decision_waits_for_all_numbers_and_is_what_the_job_writes(load: Calla
     assert written == get_race(sweep).decide()[1]
     verdict = written["trainings"][name_training(sweep, "lr=1e-5")]
     assert (verdict["number"], verdict["rank"], verdict["rivals"], verdict["kept"]) == (0.3, 3, 4, 2)
-    assert verdict["why"] == "validation loss 0.300 number 3 of 4, of which 2 stay"
+    assert verdict["why"] == "validation loss 0.300: place 3 of 4, of which 2 go on"
     assert (written["keep"], written["by"], written["after"]) == (0.5, "validation_loss", 1)
 
 
@@ -151,7 +151,7 @@ def test_a_training_that_diverged_is_known_as_long_as_its_note_is_there(load: Ca
     assert list_staying(sweep, 1) == {"lr=1e-4", "lr=1e-5"}
     decision = get_race(sweep).decide()[1]
     assert decision
-    assert decision["trainings"][training]["why"] == "it diverged, number 4 of 4, of which 2 stay"
+    assert decision["trainings"][training]["why"] == "it diverged: place 4 of 4, of which 2 go on"
 
 
 def test_a_training_that_was_stopped_has_no_number_if_it_goes_on_now(load: Callable[..., Sweep]) -> None:
@@ -206,8 +206,8 @@ class TestByATask:
 
     def test_a_task_that_judges_cannot_decide(self, load: Callable[..., Sweep]) -> None:
         said = (
-            r"^mine.yaml: prune.by: 'tasks.py@letters' has the samples of evaluation.tasks.0 \('letters'\), whose scores "
-            "would be too good: they would choose the points that they judge"
+            r"^mine.yaml: prune.by: 'tasks.py@letters' has the samples of evaluation.tasks.0 \('letters'\), whose "
+            "scores would be too good: they would choose the points that they judge"
         )
         with pytest.raises(InputError, match=said):
             load(prune={"after": [1], "by": {"task": "tasks.py@letters"}})

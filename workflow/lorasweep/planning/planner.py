@@ -441,12 +441,13 @@ class Planner:
 
     def _estimate_decision(self, names: Sequence[str], index: int) -> float:
         """Return the expected seconds of a decision: the scores of the trainings that are still in the race."""
-        seconds, by_costs = 0.0, Counter[Costs]()
+        by_base: dict[Base, list[str]] = {}
         for name in names if self._pruning_task else ():
-            by_costs[self.costs[name]] += 1
-        for costs, number in by_costs.items():
-            share = next(self.shares[name][index] for name in names if self.costs[name] is costs)
-            seconds += costs.estimate("prune", [self.points[names[0]]] * ceil(number * share))
+            by_base.setdefault(self.get_base(name), []).append(name)
+        seconds = 0.0
+        for members in by_base.values():
+            racing = ceil(sum(self.shares[name][index] for name in members) - 1e-9)
+            seconds += self.costs[members[0]].estimate("prune", [self.points[name] for name in members[:racing]])
         return seconds
 
     def _get_written_bytes(self, job: PlannedJob) -> int:

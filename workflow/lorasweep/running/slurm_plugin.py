@@ -267,6 +267,17 @@ def _count_requested_gpus(job: Any) -> int:
     return int(job.resources.get("gpu") or 0) + (int(gres[1] or 1) if gres else 0)
 
 
+def mend_gpu_requests(needs_none: Callable[[Any], bool]) -> None:
+    """Patch the executor plugin to ask for no GPU for jobs that need none, whatever a profile requests for their rule.
+
+    Only when a job is ready is it known whether its training was stopped before (`prune`). `needs_none` tells of a job.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    describe = plugin.set_gres_string
+    plugin.set_gres_string = lambda job: "" if needs_none(job) else describe(job)
+
+
 def mend_log_folder(folder: Path) -> None:
     """Patch the executor plugin to keep the logs of SLURM jobs in a folder of the sweep's own.
 

@@ -235,10 +235,9 @@ def describe_verdict(verdict: Verdict, what: str) -> str:
     """Return why a training stays or stops; `what` is what was compared."""
     if verdict.rank is None:
         return f"it was finished before, without a {what}: it is not compared"
-    seeds = f", the mean of {verdict.seeds} seeds," if verdict.seeds > 1 else ""
-    number = "it diverged," if verdict.has_diverged else f"{what} {format_score(verdict.number or 0.0)}{seeds}"
-    place = f"number {verdict.rank} of {verdict.rivals}, of which {verdict.kept} stay"
-    return f"{number} {place}"
+    seeds = f", the mean of {verdict.seeds} seeds" if verdict.seeds > 1 else ""
+    number = "it diverged" if verdict.has_diverged else f"{what} {format_score(verdict.number or 0.0)}{seeds}"
+    return f"{number}: place {verdict.rank} of {verdict.rivals}, of which {verdict.kept} go on"
 
 
 def find_end(decisions: Mapping[int, Mapping[str, Any] | None], training: str) -> tuple[int | None, bool]:

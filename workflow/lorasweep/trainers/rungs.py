@@ -7,6 +7,7 @@ decided.
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lorasweep.trainers import Diverged
 from lorasweep.trainers.publication import publish
 from lorasweep.trainers.training_log import read_log
 from lorasweep.util.digest import digest_file
-from lorasweep.util.files import find_record, write_record
+from lorasweep.util.files import find_record, get_state, write_record
 
 DIVERGENCE_NOTE = "train.diverged.json"
 """File in a training's `state/` that says how it diverged."""
@@ -44,10 +45,19 @@ def find_stop(decisions: Iterable[Path], training: str) -> int | None:
     A decision that is missing, or says nothing of the training, stops nothing.
     """
     for file in decisions:
-        decision = find_record(file)
-        if decision.get("trainings", {}).get(training, {}).get("stays") is False:
-            return int(decision["after"])
+        stopped = _read_stopped(file, get_state(file)) if file.is_file() else {}
+        if training in stopped:
+            return stopped[training]
     return None
+
+
+@lru_cache(maxsize=16)
+def _read_stopped(file: Path, _: tuple[int, int, int]) -> dict[str, int]:
+    """Return the epoch after which a decision stops trainings, by training. It is read again if the file's state is
+    another: a run asks for each of many jobs."""
+    decision = find_record(file)
+    trainings = decision.get("trainings", {}).items()
+    return {training: int(decision["after"]) for training, verdict in trainings if not verdict["stays"]}
 
 
 def get_pruned_epoch(record: Mapping[str, Any]) -> int | None:
