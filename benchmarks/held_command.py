@@ -4,7 +4,7 @@
     python held_command.py call FOLDER SECONDS PYTHON [ARGUMENTS]   # as if ARGUMENTS were given to that Python
 
 So a job of a sweep costs a core next to nothing, and takes as long as it is told: many fit on a small machine, and what
-else a sweep takes is seen. `FOLDER/times.jsonl` gets a line for each call with the times of its job's processes.
+else a sweep takes is seen. `FOLDER/times.jsonl` gets a line for each call with its times.
 """
 
 import json
@@ -90,15 +90,14 @@ def call(folder: Path, seconds: float, python: str, arguments: list[str]) -> int
 
 
 def find_starts() -> dict[str, float]:
-    """Return when the processes of the job began that lead here: `turn` is the job's first, `snakemake` Snakemake."""
+    """Return when the first Snakemake of the job's step began, if one is the cause of this call."""
     boot = next(float(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if "btime" in line)
     starts, pid = {}, os.getpid()
     while pid > 1:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        for name, mark in (("turn", "turn"), ("snakemake", "snakemake_in_job.py"), ("snakemake", "snakemake")):
-            if mark in (words[3:4] if name == "turn" else [Path(word).name for word in words[1:3]]):
-                starts[name] = boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        if {"snakemake_in_job.py", "snakemake"} & {Path(word).name for word in words[1:3]}:
+            starts["snakemake"] = boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
         pid = int(fields[1])
     return starts
 

@@ -66,7 +66,7 @@ class Run:
 
     makespan: float
     jobs: list[dict[str, float]]
-    """Times of each job: submitted, start, end by `sacct`; begun, ended of the command; turn, snakemake of these."""
+    """Times of each job: submitted, start, end by `sacct`; begun, ended of the command; snakemake of its start."""
     queries: int = 0
 
 
@@ -174,9 +174,10 @@ class Bench:
             run = [self.files / "scripts/run", "driver", "-m", "lorasweep", "job"]
             take = [*run, "take", "--source", training / "adapter", "--recipe", training / "recipe.yaml"]
             take += ["--state", training / "state", "--point", point]
-            for folder in (point / "eval", sweep.results / ".batches", sweep.results / ".scratch/merged"):
+            folders = [point / "eval", sweep.results / ".batches", sweep.results / ".scratch/merged"]
+            for folder in (*folders, *(sweep.results / "logs" / rule for rule in RULES)):
                 folder.mkdir(parents=True, exist_ok=True)
-            jobs = [[commands["train", label].removeprefix("exec "), shlex.join(map(str, take))]]
+            jobs = [[commands["train", label], shlex.join(map(str, take))]]
             made = [commands[rule, label] for rule in ("export", "merge") if (rule, label) in commands]
             jobs += [[command] for command in made]
             evaluation = [
@@ -219,7 +220,7 @@ class Bench:
 def read_commands(printed: str) -> Iterator[tuple[tuple[str, str], str]]:
     """Return the commands that a dry run prints, by rule and label of the point."""
     for line in printed.splitlines():
-        command = line.strip()
+        command = line.strip().removeprefix("Shell command: ").removeprefix("exec ")
         if not (found := re.search(r"scripts/run \w+ -m lorasweep job (\w+) ", command)):
             continue
         rule = "export" if "--verify" in command else found[1]
@@ -253,8 +254,8 @@ def compare(bench: Bench, repeats: int) -> None:
 
 def describe(jobs: list[dict[str, float]]) -> str:
     """Say where the seconds of a job go, as means."""
-    names = ("submitted", "start", "turn", "snakemake", "begun", "ended", "end")
-    words = ("in the queue", "node start", "step start", "Snakemake", "command", "end")
+    names = ("submitted", "start", "snakemake", "begun", "ended", "end")
+    words = ("in the queue", "node and step start", "Snakemake", "command", "end")
     known = [name for name in names if all(name in job for job in jobs)]
     spans = []
     for first, second in pairwise(known):

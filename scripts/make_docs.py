@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.cli.main import JOBS, WORDS
+
+os.environ["LORASWEEP_DESCRIBES"] = "1"
 from lorasweep.experiment.sections import SETTING_KEYS, Experiment
 
 ROOT = Path(__file__).parents[1]

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -321,3 +322,49 @@ def test_what_a_person_has_slurms_programs_show_is_forgotten(monkeypatch: pytest
     slurm.forget_settings()
     assert not [name for name in theirs if name in os.environ]
     assert [name for name in kept if name in os.environ] == [*kept]
+
+
+def test_a_job_starts_snakemake_once_as_the_step_that_the_plugin_would_have_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    executor = plugin.Executor
+    for name in ("format_job_exec", "additional_general_args", "get_python_executable"):
+        monkeypatch.setattr(executor, name, getattr(executor, name))
+    arguments = ["{python} -m snakemake", "{options}"]
+    monkeypatch.setattr(
+        executor,
+        "format_job_exec",
+        lambda self, job: " ".join(arguments).format(
+            python=self.get_python_executable(), options=self.additional_general_args()
+        ),
+    )
+    monkeypatch.setattr(executor, "get_python_executable", lambda self: "'a b/python'")
+    slurm_plugin.mend_job_commands()
+    single, array = (object.__new__(executor) for _ in range(2))
+    settings = SimpleNamespace(pass_command_as_script=False)
+    single.workflow = array.workflow = SimpleNamespace(executor_settings=settings)
+    single.array_jobs, array.array_jobs = set(), {"train"}
+    resources = Resources({"gpu": 2, "nodes": 1})
+    job = SimpleNamespace(threads=4, resources=resources)
+    said = single.format_job_exec(job)
+    step = "exec srun -n1 --cpu-bind=q --cpus-per-task=4 --gpus=2 --nodes=1"
+    assert said.strip() == f"{step} 'a b/python' {slurm_plugin.SNAKEMAKE} -m snakemake"
+    assert array.format_job_exec(job) == "'a b/python' -m snakemake --executor slurm-jobstep --jobs 1"
+
+
+def test_snakemake_in_a_job_knows_no_plugin_that_it_has_no_use_for() -> None:
+    script = f"""
+import runpy, sys
+module = runpy.run_path({str(slurm_plugin.SNAKEMAKE)!r})
+module["leave_out_plugins"]()
+import snakemake.cli
+snakemake.cli.get_argument_parser()
+known = {{"pandas", "docutils", "snakemake_executor_plugin_slurm", "snakemake.executors.local"}}
+print(sorted(known & {{*sys.modules}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "['snakemake.executors.local']\n", done.stderr
+
+
+class Resources(dict[str, Any]):
+    __getattr__ = dict.__getitem__

@@ -4,6 +4,7 @@ These classes are the single source of the keys: ``workflow/schemas/experiment.s
 ``config/README.md`` are generated from them (``make docs``).
 """
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from datetime import date
@@ -194,6 +195,9 @@ def _alpha(value: Any) -> Any:
     return number
 
 
+DESCRIBES = "LORASWEEP_DESCRIBES"
+"""Environment variable: whether the schema of the sections has their keys' descriptions."""
+
 Alpha = Annotated[Literal["r", "2r"] | float, BeforeValidator(_alpha)]
 Modules = Annotated[Literal["all-linear"] | list[str] | dict[str, str], BeforeValidator(_modules)]
 Initialization = Annotated[str, AfterValidator(_initialization)]
@@ -203,7 +207,13 @@ Epochs = Annotated[Literal["last", "all", "best"] | list[PositiveInt], BeforeVal
 class Section(BaseModel):
     """A section of the experiment file. Unknown keys are errors; text is not converted to a number or boolean."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        # Reads this file as text: half the time of its import, which every job pays, for what the docs alone print.
+        use_attribute_docstrings=DESCRIBES in os.environ,
+    )
 
 
 class About(Section):

@@ -81,7 +81,8 @@ def mend_job_commands() -> None:
         if self.array_jobs or "mpi" in job.resources.keys():  # noqa: SIM118
             return command
         cpus = get_cpu_setting(job, bool(job.resources.get("gpu")))
-        return f"srun -n1 --cpu-bind=q {cpus} {get_gpu_setting(job)} {get_node_setting(job)} {command}"
+        # `exec` replaces the shell, which a signal to the job would end before its step.
+        return f"exec srun -n1 --cpu-bind=q {cpus} {get_gpu_setting(job)} {get_node_setting(job)} {command}"
 
     def additional_general_args(self: Any) -> Any:
         return arguments_of(self) if self.array_jobs else ""

@@ -44,7 +44,7 @@ _NOISE = re.compile(
     r"(cores|remote nodes|resources)|Rules claiming more threads|Conda environments: ignored|host: |Select jobs to "
     r"execute|Elapsed time|Execute \d+ jobs|Removing temporary output|Touching output|Complete log|SLURM run ID|"
     r"This was a dry-run|The order of jobs does not reflect|Reasons:|\s+\(check individual jobs|\s+(input|output) files"
-    r"|Shutting down, this might take|Would remove temporary output|Cleaning up conda"
+    r"|Shell command: None$|Shutting down, this might take|Would remove temporary output|Cleaning up conda"
 )
 """Beginnings of Snakemake's messages that say nothing of the sweep."""
 
