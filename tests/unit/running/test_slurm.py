@@ -146,7 +146,10 @@ def test_the_time_limit_of_partitions_is_the_longest(monkeypatch: pytest.MonkeyP
         ({"gres": "gpu:a100:2"}, 2),
         ({"gres": "gpu:a100"}, 1),
         ({"gres": "gpu:a100_3g.20gb:3", "gpu": 0}, 3),
+        ({"gres": "gpu:3g.40gb:1", "gpu": 0}, 1),
+        ({"gres": "gpu:1g.10gb"}, 1),
         ({"gres": "lscratch:100", "gpu": 1}, 1),
+        ({"gres": "shard:2", "gpu": 0}, 0),
     ],
 )
 def test_requested_gpus_are_counted_however_a_site_has_them(resources: dict[str, Any], gpus: int) -> None:

@@ -168,8 +168,8 @@ def _find_time_limit(job: Any, call: str) -> str:
 
 
 def _count_requested_gpus(job: Any) -> int:
-    """Return how many GPUs a job requests by `gpu` and by `gres`, such as gpu:a100:2."""
-    gres = re.search(r"\bgpu(?::[A-Za-z_][^:,]*)?(?::(\d+))?", job.resources.get("gres", ""))
+    """Return how many GPUs a job requests by `gpu` and by `gres`, such as gpu:a100:2 or gpu:3g.40gb:1."""
+    gres = re.search(r"\bgpu(?::(?!\d+\b)[^:,]+)?(?::(\d+))?", job.resources.get("gres", ""))
     return int(job.resources.get("gpu") or 0) + (int(gres[1] or 1) if gres else 0)
 
 
