@@ -146,7 +146,9 @@ def test_the_ledger_has_how_busy_gpus_and_cores_were_of_jobs_that_failed_too(tmp
         make_record(rule="evaluate_adapters", name="a+1", members="a;b"),
     ]
     points, trainings = [make_point(name) for name in "abc"], {"a": "a-123", "b": "b-123"}
-    runs = [RunRecord(began="1", wall_seconds=9, peak_temporary_bytes=5, planned_wall_seconds=8, planned_temporary_bytes=6)]
+    runs = [
+        RunRecord(began="1", wall_seconds=9, peak_temporary_bytes=5, planned_wall_seconds=8, planned_temporary_bytes=6)
+    ]
     rows = make_ledger(tmp_path, points, records, runs, dict.fromkeys("abc", 10), WHOLE, trainings)
     a, b, c, total = ({key: row[key] for key in ("gpu_busy", "peak_gpu_memory_bytes", "cpu_busy")} for row in rows)
     assert a == {"gpu_busy": 0.4, "peak_gpu_memory_bytes": 7, "cpu_busy": pytest.approx(0.367)}

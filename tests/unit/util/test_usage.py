@@ -21,7 +21,7 @@ ROWS = """0, GPU-aaaa-1, 90, 1000, 81559
 2, GPU-bbbb-3, [N/A], [N/A], [N/A]
 """
 
-FAKE_NVML = '''
+FAKE_NVML = """
 class NVMLError(Exception): pass
 class Rates: gpu = 70
 class Memory:
@@ -36,7 +36,7 @@ def nvmlDeviceGetUtilizationRates(handle):
     if handle.startswith("MIG"):
         raise NVMLError("Not Supported")
     return Rates
-'''
+"""
 
 
 @pytest.fixture
