@@ -82,6 +82,32 @@ def test_the_ledger_has_what_was_kept_and_spent(finished: Sweep) -> None:
     assert POINTS["B2"] in said
 
 
+def test_a_real_run_leaves_how_busy_its_cores_were_in_manifests_tables_and_report(finished: Sweep) -> None:
+    rows = pd.read_csv(finished.results / "ledger.csv").set_index("point")
+    table = pd.read_csv(finished.results / "results.csv").set_index("point")
+    rules = {POINTS["A"]: {"train", "evaluate"}, POINTS["B1"]: {"evaluate"}, POINTS["B2"]: {"evaluate_adapters"}}
+    for point, measured in rules.items():
+        usage = json.loads((finished.results / point / "manifest.json").read_text())["usage"]
+        assert usage.keys() == measured
+        assert all(0 < record["cpu_busy"] < 4 and record["seconds"] > 1 for record in usage.values())
+        assert not any("gpus" in record for record in usage.values())
+        assert 0 < table.loc[point, "cpu_busy"] == rows.loc[point, "cpu_busy"]
+    assert rows["gpu_busy"].isna().all()
+    assert "How busy the cores were" in (finished.results / "report.html").read_text()
+
+
+def test_what_was_measured_of_jobs_reruns_nothing(finished: Sweep, tmp_path: Path) -> None:
+    sweep = finished.copy(tmp_path)
+    files = list((sweep.results / "benchmarks").glob("*/*.json"))
+    assert files
+    for number, file in enumerate(files):
+        if number % 2:
+            file.unlink()
+        else:
+            file.write_text('{"seconds": 1')
+    assert sweep.plan() == {}
+
+
 def test_a_finished_run_leaves_its_last_status_and_its_storage_over_time(finished: Sweep) -> None:
     said = " ".join(finished.call("status").split())
     assert "no run is going on. The last ended" in said

@@ -123,6 +123,8 @@ SlurmdTimeout=20
 MessageTimeout=60
 ReturnToService=2
 MinJobAge=300
+# SLURM's default, here to be changed: `configure` changes only what is here.
+MaxArraySize=1001
 
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1

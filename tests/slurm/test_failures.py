@@ -157,7 +157,8 @@ def test_the_job_of_a_node_that_dies_runs_again_elsewhere(
         # The controller forgets jobs; the accounts have each time that one was queued.
         accounts = ["sacct", "--duplicates", "-X", "--noheader", "--parsable2", "--format=State", f"--jobs={job}"]
         states = subprocess.run(accounts, capture_output=True, text=True).stdout.split()
-        assert len(states) > 1 and states[-1] == "COMPLETED", states
+        assert len(states) > 1, states
+        assert states[-1] == "COMPLETED"
         assert sweep.said.count(", as SLURM job ") == 1
     finally:
         own_cluster.revive_node(node)

@@ -12,7 +12,6 @@ if workflow.is_main_process:
     from lorasweep.running.slurm_plugin import (
         find_refusals,
         mend_end_by_signal,
-        mend_gpu_requests,
         mend_plugin,
         warn_of_other_versions,
     )
@@ -21,12 +20,14 @@ if workflow.is_main_process:
 
     forget_settings()
     warn_of_other_versions()
-    mend_gpu_requests(lambda job: job.rule.name in ("train", "train_part") and SWEEP.has_ended(job.wildcards[0]))
     SOURCES = Path(workflow.sourcecache.runtime_cache_path)
     THIS_RUN = Run(
         SWEEP, ROOT, SOURCES, describe_outdated(SWEEP, OUTDATED), uses_conda=USES_CONDA, ignores_shortage=FORCES_PLAN
     )
-    mend_plugin(THIS_RUN.slurm_logs)
+    mend_plugin(
+        THIS_RUN.slurm_logs,
+        lambda job: job.rule.name in ("train", "train_part") and SWEEP.has_ended(job.wildcards[0]),
+    )
     with ending_with_a_message():
         THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
 elif "snakemake_executor_plugin_slurm_jobstep" in sys.modules:  # of a job array

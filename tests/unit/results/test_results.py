@@ -686,6 +686,55 @@ def test_each_gpu_of_an_evaluation_is_paid(tmp_path: Path) -> None:
     assert tabulate(tmp_path, ["lora_rank"], samples).set_index("point").loc["lora_rank=4", "gpu_hours"] == 1 + 4 * 0.5
 
 
+def measure(results: Path, point: str, settings: dict[str, Any] | None = None, **usage: Any) -> None:
+    """Put what was measured of a point's jobs into its manifest."""
+    file = results / point / "manifest.json"
+    manifest = json.loads(file.read_text()) | {"usage": usage}
+    manifest["settings"] |= settings or {}
+    file.write_text(json.dumps(manifest))
+
+
+def test_a_job_whose_gpu_idled_is_named_with_what_to_change(tmp_path: Path) -> None:
+    make_results(tmp_path, RANKS, by_rank(RISING))
+    memory = {"gpu_memory_bytes": 80e9, "gpus": 1, "cores": 4, "cpu_busy": 0.2}
+    idle = {"seconds": 3600.0, "gpu_busy": 0.2, "peak_gpu_memory_bytes": 9e9, **memory}
+    full = {"seconds": 600.0, "gpu_busy": 0.4, "peak_gpu_memory_bytes": 79e9, **memory}
+    batch = {**idle, "seconds": 90.0, "points": 2}
+    steps = {"batch_size": 2, "gradient_accumulation_steps": 8}
+    measure(tmp_path, "lora_rank=4", steps, train=idle, evaluate_adapters=batch)
+    measure(tmp_path, "lora_rank=8", {"packed": True, "compile": True}, train=full, evaluate_adapters=batch)
+    measure(tmp_path, "lora_rank=16", train={**idle, "gpu_busy": 0.9}, evaluate={**idle, "seconds": 30.0})
+    page = report(tmp_path, ["lora_rank"])
+    section = html.unescape(page[page.index('<h2 id="usage">') : page.index('<h2 id="comparisons">')])
+    named = re.findall(r"<li>(.*?)</li>", section)
+    # Of the same time, the one with more idle hours first; a job of half a minute is not named, and a batch once.
+    assert [line.partition(": ")[0] for line in named] == [
+        *("train of lora_rank=4", "train of lora_rank=8", "evaluate_adapters of lora_rank=4 and 1 more")
+    ]
+    assert "a larger batch_size than 2, with fewer gradient_accumulation_steps than 8; packed: true" in named[0]
+    assert "At most 9 GB of 80 GB of its memory were in use, which leaves room for a larger batch." in named[0]
+    assert "To try: a larger batch_size." in named[1]
+    assert "a larger batch has no room" in named[1]
+    assert "a larger evaluation.max_connections" in named[2]
+    assert "<td>train</td><td>3</td><td>43 min</td><td>54%</td><td>20%</td><td>79 GB of 80 GB</td>" in section
+    table = pd.read_csv(tmp_path / "results.csv").set_index("point")
+    # The hour of the training, and half of the batch's 90 seconds.
+    assert table.loc["lora_rank=4", ["gpu_busy", "peak_gpu_memory_bytes", "cpu_busy"]].tolist() == [0.2, 9e9, 0.2]
+    assert table.loc["lora_rank=16", "gpu_busy"] == pytest.approx((3600 * 0.9 + 30 * 0.2) / 3630, abs=0.001)
+
+
+def test_without_a_gpu_the_report_has_the_load_of_the_cores_and_names_no_job(tmp_path: Path) -> None:
+    make_results(tmp_path, RANKS, by_rank(RISING))
+    assert 'id="usage"' not in report(tmp_path, ["lora_rank"])  # results of an earlier version
+    for rank, busy in zip(RANKS["lora_rank"], (0.1, 0.5, 0.9), strict=True):
+        measure(tmp_path, f"lora_rank={rank}", train={"seconds": 100.0, "cores": 4, "cpu_busy": busy})
+    page = report(tmp_path, ["lora_rank"])
+    section = page[page.index('<h2 id="usage">') : page.index('<h2 id="comparisons">')]
+    assert "How busy the cores were" in section
+    assert "<td>train</td><td>3</td><td>2 min</td><td>50%</td><td>10%</td></tr>" in section
+    assert "<li>" not in section
+
+
 def test_a_huge_interval_leaves_room_for_the_values_and_ends_in_an_arrow(tmp_path: Path) -> None:
     samples = make_results(tmp_path, {"lora_rank": [4, 8], "lr": [1e-4, 1e-3]}, lambda settings: 0.5)
     table = tabulate(tmp_path, ["lora_rank", "lr"], samples)

@@ -131,6 +131,33 @@ def test_the_ledger_counts_failed_work_and_shares_a_batch(tmp_path: Path) -> Non
         assert [row["point"] for row in csv.DictReader(stream)] == ["a", "b", "c", "total"]
 
 
+def test_the_ledger_has_how_busy_gpus_and_cores_were_of_jobs_that_failed_too(tmp_path: Path) -> None:
+    def leave(rule: str, name: str, **usage: Any) -> None:
+        (tmp_path / "benchmarks" / rule).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "benchmarks" / rule / f"{name}.json").write_text(json.dumps({"seconds": 100, "cores": 4, **usage}))
+
+    leave("train", "a-123", gpus=1, gpu_busy=0.2, peak_gpu_memory_bytes=7, cpu_busy=0.5)
+    for name in "ab":
+        leave("evaluate_adapters", name, gpus=1, gpu_busy=0.8, cpu_busy=0.1, points=2)
+    (tmp_path / "benchmarks/train/b-123.json").write_text('{"seconds": 1')  # cut short
+    records = [
+        make_record(state="failed"),
+        make_record(name="b", members="b"),
+        make_record(rule="evaluate_adapters", name="a+1", members="a;b"),
+    ]
+    points, trainings = [make_point(name) for name in "abc"], {"a": "a-123", "b": "b-123"}
+    runs = [
+        RunRecord(began="1", wall_seconds=9, peak_temporary_bytes=5, planned_wall_seconds=8, planned_temporary_bytes=6)
+    ]
+    rows = make_ledger(tmp_path, points, records, runs, dict.fromkeys("abc", 10), WHOLE, trainings)
+    a, b, c, total = ({key: row[key] for key in ("gpu_busy", "peak_gpu_memory_bytes", "cpu_busy")} for row in rows)
+    assert a == {"gpu_busy": 0.4, "peak_gpu_memory_bytes": 7, "cpu_busy": pytest.approx(0.367)}
+    assert b == {"gpu_busy": 0.8, "peak_gpu_memory_bytes": None, "cpu_busy": 0.1}
+    assert set(c.values()) == {None}
+    assert total["gpu_busy"] == 0.5
+    assert "in which the GPUs were busy for 50% of the time" in describe_ledger(rows)
+
+
 def test_runs_add_up(tmp_path: Path) -> None:
     run = RunRecord(
         began="1", wall_seconds=9.0, peak_temporary_bytes=5, planned_wall_seconds=8.0, planned_temporary_bytes=6

@@ -147,7 +147,10 @@ def test_the_time_limit_of_partitions_is_the_longest(monkeypatch: pytest.MonkeyP
         ({"gres": "gpu:a100:2"}, 2),
         ({"gres": "gpu:a100"}, 1),
         ({"gres": "gpu:a100_3g.20gb:3", "gpu": 0}, 3),
+        ({"gres": "gpu:3g.40gb:1", "gpu": 0}, 1),
+        ({"gres": "gpu:1g.10gb"}, 1),
         ({"gres": "lscratch:100", "gpu": 1}, 1),
+        ({"gres": "shard:2", "gpu": 0}, 0),
     ],
 )
 def test_requested_gpus_are_counted_however_a_site_has_them(resources: dict[str, Any], gpus: int) -> None:
@@ -339,7 +342,7 @@ def test_a_job_starts_snakemake_once_as_the_step_that_the_plugin_would_have_made
         ),
     )
     monkeypatch.setattr(executor, "get_python_executable", lambda self: "'a b/python'")
-    slurm_plugin.mend_job_commands()
+    slurm_plugin.mend_job_commands(lambda job: job.threads == 1)
     single, array = (object.__new__(executor) for _ in range(2))
     settings = SimpleNamespace(pass_command_as_script=False)
     single.workflow = array.workflow = SimpleNamespace(executor_settings=settings)
@@ -349,6 +352,9 @@ def test_a_job_starts_snakemake_once_as_the_step_that_the_plugin_would_have_made
     said = single.format_job_exec(job)
     step = "exec srun -n1 --cpu-bind=q --cpus-per-task=4 --gpus=2 --nodes=1"
     assert said.strip() == f"{step} 'a b/python' {slurm_plugin.SNAKEMAKE} -m snakemake"
+    # What needs no GPU was given none.
+    ended = single.format_job_exec(SimpleNamespace(threads=1, resources=resources))
+    assert ended.startswith("exec srun -n1 --cpu-bind=q --cpus-per-task=1  --nodes=1 ")
     assert array.format_job_exec(job) == "'a b/python' -m snakemake --executor slurm-jobstep --jobs 1"
 
 

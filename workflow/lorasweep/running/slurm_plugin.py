@@ -48,23 +48,28 @@ def warn_of_other_versions() -> None:
             )
 
 
-def mend_plugin(logs: Path) -> None:
-    """Apply all patches of the executor plugin; `logs` is the folder of the logs of SLURM jobs."""
+def mend_plugin(logs: Path, needs_no_gpu: Callable[[Any], bool]) -> None:
+    """Apply all patches of the executor plugin.
+
+    `logs` is the folder of the logs of SLURM jobs. `needs_no_gpu` tells of a job that is ready whether it needs no GPU,
+    whatever a profile requests for its rule.
+    """
     mend_python_path()
-    mend_job_commands()
+    mend_gpu_requests(needs_no_gpu)
+    mend_job_commands(needs_no_gpu)
     watch = EndWatch()
     mend_looks(watch)
     mend_status_queries(watch)
     mend_log_folder(logs)
 
 
-def mend_job_commands() -> None:
+def mend_job_commands(needs_no_gpu: Callable[[Any], bool]) -> None:
     """Patch the executor plugin so that a SLURM job starts Snakemake once, and faster.
 
     The plugin's job is a Snakemake with the executor `slurm-jobstep`, whose one act is to start a second Snakemake by
     `srun`; both import and parse everything (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/400,
     similar: issues/215). The patch has the job call `srun` itself, with the options that the executor would give, and
-    starts Snakemake by `snakemake_in_job`. Job arrays stay as they are.
+    starts Snakemake by `snakemake_in_job`. Job arrays stay as they are. For `needs_no_gpu`, see `mend_plugin`.
     """
     import snakemake_executor_plugin_slurm as plugin
     from snakemake_executor_plugin_slurm_jobstep import get_cpu_setting, get_gpu_setting, get_node_setting
@@ -80,9 +85,10 @@ def mend_job_commands() -> None:
         command: str = command_of(self, job)
         if self.array_jobs or "mpi" in job.resources.keys():  # noqa: SIM118
             return command
-        cpus = get_cpu_setting(job, bool(job.resources.get("gpu")))
+        has_gpu = bool(job.resources.get("gpu")) and not needs_no_gpu(job)
+        cpus, gpus = get_cpu_setting(job, has_gpu), "" if needs_no_gpu(job) else get_gpu_setting(job)
         # `exec` replaces the shell, which a signal to the job would end before its step.
-        return f"exec srun -n1 --cpu-bind=q {cpus} {get_gpu_setting(job)} {get_node_setting(job)} {command}"
+        return f"exec srun -n1 --cpu-bind=q {cpus} {gpus} {get_node_setting(job)} {command}"
 
     def additional_general_args(self: Any) -> Any:
         return arguments_of(self) if self.array_jobs else ""
@@ -263,20 +269,21 @@ def _find_time_limit(job: Any, call: str) -> str:
 
 
 def _count_requested_gpus(job: Any) -> int:
-    """Return how many GPUs a job requests by `gpu` and by `gres`, such as gpu:a100:2."""
-    gres = re.search(r"\bgpu(?::[A-Za-z_][^:,]*)?(?::(\d+))?", job.resources.get("gres", ""))
+    """Return how many GPUs a job requests by `gpu` and by `gres`, such as gpu:a100:2 or gpu:3g.40gb:1."""
+    gres = re.search(r"\bgpu(?::(?!\d+\b)[^:,]+)?(?::(\d+))?", job.resources.get("gres", ""))
     return int(job.resources.get("gpu") or 0) + (int(gres[1] or 1) if gres else 0)
 
 
-def mend_gpu_requests(needs_none: Callable[[Any], bool]) -> None:
+def mend_gpu_requests(needs_no_gpu: Callable[[Any], bool]) -> None:
     """Patch the executor plugin to ask for no GPU for jobs that need none, whatever a profile requests for their rule.
 
-    Only when a job is ready is it known whether its training was stopped before (`prune`). `needs_none` tells of a job.
+    Only when a job is ready is it known whether its training was stopped before (`prune`). For `needs_no_gpu`, see
+    `mend_plugin`.
     """
     import snakemake_executor_plugin_slurm as plugin
 
     describe = plugin.set_gres_string
-    plugin.set_gres_string = lambda job: "" if needs_none(job) else describe(job)
+    plugin.set_gres_string = lambda job: "" if needs_no_gpu(job) else describe(job)
 
 
 def mend_log_folder(folder: Path) -> None:

@@ -139,7 +139,7 @@ def read_gpus(visible: str | None, count: int) -> list[Gpu]:
     """Return a sample of the first `count` GPUs that are visible to CUDA; [] if none can be read.
 
     `visible` is the value of `CUDA_VISIBLE_DEVICES`: numbers, UUIDs or their beginnings, or names of parts (MIG);
-    `None` stands for all. NVML is asked where Python has it (`nvidia-ml-py`), else `nvidia-smi`, which does not list parts.
+    `None` stands for all. NVML is asked where Python has it (`nvidia-ml-py`), else `nvidia-smi`, which lists no parts.
     """
     try:
         return _choose(_read_nvml(visible) if find_spec("pynvml") else _read_nvidia_smi(), visible, count)
