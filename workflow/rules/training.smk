@@ -104,7 +104,16 @@ rule take:
         point=in_results("{point}"),
         state=of(SWEEP.get_training_state),
     run:
-        arguments = ["--source", params.source, "--recipe", input.recipe, "--state", params.state, "--point", params.point]
+        arguments = [
+            "--source",
+            params.source,
+            "--recipe",
+            input.recipe,
+            "--state",
+            params.state,
+            "--point",
+            params.point,
+        ]
         run_here("take", log[0], *arguments)
 
 
