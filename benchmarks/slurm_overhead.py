@@ -64,10 +64,19 @@ def main() -> None:
 class Run:
     """One side's run."""
 
+    began: float
     makespan: float
     jobs: list[dict[str, float]]
     """Times of each job: submitted, start, end by `sacct`; begun, ended of the command; snakemake of its start."""
     queries: int = 0
+
+    @property
+    def first(self) -> float:
+        return min(job["submitted"] for job in self.jobs) - self.began
+
+    @property
+    def last(self) -> float:
+        return max(job["end"] for job in self.jobs) - self.began
 
 
 @dataclass
@@ -151,13 +160,13 @@ class Bench:
         (counter / "squeue").chmod(0o755)
         path = os.environ["PATH"]
         os.environ["PATH"] = f"{counter}:{path}"
-        start, began = datetime.now(), time.monotonic()
+        start, began = datetime.now(), time.time()
         try:
             self.snakemake(sweep, *profile, *sizes)
         finally:
             os.environ["PATH"] = path
-        makespan = time.monotonic() - began
-        return Run(makespan, self.read_jobs(start, prefix), len(calls.read_text().splitlines()))
+        makespan = time.time() - began
+        return Run(began, makespan, self.read_jobs(start, prefix), len(calls.read_text().splitlines()))
 
     def run_chains(self) -> Run:
         """Submit by hand what a dry run prints, a chain for each point."""
@@ -166,7 +175,7 @@ class Bench:
         printed = self.snakemake(sweep, "--cores", "1", "--dry-run", "--printshellcmds")
         commands = dict(read_commands(printed))
         os.chdir(sweep.directory)
-        start, began = datetime.now(), time.monotonic()
+        start, began = datetime.now(), time.time()
         for recipe in sorted(sweep.results.glob("trainings/*/recipe.yaml")):
             training = recipe.parent.relative_to(sweep.directory)
             label = training.name.rpartition("-")[0]
@@ -191,12 +200,12 @@ class Bench:
                 job = submit(parts, *([f"--dependency=afterok:{job}"] if job else []))
         while subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout.strip():
             time.sleep(0.5)
-        makespan = time.monotonic() - began
+        makespan = time.time() - began
         os.chdir(ROOT)
         found = len(list(sweep.results.glob("*/eval/metrics.json")))
         found += len(list(sweep.results.glob("*/state/eval/done/metrics.json")))
         assert found == self.points, found
-        return Run(makespan, self.read_jobs(start, "by-hand"))
+        return Run(began, makespan, self.read_jobs(start, "by-hand"))
 
     def read_jobs(self, since: datetime, name: str) -> list[dict[str, float]]:
         """Return the times of the jobs of a name that were submitted since then."""
@@ -247,6 +256,11 @@ def compare(bench: Bench, repeats: int) -> None:
         print(f"  {side}: {spans} s; a job: {describe([job for run in runs for job in run.jobs])}")
     hand, workflow = ([run.makespan for run in runs] for runs in sides.values())
     print(f"  ratio of medians: {statistics.median(workflow) / statistics.median(hand):.2f}")
+    jobs_alone = [statistics.median(run.last - run.first for run in runs) for runs in sides.values()]
+    print(f"  from the first submission to the last job's end: {jobs_alone[1] / jobs_alone[0]:.2f}")
+    before = statistics.median(run.first for run in sides["workflow"])
+    after = statistics.median(run.makespan - run.last for run in sides["workflow"])
+    print(f"  the workflow's plan before: {before:.0f} s; its tables and report after: {after:.0f} s")
     print(f"  between a job's end and the submission of its point's next: {measure_gaps(sides['workflow'])}")
     every = [run.makespan / run.queries for run in sides["workflow"]]
     print(f"  squeue: every {statistics.median(every):.0f} s", flush=True)

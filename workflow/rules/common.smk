@@ -136,6 +136,12 @@ def request_memory(rule):
     }
 
 
+def write_here(job, log, file, text):
+    """Write a text as the output of a job of this process."""
+    with telling_the_log(Path(log), f"{job}: "):
+        Path(file).write_text(text, encoding="utf-8")
+
+
 def get_results(wildcards):
     """Return the final outputs: the report, the table, and the files that each point keeps."""
     kept = [path for point in SWEEP.folders for paths in SWEEP.get_kept_files(point).values() for path in paths]

@@ -17,5 +17,4 @@ rule configure:
     params:
         recipe=of(SWEEP.get_recipe),
     run:
-        with telling_the_log(Path(log[0]), "configure: "):
-            Path(output.recipe).write_text(params.recipe, encoding="utf-8")
+        write_here("configure", log[0], output.recipe, params.recipe)
