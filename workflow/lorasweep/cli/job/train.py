@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     loggers, minutes = arguments.metric_loggers.split(","), arguments.save_minutes
     training = arguments.adapter.absolute().parent
-    usage = get_usage_file(training.parents[1], "train", training.name)
+    usage = get_usage_file(training.parent.parent, "train", training.name)
     # For the time before the trainer handles the signal itself to save its state, and after.
     end_on_sigterm(outlives_parent=True)
     try:
