@@ -688,10 +688,12 @@ def test_each_gpu_of_an_evaluation_is_paid(tmp_path: Path) -> None:
 
 def measure(results: Path, point: str, settings: dict[str, Any] | None = None, **usage: Any) -> None:
     """Put what was measured of a point's jobs into its manifest."""
-    file = results / point / "manifest.json"
+    file, record = results / point / "manifest.json", json.loads((results / "points.json").read_text())
     manifest = json.loads(file.read_text()) | {"usage": usage}
     manifest["settings"] |= settings or {}
+    record[point]["settings"] |= settings or {}
     file.write_text(json.dumps(manifest))
+    (results / "points.json").write_text(json.dumps(record))
 
 
 def test_a_job_whose_gpu_idled_is_named_with_what_to_change(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -179,8 +180,7 @@ def _read_nvidia_smi() -> list[Gpu]:
 
 
 def _read_nvml(visible: str | None) -> list[Gpu]:
-    import pynvml
-
+    pynvml: Any = import_module("pynvml")
     try:
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     end_on_sigterm()
     training, is_higher = arguments.training, not arguments.lower_is_better
-    usage = get_usage_file(training.absolute().parents[1], "choose_epoch", training.name)
+    usage = get_usage_file(training.absolute().parent.parent, "choose_epoch", training.name)
     with measure_usage([usage], arguments.gpus):
         spec = take_gpus(arguments.spec, arguments.gpus)
         epoch = choose_epoch(spec, training, arguments.epochs, arguments.metric, higher_is_better=is_higher)

@@ -70,9 +70,10 @@ def _train(trainer: Trainer, arguments: argparse.Namespace, adapter: Path, until
     # A trainer that cannot pause need not know the word.
     pause = {} if until is None else {"until": until}
     loggers, minutes = arguments.metric_loggers.split(","), arguments.save_minutes
-    name = _get_training(arguments).name
+    training = _get_training(arguments).absolute()
+    name = training.name
     job = ("train", name) if arguments.until is None else ("train_part", get_part_name(name, arguments.until))
-    with measure_usage([get_usage_file(_get_results(arguments).absolute(), *job)], arguments.gpus):
+    with measure_usage([get_usage_file(training.parent.parent, *job)], arguments.gpus):
         trainer.train(arguments.recipe, adapter, loggers, minutes, earlier, **pause)
 
 
