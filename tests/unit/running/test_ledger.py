@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,26 @@ def test_the_ledger_has_how_busy_gpus_and_cores_were_of_jobs_that_failed_too(tmp
     assert set(c.values()) == {None}
     assert total["gpu_busy"] == 0.5
     assert "in which the GPUs were busy for 50% of the time" in describe_ledger(rows)
+
+
+def test_what_pruning_saved_is_counted_once_at_the_trainings_own_speed(tmp_path: Path) -> None:
+    pruned = {"after": 1, "epochs": 4, "seconds": 20.0}
+    manifest = {"finished": "2", "bytes": 1, "device": "cuda", "settings": {"gpus": 2}, "training": {"pruned": pruned}}
+    finished = manifest | {"training": {}}
+    for name, content in {"a": manifest, "b": manifest, "c": finished}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(content))
+    # Another point uses the training of a.
+    points = [make_point("a"), replace(make_point("b"), steps=0), make_point("c")]
+    run = RunRecord(
+        began="1", wall_seconds=1, peak_temporary_bytes=0, planned_wall_seconds=1, planned_temporary_bytes=0
+    )
+    rows = make_ledger(tmp_path, points, [], [run], {}, WHOLE)
+    saved = [(row["epochs_saved"], row["seconds_saved"], row["gpu_hours_saved"]) for row in rows]
+    assert saved == [(3, 60.0, 0.033), (0, 0, 0), (0, 0, 0), (3, 60.0, 0.033)]
+    said = describe_ledger(rows).splitlines()[-1]
+    assert said == "Pruned: 1 training stopped, 3 epochs not trained: saved 60 s, 0.03 GPU hours at their own speed."
+    assert "Pruned" not in describe_ledger(make_ledger(tmp_path, points[2:], [], [run], {}, WHOLE))
 
 
 def test_runs_add_up(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ def make_sweep(device: str = "cuda", parallel_jobs: int | None = None, most_gpus
         points={},
         named_points={},
         trainings={},
+        job_names={},
+        job_owners={},
     )
     return cast(Sweep, stands_in)
 

@@ -152,8 +152,8 @@ def describe_ledger(rows: Sequence[Mapping[str, Any]]) -> str:
         stopped = sum(row["epochs_saved"] > 0 for row in rows[:-1])
         gpu = f", {total['gpu_hours_saved']:,.2f} GPU hours" if total["gpu_hours_saved"] else ""
         lines.append(
-            f"Pruned: {stopped} trainings were stopped, {total['epochs_saved']} epochs before their ends: saved "
-            f"{format_seconds(total['seconds_saved'])}{gpu} at their own speed."
+            f"Pruned: {stopped} training{'s' * (stopped > 1)} stopped, {total['epochs_saved']:.0f} epochs not trained: "
+            f"saved {format_seconds(total['seconds_saved'])}{gpu} at their own speed."
         )
     return "\n".join(lines)
 
