@@ -421,10 +421,12 @@ class Planner:
                 left = adapter if index else self._get_left_bytes(point) - (len(self._rungs) - 1) * adapter
                 seconds = self._estimate_part(point, index)
                 name = get_part_name(point.name, after)
-                jobs.append(PlannedJob("train_part", (point.name,), seconds, name, decided, temporary=left, left=left))
+                jobs.append(PlannedJob("train_part", (point.name,), seconds, decided, 0, left, left, name=name))
             names = tuple(point.name for point in trained)
             parts = tuple(range(begin, len(jobs)))
-            jobs.append(PlannedJob("prune", names, self._estimate_decision(names, index), get_rung_name(after), parts))
+            jobs.append(
+                PlannedJob("prune", names, self._estimate_decision(names, index), parts, name=get_rung_name(after))
+            )
             decided = (len(jobs) - 1,)
         return decided
 

@@ -16,8 +16,6 @@ class PlannedJob:
     rule: str
     points: tuple[str, ...]
     seconds: float
-    name: str = ""
-    """Its name, if that is not the name of its first point or of its batch."""
     after: tuple[int, ...] = ()
     """Indices, in the plan, of the jobs that this job waits for."""
     kept: int = 0
@@ -30,6 +28,8 @@ class PlannedJob:
     """Whether the job evaluates a merged model, which is deleted at its end. A job of the rule `merge` made it."""
     merged: int = 0
     """Bytes of the merged model that the job makes or reads, in the file system of the results."""
+    name: str = ""
+    """Its name, if that is not the name of its first point or of its batch."""
 
     @property
     def written(self) -> int:
