@@ -133,15 +133,18 @@ def make_readme(schema: dict[str, Any]) -> str:
 
 
 def list_sections(
-    definition: dict[str, Any], definitions: dict[str, Any], path: str = ""
+    definition: dict[str, Any], definitions: dict[str, Any], path: str = "", known: set[str] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give every section of the file by its path, in the file's order."""
+    """Give every section of the file by its path, in the file's order; one that is at two places by the first."""
+    known = set() if known is None else known
     for key, entry in definition["properties"].items():
         for name in re.findall(r'"\$ref": "#/\$defs/(\w+)"', json.dumps(entry)):
             if definitions[name]["properties"].keys() < definition["properties"].keys():
                 continue  # its keys are in the table of this section
-            yield f"{path}{key}", definitions[name]
-            yield from list_sections(definitions[name], definitions, f"{path}{key}.")
+            if name not in known:
+                known.add(name)
+                yield f"{path}{key}", definitions[name]
+                yield from list_sections(definitions[name], definitions, f"{path}{key}.", known)
 
 
 def link_pages(text: str, folder: Path) -> str:
