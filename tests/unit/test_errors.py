@@ -1,7 +1,9 @@
 """A failure's reason: whole, with its causes, and found again in what a process printed."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,16 +43,20 @@ def test_an_exception_is_described_whole_with_its_causes(error: Exception, said:
         ("OSError(28, 'No space left on device')", "train: [Errno 28] No space left on device"),
     ],
 )
-def test_the_reason_of_a_jobs_failure_is_found_whole_in_its_log(error: str, reason: str) -> None:
+def test_the_reason_of_a_jobs_failure_is_found_whole_in_its_log(tmp_path: Path, error: str, reason: str) -> None:
+    log = tmp_path / "train.log"
     program = (
         "from lorasweep.util.errors import JobError, call_to_the_end\n"
         f"def fail():\n    print('half way')\n    raise {error}\n"
         "call_to_the_end(fail, 'train: ')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    # As a job: what it prints goes to the file of its log, too, when Python's buffer is full or the process ends.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with log.open("w") as file:
+        done = subprocess.run([sys.executable, "-c", program], stdout=file, stderr=file, env=environment, check=False)
     assert done.returncode == 1
-    assert find_reason(done.stderr.splitlines()) == reason
-    assert ("Traceback" in done.stderr) == ("ValueError" in error)
+    assert find_reason(log.read_text().splitlines()) == reason
+    assert ("Traceback" in log.read_text()) == ("ValueError" in error)
 
 
 def test_what_prints_no_reason_has_none() -> None:

@@ -115,6 +115,7 @@ def call_to_the_end(function: Callable[[], None], prefix: str = "") -> None:
         else:
             message = _explain(error)
     gc.collect()
+    sys.stdout.flush()  # what was printed before stands before the message where both go to one file
     end(f"{REASON}\n{prefix}{message}" if prefix else message)
 
 
