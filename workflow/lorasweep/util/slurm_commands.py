@@ -172,7 +172,10 @@ def _wait_between_queries() -> None:
     folder = os.environ.get(FOLDER)
     if not folder:
         return
-    with contextlib.suppress(OSError, ValueError), Path(folder, f".queried-{socket.gethostname()}").open("a+") as file:
+    with (
+        contextlib.suppress(OSError, ValueError),
+        Path(folder, f".queried-{socket.gethostname()}").open("a+", encoding="ascii") as file,
+    ):
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         left = float(file.read() or 0) + _BETWEEN_QUERIES - time.time()
