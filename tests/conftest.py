@@ -16,8 +16,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # What scripts/run takes out of a job's environment, since torch reads it; and tests are no job of SLURM's themselves.
 for name in ("SLURM_JOB_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(name, None)
-# As for most users: what a job prints reaches its log when Python's buffer is full.
-os.environ.pop("PYTHONUNBUFFERED", None)
+# As for most users: what a job prints reaches its log when Python's buffer is full, and modules are compiled once.
+for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(name, None)
 
 
 DURATIONS: dict[str, float] = {}

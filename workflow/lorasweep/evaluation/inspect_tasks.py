@@ -1,6 +1,7 @@
 """Inspect tasks: load a task, override its settings, run it."""
 
 import inspect
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,9 @@ from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.evaluation.system_messages import hold_to_rule
 from lorasweep.util.errors import JobError
+
+# Tasks are loaded from folders of the user's, which may be shared: no `__pycache__` is left there.
+sys.dont_write_bytecode = True
 
 
 class EvaluationError(JobError):
