@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorasweep.util import usage
-from lorasweep.util.usage import Gpu, measure_usage, read_gpus, summarise
+from lorasweep.util.usage import Gpu, combine, measure_usage, read_gpus, summarise
 
 ROOT = Path(__file__).parents[3]
 
@@ -173,3 +173,23 @@ def wait_for(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_the_parts_of_a_training_are_one_record() -> None:
+    """The last job of a training that was stopped before has no GPU, and ends at once."""
+    part = {"seconds": 90.0, "cores": 4, "cpu_busy": 0.5, "gpus": 2, "gpu_busy": 0.25}
+    part |= {"peak_gpu_memory_bytes": 7, "gpu_memory_bytes": 80}
+    longer = part | {"seconds": 180.0, "gpu_busy": 0.55, "peak_gpu_memory_bytes": 5}
+    ended = {"seconds": 10.0, "cores": 1, "cpu_busy": 1.0}
+    combined = combine([ended, {}, part, longer])
+    assert combined == {
+        "seconds": 280.0,
+        "cores": 4,
+        "gpus": 2,
+        "gpu_busy": 0.45,
+        "peak_gpu_memory_bytes": 7,
+        "cpu_busy": pytest.approx((10 + 0.5 * 4 * 270) / (10 + 4 * 270), abs=1e-3),
+        "gpu_memory_bytes": 80,
+    }
+    assert combine([{}, part]) == part
+    assert combine([{}]) == {}
