@@ -274,7 +274,12 @@ class Cluster:
         processes = [process for process in self._processes() if process.daemon == node]
         if all(process.is_job for process in processes):
             raise ClusterError(f"No node {node} runs below {self.dir}.")
-        _end((process.pid for process in processes if not (process.is_job and keep_jobs)), signal.SIGKILL)
+        pids = [process.pid for process in processes if not (process.is_job and keep_jobs)]
+        # All at once: else one tells SLURM how another ended.
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        _end(pids, signal.SIGKILL)
 
     def revive_node(self, node: str) -> None:
         """Start a killed node again, and wait until it takes jobs.
