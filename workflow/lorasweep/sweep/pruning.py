@@ -215,13 +215,13 @@ class Race:
         for each in running:
             verdict = verdicts[each.training]
             trainings[each.training] = {
+                **asdict(verdict),
                 "points": sorted(each.points),
                 "epochs": each.epochs,
                 "number": numbers[each.training].value,
-                **asdict(verdict),
                 "setting_number": verdict.number,
                 "why": describe_verdict(verdict, what),
-            } | {"number": numbers[each.training].value}
+            }
         return {
             "after": after,
             "keep": self.prune.keep,
