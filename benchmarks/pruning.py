@@ -23,9 +23,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow"))
 from lorasweep.results.replicates import SETTING_TEXTS  # noqa: E402
+from lorasweep.stages import TRAINER_RULES  # noqa: E402
 
 WHOLE, PRUNED = "whole", "pruned"
-TRAININGS = ("train", "train_part")
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def count_logged(results: Path) -> float:
 def count_jobs(results: Path) -> float:
     """Return the seconds of all jobs of trainings."""
     jobs = pd.read_csv(results / "jobs.csv")
-    return float(jobs[jobs["rule"].isin(TRAININGS)]["seconds"].sum())
+    return float(jobs[jobs["rule"].isin(TRAINER_RULES)]["seconds"].sum())
 
 
 def read_best(results: Path) -> tuple[str, float, float, float]:

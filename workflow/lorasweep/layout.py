@@ -83,6 +83,21 @@ def split_part_name(name: str) -> tuple[str, int | None]:
     return (match[1], int(match[2])) if match else (name, None)
 
 
+def get_rung_folder(training: Path, after: int) -> Path:
+    """Return the folder of a training's adapter after an epoch; `training` is the training's folder."""
+    return training / RUNGS / get_rung_name(after)
+
+
+def get_part_file(results: Path, training: str, after: int) -> Path:
+    """Return the record of the part of a training that ends after an epoch; `results` is the experiment's folder."""
+    return results / PRUNE / f"{get_part_name(training, after)}.json"
+
+
+def get_decision_file(results: Path, after: int) -> Path:
+    """Return the file of the decision after an epoch; `results` is the experiment's folder."""
+    return results / PRUNE / f"{get_rung_name(after)}.json"
+
+
 LAST_EPOCH = "epoch=last"
 """Folder of the last epoch's adapter in a training's folder, until a task has chosen the epoch for `adapter`."""
 

@@ -52,7 +52,9 @@ RULE_NAMES = tuple(rule.name for rule in RULES)
 PRIORITIES = {rule.name: rule.priority for rule in RULES}
 GPU_RULES = tuple(rule.name for rule in RULES if rule.has_gpu)
 TASK_RULES = tuple(rule.name for rule in RULES if rule.runs_tasks)
-TRAINING_RULES = ("train_part", "train", "choose_epoch")
+TRAINER_RULES = ("train_part", "train")
+"""The rules whose jobs run a trainer."""
+TRAINING_RULES = (*TRAINER_RULES, "choose_epoch")
 """The timed rules whose jobs are of a training, whatever points use its adapter."""
 TIMED_RULES = tuple(rule.name for rule in RULES if rule.is_timed)
 ADAPTER_RULES = tuple(rule.name for rule in RULES if rule.makes_adapter)

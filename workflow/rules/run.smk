@@ -15,7 +15,7 @@ if workflow.is_main_process:
         mend_plugin,
         warn_of_other_versions,
     )
-    from lorasweep.stages import TASK_RULES
+    from lorasweep.stages import TASK_RULES, TRAINER_RULES
     from lorasweep.util.slurm import count_gpus, forget_settings
 
     forget_settings()
@@ -26,7 +26,7 @@ if workflow.is_main_process:
     )
     mend_plugin(
         THIS_RUN.slurm_logs,
-        lambda job: job.rule.name in ("train", "train_part") and SWEEP.has_ended(job.wildcards[0]),
+        lambda job: job.rule.name in TRAINER_RULES and SWEEP.has_ended(job.wildcards[0]),
     )
     with ending_with_a_message():
         THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
@@ -95,7 +95,7 @@ def ask_slurm():
 
 def count_used_gpus(job):
     """Return how many GPUs a job uses, whatever a profile requests."""
-    if job.rule.name in ("train", "train_part"):
+    if job.rule.name in TRAINER_RULES:
         return SWEEP.get_train_gpus(job.wildcards[0])
     if job.rule.name == "prune":
         return SWEEP.get_deciding_model_gpus(job.wildcards[0])
@@ -106,7 +106,7 @@ def get_conda_environments():
     """Return the folders of conda environments, which Snakemake has made by now, by stage."""
     folders = {}
     for job in workflow.dag.needrun_jobs(exclude_finished=False) if USES_CONDA else ():
-        if job.rule.name in ("train", "train_part"):
+        if job.rule.name in TRAINER_RULES:
             folders[SWEEP.get_training_stage(job.wildcards[0])] = Path(job.conda_env.address)
         elif job.rule.name in TASK_RULES and (job.rule.name != "prune" or SWEEP.pruning_task):
             folders[SWEEP.evaluation_stage] = Path(job.conda_env.address)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from lorasweep.layout import get_part_name, split_part_name
+from lorasweep.layout import get_decision_file, get_part_file, get_part_name, get_rung_folder, split_part_name
 from lorasweep.running.outdated import find_outdated
 from lorasweep.sweep.pruning import Race, find_end
 from lorasweep.sweep.sweep import Sweep
-from lorasweep.trainers.rungs import describe_part, get_decision, get_part_record, get_rung_folder, publish_stopped
+from lorasweep.trainers.rungs import describe_part, publish_stopped
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError, JobError
 from lorasweep.util.files import write_record
@@ -76,7 +76,7 @@ def train_parts(sweep: Sweep, after: int, losses: Mapping[str, float] = RATES, *
         if point != without and point in losses:
             adapter = get_rung_folder(folder, after)
             write_adapter(adapter, folder / "recipe.yaml", after, losses[point])
-            write_record(get_part_record(sweep.results, training, after), describe_part(adapter, after))
+            write_record(get_part_file(sweep.results, training, after), describe_part(adapter, after))
 
 
 def get_race(sweep: Sweep) -> Race:
@@ -103,11 +103,11 @@ def test_a_decision_waits_for_all_numbers_and_is_what_the_job_writes(load: Calla
     race.record()
     with pytest.raises(JobError, match=rf"^no number of {name_training(sweep, 'lr=1e-6')} yet$"):
         Race.read(sweep.results).write_decision(1)
-    assert not get_decision(sweep.results, 1).exists()
+    assert not get_decision_file(sweep.results, 1).exists()
     train_parts(sweep, 1)
     assert list_staying(sweep, 1) == {"lr=1e-3", "lr=1e-4"}
     Race.read(sweep.results).write_decision(1)
-    written = json.loads(get_decision(sweep.results, 1).read_text())
+    written = json.loads(get_decision_file(sweep.results, 1).read_text())
     assert written == get_race(sweep).decide()[1]
     verdict = written["trainings"][name_training(sweep, "lr=1e-5")]
     assert (verdict["number"], verdict["rank"], verdict["rivals"], verdict["kept"]) == (0.3, 3, 4, 2)
@@ -143,7 +143,7 @@ def test_a_training_that_diverged_is_known_as_long_as_its_note_is_there(load: Ca
     sweep = load()
     train_parts(sweep, 1, without="lr=1e-3")
     training = name_training(sweep, "lr=1e-3")
-    write_record(get_part_record(sweep.results, training, 1), {"after": 1, "diverged": "the loss is nan"})
+    write_record(get_part_file(sweep.results, training, 1), {"after": 1, "diverged": "the loss is nan"})
     assert list_staying(sweep, 1) is None
     note = sweep.results / "trainings" / training / "state/train.diverged.json"
     note.parent.mkdir()
@@ -158,7 +158,7 @@ def test_a_training_that_was_stopped_has_no_number_if_it_goes_on_now(load: Calla
     sweep = load(prune={"after": [1, 2], "keep": 0.75})
     train_parts(sweep, 1)
     train_parts(sweep, 2, {"lr=1e-3": 0.1, "lr=1e-4": 0.2})
-    part = get_part_record(sweep.results, name_training(sweep, "lr=1e-5"), 2)
+    part = get_part_file(sweep.results, name_training(sweep, "lr=1e-5"), 2)
     write_record(part, {"after": 2, "stopped": 1})
     assert list_staying(sweep, 1) == {"lr=1e-3", "lr=1e-4", "lr=1e-5"}
     assert [each.points for each in get_race(sweep).list_missing(2)] == [("lr=1e-5",)]
@@ -242,7 +242,7 @@ def test_the_adapter_of_the_rung_is_published_with_a_note(load: Callable[..., Sw
     sweep = load()
     decide_first(sweep)
     training = name_training(sweep, "lr=1e-6")
-    folder, part = sweep.results / "trainings" / training, get_part_record(sweep.results, training, 1)
+    folder, part = sweep.results / "trainings" / training, get_part_file(sweep.results, training, 1)
     rung = get_rung_folder(folder, 1)
     assert publish_stopped(folder, part, 1, 4)
     record = json.loads((folder / "adapter/lorasweep.json").read_text())
@@ -269,7 +269,7 @@ def finish(sweep: Sweep) -> None:
         folder = sweep.results / "trainings" / training
         after = find_end(get_race(sweep).decide(), training)[0]
         if after:
-            assert publish_stopped(folder, get_part_record(sweep.results, training, after), after, 4)
+            assert publish_stopped(folder, get_part_file(sweep.results, training, after), after, 4)
         else:
             write_adapter(folder / "adapter", folder / "recipe.yaml", 4, RATES[point])
         shutil.rmtree(folder / "rungs")

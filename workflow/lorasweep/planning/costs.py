@@ -19,7 +19,7 @@ from lorasweep.experiment.points import Baseline, Point
 from lorasweep.experiment.sections import Controls, Data, Device, Experiment, Model
 from lorasweep.experiment.task_choice import list_tasks
 from lorasweep.planning.lengths import Lengths, Sequences
-from lorasweep.stages import TASK_RULES
+from lorasweep.stages import TASK_RULES, TRAINER_RULES
 from lorasweep.sweep.resources import get_effective_batch, get_evaluation_gpus
 
 BANDWIDTH_EFFICIENCY = 0.5
@@ -153,7 +153,7 @@ class Costs:
         if rule == "adopt":
             return ADOPT_SECONDS
         load = START_SECONDS + self._model_bytes / DISK_BANDWIDTH
-        if rule in ("train", "train_part"):
+        if rule in TRAINER_RULES:
             return load + sum(self._train(point) for point in points if isinstance(point, Point))
         merge = 2 * self._model_bytes / DISK_BANDWIDTH
         if rule in ("merge", "export"):
@@ -171,7 +171,7 @@ class Costs:
 
     def is_counted(self, rule: str) -> bool:
         """Whether the workload behind a rule's time was counted, not guessed."""
-        if rule in ("train", "train_part"):
+        if rule in TRAINER_RULES:
             return self.are_tokens_counted
         return self.are_tasks_counted or rule not in TASK_RULES
 

@@ -22,7 +22,7 @@ from lorasweep.planning.lengths import BYTES_PER_TOKEN, Lengths
 from lorasweep.planning.planner import MODES, Planner, PointPlan, SweepPlan
 from lorasweep.planning.timeline import PlannedJob
 from lorasweep.planning.view import describe_error, describe_shortly, describe_times, draw_storage, show_plan
-from lorasweep.stages import RULE_NAMES
+from lorasweep.stages import RULE_NAMES, TRAINER_RULES
 from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.util.files import get_size, write_aside
 from lorasweep.util.formats import format_bytes, format_seconds
@@ -168,9 +168,9 @@ class Forecast:
             round(sum(self.planner.shares[point.name][i] for point in trained)) for i in range(len(prune.after) + 1)
         ]
         whole, unpruned = self.whole[WHOLE], self.whole[UNPRUNED]
-        hours = [sum(plan.seconds.get(rule, 0.0) for rule in ("train", "train_part")) for plan in (whole, unpruned)]
+        hours = [sum(plan.seconds.get(rule, 0.0) for rule in TRAINER_RULES) for plan in (whole, unpruned)]
         gpu_hours = [
-            sum(plan.gpu_seconds.get(rule, 0.0) for rule in ("train", "train_part", "prune")) / 3600
+            sum(plan.gpu_seconds.get(rule, 0.0) for rule in (*TRAINER_RULES, "prune")) / 3600
             for plan in (whole, unpruned)
         ]
         gpu = f", {gpu_hours[0]:,.1f} GPU hours in place of {gpu_hours[1]:,.1f}" if any(gpu_hours) else ""

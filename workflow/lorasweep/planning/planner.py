@@ -23,7 +23,7 @@ from lorasweep.experiment.task_choice import list_tasks, with_own_tasks
 from lorasweep.layout import ADAPTER_WEIGHTS, get_part_name, get_rung_name
 from lorasweep.planning.costs import Base, Costs, TaskSize, Training
 from lorasweep.planning.timeline import PlannedJob, Timeline, simulate
-from lorasweep.stages import GPU_RULES, TASK_RULES, TRAINING_RULES, get_timed_rules
+from lorasweep.stages import GPU_RULES, TASK_RULES, TRAINER_RULES, TRAINING_RULES, get_timed_rules
 from lorasweep.sweep import resources
 from lorasweep.sweep.batches import group_alike
 
@@ -133,7 +133,7 @@ class Planner:
         if self.experiment.model.device != "cuda" or rule not in GPU_RULES:
             return 0
         point = self.points.get(name)
-        if rule in ("train", "train_part") and point:
+        if rule in TRAINER_RULES and point:
             return point.controls.gpus
         if rule == "prune" and not self._pruning_task:
             return 0
@@ -346,7 +346,7 @@ class Planner:
         base, point = self.get_base(name), self.points.get(name)
         if rule == "prune" and not self._pruning_task:
             return 0
-        if rule in ("train", "train_part") and point:
+        if rule in TRAINER_RULES and point:
             return resources.train_mem_mb(base.checkpoint, point.controls, base.model, point.data)
         merge = resources.merge_mem_mb(base.checkpoint)
         evaluate = resources.evaluate_mem_mb(base.checkpoint, base.model)

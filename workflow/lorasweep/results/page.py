@@ -35,7 +35,7 @@ class Column:
     title: str
     cells: Sequence[Cell]
     kind: str = "number"
-    """`name` or `number`; `aside` for what is left out of a print."""
+    """`name`, `number`, or `text` for a sentence; `aside` for what is left out of a print."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from lorasweep.experiment.pruning import count_kept
 from lorasweep.experiment.sections import MODEL_KEY, SET_KEY, Data, Prune
-from lorasweep.layout import PRUNE, TRAINING_LOG, get_rung_name
+from lorasweep.layout import TRAINING_LOG, get_decision_file
 from lorasweep.results.labels import plain
 from lorasweep.results.page import Cell, Column, Section, list_numbers
 from lorasweep.results.table import PRUNED, leave_out_pruned
@@ -21,7 +21,7 @@ KEEP = 0.5
 
 def read_decisions(results: Path, prune: Prune | None) -> list[dict[str, Any]]:
     """Return the decisions of an experiment, in the order of their epochs."""
-    files = [results / PRUNE / f"{get_rung_name(after)}.json" for after in (prune.after if prune else ())]
+    files = [get_decision_file(results, after) for after in (prune.after if prune else ())]
     return [record for file in files if (record := find_record(file))]
 
 

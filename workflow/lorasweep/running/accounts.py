@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lorasweep.experiment.points import Baseline, Point
-from lorasweep.layout import JOB_RECORDS, LEDGER, RECORD, RUNS, STORAGE, TRAININGS, split_part_name
+from lorasweep.layout import JOB_RECORDS, LEDGER, RECORD, RUNS, STORAGE, TRAININGS, get_part_file, split_part_name
 from lorasweep.planning.forecast import WHOLE, Forecast
 from lorasweep.planning.history import DONE, JobRecord, append_records, read_records
 from lorasweep.running import view
@@ -40,8 +40,7 @@ from lorasweep.running.status import (
 )
 from lorasweep.running.status_view import describe_wait, is_queued
 from lorasweep.running.storage_log import StorageLog, take_sample
-from lorasweep.stages import TIMED_RULES
-from lorasweep.trainers.rungs import get_part_record
+from lorasweep.stages import TIMED_RULES, TRAINER_RULES
 from lorasweep.util.files import find_record
 from lorasweep.util.formats import format_seconds
 from lorasweep.util.slurm import read_elapsed
@@ -201,7 +200,7 @@ class Accounts:
     def _find_training(self, job: Running) -> tuple[Point | None, int | None]:
         """Return the point that a job trains, and the epoch after which the job ends, if that is not the last."""
         name, after = split_part_name(job.name) if job.rule == "train_part" else (job.name, None)
-        points = self._forecast.planner.points if job.rule in ("train", "train_part") else {}
+        points = self._forecast.planner.points if job.rule in TRAINER_RULES else {}
         return points.get(name), after
 
     def _describe(self, job: Running, left: TimeLeft, reasons: Mapping[str, str]) -> JobStatus:
@@ -312,7 +311,7 @@ def _get_trained_share(forecast: Forecast, attempt: Attempt, point: Point | Base
     record = find_record(forecast.results / TRAININGS / str(point.training) / "adapter" / RECORD)
     if forecast.experiment.prune:
         after = split_part_name(attempt.name)[1] if is_part else point.controls.epochs
-        made = find_record(get_part_record(forecast.results, str(point.training), after or 0)) if is_part else record
+        made = find_record(get_part_file(forecast.results, str(point.training), after or 0)) if is_part else record
         if made.keys() & {"stopped", "diverged", "pruned"}:
             return 0.0
         begin = next(begin for begin, end in forecast.planner.list_parts(point) if end == after)

@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lorasweep.stages import TRAINER_RULES
 from lorasweep.util.errors import InputError
 from lorasweep.util.slurm import ask_patiently
 
@@ -24,7 +25,7 @@ class Orphan:
     @property
     def is_awaited(self) -> bool:
         """Whether the job is a running training, which may be worth hours. All other jobs are cancelled."""
-        return self.rule in ("train", "train_part") and self.is_running
+        return self.rule in TRAINER_RULES and self.is_running
 
 
 def find_orphans(runs: Iterable[str]) -> list[Orphan]:

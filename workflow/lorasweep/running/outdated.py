@@ -29,7 +29,9 @@ from lorasweep.layout import (
     TABLES_RECORD,
     TEMPLATE_DIGEST,
     TRAININGS,
+    get_decision_file,
     get_epoch_folder,
+    get_part_file,
     get_part_name,
     get_rung_name,
 )
@@ -39,7 +41,7 @@ from lorasweep.sweep.pruning import find_end
 from lorasweep.sweep.sweep import ADAPTER_FILES, Sweep
 from lorasweep.sweep.trainings import is_trained
 from lorasweep.trainers.identity import read_identity
-from lorasweep.trainers.rungs import get_decision, get_part_record, get_pruned_epoch
+from lorasweep.trainers.rungs import get_pruned_epoch
 from lorasweep.util.digest import digest_file, digest_text
 from lorasweep.util.files import find_record, write_record
 
@@ -378,13 +380,13 @@ class _Finder:
     def _check_race(self) -> Iterator[Outdated]:
         """Yield the decisions that do not follow from the numbers on disk, and the parts that they wait for."""
         for after, decision in self._decisions.items():
-            file = get_decision(self._results, after)
+            file = get_decision_file(self._results, after)
             if self._sweep.race is None or (decision is not None and find_record(file) == decision):
                 continue
             reason = "it is of other trainings, numbers or settings" if file.is_file() else ""
             yield Outdated(get_rung_name(after), "prune", str(file), reason)
             for contender in self._sweep.race.list_missing(after):
-                record = get_part_record(self._results, contender.training, after)
+                record = get_part_file(self._results, contender.training, after)
                 reason = "it has no number, or its adapter is gone" if record.is_file() else ""
                 yield Outdated(get_part_name(contender.training, after), "train_part", str(record), reason)
 

@@ -11,9 +11,20 @@ from typing import Any
 
 from lorasweep.experiment.pruning import Candidate, Verdict, decide
 from lorasweep.experiment.sections import Prune
-from lorasweep.layout import ADAPTER_WEIGHTS, PRUNE, RACE, RECORD, TRAINING_LOG, TRAININGS, get_part_name
+from lorasweep.layout import (
+    ADAPTER_WEIGHTS,
+    PRUNE,
+    RACE,
+    RECORD,
+    TRAINING_LOG,
+    TRAININGS,
+    get_decision_file,
+    get_part_file,
+    get_part_name,
+    get_rung_folder,
+)
 from lorasweep.trainers.identity import read_identity
-from lorasweep.trainers.rungs import get_decision, get_part_record, get_pruned_epoch, get_rung_folder, has_diverged
+from lorasweep.trainers.rungs import get_pruned_epoch, has_diverged
 from lorasweep.trainers.training_log import read_log
 from lorasweep.util.errors import JobError
 from lorasweep.util.files import find_record, write_record
@@ -126,7 +137,7 @@ class Race:
 
     def read_number(self, contender: Contender, after: int) -> Number | None:
         """Return what is known of a training at a rung; `None` if nothing is."""
-        record = find_record(get_part_record(self.results, contender.training, after))
+        record = find_record(get_part_file(self.results, contender.training, after))
         if record.get("diverged"):
             return Number(has_diverged=True) if has_diverged(self._get_folder(contender)) else None
         value = self._read_score(contender, after) if self.prune.task else self._read_loss(contender, after, record)
@@ -166,7 +177,7 @@ class Race:
         if decision is None:
             missing = [each.training for each in self.contenders if self.read_number(each, after) is None]
             raise JobError(f"no number of {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''} yet")
-        write_record(get_decision(self.results, after), decision)
+        write_record(get_decision_file(self.results, after), decision)
         return decision
 
     def _get_folder(self, contender: Contender) -> Path:
@@ -200,7 +211,7 @@ class Race:
         asked = (contender.spec_sha256, task and task.metric)
         if not record or (record.get("evaluation_sha256"), record.get("asked_metric")) != asked:
             return None
-        made = find_record(get_part_record(self.results, contender.training, after)).get("adapter_sha256")
+        made = find_record(get_part_file(self.results, contender.training, after)).get("adapter_sha256")
         return float(record["score"]) if made in (None, record.get("adapter_sha256")) else None
 
     def _describe(

@@ -58,12 +58,13 @@ from lorasweep.layout import (
     REVISIONS,
     STATE,
     TRAININGS,
+    get_decision_file,
     get_epoch_folder,
     get_part_name,
     get_rung_name,
     split_part_name,
 )
-from lorasweep.stages import TASK_RULES, TRAINING_RULES, get_stages
+from lorasweep.stages import TASK_RULES, TRAINER_RULES, TRAINING_RULES, get_stages
 from lorasweep.sweep import resources
 from lorasweep.sweep.batches import assign_batches, group_alike, read_batches
 from lorasweep.sweep.checks import (
@@ -82,7 +83,7 @@ from lorasweep.sweep.pruning import Contender, Race
 from lorasweep.sweep.trainings import is_trained, share_trainings
 from lorasweep.trainers import get_trainer
 from lorasweep.trainers.identity import head_recipe
-from lorasweep.trainers.rungs import find_stop, get_decision, has_rung
+from lorasweep.trainers.rungs import find_stop, has_rung
 from lorasweep.util.errors import InputError, naming_file, naming_key
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
@@ -533,7 +534,7 @@ class Sweep:
         if not rungs:
             return False
         training, after = split_part_name(name)
-        stopped = find_stop([get_decision(self.results, epoch) for epoch in rungs], training)
+        stopped = find_stop([get_decision_file(self.results, epoch) for epoch in rungs], training)
         return stopped is not None and (after is not None or has_rung(self.results, training, stopped))
 
     def get_training_record(self, training: str) -> str:
@@ -878,7 +879,7 @@ class Sweep:
             return MISSING_MODEL_AMOUNT
         if rule == "prune":
             return attempt * self._request_decision(resource)
-        if rule in ("train", "train_part") and self.has_ended(name):
+        if rule in TRAINER_RULES and self.has_ended(name):
             return attempt * _ENDED[resource]
         after = split_part_name(name)[1] if rule == "train_part" else None
         name = self.job_owners.get(name, name) if rule in TRAINING_RULES else name

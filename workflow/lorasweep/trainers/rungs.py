@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lorasweep.layout import ADAPTER_WEIGHTS, PRUNE, RECORD, RUNGS, TRAINING_LOG, get_part_name, get_rung_name
+from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, RUNGS, TRAINING_LOG, get_part_file, get_rung_folder
 from lorasweep.trainers import Diverged
 from lorasweep.trainers.publication import publish
 from lorasweep.trainers.training_log import read_log
@@ -22,21 +22,6 @@ DIVERGENCE_NOTE = "train.diverged.json"
 """File in a training's `state/` that says how it diverged."""
 
 _PRUNED = "pruned"
-
-
-def get_rung_folder(training: Path, after: int) -> Path:
-    """Return the folder of a training's adapter after an epoch; `training` is the training's folder."""
-    return training / RUNGS / get_rung_name(after)
-
-
-def get_part_record(results: Path, training: str, after: int) -> Path:
-    """Return the record of the part of a training that ends after an epoch; `results` is the experiment's folder."""
-    return results / PRUNE / f"{get_part_name(training, after)}.json"
-
-
-def get_decision(results: Path, after: int) -> Path:
-    """Return the file of the decision after an epoch."""
-    return results / PRUNE / f"{get_rung_name(after)}.json"
 
 
 def find_stop(decisions: Iterable[Path], training: str) -> int | None:
@@ -74,7 +59,7 @@ def has_diverged(training: Path) -> bool:
 def has_rung(results: Path, training: str, after: int) -> bool:
     """Whether the adapter of a training after an epoch is there, to be published as the training's."""
     folder = results / "trainings" / training
-    return _find_made(folder, get_part_record(results, training, after), after) is not None
+    return _find_made(folder, get_part_file(results, training, after), after) is not None
 
 
 def describe_part(adapter: Path, after: int) -> dict[str, Any]:

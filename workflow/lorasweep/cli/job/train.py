@@ -4,16 +4,21 @@ import argparse
 from pathlib import Path
 
 from lorasweep.experiment.sections import DEFAULT_TRAINER
-from lorasweep.layout import PRUNE, get_epoch_folder, get_part_name, get_usage_file
+from lorasweep.layout import (
+    PRUNE,
+    get_decision_file,
+    get_epoch_folder,
+    get_part_file,
+    get_part_name,
+    get_rung_folder,
+    get_usage_file,
+)
 from lorasweep.trainers import SAVE_MINUTES, Diverged, Stopped, Trainer, get_trainer
 from lorasweep.trainers.rungs import (
     describe_divergence,
     describe_part,
     drop_rungs,
     find_stop,
-    get_decision,
-    get_part_record,
-    get_rung_folder,
     has_diverged,
     publish_stopped,
 )
@@ -94,7 +99,7 @@ def _train_part(trainer: Trainer, arguments: argparse.Namespace) -> None:
         except Diverged as error:
             print(error)
             record = describe_divergence(until, error)
-    write_record(get_part_record(results, training.name, until), record)
+    write_record(get_part_file(results, training.name, until), record)
 
 
 def _end_training(trainer: Trainer, arguments: argparse.Namespace) -> None:
@@ -104,7 +109,7 @@ def _end_training(trainer: Trainer, arguments: argparse.Namespace) -> None:
     if stopped is None or has_diverged(training):
         _train(trainer, arguments, arguments.adapter)
     else:
-        end = (training, get_part_record(results, training.name, stopped), stopped, arguments.last_epoch)
+        end = (training, get_part_file(results, training.name, stopped), stopped, arguments.last_epoch)
         if not publish_stopped(*end):
             # The training left the experiment, and came back.
             adapter = get_rung_folder(training, stopped)
@@ -116,7 +121,7 @@ def _end_training(trainer: Trainer, arguments: argparse.Namespace) -> None:
 
 
 def _find_stop(arguments: argparse.Namespace) -> int | None:
-    decisions = [get_decision(_get_results(arguments), epoch) for epoch in arguments.rungs]
+    decisions = [get_decision_file(_get_results(arguments), epoch) for epoch in arguments.rungs]
     return find_stop(decisions, _get_training(arguments).name)
 
 
