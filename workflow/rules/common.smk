@@ -73,8 +73,8 @@ wildcard_constraints:
     point=NAME_PATTERN,
     batch=NAME_PATTERN,
     training=NAME_PATTERN,
-    part=rf"{NAME_PATTERN}__after=\d+" if SWEEP.rungs else "(?!)",
-    rung=r"after=\d+" if SWEEP.rungs else "(?!)",
+    part=rf"{NAME_PATTERN}__after=\d+" if EXPERIMENT.rungs else "(?!)",
+    rung=r"after=\d+" if EXPERIMENT.rungs else "(?!)",
 
 
 # What is to be made, by the content of the results. A job makes its own part only.

@@ -22,6 +22,7 @@ from lorasweep.results.plots import MOST_DOTS, MOST_MOMENTS, draw_losses, draw_m
 from lorasweep.results.replicates import aggregate
 from lorasweep.results.report import make_report
 from lorasweep.results.table import FACTS, SampleScores, is_metric, make_table, order_metrics
+from lorasweep.results.usage import describe_usage
 from lorasweep.stages import get_stages
 from lorasweep.util.errors import InputError
 from made_results import METRIC, TASK, collect, make_point, make_results
@@ -719,6 +720,13 @@ def test_a_job_whose_gpu_idled_is_named_with_what_to_change(tmp_path: Path) -> N
     assert "a larger batch has no room" in named[1]
     assert "a larger evaluation.max_connections" in named[2]
     assert "<td>train</td><td>3</td><td>43 min</td><td>54%</td><td>20%</td><td>79 GB of 80 GB</td>" in section
+    (tmp_path / "benchmarks/prune").mkdir(parents=True)
+    (tmp_path / "benchmarks/prune/after=2.json").write_text(json.dumps(idle))
+    labels = {f"lora_rank={rank}": str(rank) for rank in RANKS["lora_rank"]}
+    usages = [describe_usage(tmp_path, labels, rungs) for rungs in ([1, 2], [1])]
+    told = [[job for job, _ in usage.idle] for usage in usages if usage]
+    assert told[0][1] == "prune of the trainings after epoch 2"
+    assert told[0][:1] + told[0][2:] == told[1]
     table = pd.read_csv(tmp_path / "results.csv").set_index("point")
     # The hour of the training, and half of the batch's 90 seconds.
     assert table.loc["lora_rank=4", ["gpu_busy", "peak_gpu_memory_bytes", "cpu_busy"]].tolist() == [0.2, 9e9, 0.2]

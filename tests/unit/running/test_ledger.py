@@ -156,6 +156,14 @@ def test_the_ledger_has_how_busy_gpus_and_cores_were_of_jobs_that_failed_too(tmp
     assert b == {"gpu_busy": 0.8, "peak_gpu_memory_bytes": None, "cpu_busy": 0.1}
     assert set(c.values()) == {None}
     assert total["gpu_busy"] == 0.5
+    # A job that decides which trainings go on is shared by those that compete.
+    leave("prune", "after=1", gpus=1, gpu_busy=0.1)
+    records.append(make_record(rule="prune", name="after=1", members="a;b"))
+    *_, b, _, total = make_ledger(tmp_path, points, records, runs, dict.fromkeys("abc", 10), WHOLE, trainings)
+    assert (b["gpu_busy"], total["gpu_busy"]) == (
+        pytest.approx((0.8 + 0.1) / 2),
+        pytest.approx((0.5 * 2 + 0.1) / 3, abs=0.001),
+    )
     assert "in which the GPUs were busy for 50% of the time" in describe_ledger(rows)
 
 

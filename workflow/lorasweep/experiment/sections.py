@@ -6,7 +6,7 @@ These classes are the single source of the keys: ``workflow/schemas/experiment.s
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from itertools import pairwise
 from string import Formatter
@@ -845,6 +845,11 @@ class Experiment(Section):
     def names(self) -> Mapping[str, Collection[str]]:
         """The names that a variable can choose from, by the variable's key."""
         return {SET_KEY: self.data.sets, MODEL_KEY: self.models}
+
+    @property
+    def rungs(self) -> Sequence[int]:
+        """The epochs after which `prune` compares settings."""
+        return self.prune.after if self.prune else ()
 
     def choose_model(self, name: str | None) -> Model:
         """Return the base model of this name, or that of the section `model`, which then must have a path."""

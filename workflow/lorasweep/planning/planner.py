@@ -164,11 +164,6 @@ class Planner:
         """The size of the task by whose scores trainings stop, if one is."""
         return self._first.validation if self.experiment.prune and self.experiment.prune.task else None
 
-    @property
-    def _rungs(self) -> Sequence[int]:
-        """The epochs after which `prune` compares settings."""
-        return self.experiment.prune.after if self.experiment.prune else ()
-
     @cached_property
     def shares(self) -> Mapping[str, Sequence[float]]:
         """The share of each part of a training that will be trained, by point, if all settings are alike."""
@@ -177,7 +172,7 @@ class Planner:
     def list_parts(self, point: Point) -> list[tuple[int, int]]:
         """Return the parts of a training as pairs of epochs: that after which it begins, and its last. It has one
         without `prune`."""
-        ends = [*self._rungs, point.controls.epochs]
+        ends = [*self.experiment.rungs, point.controls.epochs]
         return list(zip([0, *ends], ends, strict=False))
 
     def list_deciding(self) -> list[str]:
@@ -291,8 +286,8 @@ class Planner:
             after = tuple(moved[i] for i in job.after if i in moved)
             # What earlier jobs left is on disk already: it is no part of what the rest will need.
             left = job.left if job.left > 0 or after else 0
-            if self._rungs and left < 0:
-                parts = (kept.get(("train_part", get_part_name(name, rung))) for rung in self._rungs)
+            if self.experiment.rungs and left < 0:
+                parts = (kept.get(("train_part", get_part_name(name, rung))) for rung in self.experiment.rungs)
                 left = -sum(part.left for part in parts if part)
             kept[job.rule, name] = replace(job, after=after, left=left)
         return kept
@@ -382,9 +377,9 @@ class Planner:
                 small = self._takers[name] * self._get_small_bytes(point)
                 # The points keep the adapters. The training holds copies if the file system has no hard links.
                 undecided = epochs if self._validation else 0
-                kept_state, left = (0, -self._get_left_bytes(point)) if self._rungs else (state, undecided)
+                kept_state, left = (0, -self._get_left_bytes(point)) if self.experiment.rungs else (state, undecided)
                 trained[name] = add("train", [name], kept=own + small, temporary=own + kept_state, left=left)
-                if self._rungs:
+                if self.experiment.rungs:
                     jobs[-1] = replace(jobs[-1], seconds=self._estimate_part(point, -1), after=decided)
                 if size := self._validation:
                     logs = point.controls.epochs * (LOG_BYTES + size.samples * SAMPLE_BYTES)
@@ -414,11 +409,11 @@ class Planner:
         """Add the parts of all trainings, and the decisions between them; return the index of the last decision."""
         decided: tuple[int, ...] = ()
         trained = [point for point in self.points.values() if point.is_trained]
-        for index, after in enumerate(self._rungs if trained else ()):
+        for index, after in enumerate(self.experiment.rungs if trained else ()):
             begin = len(jobs)
             for point in trained:
                 adapter = self._get_adapter_folder_bytes(point)
-                left = adapter if index else self._get_left_bytes(point) - (len(self._rungs) - 1) * adapter
+                left = adapter if index else self._get_left_bytes(point) - (len(self.experiment.rungs) - 1) * adapter
                 seconds = self._estimate_part(point, index)
                 name = get_part_name(point.name, after)
                 jobs.append(PlannedJob("train_part", (point.name,), seconds, decided, 0, left, left, name=name))
@@ -432,7 +427,7 @@ class Planner:
 
     def _get_left_bytes(self, point: Point) -> int:
         """Return the bytes that all parts of a training leave until its end: its state, and an adapter each."""
-        copies = 2 * point.controls.epochs + len(self._rungs)
+        copies = 2 * point.controls.epochs + len(self.experiment.rungs)
         return copies * self._get_adapter_folder_bytes(point) + resources.SAVED_STATES * self.get_adapter_bytes(point)
 
     def _estimate_part(self, point: Point, index: int) -> float:

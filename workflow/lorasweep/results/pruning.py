@@ -19,9 +19,9 @@ KEEP = 0.5
 """The share by which it is told what `prune` would have done, where it did nothing."""
 
 
-def read_decisions(results: Path, prune: Prune | None) -> list[dict[str, Any]]:
-    """Return the decisions of an experiment, in the order of their epochs."""
-    files = [get_decision_file(results, after) for after in (prune.after if prune else ())]
+def read_decisions(results: Path, rungs: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the decisions of an experiment after the epochs `rungs`, in their order."""
+    files = [get_decision_file(results, after) for after in rungs]
     return [record for file in files if (record := find_record(file))]
 
 

@@ -62,7 +62,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     experiment = load_experiment(configuration, str(results / EXPERIMENT))
     variables = answer["variables"]
     sections = _make_sections(results, leave_out_pruned(table), leave_out_pruned(settings), answer, experiment)
-    decisions = read_decisions(results, experiment.prune)
+    decisions = read_decisions(results, experiment.rungs)
     runs = _draw_runs(results, table, variables)
     drawn = [plot for section in sections for plot in section.plots] + runs
     write_pictures(drawn, plots)
@@ -87,7 +87,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         runs=runs,
         stopped=_list_stopped(table, answer, decisions, variables),
         pruning=look_back(results, table, answer["best"], decisions, experiment.prune, variables),
-        usage=describe_usage(results, label_points(table, variables)),
+        usage=describe_usage(results, label_points(table, variables), experiment.rungs),
         idle=IDLE,
         failures=[
             {**failure, "tail": "\n".join(read_tail(Path(failure["log"]))[-_LOG_LINES:])} for failure in failures

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from lorasweep.experiment.sections import DEFAULT_TRAINER
-from lorasweep.layout import MANIFEST
+from lorasweep.layout import MANIFEST, get_rung_name, get_usage_file
 from lorasweep.stages import RULE_NAMES
 from lorasweep.util.files import find_record
 from lorasweep.util.formats import format_bytes, format_seconds
@@ -46,12 +46,13 @@ class _Job:
     mode: str
 
 
-def describe_usage(results: Path, labels: Mapping[str, str]) -> Usage | None:
-    """Return how busy the jobs of points were, by their manifests; `None` if that is not known of any.
+def describe_usage(results: Path, labels: Mapping[str, str], rungs: Sequence[int] = ()) -> Usage | None:
+    """Return how busy jobs were: those of points, by their manifests; `None` if that is not known of any.
 
-    `labels` has the points in their order, with what each is called.
+    `labels` has the points in their order, with what each is called, and `rungs` the epochs after which `prune` scored
+    adapters.
     """
-    jobs = _list_jobs(results, labels)
+    jobs = [*_list_jobs(results, labels), *_list_decisions(results, rungs)]
     on_gpus = [job for job in jobs if "gpu_busy" in job.record or "peak_gpu_memory_bytes" in job.record]
     key, shown = ("gpu_busy", on_gpus) if on_gpus else ("cpu_busy", jobs)
     rows = []
@@ -75,6 +76,15 @@ def _list_jobs(results: Path, labels: Mapping[str, str]) -> list[_Job]:
             key = (rule, json.dumps(record, sort_keys=True) if several > 1 else point)
             jobs.setdefault(key, _Job(rule, name, record, manifest["settings"], manifest["mode"]))
     return list(jobs.values())
+
+
+def _list_decisions(results: Path, rungs: Sequence[int]) -> list[_Job]:
+    files = {after: get_usage_file(results, "prune", get_rung_name(after)) for after in rungs}
+    return [
+        _Job("prune", f"the trainings after epoch {after}", record, {}, "")
+        for after, file in files.items()
+        if (record := find_record(file))
+    ]
 
 
 def _describe_rule(rule: str, records: Sequence[Mapping[str, Any]], key: str) -> tuple[str, ...]:

@@ -199,6 +199,12 @@ def _read_usage(
         file = get_usage_file(results, rule, str(name))
         parts = sorted(file.parent.glob(f"{glob.escape(str(name))}__after=*.json")) if rule == "train_part" else [file]
         usage.setdefault(member, []).extend(found for part in parts if (found := find_record(part)))
+    # A decision is of no point: each that competes has its share.
+    decisions = {record.name: record.members.split(";") for record in records if record.rule == "prune"}
+    for name, members in decisions.items():
+        if found := find_record(get_usage_file(results, "prune", name)):
+            for member in members:
+                usage.setdefault(member, []).append(found | {"points": len(members)})
     return usage
 
 

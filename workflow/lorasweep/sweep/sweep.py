@@ -413,7 +413,7 @@ class Sweep:
             self.trained,
             taken,
             chooses_epoch=self.validation is not None,
-            rungs=len(self.rungs),
+            rungs=len(self.experiment.rungs),
         )
         return json.dumps([asdict(stage) for stage in stages])
 
@@ -450,11 +450,6 @@ class Sweep:
 
     # Pruning. A training has a part before each rung; a part's name is that of its training with the rung's.
 
-    @property
-    def rungs(self) -> Sequence[int]:
-        """The epochs after which `prune` compares settings."""
-        return self.experiment.prune.after if self.experiment.prune else ()
-
     @cached_property
     def race(self) -> Race | None:
         """The trainings that compete, if `prune` is set."""
@@ -489,7 +484,7 @@ class Sweep:
         parts = {
             get_part_name(training, after): get_part_name(point, after)
             for training, point in self.trainings.items()
-            for after in self.rungs
+            for after in self.experiment.rungs
         }
         return {**self.trainings, **parts}
 
@@ -513,12 +508,12 @@ class Sweep:
 
     def _list_rungs(self, name: str) -> list[int]:
         """Return the epochs before the end of a training, or of a part of it, after which settings are compared."""
-        after = split_part_name(name)[1] if self.rungs else None
-        return [epoch for epoch in self.rungs if after is None or epoch < after]
+        after = split_part_name(name)[1] if self.experiment.rungs else None
+        return [epoch for epoch in self.experiment.rungs if after is None or epoch < after]
 
     def get_training_options(self, name: str) -> list[str]:
         """Return the options of a training, or of a part of it, that say where it may have been stopped."""
-        if not self.rungs:
+        if not self.experiment.rungs:
             return []
         training, after = split_part_name(name)
         rungs = ",".join(map(str, self._list_rungs(name)))

@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from lorasweep.layout import TRAININGS
+from lorasweep.layout import TRAININGS, get_rung_name, get_usage_file
 from lorasweep.sweep.pruning import Contender, Race
 from lorasweep.util.files import write_record
 from lorasweep.util.process import end_on_sigterm
+from lorasweep.util.usage import measure_usage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,8 @@ def run(arguments: argparse.Namespace) -> None:
     end_on_sigterm()
     race, after = Race.read(arguments.results), arguments.after
     if race.prune.task:
-        _score(race, after, arguments.gpus)
+        with measure_usage([get_usage_file(race.results.absolute(), "prune", get_rung_name(after))], arguments.gpus):
+            _score(race, after, arguments.gpus)
     decision = race.write_decision(after)
     for training, verdict in decision["trainings"].items():
         print(f"{training}: {'goes on' if verdict['stays'] else 'stops'}: {verdict['why']}")
