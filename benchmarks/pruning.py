@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--after", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--keep", type=float, default=0.5)
     parser.add_argument("--samples", type=int, default=40, help="samples of the demo's task")
+    parser.add_argument("--train", type=int, default=64, help="samples of the training data")
     parser.add_argument("--held-out", type=int, default=30, help="samples of the validation data")
     parser.add_argument("--in", type=Path, dest="folder", help="a folder that stays; an interrupted benchmark goes on")
     arguments = parser.parse_args()
@@ -79,7 +80,8 @@ def prepare(folder: Path, arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = (ROOT / "demo/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "held_out.jsonl").write_text("".join(lines[: arguments.held_out]), encoding="utf-8")
-    (folder / "train.jsonl").write_text("".join(lines[arguments.held_out :]), encoding="utf-8")
+    train = lines[arguments.held_out : arguments.held_out + arguments.train]
+    (folder / "train.jsonl").write_text("".join(train), encoding="utf-8")
     shutil.copytree(ROOT / "demo", folder / "demo", dirs_exist_ok=True, ignore=lambda *_: {"model", "downloads"})
 
 
