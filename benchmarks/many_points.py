@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "tests"), str(ROOT / "tests/s
 from cluster import Cluster  # noqa: E402
 from lorasweep.util.formats import format_bytes  # noqa: E402
 from monkey import find_differences, find_leftovers, wait_until_idle  # noqa: E402
-from slurm_sweep import TRAINING_ONLY, SlurmSweep, stumble  # noqa: E402
+from slurm_sweep import ALIVE, TRAINING_ONLY, SlurmSweep, stumble  # noqa: E402
 from sweep import Sweep, make_sweep, run_stage  # noqa: E402
 
 QUERIES = ("squeue", "sacct", "sinfo", "scontrol")
@@ -166,7 +166,7 @@ def look(sweep: SlurmSweep, process: psutil.Process, began: float) -> Sample | N
     except psutil.NoSuchProcess:
         return None
     spent = times.user + times.system + times.children_user + times.children_system
-    submitted = len(sweep.list_jobs("PENDING,RUNNING"))
+    submitted = len(sweep.list_jobs(ALIVE))
     return Sample(time.monotonic() - began, count_done(sweep), spent, memory, submitted)
 
 

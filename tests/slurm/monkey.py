@@ -19,7 +19,7 @@ import psutil
 from cluster import APART_NODES as NODES
 from cluster import Cluster
 from lorasweep.trainers.training_log import read_log
-from slurm_sweep import SECONDS_TO_END, SlurmSweep, wait_for
+from slurm_sweep import ALIVE, SECONDS_TO_END, SlurmSweep, wait_for
 
 PARTITION = "apart_preemptible"
 SETTINGS = {
@@ -136,11 +136,11 @@ class Monkey:
         return self._random.choice(jobs) if jobs else ""
 
     def _describe(self, job: str) -> str:
-        comment = self._sweep.list_jobs("PENDING,RUNNING").get(job, "")
+        comment = self._sweep.list_jobs(ALIVE).get(job, "")
         return f"{job} {comment.removeprefix('rule_').replace('_wildcards_', ' of ')}"
 
     def _cancel(self) -> str:
-        job = self._choose_job("PENDING,RUNNING")
+        job = self._choose_job(ALIVE)
         return self._order("scancel", job) if job else ""
 
     def _requeue(self) -> str:
@@ -290,4 +290,4 @@ def find_leftovers(directory: Path, results: Path, tmp: Path) -> list[str]:
 
 def wait_until_idle(sweep: SlurmSweep) -> None:
     """Wait until no job of a sweep is left."""
-    wait_for("the jobs to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"))
+    wait_for("the jobs to be gone", lambda: not sweep.list_jobs(ALIVE))

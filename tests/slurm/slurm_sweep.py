@@ -17,6 +17,9 @@ SITE_PARTITION = os.environ.get("LORASWEEP_SLURM_PARTITION")
 
 TEXT: Any = {"capture_output": True, "text": True, "check": True}
 
+ALIVE = "PENDING,CONFIGURING,RUNNING"
+"""States of jobs that have not ended. While SLURM prepares a node, `squeue --states=RUNNING` leaves its job out."""
+
 TRAINING_ONLY = {"enabled": False, "baseline": False}
 
 SECONDS_TO_END = 1200
@@ -108,7 +111,7 @@ class SlurmSweep(Sweep):
             if run.poll() is None:
                 run.kill()
                 run.wait()
-        if jobs := [*self.list_jobs("PENDING,RUNNING")]:
+        if jobs := [*self.list_jobs(ALIVE)]:
             subprocess.run(["scancel", *jobs], check=False, capture_output=True)
 
     @property

@@ -15,7 +15,7 @@ import pytest
 from cluster import Cluster
 from lorasweep.planning.history import read_records
 from monkey import find_program
-from slurm_sweep import SlurmSweep, end_time_now, get_node, wait_for
+from slurm_sweep import ALIVE, SlurmSweep, end_time_now, get_node, wait_for
 from sweep import SUMMED_UP, Sweep
 
 TRAINING_ONLY = {"enabled": False, "baseline": False}
@@ -107,7 +107,7 @@ def test_a_batch_is_one_job_and_what_it_had_finished_outlives_it(make: Callable[
     sweep.wait_for(
         "the first point's result", lambda: (sweep.results / "seed=0/state/eval/done/metrics.json").is_file()
     )
-    [(job, comment)] = sweep.list_jobs("PENDING,RUNNING").items()
+    [(job, comment)] = sweep.list_jobs(ALIVE).items()
     assert comment.startswith("rule_evaluate_adapters_wildcards_seed=0+2-")
     subprocess.run(["scancel", job], check=True)
     assert sweep.wait(run) == 1
@@ -190,7 +190,7 @@ def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSw
     if number == signal.SIGTERM:
         sweep.hold.unlink()
     assert sweep.wait(run) != 0
-    wait_for("the jobs to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"))
+    wait_for("the jobs to be gone", lambda: not sweep.list_jobs(ALIVE))
     finished = len(list(sweep.results.glob("trainings/*/adapter/adapter_model.safetensors")))
     # Ctrl-C cancels what runs; SIGTERM lets it finish, and starts no more.
     assert finished == (0 if number == signal.SIGINT else 1)
@@ -315,7 +315,7 @@ def test_a_rebooted_controller_needs_the_same_command_alone(make: Callable[..., 
     run.kill()
     run.wait()
     subprocess.run(["scancel", *sweep.list_jobs()], check=True)
-    wait_for("the job to be gone", lambda: not sweep.list_jobs("PENDING,RUNNING"))
+    wait_for("the job to be gone", lambda: not sweep.list_jobs(ALIVE))
     sweep.hold.unlink()
     assert list((sweep.directory / ".snakemake/locks").iterdir())
     said = finish(sweep)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from cluster import Cluster
-from slurm_sweep import TEXT, TRAINING_ONLY, SlurmSweep, check_undisturbed, list_submitted, stumble, wait_for
+from slurm_sweep import ALIVE, TEXT, TRAINING_ONLY, SlurmSweep, check_undisturbed, list_submitted, stumble, wait_for
 from sweep import ROOT
 
 
@@ -63,7 +63,7 @@ def test_two_jobs_of_one_submission_do_its_work_once(make: Callable[..., SlurmSw
     again = '"$real" "$@" > /dev/null'
     stumble(sweep, "sbatch", f'if [ $((calls % 2)) = 0 ]; then {again}; "$real" "$@"; else "$real" "$@"; {again}; fi')
     assert sweep.wait(sweep.start("--retries", "0")) == 0, sweep.said[-6000:]
-    wait_for("the others", lambda: not sweep.list_jobs("PENDING,RUNNING"))
+    wait_for("the others", lambda: not sweep.list_jobs(ALIVE))
     assert set(list_submitted(sweep).values()) == {2}
     # Each submission has had its work done by one of its jobs.
     steps = (sweep.directory / "stumbling/srun.calls").read_text()
@@ -124,7 +124,7 @@ def test_an_outage_of_ten_minutes_costs_time_alone(make: Callable[..., SlurmSwee
     release(jobs["waiting"])
     interrupted = sweeps.pop("interrupted")
     assert interrupted.wait(runs.pop("interrupted")) != 0
-    assert not interrupted.list_jobs("PENDING,RUNNING"), interrupted.said[-6000:]
+    assert not interrupted.list_jobs(ALIVE), interrupted.said[-6000:]
     for phase, sweep in sweeps.items():
         assert sweep.wait(runs[phase]) == 0, (phase, sweep.said[-6000:])
         check_undisturbed(sweep)
@@ -164,13 +164,13 @@ def test_a_controller_that_is_a_job_starts_itself_again_before_its_limit(make: C
     first = said.strip()
     try:
         training = wait_for("a training", lambda: [j for j, c in sweep.list_jobs().items() if "rule_train" in c])
-        wait_for("the end of the first", lambda: first not in sweep.list_jobs("PENDING,RUNNING"))
+        wait_for("the end of the first", lambda: first not in sweep.list_jobs(ALIVE))
         second = wait_for("the second", lambda: [j for j, c in sweep.list_jobs().items() if "rule_" not in c])
         assert training[0] in sweep.list_jobs()
         log = ROOT / f"lorasweep-controller-{second[0]}.log"
         wait_for("what it says", lambda: log.exists() and "still runs: the same training" in log.read_text())
         sweep.hold.unlink()
-        wait_for("its end", lambda: not sweep.list_jobs("PENDING,RUNNING"))
+        wait_for("its end", lambda: not sweep.list_jobs(ALIVE))
         # On a slow machine it hands over in its turn.
         said = [log.read_text() for log in ROOT.glob("lorasweep-controller-*.log")]
         assert any("1 of 1 points done" in text for text in said), said

@@ -743,6 +743,9 @@ def test_without_a_gpu_the_report_has_the_load_of_the_cores_and_names_no_job(tmp
     assert "How busy the cores were" in section
     assert "<td>train</td><td>3</td><td>2 min</td><td>50%</td><td>10%</td></tr>" in section
     assert "<li>" not in section
+    for rank in RANKS["lora_rank"]:  # trainings that an earlier run had done
+        measure(tmp_path, f"lora_rank={rank}", train={"seconds": 0.0, "cores": 4, "cpu_busy": 0.0})
+    assert "<td>train</td><td>3</td><td>0 s</td><td>not known</td>" in report(tmp_path, ["lora_rank"])
 
 
 def test_a_huge_interval_leaves_room_for_the_values_and_ends_in_an_arrow(tmp_path: Path) -> None:

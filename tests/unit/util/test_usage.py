@@ -165,6 +165,8 @@ def test_means_are_weighted_by_time_and_devices() -> None:
         {"seconds": 50, "cores": 1, "cpu_busy": 0.5},
     ]
     assert summarise(jobs) == {"gpu_busy": 0.4, "peak_gpu_memory_bytes": 9, "cpu_busy": 0.5}
+    # A training that an earlier run had done takes no time.
+    assert summarise([{"seconds": 0.0, "cores": 1, "cpu_busy": 0.5}])["cpu_busy"] is None
     assert summarise([]) == dict.fromkeys(("gpu_busy", "peak_gpu_memory_bytes", "cpu_busy"))
 
 
@@ -192,4 +194,8 @@ def test_the_parts_of_a_training_are_one_record() -> None:
         "gpu_memory_bytes": 80,
     }
     assert combine([{}, part]) == part
+    idle = part | {"gpu_busy": 0.0}
+    assert combine([idle, idle])["gpu_busy"] == 0
+    moment = {"seconds": 0.0, "cores": 4, "cpu_busy": 0.0}
+    assert combine([moment, moment]) == {"seconds": 0, "cores": 4}
     assert combine([{}]) == {}

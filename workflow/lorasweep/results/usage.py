@@ -97,7 +97,7 @@ def _describe_rule(rule: str, records: Sequence[Mapping[str, Any]], key: str) ->
         rule,
         str(len(records)),
         format_seconds(mean(record["seconds"] for record in records)),
-        f"{whole[key]:.0%}" if shares else "not known",
+        f"{whole[key]:.0%}" if whole[key] is not None else "not known",
         f"{min(shares):.0%}" if shares else "not known",
         (format_bytes(peak) + (f" of {format_bytes(most)}" if most else "")) if peak else "",
     )

@@ -116,7 +116,7 @@ class _Meter:
         seconds = max(time.monotonic() - self._began, 1e-3)
         cores = _count_cores()
         record: dict[str, Any] = {
-            "seconds": round(seconds, 1),
+            "seconds": round(seconds, 3),
             "cores": cores,
             "cpu_busy": round((sum(os.times()[:4]) - self._worked) / (seconds * cores), 3),
         }
@@ -215,14 +215,14 @@ def combine(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     if len(known) < 2:
         return dict(known[0]) if known else {}
     largest = max(known, key=lambda record: record.get("peak_gpu_memory_bytes", 0))
-    most = {key: max(record.get(key, 0) for record in known) for key in ("cores", "gpus")}
     combined = {
-        "seconds": round(sum(record["seconds"] for record in known), 1),
-        **most,
+        "seconds": round(sum(record["seconds"] for record in known), 3),
+        "cores": max(record["cores"] for record in known),
+        "gpus": max((record["gpus"] for record in known if "gpus" in record), default=None),
         **summarise(known),
         "gpu_memory_bytes": largest.get("gpu_memory_bytes"),
     }
-    return {key: value for key, value in combined.items() if value}
+    return {key: value for key, value in combined.items() if value is not None}
 
 
 USAGE = ("gpu_busy", "peak_gpu_memory_bytes", "cpu_busy")
