@@ -27,6 +27,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, model_without_template: Path
     return sweep
 
 
+@pytest.mark.long
 def test_it_is_asked_by_and_kept_in_every_mode(sweep: Sweep) -> None:
     digest = digest_file(sweep.directory / "own.jinja")
     [recipe] = sweep.results.glob("trainings/*/recipe.yaml")

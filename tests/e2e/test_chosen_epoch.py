@@ -123,6 +123,7 @@ def test_the_scores_are_those_of_points_of_all_epochs(chosen: Sweep) -> None:
     assert found == list(zip(table["epoch"], table["match/accuracy"], table["adapter_sha256"], strict=True))
 
 
+@pytest.mark.long
 class TestKilled:
     """A choice that was killed in its second epoch. It is that of the trainer `trl`."""
 

@@ -11,7 +11,8 @@ from sweep import Sweep
 SETTINGS = {"lora_modules": "all-linear", "epochs": 2}
 
 
-@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_all_modes_agree_on_the_full_base_and_the_quantized_one_has_rows_of_its_own(
     make: Callable[..., Sweep], kind: str
 ) -> None:

@@ -52,6 +52,7 @@ def get_time_limit(job: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.long
 def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("limits", runs=[{"name": "slow"}, {"name": "hungry", "seed": 1}])
     sweep.edit(evaluation=DIRECT)
@@ -222,6 +223,7 @@ class TestControllerKilled:
         log = sweep.find_training_log("point").read_text()
         assert "This recipe was trained by an earlier run" in log
 
+    @pytest.mark.long
     def test_an_evaluation_that_still_runs_is_cancelled_and_done_anew(self, make: Callable[..., SlurmSweep]) -> None:
         sweep = make("killed_evaluation", runs=[{"name": "point"}])
         sweep.edit(evaluation={"baseline": False})

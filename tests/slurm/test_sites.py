@@ -33,13 +33,14 @@ def request(*rules: str, **resources: object) -> list[str]:
     return ["--set-resources", *(f"{rule}:{name}={value}" for rule in rules for name, value in resources.items())]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("site", "resources", "gpus"),
     [
-        long("one_by_gres", {"gres": "gpu:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
-        long("typed", {"gres": "gpu:fake:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
+        ("one_by_gres", {"gres": "gpu:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
+        ("typed", {"gres": "gpu:fake:1", "gpu": 0, "slurm_partition": "gpu"}, 1),
         ("several", {"gres": "gpu:fake:2", "gpu": 0, "slurm_partition": "odd"}, 2),
-        long("by_model", {"gpu_model": "fake", "gpu": 2, "slurm_partition": "odd"}, 2),
+        ("by_model", {"gpu_model": "fake", "gpu": 2, "slurm_partition": "odd"}, 2),
     ],
 )
 def test_gpus_are_those_of_the_step_that_trains(

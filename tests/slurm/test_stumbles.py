@@ -180,6 +180,7 @@ def test_a_controller_that_is_a_job_starts_itself_again_before_its_limit(make: C
     assert sweep.plan() == {}
 
 
+@pytest.mark.long
 def test_a_site_without_accounting_that_prints_notices(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("plain_site", variables={"seed": [0, 1]})
     sweep.edit(evaluation=TRAINING_ONLY)

@@ -111,6 +111,7 @@ def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, u
     assert get_weights(sweep) == undisturbed
 
 
+@pytest.mark.long
 def test_a_training_over_its_memory_takes_half_the_batch_in_its_retry(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("over_memory", trainer="torchtune", **SECTIONS)
     sweep.edit(controls={"epochs": 60, "batch_size": 4}, evaluation=TRAINING_ONLY)
