@@ -5,7 +5,8 @@
 #
 # Its arguments are those of `snakemake --profile slurm`. Five minutes before its time limit it ends, and a job that waits
 # for its end goes on: trainings run meanwhile, and are waited for; other jobs are done again. Give sbatch your site's
-# options, such as --partition and --account; the next job has the same partition and account.
+# options, such as --partition and --account; the next job has the same partition and account. It has what you give as
+# variables, too: SBATCH_QOS=long sbatch profiles/slurm/controller.sh ...
 #SBATCH --job-name=lorasweep-controller
 #SBATCH --output=lorasweep-controller-%j.log
 #SBATCH --time=1-00:00:00
@@ -21,17 +22,18 @@ limit=$(squeue --noheader --jobs="$job" --format=%l)
 
 go_on() {
     # `kill -9`, so that no job is cancelled. The next snakemake finds them by the record of this one.
-    kill -9 "$snakemake"
+    [ -z "$snakemake" ] || kill -9 "$snakemake"
     sbatch --export=ALL,LORASWEEP_GOES_ON=1 --dependency="afterany:$job" --time="$limit" "${options[@]}" \
         profiles/slurm/controller.sh "${arguments[@]}"
     exit 0
 }
 arguments=("$@")
+snakemake=
+trap go_on USR1 # at once, since the signal ends a job that has no trap
 
 if [ -n "${LORASWEEP_GOES_ON:-}" ]; then # the job before this one has ended, and runs the sweep no more
     snakemake --profile slurm "$@" --unlock
 fi
 snakemake --profile slurm "$@" &
 snakemake=$!
-trap go_on USR1
 wait "$snakemake"

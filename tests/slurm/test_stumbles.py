@@ -155,8 +155,9 @@ def test_a_controller_that_is_a_job_starts_itself_again_before_its_limit(make: C
     sweep.edit(evaluation=TRAINING_ONLY)
     sweep.hold.touch()
     # SLURM looks at limits every 30 s, and sends the signal up to a minute early.
-    options = ["--parsable", "--export=ALL", "--time=4", "--signal=B:USR1@120", f"--job-name={sweep.job_name}"]
-    environment = {**os.environ, **sweep.environment}
+    options = ["--parsable", "--export=ALL", "--time=4", f"--job-name={sweep.job_name}"]
+    # As a variable, for the jobs that follow too: five minutes before a limit of four is at once.
+    environment = {**os.environ, **sweep.environment, "SBATCH_SIGNAL": "B:USR1@120"}
     arguments = sweep.list_arguments("--retries", "0")
     del arguments[arguments.index("--profile") : arguments.index("--profile") + 2]
     command = ["sbatch", *options, ROOT / "profiles/slurm/controller.sh", *arguments]
