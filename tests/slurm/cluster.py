@@ -276,9 +276,7 @@ class Cluster:
             raise ClusterError(f"No node {node} runs below {self.dir}.")
         pids = [process.pid for process in processes if not (process.is_job and keep_jobs)]
         # All at once: else one tells SLURM how another ended.
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+        _signal(pids, signal.SIGSTOP)
         _end(pids, signal.SIGKILL)
 
     def revive_node(self, node: str) -> None:
@@ -674,13 +672,18 @@ def _end(pids: Iterable[int], signal_number: int) -> None:
     """Signal processes, and wait for their end; those that do not end in time are killed."""
     left = set(pids)
     for number in (signal_number, signal.SIGKILL):
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        _signal(left, number)
         deadline = time.monotonic() + TERM_SECONDS
         while left and time.monotonic() < deadline:
             time.sleep(0.02)
             left = {pid for pid in left if _is_alive(pid)}
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    """Signal those processes that are still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _is_alive(pid: int) -> bool:

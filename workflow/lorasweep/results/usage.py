@@ -79,11 +79,10 @@ def _list_jobs(results: Path, labels: Mapping[str, str]) -> list[_Job]:
 
 
 def _list_decisions(results: Path, rungs: Sequence[int]) -> list[_Job]:
-    files = {after: get_usage_file(results, "prune", get_rung_name(after)) for after in rungs}
     return [
         _Job("prune", f"the trainings after epoch {after}", record, {}, "")
-        for after, file in files.items()
-        if (record := find_record(file))
+        for after in rungs
+        if (record := find_record(get_usage_file(results, "prune", get_rung_name(after))))
     ]
 
 

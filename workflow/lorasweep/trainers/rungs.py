@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, RUNGS, TRAINING_LOG, get_part_file, get_rung_folder
+from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, RUNGS, TRAINING_LOG, TRAININGS, get_part_file, get_rung_folder
 from lorasweep.trainers import Diverged
 from lorasweep.trainers.publication import publish
 from lorasweep.trainers.training_log import read_log
@@ -58,7 +58,7 @@ def has_diverged(training: Path) -> bool:
 
 def has_rung(results: Path, training: str, after: int) -> bool:
     """Whether the adapter of a training after an epoch is there, to be published as the training's."""
-    folder = results / "trainings" / training
+    folder = results / TRAININGS / training
     return _find_made(folder, get_part_file(results, training, after), after) is not None
 
 
