@@ -26,7 +26,7 @@ PYTEST = -m pytest -q -p no:cacheprovider $(SELECT)
 # A prerequisite that is always newer.
 .PHONY: always
 
-.PHONY: help install install-vllm install-test demo test test-all lint unit unit-driver unit-train unit-eval workflow e2e e2e-trained e2e-finished browser slurm gpu docs clean
+.PHONY: help install install-vllm install-test demo test test-all lint unit unit-driver unit-train unit-eval workflow e2e e2e-trained e2e-finished e2e-matrices browser slurm gpu docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,16 +109,20 @@ unit-eval: install-test
 workflow: install-test  ## test plans, job counts and bad input, without running a job
 	$(BIN)/python $(PYTEST) tests/workflow
 
-e2e: e2e-trained e2e-finished  ## test real runs on a tiny model
+e2e: e2e-finished e2e-matrices e2e-trained  ## test real runs on a tiny model
 
-# Apart, to run beside each other, at about the same cost: those that look at one finished sweep, and the others.
+# Apart, to run beside each other: those that look at one finished sweep, the large matrices, and the others.
 E2E_TRAINED := $(patsubst %,tests/e2e/test_%.py,direct founding hub interruption moved quantized resume storage trainers)
+E2E_MATRICES := $(patsubst %,tests/e2e/test_%.py,families prompt_matrix)
 
 e2e-trained: install-test
 	$(BIN)/python $(PYTEST) $(E2E_TRAINED)
 
 e2e-finished: install-test
-	$(BIN)/python $(PYTEST) tests/e2e $(E2E_TRAINED:%=--ignore %)
+	$(BIN)/python $(PYTEST) tests/e2e $(patsubst %,--ignore %,$(E2E_TRAINED) $(E2E_MATRICES))
+
+e2e-matrices: install-test
+	$(BIN)/python $(PYTEST) $(E2E_MATRICES)
 
 browser: install-test  ## test the report in a real browser, which is installed for it where root can do so
 	@$(BIN)/python tests/browser/chromium.py install || [ $$? = 3 ]

@@ -11,8 +11,8 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are imported when they are used: the report and `show` need none
 from numpy.typing import NDArray
-from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 
@@ -109,7 +109,7 @@ class _Variance:
 
     def square_half(self, tail: float) -> float:
         """Return the squared half width of the interval of this variance alone, for a probability on each side."""
-        return float(stats.t.isf(tail, self.degrees)) ** 2 * self.value
+        return float(scipy.stats.t.isf(tail, self.degrees)) ** 2 * self.value
 
 
 def get_standard_error(scores: Scores) -> float | None:
@@ -141,7 +141,7 @@ def get_mean_interval(scores: Scores, confidence: float = CONFIDENCE) -> Interva
     if scores.is_binary and spread == 0:
         # All right or all wrong: each cluster is one observation.
         units = len(scores.sum_by_cluster(scores.by_sample))
-        ratio = float(stats.norm.isf((1 - confidence) / 2)) ** 2 / units
+        ratio = float(scipy.stats.norm.isf((1 - confidence) / 2)) ** 2 / units
     elif square == 0 or spread == 0:
         return None
     else:
@@ -217,11 +217,11 @@ def get_paired_p_value(scores: Scores, base: Scores) -> float:
     if not len(differences):
         return 1.0
     if np.ptp(np.abs(differences)) < 1e-9:
-        return float(stats.binomtest(int((differences > 0).sum()), len(differences)).pvalue)
-    student = float(stats.ttest_1samp(sums, 0.0).pvalue)
+        return float(scipy.stats.binomtest(int((differences > 0).sum()), len(differences)).pvalue)
+    student = float(scipy.stats.ttest_1samp(sums, 0.0).pvalue)
     if len(sums) >= MANY:
         return student
-    permuted = stats.permutation_test(
+    permuted = scipy.stats.permutation_test(
         (differences,),
         np.mean,
         permutation_type="samples",
@@ -246,7 +246,7 @@ def get_unpaired_p_value(scores: Scores, base: Scores) -> float | None:
         sums = [each.sum_by_cluster(each.by_sample) for each in (scores, base)]
         right = [int((each > 0).sum()) for each in sums]
         counts = [[count, len(each) - count] for count, each in zip(right, sums, strict=True)]
-        return float(stats.fisher_exact(counts).pvalue)
+        return float(scipy.stats.fisher_exact(counts).pvalue)
     parts = [_get_sample_variance(each, each.by_sample) for each in (scores, base)]
     known = [part for part in parts if part is not None and part.value > 0]
     return _find_level(scores.mean - base.mean, known) if known else None
@@ -267,7 +267,7 @@ def count_needed_samples(scores: Scores, base: Scores, level: float) -> int | No
     # No number of samples tells apart what seeds alone do not.
     if variance is None or (seeds and _find_level(difference, seeds) > level):
         return None
-    reach = float(stats.norm.isf(level / 2) + stats.norm.ppf(POWER))
+    reach = float(scipy.stats.norm.isf(level / 2) + scipy.stats.norm.ppf(POWER))
     return max(1, round(reach**2 * variance.value * len(scores.samples) / difference**2))
 
 
@@ -343,7 +343,7 @@ def _find_level(difference: float, variances: Sequence[_Variance]) -> float:
         return sum(part.square_half(level / 2) for part in variances) - difference**2
 
     least = 1e-15
-    return least if excess(least) < 0 else float(optimize.brentq(excess, least, 1.0, xtol=1e-15, rtol=1e-8))
+    return least if excess(least) < 0 else float(scipy.optimize.brentq(excess, least, 1.0, xtol=1e-15, rtol=1e-8))
 
 
 def _get_correlation(scores: Scores, base: Scores) -> float:

@@ -1,4 +1,4 @@
-"""When a run looks at its SLURM jobs: each second at the marks that jobs leave as they end, and now and then at SLURM.
+"""When a run looks at its SLURM jobs: often at the marks that jobs leave as they end, and now and then at SLURM.
 
 A mark `COMPLETED` is the exit status 0 of the job's command, and so the job's success. A mark `FAILED` may be that of a
 job that SLURM queues again, so it is no outcome: it is a reason to ask SLURM now. A job that leaves no mark, such as
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorasweep.util.slurm_commands import FOLDER, MARKS
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LOOKS = 0.5
 
 SECONDS_BETWEEN_QUERIES = 5.0
 """Minimum time between two questions to SLURM."""

@@ -4,7 +4,8 @@
 
 At its start, Snakemake imports every plugin of every kind. The SLURM plugin imports pandas, and asks `scontrol` for the
 cluster's configuration (`get_min_job_age`); the reports' plugin imports docutils and numpy. The job of one rule submits
-no jobs and writes no report. Imported before Snakemake, so the standard library alone.
+no jobs and writes no report. Some libraries import numpy and requests where they are installed, and do without them
+else. Imported before Snakemake, so the standard library alone.
 """
 
 import contextlib
@@ -18,15 +19,20 @@ from typing import Any
 UNUSED = ("snakemake_executor_plugin_slurm", "snakemake_executor_plugin_slurm_jobstep")
 """Plugins that are not imported."""
 
+OPTIONAL = ("numpy", "requests")
+"""Packages that are not imported: yte would convert numpy's arrays, and smart_open would read files from the web."""
 
-def leave_out_plugins() -> None:
-    """Have Snakemake's registries of plugins not find those that a job has no use for."""
+
+def leave_out_modules() -> None:
+    """Have Snakemake not find plugins and packages that a job has no use for."""
     list_modules = pkgutil.iter_modules
 
     def iter_modules(*arguments: Any, **options: Any) -> Iterator[pkgutil.ModuleInfo]:
         return (module for module in list_modules(*arguments, **options) if module.name not in UNUSED)
 
     pkgutil.iter_modules = iter_modules
+    for name in OPTIONAL:
+        sys.modules[name] = None  # type: ignore[assignment]  # its import fails
     with contextlib.suppress(ImportError):
         from snakemake_interface_report_plugins.registry import ReportPluginRegistry
 
@@ -38,7 +44,7 @@ if __name__ == "__main__":
     sys.path[0] = os.getcwd()  # as with -m: this file's folder has modules with names of others
     # The objects of a short process are not garbage: half a second of imports would be spent on looking.
     gc.set_threshold(100_000, 20, 20)
-    leave_out_plugins()
+    leave_out_modules()
     from snakemake.cli import main
 
     main()
