@@ -11,13 +11,14 @@ import pandas as pd
 
 from lorasweep.experiment.points import format_value
 from lorasweep.results.comparison import Comparison, Finished
-from lorasweep.results.page import Cell, Column, Section, list_intervals, list_numbers, render
+from lorasweep.results.page import Cell, Column, Section, list_intervals, list_numbers, render, start_bundling
 from lorasweep.results.plots import draw_comparison
 from lorasweep.util.vega import Plot
 
 
 def make_page(experiments: Sequence[Finished], comparisons: Sequence[Comparison], page: Path) -> None:
     """Write the page of comparisons of experiments. Links to the experiments' reports are relative to it."""
+    bundling = start_bundling()
     higher = experiments[0].experiment.report.higher_is_better
     # Two comparisons can be of tasks with one name.
     drawn = [
@@ -27,6 +28,7 @@ def make_page(experiments: Sequence[Finished], comparisons: Sequence[Comparison]
     text = render(
         "comparison.html.jinja",
         drawn,
+        bundling,
         name=" and ".join(experiment.name for experiment in experiments),
         comparisons=[
             {"made": made, "plot": plot, "section": _make_section(made, plot)}

@@ -1,10 +1,12 @@
 """Pages of results: tables that sort, plots, and the templates that hold them. A page works offline."""
 
 import json
+import sys
 from base64 import b64encode
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE, CalledProcessError, Popen
 from typing import Any
 
 import pandas as pd
@@ -49,14 +51,29 @@ class Section:
     """The places of the best setting's rows."""
 
 
-def render(template: str, plots: Sequence[Plot], **values: Any) -> str:
-    """Return a page from a template in `workflow/report`, with the scripts that draw its plots and sort its tables."""
+def start_bundling() -> Popen[str]:
+    """Start to bundle the scripts that draw plots, for `render`.
+
+    It takes a second, and vl-convert holds Python's lock meanwhile. A process of its own runs beside the drawing.
+    """
+    program = "import vl_convert; print(vl_convert.javascript_bundle())"
+    return Popen([sys.executable, "-X", "utf8", "-c", program], stdout=PIPE, encoding="utf-8")
+
+
+def render(template: str, plots: Sequence[Plot], bundling: Popen[str], **values: Any) -> str:
+    """Return a page from a template in `workflow/report`, with the scripts that draw its plots and sort its tables.
+
+    `bundling` is what `start_bundling` returned.
+
+    Raises:
+        CalledProcessError: the scripts could not be bundled.
+    """
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     style, script = _get_datatables()
     return environment.get_template(template).render(
         specs=_as_script({plot.name: plot.spec for plot in plots}),
         theme=_as_script(get_theme("page")),
-        vega=Markup(_get_vega()),
+        vega=Markup(_end_bundling(bundling)),
         tables_style=style,
         tables_script=script,
         **values,
@@ -95,11 +112,11 @@ def _as_script(value: Any) -> Markup:
     return Markup(json.dumps(value).replace("</", "<\\/"))
 
 
-def _get_vega() -> str:
-    import vl_convert
-
-    bundle: Any = vl_convert.javascript_bundle  # its type stub requires an argument that is optional
-    return str(bundle()).replace("</script", "<\\/script")
+def _end_bundling(bundling: Popen[str]) -> str:
+    script, _ = bundling.communicate()
+    if bundling.returncode:
+        raise CalledProcessError(bundling.returncode, bundling.args)
+    return script.replace("</script", "<\\/script")
 
 
 def _get_datatables() -> tuple[Markup, str]:

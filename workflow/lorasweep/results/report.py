@@ -20,7 +20,17 @@ from lorasweep.experiment.points import format_value
 from lorasweep.experiment.sections import MODE_KEY, MODEL_KEY, Data, Experiment
 from lorasweep.layout import EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG, is_base
 from lorasweep.results.labels import get_differing, label_points, label_settings, plain, shorten
-from lorasweep.results.page import Cell, Column, Section, get_values, list_intervals, list_numbers, pair, render
+from lorasweep.results.page import (
+    Cell,
+    Column,
+    Section,
+    get_values,
+    list_intervals,
+    list_numbers,
+    pair,
+    render,
+    start_bundling,
+)
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
 from lorasweep.results.pruning import list_stopped, look_back, read_decisions
 from lorasweep.results.replicates import SETTING_TEXTS
@@ -50,6 +60,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     other files of a run: `failures.json`, `ledger.csv` and `storage.csv`. `pipeline` are the stages of
     `lorasweep.stages` as plain values.
     """
+    bundling = start_bundling()
     results = table_file.parent
     is_partial = table_file.stem.endswith("-partial")
     companions = {
@@ -73,6 +84,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
     text = render(
         "report.html.jinja",
         drawn,
+        bundling,
         name=experiment.experiment.name,
         question=experiment.experiment.question,
         answer=answer,

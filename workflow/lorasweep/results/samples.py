@@ -1,19 +1,23 @@
-"""Read the scores of all samples from Inspect logs, with Inspect's own data frames. Requires Inspect and pandas."""
+"""Read the scores of all samples from Inspect logs, by their summaries. Requires Inspect and pandas."""
 
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from lorasweep.util.errors import InputError, nearest
 
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalSampleSummary
+    from inspect_ai.model import ChatMessage
+
 COLUMNS = ("point", "task", "sample", "epoch", "score", "value")
 
-_KEY = ("id", "input", "target")
-"""Columns that identify a sample. The id alone does not: a task that shuffles its data may reuse ids."""
+_LARGE = {"messages", "events", "store", "attachments"}
+"""Parts of a sample that are not read for its metadata."""
 
 
 def read_samples(logs: Iterable[Path], cluster: str | None = None) -> pd.DataFrame:
@@ -27,26 +31,24 @@ def read_samples(logs: Iterable[Path], cluster: str | None = None) -> pd.DataFra
     Raises:
         InputError: no task has samples with the key, or only some samples of a task have it.
     """
-    from inspect_ai.analysis import SampleColumn, SampleSummary, samples_df
+    from inspect_ai.log import read_eval_log_sample_summaries
 
-    columns = [column for column in SampleSummary if column.name in (*_KEY, "epoch", "score_*")]
-    if cluster:
-        # Summaries cut long values off.
-        columns.append(SampleColumn("metadata_*", path="metadata", full=True))
     rows: list[tuple[Any, ...]] = []
     found: dict[str, set[bool]] = {}
     keys: set[str] = set()
     for log in logs:
-        for sample in samples_df(str(log), columns=columns, quiet=True).to_dict("records"):
-            key = _digest([str(sample[part]) for part in _KEY])
+        metadata = _read_metadata(log) if cluster else {}
+        for sample in read_eval_log_sample_summaries(log):
+            # The id alone does not identify a sample: a task that shuffles its data may reuse ids.
+            key = _digest([str(sample.id), _get_text(sample.input), sample.target])
             group: tuple[str | None, ...] = ()
             if cluster:
-                metadata = _get_metadata(sample)
-                keys |= metadata.keys()
-                found.setdefault(log.stem, set()).add(cluster in metadata)
-                group = (_digest(str(metadata[cluster])) if cluster in metadata else None,)
+                known = metadata[sample.id, sample.epoch]
+                keys |= known.keys()
+                found.setdefault(log.stem, set()).add(cluster in known)
+                group = (_digest(str(known[cluster])) if cluster in known else None,)
             for score, value in _get_scores(sample):
-                rows.append((log.parents[1].name, log.stem, key, sample["epoch"], score, value, *group))
+                rows.append((log.parents[1].name, log.stem, key, sample.epoch, score, value, *group))
     if cluster and found:
         _check_clusters(cluster, found, keys)
     # Sorted, since Inspect's order is that in which samples ended, which differs between runs.
@@ -58,9 +60,22 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _get_metadata(sample: dict[str, Any]) -> dict[str, Any]:
-    named = {column.removeprefix("metadata_"): value for column, value in sample.items() if column[:9] == "metadata_"}
-    return {key: value for key, value in named.items() if not pd.isna(value)}
+def _get_text(messages: "str | list[ChatMessage]") -> str:
+    """Return a sample's input as text. Messages have ids, which differ between runs."""
+    if isinstance(messages, str):
+        return messages
+    return "\n".join(f"{message.role}: {message.text}" for message in messages)
+
+
+def _read_metadata(log: Path) -> dict[tuple[int | str, int], dict[str, Any]]:
+    """Return the metadata of the samples of a log by their id and epoch. Summaries cut long values off."""
+    from inspect_ai.log import read_eval_log_samples
+
+    samples = read_eval_log_samples(log, all_samples_required=False, exclude_fields=_LARGE)
+    return {
+        (sample.id, sample.epoch): {key: value for key, value in sample.metadata.items() if value is not None}
+        for sample in samples
+    }
 
 
 def _check_clusters(cluster: str, found: Mapping[str, Collection[bool]], keys: Collection[str]) -> None:
@@ -76,14 +91,11 @@ def _check_clusters(cluster: str, found: Mapping[str, Collection[bool]], keys: C
             )
 
 
-def _get_scores(sample: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def _get_scores(sample: "EvalSampleSummary") -> Iterator[tuple[str, float]]:
     from inspect_ai.scorer import value_to_float
 
-    for column, value in sample.items():
-        if not column.startswith("score_") or value is None or value != value:
-            continue
-        score = column.removeprefix("score_")
-        values = json.loads(value) if isinstance(value, str) and value.startswith("{") else {score: value}
-        for name, part in values.items():
-            if part is not None and part == part:
-                yield name, float(value_to_float()(part))
+    for score, found in (sample.scores or {}).items():
+        values = found.value if isinstance(found.value, dict) else {score: found.value}
+        for name, value in values.items():
+            if value is not None and value == value:
+                yield name, float(value_to_float()(value))
