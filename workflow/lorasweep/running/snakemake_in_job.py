@@ -26,9 +26,11 @@ OPTIONAL = ("numpy", "requests")
 def leave_out_modules() -> None:
     """Have Snakemake not find plugins and packages that a job has no use for."""
     list_modules = pkgutil.iter_modules
+    # Listed once: each registry asks again.
+    modules = [module for module in list_modules() if module.name not in UNUSED]
 
     def iter_modules(*arguments: Any, **options: Any) -> Iterator[pkgutil.ModuleInfo]:
-        return (module for module in list_modules(*arguments, **options) if module.name not in UNUSED)
+        return list_modules(*arguments, **options) if arguments or options else iter(modules)
 
     pkgutil.iter_modules = iter_modules
     for name in OPTIONAL:
