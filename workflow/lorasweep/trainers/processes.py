@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lorasweep.trainers import Diverged, Killed, Stopped, TrainingError
 from lorasweep.trainers.frame import Start
 from lorasweep.util.errors import JobError, describe
-from lorasweep.util.process import get_signal_at_parents_end
+from lorasweep.util.process import get_signal_at_parents_end, noticing_sigterm
 
 _SECONDS_TO_END = 10
 """Grace period for the other processes after one has failed: before SIGTERM, and again before SIGKILL."""
@@ -70,32 +70,30 @@ def run(processes: int, device: str, work: Callable[..., int | None], *arguments
         started: list[Any] = []
         is_told = []
 
-        def pass_on(number: int, *_: Any) -> None:
-            is_told.append(number)
+        def pass_on() -> None:
+            is_told.append(True)
             for process in started:
                 process.terminate()
 
-        before = signal.signal(signal.SIGTERM, pass_on)
-        try:
-            context = start_processes(
-                _work, (processes, folder, device, work, arguments, reports), processes, join=False
-            )
-            started += context.processes
-            if is_told:
-                pass_on(signal.SIGTERM)
-            while not context.join(grace_period=_SECONDS_TO_END):
-                pass
-        except (ProcessRaisedException, ProcessExitedException) as error:
-            # The first report is the cause; later ones come from processes that lost the connection to the first.
-            name, message = ("", str(error)) if reports.empty() else reports.get()
-            if is_told and name not in (Stopped.__name__, Diverged.__name__):
-                # Before the first step, processes end at SIGTERM without saving.
-                raise Stopped("told to stop (SIGTERM); the next run resumes from the last saved state") from None
-            if isinstance(error, ProcessExitedException) and error.signal_name:
-                raise Killed(f"the training failed; {error}") from None
-            raise _ERRORS.get(name, JobError)(message) from None
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with noticing_sigterm(pass_on):
+            try:
+                context = start_processes(
+                    _work, (processes, folder, device, work, arguments, reports), processes, join=False
+                )
+                started += context.processes
+                if is_told:
+                    pass_on()
+                while not context.join(grace_period=_SECONDS_TO_END):
+                    pass
+            except (ProcessRaisedException, ProcessExitedException) as error:
+                # The first report is the cause; later ones come from processes that lost the connection to the first.
+                name, message = ("", str(error)) if reports.empty() else reports.get()
+                if is_told and name not in (Stopped.__name__, Diverged.__name__):
+                    # Before the first step, processes end at SIGTERM without saving.
+                    raise Stopped("told to stop (SIGTERM); the next run resumes from the last saved state") from None
+                if isinstance(error, ProcessExitedException) and error.signal_name:
+                    raise Killed(f"the training failed; {error}") from None
+                raise _ERRORS.get(name, JobError)(message) from None
         peaks = [reports.get()[1] for _ in range(processes)]
         return max((peak for peak in peaks if peak is not None), default=None)
 

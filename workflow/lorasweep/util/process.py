@@ -3,8 +3,10 @@
 import ctypes
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lorasweep.util.slurm import requeue_if_preempted
 
@@ -24,6 +26,33 @@ def end_on_sigterm(outlives_parent: bool = False) -> None:
     signal.signal(signal.SIGTERM, _end)
     if not outlives_parent:
         get_signal_at_parents_end(signal.SIGTERM)
+
+
+@contextmanager
+def noticing_sigterm(notice: Callable[[], None]) -> Iterator[None]:
+    """Call a function at each SIGTERM inside the block, which ends by itself then, with an error that says so.
+
+    SLURM sends SIGTERM twice, to the job's step and to the job. The second one must not end the process on the way out,
+    before the error is told. So once such a block has failed, further ones are ignored.
+    """
+    is_told = False
+
+    def note(*_: Any) -> None:
+        nonlocal is_told
+        is_told = True
+        notice()
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    except BaseException:
+        signal.signal(signal.SIGTERM, _ignore if is_told else before)
+        raise
+    signal.signal(signal.SIGTERM, before)
+
+
+def _ignore(*_: Any) -> None:
+    """Do nothing. Unlike SIG_IGN, which children would inherit."""
 
 
 def get_signal_at_parents_end(number: int) -> None:

@@ -6,7 +6,6 @@ since only the first process has a metric logger.
 """
 
 import importlib.util
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -30,6 +29,7 @@ from lorasweep.trainers.frame import Start, check_finite, prepare_folders
 from lorasweep.trainers.mlflow_logger import MLflowLogger
 from lorasweep.trainers.saved_states import SavedStates, get_random_state, set_random_state
 from lorasweep.trainers.training_log import Row, TrainingLog
+from lorasweep.util.process import noticing_sigterm
 
 
 def _load_recipe(name: str) -> Any:
@@ -407,14 +407,13 @@ def run(
     recipe: Any = recipe_class(cfg, log, loggers, start.saved, start.state, save_minutes, start.halvings, start.until)
     recipe.setup(cfg)
 
-    def stop(*_: Any) -> None:
+    def stop() -> None:
         recipe.must_stop = True
 
-    before = signal.signal(signal.SIGTERM, stop)
     try:
-        recipe.train()
+        with noticing_sigterm(stop):
+            recipe.train()
     finally:
-        signal.signal(signal.SIGTERM, before)
         recipe.cleanup()
     peak: int | None = recipe.peak_memory_bytes
     return peak

@@ -5,7 +5,6 @@ losses for the same initial adapter.
 """
 
 import shutil
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import ceil
@@ -34,6 +33,7 @@ from lorasweep.trainers.samples import Tokens, tokenize_samples
 from lorasweep.trainers.saved_states import get_random_state, set_random_state
 from lorasweep.trainers.tokenizer import ChatTokenizer
 from lorasweep.trainers.training_log import Row, TrainingLog
+from lorasweep.util.process import noticing_sigterm
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -117,15 +117,14 @@ def run(
     )
     trainer.add_callback(reporter)
 
-    def stop(*_: Any) -> None:
+    def stop() -> None:
         reporter.must_stop = True
 
-    before = signal.signal(signal.SIGTERM, stop)
     try:
-        if not reporter.is_out_of_patience() and not reporter.has_paused:  # as of a state that was saved at the end
-            trainer.train(resume_from_checkpoint=_unpack(start.state, state / "resumed") if start.state else None)
+        with noticing_sigterm(stop):
+            if not reporter.is_out_of_patience() and not reporter.has_paused:  # as of a state that was saved at the end
+                trainer.train(resume_from_checkpoint=_unpack(start.state, state / "resumed") if start.state else None)
     finally:
-        signal.signal(signal.SIGTERM, before)
         reporter.close()
     return reporter.peak_memory_bytes
 
