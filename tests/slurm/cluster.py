@@ -488,7 +488,7 @@ class Cluster:
         while not ready():
             is_alive = any(process.daemon == daemon and not process.is_job for process in self._processes())
             missed = 0 if is_alive else missed + 1
-            if missed == 5:  # a look may fall into the instant of its exec, when it has no environment
+            if missed == 60:  # three seconds: a look may fall before its exec, when it has no environment yet
                 raise ClusterError(f"{daemon} has ended. The end of {self.output(daemon)}:\n{self._tail(daemon)}")
             if time.monotonic() > deadline:
                 raise ClusterError(f"{daemon} is not ready. The end of {self.output(daemon)}:\n{self._tail(daemon)}")
