@@ -42,6 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     # Of tests that several processes run, the one that hands them out tells.
     folder = None if "PYTEST_XDIST_WORKER" in os.environ else os.environ.get("LORASWEEP_TESTS")
     if folder:
+        Path(folder).mkdir(exist_ok=True)  # `make test` has made it anew, a single target has not
         with Path(folder, "counts").open("a") as file:
             file.write(f"{len(DURATIONS) - skipped} {skipped}\n")
         with Path(folder, "durations").open("a") as file:
