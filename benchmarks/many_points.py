@@ -65,7 +65,8 @@ def make(directory: Path, model: Path, points: int) -> Sweep:
     directory.mkdir()
     variables = {"seed": list(range(points))}
     sweep = make_sweep(directory, model, "many", variables=variables, trainer="quick_trainer")
-    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 1})
+    # One base for both sweeps: its path is in what they leave.
+    sweep.edit(evaluation=TRAINING_ONLY, controls={"epochs": 1}, model={"path": str(model)})
     sweep.environment["PYTHONPATH"] = str(ROOT / "tests/slurm")
     return sweep
 
