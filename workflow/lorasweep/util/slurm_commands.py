@@ -77,8 +77,8 @@ _NO_STEP = re.compile(r"srun: error: (?:Unable to (?:create step|confirm allocat
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
 
-_BETWEEN_QUERIES = 5.0
-"""Seconds between two calls of `squeue` by a run, whoever calls."""
+_BETWEEN_QUERIES = 5.5
+"""Seconds between two calls of `squeue` by a run, whoever calls: five, and the time that a program takes to start."""
 
 MARKS = "ended"
 """Folder, in a run's folder, of the marks that jobs leave as they end: empty files `<job>.<state>`."""
