@@ -318,7 +318,7 @@ def test_squeue_is_called_again_only_some_seconds_later(tmp_path: Path, monkeypa
         slurm_commands.ask("squeue")
         slurm_commands.ask("sacct")
         clock[0] += seconds
-    assert slept == [3.0, 4.0]
+    assert slept == [3.5, 4.5]
 
 
 def test_a_holder_without_a_sign_of_life_is_dead_by_the_clock_of_the_one_who_waits(
