@@ -45,10 +45,8 @@ class SlurmSweep(Sweep):
         site = ["--default-resources", f"slurm_partition={SITE_PARTITION}"] if SITE_PARTITION else []
         quick = ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10", "--slurm-no-account"]
         # The nodes share the cores of one machine.
-        threads = [
-            "--set-threads",
-            *(f"{rule}=1" for rule in ("train", "export", "merge", "evaluate", "evaluate_adapters")),
-        ]
+        rules = ("train", "train_part", "export", "merge", "evaluate", "evaluate_adapters")
+        threads = ["--set-threads", *(f"{rule}=1" for rule in rules)]
         retries = [] if "--retries" in arguments else ["--retries", "0"]
         name = ["--slurm-jobname-prefix", self.job_name]
         own = super().list_arguments("--profile", ROOT / "slurm", *arguments)

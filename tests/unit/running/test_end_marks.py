@@ -66,13 +66,13 @@ def test_a_failure_is_never_an_outcome_but_a_reason_to_ask_slurm_now(clock: Cloc
     watch = EndWatch(clock)
     (marks / "2.FAILED").touch()
     asked = []
-    for clock.now in range(100):
+    for clock.now in range(100):  # whole seconds: every 5.5 s is every sixth
         if watch.is_due(JOBS, 180):
             watch.look(JOBS, 180)
             assert not watch.completed
             asked.append(clock.now)
     # Three times, with time between: SLURM may have queued the job again, and then says nothing of its end.
-    assert asked == [5, 10, 15]
+    assert asked == [6, 12, 18]
 
 
 def test_slurm_is_asked_at_most_every_five_seconds_whatever_a_profile_says(clock: Clock, marks: Path) -> None:
@@ -83,7 +83,7 @@ def test_slurm_is_asked_at_most_every_five_seconds_whatever_a_profile_says(clock
         if watch.is_due(JOBS, 0):
             watch.look(JOBS, 0)
             asked += watch.asks_slurm
-    assert asked == 11
+    assert asked == 10
 
 
 def test_without_jobs_the_time_does_not_count(clock: Clock, marks: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_plugin_takes_a_mark_for_the_end_of_a_job(monkeypatch: pytest.Monkey
     (marks / "2.FAILED").touch()
     assert asyncio.run(look()) == ["2"]
     assert (asked, executor.next_seconds_between_status_checks) == ([], 50)
-    clock.now = 5
+    clock.now = 6
     asyncio.run(plugin.Executor.sleep(executor))
     assert asyncio.run(look()) == ["2"]
     assert (len(asked), executor.next_seconds_between_status_checks) == (1, 60)

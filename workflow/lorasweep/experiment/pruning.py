@@ -6,6 +6,7 @@ It has no state: the same numbers give the same decision, in whatever order they
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
@@ -103,7 +104,7 @@ def decide(candidates: Iterable[Candidate], keep: float, *, higher_is_better: bo
                 stays=not own or places[key] <= ordered[kept - 1],
                 number=None if has_diverged or not own else _get_mean(own),
                 seeds=len(own),
-                rank=1 + sum(place < places[key] for place in ordered) if own else None,
+                rank=1 + bisect_left(ordered, places[key]) if own else None,
                 rivals=len(ordered),
                 kept=kept,
                 has_diverged=has_diverged,

@@ -11,12 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Set
 from pathlib import Path
 
-from lorasweep.util.slurm_commands import FOLDER, MARKS
+from lorasweep.util.slurm_commands import FOLDER, MARKS, SECONDS_BETWEEN_QUERIES
 
 SECONDS_BETWEEN_LOOKS = 0.5
-
-SECONDS_BETWEEN_QUERIES = 5.0
-"""Minimum time between two questions to SLURM."""
 
 SECONDS_WHILE_JOBS_END = 60.0
 """Maximum time between two questions to SLURM while jobs end by their marks: some may have ended without one."""

@@ -77,8 +77,8 @@ _NO_STEP = re.compile(r"srun: error: (?:Unable to (?:create step|confirm allocat
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
 
-_BETWEEN_QUERIES = 5.5
-"""Seconds between two calls of `squeue` by a run, whoever calls: five, and the time that a program takes to start."""
+SECONDS_BETWEEN_QUERIES = 5.5
+"""Minimum time between two calls of `squeue` by a run, whoever calls: five, and what a program takes to start."""
 
 MARKS = "ended"
 """Folder, in a run's folder, of the marks that jobs leave as they end: empty files `<job>.<state>`."""
@@ -178,8 +178,8 @@ def _wait_between_queries() -> None:
     ):
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        left = float(file.read() or 0) + _BETWEEN_QUERIES - time.time()
-        if 0 < left <= _BETWEEN_QUERIES:  # else the clock was set
+        left = float(file.read() or 0) + SECONDS_BETWEEN_QUERIES - time.time()
+        if 0 < left <= SECONDS_BETWEEN_QUERIES:  # else the clock was set
             time.sleep(left)
         file.truncate(0)
         file.write(str(time.time()))
