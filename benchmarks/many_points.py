@@ -5,8 +5,7 @@
 The trainings learn nothing and nothing is evaluated, so that SLURM and the controller are all there is. Two sweeps of
 the same points run on a SLURM of this machine that is started for them: one undisturbed, and one that is interrupted
 ten times (Ctrl-C and kill -9 in turns) and goes on by the same command. SLURM takes at most `--most-submitted` jobs of
-the user at a time (`MaxSubmitJobs`), which is less than the run has in flight. With `--array-size N`, trainings are
-submitted as job arrays, of which SLURM takes N jobs at most (`MaxArraySize`).
+the user at a time (`MaxSubmitJobs`), which is less than the run has in flight.
 
 Printed are, for each tenth of the undisturbed sweep, the controller's processor time for a job and its memory; the
 calls of SLURM's commands and the least seconds between two queries; the most jobs that were submitted at a time; and
@@ -54,7 +53,6 @@ def main() -> None:
     parser.add_argument("--interruptions", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=50, help="that the run has in flight")
     parser.add_argument("--most-submitted", type=int, default=30, help="that SLURM takes of the user")
-    parser.add_argument("--array-size", type=int, default=0, help="submit arrays, of so many jobs at most")
     parser.add_argument("--dry", action="store_true", help="start no SLURM, and plan only")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="many-") as folder:
@@ -100,10 +98,8 @@ def compare(folder: Path, arguments: argparse.Namespace) -> int:
             SlurmSweep(made.directory, made.config, dict(made.environment))
             for made in (make(folder / name, model, arguments.points) for name in ("plain", "disturbed"))
         )
-        # SLURM's own default is 1001.
-        with cluster.configure("MaxArraySize", str(arguments.array_size or 1001)):
-            wrong = run_undisturbed(plain, arguments)
-            wrong += run_interrupted(disturbed, arguments)
+        wrong = run_undisturbed(plain, arguments)
+        wrong += run_interrupted(disturbed, arguments)
     finally:
         cluster.stop()
     differences = find_differences(disturbed.results, plain.results)
@@ -114,8 +110,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def list_options(arguments: argparse.Namespace) -> list[str]:
-    arrays = ["--slurm-array-jobs", "train"] if arguments.array_size else []
-    return [*OPTIONS, "--jobs", str(arguments.jobs), *arrays]
+    return [*OPTIONS, "--jobs", str(arguments.jobs)]
 
 
 @dataclass(frozen=True)
@@ -153,10 +148,9 @@ def run_undisturbed(sweep: SlurmSweep, arguments: argparse.Namespace) -> int:
     # `look` asks SLURM by itself, past the counting programs.
     most = max((sample.submitted for sample in samples), default=0)
     print(f"least seconds between two calls of squeue: {min(gaps, default=0):.1f}")
-    print(f"most jobs submitted at a time: {most}; largest index in a job array: {find_largest_index(sweep)}")
+    print(f"most jobs submitted at a time: {most}")
     is_slow = not gaps or min(gaps) >= SECONDS_BETWEEN_QUERIES
-    is_large = find_largest_index(sweep) >= (arguments.array_size or 1)
-    return (run.returncode != 0) + (not is_slow) + (most > arguments.most_submitted) + is_large
+    return (run.returncode != 0) + (not is_slow) + (most > arguments.most_submitted)
 
 
 def look(sweep: SlurmSweep, process: psutil.Process, began: float) -> Sample | None:
@@ -209,15 +203,6 @@ def read_times(sweep: SlurmSweep, name: str) -> list[float]:
     """Return when the controller and its jobs called a command of SLURM, in order."""
     file = sweep.directory / "stumbling" / f"{name}.times"
     return sorted(map(float, file.read_text().split())) if file.exists() else []
-
-
-def find_largest_index(sweep: SlurmSweep) -> int:
-    """Return the largest index that a job of the sweep had in a job array; 0 without arrays."""
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID%50,JobName%200"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    jobs = [line.split("|") for line in lines if line.count("|") == 1]
-    indices = [job.partition("_")[2] for job, name in jobs if name.startswith(sweep.job_name)]
-    return max((int(index) for index in indices if index.isdigit()), default=0)
 
 
 def count_done(sweep: Sweep) -> int:

@@ -163,14 +163,14 @@ def test_jobs_that_slurm_forgets_at_once_are_done(make: Callable[..., SlurmSweep
     check_undisturbed(sweep)
 
 
-@pytest.mark.alone
-@pytest.mark.long
-def test_arrays_keep_to_the_sites_size(make: Callable[..., SlurmSweep], own_cluster: Cluster) -> None:
-    sweep = make("arrays", variables={"seed": [0, 1, 2, 3, 4, 5]})
+def test_job_arrays_are_refused_before_the_first_job(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("arrays", variables={"seed": [0]})
     sweep.edit(evaluation=TRAINING_ONLY)
-    with own_cluster.configure("MaxArraySize", "4"):
-        assert sweep.wait(sweep.start("--slurm-array-jobs", "train")) == 0, sweep.said[-6000:]
-    assert sweep.plan() == {}
+    done = sweep.snakemake("--retries", "0", "--slurm-array-jobs", "train")
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said[-4000:]
+    assert "--slurm-array-jobs: SLURM would give all jobs of an array what the first one requests" in said
+    assert not [*sweep.results.glob("trainings/*/recipe.yaml")]
 
 
 @pytest.mark.long  # test_failures says so of this one

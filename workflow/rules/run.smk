@@ -30,10 +30,6 @@ if workflow.is_main_process:
     )
     with ending_with_a_message():
         THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
-elif "snakemake_executor_plugin_slurm_jobstep" in sys.modules:  # of a job array
-    from lorasweep.running.slurm_plugin import mend_python_path
-
-    mend_python_path()
 
 
 def get_places():

@@ -343,10 +343,8 @@ def test_a_job_starts_snakemake_once_as_the_step_that_the_plugin_would_have_made
     )
     monkeypatch.setattr(executor, "get_python_executable", lambda self: "'a b/python'")
     slurm_plugin.mend_job_commands(lambda job: job.threads == 1)
-    single, array = (object.__new__(executor) for _ in range(2))
-    settings = SimpleNamespace(pass_command_as_script=False)
-    single.workflow = array.workflow = SimpleNamespace(executor_settings=settings)
-    single.array_jobs, array.array_jobs = set(), {"train"}
+    single = object.__new__(executor)
+    single.workflow = SimpleNamespace(executor_settings=SimpleNamespace(pass_command_as_script=False))
     resources = Resources({"gpu": 2, "nodes": 1})
     job = SimpleNamespace(threads=4, resources=resources)
     said = single.format_job_exec(job)
@@ -355,7 +353,6 @@ def test_a_job_starts_snakemake_once_as_the_step_that_the_plugin_would_have_made
     # What needs no GPU was given none.
     ended = single.format_job_exec(SimpleNamespace(threads=1, resources=resources))
     assert ended.startswith("exec srun -n1 --cpu-bind=q --cpus-per-task=1  --nodes=1 ")
-    assert array.format_job_exec(job) == "'a b/python' -m snakemake --executor slurm-jobstep --jobs 1"
 
 
 def test_snakemake_in_a_job_imports_nothing_that_it_has_no_use_for() -> None:

@@ -165,13 +165,6 @@ class TestSubmission:
         assert subprocess.run(["sh", script], env=environment).returncode == 0
         assert json.loads((slurm.records / "jobs/100.json").read_text())["state"] == "COMPLETED"
 
-    def test_tasks_of_an_array_do_not_wait_for_each_other(self, slurm: Slurm) -> None:
-        slurm.add("sbatch", f'{SUBMITS}\nsed -i "s/^100/100_[1-3]/" $queue; echo "{TIMED_OUT}" >&2; exit 1')
-        done = slurm.call("sbatch", "--job-name", "run", "--comment", COMMENT, "--array=1-3", "--wrap=true")
-        assert done.stdout == "100\n"
-        assert (slurm.folder / "queue.wrap").read_text() == "--wrap=true\n"
-        assert not slurm.records.joinpath("jobs").exists()
-
     def test_a_job_of_somebody_else_is_submitted_as_it_is(self, slurm: Slurm) -> None:
         slurm.add("sbatch", f"{SUBMITS}\necho $id")
         assert slurm.call("sbatch", "--parsable", "--wrap=true").stdout == "100\n"

@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -69,36 +68,26 @@ def mend_job_commands(needs_no_gpu: Callable[[Any], bool]) -> None:
     The plugin's job is a Snakemake with the executor `slurm-jobstep`, whose one act is to start a second Snakemake by
     `srun`; both import and parse everything (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/400,
     similar: issues/215). The patch has the job call `srun` itself, with the options that the executor would give, and
-    starts Snakemake by `snakemake_in_job`. Job arrays stay as they are. For `needs_no_gpu`, see `mend_plugin`.
+    starts Snakemake by `snakemake_in_job`. For `needs_no_gpu`, see
+    `mend_plugin`.
     """
     import snakemake_executor_plugin_slurm as plugin
     from snakemake_executor_plugin_slurm_jobstep import get_cpu_setting, get_gpu_setting, get_node_setting
 
     executor = plugin.Executor
-    command_of, arguments_of, python_of = (
-        executor.format_job_exec,
-        executor.additional_general_args,
-        executor.get_python_executable,
-    )
+    command_of, python_of = executor.format_job_exec, executor.get_python_executable
 
     def format_job_exec(self: Any, job: Any) -> str:
-        command: str = command_of(self, job)
-        if self.array_jobs or "mpi" in job.resources.keys():  # noqa: SIM118
-            return command
         has_gpu = bool(job.resources.get("gpu")) and not needs_no_gpu(job)
         cpus, gpus = get_cpu_setting(job, has_gpu), "" if needs_no_gpu(job) else get_gpu_setting(job)
         # `exec` replaces the shell, which a signal to the job would end before its step.
-        return f"exec srun -n1 --cpu-bind=q {cpus} {gpus} {get_node_setting(job)} {command}"
-
-    def additional_general_args(self: Any) -> Any:
-        return arguments_of(self) if self.array_jobs else ""
+        return f"exec srun -n1 --cpu-bind=q {cpus} {gpus} {get_node_setting(job)} {command_of(self, job)}"
 
     def get_python_executable(self: Any) -> str:
-        python: str = python_of(self)
-        return python if self.array_jobs else f"{python} {shlex.quote(str(SNAKEMAKE))}"
+        return f"{python_of(self)} {shlex.quote(str(SNAKEMAKE))}"
 
     executor.format_job_exec = format_job_exec
-    executor.additional_general_args = additional_general_args
+    executor.additional_general_args = lambda self: ""
     executor.get_python_executable = get_python_executable
 
 
@@ -202,8 +191,17 @@ def mend_status_queries(watch: EndWatch | None = None) -> None:
     plugin.get_min_job_age = lambda: A_DAY
 
 
+_NO_ARRAYS = (
+    "--slurm-array-jobs: SLURM would give all jobs of an array what the first one requests, and after an interruption "
+    "nothing would tell which of them still run. Expected: without it, on the command line and in the profile. Each "
+    "job is submitted by itself"
+)
+"""The plugin's arrays have two more faults. If there are several at a time, their indices exceed `MaxArraySize`; and
+jobs may get lost: https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/473."""
+
+
 def find_refusals(executor: Any, jobs: Iterable[Any], count_gpus: Callable[[Any], int]) -> list[str]:
-    """Return why SLURM would refuse jobs for ever, in its own words: one text for each rule.
+    """Return why jobs would be refused for ever, by SLURM in its own words, or by us: one text for each rule.
 
     `executor` is the executor plugin's, and `jobs` are Snakemake's. `count_gpus` returns how many GPUs a job uses: a
     site's profile may request others by `gres`. SLURM is asked with `sbatch --test-only`, with the options that the
@@ -212,6 +210,8 @@ def find_refusals(executor: Any, jobs: Iterable[Any], count_gpus: Callable[[Any]
     from snakemake_executor_plugin_slurm.submit_string import get_submit_command
     from snakemake_executor_plugin_slurm.utils import set_gres_string
 
+    if executor.array_jobs:
+        return [_NO_ARRAYS]
     refusals: dict[str, str] = {}
     asked = set()
     for job in jobs:
@@ -325,18 +325,11 @@ def mend_end_by_signal(scheduler: Scheduler) -> None:
 
 
 def mend_python_path() -> None:
-    """Patch the executors so that SLURM jobs start if the environment's path contains a space.
+    """Patch the executor so that SLURM jobs start if the environment's path contains a space.
 
     Snakemake does not quote the path of Python: https://github.com/snakemake/snakemake/issues/3211.
     """
     from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
-    # The executor in a job is imported only where there is a job array.
-    jobstep = sys.modules.get("snakemake_executor_plugin_slurm_jobstep")
-    for executor in (RemoteExecutor, *([jobstep.Executor] if jobstep else [])):
-        plain = executor.get_python_executable
-
-        def get_python_executable(self: Any, plain: Any = plain) -> str:
-            return shlex.quote(plain(self))
-
-        executor.get_python_executable = get_python_executable
+    plain = RemoteExecutor.get_python_executable
+    RemoteExecutor.get_python_executable = lambda self: shlex.quote(plain(self))

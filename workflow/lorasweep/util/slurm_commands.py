@@ -210,24 +210,21 @@ def submit(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     arguments, name, comment = _mark(list(arguments), mark)
     if comment is None:  # not a job of a run
         return ask("sbatch", *arguments)
-    # Tasks of an array have one comment, and so no turns.
-    is_array = any(argument.startswith("--array") for argument in arguments)
-    arguments, script = _wrap(arguments, "" if is_array else re.sub(r"[^\w.,=+-]", "_", comment), mark)
+    arguments, script = _wrap(arguments, re.sub(r"[^\w.,=+-]", "_", comment), mark)
     command = [find_command("sbatch"), *arguments]
     outage = Outage("sbatch")
     try:
         while True:
             done = subprocess.run(command, capture_output=True, input=script)
             reason = find_outage(done.stderr.decode(errors="replace")) if done.returncode else ""
-            if done.returncode == 0 and not is_array:
+            if done.returncode == 0:
                 _note_job(done.stdout.decode(errors="replace"))
             if not reason or not outage.wait(reason):
                 return done
             # SLURM may have read a request to which the answer was lost, and may get to it only now.
             for _ in range(2):
                 if job := _find_submitted(name, mark):
-                    if not is_array:
-                        _note_job(job)
+                    _note_job(job)
                     # Without its errors: the plugin takes their words for a failure, whatever the exit status.
                     return subprocess.CompletedProcess(command, 0, f"{job}\n".encode(), b"")
                 time.sleep(_SETTLING)
@@ -267,7 +264,7 @@ def _find_submitted(name: str, mark: str) -> str:
     done = ask("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i|%k")
     lines = done.stdout.decode(errors="replace").splitlines()
     jobs = [line.partition("|")[0].strip() for line in lines if line.rstrip().endswith(mark)]
-    return jobs[0].partition("_")[0] if jobs else ""  # an array is 7_[1-3]
+    return jobs[0] if jobs else ""
 
 
 def _note_job(text: str) -> None:
