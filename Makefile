@@ -112,7 +112,7 @@ workflow: install-test  ## test plans, job counts and bad input, without running
 e2e: e2e-finished e2e-matrices e2e-trained  ## test real runs on a tiny model
 
 # Apart, to run beside each other: those that look at one finished sweep, the large matrices, and the others.
-E2E_TRAINED := $(patsubst %,tests/e2e/test_%.py,direct founding hub interruption moved quantized resume storage trainers)
+E2E_TRAINED := $(patsubst %,tests/e2e/test_%.py,direct founding hub interruption quantized resume storage trainers)
 E2E_MATRICES := $(patsubst %,tests/e2e/test_%.py,families prompt_matrix)
 
 e2e-trained: install-test

@@ -65,6 +65,7 @@ def test_the_bound_holds_on_one_machine(
     assert peak == bound
 
 
+@pytest.mark.long  # tests/unit says so of the folder
 def test_merged_models_can_be_elsewhere_and_leave_nothing_there(
     trained: Sweep, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

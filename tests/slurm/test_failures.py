@@ -308,6 +308,7 @@ def test_a_full_disk_is_named_and_nothing_cut_short_counts(
     finish(sweep)
 
 
+@pytest.mark.long  # TestControllerKilled says so of one whose job still runs
 def test_a_rebooted_controller_needs_the_same_command_alone(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("rebooted", runs=[{"name": "point"}])
     sweep.edit(evaluation=TRAINING_ONLY)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from slurm_sweep import TRAINING_ONLY, SlurmSweep, check_undisturbed, stumble
 from sweep import Sweep
 
@@ -18,6 +20,7 @@ def test_the_ends_of_jobs_are_seen_while_slurm_says_that_all_run(make: Callable[
     assert len(times) <= (times[-1] - times[0]) / 5 + 2
 
 
+@pytest.mark.long  # test_failures says so of the job of a node that dies
 def test_the_end_of_a_job_without_a_mark_is_seen_by_asking(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("no_marks", runs=[{"name": "point"}])
     sweep.edit(evaluation=TRAINING_ONLY)

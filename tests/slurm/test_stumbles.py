@@ -46,11 +46,12 @@ def test_a_silent_controller_while_jobs_are_submitted_costs_time_alone(
 
 
 def test_a_submission_without_an_answer_is_not_sent_twice(make: Callable[..., SlurmSweep]) -> None:
-    sweep = make("unanswered", variables={"seed": [0, 1], "mode": ["B1", "B2"]})
-    sweep.edit(evaluation={"baseline": False, "adapters_per_job": 2})
+    sweep = make("unanswered", variables={"seed": [0, 1, 2]})
+    sweep.edit(evaluation=TRAINING_ONLY)
     lost = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
     stumble(sweep, "sbatch", f'if [ $((calls % 3)) = 0 ]; then "$real" "$@" > /dev/null; {lost}; fi\nexec "$real" "$@"')
     assert sweep.wait(sweep.start("--retries", "0")) == 0, sweep.said[-6000:]
+    assert len((sweep.directory / "stumbling/sbatch.calls").read_text().split("\n")) > 3
     check_undisturbed(sweep)
 
 
