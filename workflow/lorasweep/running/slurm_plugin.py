@@ -68,8 +68,7 @@ def mend_job_commands(needs_no_gpu: Callable[[Any], bool]) -> None:
     The plugin's job is a Snakemake with the executor `slurm-jobstep`, whose one act is to start a second Snakemake by
     `srun`; both import and parse everything (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/400,
     similar: issues/215). The patch has the job call `srun` itself, with the options that the executor would give, and
-    starts Snakemake by `snakemake_in_job`. For `needs_no_gpu`, see
-    `mend_plugin`.
+    starts Snakemake by `snakemake_in_job`. For `needs_no_gpu`, see `mend_plugin`.
     """
     import snakemake_executor_plugin_slurm as plugin
     from snakemake_executor_plugin_slurm_jobstep import get_cpu_setting, get_gpu_setting, get_node_setting

@@ -68,27 +68,25 @@ def run(processes: int, device: str, work: Callable[..., int | None], *arguments
     with tempfile.TemporaryDirectory() as folder:
         reports = get_context("spawn").SimpleQueue()
         started: list[Any] = []
-        is_told = []
 
         def pass_on() -> None:
-            is_told.append(True)
             for process in started:
                 process.terminate()
 
-        with noticing_sigterm(pass_on):
+        with noticing_sigterm(pass_on) as is_told:
             try:
                 context = start_processes(
                     _work, (processes, folder, device, work, arguments, reports), processes, join=False
                 )
                 started += context.processes
-                if is_told:
+                if is_told():
                     pass_on()
                 while not context.join(grace_period=_SECONDS_TO_END):
                     pass
             except (ProcessRaisedException, ProcessExitedException) as error:
                 # The first report is the cause; later ones come from processes that lost the connection to the first.
                 name, message = ("", str(error)) if reports.empty() else reports.get()
-                if is_told and name not in (Stopped.__name__, Diverged.__name__):
+                if is_told() and name not in (Stopped.__name__, Diverged.__name__):
                     # Before the first step, processes end at SIGTERM without saving.
                     raise Stopped("told to stop (SIGTERM); the next run resumes from the last saved state") from None
                 if isinstance(error, ProcessExitedException) and error.signal_name:

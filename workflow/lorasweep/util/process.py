@@ -29,11 +29,12 @@ def end_on_sigterm(outlives_parent: bool = False) -> None:
 
 
 @contextmanager
-def noticing_sigterm(notice: Callable[[], None]) -> Iterator[None]:
+def noticing_sigterm(notice: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Call a function at each SIGTERM inside the block, which ends by itself then, with an error that says so.
 
     SLURM sends SIGTERM twice, to the job's step and to the job. The second one must not end the process on the way out,
-    before the error is told. So once such a block has failed, further ones are ignored.
+    before the error is told. So once such a block has failed, further ones are ignored. The block gets a function that
+    returns whether there was a SIGTERM.
     """
     is_told = False
 
@@ -44,7 +45,7 @@ def noticing_sigterm(notice: Callable[[], None]) -> Iterator[None]:
 
     before = signal.signal(signal.SIGTERM, note)
     try:
-        yield
+        yield lambda: is_told
     except BaseException:
         signal.signal(signal.SIGTERM, _ignore if is_told else before)
         raise

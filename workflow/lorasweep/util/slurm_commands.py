@@ -245,14 +245,12 @@ def _mark(arguments: list[str], mark: str) -> tuple[list[str], str, str | None]:
 
 
 def _wrap(arguments: list[str], key: str, mark: str) -> tuple[list[str], bytes | None]:
-    """Have a job's command or script wait for its turn, if there is a key; return the arguments and the script."""
+    """Have a job's command or script wait for its turn; return the arguments and the script."""
 
     def make_turn(command: str) -> str:
         return "exec " + shlex.join([sys.executable, "-S", os.path.abspath(__file__), "turn", key, mark, command])
 
     script = sys.stdin.buffer.read() if arguments[-1:] == ["/dev/stdin"] else None
-    if not key:
-        return arguments, script
     if script is not None:
         return arguments, f"#!/bin/sh\n{make_turn(script.decode())}\n".encode()
     wrap = "--wrap="
