@@ -151,12 +151,23 @@ def end_time_now(job: str) -> None:
     wait_for("another time limit", lambda: subprocess.run(command, capture_output=True).returncode == 0)
 
 
+def read_accounting(sweep: SlurmSweep, *fields: str, steps: bool = False) -> list[list[str]]:
+    """Return fields of SLURM's accounting for each job of a sweep, or for the step that does a job's work."""
+    command = ["sacct", "--noheader", "--parsable2", f"--format={','.join(('JobIDRaw', 'JobName', *fields))}"]
+
+    def read() -> list[list[str]]:
+        rows = [line.split("|") for line in subprocess.run(command, **TEXT).stdout.splitlines()]
+        jobs = {job for job, name, *_ in rows if name.startswith(sweep.job_name)}
+        asked = {f"{job}.0" for job in jobs} if steps else jobs
+        return [found for job, _, *found in rows if job in asked]
+
+    found: list[list[str]] = wait_for("accounting", read)
+    return found
+
+
 def list_submitted(sweep: SlurmSweep) -> Counter[str]:
     """Return how often SLURM's accounting has a job of each rule and point."""
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobName%200,Comment%200"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    comments = [line.split("|")[1] for line in lines if line.startswith(sweep.job_name)]
-    return Counter(comment.partition(" ")[0] for comment in comments)
+    return Counter(comment.partition(" ")[0] for [comment] in read_accounting(sweep, "Comment"))
 
 
 def check_undisturbed(sweep: SlurmSweep) -> None:

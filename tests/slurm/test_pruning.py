@@ -11,7 +11,7 @@ import pytest
 
 from lorasweep.trainers.training_log import read_log
 from monkey import find_differences, find_program
-from slurm_sweep import TEXT, TRAINING_ONLY, SlurmSweep
+from slurm_sweep import TRAINING_ONLY, SlurmSweep, read_accounting
 from sweep import Sweep, make_sweep
 
 EPOCHS, RUNG = 40, 20
@@ -74,9 +74,7 @@ def test_a_part_and_a_continuation_that_are_cancelled_go_on_and_what_stops_reque
     assert find_differences(sweep.results, undisturbed) == []
     assert read_stays(sweep.results) == read_stays(undisturbed) == {WORSE: False, BETTER: True}
     assert sweep.plan() == {}
-    command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobName%200,Comment%200,ReqCPUS,ReqMem"]
-    lines = [line.split("|") for line in subprocess.run(command, **TEXT).stdout.splitlines()]
-    requests = [
-        (f"{cpus} {memory}", comment) for name, comment, cpus, memory in lines if name.startswith(sweep.job_name)
+    requests = read_accounting(sweep, "Comment", "ReqCPUS", "ReqMem")
+    assert [request for comment, *request in requests if comment.startswith(f"rule_train_wildcards_{WORSE}-")] == [
+        ["1", "1000M"]
     ]
-    assert [said for said, comment in requests if comment.startswith(f"rule_train_wildcards_{WORSE}-")] == ["1 1000M"]

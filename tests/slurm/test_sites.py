@@ -1,27 +1,11 @@
 """Sites of all kinds, row by row of docs/how-to/slurm.md: what a site asks for is done, or told before any job."""
 
-import subprocess
 from collections.abc import Callable
 
 import pytest
 
 from cluster import Cluster
-from slurm_sweep import TEXT, TRAINING_ONLY, SlurmSweep, check_undisturbed, stumble, wait_for
-
-
-def read_accounts(sweep: SlurmSweep, field: str, *, steps: bool = False) -> set[str]:
-    """Return what SLURM's accounting says of a sweep's jobs, or of the steps that ran in them."""
-
-    def read() -> set[str]:
-        names = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobIDRaw,JobName%200"]
-        lines = subprocess.run(names, **TEXT).stdout.splitlines()
-        jobs = [line.partition("|")[0] for line in lines if sweep.job_name in line]
-        command = ["sacct", "--noheader", "--parsable2", f"--jobs={','.join(jobs)}", f"--format=JobIDRaw,{field}"]
-        pairs = [line.partition("|")[::2] for line in subprocess.run(command, **TEXT).stdout.splitlines()]
-        return {value for job, value in pairs if (job.endswith(".0") if steps else "." not in job)}
-
-    found: set[str] = wait_for("accounting", read)
-    return found
+from slurm_sweep import TRAINING_ONLY, SlurmSweep, check_undisturbed, read_accounting, stumble
 
 
 def long(*values: object) -> object:
@@ -51,7 +35,7 @@ def test_gpus_are_those_of_the_step_that_trains(
     run = sweep.start(*request("train", **resources))
     assert sweep.wait(run) == 0, sweep.said[-6000:]
     check_undisturbed(sweep)
-    [allocated] = read_accounts(sweep, "AllocTRES%200", steps=True)
+    [[allocated]] = read_accounting(sweep, "AllocTRES", steps=True)
     assert f"gres/gpu={gpus}" in allocated.split(",")
 
 
@@ -76,7 +60,7 @@ def test_a_partition_is_right(
     check_undisturbed(sweep)
     if site in ("whole", "exclusive"):
         # All cores of a node.
-        assert read_accounts(sweep, "AllocCPUS") <= {"2", "4"}
+        assert {cpus for [cpus] in read_accounting(sweep, "AllocCPUS")} <= {"2", "4"}
 
 
 @pytest.mark.parametrize(
@@ -193,6 +177,6 @@ def test_a_new_start_on_another_login_node_waits_for_what_runs(
     sweep.wait_for("its word", lambda: "still runs: the same training" in sweep.said)
     sweep.hold.unlink()
     assert sweep.wait(second) == 0, sweep.said[-6000:]
-    assert read_accounts(sweep, "State") == {"COMPLETED"}
+    assert {state for [state] in read_accounting(sweep, "State")} == {"COMPLETED"}
     assert sweep.plan() == {}
     assert set(running) <= set(sweep.list_jobs("all"))

@@ -114,6 +114,25 @@ def test_an_outage_is_told_once_then_ever_more_seldom_and_at_its_end(
     assert caplog.messages[2:] == ["SLURM answers again, after 50 s."]
 
 
+def test_a_limit_on_jobs_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    watcher, file = OutageWatcher(tmp_path), tmp_path / "outages/a.json"
+    file.parent.mkdir()
+    record = {"command": "sbatch", "tries": 2, "reason": "sbatch: error: QOSMaxSubmitJobPerUserLimit"}
+    record |= {"host": socket.gethostname(), "pid": os.getpid()}
+    for _ in range(2):
+        file.write_text(json.dumps(record | {"since": time.time() - 20}))
+        line = watcher.look()
+        assert line.startswith("SLURM has taken no further job since ")
+        assert "asked 2 times: sbatch: error: QOSMaxSubmitJobPerUserLimit. " in line
+        file.unlink()
+        assert watcher.look() == ""
+    assert len(caplog.messages) == 1
+    # Another outage is told of as ever.
+    file.write_text(json.dumps(record | {"reason": "timed out", "since": time.time() - 20}))
+    assert watcher.look().startswith("SLURM has not answered sbatch since ")
+    assert len(caplog.messages) == 2
+
+
 def test_a_reason_that_never_passes_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     reasons = PendingReasons()
     waiting = {"1": "Resources", "2": "AssocGrpGRES", "3": "JobHeldUser", "4": "QOSMaxGRESPerUser", "5": "Dependency"}

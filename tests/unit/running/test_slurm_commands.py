@@ -141,6 +141,13 @@ class TestSubmission:
         assert (done.returncode, done.stdout) == (0, "101\n")
         assert slurm.count("sbatch") == 2
 
+    def test_one_beyond_a_limit_was_not_queued_and_is_sent_again(self, slurm: Slurm) -> None:
+        refusal = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates"
+        slurm.add("sbatch", f'[ $calls -gt 1 ] || {{ echo "{refusal}" >&2; exit 1; }}\n{SUBMITS}\necho $id')
+        done = slurm.submit()
+        assert (done.returncode, done.stdout) == (0, "100\n")
+        assert (slurm.count("sbatch"), slurm.count("squeue")) == (2, 0)
+
     def test_one_that_is_refused_for_good_is_told_at_once(self, slurm: Slurm) -> None:
         refusal = "sbatch: error: Batch job submission failed: Invalid qos specification"
         slurm.add("sbatch", f'echo "{refusal}" >&2; exit 1')
@@ -312,6 +319,19 @@ def test_squeue_is_called_again_only_some_seconds_later(tmp_path: Path, monkeypa
         slurm_commands.ask("sacct")
         clock[0] += seconds
     assert slept == [3.5, 4.5]
+
+
+def test_a_limit_on_jobs_is_waited_for_longer_than_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.delenv("LORASWEEP_SLURM", raising=False)
+    monkeypatch.setenv("LORASWEEP_PATIENCE", "90")
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(pauses))
+    outage = slurm_commands.Outage("sbatch")
+    assert all(outage.wait("sbatch: error: AssocGrpSubmitJobsLimit") for _ in range(100))
+    assert pauses == [5.0] + 99 * [10.0]
+    assert [outage.wait(TIMED_OUT) for _ in range(4)] == [True, True, True, False]
+    assert pauses[100:] == [10.0, 20.0, 40.0]
 
 
 def test_a_holder_without_a_sign_of_life_is_dead_by_the_clock_of_the_one_who_waits(

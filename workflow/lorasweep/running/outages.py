@@ -15,7 +15,7 @@ import psutil
 from lorasweep.util.files import find_record
 from lorasweep.util.formats import format_seconds
 from lorasweep.util.slurm import LOGGER, ask
-from lorasweep.util.slurm_commands import describe_outage
+from lorasweep.util.slurm_commands import describe_outage, is_limit_reached
 
 _FIRST_SECONDS = 10.0
 """Seconds without an answer after which an outage is told of. It is told again when it has lasted twice as long."""
@@ -35,13 +35,17 @@ NEVER = re.compile(
 
 
 class OutageWatcher:
-    """Log a line when SLURM stops to answer, ever more seldom while it does not, and when it answers again."""
+    """Log a line when SLURM stops to answer, ever more seldom while it does not, and when it answers again.
+
+    A limit on the number of jobs, at which a large sweep may be until its end, is told of once.
+    """
 
     def __init__(self, folder: Path) -> None:
         """`folder` is the run's folder for SLURM."""
         self._folder = folder / "outages"
         self._since: float | None = None
         self._told = 0.0
+        self._is_limit = self._is_limit_told = False
         self.line = ""
         """The present outage; "" if SLURM answers."""
 
@@ -58,17 +62,19 @@ class OutageWatcher:
         """Log what is new, and return the present outage as a line; "" if SLURM answers."""
         records = list(self._read())
         if not records:
-            if self._since is not None and self._told:
+            if self._since is not None and self._told and not self._is_limit:
                 LOGGER.warning(f"SLURM answers again, after {format_seconds(time.time() - self._since)}.")
             self._since, self._told = None, 0.0
             return ""
         first = min(records, key=lambda record: float(record["since"]))
-        self._since = float(first["since"])
+        self._since, self._is_limit = float(first["since"]), is_limit_reached(first["reason"])
         lasted = time.time() - self._since
         line = describe_outage(first | {"tries": sum(int(record["tries"]) for record in records)})
         if lasted > max(_FIRST_SECONDS, 2 * self._told):
             self._told = lasted
-            LOGGER.warning(line)
+            if not (self._is_limit and self._is_limit_told):
+                LOGGER.warning(line)
+            self._is_limit_told |= self._is_limit
         return line if self._told else ""
 
     def _read(self) -> Iterator[dict[str, Any]]:

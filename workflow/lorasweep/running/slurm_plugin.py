@@ -77,8 +77,9 @@ def mend_job_commands(needs_no_gpu: Callable[[Any], bool]) -> None:
     command_of, python_of = executor.format_job_exec, executor.get_python_executable
 
     def format_job_exec(self: Any, job: Any) -> str:
-        has_gpu = bool(job.resources.get("gpu")) and not needs_no_gpu(job)
-        cpus, gpus = get_cpu_setting(job, has_gpu), "" if needs_no_gpu(job) else get_gpu_setting(job)
+        no_gpu = needs_no_gpu(job)
+        cpus = get_cpu_setting(job, bool(job.resources.get("gpu")) and not no_gpu)
+        gpus = "" if no_gpu else get_gpu_setting(job)
         # `exec` replaces the shell, which a signal to the job would end before its step.
         return f"exec srun -n1 --cpu-bind=q {cpus} {gpus} {get_node_setting(job)} {command_of(self, job)}"
 

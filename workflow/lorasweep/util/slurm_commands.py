@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,16 @@ PATIENCE = "LORASWEEP_PATIENCE"
 
 A_DAY = 86400.0
 
+LIMITS = {
+    # SLURM's src/slurmctld/acct_policy.c
+    r"(Assoc|QOS)\w*SubmitJobs?\w*Limit": "MaxSubmitJobs or GrpSubmitJobs of the association or QOS",
+    # src/sbatch/sbatch.c, which itself waits for minutes at most
+    r"Slurm job queue full|MaxJobCount limit reached|Job limit reached": "MaxJobCount (ESLURM_MAX_JOB_COUNT)",
+}
+"""What `sbatch` prints if a job is one too many until others end, as patterns; each with its source."""
+
 OUTAGES = {
-    # SLURM's src/common/slurm_errno.c
+    # src/common/slurm_errno.c
     r"Unable to contact slurm controller": "slurmctld is down, or its machine is (SLURMCTLD_COMMUNICATIONS_*_ERROR)",
     r"Socket timed out on send/recv operation": "slurmctld is too busy (SLURM_PROTOCOL_SOCKET_IMPL_TIMEOUT)",
     r"Zero Bytes were transmitted or received": "the connection was closed (SLURM_PROTOCOL_SOCKET_ZERO_BYTES_SENT)",
@@ -54,11 +62,8 @@ OUTAGES = {
     r"failed to open persistent connection": "slurmdbd is away",
     r"Sending PersistInit msg": "slurmdbd is away",
     # src/sbatch/sbatch.c and src/srun/allocate.c, which themselves wait for minutes at most
-    r"Slurm job queue full|MaxJobCount limit reached|Job limit reached": "MaxJobCount (ESLURM_MAX_JOB_COUNT)",
     r"controller not responding": "EAGAIN",
     r"temporarily (unable to accept|disabled)": "EAGAIN, ESLURM_NODES_BUSY, ESLURM_PORTS_BUSY",
-    # src/slurmctld/acct_policy.c: the limits on the number of jobs, which pass as jobs end
-    r"(Assoc|QOS)\w*SubmitJobs?\w*Limit": "MaxSubmitJobs or GrpSubmitJobs of the association or QOS",
     # errno(3)
     r"Connection refused": "ECONNREFUSED: a daemon is being started",
     r"Connection reset by peer": "ECONNRESET",
@@ -69,13 +74,18 @@ OUTAGES = {
     # getaddrinfo(3): the name service is away
     r"Temporary failure in name resolution": "EAI_AGAIN",
 }
-"""What SLURM's commands print if they have no answer, or a refusal that passes, as patterns; each with its source."""
+"""What SLURM's commands print if they have no answer, or another refusal that passes; as above."""
 
-_OUTAGE = re.compile("|".join(f"(?:{pattern})" for pattern in OUTAGES))
+
+def _join(patterns: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+_LIMIT, _OUTAGE = _join(LIMITS), _join([*LIMITS, *OUTAGES])
 _NO_STEP = re.compile(r"srun: error: (?:Unable to (?:create step|confirm allocation|allocate resources)|.*contact)")
 """What `srun` prints if it has not started its program."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_PAUSE_AT_LIMIT = 5.0, 60.0, 10.0
 
 SECONDS_BETWEEN_QUERIES = 5.5
 """Minimum time between two calls of `squeue` by a run, whoever calls: five, and what a program takes to start."""
@@ -105,6 +115,11 @@ def find_outage(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if _OUTAGE.search(line)), "")
 
 
+def is_limit_reached(reason: str) -> bool:
+    """Whether a line says that a job is one too many: it is not queued, and is taken when others have ended."""
+    return _LIMIT.search(reason) is not None
+
+
 class Outage:
     """The wait for SLURM's answer to one command. While it lasts, a file in the run's folder tells of it."""
 
@@ -123,6 +138,8 @@ class Outage:
     def wait(self, reason: str) -> bool:
         """Wait before the next try; return whether there is one."""
         self._tries += 1
+        if is_limit_reached(reason):
+            self._began = time.monotonic()  # an answer; the jobs that it tells of may run for days
         if time.monotonic() - self._began + self._pause > self._patience:
             return False
         record = {"command": self._name, "since": self._since, "tries": self._tries, "reason": reason}
@@ -133,7 +150,7 @@ class Outage:
         if self._tell and self._tries & (self._tries - 1) == 0:
             self._tell(describe_outage(record))
         time.sleep(self._pause)
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE_AT_LIMIT if is_limit_reached(reason) else _LONGEST_PAUSE)
         return True
 
     def end(self) -> None:
@@ -143,10 +160,11 @@ class Outage:
 
 
 def describe_outage(record: dict[str, Any]) -> str:
-    """Return a line that says since when SLURM does not answer, how often it was asked, and what it says."""
+    """Return a line that says since when SLURM does not answer or takes no job, how often it was asked, and why."""
     since = datetime.fromtimestamp(record["since"]).isoformat(sep=" ", timespec="seconds")
+    what = "taken no further job" if is_limit_reached(record["reason"]) else f"not answered {record['command']}"
     return (
-        f"SLURM has not answered {record['command']} since {since}, asked {record['tries']} times: {record['reason']}. "
+        f"SLURM has {what} since {since}, asked {record['tries']} times: {record['reason']}. "
         "It is asked again, and no job counts as failed meanwhile."
     )
 
@@ -221,6 +239,8 @@ def submit(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
                 _note_job(done.stdout.decode(errors="replace"))
             if not reason or not outage.wait(reason):
                 return done
+            if is_limit_reached(reason):
+                continue
             # SLURM may have read a request to which the answer was lost, and may get to it only now.
             for _ in range(2):
                 if job := _find_submitted(name, mark):
