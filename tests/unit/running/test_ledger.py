@@ -203,7 +203,7 @@ def say(watcher: JobWatcher, text: str | None = None, **extra: Any) -> None:
 
 def test_each_attempt_of_a_job_is_seen_with_its_slurm_job() -> None:
     watcher = JobWatcher({"t-123": "a"})
-    say(watcher, event="job_info", jobid=3, rule_name="train", wildcards={"training": "t-123"})
+    say(watcher, event="job_info", jobid=3, rule_name="train", wildcards={"training": "t-123"}, log=[])
     for slurm_job, ended in (
         ("17", {"event": "job_error", "jobid": 3}),
         ("18", {"event": "job_finished", "job_id": 3}),
@@ -234,7 +234,7 @@ def test_temporary_files_are_measured_and_kept_ones_not(tmp_path: Path) -> None:
 
 def test_what_still_runs_at_the_end_was_cancelled() -> None:
     watcher = JobWatcher({})
-    say(watcher, event="job_info", jobid=3, rule_name="train", wildcards={"training": "a"})
+    say(watcher, event="job_info", jobid=3, rule_name="train", wildcards={"training": "a"}, log=[])
     say(watcher, event="job_started", jobs=[3])
     watcher.end_all()
     assert [(attempt.rule, attempt.state) for attempt in watcher.attempts] == [("train", "cancelled")]

@@ -1,5 +1,7 @@
 """How far a run has come: points by stage, and the time that is left by the plan and by what jobs took so far."""
 
+import logging
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from lorasweep.running.accounts import Accounts
 from lorasweep.running.events import Attempt, FailureRecorder, JobWatcher, Running
 from lorasweep.running.progress import StepWatch, count_stages, estimate_left
 from lorasweep.running.status import read_status
+from lorasweep.running.status_view import is_queued
 from lorasweep.running.storage_log import read_storage
 from plain_checkpoint import write_checkpoint
 
@@ -147,3 +150,23 @@ def test_the_accounts_of_a_run_leave_status_and_storage(forecast: Forecast) -> N
     assert (status.jobs, status.jobs_done, status.running) == (len(forecast.wanted), 0, [])
     assert sum(status.points.values()) == 4
     assert read_storage(forecast.results / "storage.csv")[-1].temporary_bytes == 0
+
+
+def test_a_training_on_slurm_is_queued_until_its_log_is_there(forecast: Forecast) -> None:
+    results = forecast.results
+    log = results / "logs/train/a-0123456789.log"
+    watcher = JobWatcher({"a-0123456789": POINTS[0]})
+    job = {"jobid": 3, "rule_name": "train", "wildcards": {"training": "a-0123456789"}, "log": [str(log)]}
+    for fields in ({"event": "job_info", **job}, {"event": "job_started", "jobs": [3]}):
+        watcher.emit(logging.makeLogRecord(fields))
+    watcher.emit(logging.makeLogRecord({"msg": "Job 3 has been submitted with SLURM jobid 17 (log: x)."}))
+    accounts = Accounts(forecast, watcher, FailureRecorder(results / "logs", {}))
+    accounts.start()
+    while not (status := read_status(results / "status.json")):
+        time.sleep(0.05)
+    [running] = status.running
+    assert is_queued(results, running)
+    log.parent.mkdir(parents=True)
+    log.touch()
+    assert not is_queued(results, running)
+    accounts.stop(is_well=False)

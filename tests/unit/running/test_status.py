@@ -151,9 +151,9 @@ def test_a_reason_is_shown_whole_and_on_a_screen_its_first_lines(results: Path) 
 
 
 def test_a_job_in_a_schedulers_queue_is_told_from_one_that_began(results: Path) -> None:
-    begin(results, running=[make_job(slurm_job="7")])
+    begin(results, running=[make_job(slurm_job="7", job_log="logs/train/lora_rank=8-0123456789.log")])
     assert "queued" in show(results)
-    log = results / "logs/train/lora_rank=8.log"
+    log = results / "logs/train/lora_rank=8-0123456789.log"
     log.parent.mkdir(parents=True)
     log.touch()
     assert "queued" not in show(results)

@@ -210,6 +210,7 @@ class Accounts:
             points=len(self._forecast.get_members(job.rule, job.name)),
             since=(datetime.now(UTC) - timedelta(seconds=job.seconds)).isoformat(timespec="seconds"),
             slurm_job=job.slurm_job,
+            job_log=os.path.relpath(job.log, self._forecast.results) if job.log else "",
             steps=self._get_steps(job),
             log=self._get_log(job),
             seconds_left=left.jobs.get((job.rule, job.name)),

@@ -56,6 +56,8 @@ class Running:
     seconds: float
     """Seconds since its start; for a SLURM job, since its submission."""
     slurm_job: str | None
+    log: str = ""
+    """Path of its log, which it makes as it begins; empty if it has none."""
 
 
 class JobWatcher(logging.Handler):
@@ -66,6 +68,7 @@ class JobWatcher(logging.Handler):
         super().__init__()
         self._trainings = trainings
         self._jobs: dict[int, tuple[str, str]] = {}
+        self._logs: dict[int, str] = {}
         self._started: dict[int, float] = {}
         self._submitted: dict[int, str] = {}
         self.attempts: list[Attempt] = []
@@ -76,6 +79,7 @@ class JobWatcher(logging.Handler):
         if event == "job_info":
             name = str(next(iter((fields.get("wildcards") or {}).values()), ""))
             self._jobs[fields["jobid"]] = (fields["rule_name"], self._trainings.get(name, name))
+            self._logs[fields["jobid"]] = str(next(iter(fields["log"]), ""))
         elif event == "job_started":
             for job in fields["jobs"]:
                 self._started[job] = time.monotonic()
@@ -90,7 +94,7 @@ class JobWatcher(logging.Handler):
         """Return the running attempts, longest first. Safe to call from another thread."""
         now = time.monotonic()
         return [
-            Running(*self._jobs[job], now - began, self._submitted.get(job))
+            Running(*self._jobs[job], now - began, self._submitted.get(job), self._logs[job])
             for job, began in list(self._started.items())
             if job in self._jobs
         ]

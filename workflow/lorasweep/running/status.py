@@ -46,6 +46,8 @@ class JobStatus(BaseModel, frozen=True):
     since: str
     """Time of its start, or of its submission to a scheduler."""
     slurm_job: str | None
+    job_log: str = ""
+    """Path of the job's log, relative to the experiment's folder. The job makes it as it begins."""
     steps: int | None
     """Total number of optimizer steps of a training."""
     log: str = ""

@@ -142,7 +142,7 @@ def _describe_job(results: Path, job: JobStatus) -> list[str]:
     cells = [job.rule, name, _format_time(job.since), format_seconds(age)]
     if is_queued(results, job):
         return [*cells, describe_wait(job.reason), "", ""]
-    step = read_step(results / job.log) if job.rule == "train" else None
+    step = read_step(results / job.log) if job.log else None
     progress = ["", ""]
     if step:
         progress = [f"{step.step} of {job.steps}" if job.steps else str(step.step), f"{step.loss:.4g}"]
@@ -160,11 +160,11 @@ def describe_wait(reason: str) -> str:
 
 
 def is_queued(results: Path, job: JobStatus) -> bool:
-    """Whether a SLURM job has not started yet. A job creates its log when it starts."""
-    if job.slurm_job is None:
+    """Whether a SLURM job has not started yet, by its log."""
+    if job.slurm_job is None or not job.job_log:
         return False
     try:
-        began = (results / "logs" / job.rule / f"{job.name}.log").stat().st_mtime
+        began = (results / job.job_log).stat().st_mtime
     except OSError:
         return True
     return began < datetime.fromisoformat(job.since).timestamp()
