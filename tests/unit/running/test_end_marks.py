@@ -97,15 +97,18 @@ def test_without_jobs_the_time_does_not_count(clock: Clock, marks: Path) -> None
 def test_the_plugin_takes_a_mark_for_the_end_of_a_job(monkeypatch: pytest.MonkeyPatch, marks: Path) -> None:
     asked: list[str] = []
 
+    states: dict[str, str] = dict.fromkeys("12345", "RUNNING")
+
     async def ask(command: str, logger: object) -> tuple[Any, Any]:
         asked.append(command)
-        return {"1": "RUNNING", "2": "RUNNING"}, 0.1
+        return dict(states), 0.1
 
     async def check(self: Any, jobs: list[Any]) -> Any:
         states, _ = await plugin.query_job_status("squeue", None)
-        self.next_seconds_between_status_checks += 10
+        ended = {job.external_jobid for job in jobs if states.get(job.external_jobid) == "COMPLETED"}
+        self.next_seconds_between_status_checks = 1 if ended else self.next_seconds_between_status_checks + 10
         for job in jobs:
-            if states.get(job.external_jobid) != "COMPLETED":
+            if job.external_jobid not in ended:
                 yield job
 
     for name in ("check_active_jobs", "sleep"):
@@ -116,17 +119,34 @@ def test_the_plugin_takes_a_mark_for_the_end_of_a_job(monkeypatch: pytest.Monkey
     watch = EndWatch(clock)
     slurm_plugin.mend_looks(watch)
     slurm_plugin.mend_status_queries(watch)
-    jobs = [SimpleNamespace(external_jobid=job) for job in sorted(JOBS)]
-    executor = SimpleNamespace(next_seconds_between_status_checks=50, active_jobs=jobs, wait=True)
+    jobs = [SimpleNamespace(external_jobid=job) for job in states]
+    executor = SimpleNamespace(next_seconds_between_status_checks=45, active_jobs=jobs, wait=True)
 
-    async def look() -> list[str]:
-        return [job.external_jobid async for job in plugin.Executor.check_active_jobs(executor, jobs)]
+    async def look() -> str:
+        executor.active_jobs = [
+            each async for each in plugin.Executor.check_active_jobs(executor, executor.active_jobs)
+        ]
+        return "".join(job.external_jobid for job in executor.active_jobs)
 
     (marks / "1.COMPLETED").touch()
     (marks / "2.FAILED").touch()
-    assert asyncio.run(look()) == ["2"]
-    assert (asked, executor.next_seconds_between_status_checks) == ([], 50)
+    assert asyncio.run(look()) == "2345"
+    assert (asked, executor.next_seconds_between_status_checks) == ([], 45)
+    # The mark of a job that is known to have ended is gone.
+    assert [mark.name for mark in marks.iterdir()] == ["2.FAILED"]
     clock.now = 6
     asyncio.run(plugin.Executor.sleep(executor))
-    assert asyncio.run(look()) == ["2"]
-    assert (len(asked), executor.next_seconds_between_status_checks) == (1, 60)
+    assert asyncio.run(look()) == "2345"
+    assert (len(asked), executor.next_seconds_between_status_checks) == (1, 55)
+    # Ends that are seen by marks do not have SLURM asked more often, though it tells of them too ...
+    clock.now = 12
+    (marks / "3.COMPLETED").touch()
+    states["3"] = "COMPLETED"
+    assert asyncio.run(look()) == "245"
+    assert (len(asked), executor.next_seconds_between_status_checks) == (2, 60)
+    # ... and one that it alone tells of does.
+    clock.now = 18
+    (marks / "4.COMPLETED").touch()
+    states["5"] = "COMPLETED"
+    assert asyncio.run(look()) == "2"
+    assert (len(asked), executor.next_seconds_between_status_checks) == (3, 1)

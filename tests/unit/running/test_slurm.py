@@ -21,6 +21,7 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm_jobstep import get_gpu_setting, get_node_setting
 
 from lorasweep.running import orphans, slurm_plugin
+from lorasweep.running.end_marks import EndWatch
 from lorasweep.running.events import find_reason
 from lorasweep.running.outages import OutageWatcher, PendingReasons
 from lorasweep.util import slurm, slurm_commands
@@ -35,7 +36,9 @@ def query(monkeypatch: pytest.MonkeyPatch, answers: list[tuple[Any, Any]]) -> tu
 
     monkeypatch.setattr(plugin, "query_job_status", answer)
     monkeypatch.setattr(slurm_commands, "_FIRST_PAUSE", 0)
-    slurm_plugin.mend_status_queries()
+    watch = EndWatch()
+    watch.jobs = {"1", "2", "3", "4"}
+    slurm_plugin.mend_status_queries(watch)
     return asyncio.run(plugin.query_job_status("sacct", None))
 
 
@@ -47,13 +50,23 @@ def test_a_cancelled_job_has_the_state_that_the_plugin_knows(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("lost", ["PREEMPTED", "NODE_FAIL"])
-def test_a_job_that_was_lost_and_is_not_queued_again_has_ended(monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+def test_a_job_that_was_lost_and_is_not_queued_again_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: str
+) -> None:
+    monkeypatch.setenv("LORASWEEP_SLURM", str(tmp_path))
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/1.json").write_text(json.dumps({"state": "WAITING"}))
     said = [lost, "PENDING", lost, lost]
     answers: list[tuple[Any, Any]] = [({"1": state}, 0.1) for state in said]
     monkeypatch.setattr(slurm_plugin, "SECONDS_TO_QUEUE_AGAIN", -1)
     assert query(monkeypatch, answers)[0] == {"1": "CANCELLED"}
     monkeypatch.setattr(slurm_plugin, "SECONDS_TO_QUEUE_AGAIN", 60)
     assert [asyncio.run(plugin.query_job_status("squeue", None))[0]["1"] for _ in range(3)] == said[1:]
+    # It does not end earlier or later because SLURM knows it.
+    begun = time.monotonic()
+    answers += [({"1": lost}, 0.1), ({"1": lost}, 0.1)]
+    monkeypatch.setattr(time, "monotonic", lambda: begun + 61)
+    assert [asyncio.run(plugin.query_job_status("squeue", None))[0]["1"] for _ in range(2)] == ["CANCELLED"] * 2
 
 
 def test_a_query_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,30 @@ class TestSubmission:
         assert (done.returncode, done.stdout) == (0, "100\n")
         assert (slurm.count("sbatch"), slurm.count("squeue")) == (2, 0)
 
+    @pytest.mark.parametrize("end", ["closed", "killed"])
+    @pytest.mark.parametrize("said", [TIMED_OUT, "sbatch: error: AssocMaxSubmitJobLimit"])
+    def test_one_that_waits_is_given_up_when_its_run_is_over(self, slurm: Slurm, end: str, said: str) -> None:
+        slurm.add("sbatch", f'echo "{said}" >&2; exit 1')
+        run = subprocess.Popen(["sleep", "60"])
+        slurm.environment["LORASWEEP_RUN"] = str(run.pid)
+        command = ["sbatch", "--job-name", "run", "--comment", COMMENT, "--wrap=true"]
+        waiting = subprocess.Popen(command, env=slurm.environment, stderr=subprocess.PIPE)
+        while not slurm.count("sbatch"):
+            time.sleep(0.05)
+        if end == "closed":
+            (slurm.records / "closed").touch()
+        else:
+            run.kill()
+            run.wait()
+        assert waiting.wait() == 1
+        assert slurm.count("sbatch") == 1
+        # And what comes later is not sent at all.
+        done = slurm.submit()
+        assert (done.returncode, slurm.count("sbatch")) == (1, 1)
+        assert "the run is over" in done.stderr
+        run.kill()
+        run.wait()
+
     def test_one_that_is_refused_for_good_is_told_at_once(self, slurm: Slurm) -> None:
         refusal = "sbatch: error: Batch job submission failed: Invalid qos specification"
         slurm.add("sbatch", f'echo "{refusal}" >&2; exit 1')
@@ -322,16 +346,19 @@ def test_squeue_is_called_again_only_some_seconds_later(tmp_path: Path, monkeypa
 
 
 def test_a_limit_on_jobs_is_waited_for_longer_than_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
+    slept: list[float] = []
+
+    def wait(reason: str) -> float:
+        began = sum(slept)
+        return sum(slept) - began if outage.wait(reason) else 0.0
+
     monkeypatch.delenv("LORASWEEP_SLURM", raising=False)
     monkeypatch.setenv("LORASWEEP_PATIENCE", "90")
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    monkeypatch.setattr(time, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
     outage = slurm_commands.Outage("sbatch")
-    assert all(outage.wait("sbatch: error: AssocGrpSubmitJobsLimit") for _ in range(100))
-    assert pauses == [5.0] + 99 * [10.0]
-    assert [outage.wait(TIMED_OUT) for _ in range(4)] == [True, True, True, False]
-    assert pauses[100:] == [10.0, 20.0, 40.0]
+    assert [wait("sbatch: error: AssocGrpSubmitJobsLimit") for _ in range(100)] == [5.0] + 99 * [10.0]
+    assert [wait(TIMED_OUT) for _ in range(4)] == [10.0, 20.0, 40.0, 0.0]
 
 
 def test_a_holder_without_a_sign_of_life_is_dead_by_the_clock_of_the_one_who_waits(

@@ -5,13 +5,14 @@ job that SLURM queues again, so it is no outcome: it is a reason to ask SLURM no
 that of a dead node, is seen when SLURM is asked.
 """
 
+import contextlib
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Set
 from pathlib import Path
 
-from lorasweep.util.slurm_commands import FOLDER, MARKS, SECONDS_BETWEEN_QUERIES
+from lorasweep.util.slurm_commands import FOLDER, MARKS, SECONDS_BETWEEN_QUERIES, get_end_mark
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -29,8 +30,12 @@ class EndWatch:
         self._clock = clock
         self._asked = clock()
         self._hurried: Counter[str] = Counter()
+        self.jobs: Set[str] = frozenset()
+        """The jobs on SLURM at the present look."""
         self.asks_slurm = True
         """Whether the present look asks SLURM."""
+        self.is_told_by_slurm = False
+        """Whether SLURM told the present look of the end of a job that left no mark."""
         self.completed: Set[str] = frozenset()
         """The jobs that have completed, by their marks, at the present look."""
 
@@ -49,11 +54,23 @@ class EndWatch:
     def look(self, jobs: Set[str], seconds: float) -> None:
         """Begin a look: read the marks, and decide whether to ask SLURM too. For the arguments, see `is_due`."""
         marks = read_marks()
+        self.jobs, self.is_told_by_slurm = jobs, False
         self.completed = _select(marks, "COMPLETED", jobs)
         self.asks_slurm = self._is_slurm_due(marks, jobs, seconds)
         if self.asks_slurm:
             self._asked = self._clock()
             self._hurried.update(_select(marks, "FAILED", jobs))
+
+    def note_ended(self, jobs: Set[str]) -> None:
+        """Note the jobs that have ended by SLURM's answer."""
+        self.is_told_by_slurm = bool((jobs & self.jobs) - {job for job, _ in read_marks()})
+
+    def forget(self, jobs: Set[str]) -> None:
+        """Remove the marks of jobs whose ends are known. Else each look would read those of the whole sweep."""
+        for job, state in read_marks():
+            if job in jobs:
+                with contextlib.suppress(OSError):
+                    get_end_mark(Path(os.environ[FOLDER]), job, state).unlink()
 
     def _is_slurm_due(self, marks: Set[tuple[str, str]], jobs: Set[str], seconds: float) -> bool:
         hurry = any(self._hurried[job] < MOST_HURRIES for job in _select(marks, "FAILED", jobs))

@@ -51,7 +51,7 @@ from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
 from lorasweep.util.errors import InputError, ending_with_a_message
 from lorasweep.util.slurm import LOGS, cancel_jobs, use_patient_commands
-from lorasweep.util.slurm_commands import MARKS, PATIENCE
+from lorasweep.util.slurm_commands import CLOSED, MARKS, PATIENCE
 
 SCHEDULER = "lorasweep"
 """The scheduler that limits the number of merged models: workflow/snakemake_scheduler_plugin_lorasweep."""
@@ -207,6 +207,8 @@ class Run:
         # Of earlier runs; what the jobs that still run write is of no interest.
         for part in ("jobs", "done", MARKS, "outages"):
             shutil.rmtree(self.slurm_folder / part, ignore_errors=True)
+        self.slurm_folder.mkdir(parents=True, exist_ok=True)
+        (self.slurm_folder / CLOSED).unlink(missing_ok=True)
         use_patient_commands(self.slurm_folder)
         self._outages = OutageWatcher(self.slurm_folder)
         self._outages.start()

@@ -4,6 +4,7 @@ All patches of the process that runs a sweep are here; those of Snakemake in a S
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ from lorasweep.running.end_marks import SECONDS_BETWEEN_LOOKS, SECONDS_WHILE_JOB
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record
 from lorasweep.util.slurm import LOGGER, ask, read_time_limit
-from lorasweep.util.slurm_commands import A_DAY, ENDED, FOLDER, PATIENCE, Outage, find_outage
+from lorasweep.util.slurm_commands import A_DAY, CLOSED, ENDED, FOLDER, PATIENCE, Outage, find_outage
 from lorasweep.util.versions import get_versions
 
 TESTED = {
@@ -33,6 +34,9 @@ SNAKEMAKE = Path(__file__).with_name("snakemake_in_job.py")
 """The program that is Snakemake in a SLURM job."""
 
 SECONDS_TO_QUEUE_AGAIN = 60
+
+SECONDS_LONGER = 10
+"""Seconds by which the plugin's wait grows from one question to SLURM to the next."""
 
 SECONDS_TO_REAPPEAR = 120
 """Seconds after which a job that SLURM does not know any more has ended, if it left no word."""
@@ -59,6 +63,7 @@ def mend_plugin(logs: Path, needs_no_gpu: Callable[[Any], bool]) -> None:
     watch = EndWatch()
     mend_looks(watch)
     mend_status_queries(watch)
+    mend_cancellation()
     mend_log_folder(logs)
 
 
@@ -97,7 +102,7 @@ def mend_looks(watch: EndWatch) -> None:
     The plugin asks SLURM for all states, and waits ten seconds longer after each answer that has no end of a job,
     whatever `--seconds-between-status-checks` says
     (https://github.com/snakemake/snakemake-executor-plugin-slurm/issues/319). Those waits stay, for jobs that leave no
-    mark; an end that is seen by its mark does not shorten them.
+    mark; an end that is seen by its mark does not shorten them, as it would in the plugin.
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -110,10 +115,14 @@ def mend_looks(watch: EndWatch) -> None:
             watch.look({job.external_jobid for job in active_jobs}, seconds)
         else:
             watch.rest()
+        left = set()
         async for job in check(self, active_jobs):
+            left.add(job.external_jobid)
             yield job
-        if active_jobs and not watch.asks_slurm:
-            self.next_seconds_between_status_checks = min(seconds, SECONDS_WHILE_JOBS_END)
+        watch.forget({job.external_jobid for job in active_jobs} - left)
+        if watch.completed and not watch.is_told_by_slurm:
+            longer = seconds + SECONDS_LONGER if watch.asks_slurm else seconds
+            self.next_seconds_between_status_checks = min(longer, SECONDS_WHILE_JOBS_END)
 
     async def sleep(self: Any) -> None:
         while True:
@@ -124,6 +133,26 @@ def mend_looks(watch: EndWatch) -> None:
 
     executor.check_active_jobs = check_active_jobs
     executor.sleep = sleep
+
+
+def mend_cancellation() -> None:
+    """Patch the executor plugin so that a run that is interrupted submits no more jobs.
+
+    The plugin hands jobs to threads that submit them, and at its end waits until all are submitted: under a limit on
+    the number of jobs, until most have run. We know of no issue.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    executor = plugin.Executor
+    cancel = executor.cancel
+
+    def cancel_with_submissions(self: Any) -> None:
+        with contextlib.suppress(OSError, KeyError):
+            Path(os.environ[FOLDER], CLOSED).touch()
+        self._job_submission_executor.shutdown(wait=False, cancel_futures=True)
+        cancel(self)
+
+    executor.cancel = cancel_with_submissions
 
 
 def mend_status_queries(watch: EndWatch | None = None) -> None:
@@ -145,28 +174,29 @@ def mend_status_queries(watch: EndWatch | None = None) -> None:
 
     watch = watch or EndWatch()
     query = plugin.query_job_status
-    since: dict[str, float] = {}
+    lost_since: dict[str, float] = {}
+    forgotten_since: dict[str, float] = {}
 
     def mend(job: str, state: str) -> str:
         if state not in ("PREEMPTED", "NODE_FAIL"):
-            since.pop(job, None)
-        elif time.monotonic() - since.setdefault(job, time.monotonic()) > SECONDS_TO_QUEUE_AGAIN:
+            lost_since.pop(job, None)
+        elif time.monotonic() - lost_since.setdefault(job, time.monotonic()) > SECONDS_TO_QUEUE_AGAIN:
             LOGGER.warning(f"SLURM job {job} has ended ({state}) and was not requeued.")
             return "CANCELLED"
         return state.partition(" ")[0]
 
     def add_forgotten(states: dict[str, str]) -> None:
         folder = os.environ.get(FOLDER)
-        for file in Path(folder, "jobs").glob("[0-9]*.json") if folder else ():
-            if file.stem in states:
-                since.pop(file.stem, None)
+        for job in watch.jobs if folder else ():
+            if job in states:
+                forgotten_since.pop(job, None)
                 continue
-            state = find_record(file).get("state")
+            state = find_record(Path(folder, "jobs", f"{job}.json")).get("state")
             if state in ENDED:
-                states[file.stem] = state
-            elif state and time.monotonic() - since.setdefault(file.stem, time.monotonic()) > SECONDS_TO_REAPPEAR:
-                LOGGER.warning(f"SLURM does not know job {file.stem} any more, and it left no word of its end.")
-                states[file.stem] = "CANCELLED"
+                states[job] = state
+            elif state and time.monotonic() - forgotten_since.setdefault(job, time.monotonic()) > SECONDS_TO_REAPPEAR:
+                LOGGER.warning(f"SLURM does not know job {job} any more, and it left no word of its end.")
+                states[job] = "CANCELLED"
 
     async def query_job_status(command: str, logger: object) -> tuple[dict[str, str], float]:
         completed = dict.fromkeys(watch.completed, "COMPLETED")
@@ -181,6 +211,7 @@ def mend_status_queries(watch: EndWatch | None = None) -> None:
                 if states is not None:
                     states = {job: mend(job, state) for job, state in states.items()}
                     add_forgotten(states)
+                    watch.note_ended({job for job, state in states.items() if state in ENDED})
                     return states | completed, seconds
                 if not await asyncio.to_thread(outage.wait, "it gives no states of jobs"):
                     raise InputError("SLURM has not given the states of jobs for as long as slurm.wait_hours says")

@@ -157,6 +157,7 @@ def use_patient_commands(folder: Path) -> None:
     `folder` is the run's folder for SLURM, in which they keep their records.
     """
     os.environ[slurm_commands.FOLDER] = str(folder.absolute())
+    os.environ[slurm_commands.RUN] = str(os.getpid())
     os.environ["PATH"] = f"{COMMANDS}{os.pathsep}{os.environ['PATH']}"
 
 

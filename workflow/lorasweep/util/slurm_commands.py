@@ -34,6 +34,12 @@ FOLDER = "LORASWEEP_SLURM"
 PATIENCE = "LORASWEEP_PATIENCE"
 """Environment variable with the seconds for which an outage is waited out."""
 
+RUN = "LORASWEEP_RUN"
+"""Environment variable with the process id of the `snakemake` that submits a run's jobs."""
+
+CLOSED = "closed"
+"""File, in a run's folder, that says that the run submits no more jobs."""
+
 A_DAY = 86400.0
 
 LIMITS = {
@@ -123,9 +129,18 @@ def is_limit_reached(reason: str) -> bool:
 class Outage:
     """The wait for SLURM's answer to one command. While it lasts, a file in the run's folder tells of it."""
 
-    def __init__(self, name: str, tell: Callable[[str], object] | None = None) -> None:
-        """`tell` is called with a line at the first try without an answer, and ever more seldom later."""
+    def __init__(
+        self,
+        name: str,
+        tell: Callable[[str], object] | None = None,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`tell` is called with a line at the first try without an answer, and ever more seldom later.
+
+        `is_over` returns whether nobody needs the answer any more. It is asked every second.
+        """
         self._name = name
+        self._is_over = is_over
         self._tell = tell
         self._patience = float(os.environ.get(PATIENCE, A_DAY))
         self._began = time.monotonic()
@@ -149,9 +164,11 @@ class Outage:
                 _write(self._file, record)
         if self._tell and self._tries & (self._tries - 1) == 0:
             self._tell(describe_outage(record))
-        time.sleep(self._pause)
+        waited = time.monotonic() + self._pause
+        while (left := waited - time.monotonic()) > 0 and not self._is_over():
+            time.sleep(min(left, 1.0))
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_AT_LIMIT if is_limit_reached(reason) else _LONGEST_PAUSE)
-        return True
+        return not self._is_over()
 
     def end(self) -> None:
         if self._file:
@@ -169,10 +186,26 @@ def describe_outage(record: dict[str, Any]) -> str:
     )
 
 
-def ask(name: str, *arguments: str, tell: Callable[[str], object] | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run a command of SLURM until it is answered, or until patience ends."""
+def is_run_over() -> bool:
+    """Whether the run that submits a job has ended, however it did, or is ending: nobody would wait for the job."""
+    if process := os.environ.get(RUN):
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+    folder = os.environ.get(FOLDER)
+    return folder is not None and Path(folder, CLOSED).exists()
+
+
+def ask(
+    name: str,
+    *arguments: str,
+    tell: Callable[[str], object] | None = None,
+    is_over: Callable[[], bool] = lambda: False,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command of SLURM until it is answered, or until patience ends; for the others, see `Outage`."""
     command = [find_command(name), *arguments]
-    outage = Outage(name, tell)
+    outage = Outage(name, tell, is_over)
     try:
         while True:
             if name == "squeue":
@@ -222,7 +255,7 @@ def submit(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     """Run `sbatch` so that the job is queued once, whether it is answered or not.
 
     The job's comment gets a mark of this submission. If `sbatch` has no answer, `squeue` is asked for a job with the
-    mark. The job waits for its turn if the comment says a rule: see `turn`.
+    mark. The job waits for its turn if the comment says a rule: see `turn`. A run that is over submits no job.
     """
     mark = uuid.uuid4().hex[:12]
     arguments, name, comment = _mark(list(arguments), mark)
@@ -230,9 +263,9 @@ def submit(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
         return ask("sbatch", *arguments)
     arguments, script = _wrap(arguments, re.sub(r"[^\w.,=+-]", "_", comment), mark)
     command = [find_command("sbatch"), *arguments]
-    outage = Outage("sbatch")
+    outage = Outage("sbatch", is_over=is_run_over)
     try:
-        while True:
+        while not is_run_over():
             done = subprocess.run(command, capture_output=True, input=script)
             reason = find_outage(done.stderr.decode(errors="replace")) if done.returncode else ""
             if done.returncode == 0:
@@ -248,6 +281,7 @@ def submit(arguments: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
                     # Without its errors: the plugin takes their words for a failure, whatever the exit status.
                     return subprocess.CompletedProcess(command, 0, f"{job}\n".encode(), b"")
                 time.sleep(_SETTLING)
+        return subprocess.CompletedProcess(command, 1, b"", b"sbatch: the run is over, and submits no more jobs\n")
     finally:
         outage.end()
 
@@ -279,7 +313,8 @@ def _wrap(arguments: list[str], key: str, mark: str) -> tuple[list[str], bytes |
 
 
 def _find_submitted(name: str, mark: str) -> str:
-    done = ask("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%i|%k")
+    queue = ["--noheader", "--states=all", f"--name={name}", "--format=%i|%k"]
+    done = ask("squeue", *queue, is_over=is_run_over)
     lines = done.stdout.decode(errors="replace").splitlines()
     jobs = [line.partition("|")[0].strip() for line in lines if line.rstrip().endswith(mark)]
     return jobs[0] if jobs else ""
