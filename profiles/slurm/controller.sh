@@ -20,11 +20,17 @@ options=(--job-name="$SLURM_JOB_NAME" --partition="$SLURM_JOB_PARTITION" ${SLURM
 limit=$(squeue --noheader --jobs="$job" --format=%l)
 . .venv/driver/bin/activate
 
+is_next_queued() {
+    squeue --me --noheader --states=PENDING --format=%E | grep --quiet --word-regexp "afterany:$job"
+}
 go_on() {
+    # SLURM may refuse it for a while, at a limit on the number of jobs, or lose the answer. The sweep goes on meanwhile.
+    until is_next_queued || sbatch --export=ALL,LORASWEEP_GOES_ON=1 --dependency="afterany:$job" --time="$limit" \
+        "${options[@]}" profiles/slurm/controller.sh "${arguments[@]}"; do
+        sleep 6
+    done
     # `kill -9`, so that no job is cancelled. The next snakemake finds them by the record of this one.
     [ -z "$snakemake" ] || kill -9 "$snakemake"
-    sbatch --export=ALL,LORASWEEP_GOES_ON=1 --dependency="afterany:$job" --time="$limit" "${options[@]}" \
-        profiles/slurm/controller.sh "${arguments[@]}"
     exit 0
 }
 arguments=("$@")

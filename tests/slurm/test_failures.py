@@ -15,10 +15,9 @@ import pytest
 from cluster import Cluster
 from lorasweep.planning.history import read_records
 from monkey import find_program
-from slurm_sweep import ALIVE, SlurmSweep, end_time_now, get_node, wait_for
+from slurm_sweep import ALIVE, TEXT, TRAINING_ONLY, SlurmSweep, end_time_now, get_node, wait_for
 from sweep import SUMMED_UP, Sweep
 
-TRAINING_ONLY = {"enabled": False, "baseline": False}
 DIRECT = {"merge_adapters": False, "baseline": False, "adapters_per_job": 1}
 APART = ("--default-resources", "slurm_partition=apart", "mem_mb=4000", "runtime=60")
 
@@ -209,14 +208,18 @@ class TestControllerKilled:
         # It stands still until the next run has seen it.
         program = sweep.wait_for("its program", lambda: find_program(orphan))
         program.send_signal(signal.SIGSTOP)
+        shown = re.compile(r"^\s*train +point(?!.* queued)", re.MULTILINE)
+        sweep.wait_for("a training that is no longer queued", lambda: shown.search(sweep.call("status")))
         run.kill()
         run.wait()
         assert orphan in sweep.list_jobs()
-        again = sweep.start("--retries", "0")
+        again = sweep.start("--retries", "0", "--set-resources", "train:slurm_extra='--nice=7'")
         sweep.wait_for("what it says", lambda: "still runs: the same training waits for its end" in sweep.said)
         assert "ended before it was done; its lock is removed" in sweep.said
         assert f"SLURM job {orphan} of an earlier run" in sweep.said
-        sweep.wait_for("the job that waits", lambda: sweep.list_jobs("PENDING"))
+        [waiting] = sweep.wait_for("the job that waits", lambda: sweep.list_jobs("PENDING"))
+        asked = subprocess.run(["squeue", "--noheader", f"--jobs={waiting}", "--format=%E %y"], **TEXT).stdout
+        assert re.fullmatch(rf"afterany:{orphan}\(\w+\) 7\s*", asked), asked
         program.send_signal(signal.SIGCONT)
         assert sweep.wait(again) == 0, sweep.said[-4000:]
         assert sweep.plan() == {}

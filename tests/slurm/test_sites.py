@@ -1,11 +1,13 @@
 """Sites of all kinds, row by row of docs/how-to/slurm.md: what a site asks for is done, or told before any job."""
 
+import signal
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 from cluster import Cluster
-from slurm_sweep import TRAINING_ONLY, SlurmSweep, check_undisturbed, read_accounting, stumble
+from slurm_sweep import ALIVE, TRAINING_ONLY, SlurmSweep, check_undisturbed, read_accounting, stumble, wait_for
 
 
 def long(*values: object) -> object:
@@ -134,6 +136,38 @@ def test_a_limit_on_submitted_jobs_is_waited_for(make: Callable[..., SlurmSweep]
     assert sweep.wait(run) == 0, sweep.said[-6000:]
     assert "AssocGrpSubmitJobsLimit" in sweep.said
     check_undisturbed(sweep)
+
+
+@pytest.mark.long  # tests/unit says so of the submission
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_ends_at_a_limit_submits_no_more_jobs(
+    make: Callable[..., SlurmSweep], own_cluster: Cluster, number: signal.Signals
+) -> None:
+    sweep = make(f"over_{number.name}", variables={"seed": [0, 1, 2, 3]})
+    sweep.edit(evaluation=TRAINING_ONLY)
+    sweep.hold.touch()
+    arguments = request("train", slurm_account="one_job")
+    run = sweep.start(*arguments)
+    sweep.wait_for("the limit", lambda: "SLURM has taken no further job since" in sweep.said)
+    assert list_submitting(sweep)
+    run.send_signal(number)
+    run.wait()
+    wait_for("the end of its submissions", lambda: not list_submitting(sweep))
+    sweep.hold.unlink()
+    wait_for("the end of its job", lambda: not sweep.list_jobs(ALIVE))
+    assert len(read_accounting(sweep, "State")) == 1
+    assert sweep.wait(sweep.start(*arguments)) == 0, sweep.said[-6000:]
+    assert sweep.plan() == {}
+
+
+def list_submitting(sweep: SlurmSweep) -> list[int]:
+    """Return the processes that submit a sweep's jobs."""
+    commands = {process.pid: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+    return [
+        process
+        for process, command in commands.items()
+        if "sbatch" in command and any(part.startswith(sweep.job_name) for part in command)
+    ]
 
 
 @pytest.mark.alone

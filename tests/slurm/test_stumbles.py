@@ -155,6 +155,9 @@ def test_a_controller_that_is_a_job_starts_itself_again_before_its_limit(make: C
     sweep = make("controller", variables={"seed": [0]})
     sweep.edit(evaluation=TRAINING_ONLY)
     sweep.hold.touch()
+    # At a limit on the number of jobs, SLURM takes the next one later.
+    refuse = 'touch $0.refused; echo "sbatch: error: AssocMaxSubmitJobLimit" >&2; exit 1'
+    stumble(sweep, "sbatch", f'case "$*" in *GOES_ON*) [ -e $0.refused ] || {{ {refuse}; }};; esac; exec "$real" "$@"')
     # SLURM looks at limits every 30 s, and sends the signal up to a minute early.
     options = ["--parsable", "--export=ALL", "--time=4", f"--job-name={sweep.job_name}"]
     # As a variable, for the jobs that follow too: five minutes before a limit of four is at once.
@@ -176,6 +179,7 @@ def test_a_controller_that_is_a_job_starts_itself_again_before_its_limit(make: C
         # On a slow machine it hands over in its turn.
         said = [log.read_text() for log in ROOT.glob("lorasweep-controller-*.log")]
         assert any("1 of 1 points done" in text for text in said), said
+        assert (sweep.directory / "stumbling/sbatch.refused").exists()
     finally:
         for log in ROOT.glob("lorasweep-controller-*.log"):
             log.unlink()

@@ -27,6 +27,7 @@ if workflow.is_main_process:
     mend_plugin(
         THIS_RUN.slurm_logs,
         lambda job: job.rule.name in TRAINER_RULES and SWEEP.has_ended(job.wildcards[0]),
+        lambda job: THIS_RUN.get_awaited_job(job.rule.name, next(iter(job.wildcards), "")),
     )
     with ending_with_a_message():
         THIS_RUN.listen(logger, lambda: workflow.dryrun, lambda: (get_wanted_jobs(), get_places()))
@@ -44,17 +45,6 @@ def get_places():
 # A merge holds one of these, and an evaluation of its model. The scheduler reads the number that no job holds.
 if workflow.is_main_process and workflow.global_resources.get("merged_models").value is None:
     workflow.register_resource("merged_models", THIS_RUN.count_merged_models(get_places()))
-
-
-def get_orphan_dependency():
-    """Return a resource of trainings and their parts that makes SLURM wait for the same training of an earlier run, if it still runs."""
-    jobs = THIS_RUN.awaited_jobs if workflow.is_main_process else {}
-
-    def depend(wildcards):
-        training = split_part_name(wildcards[0])[0]
-        return f"--dependency=afterany:{jobs[training]}" if training in jobs else ""
-
-    return {"slurm_extra": depend} if jobs else {}
 
 
 def get_wanted_jobs():

@@ -45,7 +45,6 @@ rule train:
         lambda wildcards: f"../../envs/{SWEEP.get_training_stage(wildcards[0])}.yaml"
     threads: of(SWEEP.get_train_threads)
     resources:
-        **get_orphan_dependency(),
         **request_memory("train"),
         runtime=request("train", "runtime"),
         disk_mb=request("train", "disk_mb"),
@@ -81,7 +80,6 @@ use rule train as train_part with:
     benchmark:
         "<benchmarks>/train_part/{part}.tsv"
     resources:
-        **get_orphan_dependency(),
         **request_memory("train_part"),
         runtime=request("train_part", "runtime"),
         disk_mb=request("train_part", "disk_mb"),

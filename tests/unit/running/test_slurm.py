@@ -20,7 +20,7 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 from snakemake_executor_plugin_slurm_jobstep import get_gpu_setting, get_node_setting
 
-from lorasweep.running import orphans, slurm_plugin
+from lorasweep.running import orphans, outages, slurm_plugin
 from lorasweep.running.end_marks import EndWatch
 from lorasweep.running.events import find_reason
 from lorasweep.running.outages import OutageWatcher, PendingReasons
@@ -157,6 +157,52 @@ def test_a_reason_that_never_passes_is_told_once(caplog: pytest.LogCaptureFixtur
     assert [message.partition(". Change")[0] for message in caplog.messages] == [
         f"SLURM will not start job 1{number}: {reason}" for number, reason in enumerate(never)
     ]
+
+
+def test_only_jobs_of_the_run_are_told_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(outages, "ask", lambda *_: ["1|Resources", "2|PartitionTimeLimit", "3|PartitionTimeLimit"])
+    reasons = PendingReasons()
+    reasons.get({"1", "3"})
+    while not (found := reasons.get({"1", "3"})):
+        time.sleep(0.01)
+    assert found == {"1": "Resources", "3": "PartitionTimeLimit"}
+    assert [message.partition(":")[0] for message in caplog.messages] == ["SLURM will not start job 3"]
+
+
+def test_the_time_of_a_job_that_was_queued_again_is_that_of_all_its_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Of job 7 there was one before the ids began anew.
+    lines = ["7|900|other", "7|100|run", "7|20|run", "8|5|run", "9||run"]
+    (tmp_path / "sacct").write_text(
+        '#!/bin/sh\ncase "$*" in *--duplicates*) printf "' + "\\n".join(lines) + '\\n";; esac\n'
+    )
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm.read_elapsed(["7", "8", "9"]) == {"7": 120.0, "8": 5.0}
+    assert slurm.read_elapsed([]) == {}
+
+
+def test_a_job_that_has_ended_before_it_is_cancelled_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "scancel").write_text(
+        "#!/bin/sh\necho 'scancel: error: Kill job error on job id 7: Invalid job id specified' >&2; exit 1\n"
+    )
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 9\n")
+    for name in ("scancel", "squeue"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm.cancel_jobs(["7"]) == set()
+    monkeypatch.setattr(slurm, "SECONDS_TO_CANCEL", 1)
+    assert slurm.cancel_jobs(["7", "9"]) == {"9"}
+
+
+def test_a_job_waits_for_the_end_of_another_beside_what_a_site_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "get_submit_command", lambda job, *_, **__: "sbatch --exclusive")
+    slurm_plugin.mend_dependencies({"a": "7"}.get)
+    assert plugin.get_submit_command("a", {}) == "sbatch --exclusive --dependency=afterany:7"
+    assert plugin.get_submit_command("b", {}) == "sbatch --exclusive"
 
 
 def test_the_time_limit_of_partitions_is_the_longest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

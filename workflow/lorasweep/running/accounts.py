@@ -147,8 +147,8 @@ class Accounts:
         failures = [f for f in self._failures.failures if (f.rule, f.point) not in again]
         left = estimate_left(forecast, attempts, running, dict(self._look_at_trainings(running)))
         outage = self._outages.line if self._outages and not outcome else ""
-        is_on_slurm = not outcome and not outage and any(job.slurm_job for job in running)
-        reasons = self._reasons.get() if is_on_slurm else {}
+        on_slurm = {job.slurm_job for job in running if job.slurm_job}
+        reasons = self._reasons.get(on_slurm) if on_slurm and not outcome and not outage else {}
         return RunStatus(
             host=socket.gethostname(),
             pid=os.getpid(),

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,20 @@ class PendingReasons:
         self._reasons: dict[str, str] = {}
         self._told: set[str] = set()
 
-    def get(self) -> dict[str, str]:
-        """Return SLURM's last word for why each of this user's SLURM jobs waits, such as `Resources`, by job."""
+    def get(self, jobs: Collection[str]) -> dict[str, str]:
+        """Return SLURM's last word for why each of these SLURM jobs waits, such as `Resources`, by job."""
         is_due = time.monotonic() - self._asked >= _SECONDS_BETWEEN_REASONS
         if is_due and not (self._thread and self._thread.is_alive()):
             self._asked = time.monotonic()
-            self._thread = threading.Thread(target=self._ask, daemon=True)
+            self._thread = threading.Thread(target=self._ask, args=[jobs], daemon=True)
             self._thread.start()
         return self._reasons
 
-    def _ask(self) -> None:
+    def _ask(self, jobs: Collection[str]) -> None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             lines = ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%r")
-            self.note(dict(line.strip().split("|", 1) for line in lines if "|" in line))
+            reasons = dict(line.strip().split("|", 1) for line in lines if "|" in line)
+            self.note({job: reason for job, reason in reasons.items() if job in jobs})
 
     def note(self, reasons: dict[str, str]) -> None:
         """Take over SLURM's reasons, and tell of those that do not pass."""

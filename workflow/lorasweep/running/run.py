@@ -44,7 +44,7 @@ from lorasweep.running.orphans import Orphan, find_orphans
 from lorasweep.running.outages import OutageWatcher
 from lorasweep.running.partial_results import drop_partial_results, write_partial_results
 from lorasweep.running.summary import summarise, write_failures
-from lorasweep.stages import TASK_RULES, TRAINING_RULES
+from lorasweep.stages import TASK_RULES, TRAINER_RULES, TRAINING_RULES
 from lorasweep.sweep.batches import record_batches
 from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.sweep.sweep import Sweep
@@ -197,10 +197,11 @@ class Run:
         """The folder of the logs of SLURM jobs."""
         return self.slurm_folder / LOGS
 
-    @property
-    def awaited_jobs(self) -> dict[str, str]:
-        """SLURM job ids of trainings of an earlier run that still run, by training. A new job waits for their end."""
-        return {split_part_name(orphan.name)[0]: orphan.job for orphan in self._orphans if orphan.is_awaited}
+    def get_awaited_job(self, rule: str, name: str) -> str | None:
+        """Return the SLURM job of an earlier run that still does a job's training, or a part of it, if there is one."""
+        training = split_part_name(name)[0]
+        awaited = (each.job for each in self._orphans if each.is_awaited and split_part_name(each.name)[0] == training)
+        return next(awaited, None) if rule in TRAINER_RULES else None
 
     def prepare_slurm(self) -> None:
         """Have this process and its jobs wait out SLURM's outages, which are told of from now on."""

@@ -51,14 +51,15 @@ def warn_of_other_versions() -> None:
             )
 
 
-def mend_plugin(logs: Path, needs_no_gpu: Callable[[Any], bool]) -> None:
+def mend_plugin(logs: Path, needs_no_gpu: Callable[[Any], bool], get_awaited_job: Callable[[Any], str | None]) -> None:
     """Apply all patches of the executor plugin.
 
     `logs` is the folder of the logs of SLURM jobs. `needs_no_gpu` tells of a job that is ready whether it needs no GPU,
-    whatever a profile requests for its rule.
+    whatever a profile requests for its rule. `get_awaited_job` returns the SLURM job whose end a job has to wait for.
     """
     mend_python_path()
     mend_gpu_requests(needs_no_gpu)
+    mend_dependencies(get_awaited_job)
     mend_job_commands(needs_no_gpu)
     watch = EndWatch()
     mend_looks(watch)
@@ -186,8 +187,8 @@ def mend_status_queries(watch: EndWatch | None = None) -> None:
         return state.partition(" ")[0]
 
     def add_forgotten(states: dict[str, str]) -> None:
-        folder = os.environ.get(FOLDER)
-        for job in watch.jobs if folder else ():
+        folder = os.environ.get(FOLDER, "")  # without one, no job has left a word
+        for job in watch.jobs:
             if job in states:
                 forgotten_since.pop(job, None)
                 continue
@@ -315,6 +316,23 @@ def mend_gpu_requests(needs_no_gpu: Callable[[Any], bool]) -> None:
 
     describe = plugin.set_gres_string
     plugin.set_gres_string = lambda job: "" if needs_no_gpu(job) else describe(job)
+
+
+def mend_dependencies(get_awaited_job: Callable[[Any], str | None]) -> None:
+    """Patch the executor plugin to have SLURM start a job after another's end. For the argument, see `mend_plugin`.
+
+    The resource `slurm_extra` could say so as well. But a job has only one, which may be that of a site's profile.
+    """
+    import snakemake_executor_plugin_slurm as plugin
+
+    submit = plugin.get_submit_command
+
+    def get_submit_command(job: Any, *arguments: Any, **options: Any) -> str:
+        call: str = submit(job, *arguments, **options)
+        awaited = get_awaited_job(job)
+        return f"{call} --dependency=afterany:{awaited}" if awaited else call
+
+    plugin.get_submit_command = get_submit_command
 
 
 def mend_log_folder(folder: Path) -> None:

@@ -1,11 +1,13 @@
 """Queries and commands to SLURM beyond those of the executor plugin: see docs/how-to/slurm.md."""
 
+import contextlib
 import logging
 import math
 import os
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -77,29 +79,39 @@ def _read_minutes(time_limit: str) -> float:
 
 
 def read_elapsed(jobs: Iterable[str]) -> dict[str, float]:
-    """Return the elapsed seconds of each job from SLURM's accounting; {} if there is no accounting."""
+    """Return the elapsed seconds of each job from SLURM's accounting; {} if there is no accounting.
+
+    Those of a job that SLURM has queued again are the sum over its starts. An older job of the same id, from before
+    SLURM's ids began anew, has another name.
+    """
     ids = ",".join(jobs)
     if not ids:
         return {}
+    command = ["sacct", "--allocations", "--duplicates", "--noheader", "--parsable2", f"--jobs={ids}"]
     try:
-        lines = ask(
-            "sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={ids}", "--format=JobIDRaw,ElapsedRaw"
-        )
+        lines = ask(*command, "--format=JobIDRaw,ElapsedRaw,JobName")
     except (OSError, subprocess.SubprocessError):
         return {}
-    pairs = (line.split("|") for line in lines if line.count("|") == 1)
-    return {job: float(seconds) for job, seconds in pairs if seconds.isdigit()}
+    rows = [line.split("|", 2) for line in lines if line.count("|") >= 2]
+    names = {job: name for job, _, name in rows}  # the last start comes last
+    elapsed: Counter[str] = Counter()
+    for job, seconds, name in rows:
+        if seconds.isdigit() and name == names[job]:
+            elapsed[job] += int(seconds)
+    return {job: float(seconds) for job, seconds in elapsed.items()}
 
 
 def cancel_jobs(jobs: Iterable[str]) -> set[str]:
     """Cancel jobs and wait until they end; return the ids of those that still exist after two minutes.
 
     Raises:
-        OSError, subprocess.SubprocessError: SLURM refuses, or does not answer for a day.
+        OSError, subprocess.SubprocessError: SLURM does not answer for a day.
     """
     remaining = set(jobs)
     if remaining:
-        ask_patiently("scancel", *sorted(remaining))
+        # It fails if one has ended meanwhile and SLURM has forgotten it.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            ask_patiently("scancel", *sorted(remaining))
     deadline = time.monotonic() + SECONDS_TO_CANCEL
     while remaining and time.monotonic() < deadline:
         time.sleep(1)

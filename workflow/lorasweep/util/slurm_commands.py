@@ -439,6 +439,8 @@ def _wait_for_turn(lock: Path, job: str, folder: Path) -> bool:
     last: tuple[str, int] | None = None
     seen = time.monotonic()
     is_told = False
+    has_ended: bool | None = None
+    asks, pause = seen, _FIRST_PAUSE
     while True:
         mine = lock.with_name(f".{lock.name}.{job}")
         _sign(mine, job, 0)
@@ -455,12 +457,16 @@ def _wait_for_turn(lock: Path, job: str, folder: Path) -> bool:
         if holder["job"] == job:  # SLURM has queued this job again
             _sign(lock, job, 0)
             return False
+        if last and holder["job"] != last[0]:
+            asks, pause = time.monotonic(), _FIRST_PAUSE
         if (holder["job"], holder["beat"]) != last:
             last, seen = (holder["job"], holder["beat"]), time.monotonic()
         if not is_told:
             print(f"SLURM job {holder['job']} on {holder['host']} works on the same: waiting for its end", flush=True)
             is_told = True
-        has_ended = _has_ended(holder["job"])
+        if time.monotonic() >= asks:
+            has_ended = _has_ended(holder["job"])
+            asks, pause = time.monotonic() + pause, min(2 * pause, _LONGEST_PAUSE)
         if has_ended or (has_ended is None and time.monotonic() - seen > _DEAD):
             _break(lock, last)
         else:
