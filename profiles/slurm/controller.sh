@@ -3,10 +3,10 @@
 #
 #   sbatch profiles/slurm/controller.sh --configfile my.yaml
 #
-# Its arguments are those of `snakemake --profile slurm`. Five minutes before its time limit it ends, and a job that waits
-# for its end goes on: trainings run meanwhile, and are waited for; other jobs are done again. Give sbatch your site's
-# options, such as --partition and --account; the next job has the same partition and account. It has what you give as
-# variables, too: SBATCH_QOS=long sbatch profiles/slurm/controller.sh ...
+# Its arguments are those of `snakemake --profile slurm`. Five minutes before its time limit it submits the next such
+# job, and ends. That one goes on: trainings run meanwhile, and are waited for; other jobs are done again. Give sbatch your
+# site's options, such as --partition and --account; the next job has the same partition and account. It has what you give
+# as variables, too: SBATCH_QOS=long sbatch profiles/slurm/controller.sh ...
 #SBATCH --job-name=lorasweep-controller
 #SBATCH --output=lorasweep-controller-%j.log
 #SBATCH --time=1-00:00:00

@@ -373,3 +373,23 @@ def test_a_holder_without_a_sign_of_life_is_dead_by_the_clock_of_the_one_who_wai
     monkeypatch.setattr(time, "sleep", lambda seconds: threading.Event().wait(0.05))
     assert not slurm_commands._wait_for_turn(lock, "8", tmp_path)
     assert json.loads(lock.read_text())["job"] == "8"
+
+
+@pytest.mark.parametrize(("cluster", "waits"), [("here", False), ("elsewhere", True)])
+def test_slurm_is_believed_about_jobs_of_its_own_cluster_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str, waits: bool
+) -> None:
+    lock, naps = tmp_path / "turns/key", []
+    lock.parent.mkdir()
+    lock.write_text(json.dumps({"job": "7", "cluster": cluster, "host": "a", "beat": 0}))
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        threading.Event().wait(0.05)
+
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "here")
+    monkeypatch.setattr(slurm_commands, "_has_ended", lambda job: True)
+    monkeypatch.setattr(slurm_commands, "_DEAD", 0.5)
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert not slurm_commands._wait_for_turn(lock, "8", tmp_path)
+    assert bool(naps) == waits

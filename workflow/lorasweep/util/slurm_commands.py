@@ -454,7 +454,8 @@ def _wait_for_turn(lock: Path, job: str, folder: Path) -> bool:
         holder = _read(lock)
         if not holder:  # just released
             continue
-        if holder["job"] == job:  # SLURM has queued this job again
+        is_of_this_cluster = holder.get("cluster") == _get_cluster()
+        if holder["job"] == job and is_of_this_cluster:  # SLURM has queued this job again
             _sign(lock, job, 0)
             return False
         if last and holder["job"] != last[0]:
@@ -465,7 +466,7 @@ def _wait_for_turn(lock: Path, job: str, folder: Path) -> bool:
             print(f"SLURM job {holder['job']} on {holder['host']} works on the same: waiting for its end", flush=True)
             is_told = True
         if time.monotonic() >= asks:
-            has_ended = _has_ended(holder["job"])
+            has_ended = _has_ended(holder["job"]) if is_of_this_cluster else None
             asks, pause = time.monotonic() + pause, min(2 * pause, _LONGEST_PAUSE)
         if has_ended or (has_ended is None and time.monotonic() - seen > _DEAD):
             _break(lock, last)
@@ -513,7 +514,12 @@ def _beat(lock: Path, job: str, ended: threading.Event) -> None:
 
 def _sign(lock: Path, job: str, beat: int) -> None:
     """Write that a job holds a lock, with its last sign of life."""
-    _write(lock, {"job": job, "host": socket.gethostname(), "beat": beat})
+    _write(lock, {"job": job, "cluster": _get_cluster(), "host": socket.gethostname(), "beat": beat})
+
+
+def _get_cluster() -> str | None:
+    """Return the cluster that this job is on: another one, for which the same folder was used, has the same ids."""
+    return os.environ.get("SLURM_CLUSTER_NAME")
 
 
 def _read(file: Path) -> dict[str, Any]:
