@@ -49,6 +49,7 @@ def make_sweep(device: str = "cuda", parallel_jobs: int | None = None, most_gpus
         (make_sweep("cpu"), Places(2, None, None), 1),
         (make_sweep(), Places(64, None, 4), 4),
         (make_sweep(most_gpus=2), Places(64, None, 4), 2),
+        (make_sweep("cpu", most_gpus=2), Places(16, None, None), 2),
         (make_sweep("cpu"), Places(64, None, 1), 16),
     ],
 )

@@ -60,7 +60,7 @@ MOST_PARALLEL = 1000
 """Assumed number of parallel jobs on a scheduler without a limit."""
 
 THREADS = 4
-"""Number of threads of a training or an evaluation, as assumed by the plan."""
+"""Number of threads of an evaluation, and of each process of a training, as assumed by the plan."""
 
 LOCKS = Path(".snakemake/locks")
 """Folder of Snakemake's locks in the working directory."""
@@ -460,7 +460,7 @@ def forecast_run(sweep: Sweep, wanted: Jobs, places: Places) -> Forecast | None:
 def count_parallel_jobs(sweep: Sweep, places: Places) -> int:
     """Return the number of jobs that run in parallel, limited by the cores of this machine or by `--jobs`."""
     # As if each job had as many GPUs as the largest training.
-    return _count_parallel(sweep, places, THREADS, sweep.most_gpus)
+    return _count_parallel(sweep, places, THREADS * sweep.most_gpus, sweep.most_gpus)
 
 
 def count_parallel_evaluations(sweep: Sweep, places: Places) -> int:
