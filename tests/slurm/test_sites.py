@@ -152,6 +152,7 @@ def test_a_run_that_ends_at_a_limit_submits_no_more_jobs(
     assert list_submitting(sweep)
     run.send_signal(number)
     run.wait()
+    assert number == signal.SIGKILL or "0 of 4 points done, 0 failed, 4 not finished" in sweep.said
     wait_for("the end of its submissions", lambda: not list_submitting(sweep))
     sweep.hold.unlink()
     wait_for("the end of its job", lambda: not sweep.list_jobs(ALIVE))

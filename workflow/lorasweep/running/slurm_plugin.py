@@ -145,15 +145,23 @@ def mend_cancellation() -> None:
     import snakemake_executor_plugin_slurm as plugin
 
     executor = plugin.Executor
-    cancel = executor.cancel
+    cancel, report_error = executor.cancel, executor._report_job_error_threadsafe
+    is_over = threading.Event()
 
     def cancel_with_submissions(self: Any) -> None:
+        is_over.set()
         with contextlib.suppress(OSError, KeyError):
             Path(os.environ[FOLDER], CLOSED).touch()
         self._job_submission_executor.shutdown(wait=False, cancel_futures=True)
         cancel(self)
 
+    def report_unless_over(self: Any, *arguments: Any) -> None:
+        # A submission that was given up is no failure of its job.
+        if not is_over.is_set():
+            report_error(self, *arguments)
+
     executor.cancel = cancel_with_submissions
+    executor._report_job_error_threadsafe = report_unless_over
 
 
 def mend_status_queries(watch: EndWatch | None = None) -> None:
