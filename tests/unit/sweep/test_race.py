@@ -101,7 +101,7 @@ def test_a_decision_waits_for_all_numbers_and_is_what_the_job_writes(load: Calla
     assert race.decide() == {1: None, 2: None}
     assert [sweep.trainings[each.training] for each in race.list_missing(1)] == ["lr=1e-6"]
     race.record()
-    with pytest.raises(JobError, match=rf"^no number of {name_training(sweep, 'lr=1e-6')} yet$"):
+    with pytest.raises(JobError, match=rf"^no number of {name_training(sweep, 'lr=1e-6')} after epoch 1 yet$"):
         Race.read(sweep.results).write_decision(1)
     assert not get_decision_file(sweep.results, 1).exists()
     train_parts(sweep, 1)
@@ -124,6 +124,28 @@ def test_who_is_out_is_not_asked_again(load: Callable[..., Sweep]) -> None:
     decisions = get_race(sweep).decide()
     ends = {point: find_end(decisions, training) for training, point in sweep.trainings.items()}
     assert ends == {"lr=1e-3": (2, True), "lr=1e-4": (None, True), "lr=1e-5": (1, True), "lr=1e-6": (1, True)}
+
+
+def test_a_number_that_is_missing_of_an_earlier_epoch_is_named(load: Callable[..., Sweep]) -> None:
+    sweep = load()
+    train_parts(sweep, 1, without="lr=1e-6")
+    train_parts(sweep, 2, {"lr=1e-3": 0.1, "lr=1e-4": 0.2, "lr=1e-5": 0.3})
+    missing = name_training(sweep, "lr=1e-6")
+    with pytest.raises(JobError, match=rf"^no number of {missing} after epoch 1 yet$"):
+        get_race(sweep).write_decision(2)
+    train_parts(sweep, 1)
+    # Those that were stopped after epoch 1 are not named.
+    get_part_file(sweep.results, name_training(sweep, "lr=1e-4"), 2).unlink()
+    shutil.rmtree(sweep.results / "trainings" / name_training(sweep, "lr=1e-4") / "rungs")
+    with pytest.raises(JobError, match=rf"^no number of {name_training(sweep, 'lr=1e-4')} after epoch 2 yet$"):
+        get_race(load()).write_decision(2)
+
+
+def test_an_epoch_that_is_added_before_needs_no_training_of_what_has_gone_further(load: Callable[..., Sweep]) -> None:
+    train_parts(load(prune={"after": [2]}), 2)
+    sweep = load(prune={"after": [1, 2]})
+    assert get_race(sweep).list_missing(1) == []
+    assert list_staying(sweep, 1) == {"lr=1e-3", "lr=1e-4"}
 
 
 def test_what_was_finished_before_competes_by_its_log_and_is_not_trained(load: Callable[..., Sweep]) -> None:

@@ -16,6 +16,7 @@ from lorasweep.layout import (
     PRUNE,
     RACE,
     RECORD,
+    RUNGS,
     TRAINING_LOG,
     TRAININGS,
     get_decision_file,
@@ -120,14 +121,7 @@ class Race:
 
         While an earlier decision is not known, all whose parts left nothing.
         """
-        stopped = {
-            name
-            for epoch, decision in self.decide(after).items()
-            if epoch < after and decision
-            for name, verdict in decision["trainings"].items()
-            if not verdict["stays"]
-        }
-        return [each for each in self.contenders if each.training not in stopped and not self.has_part(each, after)]
+        return [each for each in self._list_running(after) if not self.has_part(each, after)]
 
     def has_part(self, contender: Contender, after: int) -> bool:
         """Whether a training's part need not be trained: its number is known, or the adapter to score is there."""
@@ -173,12 +167,26 @@ class Race:
         Raises:
             JobError: a number is missing that it takes.
         """
-        decision = self.decide(after)[after]
+        decisions = self.decide(after)
+        decision = decisions[after]
         if decision is None:
-            missing = [each.training for each in self.contenders if self.read_number(each, after) is None]
-            raise JobError(f"no number of {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''} yet")
+            epoch = next(epoch for epoch, each in decisions.items() if each is None)
+            missing = [each.training for each in self._list_running(epoch) if self.read_number(each, epoch) is None]
+            more = " and others" if len(missing) > 3 else ""
+            raise JobError(f"no number of {', '.join(missing[:3])}{more} after epoch {epoch} yet")
         write_record(get_decision_file(self.results, after), decision)
         return decision
+
+    def _list_running(self, after: int) -> list[Contender]:
+        """Return the trainings that no decision before an epoch stops, as far as those decisions are known."""
+        stopped = {
+            name
+            for epoch, decision in self.decide(after).items()
+            if epoch < after and decision
+            for name, verdict in decision["trainings"].items()
+            if not verdict["stays"]
+        }
+        return [each for each in self.contenders if each.training not in stopped]
 
     def _get_folder(self, contender: Contender) -> Path:
         return self.results / TRAININGS / contender.training
@@ -186,21 +194,21 @@ class Race:
     def _list_adapters(self, contender: Contender) -> list[Path]:
         """Return the folders of the training's adapter, as the training and its points have it."""
         folders = [self._get_folder(contender), *(self.results / point for point in contender.points)]
-        return [
-            folder / "adapter"
-            for folder in folders
-            if (folder / "adapter" / RECORD).is_file()
-            and (folder / "recipe.yaml").is_file()
-            and read_identity(folder / "recipe.yaml") == contender.identity
-        ]
+        adapters = [folder / "adapter" for folder in folders if (folder / "adapter" / RECORD).is_file()]
+        return [adapter for adapter in adapters if _is_of(contender, adapter.parent)]
+
+    def _list_rungs(self, contender: Contender) -> list[Path]:
+        """Return the folders of the adapters after earlier epochs, which a training that has not ended keeps."""
+        folder = self._get_folder(contender)
+        return sorted(folder.glob(f"{RUNGS}/after=*")) if _is_of(contender, folder) else []
 
     def _read_loss(self, contender: Contender, after: int, record: Mapping[str, Any]) -> float | None:
         if record.get("validation_loss") is not None:
             return float(record["validation_loss"])
-        # Of a training that was finished before it had to compete.
+        # Of a training that went further before it had to compete.
         if contender.training not in self._logs:
             losses: dict[int, float] = {}
-            for adapter in self._list_adapters(contender):
+            for adapter in (*self._list_rungs(contender), *self._list_adapters(contender)):
                 rows = read_log(adapter / TRAINING_LOG)
                 losses |= {row.epoch: row.validation_loss for row in rows if row.validation_loss is not None}
             self._logs[contender.training] = losses
@@ -240,6 +248,12 @@ class Race:
             "higher_is_better": self.prune.higher_is_better,
             "trainings": dict(sorted(trainings.items())),
         }
+
+
+def _is_of(contender: Contender, folder: Path) -> bool:
+    """Whether the recipe in a folder is that of a training."""
+    recipe = folder / "recipe.yaml"
+    return recipe.is_file() and read_identity(recipe) == contender.identity
 
 
 def describe_verdict(verdict: Verdict, what: str) -> str:
