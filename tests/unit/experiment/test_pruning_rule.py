@@ -104,6 +104,21 @@ def test_a_training_without_a_number_is_not_compared_and_stays() -> None:
     assert stay({"m/a/0": None}) == {"m/a/0"}
 
 
+def test_a_setting_that_was_let_go_on_keeps_its_place_without_a_number() -> None:
+    losses: dict[str, float | None] = {"m/a/0": None, "m/b/0": None, "m/c/0": 0.2, "m/d/0": 0.1}
+
+    def decide_with(held: str, keep: float) -> dict[str, tuple[bool, int | None]]:
+        candidates = [Candidate(name, name[:3], "m", loss, keeps_place=name in held) for name, loss in losses.items()]
+        return {name[2]: (v.stays, v.rank) for name, v in decide(candidates, keep, higher_is_better=False).items()}
+
+    on = (True, None)
+    assert decide_with("m/a/0 m/b/0", 0.5) == {"a": on, "b": on, "c": (False, 4), "d": (False, 3)}
+    assert decide_with("m/a/0 m/b/0", 0.75) == {"a": on, "b": on, "c": (False, 4), "d": (True, 3)}
+    assert decide_with("m/a/0", 0.5) == {"a": on, "b": on, "c": (False, 3), "d": (True, 2)}
+    # A number counts more than an earlier decision.
+    assert decide_with("m/c/0", 0.5) == {"a": on, "b": on, "c": (False, 2), "d": (True, 1)}
+
+
 def test_seeds_are_one_setting_and_other_losses_are_no_rivals() -> None:
     experiment, points = make(
         variables={"seed": [0, 1], "lr": [1e-3, 1e-4], "mode": ["A", "B2"]},

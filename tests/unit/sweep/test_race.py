@@ -186,20 +186,24 @@ def test_a_training_that_was_stopped_has_no_number_if_it_goes_on_now(load: Calla
     assert [each.points for each in get_race(sweep).list_missing(2)] == [("lr=1e-5",)]
 
 
+EDITED: dict[str, Any] = {"task": "tasks.py@letters", "name": "dev", "args": {"size": 9}, "metric": "match/accuracy"}
+
+
 class TestByATask:
     @pytest.fixture
     def sweep(self, load: Callable[..., Sweep]) -> Sweep:
         by = {"task": "tasks.py@letters", "name": "dev", "args": {"size": 9}}
         return load(prune={"after": [1], "by": by}, data={"train": "train.jsonl"})
 
-    def score(self, sweep: Sweep, scores: Mapping[str, float], **changes: Any) -> None:
-        for each in get_race(sweep).contenders:
+    def score(self, sweep: Sweep, scores: Mapping[str, float], after: int = 1, **changes: Any) -> None:
+        race = get_race(sweep)
+        for each in race.contenders:
             if each.points[0] in scores:
                 score = {"evaluation_sha256": each.spec_sha256, "asked_metric": None, "score": scores[each.points[0]]}
-                adapter = digest_file(
-                    get_rung_folder(sweep.results / "trainings" / each.training, 1) / "adapter_model.safetensors"
-                )
-                write_record(get_race(sweep).get_score_file(each, 1), {**score, "adapter_sha256": adapter, **changes})
+                adapter = race.find_adapter(each, after)
+                assert adapter
+                digest = digest_file(adapter / "adapter_model.safetensors")
+                write_record(race.get_score_file(each, after), {**score, "adapter_sha256": digest, **changes})
 
     def test_the_higher_scores_go_on(self, sweep: Sweep) -> None:
         train_parts(sweep, 1)
@@ -220,6 +224,68 @@ class TestByATask:
         folder = sweep.results / "trainings" / name_training(sweep, "lr=1e-6")
         write_adapter(folder / "adapter", folder / "recipe.yaml", 4, 0.1)
         assert list_staying(sweep, 1) == {"lr=1e-4", "lr=1e-5", "lr=1e-6"}
+
+    @pytest.fixture
+    def load_edited(self, load: Callable[..., Sweep]) -> Callable[..., Sweep]:
+        """Of a sweep that has ended, load it with another metric: what went on to the end has no number any more."""
+
+        def load_with(by: dict[str, Any], **sections: Any) -> Sweep:
+            return load(data={"train": "train.jsonl"}, **{"prune": {"after": [1, 2], "by": by}, **sections})
+
+        sweep = load_with({key: value for key, value in EDITED.items() if key != "metric"})
+        train_parts(sweep, 1)
+        self.score(sweep, RATES)
+        get_race(sweep).write_decision(1)
+        train_parts(sweep, 2, {"lr=1e-5": 0, "lr=1e-6": 0})
+        self.score(sweep, {"lr=1e-5": 0.9, "lr=1e-6": 0.8}, after=2)
+        get_race(sweep).write_decision(2)
+        publish_all(sweep)
+        return lambda **sections: load_with(EDITED, **sections)
+
+    def test_what_was_let_go_on_keeps_its_place_when_the_task_is_edited(
+        self, load_edited: Callable[..., Sweep]
+    ) -> None:
+        sweep = load_edited()
+        # Before those that were stopped are scored, it is not known that their jobs have nothing to train.
+        assert list_outdated(sweep) == {
+            "prune": {"after=1", "after=2"},
+            "train_part": {"lr=1e-3__after=2", "lr=1e-4__after=2"},
+            "train": {"lr=1e-3", "lr=1e-4", "lr=1e-6"},
+        }
+        get_race(sweep).record()
+        for after in (1, 2):
+            get_decision_file(sweep.results, after).unlink()  # as Snakemake does
+        self.score(sweep, {"lr=1e-3": 0.9, "lr=1e-4": 0.8}, asked_metric="match/accuracy")
+        Race.read(sweep.results).write_decision(1)
+        self.score(sweep, {"lr=1e-6": 0.9}, after=2, asked_metric="match/accuracy")
+        Race.read(sweep.results).write_decision(2)
+        assert [list_staying(load_edited(), after) for after in (1, 2)] == [{"lr=1e-5", "lr=1e-6"}, {"lr=1e-5"}]
+        assert list_outdated(load_edited()) == {}
+        decision = get_race(load_edited()).decide()[1]
+        assert decision == json.loads(get_decision_file(sweep.results, 1).read_text())
+        assert decision["trainings"][name_training(sweep, "lr=1e-6")]["why"] == (
+            "an earlier decision let it go on, and it has no score on tasks.py@letters now: it keeps a place of 4, of "
+            "which 2 go on"
+        )
+
+    def test_a_point_that_is_added_then_competes_for_the_places_that_are_left(
+        self, load_edited: Callable[..., Sweep]
+    ) -> None:
+        sweep = load_edited(variables={"lr": [1e-3, 1e-4, 1e-5, 1e-6, 1e-7]}, prune={"after": [1], "by": EDITED})
+        train_parts(sweep, 1, {"lr=1e-7": 0})
+        self.score(sweep, {"lr=1e-3": 0.9, "lr=1e-4": 0.8, "lr=1e-7": 0.95}, asked_metric="match/accuracy")
+        assert list_staying(sweep, 1) == {"lr=1e-5", "lr=1e-6", "lr=1e-7"}
+
+    def test_what_was_finished_before_any_decision_takes_no_place(self, load: Callable[..., Sweep]) -> None:
+        train_parts(load(), 1, {})
+        publish_all(load())
+        for metric in (None, "match/accuracy"):
+            by = {**EDITED, "metric": metric}
+            sweep = load(variables={"lr": [1e-3, 1e-4, 1e-5, 1e-6, 1e-7]}, prune={"after": [1], "by": by})
+            train_parts(sweep, 1, {"lr=1e-7": 0})
+            self.score(sweep, {"lr=1e-7": 0.1}, asked_metric=metric)
+            assert list_staying(sweep, 1) == {*RATES, "lr=1e-7"}
+            get_race(sweep).write_decision(1)
 
     def test_the_decision_requests_what_an_evaluation_does(self, sweep: Sweep) -> None:
         assert sweep.get_deciding_gpus("after=1") == sweep.get_evaluation_gpus("baseline") == 1
@@ -287,6 +353,11 @@ def finish(sweep: Sweep) -> None:
     get_race(sweep).record()
     for after in (1, 2):
         get_race(sweep).write_decision(after)
+    publish_all(sweep)
+
+
+def publish_all(sweep: Sweep) -> None:
+    """Leave what the last parts of trainings leave."""
     for training, point in sweep.trainings.items():
         folder = sweep.results / "trainings" / training
         after = find_end(get_race(sweep).decide(), training)[0]
@@ -294,7 +365,7 @@ def finish(sweep: Sweep) -> None:
             assert publish_stopped(folder, get_part_file(sweep.results, training, after), after, 4)
         else:
             write_adapter(folder / "adapter", folder / "recipe.yaml", 4, RATES[point])
-        shutil.rmtree(folder / "rungs")
+        shutil.rmtree(folder / "rungs", ignore_errors=True)
 
 
 def list_outdated(sweep: Sweep) -> dict[str, set[str]]:

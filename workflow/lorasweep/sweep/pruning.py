@@ -55,8 +55,10 @@ class Number:
     """What is known of a training at a rung."""
 
     value: float | None = None
-    """The validation loss or the score; `None` if it diverged, or was finished without one."""
+    """The validation loss or the score; `None` if it diverged, or went further without one."""
     has_diverged: bool = False
+    keeps_place: bool = False
+    """Whether an earlier decision let it go on."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Race:
     prune: Prune
     contenders: Sequence[Contender]
     _logs: dict[str, dict[int, float]] = field(default_factory=dict, repr=False)
+    _let_on: dict[int, set[str]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, results: Path) -> "Race":
@@ -79,11 +82,17 @@ class Race:
         return cls(results, Prune.model_validate(record["prune"]), contenders)
 
     def record(self) -> None:
-        """Record the race for the jobs of a run."""
-        contenders = [asdict(each) for each in self.contenders]
-        write_record(
-            self.results / PRUNE / RACE, {"prune": self.prune.model_dump(mode="json"), "contenders": contenders}
-        )
+        """Record the race for the jobs of a run.
+
+        Who was let go on is recorded too, as Snakemake deletes a decision before it is made again.
+        """
+        let_on = {str(after): sorted(self._list_let_on(after)) for after in self.prune.after}
+        race = {
+            "prune": self.prune.model_dump(mode="json"),
+            "contenders": [asdict(each) for each in self.contenders],
+            "let_on": self._find_recorded_let_on() | let_on,
+        }
+        write_record(self.results / PRUNE / RACE, race)
 
     def decide(self, until: int | None = None) -> dict[int, dict[str, Any] | None]:
         """Return the decision after each epoch, up to `until`; `None` where a number is missing that it takes.
@@ -108,6 +117,7 @@ class Race:
                     each.rivals,
                     known[each.training].value,
                     known[each.training].has_diverged,
+                    known[each.training].keeps_place,
                 )
                 for each in running
             ]
@@ -137,13 +147,9 @@ class Race:
         value = self._read_score(contender, after) if self.prune.task else self._read_loss(contender, after, record)
         if value is not None:
             return Number(value)
-        if self.prune.task and not self.find_adapter(contender, after) and self.is_finished(contender):
-            return Number()
+        if self.prune.task and not self.find_adapter(contender, after) and self._went_further(contender, after):
+            return Number(keeps_place=contender.training in self._list_let_on(after))
         return None
-
-    def is_finished(self, contender: Contender) -> bool:
-        """Whether a training has an adapter of its last epoch."""
-        return any(get_pruned_epoch(find_record(folder / RECORD)) is None for folder in self._list_adapters(contender))
 
     def find_adapter(self, contender: Contender, after: int) -> Path | None:
         """Return the folder with the adapter of a training after an epoch, if it is there."""
@@ -187,6 +193,24 @@ class Race:
             if not verdict["stays"]
         }
         return [each for each in self.contenders if each.training not in stopped]
+
+    def _went_further(self, contender: Contender, after: int) -> bool:
+        """Whether a training has ended with the adapter of a later epoch."""
+        ends = [get_pruned_epoch(find_record(folder / RECORD)) for folder in self._list_adapters(contender)]
+        return any(end is None or end > after for end in ends)
+
+    def _list_let_on(self, after: int) -> set[str]:
+        """Return the trainings that the last decision that compared them at an epoch let go on."""
+        if after not in self._let_on:
+            decided = find_record(get_decision_file(self.results, after)).get("trainings", {}).items()
+            compared = {name: each for name, each in decided if each["rank"] is not None or each.get("keeps_place")}
+            earlier = {*self._find_recorded_let_on().get(str(after), ())} - compared.keys()
+            self._let_on[after] = earlier | {name for name, verdict in compared.items() if verdict["stays"]}
+        return self._let_on[after]
+
+    def _find_recorded_let_on(self) -> dict[str, list[str]]:
+        recorded: dict[str, list[str]] = find_record(self.results / PRUNE / RACE).get("let_on", {})
+        return recorded
 
     def _get_folder(self, contender: Contender) -> Path:
         return self.results / TRAININGS / contender.training
@@ -258,11 +282,14 @@ def _is_of(contender: Contender, folder: Path) -> bool:
 
 def describe_verdict(verdict: Verdict, what: str) -> str:
     """Return why a training stays or stops; `what` is what was compared."""
+    places = f"of {verdict.rivals}, of which {verdict.kept} go on"
+    if verdict.keeps_place:
+        return f"an earlier decision let it go on, and it has no {what} now: it keeps a place {places}"
     if verdict.rank is None:
-        return f"it was finished before, without a {what}: it is not compared"
+        return f"it went further before, without a {what}: it is not compared"
     seeds = f", the mean of {verdict.seeds} seeds" if verdict.seeds > 1 else ""
     number = "it diverged" if verdict.has_diverged else f"{what} {format_score(verdict.number or 0.0)}{seeds}"
-    return f"{number}: place {verdict.rank} of {verdict.rivals}, of which {verdict.kept} go on"
+    return f"{number}: place {verdict.rank} {places}"
 
 
 def find_end(decisions: Mapping[int, Mapping[str, Any] | None], training: str) -> tuple[int | None, bool]:
