@@ -1,5 +1,6 @@
 """The race of a sweep's trainings: what is decided by what is on disk, and what jobs of ended trainings request."""
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from lorasweep.cli.job import train as job
 from lorasweep.layout import get_decision_file, get_part_file, get_part_name, get_rung_folder, split_part_name
 from lorasweep.running.outdated import find_outdated
 from lorasweep.sweep.pruning import Race, find_end
 from lorasweep.sweep.sweep import Sweep
+from lorasweep.trainers import Diverged
 from lorasweep.trainers.rungs import describe_part, publish_stopped
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError, JobError
@@ -167,13 +170,21 @@ def test_a_training_that_diverged_is_known_as_long_as_its_note_is_there(load: Ca
     training = name_training(sweep, "lr=1e-3")
     write_record(get_part_file(sweep.results, training, 1), {"after": 1, "diverged": "the loss is nan"})
     assert list_staying(sweep, 1) is None
-    note = sweep.results / "trainings" / training / "state/train.diverged.json"
-    note.parent.mkdir()
-    note.write_text("{}")
+    note_divergence(sweep, training)
     assert list_staying(sweep, 1) == {"lr=1e-4", "lr=1e-5"}
     decision = get_race(sweep).decide()[1]
     assert decision
     assert decision["trainings"][training]["why"] == "it diverged: place 4 of 4, of which 2 go on"
+    # By newer packages it was trained to the end, which removes the note.
+    folder = sweep.results / "trainings" / training
+    shutil.rmtree(folder / "state")
+    write_adapter(folder / "adapter", folder / "recipe.yaml", 4, 0.1)
+    assert list_staying(load(), 1) == {"lr=1e-3", "lr=1e-4"}
+
+
+def note_divergence(sweep: Sweep, training: str) -> None:
+    note = sweep.results / "trainings" / training / "state/train.diverged.json"
+    write_record(note, {"key": "of other versions", "message": "the training diverged: the loss is nan"})
 
 
 def test_a_training_that_was_stopped_has_no_number_if_it_goes_on_now(load: Callable[..., Sweep]) -> None:
@@ -321,6 +332,10 @@ def test_an_ended_continuation_requests_no_gpu_and_little_else(load: Callable[..
     assert sweep.request("train", "runtime", out, attempt=2) == 20
     # The first part is trained whatever was decided.
     assert sweep.get_train_gpus(get_part_name(out, 1)) == 1
+    # Nobody reads hundreds of megabytes while jobs are scheduled.
+    [weights] = (sweep.results / "trainings" / out / "rungs").rglob("*.safetensors")
+    weights.write_text("other")
+    assert sweep.get_train_gpus(out) == 0
     # Without the adapter of that epoch, it is trained again.
     shutil.rmtree(sweep.results / "trainings" / out / "rungs")
     assert [sweep.get_train_gpus(out), sweep.get_train_gpus(get_part_name(out, 2))] == [1, 0]
@@ -344,6 +359,75 @@ def test_the_adapter_of_the_rung_is_published_with_a_note(load: Callable[..., Sw
     assert json.loads((folder / "adapter/lorasweep.json").read_text()) == record
     (folder / "adapter/adapter_model.safetensors").write_text("other")
     assert not publish_stopped(folder, part, 1, 4)
+
+
+class TestJobs:
+    """The last job of a training, by a trainer that only says what it was asked for."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+        asked = list[int | None]()
+
+        class Trainer:
+            def train(self, recipe: Path, adapter: Path, *_: object, until: int | None = None) -> None:
+                asked.append(until)
+                write_adapter(adapter, recipe, until or 4, 0.1)
+
+        monkeypatch.setattr(job, "get_trainer", lambda _: Trainer())
+        monkeypatch.setattr(job, "end_on_sigterm", lambda **_: None)
+        return asked
+
+    def train(self, sweep: Sweep, training: str) -> Path:
+        folder = sweep.results / "trainings" / training
+        parser = argparse.ArgumentParser()
+        job.add_arguments(parser)
+        options = ["--recipe", folder / "recipe.yaml", "--adapter", folder / "adapter"]
+        job.run(parser.parse_args([*map(str, options), *sweep.get_training_options(training)]))
+        return folder
+
+    def test_one_that_was_stopped_and_has_its_adapter_trains_nothing(
+        self, load: Callable[..., Sweep], asked: list[int | None]
+    ) -> None:
+        decide_first(load())
+        folder = self.train(load(), name_training(load(), "lr=1e-6"))
+        assert asked == []
+        assert json.loads((folder / "adapter/lorasweep.json").read_text())["pruned"]["after"] == 1
+        assert not (folder / "rungs").exists()
+
+    def test_one_whose_adapter_is_damaged_is_trained_up_to_where_it_stops(
+        self, load: Callable[..., Sweep], asked: list[int | None]
+    ) -> None:
+        decide_first(load())
+        folder = load().results / "trainings" / name_training(load(), "lr=1e-6")
+        (folder / "rungs/after=1/adapter_model.safetensors").write_text("other")
+        self.train(load(), folder.name)
+        assert asked == [1]
+        assert json.loads((folder / "adapter/lorasweep.json").read_text())["pruned"]["after"] == 1
+
+    def test_one_that_diverged_and_was_stopped_fails_without_any_training(
+        self, load: Callable[..., Sweep], asked: list[int | None]
+    ) -> None:
+        sweep = load()
+        train_parts(sweep, 1, without="lr=1e-6")
+        training = name_training(sweep, "lr=1e-6")
+        write_record(get_part_file(sweep.results, training, 1), {"after": 1, "diverged": "the loss is nan"})
+        note_divergence(sweep, training)
+        get_race(sweep).record()
+        get_race(sweep).write_decision(1)
+        assert [sweep.get_train_gpus(training), sweep.request("train", "mem_mb", training)] == [0, 1000]
+        with pytest.raises(
+            Diverged, match=r"^the training diverged: the loss is nan \(.* to try again, remove .*json\)"
+        ):
+            self.train(sweep, training)
+        assert asked == []
+
+    def test_the_rungs_go_with_the_training_after_prune_is_removed(
+        self, load: Callable[..., Sweep], asked: list[int | None]
+    ) -> None:
+        decide_first(load())
+        folder = self.train(load(prune=None), name_training(load(), "lr=1e-6"))
+        assert asked == [None]
+        assert not (folder / "rungs").exists()
 
 
 def finish(sweep: Sweep) -> None:

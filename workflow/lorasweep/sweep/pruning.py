@@ -142,8 +142,8 @@ class Race:
     def read_number(self, contender: Contender, after: int) -> Number | None:
         """Return what is known of a training at a rung; `None` if nothing is."""
         record = find_record(get_part_file(self.results, contender.training, after))
-        if record.get("diverged"):
-            return Number(has_diverged=True) if has_diverged(self._get_folder(contender)) else None
+        if has_diverged(self._get_folder(contender), record):
+            return Number(has_diverged=True)
         value = self._read_score(contender, after) if self.prune.task else self._read_loss(contender, after, record)
         if value is not None:
             return Number(value)

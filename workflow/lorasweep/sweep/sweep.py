@@ -83,7 +83,7 @@ from lorasweep.sweep.pruning import Contender, Race
 from lorasweep.sweep.trainings import is_trained, share_trainings
 from lorasweep.trainers import get_trainer
 from lorasweep.trainers.identity import head_recipe
-from lorasweep.trainers.rungs import find_stop, has_rung
+from lorasweep.trainers.rungs import find_stop, has_nothing_to_train
 from lorasweep.util.errors import InputError, naming_file, naming_key
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
@@ -538,7 +538,7 @@ class Sweep:
             return False
         training, after = split_part_name(name)
         stopped = find_stop([get_decision_file(self.results, epoch) for epoch in rungs], training)
-        return stopped is not None and (after is not None or has_rung(self.results, training, stopped))
+        return stopped is not None and (after is not None or has_nothing_to_train(self.results, training, stopped))
 
     def get_training_record(self, training: str) -> str:
         """Return the record of the adapter that points take from a training."""
