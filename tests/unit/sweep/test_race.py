@@ -257,27 +257,35 @@ class TestByATask:
         self, load_edited: Callable[..., Sweep]
     ) -> None:
         sweep = load_edited()
-        # Before those that were stopped are scored, it is not known that their jobs have nothing to train.
+        assert list_outdated(sweep) == {}
+        decision = get_race(sweep).decide()[1]
+        assert decision
+        whys = {sweep.trainings[name]: verdict["why"] for name, verdict in decision["trainings"].items()}
+        assert (whys["lr=1e-6"], whys["lr=1e-3"]) == (
+            "an earlier decision let it go on, and it has no score on tasks.py@letters now: it keeps a place of 4, of "
+            "which 2 go on",
+            "settings that an earlier decision let go on keep all places of 4, of which 2 go on",
+        )
+
+    def test_a_larger_share_then_lets_the_best_of_those_go_on_that_were_stopped(
+        self, load_edited: Callable[..., Sweep]
+    ) -> None:
+        larger = {"prune": {"after": [1, 2], "keep": 0.75, "by": EDITED}}
+        sweep = load_edited(**larger)
+        # Before those that were stopped are scored, it is not known which of them go on.
         assert list_outdated(sweep) == {
             "prune": {"after=1", "after=2"},
             "train_part": {"lr=1e-3__after=2", "lr=1e-4__after=2"},
             "train": {"lr=1e-3", "lr=1e-4", "lr=1e-6"},
         }
         get_race(sweep).record()
-        for after in (1, 2):
-            get_decision_file(sweep.results, after).unlink()  # as Snakemake does
+        get_decision_file(sweep.results, 1).unlink()  # as Snakemake does
         self.score(sweep, {"lr=1e-3": 0.9, "lr=1e-4": 0.8}, asked_metric="match/accuracy")
-        Race.read(sweep.results).write_decision(1)
-        self.score(sweep, {"lr=1e-6": 0.9}, after=2, asked_metric="match/accuracy")
-        Race.read(sweep.results).write_decision(2)
-        assert [list_staying(load_edited(), after) for after in (1, 2)] == [{"lr=1e-5", "lr=1e-6"}, {"lr=1e-5"}]
-        assert list_outdated(load_edited()) == {}
-        decision = get_race(load_edited()).decide()[1]
-        assert decision == json.loads(get_decision_file(sweep.results, 1).read_text())
-        assert decision["trainings"][name_training(sweep, "lr=1e-6")]["why"] == (
-            "an earlier decision let it go on, and it has no score on tasks.py@letters now: it keeps a place of 4, of "
-            "which 2 go on"
-        )
+        decision = Race.read(sweep.results).write_decision(1)
+        assert list_staying(load_edited(**larger), 1) == {"lr=1e-3", "lr=1e-5", "lr=1e-6"}
+        # What keeps its place does so in the next decision too.
+        (sweep.results / "prune/race.json").unlink()
+        assert get_race(load_edited(**larger)).decide()[1] == decision
 
     def test_a_point_that_is_added_then_competes_for_the_places_that_are_left(
         self, load_edited: Callable[..., Sweep]

@@ -38,10 +38,12 @@ class Candidate:
     has_diverged: bool = False
     keeps_place: bool = False
     """Whether it was let go on by an earlier decision, whose place it keeps if it has no number now."""
+    is_awaited: bool = False
+    """Whether it will have a number."""
 
     @property
     def is_counted(self) -> bool:
-        return self.has_diverged or self.number is not None
+        return self.has_diverged or self.is_awaited or self.number is not None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Verdict:
     seeds: int
     """Number of trainings that the mean is over."""
     rank: int | None
-    """Place of its setting among its rivals, from 1; equal ones have the same. `None` if it does not compete."""
+    """Place of its setting among its rivals, from 1; equal ones have the same. `None` if it is not compared."""
     rivals: int
     """Number of settings that compete or keep their places, its own included."""
     kept: int
@@ -87,8 +89,8 @@ def count_kept(settings: int, keep: float) -> int:
     return max(1, ceil(keep * settings - _TOLERANCE))
 
 
-def decide(candidates: Iterable[Candidate], keep: float, *, higher_is_better: bool) -> dict[str, Verdict]:
-    """Return the verdict on each training, by its name.
+def decide(candidates: Iterable[Candidate], keep: float, *, higher_is_better: bool) -> dict[str, Verdict] | None:
+    """Return the verdict on each training, by its name; `None` if it depends on a number that is awaited.
 
     A setting in which a training diverged is behind all others. A setting without any number goes on: its trainings
     went further before. It takes a place from others only if an earlier decision let it go on: what that decision
@@ -104,13 +106,17 @@ def decide(candidates: Iterable[Candidate], keep: float, *, higher_is_better: bo
         held = {key for key in settings.keys() - places if any(each.keeps_place for each in settings[key])}
         ordered = sorted([*places.values(), *(-inf for _ in held)])
         kept = count_kept(len(ordered), keep) if ordered else 0
+        awaited = {key for key, members in settings.items() if any(each.is_awaited for each in members)}
+        if awaited and len(held) < kept:
+            return None
         for key, members in settings.items():
             own, has_diverged = counted[key], any(each.has_diverged for each in members)
+            is_known = bool(own) and key not in awaited
             verdict = Verdict(
                 stays=not own or places[key] <= ordered[kept - 1],
-                number=None if has_diverged or not own else _get_mean(own),
+                number=_get_mean(own) if is_known and not has_diverged else None,
                 seeds=len(own),
-                rank=1 + bisect_left(ordered, places[key]) if own else None,
+                rank=1 + bisect_left(ordered, places[key]) if is_known else None,
                 rivals=len(ordered),
                 kept=kept,
                 has_diverged=has_diverged,
@@ -122,7 +128,7 @@ def decide(candidates: Iterable[Candidate], keep: float, *, higher_is_better: bo
 
 def _get_place(members: Sequence[Candidate], higher_is_better: bool) -> float:
     """Return the mean of a setting's numbers; of settings, the one with the lowest place is the best."""
-    if any(each.has_diverged for each in members):
+    if any(each.has_diverged or each.is_awaited for each in members):
         return inf
     mean = _get_mean(members)
     return -mean if higher_is_better else mean

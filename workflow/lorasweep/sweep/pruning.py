@@ -95,7 +95,7 @@ class Race:
         write_record(self.results / PRUNE / RACE, race)
 
     def decide(self, until: int | None = None) -> dict[int, dict[str, Any] | None]:
-        """Return the decision after each epoch, up to `until`; `None` where a number is missing that it takes.
+        """Return the decision after each epoch, up to `until`; `None` where it depends on a number that is missing.
 
         A decision is what its file has: the settings of `prune`, and of each training that was still in the race
         whether it stays, and why.
@@ -106,23 +106,11 @@ class Race:
             if until is not None and after > until:
                 break
             numbers = {each.training: self.read_number(each, after) for each in running}
-            known = {name: number for name, number in numbers.items() if number is not None}
-            if len(known) < len(numbers) or None in decisions.values():
+            verdicts = None if None in decisions.values() else self._compare(running, numbers)
+            if verdicts is None:
                 decisions[after] = None
                 continue
-            candidates = [
-                Candidate(
-                    each.training,
-                    each.setting,
-                    each.rivals,
-                    known[each.training].value,
-                    known[each.training].has_diverged,
-                    known[each.training].keeps_place,
-                )
-                for each in running
-            ]
-            verdicts = decide(candidates, self.prune.keep, higher_is_better=self.prune.higher_is_better)
-            decisions[after] = self._describe(after, running, known, verdicts)
+            decisions[after] = self._describe(after, running, numbers, verdicts)
             running = [each for each in running if verdicts[each.training].stays]
         return decisions
 
@@ -182,6 +170,14 @@ class Race:
             raise JobError(f"no number of {', '.join(missing[:3])}{more} after epoch {epoch} yet")
         write_record(get_decision_file(self.results, after), decision)
         return decision
+
+    def _compare(self, running: Iterable[Contender], numbers: Mapping[str, Number | None]) -> dict[str, Verdict] | None:
+        candidates = []
+        for each in running:
+            number = numbers[each.training]
+            facts = (number.value, number.has_diverged, number.keeps_place) if number else (None, False, False, True)
+            candidates.append(Candidate(each.training, each.setting, each.rivals, *facts))
+        return decide(candidates, self.prune.keep, higher_is_better=self.prune.higher_is_better)
 
     def _list_running(self, after: int) -> list[Contender]:
         """Return the trainings that no decision before an epoch stops, as far as those decisions are known."""
@@ -250,18 +246,18 @@ class Race:
         self,
         after: int,
         running: Iterable[Contender],
-        numbers: Mapping[str, Number],
+        numbers: Mapping[str, Number | None],
         verdicts: Mapping[str, Verdict],
     ) -> dict[str, Any]:
         what = f"score on {self.prune.task.task}" if self.prune.task else "validation loss"
         trainings = {}
         for each in running:
-            verdict = verdicts[each.training]
+            verdict, number = verdicts[each.training], numbers[each.training]
             trainings[each.training] = {
                 **asdict(verdict),
                 "points": sorted(each.points),
                 "epochs": each.epochs,
-                "number": numbers[each.training].value,
+                "number": number and number.value,
                 "setting_number": verdict.number,
                 "why": describe_verdict(verdict, what),
             }
@@ -285,6 +281,8 @@ def describe_verdict(verdict: Verdict, what: str) -> str:
     places = f"of {verdict.rivals}, of which {verdict.kept} go on"
     if verdict.keeps_place:
         return f"an earlier decision let it go on, and it has no {what} now: it keeps a place {places}"
+    if verdict.rank is None and not verdict.stays:
+        return f"settings that an earlier decision let go on keep all places {places}"
     if verdict.rank is None:
         return f"it went further before, without a {what}: it is not compared"
     seeds = f", the mean of {verdict.seeds} seeds" if verdict.seeds > 1 else ""
