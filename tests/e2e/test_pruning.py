@@ -183,6 +183,9 @@ def test_trainings_go_on_by_their_scores_on_a_task(make: Callable[..., Sweep], p
         better = max(scores, key=scores.__getitem__)
         check_like_plain(sweep, plain, {point: EPOCHS if point == better else 2 for point in scores})
     assert sweep.plan() == {}
+    # What went on cannot be scored by the new samples, and keeps its place.
+    sweep.edit(prune={"by": {**by, "args": {"size": 11}}})
+    assert not sweep.plan().keys() & {"train_part", "prune", "train", "take"}
     # Another share is decided by the scores that are there. After a tie, there is nothing to decide.
     (sweep.results / "logs/prune/after=2.log").unlink()
     sweep.edit(prune={"after": [2], "keep": 1.0, "by": by})

@@ -287,6 +287,18 @@ class TestByATask:
         (sweep.results / "prune/race.json").unlink()
         assert get_race(load_edited(**larger)).decide()[1] == decision
 
+    def test_an_epoch_that_is_added_before_compares_nothing_that_has_ended(self, load: Callable[..., Sweep]) -> None:
+        by = {**EDITED, "metric": None}
+        sweep = load(prune={"after": [2], "by": by})
+        train_parts(sweep, 2)
+        self.score(sweep, RATES, after=2)
+        get_race(sweep).write_decision(2)
+        publish_all(sweep)
+        sweep = load(prune={"after": [1, 2], "by": by})
+        assert [list_staying(sweep, after) for after in (1, 2)] == [{*RATES}, {"lr=1e-5", "lr=1e-6"}]
+        assert get_race(sweep).list_missing(1) == []
+        assert list_outdated(sweep) == {}
+
     def test_a_point_that_is_added_then_competes_for_the_places_that_are_left(
         self, load_edited: Callable[..., Sweep]
     ) -> None:
