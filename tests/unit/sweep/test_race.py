@@ -398,11 +398,14 @@ class TestJobs:
         return asked
 
     def train(self, sweep: Sweep, training: str) -> Path:
+        """Run the job of a training, or of a part of it."""
+        options = sweep.get_training_options(training)
+        training = split_part_name(training)[0]
         folder = sweep.results / "trainings" / training
         parser = argparse.ArgumentParser()
         job.add_arguments(parser)
-        options = ["--recipe", folder / "recipe.yaml", "--adapter", folder / "adapter"]
-        job.run(parser.parse_args([*map(str, options), *sweep.get_training_options(training)]))
+        files = ["--recipe", folder / "recipe.yaml", "--adapter", folder / "adapter"]
+        job.run(parser.parse_args([*map(str, files), *options]))
         return folder
 
     def test_one_that_was_stopped_and_has_its_adapter_trains_nothing(
@@ -440,6 +443,21 @@ class TestJobs:
         ):
             self.train(sweep, training)
         assert asked == []
+
+    def test_one_whose_trainer_says_that_it_diverged_is_behind_all(
+        self, load: Callable[..., Sweep], asked: list[int | None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also if the trainer leaves no note of that."""
+        sweep = load()
+        train_parts(sweep, 1, without="lr=1e-3")
+
+        class Trainer:
+            def train(self, *_: object, **__: object) -> None:
+                raise Diverged("the loss is nan")
+
+        monkeypatch.setattr(job, "get_trainer", lambda _: Trainer())
+        self.train(sweep, get_part_name(name_training(sweep, "lr=1e-3"), 1))
+        assert list_staying(sweep, 1) == {"lr=1e-4", "lr=1e-5"}
 
     def test_the_rungs_go_with_the_training_after_prune_is_removed(
         self, load: Callable[..., Sweep], asked: list[int | None]

@@ -101,8 +101,10 @@ def describe_part(adapter: Path, after: int) -> dict[str, Any]:
     }
 
 
-def describe_divergence(after: int, error: Diverged) -> dict[str, Any]:
-    """Return what the record of a part says if the training has diverged."""
+def note_divergence(training: Path, after: int, error: Diverged) -> dict[str, Any]:
+    """Return what the record of a part says if the training has diverged; note it, if the trainer has not."""
+    if not _get_note(training).is_file():
+        write_record(_get_note(training), {"message": str(error)})
     return {"after": after, "diverged": str(error)}
 
 

@@ -15,12 +15,12 @@ from lorasweep.layout import (
 )
 from lorasweep.trainers import SAVE_MINUTES, Diverged, Stopped, Trainer, get_trainer
 from lorasweep.trainers.rungs import (
-    describe_divergence,
     describe_part,
     drop_rungs,
     explain_divergence,
     find_stop,
     has_diverged,
+    note_divergence,
     publish_stopped,
 )
 from lorasweep.util.errors import JobError
@@ -97,7 +97,7 @@ def _train_part(trainer: Trainer, arguments: argparse.Namespace) -> None:
             record = describe_part(adapter, until)
         except Diverged as error:
             print(error)
-            record = describe_divergence(until, error)
+            record = note_divergence(training, until, error)
     write_record(get_part_file(results, training.name, until), record)
 
 
