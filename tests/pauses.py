@@ -60,9 +60,13 @@ class Pauses:
         assert list((recipe.parent / "state/train/saved").glob("step-*.pt"))
 
     def test_it_ends_as_a_training_without_pauses_and_has_its_epochs_adapters(self, plain: Path, recipe: Path) -> None:
+        note = recipe.parent / "state/train.diverged.json"
+        note.parent.mkdir()
+        note.write_text('{"key": "of older packages", "message": "it diverged"}')
         for until in range(1, EPOCHS):
             assert self.train_and_end(recipe, 1000, until=until) == 0, said(recipe)
             self.check_part(recipe, plain, until)
+            assert not note.exists()
         assert self.train_and_end(recipe, 1000) == 0, said(recipe)
         assert read(recipe.parent / "adapter") == read(plain.parent / "adapter")
         assert [f"Resuming after step {STEPS * until}," in said(recipe) for until in (1, 2)] == [True, True]

@@ -183,6 +183,9 @@ def test_trainings_go_on_by_their_scores_on_a_task(make: Callable[..., Sweep], p
         better = max(scores, key=scores.__getitem__)
         check_like_plain(sweep, plain, {point: EPOCHS if point == better else 2 for point in scores})
     assert sweep.plan() == {}
+    # What went on cannot be scored by the new samples, and keeps its place.
+    sweep.edit(prune={"by": {**by, "args": {"size": 11}}})
+    assert not sweep.plan().keys() & {"train_part", "prune", "train", "take"}
     # Another share is decided by the scores that are there. After a tie, there is nothing to decide.
     (sweep.results / "logs/prune/after=2.log").unlink()
     sweep.edit(prune={"after": [2], "keep": 1.0, "by": by})
@@ -190,3 +193,17 @@ def test_trainings_go_on_by_their_scores_on_a_task(make: Callable[..., Sweep], p
     log = sweep.results / "logs/prune/after=2.log"
     assert not log.exists() or "Evaluating" not in log.read_text(), said
     check_like_plain(sweep, plain, {"lr=1e-5": EPOCHS, "lr=4e-3": EPOCHS})
+
+
+@pytest.mark.long
+def test_a_setting_that_diverged_stops_and_says_so_without_any_training(make: Callable[..., Sweep]) -> None:
+    sweep = make("diverges", variables={"lr": RATES[2:]}, runs=[{"name": "diverges", "lr": 1e30}])
+    prepare(sweep, {"after": [1], "keep": 0.5})
+    assert sweep.snakemake().returncode == 1
+    decision = json.loads((sweep.results / "prune/after=1.json").read_text())
+    stays = {point: each["stays"] for each in decision["trainings"].values() for point in each["points"]}
+    assert stays == {"lr=2e-3": True, "lr=4e-3": True, "diverges": False}
+    assert "the training diverged" in sweep.find_training_log("diverges").read_text()
+    assert read_record(sweep.results / "lr=4e-3/adapter")["epochs"] == EPOCHS
+    assert not (sweep.find_training("diverges") / "adapter").exists()
+    assert not sweep.plan().keys() & {"train_part", "prune"}

@@ -80,6 +80,53 @@ def test_a_change_of_the_rule_trains_nothing_of_what_was_not_begun(sweep: Sweep)
         assert plan["prune"] == len(prune["after"])  # type: ignore[arg-type]
 
 
+def write_numbers(sweep: Sweep, after: int, losses: dict[str, float]) -> None:
+    """Leave the records of parts of trainings, by their points."""
+    for point, loss in losses.items():
+        name = sweep.find_training(point).name
+        record = sweep.results / f"prune/{name}__after={after}.json"
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(json.dumps({"after": after, "validation_loss": loss}))
+
+
+FIRST = {"lr=1e-3": 0.1, "lr=1e-4": 0.2, "lr=1e-5": 0.3, "lr=1e-6": 0.4}
+SECOND = {"lr=1e-3": 0.1, "lr=1e-4": 0.2, "lr=1e-5": 0.3}
+
+
+def read_stopped(sweep: Sweep, after: int) -> set[str]:
+    decision = json.loads((sweep.results / f"prune/after={after}.json").read_text())
+    return {point for each in decision["trainings"].values() if not each["stays"] for point in each["points"]}
+
+
+def test_a_decision_waits_for_the_one_before_if_that_is_another_now(sweep: Sweep) -> None:
+    """Otherwise no decision names who stops by the first, and all those would be trained to the end."""
+    last = "results/planned/prune/after=2.json"
+    sweep.edit(prune={"keep": 0.75})
+    sweep.run("configure_all")
+    write_numbers(sweep, 1, FIRST)
+    sweep.run("results/planned/prune/after=1.json")
+    assert read_stopped(sweep, 1) == {"lr=1e-6"}
+    write_numbers(sweep, 2, SECOND)
+    assert sweep.plan()["prune"] == 1
+    sweep.edit(prune={"keep": 0.5})
+    assert sweep.plan()["prune"] == 2
+    sweep.run(last)
+    assert [read_stopped(sweep, after) for after in (1, 2)] == [{"lr=1e-5", "lr=1e-6"}, {"lr=1e-4"}]
+    # One setting fewer, so that fewer go on.
+    sweep.edit(variables={"lr": [1e-3, 1e-4]})
+    assert sweep.plan()["prune"] == 2
+    sweep.run(last)
+    assert [read_stopped(sweep, after) for after in (1, 2)] == [{"lr=1e-4"}, set()]
+
+
+def test_an_earlier_comparison_is_decided_before_a_later_one_whose_numbers_are_known(sweep: Sweep) -> None:
+    sweep.run("configure_all")
+    write_numbers(sweep, 1, SECOND)
+    write_numbers(sweep, 2, FIRST)
+    plan = sweep.plan()
+    assert [plan["train_part"], plan["prune"]] == [1, 2]
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"prune": {"after": [4]}},

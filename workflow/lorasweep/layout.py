@@ -64,7 +64,7 @@ PRUNE = "prune"
 `<training>__after=<epoch>.json`, the scores on a task in `scores/`, and the decisions `after=<epoch>.json`."""
 
 RACE = "race.json"
-"""File in that folder: the trainings that compete, and the settings of `prune`."""
+"""File in that folder: the trainings that compete, those that decisions let go on, and the settings of `prune`."""
 
 
 def get_rung_name(after: int) -> str:

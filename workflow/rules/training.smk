@@ -99,6 +99,7 @@ use rule train as train_part with:
 rule prune:
     input:
         records=inputs("prune", SWEEP.get_rung_parts),
+        earlier=inputs("prune", SWEEP.get_earlier_decision),
         tasks=ancient(SWEEP.pruning_task.files if SWEEP.pruning_task else []),
     output:
         decision=f"<results>/{PRUNE}/{{rung}}.json",

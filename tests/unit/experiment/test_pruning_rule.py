@@ -11,6 +11,7 @@ from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.points import Point, get_points
 from lorasweep.experiment.pruning import (
     Candidate,
+    Verdict,
     check_pruning,
     count_kept,
     decide,
@@ -38,13 +39,19 @@ def make(**sections: Any) -> tuple[Experiment, dict[str, Point]]:
         return experiment, get_points(experiment, Path("none.json"))
 
 
+def judge(candidates: list[Candidate], keep: float, *, higher: bool = False) -> dict[str, Verdict]:
+    verdicts = decide(candidates, keep, higher_is_better=higher)
+    assert verdicts is not None
+    return verdicts
+
+
 def stay(numbers: dict[str, float | None], keep: float = 0.5, *, higher: bool = False, diverged: str = "") -> set[str]:
     """The trainings that go on; a name is `rivals/setting/seed`."""
     candidates = [
         Candidate(name, name.rpartition("/")[0], name.partition("/")[0], number, has_diverged=name in diverged.split())
         for name, number in numbers.items()
     ]
-    verdicts = [decide(each, keep, higher_is_better=higher) for each in (candidates, candidates[::-1])]
+    verdicts = [judge(each, keep, higher=higher) for each in (candidates, candidates[::-1])]
     assert list(verdicts[0].items()) == list(verdicts[1].items())
     return {name for name, verdict in verdicts[0].items() if verdict.stays}
 
@@ -72,7 +79,7 @@ def test_replicates_are_judged_together_by_their_mean() -> None:
     losses: dict[str, float | None] = {"m/a/0": 0.1, "m/a/1": 0.5, "m/b/0": 0.2, "m/b/1": 0.3}
     assert stay(losses) == {"m/b/0", "m/b/1"}
     candidates = [Candidate(name, name[:3], "m", number) for name, number in losses.items()]
-    verdict = decide(candidates, 0.5, higher_is_better=False)["m/a/1"]
+    verdict = judge(candidates, 0.5)["m/a/1"]
     assert (verdict.number, verdict.seeds, verdict.rank, verdict.rivals, verdict.kept) == (0.3, 2, 2, 2, 1)
 
 
@@ -83,7 +90,7 @@ def test_the_decision_does_not_depend_on_the_order_of_seeds() -> None:
     means = set()
     for _ in range(20):
         draw.shuffle(candidates)
-        means.add(decide(candidates, 0.5, higher_is_better=False)["a0"].number)
+        means.add(judge(candidates, 0.5)["a0"].number)
     assert len(means) == 1
 
 
@@ -102,6 +109,34 @@ def test_a_training_that_diverged_is_behind_all_and_takes_its_replicates_with_it
 def test_a_training_without_a_number_is_not_compared_and_stays() -> None:
     assert stay({"m/a/0": None, "m/b/0": 0.2, "m/c/0": 0.1}) == {"m/a/0", "m/c/0"}
     assert stay({"m/a/0": None}) == {"m/a/0"}
+
+
+def test_a_setting_that_was_let_go_on_keeps_its_place_without_a_number() -> None:
+    losses: dict[str, float | None] = {"m/a/0": None, "m/b/0": None, "m/c/0": 0.2, "m/d/0": 0.1}
+
+    def decide_with(held: str, keep: float) -> dict[str, tuple[bool, int | None]]:
+        candidates = [Candidate(name, name[:3], "m", loss, keeps_place=name in held) for name, loss in losses.items()]
+        return {name[2]: (verdict.stays, verdict.rank) for name, verdict in judge(candidates, keep).items()}
+
+    on = (True, None)
+    assert decide_with("m/a/0 m/b/0", 0.5) == {"a": on, "b": on, "c": (False, 4), "d": (False, 3)}
+    assert decide_with("m/a/0 m/b/0", 0.75) == {"a": on, "b": on, "c": (False, 4), "d": (True, 3)}
+    assert decide_with("m/a/0", 0.5) == {"a": on, "b": on, "c": (False, 3), "d": (True, 2)}
+    # A number counts more than an earlier decision.
+    assert decide_with("m/c/0", 0.5) == {"a": on, "b": on, "c": (False, 2), "d": (True, 1)}
+
+
+def test_a_number_is_waited_for_unless_all_places_are_kept() -> None:
+    held = [Candidate(f"m/{name}/0", f"m/{name}", "m", None, keeps_place=True) for name in "ab"]
+    known = Candidate("m/c/0", "m/c", "m", 0.1)
+    awaited = Candidate("m/d/0", "m/d", "m", None, is_awaited=True)
+    assert decide([held[0], known, awaited], 0.5, higher_is_better=False) is None
+    assert decide([known, awaited], 0.5, higher_is_better=False) is None
+    verdicts = judge([*held, known, awaited], 0.5)
+    assert {name for name, verdict in verdicts.items() if verdict.stays} == {"m/a/0", "m/b/0"}
+    assert (verdicts["m/d/0"].rank, verdicts["m/c/0"].rank) == (None, 3)
+    # Those of another base model wait for nobody.
+    assert decide([*held, Candidate("n/e/0", "n/e", "n", None, is_awaited=True)], 0.5, higher_is_better=False) is None
 
 
 def test_seeds_are_one_setting_and_other_losses_are_no_rivals() -> None:

@@ -22,13 +22,19 @@ CHANCES = {1e-6: 0.9, 1e-5: 0.3, 1e-4: 0.6, 1e-3: 0.5}
 STOPPED = "lr=1e-6"
 VARIABLES = ["lr"]
 PRUNE = {"after": [1, 2], "keep": 0.75}
+PIPELINE = [{"rule": "report", "jobs": 1, "after": []}]
+
+
+def train(results: Path, point: str, **facts: Any) -> None:
+    """Change what a point's manifest says of its training."""
+    file = results / point / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["training"] = {key: value for key, value in (manifest["training"] | facts).items() if value is not None}
+    file.write_text(json.dumps(manifest))
 
 
 def stop(results: Path, point: str, after: int = 1) -> None:
-    file = results / point / "manifest.json"
-    manifest = json.loads(file.read_text())
-    manifest["training"] |= {"pruned": {"after": after, "epochs": 4, "seconds": 5.0}, "epochs": after}
-    file.write_text(json.dumps(manifest))
+    train(results, point, pruned={"after": after, "epochs": 4, "seconds": 5.0}, epochs=after)
 
 
 def write_losses(results: Path, losses: dict[str, list[float]]) -> None:
@@ -47,6 +53,7 @@ def write_decision(results: Path, after: int, ranks: dict[str, int], kept: int) 
             "stays": rank <= kept,
             "rank": rank,
             "rivals": len(ranks),
+            "kept": kept,
             "why": f"validation loss {rank / 10}: place {rank} of {len(ranks)}",
         }
         for point, rank in ranks.items()
@@ -69,8 +76,7 @@ def pruned(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def page(pruned: Path) -> str:
-    pipeline = [{"rule": "report", "jobs": 1, "after": []}]
-    make_report(pruned / "results.csv", pipeline, pruned / "report.html", pruned / "plots")
+    make_report(pruned / "results.csv", PIPELINE, pruned / "report.html", pruned / "plots")
     return (pruned / "report.html").read_text()
 
 
@@ -154,17 +160,27 @@ LOSSES: dict[str, list[float]] = {
 }
 
 
+def read_decisions(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(results.glob("prune/after=*.json"))]
+
+
 class TestLookingBack:
     @pytest.fixture
-    def look(self, tmp_path: Path) -> Callable[..., list[str]]:
+    def results(self, tmp_path: Path) -> Path:
         results = tmp_path / "plain"
         make_results(results, {"lr": RATES}, lambda values: CHANCES[values["lr"]], samples=100)
-        collect(results, VARIABLES)
+        for point in LOSSES:
+            train(results, point, epochs=4)
         write_losses(results, LOSSES)
+        return results
 
+    @pytest.fixture
+    def look(self, results: Path) -> Callable[..., list[str]]:
         def look(best: str | None = "lr=1e-6", prune: Any = None) -> list[str]:
+            collect(results, VARIABLES)
             table = pd.read_parquet(results / "results.parquet")
-            return look_back(results, table, best, [], prune and Prune.model_validate(prune), VARIABLES)
+            checked = prune and Prune.model_validate(prune)
+            return look_back(results, table, best, read_decisions(results), checked, VARIABLES)
 
         return look
 
@@ -177,6 +193,77 @@ class TestLookingBack:
         assert "would have stopped it at 0 of 3 epochs." in look("lr=1e-4")[0]
         assert look(prune={"after": [1], "keep": 1.0}) == look()
 
+    def test_a_finished_sweep_that_gets_prune_says_so_too_as_nothing_was_stopped(
+        self, look: Callable[..., list[str]]
+    ) -> None:
+        [said] = look(prune={"after": [1, 2], "keep": 0.75})
+        assert said.endswith("Prune with keep: 0.75 and one comparison would have stopped it at 2 of 3 epochs (1, 2).")
+
+    def test_a_best_that_was_finished_against_the_rule_is_said_to_be(
+        self, results: Path, look: Callable[..., list[str]]
+    ) -> None:
+        write_decision(results, 1, {"lr=1e-4": 1, "lr=1e-3": 2, "lr=1e-5": 3, "lr=1e-6": 4}, 3)
+        said = (
+            "Looking back: by what was compared, the best setting was number 4 of 4 after epoch 1. After epoch 1 it "
+            "was not among those that go on: it had been trained further before."
+        )
+        assert look(prune=PRUNE) == [said]
+        stop(results, "lr=1e-5")
+        unknown = " Whether a setting that was stopped would have become better is not known."
+        assert look(prune=PRUNE) == [said + unknown]
+
+    def test_a_border_is_that_of_the_decision(self, results: Path, look: Callable[..., list[str]]) -> None:
+        write_decision(results, 1, {"lr=1e-4": 1, "lr=1e-3": 2, "lr=1e-6": 3, "lr=1e-5": 4}, 3)
+        stop(results, "lr=1e-5")
+        assert "At 1 of 1 comparisons it was the last that went on." in look(prune={**PRUNE, "keep": 0.9})[0]
+        assert "the last" not in look("lr=1e-3", prune={**PRUNE, "keep": 0.5})[0]
+
+    def test_losses_are_compared_up_to_where_one_was_stopped(
+        self, results: Path, look: Callable[..., list[str]]
+    ) -> None:
+        stop(results, "lr=1e-5", after=2)
+        [said] = look(prune=PRUNE)
+        assert "number 4 of 4 after epoch 1, 4 of 4 after epoch 2. Prune" in said
+        assert said.endswith("would have become better is not known.")
+
+    def test_a_training_is_one_setting_however_many_of_its_epochs_are_points(
+        self, tmp_path: Path, look: Callable[..., list[str]]
+    ) -> None:
+        results, variables = tmp_path / "epochs", ["epoch", "lr"]
+        make_results(results, {"lr": RATES, "epoch": [1, 2, 3, 4]}, lambda values: CHANCES[values["lr"]])
+        for epoch in (1, 2, 3, 4):
+            for point, losses in LOSSES.items():
+                train(results, f"epoch={epoch}__{point}", epochs=epoch, steps=epoch)
+                write_losses(results, {f"epoch={epoch}__{point}": losses[:epoch]})
+        collect(results, variables)
+        table = pd.read_parquet(results / "results.parquet")
+        assert look_back(results, table, "epoch=4__lr=1e-6", [], None, variables) == look()
+        [said] = look_back(results, table, "epoch=2__lr=1e-6", [], None, variables)
+        assert "number 4 of 4 after epoch 1. Prune" in said
+
     def test_it_says_nothing_of_what_is_not_known(self, look: Callable[..., list[str]]) -> None:
         assert look(None) == []
         assert look("baseline") == []
+
+
+ADOPTED = {"adopted_from": "elsewhere", "adopted_sha256": "a" * 64}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"recipe_sha256": None, "steps": None, "epochs": None}, {"pruned": {"after": 1, "epochs": 4, "seconds": 5.0}}],
+    ids=["made elsewhere", "of a training that was stopped"],
+)
+def test_an_existing_adapter_can_be_the_best(tmp_path: Path, record: dict[str, Any]) -> None:
+    results = tmp_path / "adopted"
+    make_results(results, {"lr": RATES}, lambda values: CHANCES[values["lr"]], samples=200)
+    write_losses(results, LOSSES)
+    train(results, "lr=1e-6", **ADOPTED, **record)
+    (results / "lr=1e-6/adapter/training_log.csv").unlink()
+    collect(results, VARIABLES)
+    assert json.loads((results / "answer.json").read_text())["best"] == "lr=1e-6"
+    assert "pruned_after" not in pd.read_csv(results / "results.csv")
+    make_report(results / "results.csv", PIPELINE, results / "report.html", results / "plots")
+    page = (results / "report.html").read_text()
+    assert "Looking back" not in page
+    assert 'id="stopped"' not in page

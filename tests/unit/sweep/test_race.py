@@ -1,5 +1,6 @@
 """The race of a sweep's trainings: what is decided by what is on disk, and what jobs of ended trainings request."""
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from lorasweep.cli.job import train as job
 from lorasweep.layout import get_decision_file, get_part_file, get_part_name, get_rung_folder, split_part_name
 from lorasweep.running.outdated import find_outdated
 from lorasweep.sweep.pruning import Race, find_end
 from lorasweep.sweep.sweep import Sweep
+from lorasweep.trainers import Diverged
 from lorasweep.trainers.rungs import describe_part, publish_stopped
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError, JobError
@@ -101,7 +104,7 @@ def test_a_decision_waits_for_all_numbers_and_is_what_the_job_writes(load: Calla
     assert race.decide() == {1: None, 2: None}
     assert [sweep.trainings[each.training] for each in race.list_missing(1)] == ["lr=1e-6"]
     race.record()
-    with pytest.raises(JobError, match=rf"^no number of {name_training(sweep, 'lr=1e-6')} yet$"):
+    with pytest.raises(JobError, match=rf"^no number of {name_training(sweep, 'lr=1e-6')} after epoch 1 yet$"):
         Race.read(sweep.results).write_decision(1)
     assert not get_decision_file(sweep.results, 1).exists()
     train_parts(sweep, 1)
@@ -126,6 +129,28 @@ def test_who_is_out_is_not_asked_again(load: Callable[..., Sweep]) -> None:
     assert ends == {"lr=1e-3": (2, True), "lr=1e-4": (None, True), "lr=1e-5": (1, True), "lr=1e-6": (1, True)}
 
 
+def test_a_number_that_is_missing_of_an_earlier_epoch_is_named(load: Callable[..., Sweep]) -> None:
+    sweep = load()
+    train_parts(sweep, 1, without="lr=1e-6")
+    train_parts(sweep, 2, {"lr=1e-3": 0.1, "lr=1e-4": 0.2, "lr=1e-5": 0.3})
+    missing = name_training(sweep, "lr=1e-6")
+    with pytest.raises(JobError, match=rf"^no number of {missing} after epoch 1 yet$"):
+        get_race(sweep).write_decision(2)
+    train_parts(sweep, 1)
+    # Those that were stopped after epoch 1 are not named.
+    get_part_file(sweep.results, name_training(sweep, "lr=1e-4"), 2).unlink()
+    shutil.rmtree(sweep.results / "trainings" / name_training(sweep, "lr=1e-4") / "rungs")
+    with pytest.raises(JobError, match=rf"^no number of {name_training(sweep, 'lr=1e-4')} after epoch 2 yet$"):
+        get_race(load()).write_decision(2)
+
+
+def test_an_epoch_that_is_added_before_needs_no_training_of_what_has_gone_further(load: Callable[..., Sweep]) -> None:
+    train_parts(load(prune={"after": [2]}), 2)
+    sweep = load(prune={"after": [1, 2]})
+    assert get_race(sweep).list_missing(1) == []
+    assert list_staying(sweep, 1) == {"lr=1e-3", "lr=1e-4"}
+
+
 def test_what_was_finished_before_competes_by_its_log_and_is_not_trained(load: Callable[..., Sweep]) -> None:
     sweep = load()
     train_parts(sweep, 1, {})
@@ -145,13 +170,21 @@ def test_a_training_that_diverged_is_known_as_long_as_its_note_is_there(load: Ca
     training = name_training(sweep, "lr=1e-3")
     write_record(get_part_file(sweep.results, training, 1), {"after": 1, "diverged": "the loss is nan"})
     assert list_staying(sweep, 1) is None
-    note = sweep.results / "trainings" / training / "state/train.diverged.json"
-    note.parent.mkdir()
-    note.write_text("{}")
+    note_divergence(sweep, training)
     assert list_staying(sweep, 1) == {"lr=1e-4", "lr=1e-5"}
     decision = get_race(sweep).decide()[1]
     assert decision
     assert decision["trainings"][training]["why"] == "it diverged: place 4 of 4, of which 2 go on"
+    # By newer packages it was trained to the end, which removes the note.
+    folder = sweep.results / "trainings" / training
+    shutil.rmtree(folder / "state")
+    write_adapter(folder / "adapter", folder / "recipe.yaml", 4, 0.1)
+    assert list_staying(load(), 1) == {"lr=1e-3", "lr=1e-4"}
+
+
+def note_divergence(sweep: Sweep, training: str) -> None:
+    note = sweep.results / "trainings" / training / "state/train.diverged.json"
+    write_record(note, {"key": "of other versions", "message": "the training diverged: the loss is nan"})
 
 
 def test_a_training_that_was_stopped_has_no_number_if_it_goes_on_now(load: Callable[..., Sweep]) -> None:
@@ -164,20 +197,24 @@ def test_a_training_that_was_stopped_has_no_number_if_it_goes_on_now(load: Calla
     assert [each.points for each in get_race(sweep).list_missing(2)] == [("lr=1e-5",)]
 
 
+EDITED: dict[str, Any] = {"task": "tasks.py@letters", "name": "dev", "args": {"size": 9}, "metric": "match/accuracy"}
+
+
 class TestByATask:
     @pytest.fixture
     def sweep(self, load: Callable[..., Sweep]) -> Sweep:
         by = {"task": "tasks.py@letters", "name": "dev", "args": {"size": 9}}
         return load(prune={"after": [1], "by": by}, data={"train": "train.jsonl"})
 
-    def score(self, sweep: Sweep, scores: Mapping[str, float], **changes: Any) -> None:
-        for each in get_race(sweep).contenders:
+    def score(self, sweep: Sweep, scores: Mapping[str, float], after: int = 1, **changes: Any) -> None:
+        race = get_race(sweep)
+        for each in race.contenders:
             if each.points[0] in scores:
                 score = {"evaluation_sha256": each.spec_sha256, "asked_metric": None, "score": scores[each.points[0]]}
-                adapter = digest_file(
-                    get_rung_folder(sweep.results / "trainings" / each.training, 1) / "adapter_model.safetensors"
-                )
-                write_record(get_race(sweep).get_score_file(each, 1), {**score, "adapter_sha256": adapter, **changes})
+                adapter = race.find_adapter(each, after)
+                assert adapter
+                digest = digest_file(adapter / "adapter_model.safetensors")
+                write_record(race.get_score_file(each, after), {**score, "adapter_sha256": digest, **changes})
 
     def test_the_higher_scores_go_on(self, sweep: Sweep) -> None:
         train_parts(sweep, 1)
@@ -198,6 +235,88 @@ class TestByATask:
         folder = sweep.results / "trainings" / name_training(sweep, "lr=1e-6")
         write_adapter(folder / "adapter", folder / "recipe.yaml", 4, 0.1)
         assert list_staying(sweep, 1) == {"lr=1e-4", "lr=1e-5", "lr=1e-6"}
+
+    @pytest.fixture
+    def load_edited(self, load: Callable[..., Sweep]) -> Callable[..., Sweep]:
+        """Of a sweep that has ended, load it with another metric: what went on to the end has no number any more."""
+
+        def load_with(by: dict[str, Any], **sections: Any) -> Sweep:
+            return load(data={"train": "train.jsonl"}, **{"prune": {"after": [1, 2], "by": by}, **sections})
+
+        sweep = load_with({key: value for key, value in EDITED.items() if key != "metric"})
+        train_parts(sweep, 1)
+        self.score(sweep, RATES)
+        get_race(sweep).write_decision(1)
+        train_parts(sweep, 2, {"lr=1e-5": 0, "lr=1e-6": 0})
+        self.score(sweep, {"lr=1e-5": 0.9, "lr=1e-6": 0.8}, after=2)
+        get_race(sweep).write_decision(2)
+        publish_all(sweep)
+        return lambda **sections: load_with(EDITED, **sections)
+
+    def test_what_was_let_go_on_keeps_its_place_when_the_task_is_edited(
+        self, load_edited: Callable[..., Sweep]
+    ) -> None:
+        sweep = load_edited()
+        assert list_outdated(sweep) == {}
+        decision = get_race(sweep).decide()[1]
+        assert decision
+        whys = {sweep.trainings[name]: verdict["why"] for name, verdict in decision["trainings"].items()}
+        assert (whys["lr=1e-6"], whys["lr=1e-3"]) == (
+            "an earlier decision let it go on, and it has no score on tasks.py@letters now: it keeps a place of 4, of "
+            "which 2 go on",
+            "settings that an earlier decision let go on keep all places of 4, of which 2 go on",
+        )
+
+    def test_a_larger_share_then_lets_the_best_of_those_go_on_that_were_stopped(
+        self, load_edited: Callable[..., Sweep]
+    ) -> None:
+        larger = {"prune": {"after": [1, 2], "keep": 0.75, "by": EDITED}}
+        sweep = load_edited(**larger)
+        # Before those that were stopped are scored, it is not known which of them go on.
+        assert list_outdated(sweep) == {
+            "prune": {"after=1", "after=2"},
+            "train_part": {"lr=1e-3__after=2", "lr=1e-4__after=2"},
+            "train": {"lr=1e-3", "lr=1e-4", "lr=1e-6"},
+        }
+        get_race(sweep).record()
+        get_decision_file(sweep.results, 1).unlink()  # as Snakemake does
+        self.score(sweep, {"lr=1e-3": 0.9, "lr=1e-4": 0.8}, asked_metric="match/accuracy")
+        decision = Race.read(sweep.results).write_decision(1)
+        assert list_staying(load_edited(**larger), 1) == {"lr=1e-3", "lr=1e-5", "lr=1e-6"}
+        # What keeps its place does so in the next decision too.
+        (sweep.results / "prune/race.json").unlink()
+        assert get_race(load_edited(**larger)).decide()[1] == decision
+
+    def test_an_epoch_that_is_added_before_compares_nothing_that_has_ended(self, load: Callable[..., Sweep]) -> None:
+        by = {**EDITED, "metric": None}
+        sweep = load(prune={"after": [2], "by": by})
+        train_parts(sweep, 2)
+        self.score(sweep, RATES, after=2)
+        get_race(sweep).write_decision(2)
+        publish_all(sweep)
+        sweep = load(prune={"after": [1, 2], "by": by})
+        assert [list_staying(sweep, after) for after in (1, 2)] == [{*RATES}, {"lr=1e-5", "lr=1e-6"}]
+        assert get_race(sweep).list_missing(1) == []
+        assert list_outdated(sweep) == {}
+
+    def test_a_point_that_is_added_then_competes_for_the_places_that_are_left(
+        self, load_edited: Callable[..., Sweep]
+    ) -> None:
+        sweep = load_edited(variables={"lr": [1e-3, 1e-4, 1e-5, 1e-6, 1e-7]}, prune={"after": [1], "by": EDITED})
+        train_parts(sweep, 1, {"lr=1e-7": 0})
+        self.score(sweep, {"lr=1e-3": 0.9, "lr=1e-4": 0.8, "lr=1e-7": 0.95}, asked_metric="match/accuracy")
+        assert list_staying(sweep, 1) == {"lr=1e-5", "lr=1e-6", "lr=1e-7"}
+
+    def test_what_was_finished_before_any_decision_takes_no_place(self, load: Callable[..., Sweep]) -> None:
+        train_parts(load(), 1, {})
+        publish_all(load())
+        for metric in (None, "match/accuracy"):
+            by = {**EDITED, "metric": metric}
+            sweep = load(variables={"lr": [1e-3, 1e-4, 1e-5, 1e-6, 1e-7]}, prune={"after": [1], "by": by})
+            train_parts(sweep, 1, {"lr=1e-7": 0})
+            self.score(sweep, {"lr=1e-7": 0.1}, asked_metric=metric)
+            assert list_staying(sweep, 1) == {*RATES, "lr=1e-7"}
+            get_race(sweep).write_decision(1)
 
     def test_the_decision_requests_what_an_evaluation_does(self, sweep: Sweep) -> None:
         assert sweep.get_deciding_gpus("after=1") == sweep.get_evaluation_gpus("baseline") == 1
@@ -233,6 +352,10 @@ def test_an_ended_continuation_requests_no_gpu_and_little_else(load: Callable[..
     assert sweep.request("train", "runtime", out, attempt=2) == 20
     # The first part is trained whatever was decided.
     assert sweep.get_train_gpus(get_part_name(out, 1)) == 1
+    # Nobody reads hundreds of megabytes while jobs are scheduled.
+    [weights] = (sweep.results / "trainings" / out / "rungs").rglob("*.safetensors")
+    weights.write_text("other")
+    assert sweep.get_train_gpus(out) == 0
     # Without the adapter of that epoch, it is trained again.
     shutil.rmtree(sweep.results / "trainings" / out / "rungs")
     assert [sweep.get_train_gpus(out), sweep.get_train_gpus(get_part_name(out, 2))] == [1, 0]
@@ -258,6 +381,93 @@ def test_the_adapter_of_the_rung_is_published_with_a_note(load: Callable[..., Sw
     assert not publish_stopped(folder, part, 1, 4)
 
 
+class TestJobs:
+    """The last job of a training, by a trainer that only says what it was asked for."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+        asked = list[int | None]()
+
+        class Trainer:
+            def train(self, recipe: Path, adapter: Path, *_: object, until: int | None = None) -> None:
+                asked.append(until)
+                write_adapter(adapter, recipe, until or 4, 0.1)
+
+        monkeypatch.setattr(job, "get_trainer", lambda _: Trainer())
+        monkeypatch.setattr(job, "end_on_sigterm", lambda **_: None)
+        return asked
+
+    def train(self, sweep: Sweep, training: str) -> Path:
+        """Run the job of a training, or of a part of it."""
+        options = sweep.get_training_options(training)
+        training = split_part_name(training)[0]
+        folder = sweep.results / "trainings" / training
+        parser = argparse.ArgumentParser()
+        job.add_arguments(parser)
+        files = ["--recipe", folder / "recipe.yaml", "--adapter", folder / "adapter"]
+        job.run(parser.parse_args([*map(str, files), *options]))
+        return folder
+
+    def test_one_that_was_stopped_and_has_its_adapter_trains_nothing(
+        self, load: Callable[..., Sweep], asked: list[int | None]
+    ) -> None:
+        decide_first(load())
+        folder = self.train(load(), name_training(load(), "lr=1e-6"))
+        assert asked == []
+        assert json.loads((folder / "adapter/lorasweep.json").read_text())["pruned"]["after"] == 1
+        assert not (folder / "rungs").exists()
+
+    def test_one_whose_adapter_is_damaged_is_trained_up_to_where_it_stops(
+        self, load: Callable[..., Sweep], asked: list[int | None]
+    ) -> None:
+        decide_first(load())
+        folder = load().results / "trainings" / name_training(load(), "lr=1e-6")
+        (folder / "rungs/after=1/adapter_model.safetensors").write_text("other")
+        self.train(load(), folder.name)
+        assert asked == [1]
+        assert json.loads((folder / "adapter/lorasweep.json").read_text())["pruned"]["after"] == 1
+
+    def test_one_that_diverged_and_was_stopped_fails_without_any_training(
+        self, load: Callable[..., Sweep], asked: list[int | None]
+    ) -> None:
+        sweep = load()
+        train_parts(sweep, 1, without="lr=1e-6")
+        training = name_training(sweep, "lr=1e-6")
+        write_record(get_part_file(sweep.results, training, 1), {"after": 1, "diverged": "the loss is nan"})
+        note_divergence(sweep, training)
+        get_race(sweep).record()
+        get_race(sweep).write_decision(1)
+        assert [sweep.get_train_gpus(training), sweep.request("train", "mem_mb", training)] == [0, 1000]
+        with pytest.raises(
+            Diverged, match=r"^the training diverged: the loss is nan \(.* to try again, remove .*json\)"
+        ):
+            self.train(sweep, training)
+        assert asked == []
+
+    def test_one_whose_trainer_says_that_it_diverged_is_behind_all(
+        self, load: Callable[..., Sweep], asked: list[int | None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also if the trainer leaves no note of that."""
+        sweep = load()
+        train_parts(sweep, 1, without="lr=1e-3")
+
+        class Trainer:
+            def train(self, *_: object, **__: object) -> None:
+                raise Diverged("the loss is nan")
+
+        monkeypatch.setattr(job, "get_trainer", lambda _: Trainer())
+        self.train(sweep, get_part_name(name_training(sweep, "lr=1e-3"), 1))
+        assert list_staying(sweep, 1) == {"lr=1e-4", "lr=1e-5"}
+
+    def test_the_rungs_go_with_the_training_after_prune_is_removed(
+        self, load: Callable[..., Sweep], asked: list[int | None]
+    ) -> None:
+        decide_first(load())
+        folder = self.train(load(prune=None), name_training(load(), "lr=1e-6"))
+        assert asked == [None]
+        assert not (folder / "rungs").exists()
+
+
 def finish(sweep: Sweep) -> None:
     """Leave a sweep whose trainings have ended, before points take their adapters."""
     train_parts(sweep, 1)
@@ -265,6 +475,11 @@ def finish(sweep: Sweep) -> None:
     get_race(sweep).record()
     for after in (1, 2):
         get_race(sweep).write_decision(after)
+    publish_all(sweep)
+
+
+def publish_all(sweep: Sweep) -> None:
+    """Leave what the last parts of trainings leave."""
     for training, point in sweep.trainings.items():
         folder = sweep.results / "trainings" / training
         after = find_end(get_race(sweep).decide(), training)[0]
@@ -272,7 +487,7 @@ def finish(sweep: Sweep) -> None:
             assert publish_stopped(folder, get_part_file(sweep.results, training, after), after, 4)
         else:
             write_adapter(folder / "adapter", folder / "recipe.yaml", 4, RATES[point])
-        shutil.rmtree(folder / "rungs")
+        shutil.rmtree(folder / "rungs", ignore_errors=True)
 
 
 def list_outdated(sweep: Sweep) -> dict[str, set[str]]:

@@ -34,12 +34,16 @@ class Candidate:
     rivals: str
     """What it shares with the trainings whose numbers can be compared with its own."""
     number: float | None
-    """What is compared; `None` if it is not known, for a training that was finished without it."""
+    """What is compared; `None` if it is not known, for a training that went further without it."""
     has_diverged: bool = False
+    keeps_place: bool = False
+    """Whether it was let go on by an earlier decision, whose place it keeps if it has no number now."""
+    is_awaited: bool = False
+    """Whether it will have a number."""
 
     @property
     def is_counted(self) -> bool:
-        return self.has_diverged or self.number is not None
+        return self.has_diverged or self.is_awaited or self.number is not None
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,15 @@ class Verdict:
     seeds: int
     """Number of trainings that the mean is over."""
     rank: int | None
-    """Place of its setting among its rivals, from 1; equal ones have the same. `None` if it does not compete."""
+    """Place of its setting among its rivals, from 1; equal ones have the same. `None` if it is not compared."""
     rivals: int
-    """Number of settings that compete, its own included."""
+    """Number of settings that compete or keep their places, its own included."""
     kept: int
     """Number of them that go on, but for ties at the border."""
     has_diverged: bool = False
     """Whether a training of the setting diverged."""
+    keeps_place: bool = False
+    """Whether the setting goes on as an earlier decision let it go on, and it cannot be compared any more."""
 
 
 def get_setting_key(point: Point) -> str:
@@ -83,11 +89,12 @@ def count_kept(settings: int, keep: float) -> int:
     return max(1, ceil(keep * settings - _TOLERANCE))
 
 
-def decide(candidates: Iterable[Candidate], keep: float, *, higher_is_better: bool) -> dict[str, Verdict]:
-    """Return the verdict on each training, by its name.
+def decide(candidates: Iterable[Candidate], keep: float, *, higher_is_better: bool) -> dict[str, Verdict] | None:
+    """Return the verdict on each training, by its name; `None` if it depends on a number that is awaited.
 
-    A setting in which a training diverged is behind all others. A setting without any number does not compete, and goes
-    on: its trainings are finished.
+    A setting in which a training diverged is behind all others. A setting without any number goes on: its trainings
+    went further before. It takes a place from others only if an earlier decision let it go on: what that decision
+    stopped stays so, but what was finished before any decision does not keep new settings from going on.
     """
     by_rivals: dict[str, dict[str, list[Candidate]]] = {}
     for candidate in candidates:
@@ -96,18 +103,24 @@ def decide(candidates: Iterable[Candidate], keep: float, *, higher_is_better: bo
     for settings in by_rivals.values():
         counted = {key: [each for each in members if each.is_counted] for key, members in settings.items()}
         places = {key: _get_place(members, higher_is_better) for key, members in counted.items() if members}
-        ordered = sorted(places.values())
+        held = {key for key in settings.keys() - places if any(each.keeps_place for each in settings[key])}
+        ordered = sorted([*places.values(), *(-inf for _ in held)])
         kept = count_kept(len(ordered), keep) if ordered else 0
+        awaited = {key for key, members in settings.items() if any(each.is_awaited for each in members)}
+        if awaited and len(held) < kept:
+            return None
         for key, members in settings.items():
             own, has_diverged = counted[key], any(each.has_diverged for each in members)
+            is_known = bool(own) and key not in awaited
             verdict = Verdict(
                 stays=not own or places[key] <= ordered[kept - 1],
-                number=None if has_diverged or not own else _get_mean(own),
+                number=_get_mean(own) if is_known and not has_diverged else None,
                 seeds=len(own),
-                rank=1 + bisect_left(ordered, places[key]) if own else None,
+                rank=1 + bisect_left(ordered, places[key]) if is_known else None,
                 rivals=len(ordered),
                 kept=kept,
                 has_diverged=has_diverged,
+                keeps_place=key in held,
             )
             verdicts |= {each.training: verdict for each in members}
     return dict(sorted(verdicts.items()))
@@ -115,7 +128,7 @@ def decide(candidates: Iterable[Candidate], keep: float, *, higher_is_better: bo
 
 def _get_place(members: Sequence[Candidate], higher_is_better: bool) -> float:
     """Return the mean of a setting's numbers; of settings, the one with the lowest place is the best."""
-    if any(each.has_diverged for each in members):
+    if any(each.has_diverged or each.is_awaited for each in members):
         return inf
     mean = _get_mean(members)
     return -mean if higher_is_better else mean

@@ -70,24 +70,23 @@ def look_back(
     own = finished[(finished["trained_setting"] == best) & (finished["mode"] != "base")]
     if best is None or own.empty:
         return []
-    places = _read_places(decisions, set(own["point"])) or _find_places(results, table, own, variables)
+    has_stopped = PRUNED in table and table[PRUNED].notna().any()
+    unknown = " Whether a setting that was stopped would have become better is not known." if has_stopped else ""
+    compared = _find_comparisons(decisions, {*own["point"]})
+    places = [(after, verdict["rank"], verdict["rivals"]) for after, verdict in compared]
+    places = places or _find_places(results, table, own, variables)
     if not places:
         return []
     told = ", ".join(f"{rank} of {rivals} after epoch {after}" for after, rank, rivals in places)
-    what = "by what was compared" if decisions else "by the validation loss"
+    what = "by what was compared" if compared else "by the validation loss"
     begin = f"Looking back: {what}, the best setting was number {told}."
-    is_pruned = prune is not None and prune.keep < 1
-    keep = prune.keep if prune and is_pruned else KEEP
+    if compared and any(not each["stays"] for decision in decisions for each in decision["trainings"].values()):
+        return [f"{begin}{_describe_border(compared)}{unknown}"]
+    keep = prune.keep if prune and prune.keep < 1 else KEEP
     dropped = [after for after, rank, rivals in places if rank > count_kept(rivals, keep)]
-    border = [after for after, rank, rivals in places if rank == count_kept(rivals, keep) < rivals]
-    if is_pruned:
-        near = f" At {len(border)} of {len(places)} comparisons it was the last that went on." if border else ""
-        return [f"{begin}{near} Whether a setting that was stopped would have become better is not known."]
-    would = (
-        f"prune with keep: {keep:g} and one comparison would have stopped it at {len(dropped)} of {len(places)} epochs"
-    )
     epochs = f" ({', '.join(map(str, dropped))})" if dropped else ""
-    return [f"{begin} {would[0].upper()}{would[1:]}{epochs}."]
+    told = f"{len(dropped)} of {len(places)} epochs{epochs}"
+    return [f"{begin} Prune with keep: {keep:g} and one comparison would have stopped it at {told}.{unknown}"]
 
 
 def _find_verdict(decisions: Sequence[Mapping[str, Any]], point: str, after: int) -> Mapping[str, Any]:
@@ -99,31 +98,50 @@ def _find_verdict(decisions: Sequence[Mapping[str, Any]], point: str, after: int
     return {}
 
 
-def _read_places(decisions: Sequence[Mapping[str, Any]], points: set[str]) -> list[tuple[int, int, int]]:
-    """Return the epochs of decisions, with the place of a setting and the number of its rivals, itself included."""
-    places = []
+def _find_comparisons(decisions: Sequence[Mapping[str, Any]], points: set[str]) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return the epochs at which the setting of points was compared with others, with its verdicts."""
+    found = []
     for decision in decisions:
-        verdicts = [each for each in decision["trainings"].values() if points & {*each["points"]} and each["rank"]]
-        places += [(decision["after"], each["rank"], each["rivals"]) for each in verdicts[:1]]
-    return places
+        verdicts = [each for each in decision["trainings"].values() if points & {*each["points"]}]
+        found += [(decision["after"], each) for each in verdicts[:1] if each["rank"] and each["rivals"] > 1]
+    return found
+
+
+def _describe_border(compared: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
+    """Return how near a setting was to being stopped by decisions, or that it was finished against one; "" if neither.
+
+    At each epoch the decision's own share counts: `keep` may be another now.
+    """
+    border = sum(each["stays"] and each["rank"] == each["kept"] < each["rivals"] for _, each in compared)
+    near = f" At {border} of {len(compared)} comparisons it was the last that went on." if border else ""
+    against = [after for after, each in compared if not each["stays"]]
+    if against:
+        return f"{near} After epoch {against[0]} it was not among those that go on: it had been trained further before."
+    return near
 
 
 def _find_places(
     results: Path, table: pd.DataFrame, own: pd.DataFrame, variables: Sequence[str]
 ) -> list[tuple[int, int, int]]:
-    """Return the place of a setting after each epoch but the last, by the validation losses in the trainings' logs."""
+    """Return the place of a setting after each epoch before its last, by the validation losses in trainings' logs."""
     alike = [MODEL_KEY, SET_KEY, *(key for key in Data.model_fields if key not in ("train", "max_samples"))]
-    rivals = table[table["recipe"].notna()]
+    # The log of an earlier epoch is the beginning of the last epoch's log.
+    rivals = table.dropna(subset="recipe").sort_values("steps").drop_duplicates("recipe_sha256", keep="last")
     for key in alike:
         if key in variables:
             value = own.iloc[0][key]
             rivals = rivals[rivals[key].isna() if pd.isna(value) else rivals[key] == value]
     by_setting: dict[str, list[dict[int, float]]] = {}
-    for _, row in rivals.drop_duplicates(["trained_setting", "seed"]).iterrows():
+    for _, row in rivals.iterrows():
         by_setting.setdefault(row["trained_setting"], []).append(_read_losses(results / row["point"]))
-    name = own.iloc[0]["trained_setting"]
+    same = rivals[rivals["recipe_sha256"].isin(own["recipe_sha256"])]
+    if same.empty:  # an existing adapter
+        return []
+    name = same.iloc[0]["trained_setting"]
+    # The losses of a training after the epoch at which it was stopped are not known.
+    ends = [own.iloc[0]["epoch"] - 1, *(rivals[PRUNED].dropna() if PRUNED in rivals else ())]
     places = []
-    for epoch in sorted(by_setting[name][0])[:-1]:
+    for epoch in (epoch for epoch in sorted(by_setting[name][0]) if epoch <= min(ends)):
         means = {
             setting: sum(losses[epoch] for losses in members) / len(members)
             for setting, members in by_setting.items()

@@ -294,6 +294,8 @@ def _describe_best_epoch(best: Mapping[str, Any]) -> dict[str, Any]:
 def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict[str, Any]]:
     manifest = json.loads((results / point / MANIFEST).read_text(encoding="utf-8"))
     evaluation, training = manifest["evaluation"], manifest["training"]
+    # The record of an adopted adapter repeats what its source's said of its training elsewhere.
+    is_trained = "recipe_sha256" in training and "adopted_from" not in training
     settings = manifest["settings"] | {MODE_KEY: manifest["mode"]}
     seconds = manifest["seconds"]
     without_seed = {key: value for key, value in settings.items() if key != "seed"}
@@ -314,7 +316,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
     facts = {
         **{key: training.get(key) for key in _TRAINING},
         **_describe_best_epoch(training.get("best_epoch", {})),
-        **({PRUNED: training["pruned"]["after"]} if "pruned" in training else {}),
+        **({PRUNED: training["pruned"]["after"]} if is_trained and "pruned" in training else {}),
         "lora_scale": _get_scale(settings) if "lora_rank" in settings else None,
         **proof,
         "adapter_sha256": manifest["adapter_sha256"],
@@ -327,7 +329,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
         "git_revision": manifest["git_revision"],
         "versions": _join_versions(manifest),
         "adapter": str(results / point / "adapter") if manifest["adapter_sha256"] else None,
-        "recipe": str(results / point / "recipe.yaml") if "recipe_sha256" in training else None,
+        "recipe": str(results / point / "recipe.yaml") if is_trained else None,
     }
     scored = evaluation.get("tasks") or {None: {"scores": {}, "samples": None}}
     return [

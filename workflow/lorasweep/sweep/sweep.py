@@ -83,7 +83,7 @@ from lorasweep.sweep.pruning import Contender, Race
 from lorasweep.sweep.trainings import is_trained, share_trainings
 from lorasweep.trainers import get_trainer
 from lorasweep.trainers.identity import head_recipe
-from lorasweep.trainers.rungs import find_stop, has_rung
+from lorasweep.trainers.rungs import find_stop, has_nothing_to_train
 from lorasweep.util.errors import InputError, naming_file, naming_key
 
 ADAPTER_FILES = (ADAPTER_WEIGHTS, ADAPTER_CONFIG, RECORD)
@@ -501,14 +501,22 @@ class Sweep:
         names = [get_part_name(each.training, after) for each in self.race.list_missing(after)]
         return [f"<results>/{PRUNE}/{name}.json" for name in names]
 
+    def get_earlier_decision(self, rung: str) -> list[str]:
+        """Return the decision before the one at a rung, which takes only the trainings that it lets go on."""
+        return self._get_last_decision(self._list_rungs_before(int(rung.partition("=")[2])))
+
     def get_awaited_decision(self, name: str) -> list[str]:
-        """Return the decision that a training, or a part of it, waits for. Earlier decisions exist before that one."""
-        rungs = self._list_rungs(name)
+        """Return the decision that a training, or a part of it, waits for. That one waits for the earlier ones."""
+        return self._get_last_decision(self._list_rungs(name))
+
+    def _get_last_decision(self, rungs: Sequence[int]) -> list[str]:
         return [f"<results>/{PRUNE}/{get_rung_name(rungs[-1])}.json"] if rungs else []
 
     def _list_rungs(self, name: str) -> list[int]:
         """Return the epochs before the end of a training, or of a part of it, after which settings are compared."""
-        after = split_part_name(name)[1] if self.experiment.rungs else None
+        return self._list_rungs_before(split_part_name(name)[1] if self.experiment.rungs else None)
+
+    def _list_rungs_before(self, after: int | None) -> list[int]:
         return [epoch for epoch in self.experiment.rungs if after is None or epoch < after]
 
     def get_training_options(self, name: str) -> list[str]:
@@ -530,7 +538,7 @@ class Sweep:
             return False
         training, after = split_part_name(name)
         stopped = find_stop([get_decision_file(self.results, epoch) for epoch in rungs], training)
-        return stopped is not None and (after is not None or has_rung(self.results, training, stopped))
+        return stopped is not None and (after is not None or has_nothing_to_train(self.results, training, stopped))
 
     def get_training_record(self, training: str) -> str:
         """Return the record of the adapter that points take from a training."""

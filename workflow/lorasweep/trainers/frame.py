@@ -23,7 +23,7 @@ from lorasweep.trainers import Diverged, TrainingError
 from lorasweep.trainers.best_epoch import find_best_epoch
 from lorasweep.trainers.out_of_memory import MEMORY_NOTE, OUT_OF_MEMORY, mark_attempt, plan_halving, read_halvings
 from lorasweep.trainers.publication import check_weights, complete, publish
-from lorasweep.trainers.rungs import DIVERGENCE_NOTE
+from lorasweep.trainers.rungs import DIVERGENCE_NOTE, explain_divergence
 from lorasweep.trainers.training_log import read_log
 from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, describe
@@ -164,6 +164,7 @@ def _train_until(
             made = frame.state / "part"
             shutil.rmtree(made, ignore_errors=True)
             _collect(frame, made, [until], {**get_facts(), **facts})
+        frame.state.with_name(DIVERGENCE_NOTE).unlink(missing_ok=True)  # of other versions
         publish(made / str(until), adapter)
         shutil.rmtree(made)
 
@@ -174,7 +175,7 @@ def _note_divergence(frame: Frame) -> Iterator[None]:
     note = frame.state.with_name(DIVERGENCE_NOTE)
     earlier = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     if earlier.get("key") == frame.key:
-        raise Diverged(f"{earlier['message']} (in an earlier attempt; to try again, remove {note})")
+        raise Diverged(explain_divergence(frame.state.parents[1]))
     try:
         yield
     except Diverged as error:

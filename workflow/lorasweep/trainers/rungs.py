@@ -11,7 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lorasweep.layout import ADAPTER_WEIGHTS, RECORD, RUNGS, TRAINING_LOG, TRAININGS, get_part_file, get_rung_folder
+from lorasweep.layout import (
+    ADAPTER_WEIGHTS,
+    RECORD,
+    RUNGS,
+    STATE,
+    TRAINING_LOG,
+    TRAININGS,
+    get_part_file,
+    get_rung_folder,
+)
 from lorasweep.trainers import Diverged
 from lorasweep.trainers.publication import publish
 from lorasweep.trainers.training_log import read_log
@@ -51,15 +60,31 @@ def get_pruned_epoch(record: Mapping[str, Any]) -> int | None:
     return after
 
 
-def has_diverged(training: Path) -> bool:
-    """Whether it is noted in a training's folder that it diverged: training again gives the same, at once."""
-    return (training / "state" / DIVERGENCE_NOTE).is_file()
+def has_diverged(training: Path, part: Mapping[str, Any]) -> bool:
+    """Whether a training diverged before the end of a part with this record, and is not to be trained again: the note
+    in its folder is there."""
+    return "diverged" in part and _get_note(training).is_file()
 
 
-def has_rung(results: Path, training: str, after: int) -> bool:
-    """Whether the adapter of a training after an epoch is there, to be published as the training's."""
-    folder = results / TRAININGS / training
-    return _find_made(folder, get_part_file(results, training, after), after) is not None
+def explain_divergence(training: Path) -> str:
+    """Return how a training diverged in an earlier attempt, and how to have it trained again."""
+    note = _get_note(training)
+    said = find_record(note).get("message", "the training diverged")
+    return f"{said} (in an earlier attempt; to try again, remove {note})"
+
+
+def _get_note(training: Path) -> Path:
+    return training / STATE / DIVERGENCE_NOTE
+
+
+def has_nothing_to_train(results: Path, training: str, after: int) -> bool:
+    """Whether nothing is left to train of a training that stops after an epoch: it diverged, or its adapter is there.
+
+    Its weights are not read: many jobs are asked for, each several times.
+    """
+    folder, part = results / TRAININGS / training, find_record(get_part_file(results, training, after))
+    made = [find_record(each / RECORD).get("adapter_sha256") for each in _list_made(folder, part, after)]
+    return has_diverged(folder, part) or part.get("adapter_sha256") in made
 
 
 def describe_part(adapter: Path, after: int) -> dict[str, Any]:
@@ -76,8 +101,10 @@ def describe_part(adapter: Path, after: int) -> dict[str, Any]:
     }
 
 
-def describe_divergence(after: int, error: Diverged) -> dict[str, Any]:
-    """Return what the record of a part says if the training has diverged."""
+def note_divergence(training: Path, after: int, error: Diverged) -> dict[str, Any]:
+    """Return what the record of a part says if the training has diverged; note it, if the trainer has not."""
+    if not _get_note(training).is_file():
+        write_record(_get_note(training), {"message": str(error)})
     return {"after": after, "diverged": str(error)}
 
 
@@ -87,12 +114,13 @@ def publish_stopped(training: Path, part: Path, after: int, epochs: int) -> bool
     `part` is the record of the part that ended there, and `epochs` the number of the training's epochs. Returns `False`
     if the adapter is not there.
     """
-    made, adapter = _find_made(training, part, after), training / "adapter"
+    ended, adapter = find_record(part), training / "adapter"
+    folders = _list_made(training, ended, after)
+    made = next((each for each in folders if digest_file(each / ADAPTER_WEIGHTS) == ended["adapter_sha256"]), None)
     if made is None:
         return False
-    record = find_record(part)["adapter"]
     seconds = read_log(made / TRAINING_LOG)[-1].seconds
-    record |= {_PRUNED: {"after": after, "epochs": epochs, "seconds": seconds}}
+    record = ended["adapter"] | {_PRUNED: {"after": after, "epochs": epochs, "seconds": seconds}}
     if made == adapter:  # Snakemake has deleted the record alone
         write_record(adapter / RECORD, record)
         return True
@@ -109,13 +137,13 @@ def drop_rungs(training: Path) -> None:
     shutil.rmtree(training / RUNGS, ignore_errors=True)
 
 
-def _find_made(training: Path, part: Path, after: int) -> Path | None:
-    """Return the folder of a training's adapter after an epoch, intact and of its recipe; `None` if there is none."""
-    recipe, record = training / "recipe.yaml", find_record(part).get("adapter", {})
-    if not recipe.is_file() or record.get("recipe_sha256") != digest_file(recipe):
-        return None
-    for folder in (get_rung_folder(training, after), training / "adapter"):
-        files = (folder / ADAPTER_WEIGHTS, folder / TRAINING_LOG)
-        if all(file.is_file() for file in files) and digest_file(files[0]) == record.get("adapter_sha256"):
-            return folder
-    return None
+def _list_made(training: Path, part: Mapping[str, Any], after: int) -> list[Path]:
+    """Return the folders that may have a training's adapter after an epoch, by the record of the part that ended there.
+
+    None has, if it is of another recipe.
+    """
+    recipe = training / "recipe.yaml"
+    if not recipe.is_file() or part.get("adapter", {}).get("recipe_sha256") != digest_file(recipe):
+        return []
+    folders = (get_rung_folder(training, after), training / "adapter")
+    return [each for each in folders if all((each / name).is_file() for name in (ADAPTER_WEIGHTS, TRAINING_LOG))]

@@ -15,15 +15,16 @@ from lorasweep.layout import (
 )
 from lorasweep.trainers import SAVE_MINUTES, Diverged, Stopped, Trainer, get_trainer
 from lorasweep.trainers.rungs import (
-    describe_divergence,
     describe_part,
     drop_rungs,
+    explain_divergence,
     find_stop,
     has_diverged,
+    note_divergence,
     publish_stopped,
 )
 from lorasweep.util.errors import JobError
-from lorasweep.util.files import write_record
+from lorasweep.util.files import find_record, write_record
 from lorasweep.util.process import end_on_sigterm
 from lorasweep.util.slurm import requeue_if_preempted
 from lorasweep.util.usage import measure_usage
@@ -58,10 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         if arguments.until:
             _train_part(trainer, arguments)
-        elif arguments.rungs:
-            _end_training(trainer, arguments)
         else:
-            _train(trainer, arguments, arguments.adapter)
+            _end_training(trainer, arguments)
     except Stopped as error:
         raise JobError("; ".join(filter(None, [str(error), requeue_if_preempted()]))) from error
 
@@ -98,7 +97,7 @@ def _train_part(trainer: Trainer, arguments: argparse.Namespace) -> None:
             record = describe_part(adapter, until)
         except Diverged as error:
             print(error)
-            record = describe_divergence(until, error)
+            record = note_divergence(training, until, error)
     write_record(get_part_file(results, training.name, until), record)
 
 
@@ -106,18 +105,33 @@ def _end_training(trainer: Trainer, arguments: argparse.Namespace) -> None:
     """Train to the end; if it was decided that the training stops, publish its adapter as it was then."""
     training, results = _get_training(arguments), _get_results(arguments)
     stopped = _find_stop(arguments)
-    if stopped is None or has_diverged(training):
+    if stopped is None:
         _train(trainer, arguments, arguments.adapter)
     else:
-        end = (training, get_part_file(results, training.name, stopped), stopped, arguments.last_epoch)
-        if not publish_stopped(*end):
-            # The training left the experiment, and came back.
-            adapter = get_rung_folder(training, stopped)
-            _train(trainer, arguments, adapter, stopped)
-            write_record(end[1], describe_part(adapter, stopped))
-            publish_stopped(*end)
+        _publish_stopped(trainer, arguments, stopped)
         print(f"{training.name}: stopped after epoch {stopped}, as {results / PRUNE} says")
+    # Also if `prune` was taken out since.
     drop_rungs(training)
+
+
+def _publish_stopped(trainer: Trainer, arguments: argparse.Namespace, stopped: int) -> None:
+    """Publish the adapter of a training that stops after an epoch, as it was then.
+
+    Raises:
+        Diverged: it has none, as it diverged before. Its job has requested nothing to train it with.
+    """
+    training = _get_training(arguments)
+    part = get_part_file(_get_results(arguments), training.name, stopped)
+    if has_diverged(training, find_record(part)):
+        raise Diverged(explain_divergence(training))
+    end = (training, part, stopped, arguments.last_epoch)
+    if not publish_stopped(*end):
+        # The training left the experiment, and came back; or its adapter is damaged.
+        drop_rungs(training)
+        adapter = get_rung_folder(training, stopped)
+        _train(trainer, arguments, adapter, stopped)
+        write_record(part, describe_part(adapter, stopped))
+        publish_stopped(*end)
 
 
 def _find_stop(arguments: argparse.Namespace) -> int | None:
