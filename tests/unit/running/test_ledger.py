@@ -132,6 +132,15 @@ def test_the_ledger_counts_failed_work_and_shares_a_batch(tmp_path: Path) -> Non
         assert [row["point"] for row in csv.DictReader(stream)] == ["a", "b", "c", "total"]
 
 
+def test_the_total_has_what_was_spent_on_points_that_left_the_sweep(tmp_path: Path) -> None:
+    left = [make_record(name="gone", members="gone", state=state, seconds=1800.0) for state in ("failed", "done")]
+    batch = make_record(rule="evaluate_adapters", name="a+1", members="a;gone", seconds=100.0)
+    a, total = make_ledger(tmp_path, [make_point("a")], [make_record(), *left, batch], [], {}, WHOLE)
+    assert (a["job_seconds"], a["planned_job_seconds"]) == (30 + 50, 20 + 10)
+    assert (total["job_seconds"], total["failed_seconds"], total["failed_attempts"]) == (3730, 1800, 1)
+    assert (total["planned_job_seconds"], total["gpu_hours"]) == (20 + 20 + 20, round(3730 / 3600, 3))
+
+
 def test_the_ledger_has_how_busy_gpus_and_cores_were_of_jobs_that_failed_too(tmp_path: Path) -> None:
     def leave(rule: str, name: str, **usage: Any) -> None:
         (tmp_path / "benchmarks" / rule).mkdir(parents=True, exist_ok=True)
