@@ -497,7 +497,7 @@ def test_a_point_that_was_made_with_other_settings_has_no_row(tmp_path: Path) ->
 def test_many_and_long_trainings_are_drawn_within_bounds(tmp_path: Path) -> None:
     points = [f"p{index}" for index in range(120)]
     steps = pd.DataFrame({"step": range(1, 1001), "loss": np.linspace(3, 1, 1000), "validation_loss": None})
-    table = pd.DataFrame({"point": points, "mode": "B1", "lora_rank": range(120)})
+    table = pd.DataFrame({"point": points, "mode": "B1", "lora_rank": range(120), "lora_scale": 2.0})
     plot = draw_losses(pd.concat([steps.assign(point=point) for point in points]), table, ["lora_rank"])
     assert plot is not None
     [data] = plot.spec["datasets"].values()
@@ -826,6 +826,23 @@ def test_the_path_of_another_baseline_is_no_model_in_the_report(tmp_path: Path) 
     page = report(tmp_path, [*variables])
     assert "models/a_model_of_others" not in page
     assert re.search(r"<th[^>]*>(<[^>]*>)*model<", page)
+
+
+@pytest.mark.parametrize("values", [[None, 0.5, 1.0], [None, 1.0]])
+def test_null_has_its_place_in_the_plot_and_the_table_of_the_only_variable(tmp_path: Path, values: list[Any]) -> None:
+    samples = make_results(tmp_path, {"clip_grad_norm": values}, lambda settings: 0.5)
+    settings = {"adapter": "a", "mode": "B1"}
+    rows = make_point(tmp_path, "given", settings, samples["value"].head(40).to_numpy(), 0)
+    pd.DataFrame([*samples.to_numpy(), *rows], columns=samples.columns).to_parquet(tmp_path / "samples.parquet")
+    record = json.loads((tmp_path / "points.json").read_text())
+    record["given"] = {"current": True, "settings": settings, "swept": [], "is_run": True}
+    (tmp_path / "points.json").write_text(json.dumps(record))
+    page = report(tmp_path, ["clip_grad_norm"])
+    assert "Only in the table: 1 settings that are not trained." in page
+    drawn = (tmp_path / f"plots/{TASK}-by-clip_grad_norm.svg").read_text()
+    assert all(f">{value}</text>" in drawn for value in ("null", *map("{:g}".format, values[1:])))
+    assert ">clip_<wbr>grad_<wbr>norm</th>" in page
+    assert page.count('<td class="aside">null</td>') == 1
 
 
 def test_an_existing_adapter_on_a_model_is_only_in_the_list(tmp_path: Path) -> None:

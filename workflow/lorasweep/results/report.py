@@ -17,9 +17,9 @@ from markupsafe import Markup, escape
 
 from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.points import format_value
-from lorasweep.experiment.sections import MODE_KEY, MODEL_KEY, Data, Experiment
+from lorasweep.experiment.sections import MODEL_KEY, Data, Experiment
 from lorasweep.layout import EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG, is_base
-from lorasweep.results.labels import get_differing, label_points, label_settings, plain, shorten
+from lorasweep.results.labels import get_differing, is_trained, label_points, label_settings, plain, shorten
 from lorasweep.results.page import (
     Cell,
     Column,
@@ -218,10 +218,9 @@ def _list_variables(rows: pd.DataFrame, variables: Sequence[str]) -> list[Column
         rows = rows.assign(**{MODEL_KEY: rows[MODEL_KEY].mask(is_path)})
     for key in get_differing(rows[rows["mode"] != "base"], variables):
         short, values = shorten(rows[key], key), [plain(value) for value in rows[key]]
-        is_own = rows[variables].drop(columns=[MODE_KEY, MODEL_KEY], errors="ignore").notna().any(axis=1)
         texts = [
-            short[format_value(value, key)] if known or value is not None else ""
-            for value, known in zip(values, is_own, strict=True)
+            short[format_value(value, key)] if has_all or value is not None else ""
+            for value, has_all in zip(values, is_trained(rows), strict=True)
         ]
         if max(map(len, texts)) <= _SHORT:  # the names have what is longer
             columns.append(Column(key, [Cell(text) for text in texts], "aside"))
