@@ -845,6 +845,28 @@ def test_null_has_its_place_in_the_plot_and_the_table_of_the_only_variable(tmp_p
     assert page.count('<td class="aside">null</td>') == 1
 
 
+@pytest.mark.parametrize("variables", [{"model": ["small", "large"]}, {"clip_grad_norm": [None, 1.0]}])
+def test_single_trainings_in_a_plot_are_all_those_of_its_settings_and_no_base_model(
+    tmp_path: Path, variables: Mapping[str, Sequence[Any]]
+) -> None:
+    variables = {**variables, "seed": [0, 1]}
+    base = dict.fromkeys(variables["model"], 0.3) if "model" in variables else 0.3
+    samples = make_results(tmp_path, variables, lambda settings: 0.6, base_chance=base)
+    names = [file.parent.name for file in tmp_path.glob("*/manifest.json")]
+    scores = SampleScores(samples)
+    table = make_table(tmp_path, names, [*variables], scores, 0.95)
+    plot, *_ = draw_metric(aggregate(table, [*variables], scores, 0.95), table, [*variables], TASK, METRIC)
+    assert plot.caption.endswith(" Small circles are single trainings.")
+    circles = [
+        layer["data"]["name"]
+        for layer in plot.spec["layer"]
+        if isinstance(layer["mark"], dict) and layer["mark"].get("size") == 25
+    ]
+    drawn = plot.spec["datasets"][circles[0]]
+    assert len(drawn) == 4
+    assert not any("baseline" in row["setting"] for row in drawn)
+
+
 def test_an_existing_adapter_on_a_model_is_only_in_the_list(tmp_path: Path) -> None:
     variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
     samples = make_results(tmp_path, variables, lambda settings: 0.5)

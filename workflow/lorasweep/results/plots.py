@@ -236,8 +236,8 @@ def _draw_line(
     rows: pd.DataFrame, points: pd.DataFrame, base: pd.DataFrame, variables: Sequence[str], metric: str
 ) -> tuple[Any, str]:
     [key] = variables
-    seeds = points.dropna(subset=[key]) if rows["seeds"].max() > 1 else points.head(0)
-    each = _shape(seeds, metric, x=key)
+    own = points["point"].isin(";".join(rows["points"]).split(";"))
+    each = _shape(points[own] if rows["seeds"].max() > 1 else points.head(0), metric, x=key)
     data, ground = _clip([_shape(rows, metric, x=key), _shape(base, metric)], each)
     is_number = _are_numbers(rows[key])
     x = _get_axis(rows[key], key) if is_number else _get_words(rows[key], key)
