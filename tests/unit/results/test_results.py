@@ -236,6 +236,24 @@ def test_modes_that_share_an_adapter_are_one_setting_and_are_counted_once(tmp_pa
     assert best[f"{METRIC}:p_adjusted"] == pytest.approx(2 * best[f"{METRIC}:p"])
 
 
+@pytest.mark.parametrize("mode", ["A", "B2"])
+def test_a_mode_that_lacks_a_seed_is_no_rival_of_the_others_which_count(tmp_path: Path, mode: str) -> None:
+    variables = {"lora_rank": [4, 16], "mode": ["A", "B2"], "seed": [0, 1]}
+    samples = make_results(tmp_path, variables, by_rank(RISING), samples=60)
+    record = json.loads((tmp_path / "points.json").read_text())
+    for name in record:
+        edit_manifest(tmp_path / name, adapter_sha256=re.sub("mode=.*?__", "", name))
+        record[name]["current"] = name != f"lora_rank=16__mode={mode}__seed=1"
+    (tmp_path / "points.json").write_text(json.dumps(record))
+    table = tabulate(tmp_path, list(variables), samples).query("mode != 'base'")
+    assert set(table["trained_setting"]) == {"lora_rank=4", "lora_rank=16"}
+    found = answer(tmp_path, list(variables), samples)
+    assert (found.best, list(found.p_values or ())) == ("lora_rank=16", ["lora_rank=4"])
+    both = table[(table["lora_rank"] == 16) & (table["mode"] != mode)]
+    assert f"{both[METRIC].mean():.3f} (95% interval" in found.sentence
+    assert ", 2 seeds)" in found.sentence
+
+
 def test_of_the_modes_of_a_single_adapter_none_is_best(tmp_path: Path) -> None:
     found = answer(tmp_path, ["mode"], make_results(tmp_path, MODES, lambda settings: 0.8, noise=0))
     assert found.sentence.startswith("mode=A, mode=B1 and mode=B2 score equally on letters: match/accuracy 0.")

@@ -84,6 +84,11 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
     return frame[[*(column for column in frame.columns if "/" not in column), *list_columns(metrics, frame)]]
 
 
+def count_modes_once(rows: pd.DataFrame, names: Sequence[str] = ("trained_setting",)) -> pd.DataFrame:
+    """Return rows of `aggregate` with one of all modes that share `names`: that with the most seeds, or the first."""
+    return rows.sort_values("seeds", ascending=False, kind="stable").drop_duplicates(list(names)).sort_index()
+
+
 def get_base_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row, for `collect_scores`, of the base model of a row of `aggregate`."""
     return {"points": find_base(row), "mode": "base", "task": row["task"]}
