@@ -751,6 +751,16 @@ def test_a_job_whose_gpu_idled_is_named_with_what_to_change(tmp_path: Path) -> N
     assert table.loc["lora_rank=16", "gpu_busy"] == pytest.approx((3600 * 0.9 + 30 * 0.2) / 3630, abs=0.001)
 
 
+def test_the_page_says_that_the_gpu_time_of_b2_leaves_out_what_a_batch_shares(tmp_path: Path) -> None:
+    said = "The GPU time of an evaluation in mode B2 is that of its tasks"
+    make_results(tmp_path, {"mode": ["B1", "B2"]}, lambda settings: 0.5)
+    assert said not in report(tmp_path, ["mode"])
+    edit_manifest(tmp_path / "mode=B1", device="cuda")
+    assert said not in report(tmp_path, ["mode"])
+    edit_manifest(tmp_path / "mode=B2", device="cuda")
+    assert said in report(tmp_path, ["mode"])
+
+
 def test_without_a_gpu_the_report_has_the_load_of_the_cores_and_names_no_job(tmp_path: Path) -> None:
     make_results(tmp_path, RANKS, by_rank(RISING))
     assert 'id="usage"' not in report(tmp_path, ["lora_rank"])  # results of an earlier version

@@ -110,6 +110,8 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         versions=_get_versions(table),
         revisions=sorted(set(table["git_revision"].dropna())),
         columns=_lay_out(pipeline),
+        # What a batch starts, loads and merges is of no point.
+        shares_loads=bool(((table["mode"] == "B2") & (table["gpu_hours"] > 0) & table["task"].notna()).any()),
         has_baseline=bool(table["point"].map(is_base).any()),
         confidence=experiment.report.confidence,
         files=[(results / name).name for name in _list_files(table_file, companions)],
