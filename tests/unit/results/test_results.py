@@ -761,6 +761,18 @@ def test_the_page_says_that_the_gpu_time_of_b2_leaves_out_what_a_batch_shares(tm
     assert said in report(tmp_path, ["mode"])
 
 
+def test_the_report_says_of_no_slice_that_it_was_busy(tmp_path: Path) -> None:
+    make_results(tmp_path, RANKS, by_rank(RISING))
+    slice_of_a_gpu = {"seconds": 100.0, "cores": 4, "cpu_busy": 0.5, "gpus": 1, "peak_gpu_memory_bytes": 9}
+    measure(tmp_path, "lora_rank=4", train=slice_of_a_gpu)
+    page = report(tmp_path, ["lora_rank"])
+    assert "<td>train</td><td>1</td><td>2 min</td><td>not known</td>" in page
+    said = "No job of a minute or more kept its GPUs busy for less"
+    assert said not in page
+    measure(tmp_path, "lora_rank=4", train=slice_of_a_gpu | {"gpu_busy": 0.9})
+    assert said in report(tmp_path, ["lora_rank"])
+
+
 def test_without_a_gpu_the_report_has_the_load_of_the_cores_and_names_no_job(tmp_path: Path) -> None:
     make_results(tmp_path, RANKS, by_rank(RISING))
     assert 'id="usage"' not in report(tmp_path, ["lora_rank"])  # results of an earlier version

@@ -35,6 +35,8 @@ class Usage:
     """The jobs whose GPUs idled, the most hours first: which, and what to change."""
     others: int
     """The number of such jobs that are not listed."""
+    is_known: bool
+    """Whether it is known of any job how busy its GPUs were."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def describe_usage(results: Path, labels: Mapping[str, str], rungs: Sequence[int
     idle = [job for job in on_gpus if job.record.get("gpu_busy", 1) < IDLE and job.record["seconds"] >= _LEAST_SECONDS]
     idle.sort(key=lambda job: -job.record["seconds"] * job.record["gpus"] * (1 - job.record["gpu_busy"]))
     named = [(f"{job.rule} of {job.name}", _advise(job)) for job in idle[:_MOST_NAMED]]
-    return Usage("GPUs" if on_gpus else "cores", rows, named, len(idle) - len(named)) if rows else None
+    is_known = any("gpu_busy" in job.record for job in on_gpus)
+    return Usage("GPUs" if on_gpus else "cores", rows, named, len(idle) - len(named), is_known) if rows else None
 
 
 def _list_jobs(results: Path, labels: Mapping[str, str]) -> list[_Job]:
