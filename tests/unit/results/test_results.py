@@ -310,9 +310,20 @@ def test_the_first_metric_of_the_scorer_decides_not_that_of_the_alphabet(tmp_pat
     make_results(tmp_path, RANKS, by_rank(RISING))
     score_by(tmp_path, {TASK: {"f1/mean": 0.5, "f1/stderr": 0.1, "exact/mean": 0.4}, "other": {"recall/mean": 0.1}})
     table = tabulate(tmp_path, ["lora_rank"], None)
-    assert choose_metric(table, [TASK, "other"], None) == "f1/mean"
-    assert choose_metric(table, ["other", TASK], None) == "recall/mean"
+    assert choose_metric(tmp_path, table, [TASK, "other"], None) == "f1/mean"
+    assert choose_metric(tmp_path, table, ["other", TASK], None) == "recall/mean"
     assert [name for name in table.columns if is_metric(name)] == ["f1/mean", "exact/mean", "recall/mean"]
+
+
+def test_the_first_metric_of_each_task_decides_where_tasks_have_the_same_in_another_order(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    score_by(tmp_path, {TASK: {"f1/mean": 0.5, "exact/mean": 0.4}, "other": {"exact/mean": 0.1, "f1/mean": 0.2}})
+    table = tabulate(tmp_path, ["lora_rank"], None)
+    assert choose_metric(tmp_path, table, [TASK], None) == "f1/mean"
+    assert choose_metric(tmp_path, table, ["other"], None) == "exact/mean"
+    samples.to_parquet(tmp_path / "samples.parquet", index=False)
+    titles = re.findall(r"(\w+/\w+) on (\w+)", report(tmp_path, ["lora_rank"]))
+    assert {*titles} == {("f1/mean", TASK), ("exact/mean", "other")}
 
 
 def test_the_first_metric_of_each_task_stays_first_where_tasks_share_metrics() -> None:
@@ -454,9 +465,9 @@ def test_an_experiment_that_was_not_evaluated_has_no_best(tmp_path: Path) -> Non
 
 def test_a_metric_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     table = tabulate(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank(RISING)))
-    assert choose_metric(table, [TASK], None) == METRIC
+    assert choose_metric(tmp_path, table, [TASK], None) == METRIC
     with pytest.raises(InputError, match=r"report\.metric: 'f1' .* Expected: match/accuracy"):
-        choose_metric(table, [TASK], "f1")
+        choose_metric(tmp_path, table, [TASK], "f1")
 
 
 def test_replicates_are_a_setting_with_an_interval_over_seeds_and_samples(tmp_path: Path) -> None:

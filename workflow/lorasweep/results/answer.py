@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from lorasweep.experiment.points import format_value
 from lorasweep.results.inference import POWER, Scores, adjust_p_values, count_needed_samples
 from lorasweep.results.replicates import collect_scores, compare_settings, count_modes_once, get_base_row
-from lorasweep.results.table import SampleScores, find_base, is_metric, leave_out_pruned
+from lorasweep.results.table import SampleScores, find_base, leave_out_pruned, list_metrics
 from lorasweep.util.errors import InputError
 
 MOST_NAMED = 3
@@ -40,7 +41,7 @@ class Answer:
         return asdict(self)
 
 
-def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None) -> str | None:
+def choose_metric(results: Path, table: pd.DataFrame, tasks: Sequence[str], metric: str | None) -> str | None:
     """Return the metric that decides, on the first of `tasks`: `metric` if it is set, or the task's first metric.
 
     Raises:
@@ -48,8 +49,7 @@ def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None)
     """
     if not tasks or "task" not in table:
         return None
-    rows = table[table["task"] == tasks[0]]
-    names = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
+    names = list_metrics(results, table, tasks[0])
     if metric and names and metric not in names:
         raise InputError(f"report.metric: {metric!r} is no metric of the task '{tasks[0]}'", ", ".join(names))
     return metric or next(iter(names), None)

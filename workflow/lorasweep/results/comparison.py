@@ -19,7 +19,7 @@ from lorasweep.experiment.sections import MODE_KEY, Experiment
 from lorasweep.layout import EXPERIMENT, MANIFEST, POINTS, TABLE
 from lorasweep.results.inference import adjust_p_values
 from lorasweep.results.replicates import SETTING_TEXTS, Difference, count_modes_once, measure_difference
-from lorasweep.results.table import SampleScores, format_gain, format_metric, is_metric, leave_out_pruned
+from lorasweep.results.table import SampleScores, format_gain, format_metric, leave_out_pruned, list_metrics
 from lorasweep.util.digest import digest_text
 from lorasweep.util.errors import InputError, nearest
 from lorasweep.util.files import find_record
@@ -59,9 +59,8 @@ class Finished:
         return sorted(map(str, self.table["task"].dropna().unique()), key=lambda name: name != self.answer["task"])
 
     def get_metrics(self, task: str) -> list[str]:
-        """Return the metrics that have a value on a task."""
-        rows = self.table[self.table["task"] == task]
-        return [column for column in rows.columns if is_metric(column) and rows[column].notna().any()]
+        """Return the metrics that have a value on a task, in Inspect's order."""
+        return list_metrics(self.folder, self.table, task)
 
 
 @dataclass(frozen=True)

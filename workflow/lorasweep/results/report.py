@@ -34,7 +34,7 @@ from lorasweep.results.page import (
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
 from lorasweep.results.pruning import list_stopped, look_back, read_decisions
 from lorasweep.results.replicates import SETTING_TEXTS
-from lorasweep.results.table import PRUNED, is_metric, leave_out_pruned
+from lorasweep.results.table import PRUNED, leave_out_pruned, list_metrics
 from lorasweep.results.usage import IDLE, describe_usage
 from lorasweep.util.files import read_tail
 from lorasweep.util.formats import format_bytes, format_seconds
@@ -127,7 +127,7 @@ def _make_sections(
     labels = label_points(table, variables)
     for task in sorted(table["task"].dropna().unique(), key=lambda task: task != answer["task"]):
         rows = table[table["task"] == task]
-        metrics = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
+        metrics = list_metrics(results, table, task)
         if task == answer["task"] and answer["metric"] in metrics:
             metrics.sort(key=lambda metric: metric != answer["metric"])
         higher_is_better = experiment.report.higher_is_better

@@ -25,6 +25,7 @@ from lorasweep.results.inference import (
     get_standard_error,
 )
 from lorasweep.stages import GPU_RULES
+from lorasweep.util.files import find_record
 from lorasweep.util.formats import format_bytes, format_score
 from lorasweep.util.usage import summarise
 
@@ -230,6 +231,18 @@ def order_metrics(rows: Iterable[Sequence[str]]) -> list[str]:
             else:
                 order.insert(place, metric)
     return order
+
+
+def list_metrics(results: Path, table: pd.DataFrame, task: str) -> list[str]:
+    """Return the metrics that have a value on a task, in the order in which Inspect lists them for its first point.
+
+    The columns of the table have one order for all tasks, which is not each one's own.
+    """
+    rows = table[table["task"] == task]
+    names = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
+    evaluation = find_record(results / str(rows["point"].iloc[0]) / MANIFEST).get("evaluation", {}) if names else {}
+    listed = list(evaluation.get("tasks", {}).get(task, {}).get("scores", ()))
+    return sorted(names, key=lambda name: listed.index(name) if name in listed else len(listed))
 
 
 def list_columns(metrics: Sequence[str], table: pd.DataFrame) -> list[str]:
