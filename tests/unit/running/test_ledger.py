@@ -230,6 +230,7 @@ def test_temporary_files_are_measured_and_kept_ones_not(tmp_path: Path) -> None:
     for name, size in {
         ".scratch/merged/a/model": 1000,
         "a/adapter/w": 10_000,
+        "a/.hf_model.partial/w": 10_000,
         "trainings/b/state/train/x": 100,
         "trainings/kept/epoch=1/w": 10_000,
         "trainings/undecided/epoch=1/w": 10,
