@@ -745,8 +745,8 @@ def test_a_job_whose_gpu_idled_is_named_with_what_to_change(tmp_path: Path) -> N
     ]
     assert "a larger batch_size than 2, with fewer gradient_accumulation_steps than 8; packed: true" in named[0]
     assert "At most 9 GB of 80 GB of its memory were in use, which leaves room for a larger batch." in named[0]
-    assert "To try: a larger batch_size." in named[1]
-    assert "a larger batch has no room" in named[1]
+    assert "To try: enable_activation_checkpointing: true, then a larger batch_size." in named[1]
+    assert "as it is, a larger batch has no room" in named[1]
     assert "a larger evaluation.max_connections" in named[2]
     assert "<td>train</td><td>3</td><td>43 min</td><td>54%</td><td>20%</td><td>79 GB of 80 GB</td>" in section
     (tmp_path / "benchmarks/prune").mkdir(parents=True)
@@ -760,6 +760,51 @@ def test_a_job_whose_gpu_idled_is_named_with_what_to_change(tmp_path: Path) -> N
     # The hour of the training, and half of the batch's 90 seconds.
     assert table.loc["lora_rank=4", ["gpu_busy", "peak_gpu_memory_bytes", "cpu_busy"]].tolist() == [0.2, 9e9, 0.2]
     assert table.loc["lora_rank=16", "gpu_busy"] == pytest.approx((3600 * 0.9 + 30 * 0.2) / 3630, abs=0.001)
+
+
+IDLE = {"seconds": 100.0, "gpus": 1, "cores": 4, "gpu_busy": 0.2, "gpu_memory_bytes": 80e9}
+FULL = IDLE | {"peak_gpu_memory_bytes": 79e9}
+CONNECTIONS = "a larger evaluation.max_connections"
+LOWERED = "Its batch_size was lowered to 2, as the memory was not enough."
+RECOMPUTED = "checkpointing: true, then a larger batch_size than 2, with fewer gradient_accumulation_steps than 8;"
+STEPS = {"batch_size": 8, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("rule", "record", "settings", "used", "backend", "said", "unsaid"),
+    [
+        ("train", FULL, {"enable_activation_checkpointing": True}, 1, "hf", ["compile"], ["batch_size"]),
+        ("train", IDLE, STEPS, 2, "hf", [RECOMPUTED, LOWERED], []),
+        ("evaluate", FULL, {}, 1, "hf", ["To try: mode B2", "has no room"], [CONNECTIONS]),
+        ("choose_epoch", IDLE, {}, 1, "hf", [CONNECTIONS], ["mode B2"]),
+        ("choose_epoch", FULL, {}, 1, "hf", ["busy for 20% of 2 min. At most"], ["To try"]),
+        ("evaluate_adapters", FULL, {}, 1, "vllm", [CONNECTIONS], ["memory"]),
+        ("prune", FULL, {}, 1, "vllm", [CONNECTIONS], ["memory"]),
+    ],
+)
+def test_advice_to_an_idle_job_fits_its_memory_and_what_it_did(
+    tmp_path: Path,
+    rule: str,
+    record: dict[str, Any],
+    settings: dict[str, Any],
+    used: int,
+    backend: str,
+    said: list[str],
+    unsaid: list[str],
+) -> None:
+    make_results(tmp_path, {"lora_rank": [4]}, by_rank(RISING))
+    manifest = json.loads((tmp_path / "lora_rank=4/manifest.json").read_text())
+    training, evaluation = manifest["training"] | {"batch_size_used": used}, {"backend": backend}
+    edit_manifest(tmp_path / "lora_rank=4", training=training, evaluation=manifest["evaluation"] | evaluation)
+    measure(tmp_path, "lora_rank=4", settings, **{"train" if rule == "prune" else rule: record})
+    (tmp_path / "benchmarks/prune").mkdir(parents=True)
+    if rule == "prune":
+        (tmp_path / "benchmarks/prune/after=1.json").write_text(json.dumps(record))
+    usage = describe_usage(tmp_path, {"lora_rank=4": "4"}, [1])
+    assert usage
+    [advice] = [text for job, text in usage.idle if job.startswith(f"{rule} of")]
+    assert [text for text in said if text not in advice] == []
+    assert [text for text in unsaid if text in advice] == []
 
 
 def test_the_page_says_that_the_gpu_time_of_b2_leaves_out_what_a_batch_shares(tmp_path: Path) -> None:
