@@ -425,6 +425,12 @@ def test_jobs_wait_for_places_for_each_other_and_for_the_bound() -> None:
     assert simulate([*left_behind, merges[0]], 4, 2).peak_temporary == 300
 
 
+def test_more_merged_models_than_the_bound_are_all_there_at_the_end_if_nothing_reads_them() -> None:
+    merges = [job(2, rule="merge", merged=100) for _ in range(4)]
+    line = simulate(merges, 4, 1)
+    assert (line.seconds, line.peak_temporary, line.moments[-1]) == (8, 400, (8.0, 0, 400))
+
+
 def test_bytes_are_there_when_they_should_be() -> None:
     line = simulate([job(10, kept=5, temporary=7), job(1, 0, rule="evaluate", kept=1)], 1, 1)
     assert line.kept == 6
