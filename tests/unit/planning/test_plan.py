@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint
@@ -25,6 +27,7 @@ from lorasweep.planning.lengths import Lengths
 from lorasweep.planning.planner import LOG_BYTES, SAMPLE_BYTES, Planner
 from lorasweep.planning.timeline import PlannedJob, simulate
 from lorasweep.util.errors import InputError
+from lorasweep.util.formats import format_seconds
 
 ROOT = Path(__file__).parents[3]
 
@@ -292,6 +295,21 @@ def test_what_points_keep_is_what_the_sweep_keeps_with_adapters_that_are_given_t
     assert whole.tokens == sum(point.tokens for point in points)
     wanted = {("adopt", "theirs")}
     assert planner.plan_remaining(wanted, {}).kept_bytes == 108_000
+
+
+@pytest.mark.parametrize("mode", ["A", "B1", "B2"])
+def test_the_table_of_points_has_the_whole_time_of_each(tmp_path: Path, mode: str) -> None:
+    keys = {"A": {"model_format": "hf"}, "B1": {"merge_adapters": True}, "B2": {"merge_adapters": False}}[mode]
+    planner = make_planner(tmp_path, evaluation=keys)
+    forecast = Forecast(planner.experiment, tmp_path / "results/e", planner, {}, [], [], {})
+    console = Console(file=StringIO(), width=200)
+    forecast.show(console)
+    assert isinstance(console.file, StringIO)
+    [line] = [line for line in console.file.getvalue().splitlines() if line.split()[:1] == ["lora_rank=8"]]
+    [seconds] = [row.seconds for row in planner.plan_points([]) if row.name == "lora_rank=8"]
+    evaluation = seconds["evaluate_adapters" if mode == "B2" else "evaluate"]
+    times = [format_seconds(time) for time in (sum(seconds.values()) - evaluation, evaluation)]
+    assert line.split()[-4:] == [part for time in times for part in time.split()]
 
 
 def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lorasweep.planning.costs import ALIKE
 from lorasweep.planning.planner import MODES, PointPlan, SweepPlan
-from lorasweep.stages import RULE_NAMES, TRAINING_RULES
+from lorasweep.stages import RULE_NAMES
 from lorasweep.util.formats import format_bytes, format_count, format_seconds, get_unit
 from lorasweep.util.tables import FoldingTable
 from lorasweep.util.vega import SERIES, Plot, finish
@@ -105,8 +105,8 @@ def _make_point_table(points: Sequence[PointPlan], title: str) -> FoldingTable:
     columns = ("point", *mode, "", "steps", "tokens", "kept", "temp.", "written", "train", "eval")
     table = FoldingTable(columns, texts=["mode", ""], title=title)
     for point in points[:LONGEST]:
-        train = sum(point.seconds.get(rule, 0) for rule in (*TRAINING_RULES, "merge"))
         evaluate = sum(seconds for rule, seconds in point.seconds.items() if rule.startswith("evaluate"))
+        train = sum(point.seconds.values()) - evaluate  # and what makes a full model of the adapter
         table.add_row(
             point.name,
             *([point.mode] if mode else []),
