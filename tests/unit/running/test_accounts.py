@@ -61,7 +61,7 @@ def record(forecast: Forecast, *jobs: tuple[str, str, float]) -> list[JobRecord]
 
 
 def learn_factors(records: list[JobRecord]) -> dict[str, float]:
-    return {rule: found.factor for rule, found in learn(records, records[0].device, "x").items()}
+    return {rule: found.factor for rule, found in learn([records], records[0].device, "x").items()}
 
 
 def get_times(forecast: Forecast) -> tuple[float, float]:
@@ -114,6 +114,6 @@ def test_a_decision_by_a_task_is_corrected_as_evaluations_of_adapters_are(tmp_pa
 
 
 def test_the_plan_names_no_rule_as_only_modelled_that_is_corrected_as_another(tmp_path: Path) -> None:
-    found = learn([record(make_forecast(tmp_path), ("train", POINTS[0], 9.0))[0]], "slow", "x")
+    found = learn([record(make_forecast(tmp_path), ("train", POINTS[0], 9.0))], "slow", "x")
     said = describe_times(found, ["train", "train_part", "prune"], "slow")
     assert "1 jobs); modelled only: prune." in said

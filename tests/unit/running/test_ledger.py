@@ -79,12 +79,19 @@ def test_a_rule_learns_from_the_same_device_and_first_from_the_same_model() -> N
         make_record(is_queued=True, seconds=9000.0),
         make_record(rule="merge", base="y", seconds=40.0),
     ]
-    assert learn(records[:1] + records[3:], "a100", "x")["train"].factor == 10.0
-    # The attempt after one that failed may have had the rest alone to do.
-    assert "train" not in learn([make_record(state="failed"), make_record(seconds=1.0)], "a100", "x")
-    assert learn([*records, *map(make_same, (30.0, 20.0))], "a100", "x")["train"].factor == 2.5
-    assert learn(records, "a100", "x")["merge"].factor == 4.0
-    assert learn(records, "v100", "x") == {}
+    assert learn([records[:1] + records[3:]], "a100", "x")["train"].factor == 10.0
+    assert learn([[*records, *map(make_same, (30.0, 20.0))]], "a100", "x")["train"].factor == 2.5
+    assert learn([records], "a100", "x")["merge"].factor == 4.0
+    assert learn([records], "v100", "x") == {}
+
+
+def test_nothing_is_learnt_from_the_attempt_after_one_that_failed_in_the_same_experiment() -> None:
+    failed, done = make_record(state="failed"), make_record(seconds=20.0)
+    # It may have had the rest alone to do.
+    assert learn([[failed, done]], "a100", "x") == {}
+    assert learn([[failed, done, make_same(30.0)]], "a100", "x")["train"].factor == 3.0
+    # A job of another experiment has the same name.
+    assert learn([[failed], [done]], "a100", "x")["train"].factor == 2.0
 
 
 def test_the_last_run_is_compared_with_its_plan() -> None:
