@@ -47,7 +47,7 @@ TASK_SAMPLES = 1000
 """Assumed samples of a task without a `limit`, if they were not counted."""
 
 ALIKE = {"train_part": "train", "prune": "evaluate_adapters"}
-"""The rules whose correction others have that have none of their own: their jobs do the same work."""
+"""The rule whose correction another has as long as it has none of its own: their jobs do the same work."""
 
 
 @dataclass(frozen=True)
