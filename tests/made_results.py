@@ -44,6 +44,7 @@ def make_results(
     for settings in points:
         named = {key: f"{key}={format_value(value, key)}" for key, value in settings.items()}
         name = SEPARATOR.join(sorted(re.sub(r"[^\w.=+-]", "_", part) for part in named.values()))
+        settings = {"lora_rank": 8, **settings}  # as every trained point has one
         record[name] = {
             "current": True,
             "settings": {"mode": "B1", **settings},

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.checkpoint import Checkpoint
@@ -25,6 +27,7 @@ from lorasweep.planning.lengths import Lengths
 from lorasweep.planning.planner import LOG_BYTES, SAMPLE_BYTES, Planner
 from lorasweep.planning.timeline import PlannedJob, simulate
 from lorasweep.util.errors import InputError
+from lorasweep.util.formats import format_seconds
 
 ROOT = Path(__file__).parents[3]
 
@@ -294,6 +297,21 @@ def test_what_points_keep_is_what_the_sweep_keeps_with_adapters_that_are_given_t
     assert planner.plan_remaining(wanted, {}).kept_bytes == 108_000
 
 
+@pytest.mark.parametrize("mode", ["A", "B1", "B2"])
+def test_the_table_of_points_has_the_whole_time_of_each(tmp_path: Path, mode: str) -> None:
+    keys = {"A": {"model_format": "hf"}, "B1": {"merge_adapters": True}, "B2": {"merge_adapters": False}}[mode]
+    planner = make_planner(tmp_path, evaluation=keys)
+    forecast = Forecast(planner.experiment, tmp_path / "results/e", planner, {}, [], [], {})
+    console = Console(file=StringIO(), width=200)
+    forecast.show(console)
+    assert isinstance(console.file, StringIO)
+    [line] = [line for line in console.file.getvalue().splitlines() if line.split()[:1] == ["lora_rank=8"]]
+    [seconds] = [row.seconds for row in planner.plan_points([]) if row.name == "lora_rank=8"]
+    evaluation = seconds["evaluate_adapters" if mode == "B2" else "evaluate"]
+    times = [format_seconds(time) for time in (sum(seconds.values()) - evaluation, evaluation)]
+    assert line.split()[-4:] == [part for time in times for part in time.split()]
+
+
 def test_a_rerun_needs_no_room_for_what_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**15))
     planner = make_planner(tmp_path, evaluation={"model_format": "hf"}, plan={"storage_limit_gb": 0.1})
@@ -423,6 +441,12 @@ def test_jobs_wait_for_places_for_each_other_and_for_the_bound() -> None:
     assert simulate([*merges, *evaluations], 1, 2).peak_temporary == 100
     left_behind = [job(10, rule="evaluate", reads_merged=True, merged=100) for _ in range(3)]
     assert simulate([*left_behind, merges[0]], 4, 2).peak_temporary == 300
+
+
+def test_more_merged_models_than_the_bound_are_all_there_at_the_end_if_nothing_reads_them() -> None:
+    merges = [job(2, rule="merge", merged=100) for _ in range(4)]
+    line = simulate(merges, 4, 1)
+    assert (line.seconds, line.peak_temporary, line.moments[-1]) == (8, 400, (8.0, 0, 400))
 
 
 def test_bytes_are_there_when_they_should_be() -> None:

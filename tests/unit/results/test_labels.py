@@ -13,6 +13,7 @@ from lorasweep.results.labels import LONGEST, get_differing, label_points, label
 def make_table(points: dict[str, dict[str, Any]]) -> pd.DataFrame:
     rows = [
         {"point": name, "setting": name, "trained_setting": leave_out_mode(name), "mode": "B1", **settings}
+        | {"lora_scale": None if settings.get("mode") == "base" else 2.0}
         for name, settings in points.items()
     ]
     return pd.DataFrame(rows).convert_dtypes()
@@ -52,8 +53,15 @@ def test_points_that_the_variables_do_not_tell_apart_keep_their_names() -> None:
 
 
 def test_null_is_a_value_but_not_of_a_model_that_is_not_trained() -> None:
-    table = pd.DataFrame({"prompt": ["a", None, None], "lora_rank": [8, 8, None]})
+    table = pd.DataFrame({"prompt": ["a", None, None], "lora_rank": [8, 8, None], "lora_scale": [2.0, 2.0, None]})
     assert get_differing(table, ["prompt", "lora_rank"]) == ["prompt"]
+    assert get_differing(table, ["prompt"]) == ["prompt"]
+    assert get_differing(table.iloc[1:], ["prompt"]) == []
+
+
+def test_existing_adapters_by_themselves_differ_by_their_models() -> None:
+    table = pd.DataFrame({"model": ["a", "b"], "lora_rank": [None, None], "lora_scale": [None, None]})
+    assert get_differing(table, ["model", "lora_rank"]) == ["model"]
 
 
 @pytest.mark.parametrize("begin", ["", "You are a careful assistant. "])

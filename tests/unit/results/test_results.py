@@ -236,6 +236,24 @@ def test_modes_that_share_an_adapter_are_one_setting_and_are_counted_once(tmp_pa
     assert best[f"{METRIC}:p_adjusted"] == pytest.approx(2 * best[f"{METRIC}:p"])
 
 
+@pytest.mark.parametrize("mode", ["A", "B2"])
+def test_a_mode_that_lacks_a_seed_is_no_rival_of_the_others_which_count(tmp_path: Path, mode: str) -> None:
+    variables = {"lora_rank": [4, 16], "mode": ["A", "B2"], "seed": [0, 1]}
+    samples = make_results(tmp_path, variables, by_rank(RISING), samples=60)
+    record = json.loads((tmp_path / "points.json").read_text())
+    for name in record:
+        edit_manifest(tmp_path / name, adapter_sha256=re.sub("mode=.*?__", "", name))
+        record[name]["current"] = name != f"lora_rank=16__mode={mode}__seed=1"
+    (tmp_path / "points.json").write_text(json.dumps(record))
+    table = tabulate(tmp_path, list(variables), samples).query("mode != 'base'")
+    assert set(table["trained_setting"]) == {"lora_rank=4", "lora_rank=16"}
+    found = answer(tmp_path, list(variables), samples)
+    assert (found.best, list(found.p_values or ())) == ("lora_rank=16", ["lora_rank=4"])
+    both = table[(table["lora_rank"] == 16) & (table["mode"] != mode)]
+    assert f"{both[METRIC].mean():.3f} (95% interval" in found.sentence
+    assert ", 2 seeds)" in found.sentence
+
+
 def test_of_the_modes_of_a_single_adapter_none_is_best(tmp_path: Path) -> None:
     found = answer(tmp_path, ["mode"], make_results(tmp_path, MODES, lambda settings: 0.8, noise=0))
     assert found.sentence.startswith("mode=A, mode=B1 and mode=B2 score equally on letters: match/accuracy 0.")
@@ -292,9 +310,20 @@ def test_the_first_metric_of_the_scorer_decides_not_that_of_the_alphabet(tmp_pat
     make_results(tmp_path, RANKS, by_rank(RISING))
     score_by(tmp_path, {TASK: {"f1/mean": 0.5, "f1/stderr": 0.1, "exact/mean": 0.4}, "other": {"recall/mean": 0.1}})
     table = tabulate(tmp_path, ["lora_rank"], None)
-    assert choose_metric(table, [TASK, "other"], None) == "f1/mean"
-    assert choose_metric(table, ["other", TASK], None) == "recall/mean"
+    assert choose_metric(tmp_path, table, [TASK, "other"], None) == "f1/mean"
+    assert choose_metric(tmp_path, table, ["other", TASK], None) == "recall/mean"
     assert [name for name in table.columns if is_metric(name)] == ["f1/mean", "exact/mean", "recall/mean"]
+
+
+def test_the_first_metric_of_each_task_decides_where_tasks_have_the_same_in_another_order(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    score_by(tmp_path, {TASK: {"f1/mean": 0.5, "exact/mean": 0.4}, "other": {"exact/mean": 0.1, "f1/mean": 0.2}})
+    table = tabulate(tmp_path, ["lora_rank"], None)
+    assert choose_metric(tmp_path, table, [TASK], None) == "f1/mean"
+    assert choose_metric(tmp_path, table, ["other"], None) == "exact/mean"
+    samples.to_parquet(tmp_path / "samples.parquet", index=False)
+    titles = re.findall(r"(\w+/\w+) on (\w+)", report(tmp_path, ["lora_rank"]))
+    assert {*titles} == {("f1/mean", TASK), ("exact/mean", "other")}
 
 
 def test_the_first_metric_of_each_task_stays_first_where_tasks_share_metrics() -> None:
@@ -436,9 +465,9 @@ def test_an_experiment_that_was_not_evaluated_has_no_best(tmp_path: Path) -> Non
 
 def test_a_metric_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     table = tabulate(tmp_path, ["lora_rank"], make_results(tmp_path, RANKS, by_rank(RISING)))
-    assert choose_metric(table, [TASK], None) == METRIC
+    assert choose_metric(tmp_path, table, [TASK], None) == METRIC
     with pytest.raises(InputError, match=r"report\.metric: 'f1' .* Expected: match/accuracy"):
-        choose_metric(table, [TASK], "f1")
+        choose_metric(tmp_path, table, [TASK], "f1")
 
 
 def test_replicates_are_a_setting_with_an_interval_over_seeds_and_samples(tmp_path: Path) -> None:
@@ -497,7 +526,7 @@ def test_a_point_that_was_made_with_other_settings_has_no_row(tmp_path: Path) ->
 def test_many_and_long_trainings_are_drawn_within_bounds(tmp_path: Path) -> None:
     points = [f"p{index}" for index in range(120)]
     steps = pd.DataFrame({"step": range(1, 1001), "loss": np.linspace(3, 1, 1000), "validation_loss": None})
-    table = pd.DataFrame({"point": points, "mode": "B1", "lora_rank": range(120)})
+    table = pd.DataFrame({"point": points, "mode": "B1", "lora_rank": range(120), "lora_scale": 2.0})
     plot = draw_losses(pd.concat([steps.assign(point=point) for point in points]), table, ["lora_rank"])
     assert plot is not None
     [data] = plot.spec["datasets"].values()
@@ -716,8 +745,8 @@ def test_a_job_whose_gpu_idled_is_named_with_what_to_change(tmp_path: Path) -> N
     ]
     assert "a larger batch_size than 2, with fewer gradient_accumulation_steps than 8; packed: true" in named[0]
     assert "At most 9 GB of 80 GB of its memory were in use, which leaves room for a larger batch." in named[0]
-    assert "To try: a larger batch_size." in named[1]
-    assert "a larger batch has no room" in named[1]
+    assert "To try: enable_activation_checkpointing: true, then a larger batch_size." in named[1]
+    assert "as it is, a larger batch has no room" in named[1]
     assert "a larger evaluation.max_connections" in named[2]
     assert "<td>train</td><td>3</td><td>43 min</td><td>54%</td><td>20%</td><td>79 GB of 80 GB</td>" in section
     (tmp_path / "benchmarks/prune").mkdir(parents=True)
@@ -731,6 +760,73 @@ def test_a_job_whose_gpu_idled_is_named_with_what_to_change(tmp_path: Path) -> N
     # The hour of the training, and half of the batch's 90 seconds.
     assert table.loc["lora_rank=4", ["gpu_busy", "peak_gpu_memory_bytes", "cpu_busy"]].tolist() == [0.2, 9e9, 0.2]
     assert table.loc["lora_rank=16", "gpu_busy"] == pytest.approx((3600 * 0.9 + 30 * 0.2) / 3630, abs=0.001)
+
+
+IDLE = {"seconds": 100.0, "gpus": 1, "cores": 4, "gpu_busy": 0.2, "gpu_memory_bytes": 80e9}
+FULL = IDLE | {"peak_gpu_memory_bytes": 79e9}
+CONNECTIONS = "a larger evaluation.max_connections"
+LOWERED = "Its batch_size was lowered to 2, as the memory was not enough."
+RECOMPUTED = "checkpointing: true, then a larger batch_size than 2, with fewer gradient_accumulation_steps than 8;"
+STEPS = {"batch_size": 8, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("rule", "record", "settings", "used", "backend", "said", "unsaid"),
+    [
+        ("train", FULL, {"enable_activation_checkpointing": True}, 1, "hf", ["compile"], ["batch_size"]),
+        ("train", IDLE, STEPS, 2, "hf", [RECOMPUTED, LOWERED], []),
+        ("evaluate", FULL, {}, 1, "hf", ["To try: mode B2", "has no room"], [CONNECTIONS]),
+        ("choose_epoch", IDLE, {}, 1, "hf", [CONNECTIONS], ["mode B2"]),
+        ("choose_epoch", FULL, {}, 1, "hf", ["busy for 20% of 2 min. At most"], ["To try"]),
+        ("evaluate_adapters", FULL, {}, 1, "vllm", [CONNECTIONS], ["memory"]),
+        ("prune", FULL, {}, 1, "vllm", [CONNECTIONS], ["memory"]),
+    ],
+)
+def test_advice_to_an_idle_job_fits_its_memory_and_what_it_did(
+    tmp_path: Path,
+    rule: str,
+    record: dict[str, Any],
+    settings: dict[str, Any],
+    used: int,
+    backend: str,
+    said: list[str],
+    unsaid: list[str],
+) -> None:
+    make_results(tmp_path, {"lora_rank": [4]}, by_rank(RISING))
+    manifest = json.loads((tmp_path / "lora_rank=4/manifest.json").read_text())
+    training, evaluation = manifest["training"] | {"batch_size_used": used}, {"backend": backend}
+    edit_manifest(tmp_path / "lora_rank=4", training=training, evaluation=manifest["evaluation"] | evaluation)
+    measure(tmp_path, "lora_rank=4", settings, **{"train" if rule == "prune" else rule: record})
+    (tmp_path / "benchmarks/prune").mkdir(parents=True)
+    if rule == "prune":
+        (tmp_path / "benchmarks/prune/after=1.json").write_text(json.dumps(record))
+    usage = describe_usage(tmp_path, {"lora_rank=4": "4"}, [1])
+    assert usage
+    [advice] = [text for job, text in usage.idle if job.startswith(f"{rule} of")]
+    assert [text for text in said if text not in advice] == []
+    assert [text for text in unsaid if text in advice] == []
+
+
+def test_the_page_says_that_the_gpu_time_of_b2_leaves_out_what_a_batch_shares(tmp_path: Path) -> None:
+    said = "The GPU time of an evaluation in mode B2 is that of its tasks"
+    make_results(tmp_path, {"mode": ["B1", "B2"]}, lambda settings: 0.5)
+    assert said not in report(tmp_path, ["mode"])
+    edit_manifest(tmp_path / "mode=B1", device="cuda")
+    assert said not in report(tmp_path, ["mode"])
+    edit_manifest(tmp_path / "mode=B2", device="cuda")
+    assert said in report(tmp_path, ["mode"])
+
+
+def test_the_report_says_of_no_slice_that_it_was_busy(tmp_path: Path) -> None:
+    make_results(tmp_path, RANKS, by_rank(RISING))
+    slice_of_a_gpu = {"seconds": 100.0, "cores": 4, "cpu_busy": 0.5, "gpus": 1, "peak_gpu_memory_bytes": 9}
+    measure(tmp_path, "lora_rank=4", train=slice_of_a_gpu)
+    page = report(tmp_path, ["lora_rank"])
+    assert "<td>train</td><td>1</td><td>2 min</td><td>not known</td>" in page
+    said = "No job of a minute or more kept its GPUs busy for less"
+    assert said not in page
+    measure(tmp_path, "lora_rank=4", train=slice_of_a_gpu | {"gpu_busy": 0.9})
+    assert said in report(tmp_path, ["lora_rank"])
 
 
 def test_without_a_gpu_the_report_has_the_load_of_the_cores_and_names_no_job(tmp_path: Path) -> None:
@@ -826,6 +922,45 @@ def test_the_path_of_another_baseline_is_no_model_in_the_report(tmp_path: Path) 
     page = report(tmp_path, [*variables])
     assert "models/a_model_of_others" not in page
     assert re.search(r"<th[^>]*>(<[^>]*>)*model<", page)
+
+
+@pytest.mark.parametrize("values", [[None, 0.5, 1.0], [None, 1.0]])
+def test_null_has_its_place_in_the_plot_and_the_table_of_the_only_variable(tmp_path: Path, values: list[Any]) -> None:
+    samples = make_results(tmp_path, {"clip_grad_norm": values}, lambda settings: 0.5)
+    settings = {"adapter": "a", "mode": "B1"}
+    rows = make_point(tmp_path, "given", settings, samples["value"].head(40).to_numpy(), 0)
+    pd.DataFrame([*samples.to_numpy(), *rows], columns=samples.columns).to_parquet(tmp_path / "samples.parquet")
+    record = json.loads((tmp_path / "points.json").read_text())
+    record["given"] = {"current": True, "settings": settings, "swept": [], "is_run": True}
+    (tmp_path / "points.json").write_text(json.dumps(record))
+    page = report(tmp_path, ["clip_grad_norm"])
+    assert "Only in the table: 1 settings that are not trained." in page
+    drawn = (tmp_path / f"plots/{TASK}-by-clip_grad_norm.svg").read_text()
+    assert all(f">{value}</text>" in drawn for value in ("null", *map("{:g}".format, values[1:])))
+    assert ">clip_<wbr>grad_<wbr>norm</th>" in page
+    assert page.count('<td class="aside">null</td>') == 1
+
+
+@pytest.mark.parametrize("variables", [{"model": ["small", "large"]}, {"clip_grad_norm": [None, 1.0]}])
+def test_single_trainings_in_a_plot_are_all_those_of_its_settings_and_no_base_model(
+    tmp_path: Path, variables: Mapping[str, Sequence[Any]]
+) -> None:
+    variables = {**variables, "seed": [0, 1]}
+    base = dict.fromkeys(variables["model"], 0.3) if "model" in variables else 0.3
+    samples = make_results(tmp_path, variables, lambda settings: 0.6, base_chance=base)
+    names = [file.parent.name for file in tmp_path.glob("*/manifest.json")]
+    scores = SampleScores(samples)
+    table = make_table(tmp_path, names, [*variables], scores, 0.95)
+    plot, *_ = draw_metric(aggregate(table, [*variables], scores, 0.95), table, [*variables], TASK, METRIC)
+    assert plot.caption.endswith(" Small circles are single trainings.")
+    circles = [
+        layer["data"]["name"]
+        for layer in plot.spec["layer"]
+        if isinstance(layer["mark"], dict) and layer["mark"].get("size") == 25
+    ]
+    drawn = plot.spec["datasets"][circles[0]]
+    assert len(drawn) == 4
+    assert not any("baseline" in row["setting"] for row in drawn)
 
 
 def test_an_existing_adapter_on_a_model_is_only_in_the_list(tmp_path: Path) -> None:

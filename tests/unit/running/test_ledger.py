@@ -79,12 +79,19 @@ def test_a_rule_learns_from_the_same_device_and_first_from_the_same_model() -> N
         make_record(is_queued=True, seconds=9000.0),
         make_record(rule="merge", base="y", seconds=40.0),
     ]
-    assert learn(records[:1] + records[3:], "a100", "x")["train"].factor == 10.0
-    # The attempt after one that failed may have had the rest alone to do.
-    assert "train" not in learn([make_record(state="failed"), make_record(seconds=1.0)], "a100", "x")
-    assert learn([*records, *map(make_same, (30.0, 20.0))], "a100", "x")["train"].factor == 2.5
-    assert learn(records, "a100", "x")["merge"].factor == 4.0
-    assert learn(records, "v100", "x") == {}
+    assert learn([records[:1] + records[3:]], "a100", "x")["train"].factor == 10.0
+    assert learn([[*records, *map(make_same, (30.0, 20.0))]], "a100", "x")["train"].factor == 2.5
+    assert learn([records], "a100", "x")["merge"].factor == 4.0
+    assert learn([records], "v100", "x") == {}
+
+
+def test_nothing_is_learnt_from_the_attempt_after_one_that_failed_in_the_same_experiment() -> None:
+    failed, done = make_record(state="failed"), make_record(seconds=20.0)
+    # It may have had the rest alone to do.
+    assert learn([[failed, done]], "a100", "x") == {}
+    assert learn([[failed, done, make_same(30.0)]], "a100", "x")["train"].factor == 3.0
+    # A job of another experiment has the same name.
+    assert learn([[failed], [done]], "a100", "x")["train"].factor == 2.0
 
 
 def test_the_last_run_is_compared_with_its_plan() -> None:
@@ -130,6 +137,15 @@ def test_the_ledger_counts_failed_work_and_shares_a_batch(tmp_path: Path) -> Non
     write_ledger(rows, tmp_path / "ledger.csv")
     with (tmp_path / "ledger.csv").open() as stream:
         assert [row["point"] for row in csv.DictReader(stream)] == ["a", "b", "c", "total"]
+
+
+def test_the_total_has_what_was_spent_on_points_that_left_the_sweep(tmp_path: Path) -> None:
+    left = [make_record(name="gone", members="gone", state=state, seconds=1800.0) for state in ("failed", "done")]
+    batch = make_record(rule="evaluate_adapters", name="a+1", members="a;gone", seconds=100.0)
+    a, total = make_ledger(tmp_path, [make_point("a")], [make_record(), *left, batch], [], {}, WHOLE)
+    assert (a["job_seconds"], a["planned_job_seconds"]) == (30 + 50, 20 + 10)
+    assert (total["job_seconds"], total["failed_seconds"], total["failed_attempts"]) == (3730, 1800, 1)
+    assert (total["planned_job_seconds"], total["gpu_hours"]) == (20 + 20 + 20, round(3730 / 3600, 3))
 
 
 def test_the_ledger_has_how_busy_gpus_and_cores_were_of_jobs_that_failed_too(tmp_path: Path) -> None:
@@ -221,6 +237,7 @@ def test_temporary_files_are_measured_and_kept_ones_not(tmp_path: Path) -> None:
     for name, size in {
         ".scratch/merged/a/model": 1000,
         "a/adapter/w": 10_000,
+        "a/.hf_model.partial/w": 10_000,
         "trainings/b/state/train/x": 100,
         "trainings/kept/epoch=1/w": 10_000,
         "trainings/undecided/epoch=1/w": 10,

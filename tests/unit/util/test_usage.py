@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +27,19 @@ class Rates: gpu = 70
 class Memory:
     def __init__(self, used): self.used, self.total = used, 100
 def nvmlInit(): pass
-def nvmlDeviceGetCount(): return 1
-def nvmlDeviceGetHandleByIndex(index): return "GPU-aaaa"
+def nvmlDeviceGetCount(): return 3
+def nvmlDeviceGetHandleByIndex(index):
+    if index == 2:
+        raise NVMLError("GPU is lost")
+    return ("GPU-aaaa", "GPU-sliced")[index]
 def nvmlDeviceGetHandleByUUID(name): return name
 def nvmlDeviceGetUUID(handle): return handle.encode()
-def nvmlDeviceGetMemoryInfo(handle): return Memory(7 if handle.startswith("MIG") else 50)
+def nvmlDeviceGetMemoryInfo(handle):
+    if handle == "GPU-sliced":
+        raise NVMLError("Insufficient Permissions")
+    return Memory(7 if handle.startswith("MIG") else 50)
 def nvmlDeviceGetUtilizationRates(handle):
-    if handle.startswith("MIG"):
+    if handle != "GPU-aaaa":
         raise NVMLError("Not Supported")
     return Rates
 """
@@ -78,15 +84,28 @@ def test_what_the_driver_does_not_say_is_not_known() -> None:
     assert (unknown.busy, unknown.used_bytes, unknown.total_bytes) == (None, None, None)
 
 
-def test_nvml_knows_the_memory_of_a_part_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """NVML of a GPU, of one that is in slices, and of one that is lost."""
     (tmp_path / "pynvml.py").write_text(FAKE_NVML)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
-    try:
-        assert read_gpus(None, 1) == [Gpu("0", "GPU-aaaa", 0.7, 50, 100)]
-        assert read_gpus("MIG-1234", 1) == [Gpu("MIG-1234", "MIG-1234", None, 7, 100)]
-    finally:
-        sys.modules.pop("pynvml", None)
+    yield
+    sys.modules.pop("pynvml", None)
+
+
+@pytest.mark.usefixtures("nvml")
+def test_nvml_knows_the_memory_of_a_part_of_a_gpu() -> None:
+    assert read_gpus(None, 1) == [Gpu("0", "GPU-aaaa", 0.7, 50, 100)]
+    assert read_gpus("MIG-1234", 1) == [Gpu("MIG-1234", "MIG-1234", None, 7, 100)]
+
+
+@pytest.mark.usefixtures("nvml")
+@pytest.mark.parametrize(("visible", "count"), [(None, 3), ("0,1,2", 3), ("GPU-aa,GPU-sl", 2)])
+def test_what_nvml_does_not_say_of_one_gpu_is_still_known_of_another(visible: str | None, count: int) -> None:
+    whole, in_slices = read_gpus(visible, count)
+    assert whole == Gpu("0", "GPU-aaaa", 0.7, 50, 100)
+    assert in_slices == Gpu("1", "GPU-sliced", None, None, None)
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo '<html>'", "echo '0, x'", "kill -9 $$"])

@@ -46,6 +46,9 @@ ANSWER_TOKENS = 256
 TASK_SAMPLES = 1000
 """Assumed samples of a task without a `limit`, if they were not counted."""
 
+ALIKE = {"train_part": "train", "prune": "evaluate_adapters"}
+"""The rule whose correction another has as long as it has none of its own: their jobs do the same work."""
+
 
 @dataclass(frozen=True)
 class TaskSize:
@@ -164,6 +167,11 @@ class Costs:
             return load + len(points) * self._answer_task(self.validation) if self.validation else 0.0
         return load + sum(map(self._answer, points))
 
+    def model_share(self, rule: str, points: Sequence[Point | Baseline], share: float) -> float:
+        """Return the modelled duration in seconds of a job that does a share of its work: its load is whole."""
+        load = self.model(rule, [])
+        return load + share * (self.model(rule, points) - load)
+
     @property
     def are_tokens_counted(self) -> bool:
         """Whether the tokens of all trainings were counted, not guessed."""
@@ -177,14 +185,14 @@ class Costs:
 
     def estimate(self, rule: str, points: Sequence[Point | Baseline]) -> float:
         """Return a job's expected duration in seconds: the modelled one times the rule's correction."""
-        return self.model(rule, points) * self.factors.get(rule, 1.0)
+        return self.model(rule, points) * self._get_factor(rule)
 
     def estimate_part(self, rule: str, point: Point, begin: int, end: int) -> float:
         """Return the expected seconds of a training's job that trains from the end of an epoch to that of another."""
-        load = self.model(rule, [])
-        share = (end - begin) / point.controls.epochs
-        factor = self.factors.get(rule, self.factors.get("train", 1.0))
-        return (load + share * (self.model(rule, [point]) - load)) * factor
+        return self.model_share(rule, [point], (end - begin) / point.controls.epochs) * self._get_factor(rule)
+
+    def _get_factor(self, rule: str) -> float:
+        return self.factors.get(rule, self.factors.get(ALIKE.get(rule, rule), 1.0))
 
     def _train(self, point: Point) -> float:
         """Return the modelled seconds of a training, without the load of the model.

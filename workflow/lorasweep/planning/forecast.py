@@ -265,7 +265,7 @@ def make_forecast(
     """
     records = read_records(results / JOB_RECORDS)
     other_files = sorted(file for file in results.parent.glob(f"*/{JOB_RECORDS}") if file.parent != results)
-    all_records = [*(record for file in other_files for record in read_records(file)), *records]
+    experiments = [*map(read_records, other_files), records]
     all_tasks = [*tasks, *([validation] if validation else [])]
     sizes = read_task_sizes(results, all_tasks, task_files, experiment.evaluation.model_roles)
     known = dict(sizes or guess_task_sizes(all_tasks))
@@ -276,7 +276,7 @@ def make_forecast(
         own = [point for point in points.values() if not point.adapter and bases[point.name] == base]
         lengths = _read_lengths(results, own, base.fingerprint)
         first = next(iter(lengths.values()), Lengths.count(experiment.data, []))
-        past = learn(all_records, get_device_name(experiment), base.fingerprint)
+        past = learn(experiments, get_device_name(experiment), base.fingerprint)
         factors = {rule: jobs.factor for rule, jobs in past.items()}
         is_counted = bool(sizes)
         costs[base] = Costs(experiment, base, first, known, factors, lengths, is_counted, validation=chooses)

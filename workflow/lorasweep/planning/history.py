@@ -81,21 +81,14 @@ class Experience:
     """Number of jobs that the median is taken over."""
 
 
-def learn(records: Iterable[JobRecord], device: str, base: str) -> dict[str, Experience]:
+def learn(experiments: Iterable[Iterable[JobRecord]], device: str, base: str) -> dict[str, Experience]:
     """Return each rule's experience on this device: from jobs on this base model if there are any, else on any model.
 
     Skipped: records that include queue time, and attempts that follow a failure, which may have resumed halfway.
-    `records` are in the order in which the attempts ended.
+    `experiments` has the records of each, in the order in which the attempts ended.
     """
     ratios: dict[tuple[str, bool], list[float]] = {}
-    was_begun: set[tuple[str, str]] = set()
-    for record in records:
-        if record.state != DONE:
-            was_begun.add((record.rule, record.name))
-            continue
-        if (record.rule, record.name) in was_begun:
-            was_begun.remove((record.rule, record.name))
-            continue
+    for record in (record for records in experiments for record in _leave_out_resumed(records)):
         if record.device == device and not record.is_queued and record.modelled_seconds > 0:
             key = (record.rule, record.base == base)
             ratios.setdefault(key, []).append(record.seconds / record.modelled_seconds)
@@ -105,6 +98,19 @@ def learn(records: Iterable[JobRecord], device: str, base: str) -> dict[str, Exp
             if same == is_same:
                 experience[rule] = Experience(median(values), len(values))
     return experience
+
+
+def _leave_out_resumed(records: Iterable[JobRecord]) -> Iterator[JobRecord]:
+    """Yield the attempts of an experiment that were done, but for those that follow a failure of the same job."""
+    was_begun: set[tuple[str, str]] = set()
+    for record in records:
+        job = (record.rule, record.name)
+        if record.state != DONE:
+            was_begun.add(job)
+        elif job in was_begun:
+            was_begun.remove(job)
+        else:
+            yield record
 
 
 def get_last_error(records: Sequence[JobRecord]) -> float | None:

@@ -55,7 +55,7 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int) 
     """Simulate jobs, `parallel` at a time: a job starts when a slot is free and its predecessors have ended.
 
     `max_merged_models` limits the merged models that exist at one time: from the start of a job of the rule `merge` to
-    the end of the job that reads the model.
+    the end of the job that reads the model, or of itself if none does.
     """
     waits_for = [len(job.after) for job in jobs]
     followers: list[list[int]] = [[] for _ in jobs]
@@ -96,7 +96,10 @@ def simulate(jobs: Sequence[PlannedJob], parallel: int, max_merged_models: int) 
         job = jobs[index]
         free, kept, temporary = free + 1, kept + job.kept, temporary - job.temporary + job.left
         if job.reads_merged:
-            merged, temporary = merged - 1, temporary - job.merged
+            temporary -= job.merged
+        # A model that no planned job reads stays, and holds back no other.
+        if job.reads_merged or (job.rule == "merge" and not followers[index]):
+            merged -= 1
             if held_back:
                 heapq.heappush(ready, held_back.popleft())
         note()

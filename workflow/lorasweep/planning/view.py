@@ -8,8 +8,9 @@ import altair as alt
 import pandas as pd
 from rich.console import Console
 
+from lorasweep.planning.costs import ALIKE
 from lorasweep.planning.planner import MODES, PointPlan, SweepPlan
-from lorasweep.stages import RULE_NAMES, TRAINING_RULES
+from lorasweep.stages import RULE_NAMES
 from lorasweep.util.formats import format_bytes, format_count, format_seconds, get_unit
 from lorasweep.util.tables import FoldingTable
 from lorasweep.util.vega import SERIES, Plot, finish
@@ -21,7 +22,7 @@ LONGEST = 20
 def describe_times(factors: Mapping[str, Any], rules: Sequence[str], device: str) -> str:
     """Return a sentence that tells measured rules from modelled ones: `factors` has the measured correction by rule."""
     measured = [f"{rule} (x{factors[rule].factor:.2f}, {factors[rule].jobs} jobs)" for rule in rules if rule in factors]
-    modelled = [rule for rule in rules if rule not in factors]
+    modelled = [rule for rule in rules if not factors.keys() & {rule, ALIKE.get(rule)}]
     parts = [f"corrected by earlier jobs: {', '.join(measured)}"] if measured else []
     parts += [f"modelled only: {', '.join(modelled)}"] if modelled else []
     return f"Times on {device}, {'; '.join(parts)}."
@@ -104,8 +105,8 @@ def _make_point_table(points: Sequence[PointPlan], title: str) -> FoldingTable:
     columns = ("point", *mode, "", "steps", "tokens", "kept", "temp.", "written", "train", "eval")
     table = FoldingTable(columns, texts=["mode", ""], title=title)
     for point in points[:LONGEST]:
-        train = sum(point.seconds.get(rule, 0) for rule in (*TRAINING_RULES, "merge"))
         evaluate = sum(seconds for rule, seconds in point.seconds.items() if rule.startswith("evaluate"))
+        train = sum(point.seconds.values()) - evaluate  # and what makes a full model of the adapter
         table.add_row(
             point.name,
             *([point.mode] if mode else []),

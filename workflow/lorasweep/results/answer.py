@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pandas as pd
 
 from lorasweep.experiment.points import format_value
 from lorasweep.results.inference import POWER, Scores, adjust_p_values, count_needed_samples
-from lorasweep.results.replicates import collect_scores, compare_settings, get_base_row
-from lorasweep.results.table import SampleScores, find_base, is_metric, leave_out_pruned
+from lorasweep.results.replicates import collect_scores, compare_settings, count_modes_once, get_base_row
+from lorasweep.results.table import SampleScores, find_base, leave_out_pruned, list_metrics
 from lorasweep.util.errors import InputError
 
 MOST_NAMED = 3
@@ -40,7 +41,7 @@ class Answer:
         return asdict(self)
 
 
-def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None) -> str | None:
+def choose_metric(results: Path, table: pd.DataFrame, tasks: Sequence[str], metric: str | None) -> str | None:
     """Return the metric that decides, on the first of `tasks`: `metric` if it is set, or the task's first metric.
 
     Raises:
@@ -48,8 +49,7 @@ def choose_metric(table: pd.DataFrame, tasks: Sequence[str], metric: str | None)
     """
     if not tasks or "task" not in table:
         return None
-    rows = table[table["task"] == tasks[0]]
-    names = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
+    names = list_metrics(results, table, tasks[0])
     if metric and names and metric not in names:
         raise InputError(f"report.metric: {metric!r} is no metric of the task '{tasks[0]}'", ", ".join(names))
     return metric or next(iter(names), None)
@@ -68,9 +68,10 @@ def find_answer(
 ) -> Answer:
     """Return the answer from the tables of points (`table`) and of settings (`settings`, see `replicates.aggregate`).
 
-    Modes that share an adapter are one setting, with the scores of the first. Settings whose trainings were stopped
-    (`prune`) are not compared with those that were trained to their ends. A setting wins if it differs from every
-    other one at the level 1 - confidence, corrected for multiple comparisons. `cluster` is `report.cluster`.
+    Modes that share an adapter are one setting, with the scores of the one with the most seeds, or of these the first.
+    Settings whose trainings were stopped (`prune`) are not compared with those that were trained to their ends. A
+    setting wins if it differs from every other one at the level 1 - confidence, corrected for multiple comparisons.
+    `cluster` is `report.cluster`.
     """
     if task is None:
         return Answer("The points were not evaluated, so there is no best one.")
@@ -81,9 +82,7 @@ def find_answer(
     rows = settings[(settings["task"] == task) & settings[metric].notna() & (settings["mode"] != "base")]
     if rows.empty:
         return Answer(f"No point has a value of {metric} on {task}.", task, metric)
-    distinct = rows.drop_duplicates("trained_setting").sort_values(
-        metric, ascending=not higher_is_better, kind="stable"
-    )
+    distinct = count_modes_once(rows).sort_values(metric, ascending=not higher_is_better, kind="stable")
     records: list[Any] = distinct.to_dict("records")
     is_best = np.isclose(distinct[metric].astype(float), float(records[0][metric]), rtol=1e-9, atol=1e-12)
     best = [row for row, is_equal in zip(records, is_best, strict=True) if is_equal]
@@ -243,9 +242,9 @@ def _get_caveats(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], m
 
 
 def _find_mode_caveat(rows: pd.DataFrame, best: Sequence[Mapping[str, Any]], metric: str) -> tuple[str, ...]:
-    """Return a note if a best setting has other scores in other modes, which share its adapter."""
+    """Return a note if a best setting has other scores in other modes, which share its adapters of all seeds."""
     for row in best:
-        alike = rows[rows["trained_setting"] == row["trained_setting"]]
+        alike = rows[(rows["trained_setting"] == row["trained_setting"]) & (rows["seeds"] == row["seeds"])]
         if float(alike[metric].max() - alike[metric].min()) > 1e-9:
             each = ", ".join(f"{value:.3f} in {mode}" for mode, value in zip(alike["mode"], alike[metric], strict=True))
             name = row["trained_setting"]

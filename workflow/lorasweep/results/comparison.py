@@ -18,8 +18,8 @@ from lorasweep.experiment.points import format_value, get_setting
 from lorasweep.experiment.sections import MODE_KEY, Experiment
 from lorasweep.layout import EXPERIMENT, MANIFEST, POINTS, TABLE
 from lorasweep.results.inference import adjust_p_values
-from lorasweep.results.replicates import SETTING_TEXTS, Difference, measure_difference
-from lorasweep.results.table import SampleScores, format_gain, format_metric, is_metric, leave_out_pruned
+from lorasweep.results.replicates import SETTING_TEXTS, Difference, count_modes_once, measure_difference
+from lorasweep.results.table import SampleScores, format_gain, format_metric, leave_out_pruned, list_metrics
 from lorasweep.util.digest import digest_text
 from lorasweep.util.errors import InputError, nearest
 from lorasweep.util.files import find_record
@@ -59,9 +59,8 @@ class Finished:
         return sorted(map(str, self.table["task"].dropna().unique()), key=lambda name: name != self.answer["task"])
 
     def get_metrics(self, task: str) -> list[str]:
-        """Return the metrics that have a value on a task."""
-        rows = self.table[self.table["task"] == task]
-        return [column for column in rows.columns if is_metric(column) and rows[column].notna().any()]
+        """Return the metrics that have a value on a task, in Inspect's order."""
+        return list_metrics(self.folder, self.table, task)
 
 
 @dataclass(frozen=True)
@@ -349,7 +348,7 @@ def _make_pairs(
     ]
     table, scores = pd.concat(tables), SampleScores(pd.concat(samples) if samples else None)
     # Modes that share their adapters count once.
-    distinct = rows[rows["mode"] != "base"].drop_duplicates(["_index", "trained_setting"])
+    distinct = count_modes_once(rows[rows["mode"] != "base"], ["_index", "trained_setting"])
     trained = distinct.sort_values(metric, ascending=not higher_is_better, kind="stable")
     counts = trained["_index"].value_counts()
     best = {i: trained[trained["_index"] == i].iloc[0].to_dict() for i in sorted(counts.index)}

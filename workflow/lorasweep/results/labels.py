@@ -18,11 +18,23 @@ GAP = ", "
 
 
 def get_differing(rows: pd.DataFrame, variables: Sequence[str]) -> list[str]:
-    """Return the variables of which `rows` have several values. `null` is a value, but not where all are `null`."""
-    keys = [key for key in variables if key in rows]
-    trained = [key for key in keys if key not in (BASE_KEY, MODE_KEY)]
-    known = rows.dropna(subset=trained, how="all") if trained else rows
-    return [key for key in keys if known[key].nunique(dropna=False) > 1]
+    """Return the variables of which the trained rows have several values. `null` is a value as any other."""
+    known = get_trained(rows)
+    return [key for key in variables if key in rows and known[key].nunique(dropna=False) > 1]
+
+
+def get_trained(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of points or settings that were trained here; without any, all rows.
+
+    Baselines and existing adapters have no values of most variables, which is not the value `null`.
+    """
+    trained = rows[is_trained(rows)]
+    return trained if len(trained) else rows
+
+
+def is_trained(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Return of each point or setting whether it was trained here, and so has a value of every variable."""
+    return rows["lora_scale"].notna()
 
 
 def label_points(table: pd.DataFrame, variables: Sequence[str]) -> dict[str, str]:

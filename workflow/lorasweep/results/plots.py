@@ -12,9 +12,8 @@ import altair as alt
 import pandas as pd
 
 from lorasweep.experiment.points import format_value
-from lorasweep.experiment.sections import MODEL_KEY
 from lorasweep.layout import is_base
-from lorasweep.results.labels import get_differing, label_points, label_settings, plain, shorten
+from lorasweep.results.labels import get_differing, get_trained, label_points, label_settings, plain, shorten
 from lorasweep.util.formats import format_score, get_unit
 from lorasweep.util.vega import SERIES, WIDTH, Plot, finish
 
@@ -68,9 +67,7 @@ def draw_metric(
     points = points.assign(setting=points["point"].map(label_points(points, variables)))
     rows = listed[listed["mode"] != "base"]
     plotted = get_plotted_variables(rows, variables)
-    # An existing adapter has a model too, but no place among the values of what was trained.
-    trained = [key for key in plotted if key != MODEL_KEY] or plotted
-    grid = rows.dropna(subset=trained, how="all") if plotted else rows.head(0)
+    grid = get_trained(rows) if plotted else rows.head(0)
     drawn = []
     if len(grid) > 1:
         draw: Any = {1: _draw_line, 2: _draw_heat_map, 3: _draw_multiples}.get(len(plotted), _draw_effects)
@@ -239,8 +236,8 @@ def _draw_line(
     rows: pd.DataFrame, points: pd.DataFrame, base: pd.DataFrame, variables: Sequence[str], metric: str
 ) -> tuple[Any, str]:
     [key] = variables
-    seeds = points.dropna(subset=[key]) if rows["seeds"].max() > 1 else points.head(0)
-    each = _shape(seeds, metric, x=key)
+    own = points["point"].isin(";".join(rows["points"]).split(";"))
+    each = _shape(points[own] if rows["seeds"].max() > 1 else points.head(0), metric, x=key)
     data, ground = _clip([_shape(rows, metric, x=key), _shape(base, metric)], each)
     is_number = _are_numbers(rows[key])
     x = _get_axis(rows[key], key) if is_number else _get_words(rows[key], key)

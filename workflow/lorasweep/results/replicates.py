@@ -50,8 +50,8 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
     """Return one row per setting and task: means over seeds, with intervals and differences as in the table of points.
 
     Columns: `setting`, `trained_setting`, the variables except `seed`, `mode`, `task`, `seeds` (number of trainings),
-    `points` (their names, joined by `;`), the metrics, and the columns `<metric>:<fact>`. Points whose trainings were
-    stopped have rows of their own, with the column `pruned_after`.
+    `points` (their names, joined by `;`), `lora_scale`, the metrics, and the columns `<metric>:<fact>`. Points whose
+    trainings were stopped have rows of their own, with the column `pruned_after`.
     """
     metrics = [column for column in table.columns if is_metric(column)]
     kept = [key for key in variables if key != "seed"]
@@ -67,6 +67,7 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
             "task": task,
             "seeds": max((int(members[metric].notna().sum()) for metric in metrics), default=0) or len(members),
             "points": ";".join(members["point"]),
+            "lora_scale": first["lora_scale"],
         }
         for metric in metrics:
             if members[metric].notna().any():
@@ -81,6 +82,11 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
             adjust(tested, metric, [row["trained_setting"] for row in tested])
     frame = pd.DataFrame(rows).convert_dtypes()
     return frame[[*(column for column in frame.columns if "/" not in column), *list_columns(metrics, frame)]]
+
+
+def count_modes_once(rows: pd.DataFrame, names: Sequence[str] = ("trained_setting",)) -> pd.DataFrame:
+    """Return rows of `aggregate` with one of all modes that share `names`: that with the most seeds, or the first."""
+    return rows.sort_values("seeds", ascending=False, kind="stable").drop_duplicates(list(names)).sort_index()
 
 
 def get_base_row(row: Mapping[str, Any]) -> dict[str, Any]:

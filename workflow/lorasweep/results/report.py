@@ -17,9 +17,9 @@ from markupsafe import Markup, escape
 
 from lorasweep.experiment.loading import load_experiment
 from lorasweep.experiment.points import format_value
-from lorasweep.experiment.sections import MODE_KEY, MODEL_KEY, Data, Experiment
+from lorasweep.experiment.sections import MODEL_KEY, Data, Experiment
 from lorasweep.layout import EXPERIMENT, FAILURE_RECORD, STORAGE, TRAINING_LOG, is_base
-from lorasweep.results.labels import get_differing, label_points, label_settings, plain, shorten
+from lorasweep.results.labels import get_differing, is_trained, label_points, label_settings, plain, shorten
 from lorasweep.results.page import (
     Cell,
     Column,
@@ -34,7 +34,7 @@ from lorasweep.results.page import (
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
 from lorasweep.results.pruning import list_stopped, look_back, read_decisions
 from lorasweep.results.replicates import SETTING_TEXTS
-from lorasweep.results.table import PRUNED, is_metric, leave_out_pruned
+from lorasweep.results.table import PRUNED, leave_out_pruned, list_metrics
 from lorasweep.results.usage import IDLE, describe_usage
 from lorasweep.util.files import read_tail
 from lorasweep.util.formats import format_bytes, format_seconds
@@ -110,6 +110,8 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         versions=_get_versions(table),
         revisions=sorted(set(table["git_revision"].dropna())),
         columns=_lay_out(pipeline),
+        # What a batch starts, loads and merges is of no point.
+        shares_loads=bool(((table["mode"] == "B2") & (table["gpu_hours"] > 0) & table["task"].notna()).any()),
         has_baseline=bool(table["point"].map(is_base).any()),
         confidence=experiment.report.confidence,
         files=[(results / name).name for name in _list_files(table_file, companions)],
@@ -125,7 +127,7 @@ def _make_sections(
     labels = label_points(table, variables)
     for task in sorted(table["task"].dropna().unique(), key=lambda task: task != answer["task"]):
         rows = table[table["task"] == task]
-        metrics = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
+        metrics = list_metrics(results, table, task)
         if task == answer["task"] and answer["metric"] in metrics:
             metrics.sort(key=lambda metric: metric != answer["metric"])
         higher_is_better = experiment.report.higher_is_better
@@ -218,10 +220,9 @@ def _list_variables(rows: pd.DataFrame, variables: Sequence[str]) -> list[Column
         rows = rows.assign(**{MODEL_KEY: rows[MODEL_KEY].mask(is_path)})
     for key in get_differing(rows[rows["mode"] != "base"], variables):
         short, values = shorten(rows[key], key), [plain(value) for value in rows[key]]
-        is_own = rows[variables].drop(columns=[MODE_KEY, MODEL_KEY], errors="ignore").notna().any(axis=1)
         texts = [
-            short[format_value(value, key)] if known or value is not None else ""
-            for value, known in zip(values, is_own, strict=True)
+            short[format_value(value, key)] if has_all or value is not None else ""
+            for value, has_all in zip(values, is_trained(rows), strict=True)
         ]
         if max(map(len, texts)) <= _SHORT:  # the names have what is longer
             columns.append(Column(key, [Cell(text) for text in texts], "aside"))

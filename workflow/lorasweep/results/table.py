@@ -25,6 +25,7 @@ from lorasweep.results.inference import (
     get_standard_error,
 )
 from lorasweep.stages import GPU_RULES
+from lorasweep.util.files import find_record
 from lorasweep.util.formats import format_bytes, format_score
 from lorasweep.util.usage import summarise
 
@@ -232,6 +233,18 @@ def order_metrics(rows: Iterable[Sequence[str]]) -> list[str]:
     return order
 
 
+def list_metrics(results: Path, table: pd.DataFrame, task: str) -> list[str]:
+    """Return the metrics that have a value on a task, in the order in which Inspect lists them for its first point.
+
+    The columns of the table have one order for all tasks, which is not each one's own.
+    """
+    rows = table[table["task"] == task]
+    names = [column for column in table.columns if is_metric(column) and rows[column].notna().any()]
+    evaluation = find_record(results / str(rows["point"].iloc[0]) / MANIFEST).get("evaluation", {}) if names else {}
+    listed = list(evaluation.get("tasks", {}).get(task, {}).get("scores", ()))
+    return sorted(names, key=lambda name: listed.index(name) if name in listed else len(listed))
+
+
 def list_columns(metrics: Sequence[str], table: pd.DataFrame) -> list[str]:
     """Return the columns of metrics that a table has, each followed by its facts in their order."""
     columns = (column for name in metrics for column in (name, *(f"{name}:{fact}" for fact in FACTS)))
@@ -355,15 +368,33 @@ def _get_scale(settings: Mapping[str, Any]) -> float:
 def _name_settings(rows: Sequence[dict[str, Any]]) -> None:
     """Add the common names of points: `setting`, where only the seed differs, and `trained_setting`, where the mode
     differs too but the adapters do not."""
-    _name_groups(rows, "setting", lambda row: row["_settings"], lambda row: row["point"], "seed")
-    adapters: dict[str, set[Any]] = {}
+    _name_groups(rows, "setting", lambda row: row["_settings"], lambda row: row["point"], ["seed"])
+    joined = _join_modes(rows)
+    differing = [MODE_KEY, "seed"]
+    _name_groups(rows, "trained_setting", lambda row: joined[row["setting"]], lambda row: row["setting"], differing)
+
+
+def _join_modes(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return a key for each setting, which settings share that differ only in their mode, and have the same adapters.
+
+    A mode may lack a seed: the adapters must be the same of all seeds that both have, and these must be one or more.
+    """
+    adapters: dict[str, dict[Any, set[str]]] = {}
     for row in rows:
-        adapters.setdefault(row["setting"], set()).add((row["seed"], row["adapter_sha256"]))
+        adapters.setdefault(row["setting"], {}).setdefault(row["seed"], set()).add(row["adapter_sha256"])
+    trained = {row["setting"]: row["setting"] if row["mode"] == "base" else row["_trained"] for row in rows}
+    groups: dict[str, dict[str, dict[Any, set[str]]]] = {}
+    keys = {}
+    for setting in sorted(adapters, key=lambda setting: -len(adapters[setting])):
+        own, alike = adapters[setting], groups.setdefault(trained[setting], {})
+        keys[setting] = next((name for name, group in alike.items() if _agree(own, group)), setting)
+        alike[keys[setting]] = own | alike.get(keys[setting], {})
+    return keys
 
-    def get_trained(row: Mapping[str, Any]) -> Any:
-        return row["setting"] if row["mode"] == "base" else (row["_trained"], frozenset(adapters[row["setting"]]))
 
-    _name_groups(rows, "trained_setting", get_trained, lambda row: row["setting"], MODE_KEY)
+def _agree(adapters: Mapping[Any, set[str]], others: Mapping[Any, set[str]]) -> bool:
+    shared = adapters.keys() & others.keys()
+    return bool(shared) and all(adapters[seed] == others[seed] for seed in shared)
 
 
 def _name_groups(
@@ -371,9 +402,10 @@ def _name_groups(
     column: str,
     get_key: Callable[[Mapping[str, Any]], Any],
     get_name: Callable[[Mapping[str, Any]], str],
-    differing: str,
+    differing: Sequence[str],
 ) -> None:
-    """Add a column: the name of each row, or of rows of one key, their name without the variable that differs."""
+    """Add a column: the name of each row, or of rows of one key, their name without as many of the variables as it
+    takes for them to have the same."""
     groups: dict[Any, list[str]] = {}
     for row in rows:
         groups.setdefault(get_key(row), []).append(get_name(row))
@@ -381,7 +413,10 @@ def _name_groups(
     names: dict[Any, str] = {}
     for key, members in groups.items():
         several = list(dict.fromkeys(members))
-        name, *others = several if len(several) == 1 else {_leave_out(differing, name) for name in several}
+        left = set(several)
+        for count in range(len(differing)):
+            left = left if len(left) == 1 else {_leave_out(differing[: count + 1], name) for name in several}
+        name, *others = left
         if others or name in taken - set(members):
             name = ", ".join(several)
         names[key] = name
@@ -390,9 +425,9 @@ def _name_groups(
         row[column] = names[get_key(row)]
 
 
-def _leave_out(variable: str, name: str) -> str:
-    parts = [part for part in name.split(SEPARATOR) if not part.startswith(f"{variable}=")]
-    return SEPARATOR.join(parts) or f"any {variable}"
+def _leave_out(variables: Sequence[str], name: str) -> str:
+    parts = [part for part in name.split(SEPARATOR) if part.partition("=")[0] not in variables]
+    return SEPARATOR.join(parts) or f"any {variables[0]}"
 
 
 def _write_alike(rows: Sequence[dict[str, Any]], variables: Sequence[str]) -> None:

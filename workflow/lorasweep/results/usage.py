@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -35,6 +35,8 @@ class Usage:
     """The jobs whose GPUs idled, the most hours first: which, and what to change."""
     others: int
     """The number of such jobs that are not listed."""
+    is_known: bool
+    """Whether it is known of any job how busy its GPUs were."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class _Job:
     record: Mapping[str, Any]
     settings: Mapping[str, Any]
     mode: str
+    backend: str = ""
+    """Of the point's evaluation; empty if it has none."""
+    batch_size: int = 0
+    """The batch size with which the point's training ended; 0 if that is not known."""
 
 
 def describe_usage(results: Path, labels: Mapping[str, str], rungs: Sequence[int] = ()) -> Usage | None:
@@ -52,7 +58,9 @@ def describe_usage(results: Path, labels: Mapping[str, str], rungs: Sequence[int
     `labels` has the points in their order, with what each is called, and `rungs` the epochs after which `prune` scored
     adapters.
     """
-    jobs = [*_list_jobs(results, labels), *_list_decisions(results, rungs)]
+    jobs = _list_jobs(results, labels)
+    backend = next((job.backend for job in jobs if job.backend), "")
+    jobs += [replace(decision, backend=backend) for decision in _list_decisions(results, rungs)]
     on_gpus = [job for job in jobs if "gpu_busy" in job.record or "peak_gpu_memory_bytes" in job.record]
     key, shown = ("gpu_busy", on_gpus) if on_gpus else ("cpu_busy", jobs)
     rows = []
@@ -62,7 +70,8 @@ def describe_usage(results: Path, labels: Mapping[str, str], rungs: Sequence[int
     idle = [job for job in on_gpus if job.record.get("gpu_busy", 1) < IDLE and job.record["seconds"] >= _LEAST_SECONDS]
     idle.sort(key=lambda job: -job.record["seconds"] * job.record["gpus"] * (1 - job.record["gpu_busy"]))
     named = [(f"{job.rule} of {job.name}", _advise(job)) for job in idle[:_MOST_NAMED]]
-    return Usage("GPUs" if on_gpus else "cores", rows, named, len(idle) - len(named)) if rows else None
+    is_known = any("gpu_busy" in job.record for job in on_gpus)
+    return Usage("GPUs" if on_gpus else "cores", rows, named, len(idle) - len(named), is_known) if rows else None
 
 
 def _list_jobs(results: Path, labels: Mapping[str, str]) -> list[_Job]:
@@ -74,7 +83,9 @@ def _list_jobs(results: Path, labels: Mapping[str, str]) -> list[_Job]:
             name = f"{label} and {several - 1} more" if several > 1 else label
             # The points of a batch have the same record.
             key = (rule, json.dumps(record, sort_keys=True) if several > 1 else point)
-            jobs.setdefault(key, _Job(rule, name, record, manifest["settings"], manifest["mode"]))
+            backend = manifest["evaluation"].get("backend", "")
+            batch_size = manifest["training"].get("batch_size_used", 0)
+            jobs.setdefault(key, _Job(rule, name, record, manifest["settings"], manifest["mode"], backend, batch_size))
     return list(jobs.values())
 
 
@@ -105,25 +116,38 @@ def _describe_rule(rule: str, records: Sequence[Mapping[str, Any]], key: str) ->
 def _advise(job: _Job) -> str:
     record, settings = job.record, job.settings
     peak, memory, gpus = (record.get(key, 0) for key in ("peak_gpu_memory_bytes", "gpu_memory_bytes", "gpus"))
-    if job.rule == "train":
-        changes = _advise_training(settings)
+    is_training = job.rule == "train"
+    was_lowered = is_training and bool(job.batch_size) and job.batch_size < settings.get("batch_size", 0)
+    # vLLM reserves most of the memory as it starts, whatever it needs.
+    is_memory_told = bool(peak and memory) and (is_training or job.backend != "vllm")
+    is_full = was_lowered or (is_memory_told and peak > 0.9 * memory)
+    if is_training:
+        changes = _advise_training(settings, job.batch_size, is_full)
     else:
-        changes = ["a larger evaluation.max_connections, the samples of a batch"]
-        changes += ["mode B2, which evaluates several adapters in one job"] if job.mode in ("A", "B1") else []
+        changes = [] if is_full else ["a larger evaluation.max_connections, the samples of a batch"]
+        is_alone = job.rule == "evaluate" and job.mode in ("A", "B1")
+        changes += ["mode B2, which evaluates several adapters in one job"] if is_alone else []
     changes += ["fewer GPUs"] if gpus > 1 else []
-    text = f"busy for {record['gpu_busy']:.0%} of {format_seconds(record['seconds'])}. To try: {'; '.join(changes)}."
-    if peak and memory:
+    text = f"busy for {record['gpu_busy']:.0%} of {format_seconds(record['seconds'])}."
+    text += f" To try: {'; '.join(changes)}." if changes else ""
+    if was_lowered:
+        text += f" Its batch_size was lowered to {job.batch_size}, as the memory was not enough."
+    elif is_memory_told:
         text += f" At most {format_bytes(peak)} of {format_bytes(memory)} of its memory were in use"
-        is_full = peak > 0.9 * memory
-        text += ": a larger batch has no room." if is_full else ", which leaves room for a larger batch."
+        text += ": as it is, a larger batch has no room." if is_full else ", which leaves room for a larger batch."
     return text
 
 
-def _advise_training(settings: Mapping[str, Any]) -> list[str]:
-    batch, accumulated = settings.get("batch_size"), settings.get("gradient_accumulation_steps", 1)
-    changes = ["a larger batch_size" + (f" than {batch}" if batch else "")]
-    if accumulated > 1:
-        changes = [f"{changes[0]}, with fewer gradient_accumulation_steps than {accumulated}"]
+def _advise_training(settings: Mapping[str, Any], used: int, is_full: bool) -> list[str]:
+    """Return what to change; `used` is the batch size with which the training ended, 0 if that is not known."""
+    asked = settings.get("batch_size", 0)
+    batch, accumulated = used or asked, settings.get("gradient_accumulation_steps", 1)
+    accumulated *= asked // batch if asked > batch else 1  # the effective batch is kept
+    larger = "a larger batch_size" + (f" than {batch}" if batch else "")
+    larger += f", with fewer gradient_accumulation_steps than {accumulated}" if accumulated > 1 else ""
+    can_recompute = not settings.get("enable_activation_checkpointing")
+    changes = [f"enable_activation_checkpointing: true, then {larger}"] if can_recompute else []
+    changes = changes if is_full else [larger]
     is_torchtune = settings.get("trainer", DEFAULT_TRAINER) == DEFAULT_TRAINER
     changes += ["packed: true, if samples are short"] if is_torchtune and not settings.get("packed") else []
     changes += [] if settings.get("compile") else ["compile: true"]

@@ -277,8 +277,9 @@ def make_records(
         accounted = slurm_seconds.get(attempt.slurm_job or "")
         is_planned = attempt.rule in TIMED_RULES
         share = _get_trained_share(forecast, attempt, points[0])
-        # Durations modelled from guessed counts must not calibrate later plans.
-        is_modelled = is_planned and costs.is_counted(attempt.rule)
+        # Durations modelled from guessed counts must not calibrate later plans, nor those of unknown work: a decision
+        # scores only what has no score yet.
+        is_modelled = is_planned and costs.is_counted(attempt.rule) and share > 0 and attempt.rule != "prune"
         records.append(
             JobRecord(
                 run=run,
@@ -290,7 +291,7 @@ def make_records(
                 is_queued=attempt.slurm_job is not None and accounted is None,
                 gpus=planner.get_gpus(attempt.rule, members[0]),
                 planned_seconds=round(_get_planned(forecast, attempt, points), 3) if is_planned else 0,
-                modelled_seconds=round(share * costs.model(attempt.rule, points), 3) if is_modelled else 0,
+                modelled_seconds=round(costs.model_share(attempt.rule, points, share), 3) if is_modelled else 0,
                 device=costs.device_name,
                 base=costs.base.fingerprint,
             )
@@ -305,7 +306,8 @@ def _get_planned(forecast: Forecast, attempt: Attempt, points: Sequence[Point | 
 
 
 def _get_trained_share(forecast: Forecast, attempt: Attempt, point: Point | Baseline) -> float:
-    """Return the share of a finished training's epochs that a job made; 1 unless it stopped early, or has parts."""
+    """Return the share of a finished training's epochs that a job made; 1 unless it stopped early, or has parts, and 0
+    if `prune` had stopped it, or it diverged."""
     is_part = attempt.rule == "train_part"
     if not (is_part or attempt.rule == "train") or attempt.state != DONE or not isinstance(point, Point):
         return 1.0

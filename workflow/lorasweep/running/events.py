@@ -14,8 +14,11 @@ from lorasweep.util import errors
 from lorasweep.util.files import get_size, read_tail
 from lorasweep.util.slurm import MEMORY_KILL
 
-TEMPORARY = (".hf_model.partial", ".adapter.partial", STATE, RUNGS)
-"""Temporary files and folders in the folder of a point or a training."""
+TEMPORARY = (".adapter.partial", STATE, RUNGS)
+"""Temporary files and folders in the folder of a point or a training.
+
+A full model that is being written is none: it will be kept, and is planned so.
+"""
 
 _SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
 _REFUSED = re.compile(

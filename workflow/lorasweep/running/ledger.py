@@ -64,8 +64,8 @@ def make_ledger(
 
     Columns: `point`, `mode`, `is_done`, bytes kept, bytes of a full model, number of attempts and of failed attempts,
     seconds of all attempts and of failed ones, `gpu_hours`, the planned values, and what `prune` saved. The total also
-    has the sampled peak of temporary bytes and the wall time of all runs. The seconds of a batch are split equally
-    between its points.
+    has the sampled peak of temporary bytes and the wall time of all runs, and what was spent on points that are no
+    longer in the sweep. The seconds of a batch are split equally between its points.
 
     How busy GPUs and cores were is that of the last attempt of each job, whether or not it failed; `None` if that is
     not known. `trainings` has the name of each point's training.
@@ -101,9 +101,10 @@ def make_ledger(
                 **summarise(usage.get(point.name, ())),
             }
         )
-    summed = ("kept_bytes", "planned_kept_bytes", "full_model_bytes", *_SAVED, *_SPENT)
+    summed = ("kept_bytes", "planned_kept_bytes", "full_model_bytes", *_SAVED)
     total = {"point": TOTAL, "mode": "", "is_done": all(row["is_done"] for row in rows)}
     total |= {key: _round(sum(row[key] for row in rows)) for key in summed}
+    total |= {key: _round(sum(row[key] for row in spent.values())) for key in _SPENT}
     # A job of several points is one attempt.
     total |= {"attempts": len(records), "failed_attempts": sum(record.state != DONE for record in records)}
     total |= summarise(record for measured in usage.values() for record in measured)

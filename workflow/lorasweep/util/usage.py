@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
@@ -143,7 +143,7 @@ def read_gpus(visible: str | None, count: int) -> list[Gpu]:
     `None` stands for all. NVML is asked where Python has it (`nvidia-ml-py`), else `nvidia-smi`, which lists no parts.
     """
     try:
-        return _choose(_read_nvml(visible) if find_spec("pynvml") else _read_nvidia_smi(), visible, count)
+        return _read_nvml(visible, count) if find_spec("pynvml") else _choose(_read_nvidia_smi(), visible, count)
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
 
@@ -179,28 +179,36 @@ def _read_nvidia_smi() -> list[Gpu]:
     ]
 
 
-def _read_nvml(visible: str | None) -> list[Gpu]:
+def _read_nvml(visible: str | None, count: int) -> list[Gpu]:
     pynvml: Any = import_module("pynvml")
+
+    def ask(function: Any, of: Any) -> Any:
+        try:
+            return function(of)
+        except pynvml.NVMLError:  # a slice does not know its share, nor a GPU in slices its memory
+            return None
+
     try:
         pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-        handles = {str(index): pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)}
-        # Parts have no index of their own, and are found by their whole name.
-        for name in map(str.strip, (visible or "").split(",")):
-            if name.startswith("MIG-"):
-                handles[name] = pynvml.nvmlDeviceGetHandleByUUID(name)
-        return [_sample_nvml(pynvml, index, handle) for index, handle in handles.items()]
+        indices = range(pynvml.nvmlDeviceGetCount())
     except pynvml.NVMLError as error:
         raise OSError(f"NVML: {error}") from error
-
-
-def _sample_nvml(pynvml: Any, index: str, handle: Any) -> Gpu:
-    uuid, memory = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetMemoryInfo(handle)
-    try:
-        busy = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-    except pynvml.NVMLError:  # a part does not know its share
-        busy = None
-    return Gpu(index, uuid if isinstance(uuid, str) else uuid.decode(), busy, int(memory.used), int(memory.total))
+    found = {str(index): ask(pynvml.nvmlDeviceGetHandleByIndex, index) for index in indices}
+    # Parts have no index of their own, and are found by their whole name.
+    names = [name for name in map(str.strip, (visible or "").split(",")) if name.startswith("MIG-")]
+    found |= {name: ask(pynvml.nvmlDeviceGetHandleByUUID, name) for name in names}
+    handles = {index: handle for index, handle in found.items() if handle is not None}
+    uuids = {index: ask(pynvml.nvmlDeviceGetUUID, handle) or "" for index, handle in handles.items()}
+    known = [
+        Gpu(index, uuid if isinstance(uuid, str) else uuid.decode(), None, None, None) for index, uuid in uuids.items()
+    ]
+    gpus = []
+    for gpu in _choose(known, visible, count):
+        rates = ask(pynvml.nvmlDeviceGetUtilizationRates, handles[gpu.index])
+        memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handles[gpu.index])
+        used, total = (int(memory.used), int(memory.total)) if memory else (None, None)
+        gpus.append(replace(gpu, busy=rates.gpu / 100 if rates else None, used_bytes=used, total_bytes=total))
+    return gpus
 
 
 def _count_cores() -> int:

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = aggregate(table, arguments.variables, scores, report.confidence)
     task = next(iter(arguments.tasks), None)
     with naming_file(arguments.results / EXPERIMENT):
-        metric = choose_metric(table, arguments.tasks, report.metric)
+        metric = choose_metric(arguments.results, table, arguments.tasks, report.metric)
     asked = (arguments.variables, task, metric, report.higher_is_better, report.confidence, report.cluster)
     answer = find_answer(table, settings, scores, *asked)
     table.to_parquet(output.with_suffix(".parquet"), index=False)
