@@ -175,7 +175,13 @@ def slow_down_squeue(sweep: SlurmSweep) -> Path:
     return asked
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.long),  # tests/unit says so of the signal
+    ],
+)
 def test_an_interrupted_run_leaves_nothing_half_made(make: Callable[..., SlurmSweep], number: int) -> None:
     sweep = make("interrupted", variables={"lora_rank": [1, 2]})
     sweep.edit(evaluation=TRAINING_ONLY)

@@ -91,6 +91,7 @@ def find_last_word(sweep: SlurmSweep) -> re.Match[str] | None:
     return re.search(r"\(SIGTERM\); step (\d+) is saved", sweep.find_training_log(POINT).read_text())
 
 
+@pytest.mark.long  # the test above says so of SLURM's signal, and tests/e2e of the next run
 def test_a_training_that_slurm_ends_goes_on_in_the_next_run(sweep: SlurmSweep, undisturbed: bytes) -> None:
     trained = 0
     for how in ("time limit", "scancel"):

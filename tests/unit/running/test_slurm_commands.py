@@ -21,6 +21,16 @@ COMMENT = "rule_train_wildcards_lr=1e-3"
 Start = Callable[[str, str], "subprocess.Popen[str]"]
 
 
+FAST = """
+import runpy, sys, time
+sleep, monotonic = time.sleep, time.monotonic
+time.sleep, time.monotonic = lambda seconds: sleep(seconds / 20), lambda: 20 * monotonic()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a program with a clock that goes 20 times as fast."""
+
+
 class Slurm:
     """A folder of stub commands, and of what they were asked."""
 
@@ -29,10 +39,14 @@ class Slurm:
         self.queue = folder / "queue"
         self.queue.touch()
         self.records = folder / "records"
+        self.python = folder / "python"
+        (folder / "fast.py").write_text(FAST)
+        self.python.write_text(f'#!/bin/sh\nshift 2  # -E -S\nexec {sys.executable} {folder}/fast.py "$@"\n')
+        self.python.chmod(0o755)
         self.environment = {
             **os.environ,
             "PATH": f"{COMMANDS}:{folder}:{os.environ['PATH']}",
-            "LORASWEEP_DRIVER": sys.executable,
+            "LORASWEEP_DRIVER": str(self.python),
             "LORASWEEP_SLURM": str(self.records),
         }
 
@@ -153,7 +167,8 @@ class TestSubmission:
     def test_one_that_waits_is_given_up_when_its_run_is_over(self, slurm: Slurm, end: str, said: str) -> None:
         slurm.add("sbatch", f'echo "{said}" >&2; exit 1')
         run = subprocess.Popen(["sleep", "60"])
-        slurm.environment["LORASWEEP_RUN"] = str(run.pid)
+        slurm.environment |= {"LORASWEEP_RUN": str(run.pid), "LORASWEEP_DRIVER": sys.executable}
+        slurm.records.mkdir()
         command = ["sbatch", "--job-name", "run", "--comment", COMMENT, "--wrap=true"]
         waiting = subprocess.Popen(command, env=slurm.environment, stderr=subprocess.PIPE)
         while not slurm.count("sbatch"):
@@ -221,7 +236,7 @@ class TestTurn:
     @pytest.fixture
     def start(self, slurm: Slurm) -> Start:
         def start(job: str, command: str) -> "subprocess.Popen[str]":
-            turn = [sys.executable, slurm_commands.__file__, "turn", COMMENT, f"mark{job}", command]
+            turn = [slurm.python, "-E", "-S", slurm_commands.__file__, "turn", COMMENT, f"mark{job}", command]
             environment = slurm.environment | {"SLURM_JOB_ID": job}
             return subprocess.Popen(turn, env=environment, stdout=subprocess.PIPE, text=True)
 
