@@ -97,10 +97,15 @@ def test_without_jobs_the_time_does_not_count(clock: Clock, marks: Path) -> None
 def test_the_plugin_takes_a_mark_for_the_end_of_a_job(monkeypatch: pytest.MonkeyPatch, marks: Path) -> None:
     asked: list[str] = []
 
-    states: dict[str, str] = dict.fromkeys("12345", "RUNNING")
+    states: dict[str, str] = dict.fromkeys("123456", "RUNNING")
+    ends_meanwhile: list[str] = []
 
     async def ask(command: str, logger: object) -> tuple[Any, Any]:
         asked.append(command)
+        for job in ends_meanwhile:
+            (marks / f"{job}.COMPLETED").touch()
+            states[job] = "COMPLETED"
+        ends_meanwhile.clear()
         return dict(states), 0.1
 
     async def check(self: Any, jobs: list[Any]) -> Any:
@@ -130,23 +135,28 @@ def test_the_plugin_takes_a_mark_for_the_end_of_a_job(monkeypatch: pytest.Monkey
 
     (marks / "1.COMPLETED").touch()
     (marks / "2.FAILED").touch()
-    assert asyncio.run(look()) == "2345"
+    assert asyncio.run(look()) == "23456"
     assert (asked, executor.next_seconds_between_status_checks) == ([], 45)
     # The mark of a job that is known to have ended is gone.
     assert [mark.name for mark in marks.iterdir()] == ["2.FAILED"]
     clock.now = 6
     asyncio.run(plugin.Executor.sleep(executor))
-    assert asyncio.run(look()) == "2345"
+    assert asyncio.run(look()) == "23456"
     assert (len(asked), executor.next_seconds_between_status_checks) == (1, 55)
     # Ends that are seen by marks do not have SLURM asked more often, though it tells of them too ...
     clock.now = 12
     (marks / "3.COMPLETED").touch()
     states["3"] = "COMPLETED"
-    assert asyncio.run(look()) == "245"
+    assert asyncio.run(look()) == "2456"
     assert (len(asked), executor.next_seconds_between_status_checks) == (2, 60)
-    # ... and one that it alone tells of does.
+    # ... even if they come while it answers ...
     clock.now = 18
-    (marks / "4.COMPLETED").touch()
-    states["5"] = "COMPLETED"
+    ends_meanwhile.append("4")
+    assert asyncio.run(look()) == "256"
+    assert (len(asked), executor.next_seconds_between_status_checks) == (3, 60)
+    # ... and one that it alone tells of does.
+    clock.now = 90
+    (marks / "5.COMPLETED").touch()
+    states["6"] = "COMPLETED"
     assert asyncio.run(look()) == "2"
-    assert (len(asked), executor.next_seconds_between_status_checks) == (3, 1)
+    assert (len(asked), executor.next_seconds_between_status_checks) == (4, 1)

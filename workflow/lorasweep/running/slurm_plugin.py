@@ -120,8 +120,9 @@ def mend_looks(watch: EndWatch) -> None:
         async for job in check(self, active_jobs):
             left.add(job.external_jobid)
             yield job
-        watch.forget({job.external_jobid for job in active_jobs} - left)
-        if watch.completed and not watch.is_told_by_slurm:
+        ended = {job.external_jobid for job in active_jobs} - left
+        watch.forget(ended)
+        if ended and not watch.is_told_by_slurm:
             longer = seconds + SECONDS_LONGER if watch.asks_slurm else seconds
             self.next_seconds_between_status_checks = min(longer, SECONDS_WHILE_JOBS_END)
 
