@@ -98,6 +98,8 @@ def compare(folder: Path, arguments: argparse.Namespace) -> int:
             SlurmSweep(made.directory, made.config, dict(made.environment))
             for made in (make(folder / name, model, arguments.points) for name in ("plain", "disturbed"))
         )
+        # As a user's, whose Snakemake asks SLURM more seldom than that of tests.
+        plain.program = (*Sweep.program, "--nocolor")
         wrong = run_undisturbed(plain, arguments)
         wrong += run_interrupted(disturbed, arguments)
     finally:
