@@ -207,6 +207,7 @@ def test_lengths_are_those_of_whole_samples(make_training: Callable[..., Trainin
     assert json.loads(done.stdout.splitlines()[-1]) == {"parts": {"train": parts}}
 
 
+@pytest.mark.long  # the next test says so of two others, and those above of this one's adapter
 def test_a_sweep_trains_with_the_trainer_that_it_names(make: Callable[..., Sweep]) -> None:
     sweep = make("plain", variables={"lora_rank": [4]}, trainer="plain_trainer")
     sweep.environment["PYTHONPATH"] = ENVIRONMENT["PYTHONPATH"]

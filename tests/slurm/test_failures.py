@@ -87,6 +87,7 @@ def test_limits_of_time_and_memory_are_seen_and_retried_with_more(make: Callable
     assert f"with {len(failed)} failed attempts" in said
 
 
+@pytest.mark.long  # tests/unit says so of SLURM's words
 def test_a_job_over_its_memory_is_told_by_that(make: Callable[..., SlurmSweep]) -> None:
     sweep = make("hungry", runs=[{"name": "point"}])
     sweep.edit(evaluation=DIRECT)
