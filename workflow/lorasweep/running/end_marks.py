@@ -5,14 +5,13 @@ job that SLURM queues again, so it is no outcome: it is a reason to ask SLURM no
 that of a dead node, is seen when SLURM is asked.
 """
 
-import contextlib
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Set
 from pathlib import Path
 
-from lorasweep.util.slurm_commands import FOLDER, MARKS, SECONDS_BETWEEN_QUERIES, get_end_mark
+from lorasweep.util.slurm_commands import FOLDER, MARKS, SECONDS_BETWEEN_QUERIES, remove_end_marks
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -67,10 +66,9 @@ class EndWatch:
 
     def forget(self, jobs: Set[str]) -> None:
         """Remove the marks of jobs whose ends are known. Else each look would read those of the whole sweep."""
-        for job, state in read_marks():
-            if job in jobs:
-                with contextlib.suppress(OSError):
-                    get_end_mark(Path(os.environ[FOLDER]), job, state).unlink()
+        if folder := os.environ.get(FOLDER):
+            for job in jobs:
+                remove_end_marks(Path(folder), job)
 
     def _is_slurm_due(self, marks: Set[tuple[str, str]], jobs: Set[str], seconds: float) -> bool:
         hurry = any(self._hurried[job] < MOST_HURRIES for job in _select(marks, "FAILED", jobs))

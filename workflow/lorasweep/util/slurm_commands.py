@@ -382,9 +382,7 @@ def turn(key: str, mark: str, command: str) -> int:
     own = folder / "jobs" / f"{job}.json"
     lock, done = folder / "turns" / key, folder / "done" / mark
     _write(own, {"state": "WAITING"})
-    for state in ("COMPLETED", "FAILED"):  # of before SLURM queued this job again
-        with contextlib.suppress(OSError):
-            get_end_mark(folder, job, state).unlink()
+    remove_end_marks(folder, job)  # of before SLURM queued this job again
     if _wait_for_turn(lock, job, folder) or done.exists():
         _write(own, {"state": "COMPLETED"})
         _release(lock, job)
@@ -409,6 +407,13 @@ def turn(key: str, mark: str, command: str) -> int:
 def get_end_mark(folder: Path, job: str, state: str) -> Path:
     """Return the mark by which a job says that it ends, and how: `COMPLETED` or `FAILED`."""
     return folder / MARKS / f"{job}.{state}"
+
+
+def remove_end_marks(folder: Path, job: str) -> None:
+    """Remove the marks that a job has left, if any."""
+    for state in ("COMPLETED", "FAILED"):
+        with contextlib.suppress(OSError):
+            get_end_mark(folder, job, state).unlink()
 
 
 def _leave_end_mark(folder: Path, job: str, state: str) -> None:
