@@ -910,15 +910,20 @@ def test_equal_settings_of_two_models_have_no_gain_in_common(tmp_path: Path) -> 
     assert re.fullmatch(r"model=(small|large) and model=(small|large) score equally on letters: .*\)\.", found.sentence)
 
 
+def add_run(results: Path, samples: pd.DataFrame, name: str, settings: dict[str, Any], *, count: int) -> None:
+    """Add a point that was not trained here; `count` is the number of its samples, with scores as in `samples`."""
+    rows = make_point(results, name, settings, samples["value"].head(count).to_numpy(), 0)
+    pd.DataFrame([*samples.to_numpy(), *rows], columns=samples.columns).to_parquet(results / "samples.parquet")
+    record = json.loads((results / "points.json").read_text())
+    record[name] = {"current": True, "settings": settings, "swept": [], "is_run": True}
+    (results / "points.json").write_text(json.dumps(record))
+
+
 def test_the_path_of_another_baseline_is_no_model_in_the_report(tmp_path: Path) -> None:
     variables = {"lora_rank": [4, 8], "model": ["small", "large"]}
     samples = make_results(tmp_path, variables, lambda settings: 0.5, base_chance={"small": 0.3, "large": 0.4})
     settings = {"mode": "base", "model": "models/a_model_of_others"}
-    rows = make_point(tmp_path, "other", settings, samples["value"].head(100).to_numpy(), 0)
-    pd.DataFrame([*samples.to_numpy(), *rows], columns=samples.columns).to_parquet(tmp_path / "samples.parquet")
-    record = json.loads((tmp_path / "points.json").read_text())
-    record["other"] = {"current": True, "settings": settings, "swept": [], "is_run": True}
-    (tmp_path / "points.json").write_text(json.dumps(record))
+    add_run(tmp_path, samples, "other", settings, count=100)
     page = report(tmp_path, [*variables])
     assert "models/a_model_of_others" not in page
     assert re.search(r"<th[^>]*>(<[^>]*>)*model<", page)
@@ -928,11 +933,7 @@ def test_the_path_of_another_baseline_is_no_model_in_the_report(tmp_path: Path) 
 def test_null_has_its_place_in_the_plot_and_the_table_of_the_only_variable(tmp_path: Path, values: list[Any]) -> None:
     samples = make_results(tmp_path, {"clip_grad_norm": values}, lambda settings: 0.5)
     settings = {"adapter": "a", "mode": "B1"}
-    rows = make_point(tmp_path, "given", settings, samples["value"].head(40).to_numpy(), 0)
-    pd.DataFrame([*samples.to_numpy(), *rows], columns=samples.columns).to_parquet(tmp_path / "samples.parquet")
-    record = json.loads((tmp_path / "points.json").read_text())
-    record["given"] = {"current": True, "settings": settings, "swept": [], "is_run": True}
-    (tmp_path / "points.json").write_text(json.dumps(record))
+    add_run(tmp_path, samples, "given", settings, count=40)
     page = report(tmp_path, ["clip_grad_norm"])
     assert "Only in the table: 1 settings that are not trained." in page
     drawn = (tmp_path / f"plots/{TASK}-by-clip_grad_norm.svg").read_text()

@@ -30,6 +30,12 @@ from lorasweep.util.errors import InputError
 WORKFLOW = str(Path(__file__).parents[3] / "workflow")
 
 
+def write_command(folder: Path, name: str, script: str) -> None:
+    """Write a program that stands for one of SLURM's."""
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
 def query(monkeypatch: pytest.MonkeyPatch, answers: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     async def answer(command: str, logger: object) -> tuple[Any, Any]:
         return answers.pop(0)
@@ -174,10 +180,8 @@ def test_the_time_of_a_job_that_was_queued_again_is_that_of_all_its_starts(
 ) -> None:
     # Of job 7 there was one before the ids began anew.
     lines = ["7|900|other", "7|100|run", "7|20|run", "8|5|run", "9||run"]
-    (tmp_path / "sacct").write_text(
-        '#!/bin/sh\ncase "$*" in *--duplicates*) printf "' + "\\n".join(lines) + '\\n";; esac\n'
-    )
-    (tmp_path / "sacct").chmod(0o755)
+    script = 'case "$*" in *--duplicates*) printf "' + "\\n".join(lines) + '\\n";; esac'
+    write_command(tmp_path, "sacct", script)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert slurm.read_elapsed(["7", "8", "9"]) == {"7": 120.0, "8": 5.0}
     assert slurm.read_elapsed([]) == {}
@@ -186,12 +190,9 @@ def test_the_time_of_a_job_that_was_queued_again_is_that_of_all_its_starts(
 def test_a_job_that_has_ended_before_it_is_cancelled_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "scancel").write_text(
-        "#!/bin/sh\necho 'scancel: error: Kill job error on job id 7: Invalid job id specified' >&2; exit 1\n"
-    )
-    (tmp_path / "squeue").write_text("#!/bin/sh\necho 9\n")
-    for name in ("scancel", "squeue"):
-        (tmp_path / name).chmod(0o755)
+    refusal = "scancel: error: Kill job error on job id 7: Invalid job id specified"
+    write_command(tmp_path, "scancel", f"echo '{refusal}' >&2; exit 1")
+    write_command(tmp_path, "squeue", "echo 9")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert slurm.cancel_jobs(["7"]) == set()
     monkeypatch.setattr(slurm, "SECONDS_TO_CANCEL", 1)
@@ -208,8 +209,7 @@ def test_a_job_waits_for_the_end_of_another_beside_what_a_site_asks_for(monkeypa
 def test_the_time_limit_of_partitions_is_the_longest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limits = {"short*": "5:00", "long": "2-12:30:00", "all": "infinite", "hours": "2:00:00"}
     lines = "\n".join(f"{name}|{limit}" for name, limit in limits.items())
-    (tmp_path / "sinfo").write_text(f"#!/bin/sh\necho '{lines}'\n")
-    (tmp_path / "sinfo").chmod(0o755)
+    write_command(tmp_path, "sinfo", f"echo '{lines}'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     named = ("", "short", "short,hours", "long", "long,all", "unknown")
     assert [slurm.read_time_limit(name) for name in named] == [5, 5, 120, 3630, math.inf, math.inf]
@@ -246,8 +246,7 @@ def test_the_gpus_of_a_cluster_are_counted_once_for_each_node(monkeypatch: pytes
     monkeypatch.setenv("PATH", str(tmp_path))
     slurm.count_gpus.cache_clear()
     assert slurm.count_gpus() is None
-    (tmp_path / "sinfo").write_text(f"#!/bin/sh\necho '{nodes}'\n")
-    (tmp_path / "sinfo").chmod(0o755)
+    write_command(tmp_path, "sinfo", f"echo '{nodes}'")
     slurm.count_gpus.cache_clear()
     assert slurm.count_gpus() == 4 + 2 + 1 + 7
     slurm.count_gpus.cache_clear()
