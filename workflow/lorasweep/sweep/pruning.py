@@ -174,9 +174,10 @@ class Race:
     def _compare(self, running: Iterable[Contender], numbers: Mapping[str, Number | None]) -> dict[str, Verdict] | None:
         candidates = []
         for each in running:
-            number = numbers[each.training]
-            facts = (number.value, number.has_diverged, number.keeps_place) if number else (None, False, False, True)
-            candidates.append(Candidate(each.training, each.setting, each.rivals, *facts))
+            known = numbers[each.training]
+            number = known or Number()
+            facts = (number.value, number.has_diverged, number.keeps_place)
+            candidates.append(Candidate(each.training, each.setting, each.rivals, *facts, is_awaited=known is None))
         return decide(candidates, self.prune.keep, higher_is_better=self.prune.higher_is_better)
 
     def _list_running(self, after: int) -> list[Contender]:
