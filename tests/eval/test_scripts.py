@@ -103,7 +103,13 @@ def list_merged(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "tmp").glob("merged-*"))
 
 
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, GIVEN_TEMPLATE], ids=["the base's", "the adapter's"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param(CHAT_TEMPLATE, marks=pytest.mark.long, id="the base's"),
+        pytest.param(GIVEN_TEMPLATE, id="the adapter's"),
+    ],
+)
 def test_both_scripts_give_the_same_answers_and_scores_to_the_prompts_of_training(
     folder: Path, tmp_path: Path, template: str
 ) -> None:

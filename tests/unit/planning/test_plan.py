@@ -92,7 +92,13 @@ def make_base(folder: Path, name: str = "Llama-3.1-8B") -> Checkpoint:
     return read_shape(folder)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+# Others of these families say the same of each commit.
+MORE = ("Llama-3.1-70B", "Llama-3.2-1B", "Qwen2.5-7B")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in MORE else name for name in SHAPES]
+)
 def test_parameters_follow_from_the_configuration_alone(tmp_path: Path, name: str) -> None:
     base = make_base(tmp_path, name)
     assert base.num_parameters == SHAPES[name][1]
