@@ -1,6 +1,7 @@
 """An adapter is applied as it is, or nothing is merged and nothing evaluated."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from lorasweep.evaluation.probe import probe_logits
 from lorasweep.evaluation.shared_base import SharedBase
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.evaluation.state import EvaluationState
+from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from tiny_model import make_model, make_tokenizer
 
@@ -307,3 +309,20 @@ def test_what_is_done_is_not_done_again(base: Path, point: Path, monkeypatch: py
     assert evaluate_adapters(spec(base, point, "B2"), [point]) == {}
     EvaluationState(spec(base, point, "B2"), point).publish()
     assert evaluate_adapters(spec(base, point, "B2"), [point]) == {}
+
+
+@pytest.mark.parametrize("mode", ["B2", "base"])
+def test_a_tasks_file_that_has_changed_since_the_run_began_is_not_evaluated_by(
+    base: Path, point: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record has the digests of the files that the run saw."""
+    monkeypatch.setattr(evaluator, "_run_tasks", None)
+    file = str(point.parent / "tasks.py")
+    planned = spec(base, point, mode).model_copy(update={"files": {file: digest_file(Path(file))}})
+    Path(file).write_text(TASK.replace('"abcd"', '"abc"'))
+    said = f"{file}: the file of a task has changed since this run began"
+    if mode == "base":
+        with pytest.raises(InputError, match=re.escape(said)):
+            evaluate(planned, point, point.parent / "probes")
+    else:
+        assert said in evaluate_adapters(planned, [point])["point"]

@@ -1,6 +1,7 @@
 """What happens when something fails: docs/how-to/slurm.md, row by row, on a real SLURM, and what the next run does."""
 
 import getpass
+import json
 import os
 import re
 import shutil
@@ -44,6 +45,20 @@ def test_a_training_that_fails_takes_no_other_point_with_it(make: Callable[..., 
     assert "its log: results/one_fails/logs/train/diverges-" in said
     assert "To continue with what is missing: snakemake " in said
     assert sweep.plan() == {"train": 1, "take": 1, "cleanup": 1, **SUMMED_UP}
+
+
+def test_what_is_edited_while_a_run_goes_on_is_for_the_next_one(make: Callable[..., SlurmSweep]) -> None:
+    sweep = make("edited", runs=[{"name": "point"}])
+    sweep.edit(evaluation={**DIRECT, "max_tokens": 3})
+    sweep.hold.touch()
+    run = sweep.start("--retries", "0")
+    sweep.wait_for("the training to run", sweep.list_jobs)
+    sweep.edit(evaluation={**DIRECT, "max_tokens": 2})
+    sweep.hold.unlink()
+    assert sweep.wait(run) == 0, sweep.said[-4000:]
+    assert json.loads((sweep.results / "point/eval/metrics.json").read_text())["spec"]["max_tokens"] == 3
+    assert not (sweep.results / ".slurm/configuration").exists()
+    assert sweep.plan() == {"evaluate_adapters": 1, "publish": 1, "cleanup": 1, **SUMMED_UP}
 
 
 def get_time_limit(job: str) -> str:

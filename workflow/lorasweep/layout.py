@@ -152,8 +152,8 @@ RECIPES = "recipes.json"
 """File in an experiment's folder: what cannot be built of the recipes' parts."""
 
 SLURM = ".slurm"
-"""Folder in an experiment's folder for a run on SLURM: the logs of its SLURM jobs, what is known of each job, the locks
-of their outputs, and SLURM's outages."""
+"""Folder in an experiment's folder for a run on SLURM: its copy of the experiment's files, the logs of its SLURM jobs,
+what is known of each job, the locks of their outputs, and SLURM's outages."""
 
 BENCHMARKS = "benchmarks"
 """Folder in an experiment's folder for what is measured of jobs: Snakemake's files `<rule>/<name>.tsv`, and ours."""

@@ -36,9 +36,10 @@ FORCES_PLAN = str(config.pop("force_plan", False)).lower() == "true"
 CONFIG_FILES = workflow.overwrite_configfiles or workflow.configfiles
 
 with ending_with_a_message():
-    # Snakemake has read the files, but not seen keys that are there twice.
+    # Snakemake has read the files, but not seen keys that are there twice. Jobs read them as they are now.
     for file in CONFIG_FILES if workflow.is_main_process else ():
         read_config(Path(file))
+    CONFIG_TEXTS = [Path(file).read_text(encoding="utf-8") for file in CONFIG_FILES if workflow.is_main_process]
     SWEEP = Sweep.load(
         config,
         ", ".join(map(str, CONFIG_FILES)),

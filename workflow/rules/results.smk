@@ -27,7 +27,7 @@ rule cleanup:
         point=in_results("{point}"),
         benchmarks=in_results("benchmarks"),
         tasks=of(SWEEP.get_task_names),
-        options=of(SWEEP.get_counting_options),
+        options=of(SWEEP.get_cleanup_options),
     run:
         settings = ["--settings", params.settings, "--tasks", params.tasks, params.options]
         run_here("cleanup", log[0], "--point", params.point, "--benchmarks", params.benchmarks, *settings)

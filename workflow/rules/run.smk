@@ -75,6 +75,8 @@ def ask_slurm():
     if workflow.executor_plugin.name != "slurm":
         return []
     THIS_RUN.prepare_slurm()
+    # What Snakemake passes to its jobs.
+    workflow.config_settings.configfiles = THIS_RUN.keep_configuration(CONFIG_TEXTS)
     jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
     return find_refusals(workflow.scheduler._executor, jobs, count_used_gpus)
 

@@ -11,6 +11,7 @@ import pytest
 from evaluation_specs import make_spec
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.evaluation.state import EvaluationState, is_evaluated
+from lorasweep.results.manifest import clean_up
 from lorasweep.util.errors import InputError
 
 VERSIONS = {"torch": "1"}
@@ -47,6 +48,26 @@ def test_what_was_begun_or_done_is_dropped_for_another_evaluation(point: Path, c
     assert not other.get_log_dir("a").exists()
     with pytest.raises(InputError, match="was not evaluated"):
         other.publish()
+
+
+@pytest.mark.parametrize("change", CHANGES[:2], ids=["max_tokens", "files"])
+def test_a_result_of_another_evaluation_than_the_run_had_planned_is_not_taken(
+    point: Path, change: dict[str, Any]
+) -> None:
+    """A job that reads its files later than the run may find others."""
+    planned = make_spec(**change)
+    finish(point, make_spec()).publish()
+    point.joinpath("state/eval/done").mkdir(parents=True)
+    shutil.copy(point / "eval/metrics.json", point / "state/eval/done/metrics.json")
+    with pytest.raises(InputError, match="not evaluated as this run had planned"):
+        EvaluationState(planned, point).publish()
+    settings = {"mode": "base", "dtype": "fp32", "device": "cpu"}
+    where = {"point": point, "settings": settings, "tasks": ["a"], "benchmarks": point, "workflow": point}
+    with pytest.raises(InputError, match="not evaluated as this run had planned"):
+        clean_up(**where, evaluation=planned.sha256)
+    assert not (point / "manifest.json").exists()
+    clean_up(**where, evaluation=make_spec().sha256)
+    assert (point / "manifest.json").exists()
 
 
 OPTIONS: dict[str, Any] = {

@@ -32,7 +32,7 @@ def choose_epoch(
 
     Raises:
         EvaluationError: an epoch could not be scored, or has no finite score.
-        InputError: the base model has changed since the run began, or the task has no such metric.
+        InputError: the base model or the task's file has changed since the run began, or the task has no such metric.
     """
     folders = {epoch: training / get_epoch_folder(epoch) for epoch in range(1, epochs)}
     folders[epochs] = training / LAST_EPOCH

@@ -25,6 +25,7 @@ from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.evaluation.state import EvaluationState
 from lorasweep.layout import RECORD, STATE
+from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import hold_alone
 from lorasweep.util.versions import get_versions
@@ -40,11 +41,13 @@ def evaluate(spec: EvaluationSpec, point: Path, probes: Path, model: Path | None
     Raises:
         AdapterError: the adapter is not in the evaluated model.
         EvaluationError: a task failed.
+        InputError: the base model, that of a role or a task's file has changed since the run began.
     """
     state = EvaluationState(spec, point)
     if not state.is_finished():
         state.begin(_get_surroundings(spec))
         base = _read_base(spec)
+        _check_files(spec)
         open_roles(spec)
         opened, proof = _open_full_model(spec, base, point, probes, model)
         _run_tasks(spec, point.name, state, opened, proof)
@@ -60,7 +63,7 @@ def evaluate_adapters(spec: EvaluationSpec, points: Sequence[Path]) -> dict[str,
 
     Raises:
         ChangedBaseError: the base model in memory is not the one in its files; this call's results are discarded.
-        InputError: the base model has changed since the run began.
+        InputError: the base model or a task's file has changed since the run began.
         RuntimeError: a CUDA error; all later points would fail too, whatever their adapters.
     """
     evaluated: list[EvaluationState] = []
@@ -83,6 +86,7 @@ def _evaluate_all(spec: EvaluationSpec, points: Sequence[Path], evaluated: list[
                     if not state.is_finished():
                         print(f"Evaluating {point.name}", flush=True)
                         state.begin(_get_surroundings(spec))
+                        _check_files(spec)
                         open_roles(spec)
                         with open_model(point) as (model, proof):
                             _run_tasks(spec, point.name, state, model, proof)
@@ -106,6 +110,17 @@ def _read_base(spec: EvaluationSpec) -> Checkpoint:
     if base.fingerprint != spec.base_fingerprint:
         raise InputError(f"{spec.base_model}: the base model has changed since this run began")
     return base
+
+
+def _check_files(spec: EvaluationSpec) -> None:
+    """Check that the files of tasks are those that the spec, and so the record, has the digests of.
+
+    Raises:
+        InputError: one has changed.
+    """
+    for file, digest in spec.files.items():
+        if not Path(file).is_file() or digest_file(Path(file)) != digest:
+            raise InputError(f"{file}: the file of a task has changed since this run began; run the same command again")
 
 
 def _open_full_model(
@@ -225,6 +240,7 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
     began = time.monotonic()
     with _keep_inspects_files_in(state.data):
         for task in spec.tasks:
+            _check_files(spec)  # Inspect reads a task's file when the task begins
             metadata = {"point": point, "mode": spec.mode, "end_tokens": model.api.end_tokens, **proof}
             log_dir = state.get_log_dir(task.name)
             logs[task.name], metrics["tasks"][task.name] = run_task(spec, task, model, log_dir, point, metadata)

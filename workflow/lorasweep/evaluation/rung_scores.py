@@ -24,7 +24,7 @@ def score_rungs(
 
     Raises:
         EvaluationError: an adapter could not be scored, or has no finite score.
-        InputError: the base model has changed since the run began, or the task has no such metric.
+        InputError: the base model or the task's file has changed since the run began, or the task has no such metric.
     """
     points = {training: _make_point(training, adapter, after) for training, adapter in adapters.items()}
     if failures := evaluate_adapters(spec, list(points.values())):

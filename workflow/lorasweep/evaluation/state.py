@@ -23,6 +23,12 @@ from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_record
 
+CHANGED_MEANWHILE = (
+    "it was not evaluated as this run had planned, since a file of its tasks has changed meanwhile; "
+    "run the same command again"
+)
+"""Why a result is not taken."""
+
 
 def get_adapter_digest(record: Mapping[str, Any]) -> str | None:
     """Return the sha256 of an adapter's weights by its record, whether it was trained or adopted."""
@@ -110,11 +116,12 @@ class EvaluationState:
         """
         if not self._holds_result(self._folder / "done"):
             error = self._folder / "error.txt"
-            reason = (
-                error.read_text(encoding="utf-8").strip()
-                if error.is_file()
-                else "it was not evaluated, and no reason was recorded"
-            )
+            if error.is_file():
+                reason = error.read_text(encoding="utf-8").strip()
+            elif (self._folder / "done" / METRICS).is_file():
+                reason = CHANGED_MEANWHILE
+            else:
+                reason = "it was not evaluated, and no reason was recorded"
             raise InputError(f"{self._point.name}: {reason}")
         _link(self._names, self._folder / "done", self._point / "eval")
         shutil.rmtree(self._folder)

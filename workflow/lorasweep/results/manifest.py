@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lorasweep.evaluation.state import CHANGED_MEANWHILE
 from lorasweep.experiment.sections import MODE_KEY, Controls
 from lorasweep.layout import (
     ADAPTER_CONFIG,
@@ -36,6 +37,7 @@ def clean_up(
     benchmarks: Path,
     workflow: Path,
     training: str | None = None,
+    evaluation: str | None = None,
 ) -> None:
     """Check that a point's kept files are complete, remove its temporary files, and write its manifest.
 
@@ -49,9 +51,10 @@ def clean_up(
         benchmarks: Folder of what was measured of jobs, by rule and point.
         workflow: The checkout that ran.
         training: The training whose time is counted for this point, if any.
+        evaluation: The digest of the evaluation that the run had planned, if any.
 
     Raises:
-        InputError: a kept file is missing, empty, or differs from its record.
+        InputError: a kept file is missing, empty, or differs from its record, or the evaluation is another one.
     """
     mode = settings["mode"]
     is_trained = mode != "base" and "adapter" not in settings
@@ -80,6 +83,8 @@ def clean_up(
         for file in kept
     ]
     metrics = _read_json(point / "eval" / METRICS) if tasks else {}
+    if evaluation and metrics.get("evaluation_sha256") != evaluation:
+        raise InputError(f"{point}: {CHANGED_MEANWHILE}")
     adapter = point / "adapter" / ADAPTER_WEIGHTS
     adapter_sha256 = None if mode == "base" else digest_file(adapter)
     evaluated = (metrics.get("proof") or {}).get("adapter_sha256")

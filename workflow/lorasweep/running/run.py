@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,9 @@ from lorasweep.sweep.batches import record_batches
 from lorasweep.sweep.checks import warn_of_prompts
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.sweep.trainings import drop_unused
+from lorasweep.util.digest import digest_text
 from lorasweep.util.errors import InputError, ending_with_a_message
+from lorasweep.util.files import write_aside
 from lorasweep.util.slurm import LOGS, cancel_jobs, use_patient_commands
 from lorasweep.util.slurm_commands import CLOSED, MARKS, PATIENCE
 
@@ -64,6 +66,9 @@ THREADS = 4
 
 LOCKS = Path(".snakemake/locks")
 """Folder of Snakemake's locks in the working directory."""
+
+CONFIGURATION = "configuration"
+"""Folder, in a run's folder on SLURM, of copies of the experiment's files."""
 
 LOGGER = logging.getLogger("snakemake.logging")
 """Snakemake's own logger, so that messages from here appear in its log."""
@@ -214,6 +219,21 @@ class Run:
         self._outages = OutageWatcher(self.slurm_folder)
         self._outages.start()
 
+    def keep_configuration(self, texts: Iterable[str]) -> list[Path]:
+        """Write the experiment files of this run for its SLURM jobs, and return the paths.
+
+        A job reads them when it starts, hours or days later. What is edited meanwhile is for the next run.
+        """
+        folder = self.slurm_folder / CONFIGURATION
+        folder.mkdir(exist_ok=True)
+        files = []
+        for text in texts:
+            # Jobs of an earlier run may still need its own.
+            file = folder.absolute() / f"{digest_text(text)[:16]}.yaml"
+            write_aside(file, text)
+            files.append(file)
+        return files
+
     def begin(
         self,
         wanted: Jobs,
@@ -287,6 +307,7 @@ class Run:
             shutil.rmtree(leftover, ignore_errors=True)
         if is_over:
             self._merged_models.remove_all()
+            shutil.rmtree(self.slurm_folder / CONFIGURATION, ignore_errors=True)
         drop_unused(results / TRAININGS, sweep.trainings)
         summary = summarise(results, sweep.folders, unfinished, self._failures.failures, self._command)
         try:

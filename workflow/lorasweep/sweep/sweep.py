@@ -724,10 +724,11 @@ class Sweep:
         """Return the names of the tasks that a point is evaluated on."""
         return sorted(task.name for task in self.get_tasks(point)) if point in self.evaluated else []
 
-    def get_counting_options(self, name: str) -> list[str]:
-        """Return the clean-up's options that name the training whose time is counted for this point, if any."""
+    def get_cleanup_options(self, name: str) -> list[str]:
+        """Return the clean-up's options: the training whose time is counted for this point, and its evaluation."""
         point = self.points.get(name)
-        return ["--training", str(point.training)] if point and point.is_trained else []
+        training = ["--training", str(point.training)] if point and point.is_trained else []
+        return training + (["--evaluation", self.get_evaluation_spec(name).sha256] if name in self.evaluated else [])
 
     @property
     def reading_options(self) -> list[str]:

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmarks", type=Path, required=True, help="Snakemake's measurements, by rule and point")
     parser.add_argument("--settings", type=json.loads, required=True, help="the point's settings and mode, as JSON")
     parser.add_argument("--tasks", nargs="*", default=[], help="the tasks that the point is evaluated on")
+    parser.add_argument("--evaluation", help="the digest of the evaluation that the run had planned")
     parser.add_argument("--training", help="the training whose time is counted for the point")
 
 
