@@ -857,10 +857,6 @@ class TestEpochs:
         ):
             self.expand([4, 3], variables={"epochs": [2, 4]})
 
-    def test_an_override_of_epochs_is_refused_beside_it(self) -> None:
-        with pytest.raises(InputError, match=r"controls\._override\.epochs: 5 is invalid"):
-            self.expand("all", controls={"epochs": 3, "_override": {"epochs": 5}})
-
     def test_the_best_epoch_is_the_point_as_ever_and_is_evaluated(self) -> None:
         best = self.expand("best", data={"validation": "v.jsonl"})
         assert best == self.expand("last", data={"validation": "v.jsonl"})

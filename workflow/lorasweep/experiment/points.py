@@ -363,12 +363,6 @@ def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
 def _check_epochs(experiment: Experiment, points: Sequence[Point]) -> None:
     wanted = experiment.evaluation.epochs
     trained = [point for point in points if not point.adapter and not point.epoch]
-    for point in trained if wanted != "last" else ():
-        if "epochs" in point.controls.override:
-            raise InputError(
-                f"controls._override.epochs: {point.controls.override['epochs']!r} is invalid beside evaluation.epochs",
-                "controls.epochs",
-            )
     if experiment.evaluation.validation_task and wanted != "best":
         raise InputError(
             f"evaluation.validation_task: does not go with evaluation.epochs: {wanted}, of which it chooses none",

@@ -32,7 +32,7 @@ NAME_RULE = "letters, digits and . _ + = - only, starting with a letter or a dig
 _NUMBER_AS_TEXT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
-def _number(value: Any) -> Any:
+def read_number(value: Any) -> Any:
     """Convert text such as ``1e-4`` to a number: YAML 1.1 reads it as text, because it has no dot."""
     return float(value) if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value) else value
 
@@ -122,9 +122,9 @@ def _or_none(value: str | None) -> str | None:
     return value or None
 
 
-PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_number)]
-NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(_number)]
-Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(read_number)]
+NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(read_number)]
+Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(read_number)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 TEMPLATE_DATE = "2024-07-26"
@@ -187,7 +187,7 @@ def _initialization(value: str) -> str:
 
 
 def _alpha(value: Any) -> Any:
-    number = _number(value)
+    number = read_number(value)
     if value not in ("r", "2r") and (
         isinstance(number, bool | str) or not isinstance(number, int | float) or number <= 0
     ):
@@ -304,8 +304,9 @@ class Controls(Section):
     enable_activation_checkpointing: bool = False
     """Whether to recompute activations in the backward pass, which saves memory and takes more time."""
     override: dict[str, Any] = Field(default={}, alias="_override")
-    """Keys merged into the torchtune recipe last. `${...}` refers to any key of the recipe or of `controls`. `null`
-    removes a key of a section, such as `fused` of `optimizer`. `trl`: keys of the recipe's section `trl`."""
+    """Keys merged into the torchtune recipe last; those that other keys of the experiment set are refused. `${...}`
+    refers to any key of the recipe or of `controls`. `null` removes a key of a section, such as `fused` of `optimizer`.
+    `trl`: keys of the recipe's section `trl`."""
 
     @property
     def alpha(self) -> float:
@@ -326,7 +327,7 @@ class Controls(Section):
         return self.init_lora_weights.startswith(("pissa", "olora"))
 
 
-Bounds = Annotated[list[Annotated[float, BeforeValidator(_number)]], Field(min_length=2, max_length=2)]
+Bounds = Annotated[list[Annotated[float, BeforeValidator(read_number)]], Field(min_length=2, max_length=2)]
 PositiveBounds = Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)]
 WholeBounds = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
 PositiveWholeBounds = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
@@ -715,7 +716,7 @@ class Prune(Section):
 
     after: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_increasing)]
     """Epochs after whose end settings are compared, such as `[1, 2]`; before the last epoch of every training."""
-    keep: Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)] = 0.5
+    keep: Annotated[float, Field(gt=0, le=1), BeforeValidator(read_number)] = 0.5
     """Share of the settings that go on at each of them, rounded up; `1.0`: all. Settings that differ only in `seed` are
     one, with the mean of their numbers; a tie at the border goes on."""
     by: Literal["validation_loss"] | ValidationTask = "validation_loss"
@@ -753,7 +754,7 @@ class Planning(Section):
     """Device to plan for: a name from docs/plan.md or `plan.devices`; `null`: `a100`, or `cpu` on a CPU."""
     devices: dict[str, Device] = {}
     """Additional devices, by name."""
-    efficiency: Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)] = 0.35
+    efficiency: Annotated[float, Field(gt=0, le=1), BeforeValidator(read_number)] = 0.35
     """Fraction of the device's peak FLOP/s that training reaches."""
     parallel_jobs: PositiveInt | None = None
     """Number of trainings or evaluations that run at the same time; `null`: as many as `--jobs` or `--cores`, and the
@@ -768,7 +769,7 @@ class Planning(Section):
 class Slurm(Section):
     """How a run deals with SLURM. Changing these keys reruns nothing."""
 
-    wait_hours: Annotated[float, Field(gt=0), BeforeValidator(_number)] = 24
+    wait_hours: Annotated[float, Field(gt=0), BeforeValidator(read_number)] = 24
     """Hours for which a SLURM that does not answer is asked again, before a job counts as failed."""
     mem_per_cpu: bool = False
     """Whether jobs ask for their memory per core (`--mem-per-cpu`), as some sites want, and not per node (`--mem`)."""
@@ -784,7 +785,7 @@ class Report(Section):
     checked before the first job, if the scorer tells its metrics."""
     higher_is_better: bool = True
     """Whether a higher value of the metric is better."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1), BeforeValidator(_number)] = 0.95
+    confidence: Annotated[float, Field(gt=0.5, lt=1), BeforeValidator(read_number)] = 0.95
     """Confidence level of intervals; tests use the significance level 1 - `confidence`."""
     cluster: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
     """Key of the samples' metadata that tells which samples belong together, such as the text that several questions
