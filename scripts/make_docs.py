@@ -37,6 +37,7 @@ HEAD = """\
 
 `snakemake --configfile my.yaml` runs `my.yaml` instead of the default experiment.
 `--config 'evaluation={enabled: false}'` overrides single keys of the file.
+Its values are text, but for numbers, `null`, `true`, `false`, `yes`, `no`, `on` and `off`, with quotes or without.
 Paths are relative to the directory in which Snakemake runs.
 `${section.key}` is replaced by the value of another key, anywhere in the file.
 

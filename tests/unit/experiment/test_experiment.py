@@ -104,6 +104,13 @@ def test_values_given_on_the_command_line_are_read_as_yaml() -> None:
     config = {"a": {"b": "false", "c": "8"}, "d": ["1", "x"], "e": 3, "f": "file"}
     given = {"a": {"b": "false"}, "d": ["1", "x"], "e": 3}
     assert read_overrides(config, given) == {"a": {"b": False, "c": "8"}, "d": [1, "x"], "e": 3, "f": "file"}
+    numbers = {"a": "-1.5", "b": "~", "c": "null", "d": {"e": ["0.5"]}}
+    assert read_overrides(numbers, numbers) == {"a": -1.5, "b": None, "c": None, "d": {"e": [0.5]}}
+
+
+def test_text_given_on_the_command_line_is_taken_as_it_is() -> None:
+    values = [{"text": text} for text in ("Use # for headings", "Say: {input}", "[a, b", "2024-01-31", "- a", "&", "")]
+    assert read_overrides({"d": values}, {"d": values}) == {"d": values}
 
 
 def test_every_problem_is_told_at_once() -> None:

@@ -35,8 +35,12 @@ from lorasweep.util.files import write_aside
 _Section = TypeVar("_Section", bound=Section)
 
 
+_OTHER_THAN_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float")}
+
+
 def read_overrides(config: Any, overrides: Any) -> Any:
-    """Return the configuration with the values of `overrides`, as set on the command line, parsed as YAML.
+    """Return the configuration with the values of `overrides`, as set on the command line: numbers, booleans and null
+    as YAML reads them, and text as it is.
 
     Snakemake parses `--config 'evaluation={enabled: false}'` into a mapping, and leaves its values as text.
     """
@@ -46,12 +50,10 @@ def read_overrides(config: Any, overrides: Any) -> Any:
         }
     if isinstance(overrides, list):
         return [read_overrides(value, value) for value in overrides]
-    try:
-        return yaml.safe_load(overrides) if isinstance(overrides, str) else config
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"{overrides!r} is invalid: {' '.join(str(error).split())}", "YAML", file="--config"
-        ) from error
+    if not isinstance(overrides, str) or not overrides:
+        return config
+    tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, overrides, (True, False))
+    return yaml.safe_load(overrides) if tag in _OTHER_THAN_TEXT else overrides
 
 
 def read_config(file: Path) -> dict[str, Any]:
