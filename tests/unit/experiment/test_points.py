@@ -415,6 +415,16 @@ def test_what_is_excluded_may_speak_of_the_mode_in_either_way() -> None:
     assert "lora_rank=8__mode=A" not in expand(variables=keys, exclude=["mode == 'A' and lora_rank == 8"])
 
 
+def test_what_is_excluded_may_speak_of_the_parts_of_the_mode() -> None:
+    modes = {"mode": ["A", "B1", "B2"]}
+    for condition, kept in (
+        ("merge_adapters and model_format == 'adapter'", ["mode=A", "mode=B2"]),
+        ("model_format == 'hf'", ["mode=B1", "mode=B2"]),
+        ("not merge_adapters", ["mode=A", "mode=B1"]),
+    ):
+        assert list(expand(variables=modes, exclude=[condition])) == kept
+
+
 def test_the_mode_beside_what_it_stands_for_is_refused() -> None:
     with pytest.raises(InputError, match=r"variables\.mode: replaces model_format, which is also set"):
         expand(variables={"mode": ["A"], "model_format": ["hf"]})

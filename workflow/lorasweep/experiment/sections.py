@@ -927,6 +927,11 @@ def get_mode(model_format: str, merge_adapters: bool) -> Mode:
     return "A" if model_format == "hf" else "B1" if merge_adapters else "B2"
 
 
+def split_mode(mode: Mode) -> dict[str, Any]:
+    """Return the values of `CHECKPOINT_KEYS` that a mode stands for."""
+    return {"model_format": "hf" if mode == "A" else "adapter", "merge_adapters": mode != "B2"}
+
+
 BASE_KEY = "base"
 """Key of `evaluation` that can be a variable."""
 
