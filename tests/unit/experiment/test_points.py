@@ -231,6 +231,14 @@ def test_runs_stand_beside_the_grid_with_names_values_and_overrides_of_their_own
     assert points["wide"].controls.override == {"optimizer": {"fused": True, "betas": [0.9, 0.95]}}
 
 
+def test_interpolation_in_a_runs_own_override_is_left_to_the_recipe_as_in_that_of_controls() -> None:
+    own = {"note": "${controls.lora_rank}", "optimizer": {"eps": "${lr}"}, "bad": "${"}
+    runs = [{"name": "wide", "lora_rank": 64, "seed": "${lora_rank}", "_override": own}]
+    points = expand(controls={"lora_rank": 8, "_override": {"optimizer": {"fused": True}}}, runs=runs)
+    assert points["wide"].controls.override == {**own, "optimizer": {"fused": True, "eps": "${lr}"}}
+    assert points["wide"].controls.seed == 64
+
+
 def test_a_run_is_asked_in_its_own_way_and_others_as_the_data_says(registry: Path) -> None:
     data = {"train": "t", "system_prompt": "Be brief.", "prompt": "Say {input}"}
     runs = [{"name": "own", "prompt": "Tell {input}"}, {"name": "bare", "prompt": "", "system_prompt": None}]

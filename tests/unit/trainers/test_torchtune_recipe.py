@@ -109,7 +109,10 @@ def test_the_text_of_a_given_template_stands_in_the_recipe(model: Path) -> None:
 class TestOverride:
     def test_it_is_merged_last_and_interpolated_by_recipe_and_controls(self, model: Path) -> None:
         override = {"optimizer": {"foreach": True, "eps": "${optimizer.lr}"}, "log_every_n_steps": "${lora_rank}"}
+        override["note"] = "${controls.lora_alpha}"
         made = make(model, override, lr=1e-3, lora_rank=4)
+        assert made["note"] == 8
+        assert "controls" not in made
         assert made["optimizer"]["foreach"] is True
         assert made["optimizer"]["eps"] == 1e-3
         assert made["log_every_n_steps"] == 4

@@ -112,7 +112,7 @@ def _find_duplicates(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str
 def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
     """Read an experiment from the plain mapping into which Snakemake merges the file and `--config`.
 
-    `source` names the file in messages. `${...}` is resolved everywhere except in `controls._override`, whose
+    `source` names the file in messages. `${...}` is resolved everywhere except in `_override`, also a run's own, whose
     interpolations refer to the recipe and are resolved when the recipe is built, and where it stands in `controls` or
     in a run for another setting of the same point.
 
@@ -138,7 +138,10 @@ def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
         override = {"_override": controls["_override"]} if "_override" in controls else {}
         plain["controls"] = {key: value for key, value in controls.items() if key not in {*derived, *override}}
     runs = plain["runs"] if isinstance(plain.get("runs"), list) else []
-    own = [find_derived(run) if isinstance(run, Mapping) else {} for run in runs]
+    own: list[dict[str, Any]] = [
+        find_derived(run) | {key: run[key] for key in ("_override",) if key in run} if isinstance(run, Mapping) else {}
+        for run in runs
+    ]
     for index, texts in enumerate(own):
         for key in DATA_KEYS:
             if texts.get(key, "").startswith("hf:"):

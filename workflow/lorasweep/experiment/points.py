@@ -15,8 +15,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lorasweep.experiment.grid import check_mode, check_set, choose_data, derive_controls, make_combinations
 from lorasweep.experiment.interpolation import derive, find_derived
 from lorasweep.experiment.loading import parse_section, parse_setting
@@ -438,10 +436,17 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
     check_set(experiment, parsed, where)
     point = replace(_make_point(experiment, parsed), adapter=adapter)
     if override:
-        merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
+        merged = _merge(point.controls.override, override)
         controls = parse_section(Controls, {**point.controls.model_dump(by_alias=True), "_override": merged})
         point = replace(point, controls=controls)
     return replace(point, name=name, is_run=True, tasks=None if tasks is None else tuple(tasks))
+
+
+def _merge(keys: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping with `own` merged over it, and mappings within alike."""
+    both = {key: (keys[key], own[key]) for key in own if key in keys}
+    within = {key: _merge(*pair) for key, pair in both.items() if all(isinstance(value, dict) for value in pair)}
+    return {**keys, **own, **within}
 
 
 def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:

@@ -10,7 +10,13 @@ from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.experiment.sections import Controls, Data, DataKey, read_number
 from lorasweep.layout import STATE
 from lorasweep.trainers import TrainingSpec
-from lorasweep.trainers.sections import describe_best_epoch, describe_samples, describe_tokenizer, dump_recipe
+from lorasweep.trainers.sections import (
+    describe_best_epoch,
+    describe_samples,
+    describe_tokenizer,
+    dump_recipe,
+    get_references,
+)
 from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
 from lorasweep.util.errors import InputError
 
@@ -300,8 +306,7 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
     `null` removes a key of a section, so that the section's component gets its own default. A key outside of sections
     stays, as torchtune reads it: there, `null` is a value.
     """
-    plain = {"gpus": spec.controls.gpus, **spec.controls.model_dump(exclude={"override"})}
-    variables = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
+    variables = {key: value for key, value in get_references(spec.controls).items() if key not in made}
     merged: Any = made
     if override:
         try:
