@@ -39,6 +39,16 @@ def test_a_number_without_a_dot_is_a_number_although_yaml_says_text(written: str
     assert load(f"controls: {{lr: {written}}}").controls.lr == 0.001
 
 
+@pytest.mark.parametrize(
+    "more", ["", "\nexperiment: {name: x, question: '${model.path}'}"], ids=["plain", "interpolated"]
+)
+def test_the_date_of_templates_needs_no_quotes(more: str) -> None:
+    text = "data: {train: t, template_date: 2024-01-31}\nvariables: {template_date: [2024-02-01]}" + more
+    experiment = load(text)
+    assert experiment.data.template_date == "2024-01-31"
+    assert experiment.variables == {"template_date": ["2024-02-01"]}
+
+
 def test_interpolation_reaches_other_sections_and_leaves_the_override_to_the_recipe() -> None:
     experiment = load(
         "evaluation: {base_model: '${model.path}', tasks: [a.py]}\ncontrols: {_override: {optimizer: {lr: '${lr}'}}}"
@@ -65,6 +75,20 @@ BAD = [
     ("model: {dtype: bf16}", ["'model.path'", "missing"]),
     ("model: {path: base, dtype: fp8}", ["model.dtype", "'fp8'", "'bf16', 'fp16' or 'fp32'"]),
     ("model: {path: '${no.such}'}", ["no.such", "model.path"]),
+    (
+        "evaluation: {tasks: [{task: a.py, args: {since: 2024-01-31}}]}",
+        ["evaluation.tasks.0.args.since: 2024-01-31 is a date", "text in quotes: '2024-01-31'"],
+    ),
+    ("controls: {_override: {note: 2024-01-31 10:00:00}}", ["controls._override.note: 2024-01-31 10:00:00 is a date"]),
+    (
+        "evaluation: {tasks: [{task: a.py, args: {few: {1: a, two: b}}}]}",
+        ["evaluation.tasks.0.args.few.1: the key 1 is not text", "the key in quotes"],
+    ),
+    ("2024-01-31: a", ["2024-01-31: the key datetime.date(2024, 1, 31) is not text"]),
+    ("data: {sets: {2024: {train: a}}}", ["data.sets.2024: the key 2024 is not text"]),
+    ("runs: [{name: a, _override: {note: !!set {a}}}]", ["runs.0._override.note: {'a'} is invalid", "a mapping"]),
+    ("evaluation: {tasks: [{task: a, solver: b, solver_args: {a: [.inf]}}]}", ["solver_args.a.0: inf is invalid"]),
+    ("evaluation: {model_roles: {grader: {model: openai/a, config: {top_p: .nan}}}}", ["config.top_p: nan is"]),
     ("experiment: {name: ../elsewhere}", ["experiment.name", "'../elsewhere'", "letters, digits"]),
     ("experiment: {name: 'a b'}", ["experiment.name", "'a b'"]),
     ("experiment: {name: a..b}", ["experiment.name", "'a..b'"]),

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import date
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -120,15 +122,44 @@ def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
         InputError: A value is invalid. The message has one line per problem.
     """
     with naming_file(source):
-        experiment = _parse_experiment(config)
+        experiment = _parse_experiment(_read_plain(config))
         if not experiment.model.path and not experiment.models:
             raise InputError("the key 'model.path' is missing")
         return experiment
 
 
-def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
-    plain = dict(config)
-    if "${" not in json.dumps(plain, default=str):  # OmegaConf takes seconds for tens of thousands of values
+_ARGUMENTS = {"args", "solver_args", "scorer_args", "config"}
+"""Keys of what is handed over as JSON, which has no word for numbers that are not finite."""
+
+
+def _read_plain(value: Any, path: tuple[str, ...] = ()) -> Any:
+    """Return a value of the file, checked for what YAML has and no key takes. Dates are `template_date`'s alone.
+
+    Recipes, records and tasks would get another value, or none.
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"{'.'.join((*path, str(key)))}: the key {key!r} is not text", "the key in quotes")
+        return {key: _read_plain(item, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_read_plain(item, (*path, str(index))) for index, item in enumerate(value)]
+    where = ".".join(path)
+    if isinstance(value, date):
+        if "template_date" in path:
+            return value.isoformat()
+        raise InputError(f"{where}: {value} is a date", f"text in quotes: '{value}'")
+    if value is not None and not isinstance(value, str | int | float):
+        raise InputError(
+            f"{where}: {value!r} is invalid", "text, a number, true, false, null, a list or a mapping, as YAML has them"
+        )
+    if isinstance(value, float) and not isfinite(value) and _ARGUMENTS & {*path}:
+        raise InputError(f"{where}: {value} is invalid", "a finite number; or text in quotes")
+    return value
+
+
+def _parse_experiment(plain: dict[str, Any]) -> Experiment:
+    if "${" not in json.dumps(plain):  # OmegaConf takes seconds for tens of thousands of values
         return parse_section(Experiment, plain)
     override: dict[str, Any] = {}
     derived: dict[str, str] = {}
