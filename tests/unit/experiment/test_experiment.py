@@ -68,6 +68,14 @@ BAD = [
     ("controls: {lora_rank: '8'}", ["controls.lora_rank", "'8'", "integer"]),
     ("controls: {lora_rank: eight}", ["controls.lora_rank", "'eight'", "integer"]),
     ("controls: {lr: fast}", ["controls.lr", "'fast'", "number"]),
+    ("controls: {lr: .inf}", ["controls.lr", "inf", "finite number"]),
+    ("controls: {lr: 1e999}", ["controls.lr", "inf", "finite number"]),
+    ("controls: {weight_decay: .nan}", ["controls.weight_decay", "nan", "finite number"]),
+    *(
+        (f"controls: {{lora_alpha: {said}}}", ["controls.lora_alpha", "a finite number"])
+        for said in (".inf", ".nan", 0)
+    ),
+    ("sample: {points: 1, space: {lr: {uniform: [0, .inf]}}}", ["sample.space.lr.uniform.1", "finite number"]),
     ("controls: {lr: 0}", ["controls.lr", "0", "greater than 0"]),
     ("controls: {lora_dropout: 1.5}", ["controls.lora_dropout", "1.5", "less than 1"]),
     ("controls: {lora_attn_modules: [q_proj, o_proj]}", ["controls.lora_attn_modules.1", "'o_proj'", "output_proj"]),

@@ -704,7 +704,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ),
     (
         {"controls": {"lora_alpha": "${lora_dropout}"}, "variables": {"seed": [0]}},
-        ["controls.lora_alpha (${lora_dropout}): 0 is invalid", "a number above 0, r, or 2r"],
+        ["controls.lora_alpha (${lora_dropout}): 0 is invalid", "a finite number above 0, r, or 2r"],
     ),
 ]
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from itertools import pairwise
+from math import inf
 from string import Formatter
 from typing import Annotated, Any, Literal, get_args
 
@@ -122,8 +123,8 @@ def _or_none(value: str | None) -> str | None:
     return value or None
 
 
-PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(read_number)]
-NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(read_number)]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(read_number)]
+NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(read_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(read_number)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -189,9 +190,9 @@ def _initialization(value: str) -> str:
 def _alpha(value: Any) -> Any:
     number = read_number(value)
     if value not in ("r", "2r") and (
-        isinstance(number, bool | str) or not isinstance(number, int | float) or number <= 0
+        isinstance(number, bool | str) or not isinstance(number, int | float) or not 0 < number < inf
     ):
-        raise ValueError("a number above 0, r, or 2r")
+        raise ValueError("a finite number above 0, r, or 2r")
     return number
 
 
@@ -327,7 +328,9 @@ class Controls(Section):
         return self.init_lora_weights.startswith(("pissa", "olora"))
 
 
-Bounds = Annotated[list[Annotated[float, BeforeValidator(read_number)]], Field(min_length=2, max_length=2)]
+Bounds = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False), BeforeValidator(read_number)]], Field(min_length=2, max_length=2)
+]
 PositiveBounds = Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)]
 WholeBounds = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
 PositiveWholeBounds = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
