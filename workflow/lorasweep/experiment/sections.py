@@ -564,7 +564,8 @@ class AnyTask(Section):
     name: Name | None = None
     """Name of the task in log files and in the table; `null`: the task's own name."""
     args: dict[str, Any] = {}
-    """Arguments of the task. Inspect runs a task in the folder of its file: relative paths start there."""
+    """Arguments of the task. Inspect runs a task in the folder of its file: relative paths start there. A number
+    with an exponent needs a dot here, as in `1.0e-4`: YAML has text in `1e-4`."""
     files: list[PathText] = []
     """Other files that the task reads (data sets, modules). Changing one repeats the evaluation, as for `file.py`."""
     limit: PositiveInt | None = None

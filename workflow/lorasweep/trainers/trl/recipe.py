@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.checkpoints.lora import find_modules
-from lorasweep.experiment.sections import Controls
+from lorasweep.experiment.sections import Controls, read_number
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
 from lorasweep.trainers import TrainingSpec
 from lorasweep.trainers.sections import (
@@ -138,7 +138,7 @@ def _check_override(override: Mapping[str, Any]) -> None:
 
 def _merge(controls: Controls, arguments: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     """Merge the override over the arguments, and resolve `${...}` from these and the controls."""
-    merged = arguments | override
+    merged = arguments | _read_numbers(override)
     if "${" not in json.dumps(override):
         return merged
     # The environment of the training lacks it.
@@ -150,6 +150,13 @@ def _merge(controls: Controls, arguments: dict[str, Any], override: dict[str, An
     except OmegaConfBaseException as error:
         raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
     return {key: resolved[key] for key in merged}
+
+
+def _read_numbers(value: Any) -> Any:
+    """Return a value with its numbers as such, as torchtune reads its recipes: YAML 1.1 has text in `1e-8`."""
+    if isinstance(value, dict):
+        return {key: _read_numbers(item) for key, item in value.items()}
+    return [_read_numbers(item) for item in value] if isinstance(value, list) else read_number(value)
 
 
 def _describe_lora(controls: Controls) -> dict[str, Any]:
