@@ -99,6 +99,8 @@ BAD = [
     ("evaluation: {model_roles: {grader: {model: openai/a, config: {top_p: .nan}}}}", ["config.top_p: nan is"]),
     ("experiment: {name: ../elsewhere}", ["experiment.name", "'../elsewhere'", "letters, digits"]),
     ("experiment: {name: 'a b'}", ["experiment.name", "'a b'"]),
+    (f"evaluation: {{tasks: [{{task: a.py, name: {'a' * 201}}}]}}", ["evaluation.tasks.0.name", "at most 200"]),
+    ("controls: {seed: 4294967296}", ["controls.seed", "less than or equal to 4294967295"]),
     ("experiment: {name: a..b}", ["experiment.name", "'a..b'"]),
     *(
         (f"model: {{path: '{path}'}}", ["model.path", repr(path), "or hf://org/name[@revision]"])

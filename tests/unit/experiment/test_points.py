@@ -657,6 +657,10 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"runs": [{"name": n, "prompt": p} for n, p in (("a", ""), ("b", "{input}"))]}, ["'a' and 'b' are the same"]),
     ({"runs": [{"name": "a"}, {"name": "b", "max_samples": None}]}, ["'a' and 'b' are the same"]),
     ({"runs": [{"name": "a"}, {"name": "b", "train": "t"}]}, ["'a' and 'b' are the same"]),
+    (
+        {"variables": {"lora_attn_modules": [["q_proj", "v_proj"], ["v_proj", "q_proj"]]}},
+        ["'lora_attn_modules=q_proj+v_proj' and 'lora_attn_modules=v_proj+q_proj' are the same"],
+    ),
     ({"variables": {"max_samples": [0]}}, ["variables.max_samples.0", "0", "greater than or equal to 1"]),
     (
         {"variables": {"train": ["hf://x"]}},

@@ -66,6 +66,9 @@ SEPARATOR = "__"
 SCIENTIFIC_KEYS = ("lr", "weight_decay")
 """Keys whose values are written as `1e-2` in names. Values of other keys are written as `0.01`."""
 
+_SETS = ("lora_attn_modules", "lora_modules", "modules_to_save")
+"""Keys whose lists have no order."""
+
 _DEFAULTS = {**dict(Data()), **dict(Controls()), TRAINER_KEY: DEFAULT_TRAINER, BASE_KEY: "full"}
 
 
@@ -600,6 +603,7 @@ def _refuse_duplicates(points: Sequence[Point]) -> None:
             raise InputError(f"'{point.name}' is a reserved name", "another name")
         data = point.data.asked if point.adapter else point.data
         settings = vars(point.controls) | point.settings | vars(data)
+        settings |= {key: sorted({*settings[key]}) for key in _SETS if isinstance(settings[key], list)}
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
             hint = "; merge_adapters has no effect if model_format is hf" if point.mode == "A" else ""

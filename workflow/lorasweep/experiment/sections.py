@@ -30,6 +30,9 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"
 
 NAME_RULE = "letters, digits and . _ + = - only, starting with a letter or a digit, without '..'"
 
+_LONGEST_NAME = 200
+"""A file's name may have 255 characters; the rest is for suffixes."""
+
 _NUMBER_AS_TEXT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
@@ -39,8 +42,8 @@ def read_number(value: Any) -> Any:
 
 
 def _name(value: str) -> str:
-    if not re.fullmatch(NAME_PATTERN, value) or ".." in value:
-        raise ValueError(f"a name of {NAME_RULE}")
+    if not re.fullmatch(NAME_PATTERN, value) or ".." in value or len(value) > _LONGEST_NAME:
+        raise ValueError(f"a name of {NAME_RULE}, of at most {_LONGEST_NAME} characters")
     return value
 
 
@@ -128,6 +131,7 @@ NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeVal
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(read_number)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy takes no other
 TEMPLATE_DATE = "2024-07-26"
 """Default of `data.template_date`: the date that Llama's templates write where there is no clock."""
 
@@ -298,7 +302,7 @@ class Controls(Section):
     """The most tokens of a sample; `data.too_long` says what happens to longer ones. `null`: no limit."""
     packed: bool = False
     """Whether several samples are packed into one sequence of `max_seq_len` tokens."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the adapter's initial weights and of dropout. The order of the data does not depend on it (torchtune)."""
     compile: bool = False
     """Whether to use torch.compile."""
@@ -702,7 +706,7 @@ class Evaluation(Section):
     """Maximum tokens per answer; `null`: Inspect's default."""
     temperature: NonNegativeNumber = 0.0
     """0: greedy decoding; above 0: sampling."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of sampling."""
 
     @property
