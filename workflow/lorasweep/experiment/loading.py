@@ -54,7 +54,7 @@ def read_overrides(config: Any, overrides: Any) -> Any:
         return [read_overrides(value, value) for value in overrides]
     if not isinstance(overrides, str) or not overrides:
         return config
-    tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, overrides, (True, False))
+    tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, overrides, (True, False))  # type: ignore[no-untyped-call]
     return yaml.safe_load(overrides) if tag in _OTHER_THAN_TEXT else overrides
 
 

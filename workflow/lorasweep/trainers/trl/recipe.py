@@ -138,7 +138,7 @@ def _check_override(override: Mapping[str, Any]) -> None:
 
 def _merge(controls: Controls, arguments: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
     """Merge the override over the arguments, and resolve `${...}` from these and the controls."""
-    merged = arguments | _read_numbers(override)
+    merged: dict[str, Any] = arguments | _read_numbers(override)
     if "${" not in json.dumps(override):
         return merged
     # The environment of the training lacks it.
