@@ -39,7 +39,8 @@ HEAD = """\
 `--config 'evaluation={enabled: false}'` overrides single keys of the file.
 Its values are text, but for numbers, `null`, `true`, `false`, `yes`, `no`, `on` and `off`, with quotes or without.
 Paths are relative to the directory in which Snakemake runs.
-`${section.key}` is replaced by the value of another key, anywhere in the file.
+`${section.key}` is replaced by the value of another key, anywhere in the file but in an `_override`, where it is a key
+of the recipe or of `controls`.
 
 A sweep has a point for every combination of the values in `variables` that `exclude` does not remove, and one for each
 of the `runs`:
