@@ -37,8 +37,10 @@ HEAD = """\
 
 `snakemake --configfile my.yaml` runs `my.yaml` instead of the default experiment.
 `--config 'evaluation={enabled: false}'` overrides single keys of the file.
+Its values are text, but for numbers, `null`, `true`, `false`, `yes`, `no`, `on` and `off`, with quotes or without.
 Paths are relative to the directory in which Snakemake runs.
-`${section.key}` is replaced by the value of another key, anywhere in the file.
+`${section.key}` is replaced by the value of another key, anywhere in the file but in an `_override`, where it is a key
+of the recipe or of `controls`.
 
 A sweep has a point for every combination of the values in `variables` that `exclude` does not remove, and one for each
 of the `runs`:
@@ -302,7 +304,7 @@ def name_type(entry: dict[str, Any]) -> str:
         return f"list of {name_type(entry.get('items', {}))}"
     words = {"object": "mapping", "string": "text", "boolean": "`true` or `false`", "integer": "whole number"}
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    said = " ".join(f"{sign} {entry[key]:g}" for key, sign in bounds.items() if key in entry)
+    said = " ".join(f"{sign} {entry[key]:.10g}" for key, sign in bounds.items() if key in entry)
     return f"{words.get(kind, kind)} {said}".strip()
 
 

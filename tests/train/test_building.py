@@ -50,8 +50,8 @@ def test_what_can_be_built_is_no_fault(make: Callable[..., Path], override: dict
 BAD = [
     ({"optimizer": {"_component_": "torchao.optim.AdamW8bit"}}, "optimizer", "keyword argument 'fused'"),
     ({"optimizer": {"_component_": "torch.optim.Adamw"}}, "optimizer", "No module named 'torch.optim.Adamw'"),
-    ({"optimizer": {"lr": -1.0}}, "optimizer", "Invalid learning rate: -1.0"),
-    ({"lr_scheduler": {"num_warmup_steps": None}}, "lr_scheduler", "num_warmup_steps"),
+    ({"optimizer": {"eps": -1.0}}, "optimizer", "Invalid epsilon value: -1.0"),
+    ({"lr_scheduler": {"num_cycle": 1}}, "lr_scheduler", "num_cycle"),
     ({"loss": {"num_output_chunk": 4}}, "loss", "num_output_chunk"),
     ({"model": {"num_kv_heads": 3}}, "model", "num_kv_heads"),
     ({"model": {"lora_ranks": 3}}, "model", "lora_ranks"),

@@ -5,6 +5,7 @@ import builtins
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -59,6 +60,11 @@ def call_with(**changes: str) -> dict[str, Any]:
     return written
 
 
+def uncomment(text: str) -> str:
+    """Remove the first # of each line that is a comment after its indentation."""
+    return re.sub("^( +)#", r"\1", text, flags=re.MULTILINE)
+
+
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Make this a terminal at which these answers are given; what is asked is in the list that is returned."""
@@ -105,6 +111,13 @@ def test_each_key_has_a_comment_and_the_file_is_a_page() -> None:
     assert max(map(len, lines)) <= 120
     keys = [line for line in lines if ":" in line and not line.startswith(("experiment:", "#", "    -"))]
     assert all("  # " in line for line in keys)
+
+
+def test_a_key_that_is_a_comment_is_a_key_without_its_first_sign() -> None:
+    call_with(task="tasks.py@mine")
+    written = yaml.safe_load(uncomment(Path("my.yaml").read_text()))
+    assert written["variables"] == {"lora_rank": [8, 16, 32], "lr": ["1e-4", "3e-4", "1e-3"]}
+    assert written["evaluation"]["max_tokens"] == 256
 
 
 @pytest.mark.parametrize(
@@ -161,10 +174,8 @@ def test_columns_of_other_names_are_named_by_an_option() -> None:
 
 def test_without_a_task_points_are_trained_only_and_the_file_says_how_to_add_one() -> None:
     assert call_with()["evaluation"] == {"enabled": False}
-    text = Path("my.yaml").read_text()
-    added = text.replace("  # tasks:", "  tasks:").replace("  #   - tasks/mine.py@mine", "    - tasks.py@mine")
-    lines = [line for line in added.splitlines() if "enabled:" not in line]
-    assert yaml.safe_load("\n".join(lines))["evaluation"] == {"tasks": ["tasks.py@mine"]}
+    lines = [line for line in Path("my.yaml").read_text().splitlines() if "enabled:" not in line]
+    assert yaml.safe_load(uncomment("\n".join(lines)))["evaluation"] == {"tasks": ["tasks/mine.py@mine"]}
 
 
 def test_several_tasks_a_registered_one_and_the_only_one_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:

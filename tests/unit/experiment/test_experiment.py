@@ -39,6 +39,16 @@ def test_a_number_without_a_dot_is_a_number_although_yaml_says_text(written: str
     assert load(f"controls: {{lr: {written}}}").controls.lr == 0.001
 
 
+@pytest.mark.parametrize(
+    "more", ["", "\nexperiment: {name: x, question: '${model.path}'}"], ids=["plain", "interpolated"]
+)
+def test_the_date_of_templates_needs_no_quotes(more: str) -> None:
+    text = "data: {train: t, template_date: 2024-01-31}\nvariables: {template_date: [2024-02-01]}" + more
+    experiment = load(text)
+    assert experiment.data.template_date == "2024-01-31"
+    assert experiment.variables == {"template_date": ["2024-02-01"]}
+
+
 def test_interpolation_reaches_other_sections_and_leaves_the_override_to_the_recipe() -> None:
     experiment = load(
         "evaluation: {base_model: '${model.path}', tasks: [a.py]}\ncontrols: {_override: {optimizer: {lr: '${lr}'}}}"
@@ -58,6 +68,14 @@ BAD = [
     ("controls: {lora_rank: '8'}", ["controls.lora_rank", "'8'", "integer"]),
     ("controls: {lora_rank: eight}", ["controls.lora_rank", "'eight'", "integer"]),
     ("controls: {lr: fast}", ["controls.lr", "'fast'", "number"]),
+    ("controls: {lr: .inf}", ["controls.lr", "inf", "finite number"]),
+    ("controls: {lr: 1e999}", ["controls.lr", "inf", "finite number"]),
+    ("controls: {weight_decay: .nan}", ["controls.weight_decay", "nan", "finite number"]),
+    *(
+        (f"controls: {{lora_alpha: {said}}}", ["controls.lora_alpha", "a finite number"])
+        for said in (".inf", ".nan", 0)
+    ),
+    ("sample: {points: 1, space: {lr: {uniform: [0, .inf]}}}", ["sample.space.lr.uniform.1", "finite number"]),
     ("controls: {lr: 0}", ["controls.lr", "0", "greater than 0"]),
     ("controls: {lora_dropout: 1.5}", ["controls.lora_dropout", "1.5", "less than 1"]),
     ("controls: {lora_attn_modules: [q_proj, o_proj]}", ["controls.lora_attn_modules.1", "'o_proj'", "output_proj"]),
@@ -65,8 +83,24 @@ BAD = [
     ("model: {dtype: bf16}", ["'model.path'", "missing"]),
     ("model: {path: base, dtype: fp8}", ["model.dtype", "'fp8'", "'bf16', 'fp16' or 'fp32'"]),
     ("model: {path: '${no.such}'}", ["no.such", "model.path"]),
+    (
+        "evaluation: {tasks: [{task: a.py, args: {since: 2024-01-31}}]}",
+        ["evaluation.tasks.0.args.since: 2024-01-31 is a date", "text in quotes: '2024-01-31'"],
+    ),
+    ("controls: {_override: {note: 2024-01-31 10:00:00}}", ["controls._override.note: 2024-01-31 10:00:00 is a date"]),
+    (
+        "evaluation: {tasks: [{task: a.py, args: {few: {1: a, two: b}}}]}",
+        ["evaluation.tasks.0.args.few.1: the key 1 is not text", "the key in quotes"],
+    ),
+    ("2024-01-31: a", ["2024-01-31: the key datetime.date(2024, 1, 31) is not text"]),
+    ("data: {sets: {2024: {train: a}}}", ["data.sets.2024: the key 2024 is not text"]),
+    ("runs: [{name: a, _override: {note: !!set {a}}}]", ["runs.0._override.note: {'a'} is invalid", "a mapping"]),
+    ("evaluation: {tasks: [{task: a, solver: b, solver_args: {a: [.inf]}}]}", ["solver_args.a.0: inf is invalid"]),
+    ("evaluation: {model_roles: {grader: {model: openai/a, config: {top_p: .nan}}}}", ["config.top_p: nan is"]),
     ("experiment: {name: ../elsewhere}", ["experiment.name", "'../elsewhere'", "letters, digits"]),
     ("experiment: {name: 'a b'}", ["experiment.name", "'a b'"]),
+    (f"evaluation: {{tasks: [{{task: a.py, name: {'a' * 201}}}]}}", ["evaluation.tasks.0.name", "at most 200"]),
+    ("controls: {seed: 4294967296}", ["controls.seed", "less than or equal to 4294967295"]),
     ("experiment: {name: a..b}", ["experiment.name", "'a..b'"]),
     *(
         (f"model: {{path: '{path}'}}", ["model.path", repr(path), "or hf://org/name[@revision]"])
@@ -104,6 +138,13 @@ def test_values_given_on_the_command_line_are_read_as_yaml() -> None:
     config = {"a": {"b": "false", "c": "8"}, "d": ["1", "x"], "e": 3, "f": "file"}
     given = {"a": {"b": "false"}, "d": ["1", "x"], "e": 3}
     assert read_overrides(config, given) == {"a": {"b": False, "c": "8"}, "d": [1, "x"], "e": 3, "f": "file"}
+    numbers = {"a": "-1.5", "b": "~", "c": "null", "d": {"e": ["0.5"]}}
+    assert read_overrides(numbers, numbers) == {"a": -1.5, "b": None, "c": None, "d": {"e": [0.5]}}
+
+
+def test_text_given_on_the_command_line_is_taken_as_it_is() -> None:
+    values = [{"text": text} for text in ("Use # for headings", "Say: {input}", "[a, b", "2024-01-31", "- a", "&", "")]
+    assert read_overrides({"d": values}, {"d": values}) == {"d": values}
 
 
 def test_every_problem_is_told_at_once() -> None:

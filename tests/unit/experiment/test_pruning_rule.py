@@ -192,7 +192,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"evaluation": {"epochs": "best"}}, "prune: does not go with evaluation.epochs: best"),
     ({"evaluation": {"epochs": [4]}}, r"prune: does not go with evaluation.epochs: \[4\]"),
     ({"data": {"train": "t"}}, r"prune.by: 'validation_loss' is invalid without data.validation \(point 'lr=1e-4'\)"),
-    ({"controls": {"epochs": 4, "_override": {"epochs": 1}}}, "controls._override.epochs: 1 is invalid beside prune"),
 ]
 
 

@@ -80,6 +80,7 @@ def test_a_registered_task_is_called_after_its_last_part() -> None:
         ("{file}@words", {"args": {"sise": 1}}, "did you mean 'size'"),
         ("{file}@needs", {"args": {"a": 1}}, "needs b, c, which have no default"),
         ("{file}@words", {"files": ["none.jsonl"]}, "no such file: none.jsonl"),
+        ("inspect_evals/arc_easy", {"files": ["none.jsonl"]}, "evaluation.tasks.0.files.0: no such file: none.jsonl"),
         (
             "{file}@words",
             {"solver": "none.py@think"},
@@ -102,10 +103,12 @@ def test_a_task_that_does_not_exist_is_refused(tasks_file: Path, task: str, keys
 
 
 def test_a_solver_and_a_scorer_are_found_where_they_are(tasks_file: Path) -> None:
+    data = tasks_file.with_name("data.csv")
+    data.write_text("a\n")
     [entry] = get_tasks(
-        [named("pkg/t", solver=f"{tasks_file}@think", solver_args={"steps": 2}, scorer="match", files=["data.csv"])]
+        [named("pkg/t", solver=f"{tasks_file}@think", solver_args={"steps": 2}, scorer="match", files=[str(data)])]
     )
-    assert entry.files == [str(tasks_file), "data.csv"]
+    assert entry.files == [str(tasks_file), str(data)]
     assert entry.registered == [("task", "pkg/t"), ("scorer", "match")]
 
 

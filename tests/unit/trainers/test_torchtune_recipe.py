@@ -108,9 +108,12 @@ def test_the_text_of_a_given_template_stands_in_the_recipe(model: Path) -> None:
 
 class TestOverride:
     def test_it_is_merged_last_and_interpolated_by_recipe_and_controls(self, model: Path) -> None:
-        override = {"optimizer": {"weight_decay": 0.5, "eps": "${optimizer.lr}"}, "log_every_n_steps": "${lora_rank}"}
+        override = {"optimizer": {"foreach": True, "eps": "${optimizer.lr}"}, "log_every_n_steps": "${lora_rank}"}
+        override["note"] = "${controls.lora_alpha}"
         made = make(model, override, lr=1e-3, lora_rank=4)
-        assert made["optimizer"]["weight_decay"] == 0.5
+        assert made["note"] == 8
+        assert "controls" not in made
+        assert made["optimizer"]["foreach"] is True
         assert made["optimizer"]["eps"] == 1e-3
         assert made["log_every_n_steps"] == 4
 
@@ -133,20 +136,22 @@ class TestOverride:
 
     def test_null_removes_a_key_of_a_section_and_is_a_value_outside_of_sections(self, model: Path) -> None:
         override = {
-            "optimizer": {"fused": None, "weight_decay": None},
+            "optimizer": {"fused": None},
             "profiler": {"schedule": {"wait_steps": None, "active_steps": 1}},
-            "clip_grad_norm": None,
+            "log_level": None,
         }
-        made = make(model, override, clip_grad_norm=1.0, lr=1e-3)
-        assert made["optimizer"] == {"_component_": "torch.optim.AdamW", "lr": 1e-3}
+        made = make(model, override, lr=1e-3)
+        assert made["optimizer"] == {"_component_": "torch.optim.AdamW", "weight_decay": 0.01, "lr": 1e-3}
         assert made["profiler"]["schedule"] == {"active_steps": 1}
-        assert made["clip_grad_norm"] is None
+        assert made["log_level"] is None
         assert make(model)["tokenizer"]["max_seq_len"] is None
 
     def test_null_removes_what_another_component_of_a_section_does_not_take(self, model: Path) -> None:
         own = {"_component_": "my_data.load", "format": None, "column_map": None, "too_long": None}
         made = make(model, {"dataset": {**own, "new_system_prompt": None, "train_on_input": None, "packed": None}})
         assert made["dataset"] == {"_component_": "my_data.load", "data_files": "train.jsonl"}
+        plain = {"_component_": "my_optimizers.Plain", "fused": None, "weight_decay": None}
+        assert make(model, {"optimizer": plain})["optimizer"] == {"_component_": "my_optimizers.Plain", "lr": 3e-4}
         with pytest.raises(InputError, match=r"dataset\.data_files: None is invalid: this is set by data\.train"):
             make(model, {"dataset": {**own, "data_files": None}})
 
@@ -160,6 +165,36 @@ class TestOverride:
             make(model, as_none, data=Data(train="t", prompt="Say {input}"))
         with pytest.raises(InputError, match="None contradicts the variable 'lr'"):
             make(model, {"optimizer": {"lr": None}}, swept=("lr",))
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ({"seed": 7}, "seed: 7 is invalid: this is set by controls.seed, which is 0. Expected: controls.seed: 7"),
+            ({"seed": None}, "seed: None is invalid"),
+            ({"batch_size": 64}, "Expected: controls.batch_size: 64"),
+            ({"epochs": 5}, "epochs: 5 is invalid"),
+            ({"clip_grad_norm": 1.0}, "clip_grad_norm: 1.0 is invalid: this is set by controls.clip_grad_norm"),
+            ({"model": {"lora_alpha": 64}}, "model.lora_alpha: 64 is invalid: this is set by controls.lora_alpha"),
+            ({"model": {"_component_": "my.builder", "lora_alpha": None}}, "Expected: controls.lora_alpha: null"),
+            ({"model": {"lora_alpha": "${lora_rank}"}}, "Expected: controls.lora_alpha: 8"),
+            ({"optimizer": {"lr": "1e-3"}}, "optimizer.lr: '1e-3' is invalid: this is set by controls.lr"),
+            ({"optimizer": {"weight_decay": None}}, "optimizer.weight_decay: None is invalid"),
+            ({"tokenizer": {"max_seq_len": 64}}, "Expected: controls.max_seq_len: 64"),
+            ({"dataset": {"packed": True}}, "Expected: controls.packed: True"),
+        ],
+    )
+    def test_what_a_control_sets_cannot_be_overridden_since_the_table_has_the_control(
+        self, model: Path, override: dict[str, Any], said: str
+    ) -> None:
+        with pytest.raises(InputError) as error:
+            make(model, override)
+        assert said in str(error.value)
+
+    def test_the_value_of_a_control_may_be_said_again(self, model: Path) -> None:
+        said = {"optimizer": {"lr": "3e-4", "weight_decay": 0.01}, "model": {"lora_alpha": 16}, "batch_size": 2}
+        made = make(model, said)
+        assert {**made, "optimizer": {**made["optimizer"], "lr": 3e-4}} == make(model)
+        assert make(model, {"model": {"lora_rank": "${lora_rank}"}}, swept=("lora_rank",), lora_rank=4)
 
     def test_what_the_workflow_does_anyway_may_be_said(self, model: Path) -> None:
         said = {"model": {"use_dora": False}, "resume_from_checkpoint": False, "dtype": "bf16", "device": "cpu"}

@@ -156,3 +156,19 @@ def test_what_cannot_be_trained_with_is_refused(make: Make, settings: dict[str, 
 
 def test_an_override_is_of_trls_arguments(make: Make) -> None:
     assert read(make(_override={"adam_beta2": 0.95}))["trl"]["adam_beta2"] == 0.95
+
+
+def test_a_number_of_an_override_is_a_number_without_a_dot_too(make: Make) -> None:
+    override = {"adam_epsilon": "1e-7", "lr_scheduler_kwargs": {"rates": ["5e-1", "a"]}, "optim_args": "eps=1e-7"}
+    made = read(make(_override=override))["trl"]
+    assert made["adam_epsilon"] == 1e-7
+    assert (made["lr_scheduler_kwargs"], made["optim_args"]) == ({"rates": [0.5, "a"]}, "eps=1e-7")
+
+
+def test_an_override_is_interpolated_by_arguments_and_controls(make: Make) -> None:
+    override = {"adam_epsilon": "${lr}", "neftune_noise_alpha": "${controls.lora_alpha}", "data_seed": "${adam_beta1}"}
+    made = read(make(lr=1e-3, lora_rank=4, _override=override))["trl"]
+    assert (made["adam_epsilon"], made["neftune_noise_alpha"], made["data_seed"]) == (1e-3, 8, 0.9)
+    assert made.keys() == read(make())["trl"].keys() | override.keys()
+    with pytest.raises(InputError, match=r"controls\._override: Interpolation key 'no\.such' not found"):
+        make(_override={"adam_epsilon": "${no.such}"})

@@ -20,6 +20,7 @@ from lorasweep.experiment.sections import (
     Data,
     Experiment,
     get_mode,
+    split_mode,
 )
 from lorasweep.util.errors import InputError, nearest
 
@@ -182,7 +183,9 @@ def _find_true(
             made = {key: parse_setting(key, value, f"controls.{key}", {}) for key, value in made.items()}
             made[TRAINER_KEY] = experiment.choose_trainer(combination)
             values = {**fixed, **vars(data), **made, **combination}
-        return values if MODE_KEY in values else values | {MODE_KEY: get_mode(*(values[k] for k in CHECKPOINT_KEYS))}
+        if MODE_KEY in values:
+            return values | split_mode(values[MODE_KEY])
+        return values | {MODE_KEY: get_mode(*(values[key] for key in CHECKPOINT_KEYS))}
 
     matches = {index for index, combination in enumerate(combinations) if condition.holds(complete(combination))}
     if not matches and not condition.keys & set(drawn):

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import date
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -35,8 +37,12 @@ from lorasweep.util.files import write_aside
 _Section = TypeVar("_Section", bound=Section)
 
 
+_OTHER_THAN_TEXT = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float")}
+
+
 def read_overrides(config: Any, overrides: Any) -> Any:
-    """Return the configuration with the values of `overrides`, as set on the command line, parsed as YAML.
+    """Return the configuration with the values of `overrides`, as set on the command line: numbers, booleans and null
+    as YAML reads them, and text as it is.
 
     Snakemake parses `--config 'evaluation={enabled: false}'` into a mapping, and leaves its values as text.
     """
@@ -46,12 +52,10 @@ def read_overrides(config: Any, overrides: Any) -> Any:
         }
     if isinstance(overrides, list):
         return [read_overrides(value, value) for value in overrides]
-    try:
-        return yaml.safe_load(overrides) if isinstance(overrides, str) else config
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"{overrides!r} is invalid: {' '.join(str(error).split())}", "YAML", file="--config"
-        ) from error
+    if not isinstance(overrides, str) or not overrides:
+        return config
+    tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, overrides, (True, False))  # type: ignore[no-untyped-call]
+    return yaml.safe_load(overrides) if tag in _OTHER_THAN_TEXT else overrides
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def _find_duplicates(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str
 def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
     """Read an experiment from the plain mapping into which Snakemake merges the file and `--config`.
 
-    `source` names the file in messages. `${...}` is resolved everywhere except in `controls._override`, whose
+    `source` names the file in messages. `${...}` is resolved everywhere except in `_override`, also a run's own, whose
     interpolations refer to the recipe and are resolved when the recipe is built, and where it stands in `controls` or
     in a run for another setting of the same point.
 
@@ -118,15 +122,44 @@ def load_experiment(config: Mapping[str, Any], source: str) -> Experiment:
         InputError: A value is invalid. The message has one line per problem.
     """
     with naming_file(source):
-        experiment = _parse_experiment(config)
+        experiment = _parse_experiment(_read_plain(config))
         if not experiment.model.path and not experiment.models:
             raise InputError("the key 'model.path' is missing")
         return experiment
 
 
-def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
-    plain = dict(config)
-    if "${" not in json.dumps(plain, default=str):  # OmegaConf takes seconds for tens of thousands of values
+_ARGUMENTS = {"args", "solver_args", "scorer_args", "config"}
+"""Keys of what is handed over as JSON, which has no word for numbers that are not finite."""
+
+
+def _read_plain(value: Any, path: tuple[str, ...] = ()) -> Any:
+    """Return a value of the file, checked for what YAML has and no key takes. Dates are `template_date`'s alone.
+
+    Recipes, records and tasks would get another value, or none.
+    """
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"{'.'.join((*path, str(key)))}: the key {key!r} is not text", "the key in quotes")
+        return {key: _read_plain(item, (*path, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_read_plain(item, (*path, str(index))) for index, item in enumerate(value)]
+    where = ".".join(path)
+    if isinstance(value, date):
+        if "template_date" in path:
+            return value.isoformat()
+        raise InputError(f"{where}: {value} is a date", f"text in quotes: '{value}'")
+    if value is not None and not isinstance(value, str | int | float):
+        raise InputError(
+            f"{where}: {value!r} is invalid", "text, a number, true, false, null, a list or a mapping, as YAML has them"
+        )
+    if isinstance(value, float) and not isfinite(value) and _ARGUMENTS & {*path}:
+        raise InputError(f"{where}: {value} is invalid", "a finite number; or text in quotes")
+    return value
+
+
+def _parse_experiment(plain: dict[str, Any]) -> Experiment:
+    if "${" not in json.dumps(plain):  # OmegaConf takes seconds for tens of thousands of values
         return parse_section(Experiment, plain)
     override: dict[str, Any] = {}
     derived: dict[str, str] = {}
@@ -136,7 +169,10 @@ def _parse_experiment(config: Mapping[str, Any]) -> Experiment:
         override = {"_override": controls["_override"]} if "_override" in controls else {}
         plain["controls"] = {key: value for key, value in controls.items() if key not in {*derived, *override}}
     runs = plain["runs"] if isinstance(plain.get("runs"), list) else []
-    own = [find_derived(run) if isinstance(run, Mapping) else {} for run in runs]
+    own: list[dict[str, Any]] = [
+        find_derived(run) | {key: run[key] for key in ("_override",) if key in run} if isinstance(run, Mapping) else {}
+        for run in runs
+    ]
     for index, texts in enumerate(own):
         for key in DATA_KEYS:
             if texts.get(key, "").startswith("hf:"):

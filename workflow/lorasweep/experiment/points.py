@@ -15,8 +15,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lorasweep.experiment.grid import check_mode, check_set, choose_data, derive_controls, make_combinations
 from lorasweep.experiment.interpolation import derive, find_derived
 from lorasweep.experiment.loading import parse_section, parse_setting
@@ -67,6 +65,9 @@ SEPARATOR = "__"
 
 SCIENTIFIC_KEYS = ("lr", "weight_decay")
 """Keys whose values are written as `1e-2` in names. Values of other keys are written as `0.01`."""
+
+_SETS = ("lora_attn_modules", "lora_modules", "modules_to_save")
+"""Keys whose lists have no order."""
 
 _DEFAULTS = {**dict(Data()), **dict(Controls()), TRAINER_KEY: DEFAULT_TRAINER, BASE_KEY: "full"}
 
@@ -363,12 +364,6 @@ def _get_checkpoints(experiment: Experiment, point: Point) -> list[Point]:
 def _check_epochs(experiment: Experiment, points: Sequence[Point]) -> None:
     wanted = experiment.evaluation.epochs
     trained = [point for point in points if not point.adapter and not point.epoch]
-    for point in trained if wanted != "last" else ():
-        if "epochs" in point.controls.override:
-            raise InputError(
-                f"controls._override.epochs: {point.controls.override['epochs']!r} is invalid beside evaluation.epochs",
-                "controls.epochs",
-            )
     if experiment.evaluation.validation_task and wanted != "best":
         raise InputError(
             f"evaluation.validation_task: does not go with evaluation.epochs: {wanted}, of which it chooses none",
@@ -444,10 +439,17 @@ def _parse_run(experiment: Experiment, index: int, run: Mapping[str, Any]) -> Po
     check_set(experiment, parsed, where)
     point = replace(_make_point(experiment, parsed), adapter=adapter)
     if override:
-        merged = OmegaConf.to_container(OmegaConf.merge(point.controls.override, override))
+        merged = _merge(point.controls.override, override)
         controls = parse_section(Controls, {**point.controls.model_dump(by_alias=True), "_override": merged})
         point = replace(point, controls=controls)
     return replace(point, name=name, is_run=True, tasks=None if tasks is None else tuple(tasks))
+
+
+def _merge(keys: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping with `own` merged over it, and mappings within alike."""
+    both = {key: (keys[key], own[key]) for key in own if key in keys}
+    within = {key: _merge(*pair) for key, pair in both.items() if all(isinstance(value, dict) for value in pair)}
+    return {**keys, **own, **within}
 
 
 def _check_adapter(adapter: Any, keys: Sequence[str], where: str) -> None:
@@ -601,6 +603,7 @@ def _refuse_duplicates(points: Sequence[Point]) -> None:
             raise InputError(f"'{point.name}' is a reserved name", "another name")
         data = point.data.asked if point.adapter else point.data
         settings = vars(point.controls) | point.settings | vars(data)
+        settings |= {key: sorted({*settings[key]}) for key in _SETS if isinstance(settings[key], list)}
         key = json.dumps(settings, sort_keys=True)
         if key in seen:
             hint = "; merge_adapters has no effect if model_format is hf" if point.mode == "A" else ""

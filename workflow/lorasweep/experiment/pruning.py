@@ -181,11 +181,6 @@ def check_pruning(experiment: Experiment, points: Iterable[Point]) -> None:
             f"{min(point.controls.epochs for point in short)})",
             f"epochs below {min(point.controls.epochs for point in short)}",
         )
-    if overridden := next((point for point in trained if "epochs" in point.controls.override), None):
-        raise InputError(
-            f"controls._override.epochs: {overridden.controls.override['epochs']!r} is invalid beside prune",
-            "controls.epochs",
-        )
     if prune.task is None and (without := next((point for point in trained if not point.data.validation), None)):
         raise InputError(
             f"prune.by: 'validation_loss' is invalid without data.validation (point '{without.name}')",

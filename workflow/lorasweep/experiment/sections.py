@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from itertools import pairwise
+from math import inf
 from string import Formatter
 from typing import Annotated, Any, Literal, get_args
 
@@ -29,17 +30,20 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"
 
 NAME_RULE = "letters, digits and . _ + = - only, starting with a letter or a digit, without '..'"
 
+_LONGEST_NAME = 200
+"""A file's name may have 255 characters; the rest is for suffixes."""
+
 _NUMBER_AS_TEXT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
-def _number(value: Any) -> Any:
+def read_number(value: Any) -> Any:
     """Convert text such as ``1e-4`` to a number: YAML 1.1 reads it as text, because it has no dot."""
     return float(value) if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value) else value
 
 
 def _name(value: str) -> str:
-    if not re.fullmatch(NAME_PATTERN, value) or ".." in value:
-        raise ValueError(f"a name of {NAME_RULE}")
+    if not re.fullmatch(NAME_PATTERN, value) or ".." in value or len(value) > _LONGEST_NAME:
+        raise ValueError(f"a name of {NAME_RULE}, of at most {_LONGEST_NAME} characters")
     return value
 
 
@@ -122,11 +126,12 @@ def _or_none(value: str | None) -> str | None:
     return value or None
 
 
-PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_number)]
-NonNegativeNumber = Annotated[float, Field(ge=0), BeforeValidator(_number)]
-Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(read_number)]
+NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(read_number)]
+Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(read_number)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # numpy takes no other
 TEMPLATE_DATE = "2024-07-26"
 """Default of `data.template_date`: the date that Llama's templates write where there is no clock."""
 
@@ -187,11 +192,11 @@ def _initialization(value: str) -> str:
 
 
 def _alpha(value: Any) -> Any:
-    number = _number(value)
+    number = read_number(value)
     if value not in ("r", "2r") and (
-        isinstance(number, bool | str) or not isinstance(number, int | float) or number <= 0
+        isinstance(number, bool | str) or not isinstance(number, int | float) or not 0 < number < inf
     ):
-        raise ValueError("a number above 0, r, or 2r")
+        raise ValueError("a finite number above 0, r, or 2r")
     return number
 
 
@@ -297,15 +302,16 @@ class Controls(Section):
     """The most tokens of a sample; `data.too_long` says what happens to longer ones. `null`: no limit."""
     packed: bool = False
     """Whether several samples are packed into one sequence of `max_seq_len` tokens."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the adapter's initial weights and of dropout. The order of the data does not depend on it (torchtune)."""
     compile: bool = False
     """Whether to use torch.compile."""
     enable_activation_checkpointing: bool = False
     """Whether to recompute activations in the backward pass, which saves memory and takes more time."""
     override: dict[str, Any] = Field(default={}, alias="_override")
-    """Keys merged into the torchtune recipe last. `${...}` refers to any key of the recipe or of `controls`. `null`
-    removes a key of a section, such as `fused` of `optimizer`. `trl`: keys of the recipe's section `trl`."""
+    """Keys merged into the torchtune recipe last; those that other keys of the experiment set are refused. `${...}`
+    refers to any key of the recipe or of `controls`. `null` removes a key of a section, such as `fused` of `optimizer`.
+    `trl`: keys of the recipe's section `trl`."""
 
     @property
     def alpha(self) -> float:
@@ -326,7 +332,9 @@ class Controls(Section):
         return self.init_lora_weights.startswith(("pissa", "olora"))
 
 
-Bounds = Annotated[list[Annotated[float, BeforeValidator(_number)]], Field(min_length=2, max_length=2)]
+Bounds = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False), BeforeValidator(read_number)]], Field(min_length=2, max_length=2)
+]
 PositiveBounds = Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)]
 WholeBounds = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
 PositiveWholeBounds = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
@@ -560,7 +568,8 @@ class AnyTask(Section):
     name: Name | None = None
     """Name of the task in log files and in the table; `null`: the task's own name."""
     args: dict[str, Any] = {}
-    """Arguments of the task. Inspect runs a task in the folder of its file: relative paths start there."""
+    """Arguments of the task. Inspect runs a task in the folder of its file: relative paths start there. A number
+    with an exponent needs a dot here, as in `1.0e-4`: YAML has text in `1e-4`."""
     files: list[PathText] = []
     """Other files that the task reads (data sets, modules). Changing one repeats the evaluation, as for `file.py`."""
     limit: PositiveInt | None = None
@@ -697,7 +706,7 @@ class Evaluation(Section):
     """Maximum tokens per answer; `null`: Inspect's default."""
     temperature: NonNegativeNumber = 0.0
     """0: greedy decoding; above 0: sampling."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of sampling."""
 
     @property
@@ -715,7 +724,7 @@ class Prune(Section):
 
     after: Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_increasing)]
     """Epochs after whose end settings are compared, such as `[1, 2]`; before the last epoch of every training."""
-    keep: Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)] = 0.5
+    keep: Annotated[float, Field(gt=0, le=1), BeforeValidator(read_number)] = 0.5
     """Share of the settings that go on at each of them, rounded up; `1.0`: all. Settings that differ only in `seed` are
     one, with the mean of their numbers; a tie at the border goes on."""
     by: Literal["validation_loss"] | ValidationTask = "validation_loss"
@@ -753,7 +762,7 @@ class Planning(Section):
     """Device to plan for: a name from docs/plan.md or `plan.devices`; `null`: `a100`, or `cpu` on a CPU."""
     devices: dict[str, Device] = {}
     """Additional devices, by name."""
-    efficiency: Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)] = 0.35
+    efficiency: Annotated[float, Field(gt=0, le=1), BeforeValidator(read_number)] = 0.35
     """Fraction of the device's peak FLOP/s that training reaches."""
     parallel_jobs: PositiveInt | None = None
     """Number of trainings or evaluations that run at the same time; `null`: as many as `--jobs` or `--cores`, and the
@@ -768,7 +777,7 @@ class Planning(Section):
 class Slurm(Section):
     """How a run deals with SLURM. Changing these keys reruns nothing."""
 
-    wait_hours: Annotated[float, Field(gt=0), BeforeValidator(_number)] = 24
+    wait_hours: Annotated[float, Field(gt=0), BeforeValidator(read_number)] = 24
     """Hours for which a SLURM that does not answer is asked again, before a job counts as failed."""
     mem_per_cpu: bool = False
     """Whether jobs ask for their memory per core (`--mem-per-cpu`), as some sites want, and not per node (`--mem`)."""
@@ -784,7 +793,7 @@ class Report(Section):
     checked before the first job, if the scorer tells its metrics."""
     higher_is_better: bool = True
     """Whether a higher value of the metric is better."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1), BeforeValidator(_number)] = 0.95
+    confidence: Annotated[float, Field(gt=0.5, lt=1), BeforeValidator(read_number)] = 0.95
     """Confidence level of intervals; tests use the significance level 1 - `confidence`."""
     cluster: Annotated[Text | None, Field(exclude_if=lambda value: value is None)] = None
     """Key of the samples' metadata that tells which samples belong together, such as the text that several questions
@@ -924,6 +933,11 @@ Mode = Literal["A", "B1", "B2"]
 def get_mode(model_format: str, merge_adapters: bool) -> Mode:
     """Return the mode for the values of `evaluation.model_format` and `evaluation.merge_adapters`."""
     return "A" if model_format == "hf" else "B1" if merge_adapters else "B2"
+
+
+def split_mode(mode: Mode) -> dict[str, Any]:
+    """Return the values of `CHECKPOINT_KEYS` that a mode stands for."""
+    return {"model_format": "hf" if mode == "A" else "adapter", "merge_adapters": mode != "B2"}
 
 
 BASE_KEY = "base"

@@ -6,7 +6,7 @@ from typing import Any
 
 from lorasweep.experiment.conditions import Condition
 from lorasweep.experiment.points import Baseline, Point, get_setting
-from lorasweep.experiment.sections import MODE_KEY, PROMPT_KEYS, SETTING_KEYS, Evaluation, Experiment
+from lorasweep.experiment.sections import MODE_KEY, PROMPT_KEYS, SETTING_KEYS, Evaluation, Experiment, split_mode
 from lorasweep.experiment.tasks import TaskEntry
 from lorasweep.util.errors import InputError, nearest
 
@@ -88,6 +88,12 @@ def _get_values(point: Point) -> dict[str, Any]:
     keys = [key for key in SETTING_KEYS if not point.adapter or key in point.settings or key in asked]
     values = {key: get_setting(point.settings, key) for key in keys}
     values |= {key: getattr(point.data, key) for key in keys if hasattr(point.data, key)}
-    kept = {"model_format": "hf" if point.mode == "A" else "adapter", "merge_adapters": point.mode != "B2"}
     last = {} if point.adapter else {"epoch": point.epoch or point.controls.epochs}
-    return {**values, **kept, MODE_KEY: point.mode, "base": point.base, "name": point.trained_name, **last}
+    return {
+        **values,
+        **split_mode(point.mode),
+        MODE_KEY: point.mode,
+        "base": point.base,
+        "name": point.trained_name,
+        **last,
+    }

@@ -125,14 +125,13 @@ def _read_default(default: ast.expr) -> Any:
 def _make_entry(spec: AnyTask, where: str) -> TaskEntry:
     for kind, decorators in _REPLACED.items():
         _check_replaced(kind, decorators, spec, where)
-    if not _is_in_file(spec.task):
-        return _named(spec, spec.task.rpartition("/")[2], None, where)
-    function = _check_function(spec.task, ("task",), spec.args, where, f"{where}.args")
-    path = Path(spec.task.partition("@")[0])
     for index, name in enumerate(spec.files):
         if not Path(name).is_file():
             raise InputError(f"{where}.files.{index}: no such file: {name}")
-    return _named(spec, function, path, where)
+    if not _is_in_file(spec.task):
+        return _named(spec, spec.task.rpartition("/")[2], None, where)
+    function = _check_function(spec.task, ("task",), spec.args, where, f"{where}.args")
+    return _named(spec, function, Path(spec.task.partition("@")[0]), where)
 
 
 def _named(spec: AnyTask, default: str, file: Path | None, where: str) -> TaskEntry:

@@ -185,7 +185,7 @@ def describe_experiment(
         "",
         ("variables", None, "every combination of values is a point: a training and its evaluation"),
         ("  lora_rank", list(RANKS), "rank of the adapter"),
-        ("  # lr", _Plain("[1e-4, 3e-4, 1e-3]"), "without the first '#': each rank at each of these rates"),
+        ("  #lr", _Plain("[1e-4, 3e-4, 1e-3]"), "without the first '#': each rank at each of these rates"),
         "",
         ("controls", None, "what all points share"),
         ("  epochs", 1, "passes over the training data"),
@@ -210,15 +210,15 @@ def describe_experiment(
         lines += [
             ("  model_format", "adapter", "what is kept of a point; hf: the whole model"),
             ("  merge_adapters", True, "evaluate a merged model, deleted afterwards; false: none is made"),
-            ("  # max_tokens", _Plain("256"), "the most tokens of an answer, if the task has no limit"),
+            ("  #max_tokens", _Plain("256"), "the most tokens of an answer, if the task has no limit"),
             ("  tasks", None, "Inspect tasks: file.py@task, or the name of a registered one"),
             *(f"    - {_show(task)}" for task in tasks),
         ]
     else:
         lines += [
-            ("  enabled", False, "train only; to evaluate, put these two lines here in place of this one:"),
-            "  # tasks:",
-            "  #   - tasks/mine.py@mine              # an Inspect task: file.py@task, or a registered name",
+            ("  enabled", False, "train only; to evaluate, put these two lines, without #, in place of this one:"),
+            "  #tasks:",
+            "  #  - tasks/mine.py@mine               # an Inspect task: file.py@task, or a registered name",
         ]
     return "".join((line if isinstance(line, str) else _write_line(*line)) + "\n" for line in lines)
 

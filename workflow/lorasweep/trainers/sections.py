@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lorasweep.checkpoints.chat_template import fix_date, has_date
-from lorasweep.experiment.sections import Data, DataKey
+from lorasweep.experiment.sections import Controls, Data, DataKey
 from lorasweep.trainers import TrainingSpec
 from lorasweep.util.errors import naming_key
 
@@ -53,6 +53,12 @@ def get_files(recipe: Any, section: str) -> tuple[str, ...]:
     """Return the files of the samples that a section of a recipe describes; none if there is no such section."""
     files = recipe[section]["data_files"] if section in recipe else ()
     return (files,) if isinstance(files, str) else tuple(files)
+
+
+def get_references(controls: Controls) -> dict[str, Any]:
+    """Return what `${...}` in an override refers to beside the recipe: the controls, as `lr` and as `controls.lr`."""
+    plain = {**controls.model_dump(exclude={"override"}), "gpus": controls.gpus, "lora_alpha": controls.alpha}
+    return {**plain, "controls": plain}
 
 
 def describe_best_epoch(spec: TrainingSpec) -> dict[str, Any]:

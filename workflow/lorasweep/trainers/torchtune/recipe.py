@@ -7,10 +7,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.experiment.sections import Controls, Data, DataKey
+from lorasweep.experiment.sections import Controls, Data, DataKey, read_number
 from lorasweep.layout import STATE
 from lorasweep.trainers import TrainingSpec
-from lorasweep.trainers.sections import describe_best_epoch, describe_samples, describe_tokenizer, dump_recipe
+from lorasweep.trainers.sections import (
+    describe_best_epoch,
+    describe_samples,
+    describe_tokenizer,
+    dump_recipe,
+    get_references,
+)
 from lorasweep.trainers.torchtune.models import get_lora_arguments, get_model
 from lorasweep.util.errors import InputError
 
@@ -300,8 +306,7 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
     `null` removes a key of a section, so that the section's component gets its own default. A key outside of sections
     stays, as torchtune reads it: there, `null` is a value.
     """
-    plain = {"gpus": spec.controls.gpus, **spec.controls.model_dump(exclude={"override"})}
-    variables = {key: value for key, value in plain.items() if key not in made} | get_lora_arguments(spec.controls)
+    variables = {key: value for key, value in get_references(spec.controls).items() if key not in made}
     merged: Any = made
     if override:
         try:
@@ -312,15 +317,32 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
     for key, section in override.items():
         if isinstance(section, dict):
             _remove_nulls(merged[key], section)
-    for key in spec.swept:
+    if override:
+        _refuse_controls(spec, made, merged, override)
+    return dict(merged)
+
+
+def _refuse_controls(
+    spec: TrainingSpec, made: dict[str, Any], merged: dict[str, Any], override: dict[str, Any]
+) -> None:
+    """Refuse an override of what a control sets: names, checks, the plan and the table go by the control's value."""
+    for key in Controls.model_fields:
         path = _PLACES.get(key, key)
-        value, swept = _select(merged, path), _select(made, path)
-        if value != swept:
+        section = path.partition(".")[0]
+        value, own = _select(merged, path), _select(made, path)
+        # Another component may not take what its section gives; every builder of a model takes LoRA's arguments.
+        is_left_out = value is None and section not in ("model", path) and "_component_" in override.get(section, {})
+        if key in ("override", *_TRL) or read_number(value) == own or (is_left_out and key not in spec.swept):
+            continue
+        if key in spec.swept:
             raise InputError(
-                f"controls._override.{path}: {value!r} contradicts the variable '{key}', which is {swept!r} here",
+                f"controls._override.{path}: {value!r} contradicts the variable '{key}', which is {own!r} here",
                 f"no {path} in the override, or ${{{key}}}",
             )
-    return dict(merged)
+        raise InputError(
+            f"controls._override.{path}: {value!r} is invalid: this is set by controls.{key}, which is {own!r}",
+            f"controls.{key}: {'null' if value is None else value}",
+        )
 
 
 def _remove_nulls(merged: dict[str, Any], section: dict[str, Any]) -> None:

@@ -4,15 +4,22 @@ The section `trl` has the arguments of `trl.SFTConfig` by their names, among the
 than that of transformers' `TrainingArguments`. The section `lora` has those of `peft.LoraConfig`.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lorasweep.checkpoints.lora import find_modules
-from lorasweep.experiment.sections import Controls
+from lorasweep.experiment.sections import Controls, read_number
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
 from lorasweep.trainers import TrainingSpec
-from lorasweep.trainers.sections import describe_best_epoch, describe_samples, describe_tokenizer, dump_recipe
+from lorasweep.trainers.sections import (
+    describe_best_epoch,
+    describe_samples,
+    describe_tokenizer,
+    dump_recipe,
+    get_references,
+)
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 
@@ -81,7 +88,7 @@ def recipe(spec: TrainingSpec) -> str:
         **({_INITIAL: _describe_initial(initial)} if initial is not None else {}),
         "max_steps_per_epoch": controls.max_steps_per_epoch,
         **describe_best_epoch(spec),
-        "trl": _describe_arguments(spec) | override,
+        "trl": _merge(controls, _describe_arguments(spec), override),
     }
     return f"# base model fingerprint: {spec.checkpoint.fingerprint}\n" + dump_recipe(made)
 
@@ -127,6 +134,29 @@ def _check_override(override: Mapping[str, Any]) -> None:
             raise InputError(f"controls._override.{key}: {value!r} is invalid: this is set by {_OWNED[key]}")
         if key in Controls.model_fields:
             raise InputError(f"controls._override.{key}: trl has no such argument", f"controls.{key}")
+
+
+def _merge(controls: Controls, arguments: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Merge the override over the arguments, and resolve `${...}` from these and the controls."""
+    merged: dict[str, Any] = arguments | _read_numbers(override)
+    if "${" not in json.dumps(override):
+        return merged
+    # The environment of the training lacks it.
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(get_references(controls) | merged), resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
+    return {key: resolved[key] for key in merged}
+
+
+def _read_numbers(value: Any) -> Any:
+    """Return a value with its numbers as such, as torchtune reads its recipes: YAML 1.1 has text in `1e-8`."""
+    if isinstance(value, dict):
+        return {key: _read_numbers(item) for key, item in value.items()}
+    return [_read_numbers(item) for item in value] if isinstance(value, list) else read_number(value)
 
 
 def _describe_lora(controls: Controls) -> dict[str, Any]:
