@@ -304,7 +304,7 @@ def name_type(entry: dict[str, Any]) -> str:
         return f"list of {name_type(entry.get('items', {}))}"
     words = {"object": "mapping", "string": "text", "boolean": "`true` or `false`", "integer": "whole number"}
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    said = " ".join(f"{sign} {entry[key]:.10g}" for key, sign in bounds.items() if key in entry)
+    said = ", ".join(f"{sign} {entry[key]:.10g}" for key, sign in bounds.items() if key in entry)
     return f"{words.get(kind, kind)} {said}".strip()
 
 
