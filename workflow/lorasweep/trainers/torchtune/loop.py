@@ -205,8 +205,9 @@ class _Reporting(_Added):  # type: ignore[misc]
         self.global_step = state["step"]
         self.epochs_run, steps = divmod(self.global_step - 1, self._steps_per_epoch)
         accumulated = self._gradient_accumulation_steps
-        # Batches after which torchtune ends an epoch; `None`: all batches of the data loader.
-        most = self.max_steps_per_epoch * accumulated if self.max_steps_per_epoch else self._most
+        limit = self.max_steps_per_epoch and self.max_steps_per_epoch * accumulated
+        # Batches after which an epoch ends; `None`: all batches of the data loader.
+        most = min((most for most in (limit, self._most) if most), default=None)
         loader = getattr(self._dataloader, "loader", self._dataloader)
         begin = (steps + 1) * accumulated
         self._dataloader = _Epochs(loader, most, begin, lambda: set_random_state(random))
