@@ -276,7 +276,8 @@ class Controls(Section):
     use_dora: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     """`trl`: also learn the length of each weight's columns (DoRA, arXiv:2402.09353)."""
     loraplus_lr_ratio: Annotated[PositiveNumber | None, Field(exclude_if=lambda value: value is None)] = None
-    """`trl`: how many times `lr` is the learning rate of B (LoRA+, arXiv:2402.12354); `null`: 1."""
+    """`trl`: how many times `lr` is the learning rate of B (LoRA+, arXiv:2402.12354); `null`: 1. Refused with an adapter
+    on an embedding."""
     init_lora_weights: Annotated[Initialization, Field(exclude_if=lambda value: value == "kaiming")] = "kaiming"
     """`trl`: initial weights. `kaiming`, torchtune's and PEFT's default, and `gaussian` start with B = 0. `pissa`,
     `pissa_niter_N` (faster, N iterations) and `olora` start from parts of the base weights, and are saved as an adapter
