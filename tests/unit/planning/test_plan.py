@@ -277,6 +277,19 @@ def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: P
     assert plans["B1"].written_bytes > 4 * full > plans["B2"].written_bytes
 
 
+@pytest.mark.parametrize("prune", [None, {"after": [1], "keep": 1.0}])
+def test_a_training_by_trl_has_its_states_in_fp32(tmp_path: Path, prune: Any) -> None:
+    controls, data = {"epochs": 2}, {"train": "t", "validation": "v"}
+    planners = [
+        make_planner(tmp_path, trainer=trainer, controls=controls, data=data, prune=prune)
+        for trainer in ("torchtune", "trl")
+    ]
+    torchtune, trl = (planner.plan_all("B2").temporary_bytes for planner in planners)
+    ranks = (8, 16, 32, 64) if prune else (64,)
+    adapters = [planners[0].get_adapter_bytes(planners[0].points[f"lora_rank={rank}"]) for rank in ranks]
+    assert trl - torchtune == pytest.approx(6 * sum(adapters), rel=0.01)
+
+
 def test_models_merged_elsewhere_do_not_count_among_the_results(tmp_path: Path) -> None:
     there, here = (
         make_planner(tmp_path, parallel=4, evaluation={"merged_models_in": where}).plan_all("B1")
