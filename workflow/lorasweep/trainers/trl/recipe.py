@@ -186,7 +186,7 @@ def _describe_arguments(spec: TrainingSpec) -> dict[str, Any]:
         "gradient_checkpointing": controls.enable_activation_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "use_cpu": spec.model.device == "cpu",
-        # No autocast: the base model is in its dtype, and the adapter in fp32.
+        # No autocast: the adapter is in fp32, and the base model in its dtype, as modules_to_save on it are.
         "bf16": False,
         "fp16": False,
         # Samples are tokenized, cut and labelled already.
