@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "olora": {"init_lora_weights": "olora"},
     "whole_head": {"modules_to_save": ["lm_head"]},
     "embedding": {"lora_modules": ["embed_tokens", "q_proj"]},
+    "embedding_alone": {"lora_modules": ["embed_tokens"]},
     "pattern": {"lora_modules": {"regex": r"model\.layers\.[02]\..*_proj"}},
     "translated": {"lora_modules": None, "lora_attn_modules": ["q_proj", "output_proj"], "apply_lora_to_mlp": True},
     "adafactor": {"optimizer": "adafactor"},

@@ -39,10 +39,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import forked_evaluation
+from evaluation_specs import make_spec
 from lorasweep.adapters.adapter import AdapterError, check_injected, read_adapter
 from lorasweep.adapters.merge import merge
 from lorasweep.checkpoints.checkpoint import read_checkpoint
-from lorasweep.evaluation.probe import probe_logits
+from lorasweep.evaluation.probe import base_logits, choose_tokens, probe_logits
 from lorasweep.evaluation.shared_base import SharedBase
 from lorasweep.util.errors import InputError
 from tiny_model import make_model, make_tokenizer
@@ -557,6 +558,31 @@ def test_an_adapter_that_replaces_parts_of_the_base_acts_beside_others_and_leave
         assert torch.equal(plain.api.base.probe(None), untouched)
         with open_model(own_base, adapters["attention"]) as model:
             assert model.api.proof["probe_distance"] > 0
+
+
+@pytest.mark.parametrize("column", [1, None], ids=["of one token", "of all"])
+def test_the_effect_of_an_adapter_on_embeddings_alone_is_measured_on_tokens_that_it_changes(
+    own_base: Path, tmp_path: Path, column: int | None
+) -> None:
+    def keep(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        kept = torch.arange(tensor.shape[1]) == column
+        return tensor * kept if column and "lora_embedding_A" in name else tensor
+
+    whole = make_adapter(own_base, tmp_path / "whole", target_modules=["embed_tokens"])
+    adapter = spoil(whole, tmp_path / "adapter", keep)
+    probe_merged(own_base, adapter, tmp_path / "merged")
+    checkpoint = read_checkpoint(own_base)
+    tokens = choose_tokens(read_adapter(adapter, checkpoint))
+    assert tokens == ([column] if column else list(range(32)))
+    with open_model(own_base) as plain, open_model(own_base, adapter) as model:
+        assert model.api.proof["probe_distance"] > 0
+        assert torch.equal(plain.api.base.probe(None), plain.api.base.logits)
+        expected = probe_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), tokens)
+        assert torch.equal(model.api.base.probe(name_adapter(model), tokens), expected)
+    logits = [base_logits(checkpoint, make_spec(), tmp_path / "probes", asked) for asked in (tokens, None, tokens)]
+    assert torch.equal(logits[0], logits[2])
+    assert len(logits[0]) == len(tokens or ())
+    assert float((expected - logits[0]).abs().max()) == model.api.proof["probe_distance"]
 
 
 def test_an_adapter_that_changes_on_disk_is_not_merged_again(

@@ -31,11 +31,19 @@ def run_out(recipe: Path, times: int) -> None:
         assert train_and_end(recipe, 100, "out of memory", 1) == 1
 
 
-@pytest.mark.parametrize("save_every", [1, 100], ids=["from a state", "from the beginning"])
-def test_the_effective_batch_stays(make: Make, save_every: int) -> None:
+@pytest.mark.parametrize(
+    ("save_every", "controls"),
+    [
+        (1, {"max_steps_per_epoch": 10}),
+        pytest.param(1, {}, marks=pytest.mark.long),
+        (100, {}),
+    ],
+    ids=["from a state, with a limit that no epoch reaches", "from a state", "from the beginning"],
+)
+def test_the_effective_batch_stays(make: Make, save_every: int, controls: dict[str, Any]) -> None:
     # 25 samples: a quarter of a batch of 4 is left over where batches are of 1, and must not count.
     plain = {"lora_dropout": 0.0, "epochs": 2}
-    recipe = make("halved", batch_size=4, gradient_accumulation_steps=1, **plain)
+    recipe = make("halved", batch_size=4, gradient_accumulation_steps=1, **plain, **controls)
     run_out(recipe, 2)
     assert "train: CUDA out of memory; batch_size 4 is too large: the next attempt halves it" in said(recipe)
     assert train_and_end(recipe, save_every, "killed in a step", 6) == -9

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from interrupted_training import train_and_end
+from lorasweep.trainers.saved_states import SavedStates
 from lorasweep.trainers.training_log import Row, read_log
 
 # Six steps an epoch, and one batch that is left over.
@@ -156,6 +158,22 @@ def test_a_torn_state_is_not_taken_but_the_one_before_it_or_none(
     assert ("Resuming after step 7," in said(recipe)) == (spoilt == 1)
     assert train_and_end(recipe) == 0
     assert read(recipe) == read(undisturbed)
+
+
+def test_a_state_of_an_8_bit_optimizer_is_read_where_its_package_is_not_imported_yet(tmp_path: Path) -> None:
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    moments = OptimState8bit.zeros((4, 256), signed=True, block_size=256, device="cpu")
+    states = SavedStates(tmp_path, {"recipe_sha256": "1"})
+    states.save(1, {"moments": moments})
+    known = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()  # the import of the package adds its classes
+    try:
+        loaded = states.load()
+    finally:
+        torch.serialization.add_safe_globals(known)
+    assert loaded
+    assert torch.equal(loaded["moments"].dequantize(), moments.dequantize())
 
 
 @pytest.mark.parametrize("changes", ["recipe", "base"])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import forked_training
+from interrupted_training import train_and_end
 from lorasweep.trainers import Diverged, TrainingError
 from lorasweep.trainers.torchtune.run import train
 from lorasweep.trainers.torchtune.tokenizer import ChatTokenizer
@@ -66,11 +67,18 @@ def test_it_is_bit_for_bit_torchtunes_own(make: Callable[..., Path], controls: d
 
 
 @pytest.mark.long  # compiles for a minute
-def test_an_8_bit_optimizer_trains_where_null_removes_what_it_does_not_take(make: Callable[..., Path]) -> None:
-    recipe = make(_override={"optimizer": {"_component_": "torchao.optim.AdamW8bit", "fused": None}})
-    run(recipe)
-    losses = [row.loss for row in log(recipe)]
+def test_an_8_bit_optimizer_trains_and_goes_on_where_null_removes_what_it_does_not_take(
+    make: Callable[..., Path],
+) -> None:
+    optimizer = {"_component_": "torchao.optim.AdamW8bit", "fused": None}
+    whole, killed = (make(point, lora_rank=64, _override={"optimizer": optimizer}) for point in ("whole", "killed"))
+    run(whole)
+    losses = [row.loss for row in log(whole)]
     assert losses[-1] < losses[0]
+    assert train_and_end(killed, 1, "killed in a step", 3) < 0
+    assert train_and_end(killed) == 0
+    assert "Resuming after step 3," in (killed.parent / "train.log").read_text()
+    assert weights(killed) == weights(whole)
 
 
 class TestEarlierEpochs:

@@ -263,6 +263,15 @@ def test_a_point_is_planned_by_its_own_tasks(tmp_path: Path) -> None:
     assert whole.kept_bytes == pytest.approx(sum(row.kept_bytes for row in rows.values()), abs=8_001)
 
 
+@pytest.mark.parametrize(("warmup", "is_told"), [(3, True), (2, False), (0, False)])
+def test_a_warmup_that_no_training_leaves_is_told(tmp_path: Path, warmup: int, is_told: bool) -> None:
+    planner = make_planner(tmp_path, controls={"max_steps_per_epoch": 3, "num_warmup_steps": warmup})
+    wanted = [("train", name) for name in planner.points]
+    said = Forecast(planner.experiment, tmp_path / "results/e", planner, {}, [], wanted, {}).describe_shortly()
+    note = "num_warmup_steps: 3 is not below the 3 steps of the training, whose learning rate does not reach lr: "
+    assert (f"{note}lora_rank=8 and 3 more." in " ".join(said.split())) == is_told
+
+
 def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: Path) -> None:
     planner = make_planner(tmp_path, parallel=4)
     full = get_model_size(get_costs(planner).base.checkpoint, "bf16")
@@ -275,6 +284,19 @@ def test_only_b1_has_a_merged_model_at_its_peak_and_a_keeps_them_all(tmp_path: P
     bounded = make_planner(tmp_path, parallel=4, evaluation={"max_merged_models": 1}).plan_all("B1")
     assert full < bounded.temporary_bytes < 1.1 * full
     assert plans["B1"].written_bytes > 4 * full > plans["B2"].written_bytes
+
+
+@pytest.mark.parametrize("prune", [None, {"after": [1], "keep": 1.0}])
+def test_a_training_by_trl_has_its_states_in_fp32(tmp_path: Path, prune: Any) -> None:
+    controls, data = {"epochs": 2}, {"train": "t", "validation": "v"}
+    planners = [
+        make_planner(tmp_path, trainer=trainer, controls=controls, data=data, prune=prune)
+        for trainer in ("torchtune", "trl")
+    ]
+    torchtune, trl = (planner.plan_all("B2").temporary_bytes for planner in planners)
+    ranks = (8, 16, 32, 64) if prune else (64,)
+    adapters = [planners[0].get_adapter_bytes(planners[0].points[f"lora_rank={rank}"]) for rank in ranks]
+    assert trl - torchtune == pytest.approx(6 * sum(adapters), rel=0.01)
 
 
 def test_models_merged_elsewhere_do_not_count_among_the_results(tmp_path: Path) -> None:

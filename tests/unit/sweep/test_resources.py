@@ -62,11 +62,12 @@ def test_training_on_a_quantized_model_asks_for_its_checkpoint_and_for_the_quant
     assert asked == pytest.approx(3000 + 16061 + 1000 * gigabytes, abs=2)
 
 
-def test_the_states_of_a_training_have_the_trained_rank_and_kept_adapters_the_saved_one(llama: Checkpoint) -> None:
+def test_states_have_the_rank_and_precision_of_the_training_and_adapters_those_saved(llama: Checkpoint) -> None:
     plain, converted = (Controls(lora_modules="all-linear", init_lora_weights=name) for name in ("kaiming", "pissa"))
     adapter = resources.count_lora_parameters(llama, plain) * 2 / 1e6
-    assert resources.train_disk_mb(llama, plain, GPU) == ceil(100 + 9 * adapter)
-    assert resources.train_disk_mb(llama, converted, GPU) == ceil(100 + 12 * adapter)
+    assert resources.train_disk_mb(llama, plain, GPU, "torchtune") == ceil(100 + 9 * adapter)
+    assert resources.train_disk_mb(llama, plain, GPU, "trl") == ceil(100 + 3 * adapter + 6 * 2 * adapter)
+    assert resources.train_disk_mb(llama, converted, GPU, "trl") == ceil(100 + 6 * adapter + 6 * 2 * adapter)
 
 
 def test_a_training_holds_its_samples_in_memory(llama: Checkpoint, tmp_path: Path) -> None:

@@ -146,6 +146,10 @@ def test_what_does_not_vary_from_the_default_is_left_out_or_said(make: Make) -> 
             "controls._override.initial_adapter: no adapter_config.json in 'none'",
         ),
         ({"lora_modules": ["qkv"]}, "controls.lora_modules: 'qkv'"),
+        (
+            {"lora_modules": ["q_proj", "embed_tokens"], "loraplus_lr_ratio": 16},
+            "controls.loraplus_lr_ratio: 16.0 is invalid with an adapter on the embedding model.embed_tokens",
+        ),
     ],
 )
 def test_what_cannot_be_trained_with_is_refused(make: Make, settings: dict[str, Any], message: str) -> None:

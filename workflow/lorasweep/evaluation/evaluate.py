@@ -19,7 +19,7 @@ from lorasweep.checkpoints.quantization import make_quantization
 from lorasweep.checkpoints.tensors import get_torch_name
 from lorasweep.evaluation.inspect_tasks import EvaluationError, run_task
 from lorasweep.evaluation.placement import refuse_offload
-from lorasweep.evaluation.probe import base_logits, measure_effect, probe_logits
+from lorasweep.evaluation.probe import base_logits, choose_tokens, measure_effect, probe_logits
 from lorasweep.evaluation.prompts import PLAIN, get_replacement, prepare
 from lorasweep.evaluation.roles import open_roles
 from lorasweep.evaluation.spec import EvaluationSpec
@@ -141,9 +141,10 @@ def _open_full_model(
     proof["adapter_sha256"] = adapter.sha256
     proof["adapter_tensors"] = record["adapter_tensors"]
     proof["merged_weights_sha256"] = record.get("weights_sha256")
-    before = base_logits(base, spec, probes)
+    tokens = choose_tokens(adapter)
+    before = base_logits(base, spec, probes, tokens)
     model = make_model(spec, f"hf/{point.name}", base, model_path=str(full))
-    proof["probe_distance"] = measure_effect(adapter, probe_logits(model.api.model), before)
+    proof["probe_distance"] = measure_effect(adapter, probe_logits(model.api.model, tokens), before)
     return model, proof
 
 

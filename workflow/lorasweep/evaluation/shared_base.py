@@ -6,6 +6,7 @@ that the adapter changes the logits.
 """
 
 import threading
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,7 @@ from peft import PeftConfig, PeftModel
 from lorasweep.adapters.adapter import Adapter, AdapterError, check_injected
 from lorasweep.adapters.in_memory import ModelInMemory
 from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.evaluation.probe import measure_effect, probe_logits
+from lorasweep.evaluation.probe import choose_tokens, measure_effect, probe_logits
 from lorasweep.layout import ADAPTER_WEIGHTS
 from lorasweep.util.files import get_state
 
@@ -65,8 +66,10 @@ class SharedBase:
             name = next(self._names)
             self._attached[name] = adapter, get_state(adapter.path / ADAPTER_WEIGHTS)
             try:
+                tokens = choose_tokens(adapter)
+                before = self.logits if tokens is None else self.probe(None, tokens)
                 tensors = self._add(name, adapter)
-                distance = measure_effect(adapter, self.probe(name), self.logits)
+                distance = measure_effect(adapter, self.probe(name, tokens), before)
             except BaseException:
                 self.detach(name)
                 raise
@@ -87,11 +90,11 @@ class SharedBase:
         with self._lock:
             self._activate(None)
 
-    def probe(self, name: str | None) -> torch.Tensor:
+    def probe(self, name: str | None, tokens: Sequence[int] | None = None) -> torch.Tensor:
         """Return the logits on the probe's tokens with an adapter; `None`: with the base alone."""
         with self._lock:
             self._activate(name)
-            return probe_logits(self._model)
+            return probe_logits(self._model, tokens)
 
     def generate(self, name: str | None, **inputs: Any) -> Any:
         """Call transformers' `generate` with an adapter; `None`: with the base alone.

@@ -250,10 +250,12 @@ class Controls(Section):
     batch_size: PositiveInt = 2
     """Samples per forward pass."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Forward passes per optimizer step. Effective batch: `batch_size` × `gradient_accumulation_steps` × `gpus`."""
+    """Forward passes per optimizer step. Effective batch: `batch_size` × `gradient_accumulation_steps` × `gpus`.
+    Batches that are left over in an epoch: torchtune adds them to the next epoch's first step, and trl leaves them
+    out."""
     gpus: Annotated[PositiveInt, Field(exclude_if=lambda value: value == 1)] = 1
-    """GPUs of one node that share a training with FSDP (on a CPU: processes). `batch_size` is per GPU. Effective
-    batch: `batch_size` × `gradient_accumulation_steps` × `gpus`."""
+    """GPUs of one node that share a training (on a CPU: processes), with FSDP; `trl`: with DDP. `batch_size` is per
+    GPU. Effective batch: `batch_size` × `gradient_accumulation_steps` × `gpus`."""
     lr: PositiveNumber = 3e-4
     """Peak learning rate."""
     weight_decay: NonNegativeNumber = 0.01
@@ -281,7 +283,8 @@ class Controls(Section):
     use_dora: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
     """`trl`: also learn the length of each weight's columns (DoRA, arXiv:2402.09353)."""
     loraplus_lr_ratio: Annotated[PositiveNumber | None, Field(exclude_if=lambda value: value is None)] = None
-    """`trl`: how many times `lr` is the learning rate of B (LoRA+, arXiv:2402.12354); `null`: 1."""
+    """`trl`: how many times `lr` is the learning rate of B (LoRA+, arXiv:2402.12354); `null`: 1. Refused with an
+    adapter on an embedding."""
     init_lora_weights: Annotated[Initialization, Field(exclude_if=lambda value: value == "kaiming")] = "kaiming"
     """`trl`: initial weights. `kaiming`, torchtune's and PEFT's default, and `gaussian` start with B = 0. `pissa`,
     `pissa_niter_N` (faster, N iterations) and `olora` start from parts of the base weights, and are saved as an adapter
@@ -393,8 +396,8 @@ class ModelSection(Section):
     downloaded once: `org/name[@revision]`, with or without `hf://` in front; see docs/how-to/hub.md. Needed by points
     without a model of `models`."""
     dtype: Dtype = "bf16"
-    """Precision of training, merging and evaluation. torchtune does not train in `fp16`, which is for adapters that
-    exist."""
+    """Precision of training, merging and evaluation. In `bf16`, torchtune trains the adapter in bf16 too, and trl in
+    fp32; see docs/how-to/trainers.md. Neither trains in `fp16`, which is for adapters that exist."""
     device: Literal["cuda", "cpu"] = "cuda"
     """Where training and evaluation run. `cuda` requests one GPU per job, or `controls.gpus` and
     `evaluation.gpus`."""

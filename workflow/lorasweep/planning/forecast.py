@@ -96,7 +96,8 @@ class Forecast:
         done = sum(point.is_done for point in self.points)
         guessed = [rule for rule in RULE_NAMES if rule in self.remaining.seconds and not self.planner.is_counted(rule)]
         notes = self._note_merged_models if any(rule == "merge" for rule, _ in self.wanted) else []
-        notes = [*notes, *(self._note_patience if any(rule == "train" for rule, _ in self.wanted) else [])]
+        if any(rule == "train" for rule, _ in self.wanted):
+            notes = [*notes, *self._note_patience, *self._note_warmup]
         notes += [*self._note_pruning, *self._note_unevaluated]
         parallel = self.planner.parallel
         return describe_shortly(self.remaining, self.whole, done, len(self.points), parallel, guessed, notes)
@@ -122,6 +123,7 @@ class Forecast:
             + self._note_gpus,
             *self._note_merged_models,
             *self._note_patience,
+            *self._note_warmup,
             *self._note_pruning,
             *self._note_unevaluated,
             *warn_of_prompts(self.experiment, self.planner.points.values()),
@@ -157,6 +159,22 @@ class Forecast:
         return [
             "Trainings are planned with all their epochs, which is an upper bound: they stop after controls.patience "
             "epochs without a lower validation loss."
+        ]
+
+    @property
+    def _note_warmup(self) -> list[str]:
+        steps = {
+            name: self.planner.costs[name].get_training(point.controls, point.data).steps
+            for name, point in self.planner.points.items()
+            if point.is_trained and point.controls.num_warmup_steps
+        }
+        names = [name for name in steps if self.planner.points[name].controls.num_warmup_steps >= steps[name]]
+        if not names:
+            return []
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return [
+            f"controls.num_warmup_steps: {self.planner.points[names[0]].controls.num_warmup_steps} is not below the "
+            f"{steps[names[0]]} steps of the training, whose learning rate does not reach lr: {names[0]}{more}."
         ]
 
     @property

@@ -232,6 +232,11 @@ class Planner:
         """Return the bytes of an adapter with its tokenizer, which an existing adapter has not."""
         return self.get_adapter_bytes(point) + (0 if point.adapter else self.get_base(point.name).tokenizer_bytes)
 
+    def _get_state_bytes(self, point: Point) -> int:
+        """Return the bytes of the saved states of a point's training."""
+        base = self.get_base(point.name)
+        return resources.count_state_bytes(base.checkpoint, point.controls, base.model, point.trainer)
+
     def _get_training(self, point: Point) -> Training:
         return self.costs[point.name].get_training(point.controls, point.data)
 
@@ -372,7 +377,7 @@ class Planner:
                 trained[name] = trained[point.trained_by]
             else:
                 epochs = 2 * point.controls.epochs * self._get_adapter_folder_bytes(point)
-                state = epochs + resources.SAVED_STATES * self.get_adapter_bytes(point)
+                state = epochs + self._get_state_bytes(point)
                 own = self._takers[name] * self._get_adapter_folder_bytes(point)
                 small = self._takers[name] * self._get_small_bytes(point)
                 # The points keep the adapters. The training holds copies if the file system has no hard links.
@@ -428,7 +433,7 @@ class Planner:
     def _get_left_bytes(self, point: Point) -> int:
         """Return the bytes that all parts of a training leave until its end: its state, and an adapter each."""
         copies = 2 * point.controls.epochs + len(self.experiment.rungs)
-        return copies * self._get_adapter_folder_bytes(point) + resources.SAVED_STATES * self.get_adapter_bytes(point)
+        return copies * self._get_adapter_folder_bytes(point) + self._get_state_bytes(point)
 
     def _estimate_part(self, point: Point, index: int) -> float:
         """Return the expected seconds of a part of a training, which is trained with a probability."""

@@ -36,9 +36,6 @@ UNSTATED_LENGTH = 2048
 UNSTATED_SAMPLES = 1000
 """Assumed samples of a task without a `limit`."""
 
-SAVED_STATES = 6
-"""Size of a training's saved states, in adapter sizes: two states, each with weights and AdamW's two moments."""
-
 DATA_SHARE = 4
 """Main memory of a training's samples, in sizes of their files."""
 
@@ -97,11 +94,19 @@ def train_runtime(checkpoint: Checkpoint, controls: Controls, model: Model, samp
     return 15 + ceil(3 * operations / FLOPS[model.device] / 60 / controls.gpus)
 
 
-def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model, kept: int = 1) -> int:
+def train_disk_mb(checkpoint: Checkpoint, controls: Controls, model: Model, trainer: str, kept: int = 1) -> int:
     """Return the disk space of a training in MB: two adapters per epoch, `kept` adapters, and the saved states."""
-    saved, trained = count_saved_values(checkpoint, controls), count_lora_parameters(checkpoint, controls)
-    values = (2 * controls.epochs + kept) * saved + SAVED_STATES * trained
-    return 100 + ceil(values * BYTES[model.dtype] / MB)
+    adapter = count_saved_values(checkpoint, controls) * BYTES[model.dtype]
+    states = count_state_bytes(checkpoint, controls, model, trainer)
+    return 100 + ceil(((2 * controls.epochs + kept) * adapter + states) / MB)
+
+
+def count_state_bytes(checkpoint: Checkpoint, controls: Controls, model: Model, trainer: str) -> int:
+    """Return the bytes of a training's saved states: two, each with the weights and AdamW's two moments.
+
+    The trainer `trl` has them in fp32, whatever the precision is.
+    """
+    return 6 * count_lora_parameters(checkpoint, controls) * (4 if trainer == "trl" else BYTES[model.dtype])
 
 
 def model_disk_mb(checkpoint: Checkpoint, model: Model) -> int:

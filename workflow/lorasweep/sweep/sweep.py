@@ -932,7 +932,11 @@ _REQUESTS: Mapping[tuple[str, str], _Request] = {
         base, s.points[point].controls, model, s.count_samples(point)
     ),
     ("train", "disk_mb"): lambda s, point, base, model: resources.train_disk_mb(
-        base, s.points[point].controls, model, kept=1 + len(s.get_kept_epochs(str(s.points[point].training)))
+        base,
+        s.points[point].controls,
+        model,
+        s.points[point].trainer,
+        kept=1 + len(s.get_kept_epochs(str(s.points[point].training))),
     ),
     ("choose_epoch", "mem_mb"): lambda s, point, base, model: resources.evaluate_mem_mb(base, model),
     ("choose_epoch", "runtime"): lambda s, point, base, model: resources.evaluate_runtime(

@@ -112,8 +112,9 @@ class Trainer(Protocol):
         than `max_seq_len` tokens are treated as `data.too_long` says.
 
         The plan and the status of a run assume that an epoch has `samples // batch_size // gradient_accumulation_steps`
-        steps, or `max_steps_per_epoch` if that is less. The remaining samples make no step. They also assume that packs
-        are filled in order, each with as many whole samples as fit.
+        steps, or `max_steps_per_epoch` if that is less. The remaining samples make no step of their own: torchtune adds
+        their whole batches to the next epoch's first step, and trl leaves them out. They also assume that packs are
+        filled in order, each with as many whole samples as fit.
 
         Besides weights and configuration, the directory has the base model's tokenizer, the log, and `lorasweep.json`
         with at least `trainer` (its name), `base_model`, `base_model_fingerprint`, `recipe_sha256`, `adapter_sha256`,

@@ -13,6 +13,9 @@ from lorasweep.util.digest import digest_file
 from lorasweep.util.files import write_record
 from lorasweep.util.versions import get_versions
 
+_ZERO_AT_FIRST = ("lora_B", "lora_embedding_A")
+"""Parts of the names of the matrices that begin as zeros: B, and of an embedding A."""
+
 
 def check_weights(weights: Path) -> None:
     """Check that an adapter's values are finite and that its update is not zero.
@@ -29,7 +32,7 @@ def check_weights(weights: Path) -> None:
     broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
     if broken:
         raise Diverged(f"the training diverged: values in '{broken[0]}' are not finite; a smaller lr may help")
-    if not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name):
+    if not any(tensor.any() for name, tensor in tensors.items() if any(side in name for side in _ZERO_AT_FIRST)):
         raise TrainingError("the training had no effect: every update is zero")
 
 

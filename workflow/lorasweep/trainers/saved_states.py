@@ -53,8 +53,9 @@ class SavedStates:
         if _digest(file) != file.stem.rpartition("-")[2]:
             return "is damaged"
         try:
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:
+            # All of it: an optimizer's state has classes of its own, which torch would refuse until they are imported.
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+        except (pickle.UnpicklingError, RuntimeError, ImportError, AttributeError) as error:
             return f"cannot be read ({str(error).splitlines()[0]})"
         if content["key"] != self._key:
             return "belongs to another recipe, base model or version"

@@ -27,7 +27,7 @@ class Row:
     seconds: float
     """Duration of the training so far. Work lost to an interruption is not counted."""
     validation_loss: float | None = None
-    """Mean loss per answer token on the validation data; set at the last step of an epoch."""
+    """Mean loss per learnt token on the validation data; set at the last step of an epoch."""
 
     def get_metrics(self) -> dict[str, float]:
         """Return the metrics to log at this step, by name."""

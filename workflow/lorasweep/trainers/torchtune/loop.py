@@ -205,8 +205,9 @@ class _Reporting(_Added):  # type: ignore[misc]
         self.global_step = state["step"]
         self.epochs_run, steps = divmod(self.global_step - 1, self._steps_per_epoch)
         accumulated = self._gradient_accumulation_steps
-        # Batches after which torchtune ends an epoch; `None`: all batches of the data loader.
-        most = self.max_steps_per_epoch * accumulated if self.max_steps_per_epoch else self._most
+        limit = self.max_steps_per_epoch and self.max_steps_per_epoch * accumulated
+        # Batches after which an epoch ends; `None`: all batches of the data loader.
+        most = min((most for most in (limit, self._most) if most), default=None)
         loader = getattr(self._dataloader, "loader", self._dataloader)
         begin = (steps + 1) * accumulated
         self._dataloader = _Epochs(loader, most, begin, lambda: set_random_state(random))
@@ -219,12 +220,12 @@ class _Reporting(_Added):  # type: ignore[misc]
             print(f"Resuming after step {self.global_step}, saved by an earlier attempt.", flush=True)
 
     def _validate(self) -> float:
-        """Return the mean loss per answer token on the validation data. Leaves all random states untouched."""
+        """Return the mean loss per learnt token on the validation data. Leaves all random states untouched."""
         total, count = self._sum_validation(range(0, len(self._validation), self._batch_size))
         return total / count
 
     def _sum_validation(self, starts: Iterable[int]) -> tuple[float, int]:
-        """Return the summed loss and the number of answer tokens in the validation batches that begin at `starts`."""
+        """Return the summed loss and the number of learnt tokens in the validation batches that begin at `starts`."""
         total, count = 0.0, 0
         self._model.eval()
         with torch.no_grad():
@@ -337,7 +338,7 @@ class DistributedRecipe(_Reporting, _Distributed):  # type: ignore[valid-type, m
         return dict(state["random"][self.rank])
 
     def _validate(self) -> float:
-        """Return the mean loss per answer token. All processes run equally many batches, since FSDP is collective."""
+        """Return the mean loss per learnt token. All processes run equally many batches, since FSDP is collective."""
         size, samples = self._batch_size * self.world_size, len(self._validation)
         starts = range(0, samples, size)
         own = [start + self.rank * self._batch_size for start in starts]

@@ -317,7 +317,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         return list(sums.tolist())
 
     def _validate(self) -> float:
-        """Return the mean loss per answer token on the validation data. Leaves all random states untouched."""
+        """Return the mean loss per learnt token on the validation data. Leaves all random states untouched."""
         args, model = self._trainer.args, self._trainer.model
         size = args.per_device_train_batch_size
         total, count = 0.0, 0.0

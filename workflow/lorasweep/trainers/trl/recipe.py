@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.architecture import get_architecture
 from lorasweep.checkpoints.lora import find_modules
 from lorasweep.experiment.sections import Controls, read_number
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
@@ -111,7 +112,15 @@ def _check(spec: TrainingSpec) -> None:
             "weights alone",
             "false; or modules_to_save with the head's name, such as [lm_head], to train it as a whole",
         )
-    find_modules(spec.checkpoint, controls)
+    modules = find_modules(spec.checkpoint, controls)
+    if controls.loraplus_lr_ratio:
+        for module in modules:
+            if module in get_architecture(spec.checkpoint).embeddings:  # for which PEFT takes a fixed learning rate
+                raise InputError(
+                    f"controls.loraplus_lr_ratio: {controls.loraplus_lr_ratio} is invalid with an adapter on the "
+                    f"embedding {module} (controls.lora_modules): LoRA+ has no learning rate for embeddings",
+                    "loraplus_lr_ratio: null; or lora_modules without embeddings",
+                )
     if controls.warmup_ratio is not None and controls.num_warmup_steps:
         raise InputError(
             f"controls.warmup_ratio: {controls.warmup_ratio} is invalid beside num_warmup_steps: "
@@ -207,7 +216,7 @@ def _describe_arguments(spec: TrainingSpec) -> dict[str, Any]:
         "gradient_checkpointing": controls.enable_activation_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "use_cpu": spec.model.device == "cpu",
-        # No autocast: the base model is in its dtype, and the adapter in fp32.
+        # No autocast: the adapter is in fp32, and the base model in its dtype, as modules_to_save on it are.
         "bf16": False,
         "fp16": False,
         # Samples are tokenized, cut and labelled already.
