@@ -25,6 +25,8 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
 
     These options override the configuration of the model and of the task's code.
     """
+    from lorasweep.evaluation.answer_cache import switch_off_cache
+
     options: dict[str, Any] = {
         "epochs": task.epochs,
         "max_tokens": task.max_tokens,
@@ -32,6 +34,7 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
         # Over that of the task's own configuration. "" leaves the task what it brings.
         "system_message": task.system_prompt or None,
     }
+    switch_off_cache(model)
     hold_to_rule(model, spec, task)
     begin_answers(model, spec, task)
     # The provider `hf` waits up to 2 s for a full batch, in vain if the task has fewer samples than a batch holds.
