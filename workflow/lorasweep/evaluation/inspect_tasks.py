@@ -190,8 +190,12 @@ def run_task(
     _, [log] = eval_set(
         loaded,
         log_dir=str(log_dir.resolve()),
+        # A log of a model that was elsewhere, or had other arguments, is not continued: Inspect would refuse the folder.
+        log_dir_allow_dirty=True,
         retry_attempts=1,  # one attempt in all
         retry_immediate=False,
+        # Whatever the task allows: a log that lacks samples must be one that is continued.
+        fail_on_error=True,
         model=model,
         model_roles=open_roles(spec) or None,
         task_args=task.args if loaded is task.task else {},
