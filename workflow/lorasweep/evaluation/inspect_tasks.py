@@ -190,7 +190,7 @@ def run_task(
     _, [log] = eval_set(
         loaded,
         log_dir=str(log_dir.resolve()),
-        # A log of a model that was elsewhere, or had other arguments, is not continued: Inspect would refuse the folder.
+        # A log of a model that was elsewhere is not continued: else Inspect would refuse the folder.
         log_dir_allow_dirty=True,
         retry_attempts=1,  # one attempt in all
         retry_immediate=False,
