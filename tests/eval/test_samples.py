@@ -67,6 +67,19 @@ def twice():
     return Task([Sample("c")], solver=nothing(), scorer=[parts(), others()])
 
 
+@scorer(metrics=[accuracy()])
+def judge():
+    async def score(state, target):
+        return Score(value="C") if state.input_text == "c" else Score.unscored(reason="grader_failed")
+
+    return score
+
+
+@task
+def judged():
+    return Task([Sample("c"), Sample("d"), Sample("e")], solver=nothing(), scorer=judge(), epochs=2)
+
+
 @task
 def some():
     return Task([Sample("c", metadata={"text": "c"}), Sample("d")], solver=nothing(), scorer=parts())
@@ -101,6 +114,13 @@ def test_no_score_replaces_another_scorers_of_its_name(tmp_path: Path) -> None:
     for _ in range(2):  # not when the task's log is found finished, either
         with pytest.raises(EvaluationError, match="its scorers parts and others both give the score 'style'"):
             evaluate(tmp_path, "twice")
+
+
+def test_an_answer_without_a_verdict_has_no_score_and_is_a_sample(tmp_path: Path) -> None:
+    samples = read_samples([evaluate(tmp_path, "judged")])
+    assert samples["value"].to_list() == [1.0, 1.0]
+    metrics = json.loads((tmp_path / "baseline/eval/metrics.json").read_text())["tasks"]["judged"]
+    assert (metrics["scores"], metrics["samples"]) == ({"judge/accuracy": 1.0}, 6)
 
 
 def test_samples_of_one_text_are_a_cluster_whole_texts_being_compared(tmp_path: Path) -> None:
