@@ -120,6 +120,12 @@ def widen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([t, t], dim=1) if "lora_A" in name else t for name, t in tensors.items()}
 
 
+def add_biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return tensors | {
+        name.replace("weight", "bias"): t[:, 0].clone() for name, t in tensors.items() if "lora_B" in name
+    }
+
+
 SPOILT = [
     (zero, "the adapter is zero"),
     (misname, "does not have"),
@@ -151,6 +157,14 @@ def test_a_spoilt_adapter_is_neither_merged_nor_evaluated(
     with pytest.raises(InputError, match=said):
         EvaluationState(spec(base, point, "B2"), point).publish()
     assert sorted(file.name for file in point.iterdir()) == ["adapter", "eval", "state"]
+
+
+def test_a_bias_of_a_module_that_has_none_is_refused_by_its_cause(base: Path, point: Path) -> None:
+    file = point / "adapter/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_bias": True}))
+    spoil(point / "adapter", add_biases)
+    with pytest.raises(AdapterError, match=r"lora_bias trained a bias of 'model\..*', which has none in the base"):
+        read_adapter(point / "adapter", read_checkpoint(base))
 
 
 @pytest.mark.parametrize(

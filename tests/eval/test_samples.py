@@ -8,7 +8,7 @@ import pytest
 from inspect_ai.model import get_model
 
 from evaluation_specs import make_spec
-from lorasweep.evaluation.inspect_tasks import run_task
+from lorasweep.evaluation.inspect_tasks import EvaluationError, run_task
 from lorasweep.evaluation.spec import TaskSpec
 from lorasweep.evaluation.state import EvaluationState
 from lorasweep.results.manifest import clean_up
@@ -39,6 +39,14 @@ def parts():
     return score
 
 
+@scorer(metrics={"*": [mean()]})
+def others():
+    async def score(state, target):
+        return Score(value={"style": 0.5})
+
+    return score
+
+
 TEXT = "a long text " * 200
 
 
@@ -52,6 +60,24 @@ def questions():
 @task
 def plain():
     return Task([Sample("c"), Sample("d")], solver=nothing(), scorer=parts())
+
+
+@task
+def twice():
+    return Task([Sample("c")], solver=nothing(), scorer=[parts(), others()])
+
+
+@scorer(metrics=[accuracy()])
+def judge():
+    async def score(state, target):
+        return Score(value="C") if state.input_text == "c" else Score.unscored(reason="grader_failed")
+
+    return score
+
+
+@task
+def judged():
+    return Task([Sample("c"), Sample("d"), Sample("e")], solver=nothing(), scorer=judge(), epochs=2)
 
 
 @task
@@ -82,6 +108,19 @@ def test_metrics_stay_in_the_order_in_which_inspect_lists_them(tmp_path: Path) -
     assert list(manifest["evaluation"]["tasks"]["questions"]["scores"]) == [
         *("style/std", "style/mean", "content/mean", "content/accuracy", "content/stderr")
     ]
+
+
+def test_no_score_replaces_another_scorers_of_its_name(tmp_path: Path) -> None:
+    for _ in range(2):  # not when the task's log is found finished, either
+        with pytest.raises(EvaluationError, match="its scorers parts and others both give the score 'style'"):
+            evaluate(tmp_path, "twice")
+
+
+def test_an_answer_without_a_verdict_has_no_score_and_is_a_sample(tmp_path: Path) -> None:
+    samples = read_samples([evaluate(tmp_path, "judged")])
+    assert samples["value"].to_list() == [1.0, 1.0]
+    metrics = json.loads((tmp_path / "baseline/eval/metrics.json").read_text())["tasks"]["judged"]
+    assert (metrics["scores"], metrics["samples"]) == ({"judge/accuracy": 1.0}, 6)
 
 
 def test_samples_of_one_text_are_a_cluster_whole_texts_being_compared(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from inspect_ai import Epochs, Task
 from inspect_ai.dataset import Sample
 from inspect_ai.scorer import Metric, SampleScore, Scorer, accuracy, choice, grouped, match, mean, metric, scorer, std
 
-from lorasweep.evaluation.inspect_tasks import load_parts, name_metrics
+from lorasweep.evaluation.inspect_tasks import find_shared_score, list_scores, load_parts, name_metrics
 from lorasweep.evaluation.spec import TaskSpec
 
 FILE = """
@@ -47,6 +47,14 @@ def anything() -> Scorer:
     return score
 
 
+@scorer(metrics=[spread()])
+def content() -> Scorer:
+    async def score(state: Any, target: Any) -> Any:
+        raise NotImplementedError
+
+    return score
+
+
 def make_task(**parts: Any) -> Task:
     return Task(dataset=[Sample(input="a", target="b")], **parts)
 
@@ -68,6 +76,20 @@ def make_task(**parts: Any) -> Task:
 )
 def test_metrics_are_named_as_in_the_table_or_not_at_all(task: Task, metrics: list[str] | None) -> None:
     assert name_metrics(task) == metrics
+
+
+@pytest.mark.parametrize(
+    ("scorers", "shared"),
+    [
+        ([match(), match(), parts()], None),
+        ([anything(), anything()], None),
+        ([parts(), match(), parts()], "its scorers parts and parts1 both give the score 'form'"),
+        ([content(), parts()], "its scorers content and parts both give the score 'content'"),
+    ],
+    ids=["none", "any key", "one twice", "a name and a key"],
+)
+def test_a_score_that_two_scorers_give_is_found_with_both(scorers: list[Scorer], shared: str | None) -> None:
+    assert find_shared_score(list_scores(make_task(scorer=scorers))) == shared
 
 
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **parts: Any) -> Any:

@@ -14,7 +14,28 @@ from pathlib import Path
 
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample, json_dataset
-from inspect_ai.scorer import match
+from inspect_ai.scorer import match, mean, scorer
+
+
+@scorer(metrics={"quality": [mean()]})
+def rubric():
+    async def score(state, target):
+        raise NotImplementedError
+
+    return score
+
+
+@scorer(metrics={"quality": [mean()]})
+def other_rubric():
+    async def score(state, target):
+        raise NotImplementedError
+
+    return score
+
+
+@task
+def twice() -> Task:
+    return Task(dataset=[Sample(input="a")], scorer=[rubric(), other_rubric()])
 
 
 @task
@@ -107,13 +128,14 @@ def test_tasks_that_do_not_load_are_told_before_the_first_job_by_their_keys(base
     assert loaded.read_text() == "once\n" * 2
 
 
-def test_a_metric_that_the_tasks_scorer_does_not_have_is_told_before_the_first_job(baseline: Sweep) -> None:
-    baseline.edit(report={"metric": "match/acuracy"})
+def test_a_metric_that_no_scorer_has_and_a_score_that_two_have_are_told_before_the_first_job(baseline: Sweep) -> None:
+    baseline.edit(report={"metric": "match/acuracy"}, evaluation={"tasks": [LETTERS, "bad.py@twice"]})
     expected = "sweep.yaml: report.metric: 'match/acuracy' is no metric of the task 'letters' (did you mean 'match/acc"
     assert expected in (said := refuse(baseline))
     assert "Expected: match/accuracy, match/stderr" in said
+    assert "evaluation.tasks.1: 'twice': its scorers rubric and other_rubric both give the score 'quality'" in said
     assert expected in baseline.run("--dry-run")
-    baseline.edit(report={"metric": "match/accuracy"})
+    baseline.edit(report={"metric": "match/accuracy"}, evaluation={"tasks": [LETTERS]})
     assert "would be refused" not in baseline.run("--dry-run")
 
 

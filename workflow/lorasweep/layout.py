@@ -21,6 +21,12 @@ TRAINING_LOG = "training_log.csv"
 METRICS = "metrics.json"
 """File in `eval/` with the scores of every task, and the proof that the adapter was applied."""
 
+CHANGED_MEANWHILE = (
+    "it was not evaluated as this run had planned, since a file of its tasks has changed meanwhile; "
+    "run the same command again"
+)
+"""Why the result in `eval/` is not taken."""
+
 CARD = "README.md"
 """The model card of a published point, and of a model on the Hugging Face hub."""
 

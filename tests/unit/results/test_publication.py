@@ -122,6 +122,8 @@ def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
     (point.parent / "lengths.json").write_text(
         json.dumps({"counts": [{"key": ["b" * 64], "parts": {"train": [[1, 2]] * 155}}]})
     )
+    table = pd.read_parquet(point.parent / "results.parquet").assign(**{f"{METRIC}:unscored": 3})
+    table.to_parquet(point.parent / "results.parquet")
     data, text = read_card(call(point, "--base-model", "org/base"))
     assert (data.base_model, data.library_name, data.pipeline_tag) == ("org/base", "peft", "text-generation")
     assert "base_model:adapter:org/base" in data.tags
@@ -133,7 +135,7 @@ def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
     shown += [f"`{'b' * 64}`, 155 samples", f"`{sha256(b'weights').hexdigest()}`", "| lora_rank | 8 |"]
     shown += ['PeftModel.from_pretrained(base, "published")', "--enable-lora --max-lora-rank 8 --lora-modules"]
     shown += ["| lora_alpha | 16 |", "hf download org/base --local-dir base", f"| tasks.py | `{'d' * 64}` |"]
-    shown.append("See the base model.")
+    shown += ["See the base model.", "| 37 of 40 |"]
     assert [part for part in shown if part not in text] == []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from lorasweep.layout import BASELINE
 from lorasweep.results.answer import Answer, choose_metric, find_answer
@@ -21,7 +22,7 @@ from lorasweep.results.manifest import check_manifests
 from lorasweep.results.plots import MOST_DOTS, MOST_MOMENTS, draw_losses, draw_metric, draw_storage
 from lorasweep.results.replicates import aggregate
 from lorasweep.results.report import make_report
-from lorasweep.results.table import FACTS, SampleScores, is_metric, make_table, order_metrics
+from lorasweep.results.table import FACTS, SampleScores, is_metric, make_table, order_metrics, show_table
 from lorasweep.results.usage import describe_usage
 from lorasweep.stages import get_stages
 from lorasweep.util.errors import InputError
@@ -68,6 +69,33 @@ def test_a_row_says_how_sure_it_is_and_how_far_over_the_base(tmp_path: Path) -> 
     assert list(table.columns[4:8]) == ["seed", "mode", "task", "samples"]
     facts = [f"{METRIC}:{fact}" for fact in ("stderr", "low", "high", "interval")]
     assert list(table.columns[8:13]) == [METRIC, *facts]
+
+
+def test_answers_without_a_score_are_told_wherever_the_score_is(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, {"lora_rank": [8], "seed": [0, 1]}, lambda settings: 0.5)
+    point = "lora_rank=8__seed=0"
+    unread = samples["sample"].isin(["s0", "s1", "s2"]) & (samples["point"] == point)
+    samples = samples[~unread]
+    manifest = json.loads((tmp_path / point / "manifest.json").read_text())
+    own = samples[samples["point"] == point]["value"]
+    manifest["evaluation"]["tasks"][TASK]["scores"] = {METRIC: own.mean(), "match[mode]/accuracy": 1.0}
+    (tmp_path / point / "manifest.json").write_text(json.dumps(manifest))
+    samples.to_parquet(tmp_path / "samples.parquet", index=False)
+    collect(tmp_path, ["lora_rank", "seed"])
+    table = pd.read_csv(tmp_path / "results.csv").set_index("point")
+    for metric in (METRIC, "match[mode]/accuracy"):
+        assert table[f"{metric}:unscored"].dropna().to_dict() == {point: 3}
+    assert table.loc[point, "samples"] == 40
+    replicates = pd.read_csv(tmp_path / "replicates.csv").set_index("setting")
+    assert replicates[f"{METRIC}:unscored"].dropna().to_dict() == {"lora_rank=8": 3}
+    note = f"3 of 120 answers on {TASK} have no score"
+    assert any(caveat.startswith(note) for caveat in json.loads((tmp_path / "answer.json").read_text())["caveats"])
+    console = Console(width=200, record=True)
+    show_table(table.reset_index(), "mine", console)
+    assert "37 of 40" in console.export_text()
+    page = report(tmp_path, ["lora_rank", "seed"])
+    assert note in page
+    assert "37 of 40" in page
 
 
 def edit_manifest(point: Path, **changes: Any) -> None:

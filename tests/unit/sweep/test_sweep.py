@@ -161,6 +161,20 @@ def test_an_unknown_trainer_of_a_model_is_named_by_its_key(load: Callable[..., S
         load(models={"small": {"path": "model", "trainer": "tlr"}}, variables={"model": ["small"]})
 
 
+@pytest.mark.parametrize("name", ["#6", "why?", "a%20b"])
+def test_a_place_that_inspect_would_take_for_another_is_refused(
+    load: Callable[..., Sweep], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "results").symlink_to(name)
+    said = re.escape(f"mine.yaml: {tmp_path}/{name}/mine: the results cannot be here")
+    with pytest.raises(InputError, match=said):
+        load(variables={"lora_rank": [8]}).check(asks_inspect=False)
+    load(variables={"lora_rank": [8]}, evaluation={"enabled": False}).check(asks_inspect=False)
+    (tmp_path / "results").unlink()
+    (tmp_path / "results").symlink_to("5% of [a] + b@c, ä")
+    load(variables={"lora_rank": [8]}).check(asks_inspect=False)
+
+
 def test_any_missing_model_is_named_by_its_key(load: Callable[..., Sweep]) -> None:
     models = {"small": {"path": "model"}, "none": {"path": "none"}}
     sweep = load(model={"device": "cpu"}, models=models, variables={"model": ["small", "none"]})

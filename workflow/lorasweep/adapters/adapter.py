@@ -417,6 +417,12 @@ def _add_update(adapter: Adapter, module: str, parts: dict[str, str], base: Chec
         rounded_first=embedding or config.get("init_lora_weights") == "mica",
     )
     if "lora_B.bias" in parts:
+        if f"{module}.bias" not in read_architecture(base).names:
+            raise AdapterError(
+                f"{adapter.path}: lora_bias trained a bias of '{module}', which has none in the base model "
+                f"{base.path} to merge it into",
+                "lora_bias: false, or modules that have a bias",
+            )
         _check_shape(adapter, f"{module}.bias", shapes["lora_B.bias"], base)
         adapter.biases[f"{module}.bias"] = (parts["lora_B.bias"], scale)
 

@@ -25,6 +25,8 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
 
     These options override the configuration of the model and of the task's code.
     """
+    from lorasweep.evaluation.answer_cache import switch_off_cache
+
     options: dict[str, Any] = {
         "epochs": task.epochs,
         "max_tokens": task.max_tokens,
@@ -32,6 +34,7 @@ def make_options(spec: EvaluationSpec, task: TaskSpec, model: Any) -> dict[str, 
         # Over that of the task's own configuration. "" leaves the task what it brings.
         "system_message": task.system_prompt or None,
     }
+    switch_off_cache(model)
     hold_to_rule(model, spec, task)
     begin_answers(model, spec, task)
     # The provider `hf` waits up to 2 s for a full batch, in vain if the task has fewer samples than a batch holds.
@@ -111,6 +114,31 @@ def name_metrics(task: Any) -> list[str] | None:
     return [f"{_name(score)}/{name}" for score in results.scores for name in score.metrics] or None
 
 
+def list_scores(task: Any) -> list[tuple[str, str]]:
+    """Return the scores of a loaded task, each with its scorer's name, as far as they are known before it runs."""
+    from inspect_ai._util.registry import registry_unqualified_name
+    from inspect_ai.scorer._scorer import scorer_metrics, unique_scorer_name
+
+    scores: list[tuple[str, str]] = []
+    names: list[str] = []
+    for scorer in task.scorer or []:
+        names.append(unique_scorer_name(registry_unqualified_name(scorer), names))
+        metrics = scorer_metrics(scorer)
+        for part in [metrics] if isinstance(metrics, dict) else metrics:
+            keys = [key for key in part if not {*"*?["} & {*key}] if isinstance(part, dict) else names[-1:]
+            scores += [(key, names[-1]) for key in keys]
+    return scores
+
+
+def find_shared_score(scores: Iterable[tuple[str, str]]) -> str | None:
+    """Return which score two scorers of a task give, of which one would replace the other; `None` if there is none."""
+    scorers: dict[str, str] = {}
+    for score, scorer in scores:
+        if scorers.setdefault(score, scorer) != scorer:
+            return f"its scorers {scorers[score]} and {scorer} both give the score '{score}'"
+    return None
+
+
 def _get_prompt(spec: EvaluationSpec, task: TaskSpec) -> str | None:
     return spec.prompt if task.prompt is None else task.prompt
 
@@ -154,7 +182,7 @@ def run_task(
     `log_dir` is the folder of the task's logs, from this attempt and earlier ones.
 
     Raises:
-        EvaluationError: the task failed, or did not complete all of its samples.
+        EvaluationError: the task failed, did not complete all of its samples, or two of its scorers give one score.
     """
     from inspect_ai import eval_set
 
@@ -162,8 +190,12 @@ def run_task(
     _, [log] = eval_set(
         loaded,
         log_dir=str(log_dir.resolve()),
+        # A log of a model that was elsewhere is not continued: else Inspect would refuse the folder.
+        log_dir_allow_dirty=True,
         retry_attempts=1,  # one attempt in all
         retry_immediate=False,
+        # Whatever the task allows: a log that lacks samples must be one that is continued.
+        fail_on_error=True,
         model=model,
         model_roles=open_roles(spec) or None,
         task_args=task.args if loaded is task.task else {},
@@ -182,6 +214,8 @@ def run_task(
     completed, total = log.results.completed_samples, log.results.total_samples
     if completed != total:
         raise EvaluationError(f"{point}: {task.task} completed {completed} of {total} samples (log: {log.location})")
+    if shared := find_shared_score((score.name, score.scorer) for score in log.results.scores):
+        raise EvaluationError(f"{point}: {task.task}: {shared} (log: {log.location})")
     scores = {
         f"{_name(score)}/{name}": metric.value for score in log.results.scores for name, metric in score.metrics.items()
     }

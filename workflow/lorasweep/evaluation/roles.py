@@ -29,6 +29,7 @@ def _open(spec: EvaluationSpec, name: str, role: RoleSpec) -> Any:
     from inspect_ai.model import GenerateConfig, ModelInfo, get_model, set_model_info
 
     import lorasweep.evaluation.provider  # noqa: F401  registers the provider, even if this package is not installed
+    from lorasweep.evaluation.answer_cache import switch_off_cache
 
     key = (role.model_dump_json(), spec.placement)
     if key not in _OPENED:
@@ -41,6 +42,7 @@ def _open(spec: EvaluationSpec, name: str, role: RoleSpec) -> Any:
             role.model, config=GenerateConfig(**config), base_url=role.base_url, memoize=False, **arguments
         )
         if role.fingerprint:
+            switch_off_cache(model)
             if not hasattr(model.api, "base"):
                 prepare(model.api, _read(role))
             # Inspect loads a model of an unknown context length a second time, by its name, to ask for that.

@@ -18,16 +18,10 @@ from typing import Any
 
 from lorasweep.evaluation.reproduce import write_reproduction
 from lorasweep.evaluation.spec import EvaluationSpec
-from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, RECORD, STATE
+from lorasweep.layout import ADAPTER_WEIGHTS, CHANGED_MEANWHILE, METRICS, RECORD, STATE
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_record
-
-CHANGED_MEANWHILE = (
-    "it was not evaluated as this run had planned, since a file of its tasks has changed meanwhile; "
-    "run the same command again"
-)
-"""Why a result is not taken."""
 
 
 def get_adapter_digest(record: Mapping[str, Any]) -> str | None:

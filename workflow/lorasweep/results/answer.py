@@ -112,6 +112,7 @@ def find_answer(
     caveats = (
         *_find_absent(settings, rows, task),
         *_find_pruned(tried),
+        *_find_unscored(leave_out_pruned(table[table["task"] == task]), task, metric),
         *_get_caveats(best[0], others, metric),
         *_find_mode_caveat(rows, best, metric),
         *_find_edge_caveats(tried, best, variables),
@@ -289,6 +290,19 @@ def _find_pruned(tried: pd.DataFrame) -> tuple[str, ...]:
         return ()
     were = "1 setting was" if len(stopped) == 1 else f"{len(stopped)} settings were"
     return (f"{were} stopped early (prune), and not compared: how good they would have become is not known.",)
+
+
+def _find_unscored(rows: pd.DataFrame, task: str, metric: str) -> tuple[str, ...]:
+    """Return a note if some answers have no score."""
+    column = f"{metric}:unscored"
+    count = int(rows[column].sum()) if column in rows else 0
+    if not count:
+        return ()
+    answers = int(rows.loc[rows[metric].notna(), "samples"].sum())
+    return (
+        f"{count} of {answers} answers on {task} have no score, such as those of which a judge's verdict could not be "
+        f"read: {metric} leaves them out.",
+    )
 
 
 def _find_rank_caveat(rows: pd.DataFrame) -> tuple[str, ...]:

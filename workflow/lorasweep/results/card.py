@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from lorasweep.experiment.points import format_value
 from lorasweep.layout import ADAPTER_CONFIG, CARD, EXPERIMENT, LENGTHS, TABLE, TEMPLATE_DIGEST, find_part
 from lorasweep.results.publication import Base
-from lorasweep.results.table import find_base, format_gain, format_metric, is_metric
+from lorasweep.results.table import find_base, format_gain, format_metric, format_samples, is_metric
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record
 
@@ -112,7 +112,7 @@ def _list_scores(point: Path, manifest: Mapping[str, Any]) -> Iterator[dict[str,
             problem = f"{file}: the row of {point.name} is of another adapter or evaluation"
             raise InputError(f"{problem}; run the experiment again")
         for metric, value in filter(lambda pair: is_metric(pair[0]), result["scores"].items()):
-            row = {metric: value} | (own.iloc[0].to_dict() if len(own) else {})
+            row = {metric: value, "samples": result["samples"]} | (own.iloc[0].to_dict() if len(own) else {})
             p_value = row.get(f"{metric}:p_adjusted")
             yield {
                 "task": task,
@@ -122,7 +122,7 @@ def _list_scores(point: Path, manifest: Mapping[str, Any]) -> Iterator[dict[str,
                 "base": f"{base.iloc[0][metric]:.3f}" if len(base) and pd.notna(base.iloc[0][metric]) else "",
                 "gain": format_gain(row, metric),
                 "p": "" if p_value is None or pd.isna(p_value) else f"{p_value:.2g}",
-                "samples": result["samples"],
+                "samples": format_samples(row, [metric]),
             }
 
 

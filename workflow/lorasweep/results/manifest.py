@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorasweep.evaluation.state import CHANGED_MEANWHILE
 from lorasweep.experiment.sections import MODE_KEY, Controls
 from lorasweep.layout import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    CHANGED_MEANWHILE,
     MANIFEST,
     METRICS,
     POINTS,

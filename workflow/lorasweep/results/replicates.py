@@ -73,6 +73,8 @@ def aggregate(table: pd.DataFrame, variables: Sequence[str], scores: SampleScore
             if members[metric].notna().any():
                 own, base = (collect_scores(each, metric, table, scores) for each in (row, get_base_row(row)))
                 row |= {metric: own.mean} | describe_scores(metric, own, confidence)
+                if (unscored := f"{metric}:unscored") in members and members[unscored].notna().any():
+                    row[unscored] = int(members[unscored].sum())
                 if base.seeds and row["mode"] != "base":
                     row |= describe_difference(metric, own, base, confidence)
         rows.append(row)

@@ -34,7 +34,7 @@ from lorasweep.results.page import (
 from lorasweep.results.plots import draw_losses, draw_metric, draw_storage
 from lorasweep.results.pruning import list_stopped, look_back, read_decisions
 from lorasweep.results.replicates import SETTING_TEXTS
-from lorasweep.results.table import PRUNED, leave_out_pruned, list_metrics
+from lorasweep.results.table import PRUNED, format_samples, leave_out_pruned, list_metrics
 from lorasweep.results.usage import IDLE, describe_usage
 from lorasweep.util.files import read_tail
 from lorasweep.util.formats import format_bytes, format_seconds
@@ -133,7 +133,7 @@ def _make_sections(
         higher_is_better = experiment.report.higher_is_better
         drawn = draw_metric(settings, table, variables, task, metrics[0], higher_is_better) if metrics else []
         columns = [_name(rows, labels), *_list_scores(rows, metrics[:1], experiment.report.confidence)]
-        last = [*_list_counts(rows), *([] if sections else _list_costs(rows)), _link_logs(results, rows)]
+        last = [*_list_counts(rows, metrics[:1]), *([] if sections else _list_costs(rows)), _link_logs(results, rows)]
         columns += [list_numbers(rows, metric, metric) for metric in metrics[1:]][: _MOST_COLUMNS - len(columns + last)]
         varied = _list_variables(rows, variables)
         columns += [*(varied if len(columns + varied + last) <= _MOST_COLUMNS else []), *last]
@@ -229,10 +229,11 @@ def _list_variables(rows: pd.DataFrame, variables: Sequence[str]) -> list[Column
     return columns
 
 
-def _list_counts(rows: pd.DataFrame) -> list[Column]:
-    """Return the number of samples, if it differs between points."""
-    counts = get_values(rows, "samples")
-    return [Column("samples", [Cell(f"{count:.0f}") for count in counts])] if len(set(counts)) > 1 else []
+def _list_counts(rows: pd.DataFrame, metrics: Sequence[str]) -> list[Column]:
+    """Return the number of samples, if it differs between points, or if some have no score of the metrics."""
+    texts = [format_samples(row, metrics) for _, row in rows.iterrows()]
+    differ = len(set(texts)) > 1 or any(" of " in text for text in texts)
+    return [Column("samples", [Cell(text, int(text.split()[0])) for text in texts])] if differ else []
 
 
 def _list_costs(rows: pd.DataFrame) -> list[Column]:

@@ -4,6 +4,7 @@ A metric has the column `<score>/<metric>`. Its statistics have columns `<score>
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
@@ -37,6 +38,7 @@ FACTS = (
     "low",
     "high",
     "interval",
+    "unscored",
     "delta",
     "delta_low",
     "delta_high",
@@ -49,6 +51,7 @@ FACTS = (
 
 - `stderr`: standard error of the mean
 - `low`, `high`, `interval`: bounds of its confidence interval, and the interval's method
+- `unscored`: number of answers that have no score, which the metric leaves out
 - `delta`, `delta_low`, `delta_high`, `delta_interval`: difference to the point's base model, its bounds, and the method
 - `pairs`: number of samples that point and baseline share; 0 if the interval is unpaired
 - `p`, `p_adjusted`: p-value of no difference, and the same corrected for the number of adapters
@@ -86,12 +89,14 @@ class SampleScores:
 
     def __init__(self, samples: pd.DataFrame | None) -> None:
         self._scores: dict[tuple[str, str, str], pd.Series[float]] = {}
+        self._counts: dict[tuple[str, str, str], int] = {}
         self._are_shares: dict[tuple[str, str], bool] = {}
         self._clusters: dict[str, dict[str, Any]] = {}
         if samples is None or not len(samples):
             return
         for (point, task, score), rows in samples.groupby(["point", "task", "score"]):
             self._scores[str(point), str(task), str(score)] = rows.groupby("sample")["value"].mean()
+            self._counts[str(point), str(task), str(score)] = len(rows)
         for (task, score), rows in samples.groupby(["task", "score"]):
             self._are_shares[str(task), str(score)] = bool(rows["value"].between(0, 1).all())
         if "cluster" in samples:
@@ -101,6 +106,12 @@ class SampleScores:
     def has_clusters(self, task: str) -> bool:
         """Whether the samples of a task are in clusters."""
         return task in self._clusters
+
+    def count_unscored(self, row: Mapping[str, Any], metric: str) -> int:
+        """Return how many of the answers of a row's point have no score of a metric's scorer; 0 if none has one."""
+        score = re.sub(r"\[[^]]*\]$", "", metric.rpartition("/")[0])  # without the reducer
+        answers = int(row["samples"])
+        return max(0, answers - self._counts.get((row["point"], row["task"], score), answers))
 
     def collect(
         self, points: Sequence[str], task: str, metric: str, reported: Mapping[str, Any], is_trained: bool = True
@@ -195,6 +206,8 @@ def make_table(
                 continue
             own = scores.collect([row["point"]], task, metric, values)
             row |= describe_scores(metric, own, confidence)
+            if unscored := scores.count_unscored(row, metric):
+                row[f"{metric}:unscored"] = unscored
             if row["mode"] != "base" and (base := bases.get(find_base(row))):
                 row |= describe_difference(metric, own, base, confidence)
         compared = [row for row in rows if row["task"] == task and f"{metric}:p" in row]
@@ -268,7 +281,7 @@ def show_table(table: pd.DataFrame, title: str, console: "Console") -> None:
         columns = ["point", *metrics, "samples", "mode", "kept", *(["stopped after"] if stopped else [])]
         shown = FoldingTable(columns, texts=["mode"], title=heading)
         for _, row in rows.iterrows():
-            samples = "" if pd.isna(row["samples"]) else format_value(row["samples"])
+            samples = format_samples(row, metrics)
             scores = [format_metric(row, metric) for metric in metrics]
             after = ["" if pd.isna(row[PRUNED]) else f"epoch {row[PRUNED]:.0f}"] if stopped else []
             shown.add_row(row["point"], *scores, samples, row["mode"], format_bytes(row["bytes"]), *after)
@@ -284,6 +297,16 @@ def format_metric(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str
         return f"{format_score(value)} [{format_score(low)}, {format_score(high)}]"
     error = row.get(f"{metric.rpartition('/')[0]}/stderr")
     return format_score(value) + ("" if error is None or pd.isna(error) else f" ± {format_score(error)}")
+
+
+def format_samples(row: "Mapping[str, Any] | pd.Series[Any]", metrics: Iterable[str]) -> str:
+    """Return the number of samples as text; if some have no score of one of the metrics, as `1 of 4`."""
+    samples: Any = row["samples"]
+    if pd.isna(samples):
+        return ""
+    unscored = [cast("Any", row.get(f"{metric}:unscored")) for metric in metrics]
+    most = max((int(count) for count in unscored if count is not None and pd.notna(count)), default=0)
+    return f"{samples - most:.0f} of {samples:.0f}" if most else f"{samples:.0f}"
 
 
 def format_gain(row: "Mapping[str, Any] | pd.Series[Any]", metric: str) -> str:

@@ -41,6 +41,7 @@ def find_faults(sweep: Sweep, rules: Collection[str]) -> InputError | None:
     if _evaluates(sweep, rules):
         faults += _find_task_errors(sweep) or [
             *_find_system_messages(sweep),
+            *_find_shared_scores(sweep),
             *_find_metric_faults(sweep),
             *_find_cluster_fault(sweep),
         ]
@@ -107,6 +108,15 @@ def _find_system_messages(sweep: Sweep) -> list[InputError]:
         refuse_system_message(entry.name, place, entry.place if entry is sweep.choosing_task else "evaluation.tasks")
         for entry in undecided
         if (place := found[entry.name].get("system_message"))
+    ]
+
+
+def _find_shared_scores(sweep: Sweep) -> list[InputError]:
+    found = counting.read_tasks(*_get_tasks(sweep))
+    return [
+        InputError(f"{entry.place}: '{entry.name}': {shared}", "scorers whose scores have different names")
+        for entry in sweep.all_tasks
+        if (shared := found.get(entry.name, {}).get("shared_score"))
     ]
 
 

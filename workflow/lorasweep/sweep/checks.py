@@ -9,6 +9,7 @@ from math import ceil
 from pathlib import Path
 from types import ModuleType
 from typing import cast
+from urllib.parse import unquote, urlsplit
 
 from lorasweep.checkpoints.chat_template import find_given_template, find_system_refusal, read_chat_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
@@ -43,6 +44,8 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             f"report.task: {experiment.report.task!r} is invalid",
             ", ".join(names) or "null, where no task is evaluated",
         )
+    if evaluation.enabled or evaluation.validation_task or (experiment.prune and experiment.prune.task):
+        _check_place(results.resolve())
     points = list(points)
     _check_prompts(experiment.data, "")
     for data, place in _list_data(points).items():
@@ -97,6 +100,15 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     for key, model in models.items():
         own = [point for point in trained if point.model == model]
         _check_base_model(experiment, key, model, checkpoints[key], own)
+
+
+def _check_place(results: Path) -> None:
+    """Check that Inspect can write its logs into a folder: it takes their paths for URLs."""
+    if unquote(urlsplit(f"file://{results}").path) != str(results):
+        raise InputError(
+            f"{results}: the results cannot be here, since Inspect takes the paths of its logs for URLs",
+            "a path without '#' and '?', and without '%' before two hexadecimal digits",
+        )
 
 
 def _check_base_model(

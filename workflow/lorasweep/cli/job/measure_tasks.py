@@ -1,8 +1,8 @@
 """Load tasks with their solvers and scorers, and print as JSON what is known of each without evaluating it.
 
 That is its number of samples, the mean size of their prompts, the keys of metadata that all samples have, the names of
-its metrics, where it brings a system message, and how many samples' inputs it shares with other tasks; or why it does
-not load.
+its metrics, a score that two scorers give, where it brings a system message, and how many samples' inputs it shares
+with other tasks; or why it does not load.
 """
 
 import argparse
@@ -14,7 +14,13 @@ from typing import Any
 
 import tenacity.nap
 
-from lorasweep.evaluation.inspect_tasks import load_parts, name_metrics, stand_in_for_models
+from lorasweep.evaluation.inspect_tasks import (
+    find_shared_score,
+    list_scores,
+    load_parts,
+    name_metrics,
+    stand_in_for_models,
+)
 from lorasweep.evaluation.spec import TaskSpec
 from lorasweep.evaluation.system_messages import find_system_message
 from lorasweep.util.errors import describe
@@ -48,6 +54,7 @@ def _measure(spec: TaskSpec, inputs: dict[str, set[str]]) -> dict[str, Any]:
         texts = [get_text(sample.input) for sample in samples]
         keys = [{k for k, value in (sample.metadata or {}).items() if value is not None} for sample in samples]
         system_message, metrics = find_system_message(task, spec.limit), name_metrics(task)
+        shared_score = find_shared_score(list_scores(task))
     except (Exception, SystemExit) as error:
         token = os.environ.get("HF_TOKEN")  # in `lorasweep download` alone
         return {"error": describe(error).replace(token, "***") if token else describe(error)}
@@ -58,6 +65,7 @@ def _measure(spec: TaskSpec, inputs: dict[str, set[str]]) -> dict[str, Any]:
         "metadata": sorted(set.intersection(*keys) if keys else []),
         "some_metadata": sorted(set.union(*keys) if keys else []),
         "metrics": metrics,
+        "shared_score": shared_score,
         "system_message": system_message,
     }
 
