@@ -617,6 +617,14 @@ def test_a_given_chat_template_is_what_is_checked(load: Callable[..., Sweep], tm
         sweep.check(asks_inspect=False)
 
 
+def test_a_template_that_teaches_a_think_block_is_noted(load: Callable[..., Sweep], tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[2] / "chat_templates/qwen_3.jinja", tmp_path / "own.jinja")
+    sweep = load(variables={"seed": [0]}, model={"path": "model", "device": "cpu", "chat_template": "own.jinja"})
+    (note,) = warn_of_prompts(sweep.experiment, sweep.points.values())
+    assert note.startswith("own.jinja: the chat template writes an empty <think> block before an answer")
+    assert warn_of_prompts(sweep.experiment, []) == []  # nothing is trained
+
+
 @pytest.mark.parametrize(
     ("shared", "own", "said"),
     [

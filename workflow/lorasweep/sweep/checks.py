@@ -10,7 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from lorasweep.checkpoints.chat_template import find_given_template, find_system_refusal, read_chat_template
+from lorasweep.checkpoints.chat_template import (
+    find_given_template,
+    find_system_refusal,
+    read_chat_template,
+    writes_think_block,
+)
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
@@ -23,6 +28,18 @@ from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import OWN_TRAINERS, Trainer, TrainingSpec, get_trainer
 from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, find_reason, naming_key
+
+_NO_TEMPLATE = (
+    "the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the text and a "
+    "line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt. To name a "
+    "template for the base model: model.chat_template."
+)
+
+_THINK_BLOCK = (
+    "the chat template writes an empty <think> block before an answer, so training teaches it as part of the answer, "
+    "and scorers see it: exact counts such an answer as wrong. To have the block in the prompt instead: tasks with "
+    'assistant_prefix: "<think>\\n\\n</think>\\n\\n".'
+)
 
 
 def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], results: Path) -> None:
@@ -262,13 +279,13 @@ def list_models(experiment: Experiment, points: Iterable[Point]) -> dict[str, Mo
 
 
 def warn_of_prompts(experiment: Experiment, points: Iterable[Point]) -> list[str]:
-    """Return a warning for each model that has no chat template, so that prompts are made of roles."""
+    """Return a warning for each model that has no chat template, or is trained by one that adds to answers."""
+    points = list(points)
+    taught_by = {point.model.chat_template or point.model.path for point in points if point.is_trained}
     return [
-        f"{model}: the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the "
-        "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt. "
-        "To name a template for the base model: model.chat_template."
-        for model, template in _list_templates(experiment, list(points)).items()
-        if not template
+        f"{model}: {_THINK_BLOCK if template else _NO_TEMPLATE}"
+        for model, template in _list_templates(experiment, points).items()
+        if not template or (model in taught_by and writes_think_block(template))
     ]
 
 
