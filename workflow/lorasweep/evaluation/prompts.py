@@ -19,6 +19,9 @@ PREFIX_VARIABLE = "assistant_prefix"
 _VARIABLES = "chat_template_kwargs"
 """The parameter of a request to vLLM that has variables of the chat template."""
 
+_THINKING = "enable_thinking"
+"""A variable of some chat templates. In training and in Inspect's provider `hf` it is there, and is None."""
+
 
 def get_replacement(checkpoint: Checkpoint, day: str | None) -> str | None:
     """Return the chat template to ask with in place of the tokenizer's: a given one, or its own with a fixed date.
@@ -61,15 +64,29 @@ def _refuse_beyond(rows: int, tokenizer: Any, checkpoint: Checkpoint, generate: 
     return generate_known
 
 
+def describe_requests(checkpoint: Checkpoint, ends: EndTokens) -> dict[str, Any]:
+    """Return the parameters with which vLLM asks as the provider `hf` does, and stops where it does.
+
+    By itself, vLLM stops at the end tokens of the tokenizer and of generation_config.json alone, and takes for granted
+    that a chat template writes the special tokens.
+    """
+    template = checkpoint.chat_template
+    starts = {"add_special_tokens": True} if template is None else {}
+    variables = {_VARIABLES: {_THINKING: None}} if _THINKING in (template or "") else {}
+    return {"stop_token_ids": list(ends.ids), **starts, **variables}
+
+
 def begin_answers(model: Any, spec: EvaluationSpec, task: TaskSpec) -> None:
     """Let every answer of a model to a task begin with the task's prefix, if it has one: the model continues from it.
 
     The prefix follows the prompt as text, and both are tokenized as one. Answers are without it.
     """
     if spec.backend == "vllm":
-        others = {key: value for key, value in (model.config.extra_body or {}).items() if key != _VARIABLES}
-        own = {_VARIABLES: {PREFIX_VARIABLE: task.assistant_prefix}} if task.assistant_prefix else {}
-        model.config = model.config.model_copy(update={"extra_body": {**others, **own} or None})
+        body = dict(model.config.extra_body or {})
+        variables = {**body.pop(_VARIABLES, {}), PREFIX_VARIABLE: task.assistant_prefix}
+        if kept := {key: value for key, value in variables.items() if value or key != PREFIX_VARIABLE}:
+            body[_VARIABLES] = kept
+        model.config = model.config.model_copy(update={"extra_body": body or None})
         return
     ask = type(model.api).hf_chat
 
