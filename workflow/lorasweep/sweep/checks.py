@@ -17,7 +17,7 @@ from lorasweep.checkpoints.chat_template import (
     writes_think_block,
 )
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
-from lorasweep.checkpoints.vocabulary import check_vocabulary
+from lorasweep.checkpoints.vocabulary import check_readable, check_vocabulary
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.roles import get_folders, is_local
 from lorasweep.experiment.sections import DATA_KEYS, SET_KEY, Controls, Data, Evaluation, Experiment, Model, ModelRole
@@ -86,9 +86,9 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
                 f"a model outside of {results}",
             )
         with naming_key(where):
-            check_vocabulary(read_checkpoint(Path(baseline.model)))
+            _check_tokenizer(experiment, read_checkpoint(Path(baseline.model)))
     for name, role in evaluation.model_roles.items():
-        _check_role_folders(role, f"evaluation.model_roles.{name}")
+        _check_role_folders(experiment, role, f"evaluation.model_roles.{name}")
     trained = [point for point in points if point.is_trained]
     if trained:
         samples: dict[Data, int] = {}
@@ -109,7 +109,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     checkpoints = {key: _read(model.path, key, templates[key]) for key, model in models.items()}
     for key, checkpoint in checkpoints.items():
         with naming_key(key):
-            check_vocabulary(checkpoint)
+            _check_tokenizer(experiment, checkpoint, [p for p in trained if p.model == models[key]])
     _check_system_role(experiment, points, tasks)
     for key, model in models.items():
         own = [point for point in trained if point.model == model]
@@ -441,14 +441,22 @@ def _make_plain(message: str) -> str:
     return " ".join(re.sub(r"\[/?(?:bold|blue)\]|ERROR:?", "", message).split()).lstrip(": ")
 
 
-def _check_role_folders(role: ModelRole, key: str) -> None:
+def _check_role_folders(experiment: Experiment, role: ModelRole, key: str) -> None:
     folder, adapter = get_folders(role.model, role.args)
     if folder:
         with naming_key(key):
-            check_vocabulary(read_checkpoint(Path(folder)))
+            _check_tokenizer(experiment, read_checkpoint(Path(folder)))
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if adapter else ():
         if not Path(str(adapter), name).is_file():
             raise InputError(f"{key}.args.adapter: no {name} in {adapter!r}", "the folder of a PEFT LoRA adapter")
+
+
+def _check_tokenizer(experiment: Experiment, checkpoint: Checkpoint, trained: Iterable[Point] = ()) -> None:
+    """Check the tokenizer of a model that is evaluated, or that these points are trained on."""
+    is_evaluated = _is_evaluating(experiment) and experiment.evaluation.backend == "hf"
+    if is_evaluated or any(find_trainer(point.trainer).STAGE == "eval" for point in trained):
+        check_readable(checkpoint)
+    check_vocabulary(checkpoint)
 
 
 def _read(path: str, key: str, chat_template: str | None = None) -> Checkpoint:
@@ -472,10 +480,15 @@ def _check_prompts(data: Data, where: str) -> None:
         )
 
 
+def _is_evaluating(experiment: Experiment) -> bool:
+    """Whether models are evaluated: for a report, or to choose an epoch or what is trained further."""
+    chooses = experiment.evaluation.validation_task or (experiment.prune and experiment.prune.task)
+    return experiment.evaluation.enabled or bool(chooses)
+
+
 def _check_backend(experiment: Experiment, points: Sequence[Point]) -> None:
     evaluation = experiment.evaluation
-    chooses = evaluation.validation_task or (experiment.prune and experiment.prune.task)
-    if evaluation.backend == "hf" or not (evaluation.enabled or chooses):
+    if evaluation.backend == "hf" or not _is_evaluating(experiment):
         return
     other = next((point for point in points if point.mode != "B2"), None)
     if other and evaluation.enabled:
