@@ -76,6 +76,13 @@ def test_the_dataset_is_read_by_our_own_component_as_the_section_says(model: Pat
     assert made["dataset_val"]["data_files"] == "v"
 
 
+def test_packs_beyond_the_models_context_are_refused(model: Path) -> None:
+    with pytest.raises(InputError, match=r"^controls\.max_seq_len: 9000 is invalid with packed: true.*at most 8192"):
+        make(model, packed=True, max_seq_len=9000)
+    make(model, packed=True, max_seq_len=9000, override={"model": {"max_seq_len": 9000}})
+    make(model, max_seq_len=9000)
+
+
 def test_the_date_stands_in_the_recipe_where_the_template_writes_one(model: Path, tmp_path: Path) -> None:
     day = Data(train="t", template_date="2025-01-31")
     assert make(model, data=day) == make(model, data=Data(train="t"))

@@ -107,6 +107,12 @@ def recipe(spec: TrainingSpec) -> str:
     _refuse_references(spec, merged)
     if merged["dataset"].get("packed") and not merged["tokenizer"].get("max_seq_len"):
         raise InputError("controls.packed: true is invalid without max_seq_len", "a number of tokens")
+    most, length = count_positions(spec.checkpoint, spec.controls), merged["tokenizer"].get("max_seq_len")
+    if merged["dataset"].get("packed") and most and length > most:
+        raise InputError(
+            f"controls.max_seq_len: {length} is invalid with packed: true: the model takes {most} tokens",
+            f"at most {most}",
+        )
     name = "lora_finetune_single_device"
     if spec.controls.gpus > 1:
         name = f"--{PROCESSES} {spec.controls.gpus} lora_finetune_distributed"
@@ -146,6 +152,16 @@ def _refuse_references(spec: TrainingSpec, section: Mapping[str, Any], place: st
 
 def _differs(controls: Controls, defaults: Controls, key: str) -> bool:
     return bool(getattr(controls, key) != getattr(defaults, key))
+
+
+def count_positions(checkpoint: Checkpoint, controls: Controls) -> int | None:
+    """Return the most tokens of a sequence that the model takes; `None` if a builder of the user's decides that."""
+    override = controls.override.get("model")
+    model = override if isinstance(override, Mapping) else {}
+    if "_component_" in model:
+        return None
+    most = model.get("max_seq_len", checkpoint.config.get("max_position_embeddings"))
+    return most if isinstance(most, int) else None
 
 
 def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:

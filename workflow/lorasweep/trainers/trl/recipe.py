@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.lora import find_modules
 from lorasweep.experiment.sections import Controls
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
@@ -26,6 +27,15 @@ OPTIMIZERS = {
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 """Transformers' name of each `controls.schedule`."""
+
+_POSITION_TABLES = ("wpe.weight", "embed_positions.weight", "positions_embed.weight")
+"""The ends of names of learnt positions."""
+
+_WITH_TABLE = ("codegen", "ctrl", "gptj", "mpt")
+"""Types of models whose code computes a table of positions, which is no tensor on disk."""
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""The keys of configurations that have the number of positions."""
 
 _INITIAL = "initial_adapter"
 """Key of the override that names the adapter to begin with."""
@@ -84,6 +94,14 @@ def recipe(spec: TrainingSpec) -> str:
         "trl": _describe_arguments(spec) | override,
     }
     return f"# base model fingerprint: {spec.checkpoint.fingerprint}\n" + dump_recipe(made)
+
+
+def count_positions(checkpoint: Checkpoint, controls: Controls) -> int | None:
+    """Return the most tokens of a sequence, for models that have a table of positions; `None` for others."""
+    config = checkpoint.config
+    if config.get("model_type") in _WITH_TABLE or any(name.endswith(_POSITION_TABLES) for name in checkpoint.tensors):
+        return next((config[key] for key in _POSITIONS if config.get(key)), None)
+    return None
 
 
 def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
