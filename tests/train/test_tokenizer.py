@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from torchtune.data import Message
 from transformers import AutoTokenizer
 
@@ -258,6 +259,18 @@ def test_a_token_without_a_row_is_refused_in_the_sample_that_has_it(make: Make) 
         tokenize(tokenizer, ("user", "<image>"), ("assistant", "b"))
     with pytest.raises(SampleError, match="'<image>'"):
         tokenizer.encode("<image>")
+
+
+@pytest.mark.parametrize("form", ["<|begin|> $A", "<|begin|> $A <|im_end|>"])
+def test_a_tokenizer_that_ends_every_text_is_refused_for_plain_text(make: Make, form: str) -> None:
+    tokenizer = make("smollm_2")
+    ids = [(name, tokenizer.tokenizer.convert_tokens_to_ids(name)) for name in ("<|begin|>", "<|im_end|>")]
+    tokenizer.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=form, special_tokens=ids)
+    if form.endswith("$A"):
+        assert tokenizer.tokenizer.decode(tokenizer.encode("a")) == "<|begin|>a<|im_end|>"
+        return
+    with pytest.raises(SampleError, match=r"the tokenizer writes '<\|im_end\|>' behind every text"):
+        tokenizer.encode("a")
 
 
 @pytest.mark.parametrize("own", [None, "smollm_2"])

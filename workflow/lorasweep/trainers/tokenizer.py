@@ -114,12 +114,28 @@ class ChatTokenizer:
         return tokens, is_learnt
 
     def tokenize_text(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
-        """Return the tokens of plain text."""
+        """Return the tokens of plain text.
+
+        Raises:
+            SampleError: the tokenizer ends every text, so that evaluation could not ask it to be continued; or a token
+                has no row in the embedding.
+        """
+        if add_bos and self._added_end:
+            raise SampleError(
+                f"{self.path}: the tokenizer writes {self._added_end!r} behind every text, and would behind each prompt",
+                "a tokenizer that does not (post_processor in tokenizer.json), or another data.format",
+            )
         tokens: list[int] = list(self.tokenizer(text, add_special_tokens=add_bos)["input_ids"])
         if add_eos and tokens[-1] not in self.plain_end.ids:
             tokens.append(self.plain_end.taught)
         self._check_tokens(tokens)
         return tokens
+
+    @cached_property
+    def _added_end(self) -> str:
+        """What the tokenizer adds behind a text; "" if nothing."""
+        plain, whole = (self.tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
+        return "" if whole[-len(plain) :] == plain else str(self.tokenizer.decode(whole[-1:]))
 
     def _fill(self, message: Message) -> str:
         return self.prompt_template.format(input=message.content) if message.role == "user" else message.content
