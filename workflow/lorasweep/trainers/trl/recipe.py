@@ -56,6 +56,12 @@ _OWNED = {
     "gradient_checkpointing": "controls.enable_activation_checkpointing",
     "max_length": "controls.max_seq_len",
     "packing": "controls.packed",
+    # trl would give these to samples that it tokenizes itself.
+    "chat_template_path": "model.chat_template",
+    "eos_token": "the chat template, or the model's tokenizer",
+    "dataset_text_field": "data.text_column",
+    "truncation_mode": "data.too_long",
+    **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), "data.train_on_input"),
     "use_cpu": "model.device",
     **dict.fromkeys(("bf16", "fp16"), "model.dtype"),
     **dict.fromkeys(("report_to", "save_strategy", "save_steps"), "training.metric_loggers and training.save_minutes"),
