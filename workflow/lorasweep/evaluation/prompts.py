@@ -5,7 +5,7 @@ from typing import Any
 
 from lorasweep.checkpoints.chat_template import fix_date, has_date
 from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.checkpoints.end_tokens import EndTokens, find_end_tokens
+from lorasweep.checkpoints.end_tokens import EndTokens, find_added_end, find_end_tokens
 from lorasweep.checkpoints.vocabulary import count_rows
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.util.errors import InputError
@@ -40,6 +40,11 @@ def prepare(api: Any, checkpoint: Checkpoint) -> None:
     """
     template = api.chat_template or checkpoint.chat_template
     ends = find_end_tokens(api.tokenizer, checkpoint.path, None if template == PLAIN else template)
+    if template == PLAIN and (end := find_added_end(api.tokenizer)):
+        raise InputError(
+            f"{checkpoint.path}: the tokenizer writes {end!r} behind every text, so also behind a prompt",
+            "a tokenizer that does not (post_processor in tokenizer.json), or another data.format",
+        )
     api.end_tokens = ends.names
     if api.tokenizer.pad_token_id is None:
         api.tokenizer.pad_token_id = ends.taught

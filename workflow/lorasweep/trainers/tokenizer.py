@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from lorasweep.checkpoints.chat_template import EMPTY_THINK_BLOCK, fix_date, get_default_template
 from lorasweep.checkpoints.checkpoint import read_checkpoint
-from lorasweep.checkpoints.end_tokens import EndTokens, find_end_tokens
+from lorasweep.checkpoints.end_tokens import EndTokens, find_added_end, find_end_tokens
 from lorasweep.checkpoints.vocabulary import count_rows
 from lorasweep.util.errors import InputError
 
@@ -132,10 +132,8 @@ class ChatTokenizer:
         return tokens
 
     @cached_property
-    def _added_end(self) -> str:
-        """What the tokenizer adds behind a text; "" if nothing."""
-        plain, whole = (self.tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
-        return "" if whole[-len(plain) :] == plain else str(self.tokenizer.decode(whole[-1:]))
+    def _added_end(self) -> str | None:
+        return find_added_end(self.tokenizer)
 
     def _fill(self, message: Message) -> str:
         return self.prompt_template.format(input=message.content) if message.role == "user" else message.content
