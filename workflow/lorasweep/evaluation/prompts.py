@@ -43,7 +43,7 @@ def prepare(api: Any, checkpoint: Checkpoint) -> None:
     if template == PLAIN and (end := find_added_end(api.tokenizer)):
         raise InputError(
             f"{checkpoint.path}: the tokenizer writes {end!r} behind every text, so also behind a prompt",
-            "a tokenizer that does not (post_processor in tokenizer.json), or another data.format",
+            "a tokenizer that does not (post_processor in tokenizer.json)",
         )
     api.end_tokens = ends.names
     if api.tokenizer.pad_token_id is None:

@@ -123,7 +123,7 @@ class ChatTokenizer:
         if add_bos and self._added_end:
             raise SampleError(
                 f"{self.path}: the tokenizer writes {self._added_end!r} behind every text, so also behind a prompt",
-                "a tokenizer that does not (post_processor in tokenizer.json), or another data.format",
+                "a tokenizer that does not (post_processor in tokenizer.json)",
             )
         tokens: list[int] = list(self.tokenizer(text, add_special_tokens=add_bos)["input_ids"])
         if add_eos and tokens[-1] not in self.plain_end.ids:
