@@ -11,6 +11,7 @@ import pytest
 from inspect_ai.model import ChatMessageUser, GenerateConfig
 from inspect_ai.model._providers import hf
 from peft import LoraConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation_specs import make_spec
@@ -193,6 +194,18 @@ def test_the_end_that_the_template_writes_is_one(base: Path, provider: str) -> N
     assert model.api.end_tokens == ["<|im_end|>", "<other>", "\"", "!"]  # fmt: skip
     plain, _ = open_model(base, provider, has_plain_prompts=True)
     assert plain.api.end_tokens == ["<other>", "\"", "!"]  # fmt: skip
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_tokenizer_that_ends_every_text_is_refused_for_plain_prompts(base: Path, provider: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    end = ("<|im_end|>", tokenizer.convert_tokens_to_ids("<|im_end|>"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <|im_end|>", special_tokens=[end])
+    tokenizer.save_pretrained(base)
+    read_checkpoint.cache_clear()
+    open_model(base, provider)  # the template writes the special tokens
+    with pytest.raises(InputError, match=r"the tokenizer writes '<\|im_end\|>' behind every text"):
+        open_model(base, provider, has_plain_prompts=True)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -192,6 +192,33 @@ def test_a_request_has_the_prefix_of_its_task(server: dict[str, Any], spec: Eval
     assert begun["stop_token_ids"] == other["stop_token_ids"]
 
 
+def ask(server: dict[str, Any], spec: EvaluationSpec, base: Any, prefix: str | None = None) -> dict[str, Any]:
+    """Return the request for an answer in a task."""
+    model = make_served_model(spec, base, None, ())
+    make_options(spec, TaskSpec(name="a", task="a.py", args={}, limit=None, assistant_prefix=prefix), model)
+    asyncio.run(model.generate("after a"))
+    body: dict[str, Any] = server["asked"][-1]
+    return body
+
+
+@pytest.mark.parametrize("prefix", [None, "It is "])
+def test_a_prompt_without_a_chat_template_begins_with_the_tokenizers_special_tokens(
+    server: dict[str, Any], spec: EvaluationSpec, base: Any, prefix: str | None
+) -> None:
+    assert "add_special_tokens" not in ask(server, spec, base, prefix)  # the template writes them
+    base.has_chat_template, base.chat_template = False, None
+    assert ask(server, spec, base, prefix)["add_special_tokens"] is True
+
+
+@pytest.mark.parametrize("prefix", [None, "It is "])
+def test_a_template_that_asks_whether_to_think_is_told_what_training_tells_it(
+    server: dict[str, Any], spec: EvaluationSpec, base: Any, prefix: str | None
+) -> None:
+    base.chat_template += "{% if enable_thinking is not defined %}/think{% endif %}"
+    begun = {"assistant_prefix": prefix} if prefix else {}
+    assert ask(server, spec, base, prefix)["chat_template_kwargs"] == {"enable_thinking": None, **begun}
+
+
 TASK = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample

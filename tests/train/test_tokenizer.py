@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from torchtune.data import Message
 from transformers import AutoTokenizer
 
@@ -206,11 +207,46 @@ class TestEnds:
         assert answer == "b<|im_end|>\n"
 
     def test_a_template_without_an_end_is_refused_where_a_later_turn_would_lack_it(self, make: Make) -> None:
-        tokenizer = make("gemma_2")  # a tokenizer without Gemma's tokens
-        _, answer = tokenize(tokenizer, *CONVERSATION[:2])
-        assert answer.endswith("<|im_end|>")
+        tokenizer = make("smollm_2", chat_template=ENDLESS)
+        assert tokenize(tokenizer, *CONVERSATION[:2])[1] == "b\n<|im_end|>"
         with pytest.raises(SampleError, match=r"message 3: .* end with a token that the chat template does not write"):
             tokenize(tokenizer, *CONVERSATION)
+
+    @pytest.mark.parametrize(
+        ("template", "written"),
+        [
+            ("gemma_2", "<end_of_turn>"),
+            ("phi_3", r"<\|end\|>.*"),  # its second end, <|endoftext|>, is the tokenizer's
+        ],
+    )
+    def test_an_end_that_is_no_token_is_refused(self, make: Make, template: str, written: str) -> None:
+        tokenizer = make(template, eos="<|endoftext|>", special=("<|endoftext|>",))  # without the template's others
+        with pytest.raises(SampleError, match=f"message 1: the chat template writes '{written}' behind an answer"):
+            tokenize(tokenizer, *CONVERSATION[:2])
+
+
+ENDLESS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+class TestBeginnings:
+    """What a template writes before an answer once it is there, and not where it asks for one."""
+
+    def test_text_is_refused(self, make: Make) -> None:
+        given = ENDLESS.partition("{% if")[0]
+        with pytest.raises(SampleError, match="message 1: the chat template writes 'assistant: ' before an answer"):
+            tokenize(make("smollm_2", chat_template=given), ("user", "q"), ("assistant", "a"))
+
+    def test_special_tokens_are_taught_as_scorers_do_not_see_them(self, make: Make) -> None:
+        given = ENDLESS.replace("{{ m.content }}", "{% if m.role == 'assistant' %}<begin>{% endif %}{{ m.content }}")
+        tokenizer = make("smollm_2", special=("<begin>",), chat_template=given)
+        assert tokenize(tokenizer, *CONVERSATION[:2])[1] == "<begin>b\n<|im_end|>"
+
+    def test_an_empty_think_block_is_taught(self, make: Make) -> None:
+        _, answer = tokenize(make_real(make, "qwen_3"), *CONVERSATION[:2])
+        assert answer == "<think>\n\n</think>\n\nb<|im_end|>\n"
 
 
 def test_a_token_without_a_row_is_refused_in_the_sample_that_has_it(make: Make) -> None:
@@ -223,6 +259,18 @@ def test_a_token_without_a_row_is_refused_in_the_sample_that_has_it(make: Make) 
         tokenize(tokenizer, ("user", "<image>"), ("assistant", "b"))
     with pytest.raises(SampleError, match="'<image>'"):
         tokenizer.encode("<image>")
+
+
+@pytest.mark.parametrize("form", ["<|begin|> $A", "<|begin|> $A <|im_end|>"])
+def test_a_tokenizer_that_ends_every_text_is_refused_for_plain_text(make: Make, form: str) -> None:
+    tokenizer = make("smollm_2")
+    ids = [(name, tokenizer.tokenizer.convert_tokens_to_ids(name)) for name in ("<|begin|>", "<|im_end|>")]
+    tokenizer.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=form, special_tokens=ids)
+    if form.endswith("$A"):
+        assert tokenizer.tokenizer.decode(tokenizer.encode("a")) == "<|begin|>a<|im_end|>"
+        return
+    with pytest.raises(SampleError, match=r"the tokenizer writes '<\|im_end\|>' behind every text"):
+        tokenizer.encode("a")
 
 
 @pytest.mark.parametrize("own", [None, "smollm_2"])

@@ -11,6 +11,7 @@ from lorasweep.checkpoints.chat_template import (
     fix_date,
     has_date,
     read_chat_template,
+    writes_think_block,
 )
 from lorasweep.experiment.sections import Data, Model
 from lorasweep.util.errors import InputError
@@ -54,6 +55,11 @@ def test_a_template_that_forbids_a_system_message_is_known(file: Path) -> None:
     refusal = find_system_refusal(file.read_text())
     assert (refusal is None) == (file.stem not in said)
     assert (refusal or "").startswith(said.get(file.stem, ""))
+
+
+@pytest.mark.parametrize("file", sorted(TEMPLATES.glob("*.jinja")), ids=lambda file: file.stem)
+def test_a_template_that_writes_an_empty_think_block_is_known(file: Path) -> None:
+    assert writes_think_block(file.read_text()) == (file.stem == "qwen_3")
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('never') }}", "{% if %}", "{{ messages[0].none.none }}"])

@@ -1,4 +1,4 @@
-"""A tokenizer with a token that the embedding has no row for is refused by name, before any job."""
+"""A tokenizer that evaluation cannot read, or with a token that the embedding has no row for, is refused by name."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from lorasweep.checkpoints.vocabulary import check_vocabulary, count_rows
+from lorasweep.checkpoints.vocabulary import check_readable, check_vocabulary, count_rows
 from lorasweep.util.errors import InputError
 from plain_checkpoint import write_checkpoint
 
@@ -64,3 +64,32 @@ def test_a_token_without_a_row_is_refused(
         check_vocabulary(checkpoint)
     assert f"the token '{token}' with the id {number}, but the model's embedding has {ROWS} rows" in str(error.value)
     assert f"at least {number + 1} rows" in str(error.value)
+
+
+SENTENCEPIECE, TIKTOKEN = b"\n\x0e\n\x05<unk>", b"IQ== 0\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "is_readable"),
+    [
+        ({"tokenizer.model": SENTENCEPIECE}, False),
+        ({"spiece.model": SENTENCEPIECE, "special_tokens_map.json": b"{}"}, False),
+        ({"tokenizer.model": SENTENCEPIECE, "tokenizer.json": b"{}"}, True),
+        ({"tokenizer.model": TIKTOKEN}, True),
+        ({"vocab.json": b"{}", "merges.txt": b""}, True),
+    ],
+)
+def test_a_tokenizer_that_only_torchtunes_environment_can_read_is_refused(
+    tmp_path: Path, files: dict[str, bytes], is_readable: bool
+) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    if is_readable:
+        check_readable(read_checkpoint(folder))
+        return
+    with pytest.raises(
+        InputError, match=r"has its tokenizer as \w+\.model alone.* Expected: tokenizer\.json\. To write it"
+    ):
+        check_readable(read_checkpoint(folder))

@@ -252,6 +252,18 @@ class TestFormats:
             ('[{"role": "user", "content": "a"}]', "data:1: messages: the roles user are invalid"),
             ('[{"role": "assistant", "content": "a"}]', "the roles assistant are invalid"),
             ('[{"role": "system", "content": "a"}]', "the roles system are invalid"),
+            (
+                '[{"role": "assistant", "content": "a", "weight": 0}]',
+                "data:1: messages.0.weight: 0 is invalid: every answer is learnt. Expected: 1, or no weight",
+            ),
+            (
+                '[{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]',
+                "data:1: messages.0.tool_calls: [{'id': '1'}] is invalid: only the text of a message is learnt",
+            ),
+            (
+                '[{"role": "assistant", "content": "a", "function_call": {"name": "f"}}]',
+                "data:1: messages.0.function_call: {'name': 'f'} is invalid",
+            ),
         ],
     )
     def test_bad_conversations_are_refused(self, tmp_path: Path, messages: str, said: str) -> None:
@@ -261,6 +273,13 @@ class TestFormats:
         assert changed.split(". Expected")[0] in refuse(
             tmp_path / "data", f'{{"conversations": {sharegpt}}}', format="sharegpt"
         )
+
+    def test_keys_of_a_message_that_say_nothing_else_are_accepted(self, tmp_path: Path) -> None:
+        asked = {"role": "user", "content": "a", "weight": 0}
+        answer = {"role": "assistant", "content": "b", "weight": 1.0, "tool_calls": [], "function_call": None}
+        for turns in ([asked, answer], [{**asked, "weight": None}, {**answer, "weight": None}]):
+            [sample] = read(tmp_path / "data", json.dumps({"messages": turns}), format="chat")
+            assert sample.messages == (("user", "a"), ("assistant", "b"))
 
     def test_a_turn_of_a_tool_is_refused_with_the_roles_that_would_do(self, tmp_path: Path) -> None:
         line = '{"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f()"}]}'

@@ -171,6 +171,31 @@ class TestRun:
         assert count.train is not None
         assert count.train.get_sequences(dropped.points["seed=0"].controls).number == 3
 
+    @pytest.mark.parametrize(
+        ("sections", "refused"),
+        [
+            ({}, r"2 of 4 samples have more than the 99 tokens that the model takes: .*:4 \(100\), .*:5 \(120\)\."),
+            ({"controls": {"max_seq_len": 200}}, "2 of 4"),
+            ({"controls": {"max_seq_len": 110}, "data": {"too_long": "drop"}}, "1 of 4"),
+            ({"controls": {"max_seq_len": 110}, "data": {"too_long": "truncate"}}, "2 of 4"),
+            ({"controls": {"max_seq_len": 99}, "data": {"too_long": "truncate"}}, None),
+            ({"controls": {"_override": {"model": {"max_seq_len": 120}}}}, None),
+            ({"controls": {"_override": {"model": {"_component_": "mine.build"}}}}, None),
+            ({"trainer": "trl"}, None),  # a Llama computes its positions
+        ],
+    )
+    def test_what_is_longer_than_the_models_context_is_refused(
+        self, load: Callable[..., Sweep], sections: dict[str, Any], refused: str | None
+    ) -> None:
+        write_checkpoint(Path("short"), max_position_embeddings=99)
+        measured = {"parts": {"train": [*PARTS[:1], [10, 10], *PARTS[2:]]}}
+        sweep = load(measured, model={"path": "short", "device": "cpu"}, **sections)
+        if refused is None:
+            check_lengths(sweep, set(sweep.points))
+            return
+        with pytest.raises(InputError, match=rf"^my\.yaml: data\.train: {refused}"):
+            check_lengths(sweep, set(sweep.points))
+
     def test_validation_samples_are_checked_too(self, load: Callable[..., Sweep]) -> None:
         write_data(Path("validation.jsonl"))
         measured = {"parts": {"train": [[1, 1]] * 4, "validation": PARTS}}

@@ -632,6 +632,36 @@ def test_a_given_chat_template_is_what_is_checked(load: Callable[..., Sweep], tm
 
 
 @pytest.mark.parametrize(
+    ("sections", "is_refused"),
+    [
+        ({}, True),
+        ({"evaluation": {"enabled": False}}, False),
+        ({"evaluation": {"enabled": False}, "trainer": "trl"}, True),
+    ],
+)
+def test_a_tokenizer_that_evaluation_cannot_read_is_refused_where_it_is_read(
+    load: Callable[..., Sweep], sections: dict[str, Any], is_refused: bool
+) -> None:
+    write_checkpoint(Path("pieces"))
+    Path("pieces/tokenizer.json").rename("pieces/tokenizer.model")
+    Path("pieces/tokenizer.model").write_bytes(b"\n\x0e")
+    sweep = load(variables={"seed": [0]}, model={"path": "pieces", "device": "cpu"}, **sections)
+    if not is_refused:
+        sweep.check(asks_inspect=False)
+        return
+    with pytest.raises(InputError, match=r"model\.path: 'pieces' has its tokenizer as tokenizer\.model alone"):
+        sweep.check(asks_inspect=False)
+
+
+def test_a_template_that_teaches_a_think_block_is_noted(load: Callable[..., Sweep], tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[2] / "chat_templates/qwen_3.jinja", tmp_path / "own.jinja")
+    sweep = load(variables={"seed": [0]}, model={"path": "model", "device": "cpu", "chat_template": "own.jinja"})
+    (note,) = warn_of_prompts(sweep.experiment, sweep.points.values())
+    assert note.startswith("own.jinja: the chat template writes an empty <think> block before an answer")
+    assert warn_of_prompts(sweep.experiment, []) == []  # nothing is trained
+
+
+@pytest.mark.parametrize(
     ("shared", "own", "said"),
     [
         ({}, {"dtype": "fp16"}, "models.mine.dtype: 'fp16' is invalid: torchtune does not train in fp16"),

@@ -76,6 +76,13 @@ def test_the_dataset_is_read_by_our_own_component_as_the_section_says(model: Pat
     assert made["dataset_val"]["data_files"] == "v"
 
 
+def test_packs_beyond_the_models_context_are_refused(model: Path) -> None:
+    with pytest.raises(InputError, match=r"^controls\.max_seq_len: 9000 is invalid with packed: true.*at most 8192"):
+        make(model, packed=True, max_seq_len=9000)
+    make(model, packed=True, max_seq_len=9000, override={"model": {"max_seq_len": 9000}})
+    make(model, max_seq_len=9000)
+
+
 def test_the_date_stands_in_the_recipe_where_the_template_writes_one(model: Path, tmp_path: Path) -> None:
     day = Data(train="t", template_date="2025-01-31")
     assert make(model, data=day) == make(model, data=Data(train="t"))
@@ -106,7 +113,26 @@ def test_the_text_of_a_given_template_stands_in_the_recipe(model: Path) -> None:
         make(model, given="cost: ${ {{ messages }}")
 
 
+@pytest.mark.parametrize(
+    ("key", "data"),
+    [
+        ("data.system_prompt", {"system_prompt": "Write ${seed} as it is"}),
+        ("data.prompt", {"prompt": "${input} {input}"}),
+        ("data.format and the columns under data", {"input_column": "${i}"}),
+    ],
+)
+def test_a_text_that_torchtune_would_replace_is_refused(model: Path, key: str, data: dict[str, Any]) -> None:
+    expected = rf"^{key}: '.*\$\{{.*' has '\$\{{', which torchtune's recipes would replace.*or trainer: trl"
+    for override in ({}, {"lr_scheduler": {"num_cycles": 1}}):
+        with pytest.raises(InputError, match=expected):
+            make(model, data=Data(**{"train": "t", **data}), override=override)
+
+
 class TestOverride:
+    def test_a_reference_that_is_escaped_is_refused(self, model: Path) -> None:
+        with pytest.raises(InputError, match=r"^controls\._override\.a\.b: '\$\{lr\}' has '\$\{', which torchtune's"):
+            make(model, override={"a": {"b": "\\${lr}"}})
+
     def test_it_is_merged_last_and_interpolated_by_recipe_and_controls(self, model: Path) -> None:
         override = {"optimizer": {"foreach": True, "eps": "${optimizer.lr}"}, "log_every_n_steps": "${lora_rank}"}
         override["note"] = "${controls.lora_alpha}"

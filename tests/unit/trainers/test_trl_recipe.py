@@ -138,6 +138,14 @@ def test_what_does_not_vary_from_the_default_is_left_out_or_said(make: Make) -> 
             "controls._override.learning_rate: 1 is invalid: this is set by controls.lr",
         ),
         (
+            {"_override": {"eos_token": "<end>"}},
+            "controls._override.eos_token: '<end>' is invalid: this is set by the chat template",
+        ),
+        (
+            {"_override": {"chat_template_path": "own.jinja"}},
+            "controls._override.chat_template_path: 'own.jinja' is invalid: this is set by model.chat_template",
+        ),
+        (
             {"_override": {"lora_rank": 1}},
             "controls._override.lora_rank: trl has no such argument. Expected: controls.lora_rank",
         ),

@@ -31,6 +31,9 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 _MOST_BYTES = 32 * 1024
 """The most bytes of a template, quoted. Commands contain it, and are limited to 128 KiB."""
 
+EMPTY_THINK_BLOCK = re.compile(r"<think>\s*</think>\s*")
+"""What some templates write before an answer that has no reasoning."""
+
 _CALL = "strftime_now("
 _LITERAL_CALL = re.compile(r"""strftime_now\(\s*("[^"\\]*"|'[^'\\]*')\s*\)""")
 
@@ -154,6 +157,23 @@ def find_system_refusal(template: str) -> str | None:
     with suppress(TemplateError, TypeError):
         compiled.render(messages=chat, add_generation_prompt=True, **tokens)
     return said[0] if said else None
+
+
+def writes_think_block(template: str) -> bool:
+    """Whether a template writes an empty think block before an answer, and not where it asks for one."""
+    from jinja2 import TemplateError
+
+    environment = _make_environment()
+    environment.globals.update(strftime_now=lambda form: form)
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    variables = {"bos_token": "", "eos_token": "", "enable_thinking": None}
+    try:
+        compiled = environment.from_string(template)
+        prompt = compiled.render(messages=chat[:1], add_generation_prompt=True, **variables)
+        full = compiled.render(messages=chat, add_generation_prompt=False, **variables)
+    except (TemplateError, TypeError):  # the same template is refused by name with the first sample
+        return False
+    return full.startswith(prompt) and EMPTY_THINK_BLOCK.match(full, len(prompt)) is not None
 
 
 def has_date(template: str | None) -> bool:

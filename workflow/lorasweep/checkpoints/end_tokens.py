@@ -46,6 +46,12 @@ def find_end_tokens(tokenizer: Any, folder: Path, template: str | None) -> EndTo
     return EndTokens(ids[0], ids, tokenizer.convert_ids_to_tokens(list(ids)))
 
 
+def find_added_end(tokenizer: Any) -> str | None:
+    """Return the token that a tokenizer adds behind every text, also a prompt; `None` if it adds none."""
+    plain, whole = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
+    return None if whole[-len(plain) :] == plain else str(tokenizer.decode(whole[-1:]))
+
+
 def _find_written(tokenizer: Any, template: str) -> int | None:
     """Return the first special token that a template writes after an answer; `None` if it writes none."""
     from jinja2 import TemplateError

@@ -1,11 +1,11 @@
-"""Compare a checkpoint's tokenizer with its embedding, by the files' headers: a token needs a row."""
+"""Check a checkpoint's tokenizer by its files: evaluation must be able to read it, and a token needs a row."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lorasweep.checkpoints.chat_template import TOKENIZER_CONFIG
-from lorasweep.checkpoints.checkpoint import Checkpoint
+from lorasweep.checkpoints.checkpoint import Checkpoint, choose_files
 from lorasweep.checkpoints.json_files import find_json
 from lorasweep.util.errors import InputError
 
@@ -16,6 +16,8 @@ _EMBEDDINGS = (
     "embed_in.weight",
     "tok_embeddings.weight",
 )
+_READABLE = ("tokenizer.json", "vocab*.json", "vocab*.txt")
+_SENTENCEPIECE = ("*.model", "*.spm")
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -24,6 +26,28 @@ def count_rows(checkpoint: Checkpoint) -> int | None:
     rows = [tensor.shape[0] for name, tensor in checkpoint.tensors.items() if name.endswith(_EMBEDDINGS)]
     size = checkpoint.config.get("vocab_size") or (checkpoint.config.get("text_config") or {}).get("vocab_size")
     return max(rows) if rows else size
+
+
+def check_readable(checkpoint: Checkpoint) -> None:
+    """Check that a tokenizer can be read without the package sentencepiece, which only torchtune's environment has.
+
+    Raises:
+        InputError: it cannot.
+    """
+    names, path = checkpoint.tokenizer_files, checkpoint.path
+    if choose_files(names, _READABLE):
+        return
+    for name in choose_files(names, _SENTENCEPIECE):
+        with (path / name).open("rb") as file:
+            is_protobuf = file.read(1) == b"\n"  # a tokenizer.model of Llama 3 is text, which can be read
+        if is_protobuf:
+            program = (
+                f"from transformers import AutoTokenizer as T; T.from_pretrained('{path}').save_pretrained('{path}')"
+            )
+            raise InputError(
+                f"'{path}' has its tokenizer as {name} alone, which evaluation and the trainer trl cannot read",
+                f'tokenizer.json. To write it: .venv/train/bin/python -c "{program}"',
+            )
 
 
 def check_vocabulary(checkpoint: Checkpoint) -> None:

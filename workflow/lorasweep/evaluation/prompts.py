@@ -5,7 +5,7 @@ from typing import Any
 
 from lorasweep.checkpoints.chat_template import fix_date, has_date
 from lorasweep.checkpoints.checkpoint import Checkpoint
-from lorasweep.checkpoints.end_tokens import EndTokens, find_end_tokens
+from lorasweep.checkpoints.end_tokens import EndTokens, find_added_end, find_end_tokens
 from lorasweep.checkpoints.vocabulary import count_rows
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.util.errors import InputError
@@ -18,6 +18,9 @@ PREFIX_VARIABLE = "assistant_prefix"
 
 _VARIABLES = "chat_template_kwargs"
 """The parameter of a request to vLLM that has variables of the chat template."""
+
+_THINKING = "enable_thinking"
+"""A variable of some chat templates. In training and in Inspect's provider `hf` it is there, and is None."""
 
 
 def get_replacement(checkpoint: Checkpoint, day: str | None) -> str | None:
@@ -37,6 +40,11 @@ def prepare(api: Any, checkpoint: Checkpoint) -> None:
     """
     template = api.chat_template or checkpoint.chat_template
     ends = find_end_tokens(api.tokenizer, checkpoint.path, None if template == PLAIN else template)
+    if template == PLAIN and (end := find_added_end(api.tokenizer)):
+        raise InputError(
+            f"{checkpoint.path}: the tokenizer writes {end!r} behind every text, so also behind a prompt",
+            "a tokenizer that does not (post_processor in tokenizer.json)",
+        )
     api.end_tokens = ends.names
     if api.tokenizer.pad_token_id is None:
         api.tokenizer.pad_token_id = ends.taught
@@ -61,15 +69,29 @@ def _refuse_beyond(rows: int, tokenizer: Any, checkpoint: Checkpoint, generate: 
     return generate_known
 
 
+def describe_requests(checkpoint: Checkpoint, ends: EndTokens) -> dict[str, Any]:
+    """Return the parameters with which vLLM asks as the provider `hf` does, and stops where it does.
+
+    By itself, vLLM stops at the end tokens of the tokenizer and of generation_config.json alone, and takes for granted
+    that a chat template writes the special tokens.
+    """
+    template = checkpoint.chat_template
+    starts = {"add_special_tokens": True} if template is None else {}
+    variables = {_VARIABLES: {_THINKING: None}} if _THINKING in (template or "") else {}
+    return {"stop_token_ids": list(ends.ids), **starts, **variables}
+
+
 def begin_answers(model: Any, spec: EvaluationSpec, task: TaskSpec) -> None:
     """Let every answer of a model to a task begin with the task's prefix, if it has one: the model continues from it.
 
     The prefix follows the prompt as text, and both are tokenized as one. Answers are without it.
     """
     if spec.backend == "vllm":
-        others = {key: value for key, value in (model.config.extra_body or {}).items() if key != _VARIABLES}
-        own = {_VARIABLES: {PREFIX_VARIABLE: task.assistant_prefix}} if task.assistant_prefix else {}
-        model.config = model.config.model_copy(update={"extra_body": {**others, **own} or None})
+        body = dict(model.config.extra_body or {})
+        variables = {**body.pop(_VARIABLES, {}), PREFIX_VARIABLE: task.assistant_prefix}
+        if kept := {key: value for key, value in variables.items() if value or key != PREFIX_VARIABLE}:
+            body[_VARIABLES] = kept
+        model.config = model.config.model_copy(update={"extra_body": body or None})
         return
     ask = type(model.api).hf_chat
 

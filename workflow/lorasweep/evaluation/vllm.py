@@ -17,7 +17,7 @@ from typing import Any
 from lorasweep.adapters.adapter import Adapter, AdapterError, read_adapter
 from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.tensors import get_torch_name
-from lorasweep.evaluation.prompts import PREFIX_VARIABLE, get_replacement, read_end_tokens
+from lorasweep.evaluation.prompts import PREFIX_VARIABLE, describe_requests, get_replacement, read_end_tokens
 from lorasweep.evaluation.spec import VLLM_RANKS, EvaluationSpec
 from lorasweep.util.errors import InputError
 
@@ -96,8 +96,7 @@ def make_served_model(
     model = get_model(
         name,
         memoize=False,
-        # vLLM stops at the end tokens of the tokenizer and of generation_config.json alone.
-        config=config.model_copy(update={"extra_body": {"stop_token_ids": list(ends.ids)}}),
+        config=config.model_copy(update={"extra_body": describe_requests(base, ends)}),
         **get_server_args(spec, base, all_adapters),
     )
     model.api.end_tokens = ends.names

@@ -348,6 +348,7 @@ def _parse_message(message: Any, where: str) -> Message:
     if role not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
         expected = "an object with 'role' (system, user or assistant) and 'content' (text)"
         raise InputError(f"{where}: {_show(message)} is invalid", expected)
+    _refuse_unread(message, str(role), where)
     return Message(str(role), _check_text(message["content"], f"{where}.content"))
 
 
@@ -356,7 +357,24 @@ def _parse_sharegpt_message(message: Any, where: str) -> Message:
     if not isinstance(role, str) or role not in _SHAREGPT_ROLES or not isinstance(message.get("value"), str):
         expected = f"an object with 'from' ({', '.join(_SHAREGPT_ROLES)}) and 'value' (text)"
         raise InputError(f"{where}: {_show(message)} is invalid", expected)
+    _refuse_unread(message, _SHAREGPT_ROLES[role], where)
     return Message(_SHAREGPT_ROLES[role], _check_text(message["value"], f"{where}.value"))
+
+
+def _refuse_unread(message: Mapping[str, Any], role: str, where: str) -> None:
+    """Refuse an answer with keys that say what is learnt of it, and are not read."""
+    weight = message.get("weight")
+    if role == "assistant" and weight is not None and weight != 1:
+        raise InputError(
+            f"{where}.weight: {_show(weight)} is invalid: every answer is learnt",
+            "1, or no weight; what is not to be learnt, in the message of the user",
+        )
+    for key in ("tool_calls", "function_call"):
+        if message.get(key):
+            raise InputError(
+                f"{where}.{key}: {_show(message[key])} is invalid: only the text of a message is learnt",
+                "the call as text in the message, or a sample without it",
+            )
 
 
 def _check_roles(messages: Sequence[Message], column: str, system_prompt: str | None) -> None:

@@ -126,14 +126,7 @@ def check_too_long(lengths: Lengths, key: DataKey, limit: int) -> str:
     found, data = lengths.find_too_long(limit), lengths.data
     if not found.samples:
         return ""
-    shown = ", ".join(
-        f"{place} ({lengths.get_length(i):.0f})" for i, place in _find_places(lengths, key, found.samples)
-    )
-    more = len(found.samples) - _MOST_PLACES
-    which = (
-        f"{len(found.samples):,} of {lengths.samples:,} samples have more than max_seq_len = {limit} tokens: {shown}"
-        + (f" and {more:,} more" if more > 0 else "")
-    )
+    which = _describe(lengths, key, found.samples, f"max_seq_len = {limit} tokens")
     cut, dropped = f"{found.cut_share:.1%}", f"{found.dropped_share:.1%}"
     if data.too_long == "error":
         raise InputError(
@@ -148,6 +141,30 @@ def check_too_long(lengths: Lengths, key: DataKey, limit: int) -> str:
     without = f" {left_out:,} of them are left out, since no token to learn is within the limit." if left_out else ""
     note = f"They are cut, which loses {cut} of the tokens to learn (data.too_long: truncate)."
     return f"data.{key}: {which}. {note}{without}"
+
+
+def check_positions(lengths: Lengths, key: DataKey, limit: int | None, most: int) -> None:
+    """Check that a model, which takes `most` tokens, takes every sample as `max_seq_len`, here `limit`, leaves it.
+
+    Raises:
+        InputError: a sample is longer.
+    """
+    too_long = [] if limit and limit <= most else lengths.find_too_long(most).samples
+    if limit and lengths.data.too_long == "drop":
+        too_long = [sample for sample in too_long if lengths.get_length(sample) <= limit]
+    if too_long:
+        raise InputError(
+            f"data.{key}: {_describe(lengths, key, too_long, f'the {most} tokens that the model takes')}",
+            f"controls.max_seq_len: {most} with data.too_long: truncate or drop, or a model with a longer context",
+        )
+
+
+def _describe(lengths: Lengths, key: DataKey, samples: Sequence[int], limit: str) -> str:
+    """Return how many samples are too long, and the places of the first."""
+    shown = ", ".join(f"{place} ({lengths.get_length(i):.0f})" for i, place in _find_places(lengths, key, samples))
+    more = len(samples) - _MOST_PLACES
+    which = f"{len(samples):,} of {lengths.samples:,} samples have more than {limit}: {shown}"
+    return which + (f" and {more:,} more" if more > 0 else "")
 
 
 def _find_places(lengths: Lengths, key: DataKey, samples: Sequence[int]) -> list[tuple[int, str]]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection
 from contextlib import nullcontext
+from pathlib import Path
 
+from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.sections import DATA_KEYS, MODEL_KEY, SET_KEY, Data, DataKey
 from lorasweep.planning.counting import Samples, read_count
-from lorasweep.planning.lengths import check_too_long
-from lorasweep.sweep.checks import check_batch
+from lorasweep.planning.lengths import check_positions, check_too_long
+from lorasweep.sweep.checks import check_batch, find_trainer
 from lorasweep.sweep.sweep import Sweep
 from lorasweep.util.errors import InputError, naming_file, naming_key
 
@@ -23,13 +25,13 @@ def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
     Nothing is checked that was not counted.
 
     Raises:
-        InputError: a sample cannot be tokenized, or is too long; or an epoch has no optimizer step.
+        InputError: a sample cannot be tokenized, or is longer than it may be; or an epoch has no optimizer step.
     """
     points = [] if sweep.missing_model else [sweep.points[name] for name in sweep.trained if name in trained]
     counts = {
         samples: read_count(sweep.results, samples) for samples in {get_samples(sweep, point) for point in points}
     }
-    notes: dict[tuple[Samples, DataKey, int], str] = {}
+    notes: dict[tuple[Samples, DataKey, int | None, int | None], str] = {}
     with naming_file(sweep.source):
         for point in points:
             samples = get_samples(sweep, point)
@@ -39,14 +41,23 @@ def check_lengths(sweep: Sweep, trained: Collection[str]) -> list[str]:
             if count.refused:
                 raise InputError(count.refused)
             limit = point.controls.max_seq_len
+            most = _count_positions(point)
             has_own = not {SET_KEY, MODEL_KEY, *Data.model_fields}.isdisjoint(point.swept)
             for key in DATA_KEYS:
                 lengths = getattr(count, key)
-                if limit and lengths and (samples, key, limit) not in notes:
+                if lengths and (samples, key, limit, most) not in notes:
                     with naming_key(f"point '{point.name}'") if has_own else nullcontext():
-                        note = check_too_long(lengths, key, limit)
-                    notes[samples, key, limit] = f"point '{point.name}': {note}" if note and has_own else note
+                        note = check_too_long(lengths, key, limit) if limit else ""
+                        if most:
+                            check_positions(lengths, key, limit, most)
+                    notes[samples, key, limit, most] = f"point '{point.name}': {note}" if note and has_own else note
             if count.train:
                 sequences = count.train.get_sequences(point.controls).number
                 check_batch(point, sequences, "packs" if point.controls.packed else "samples")
     return list(dict.fromkeys(filter(None, notes.values())))
+
+
+def _count_positions(point: Point) -> int | None:
+    """Return the most tokens of a sequence that a point's model takes in training; `None`: any number."""
+    count = getattr(find_trainer(point.trainer), "count_positions", None)
+    return count(read_checkpoint(Path(point.model.path)), point.controls) if count else None

@@ -11,9 +11,14 @@ from types import ModuleType
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
-from lorasweep.checkpoints.chat_template import find_given_template, find_system_refusal, read_chat_template
+from lorasweep.checkpoints.chat_template import (
+    find_given_template,
+    find_system_refusal,
+    read_chat_template,
+    writes_think_block,
+)
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
-from lorasweep.checkpoints.vocabulary import check_vocabulary
+from lorasweep.checkpoints.vocabulary import check_readable, check_vocabulary
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.roles import get_folders, is_local
 from lorasweep.experiment.sections import DATA_KEYS, SET_KEY, Controls, Data, Evaluation, Experiment, Model, ModelRole
@@ -24,6 +29,18 @@ from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lorasweep.trainers import OWN_TRAINERS, Trainer, TrainingSpec, get_trainer
 from lorasweep.util.digest import digest_file, digest_files
 from lorasweep.util.errors import InputError, find_reason, naming_key
+
+_NO_TEMPLATE = (
+    "the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the text and a "
+    "line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt. To name a "
+    "template for the base model: model.chat_template."
+)
+
+_THINK_BLOCK = (
+    "the chat template writes an empty <think> block before an answer, so training teaches it as part of the answer, "
+    "and scorers see it: exact counts such an answer as wrong. To have the block in the prompt instead: tasks with "
+    'assistant_prefix: "<think>\\n\\n</think>\\n\\n".'
+)
 
 
 def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterable[TaskEntry], results: Path) -> None:
@@ -72,9 +89,9 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
                 f"a model outside of {results}",
             )
         with naming_key(where):
-            check_vocabulary(read_checkpoint(Path(baseline.model)))
+            _check_tokenizer(experiment, read_checkpoint(Path(baseline.model)))
     for name, role in evaluation.model_roles.items():
-        _check_role_folders(role, f"evaluation.model_roles.{name}")
+        _check_role_folders(experiment, role, f"evaluation.model_roles.{name}")
     trained = [point for point in points if point.is_trained]
     if trained:
         samples: dict[Data, int] = {}
@@ -95,7 +112,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     checkpoints = {key: _read(model.path, key, templates[key]) for key, model in models.items()}
     for key, checkpoint in checkpoints.items():
         with naming_key(key):
-            check_vocabulary(checkpoint)
+            _check_tokenizer(experiment, checkpoint, [p for p in trained if p.model == models[key]])
     _check_system_role(experiment, points, tasks)
     for key, model in models.items():
         own = [point for point in trained if point.model == model]
@@ -274,13 +291,13 @@ def list_models(experiment: Experiment, points: Iterable[Point]) -> dict[str, Mo
 
 
 def warn_of_prompts(experiment: Experiment, points: Iterable[Point]) -> list[str]:
-    """Return a warning for each model that has no chat template, so that prompts are made of roles."""
+    """Return a warning for each model that has no chat template, or is trained by one that adds to answers."""
+    points = list(points)
+    taught_by = {point.model.chat_template or point.model.path for point in points if point.is_trained}
     return [
-        f"{model}: the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the "
-        "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt. "
-        "To name a template for the base model: model.chat_template."
-        for model, template in _list_templates(experiment, list(points)).items()
-        if not template
+        f"{model}: {_THINK_BLOCK if template else _NO_TEMPLATE}"
+        for model, template in _list_templates(experiment, points).items()
+        if not template or (model in taught_by and writes_think_block(template))
     ]
 
 
@@ -436,14 +453,22 @@ def _make_plain(message: str) -> str:
     return " ".join(re.sub(r"\[/?(?:bold|blue)\]|ERROR:?", "", message).split()).lstrip(": ")
 
 
-def _check_role_folders(role: ModelRole, key: str) -> None:
+def _check_role_folders(experiment: Experiment, role: ModelRole, key: str) -> None:
     folder, adapter = get_folders(role.model, role.args)
     if folder:
         with naming_key(key):
-            check_vocabulary(read_checkpoint(Path(folder)))
+            _check_tokenizer(experiment, read_checkpoint(Path(folder)))
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG) if adapter else ():
         if not Path(str(adapter), name).is_file():
             raise InputError(f"{key}.args.adapter: no {name} in {adapter!r}", "the folder of a PEFT LoRA adapter")
+
+
+def _check_tokenizer(experiment: Experiment, checkpoint: Checkpoint, trained: Iterable[Point] = ()) -> None:
+    """Check the tokenizer of a model that is evaluated, or that these points are trained on."""
+    is_evaluated = _is_evaluating(experiment) and experiment.evaluation.backend == "hf"
+    if is_evaluated or any(find_trainer(point.trainer).STAGE == "eval" for point in trained):
+        check_readable(checkpoint)
+    check_vocabulary(checkpoint)
 
 
 def _read(path: str, key: str, chat_template: str | None = None) -> Checkpoint:
@@ -467,10 +492,15 @@ def _check_prompts(data: Data, where: str) -> None:
         )
 
 
+def _is_evaluating(experiment: Experiment) -> bool:
+    """Whether models are evaluated: for a report, or to choose an epoch or what is trained further."""
+    chooses = experiment.evaluation.validation_task or (experiment.prune and experiment.prune.task)
+    return experiment.evaluation.enabled or bool(chooses)
+
+
 def _check_backend(experiment: Experiment, points: Sequence[Point]) -> None:
     evaluation = experiment.evaluation
-    chooses = evaluation.validation_task or (experiment.prune and experiment.prune.task)
-    if evaluation.backend == "hf" or not (evaluation.enabled or chooses):
+    if evaluation.backend == "hf" or not _is_evaluating(experiment):
         return
     other = next((point for point in points if point.mode != "B2"), None)
     if other and evaluation.enabled:

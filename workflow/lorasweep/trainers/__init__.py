@@ -55,6 +55,9 @@ class Trainer(Protocol):
     A trainer may also have `find_faults(recipe: str) -> dict[str, str]`, called there too, before the first job of a
     run. It returns why parts of a recipe cannot be built, by the part's name.
 
+    A trainer may also have `count_positions(checkpoint: Checkpoint, controls: Controls) -> int | None`, called in
+    Snakemake's environment. It returns the most tokens of a sequence that the model takes; `None`: any number.
+
     A trainer that can keep the epoch with the lowest validation loss has `KEEPS_BEST_EPOCH = True`. If the spec's
     `keeps_best_epoch` is true, so must the recipe say, and `train` publishes that epoch's adapter in place of the last
     one's. `lorasweep.trainers.best_epoch` says which epoch that is, and when the training stops early.

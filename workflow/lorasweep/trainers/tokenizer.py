@@ -4,6 +4,7 @@ A prompt has the same tokens here as in Inspect's `hf` provider, so that trainin
 which they could not is refused.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from lorasweep.checkpoints.chat_template import fix_date, get_default_template
+from lorasweep.checkpoints.chat_template import EMPTY_THINK_BLOCK, fix_date, get_default_template
 from lorasweep.checkpoints.checkpoint import read_checkpoint
-from lorasweep.checkpoints.end_tokens import EndTokens, find_end_tokens
+from lorasweep.checkpoints.end_tokens import EndTokens, find_added_end, find_end_tokens
 from lorasweep.checkpoints.vocabulary import count_rows
 from lorasweep.util.errors import InputError
 
@@ -92,6 +93,7 @@ class ChatTokenizer:
                 continue
             prompt, full = self._render(plain[:index], asks=True), self._render(plain[: index + 1], asks=False)
             self._check_text(done, prompt, full, plain, start, index)
+            self._check_answer(full[len(prompt) :], plain[index]["content"], index)
             question = self._encode(prompt[len(done) :], is_start=not tokens)
             if tokens and tokens + question != self._encode(prompt, is_start=True):
                 why = "have other tokens alone than in the conversation, which evaluation tokenizes as a whole"
@@ -112,12 +114,26 @@ class ChatTokenizer:
         return tokens, is_learnt
 
     def tokenize_text(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
-        """Return the tokens of plain text."""
+        """Return the tokens of plain text.
+
+        Raises:
+            SampleError: the tokenizer ends every text, so that evaluation could not ask it to be continued; or a token
+                has no row in the embedding.
+        """
+        if add_bos and self._added_end:
+            raise SampleError(
+                f"{self.path}: the tokenizer writes {self._added_end!r} behind every text, so also behind a prompt",
+                "a tokenizer that does not (post_processor in tokenizer.json)",
+            )
         tokens: list[int] = list(self.tokenizer(text, add_special_tokens=add_bos)["input_ids"])
         if add_eos and tokens[-1] not in self.plain_end.ids:
             tokens.append(self.plain_end.taught)
         self._check_tokens(tokens)
         return tokens
+
+    @cached_property
+    def _added_end(self) -> str | None:
+        return find_added_end(self.tokenizer)
 
     def _fill(self, message: Message) -> str:
         return self.prompt_template.format(input=message.content) if message.role == "user" else message.content
@@ -178,6 +194,49 @@ class ChatTokenizer:
                 f"{_shorten(content)}",
                 expected,
             )
+
+    def _check_answer(self, taught: str, content: str, number: int) -> None:
+        """Check that scorers would see the answer alone in what is taught: apart from blanks, and an empty think block.
+
+        They see no special tokens, and nothing behind a token that ends the answer.
+        """
+        start, content = self._skip(taught), content[self._skip(content) :].rstrip()
+        if not taught.startswith(content, start) and (block := EMPTY_THINK_BLOCK.match(taught, start)):
+            start = block.end()
+        ends = (taught.find(end, start + len(content)) for end in self._ends)
+        seen = taught[start : min((end for end in ends if end >= 0), default=None)].rstrip()
+        if seen == content:
+            return
+        if seen.endswith(content) or not seen.startswith(content):
+            header = _shorten(seen.removesuffix(content) if seen.endswith(content) else seen.partition(content)[0])
+            raise SampleError(
+                f"{self.path}: message {number}: the chat template writes {header} before an answer, but not where it "
+                "asks for one, so that this text would be part of every answer",
+                f"model.chat_template: a template that writes {header} behind the prompt, if add_generation_prompt",
+            )
+        raise SampleError(
+            f"{self.path}: message {number}: the chat template writes {_shorten(seen.removeprefix(content).lstrip())} "
+            "behind an answer before any token that ends one, so that this text would be part of every answer",
+            f"model.chat_template: a template that writes {{{{ eos_token }}}} ({self.end.names[0]}) behind an answer, "
+            "or nothing",
+        )
+
+    def _skip(self, text: str) -> int:
+        """Return where a text begins behind blanks and special tokens."""
+        match = self._unseen.match(text)
+        assert match
+        return match.end()
+
+    @cached_property
+    def _unseen(self) -> re.Pattern[str]:
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        names = sorted({*self.tokenizer.all_special_tokens, *added}, reverse=True)  # the longest of those alike first
+        return re.compile("(?:" + "|".join((r"\s", *map(re.escape, names))) + ")*")
+
+    @cached_property
+    def _ends(self) -> tuple[str, ...]:
+        texts = (self.tokenizer.decode([token]).strip() for token in self.end.ids)
+        return tuple(filter(None, texts))
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if self._rows is not None and max(tokens, default=0) >= self._rows:

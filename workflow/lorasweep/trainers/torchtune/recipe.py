@@ -105,17 +105,20 @@ def recipe(spec: TrainingSpec) -> str:
             "bf16 or fp32; or only runs with an adapter of their own, and baselines",
         )
     _refuse_what_is_trls(spec)
-    if "${" in (spec.checkpoint.given_template or ""):
-        raise InputError(
-            f"model.chat_template: {spec.model.chat_template!r} has '${{', which torchtune's recipes would replace",
-            "a template without '${', or trainer: trl",
-        )
     override = _strip_override(spec)
     model, model_type = _get_model(spec, override)
     made = _make_recipe(spec, model, model_type)
+    _refuse_references(spec, made)
     merged = _merge(spec, made, override)
+    _refuse_references(spec, merged)
     if merged["dataset"].get("packed") and not merged["tokenizer"].get("max_seq_len"):
         raise InputError("controls.packed: true is invalid without max_seq_len", "a number of tokens")
+    most, length = count_positions(spec.checkpoint, spec.controls), merged["tokenizer"].get("max_seq_len")
+    if merged["dataset"].get("packed") and most and length > most:
+        raise InputError(
+            f"controls.max_seq_len: {length} is invalid with packed: true: the model takes {most} tokens",
+            f"at most {most}",
+        )
     name = "lora_finetune_single_device"
     if spec.controls.gpus > 1:
         name = f"--{PROCESSES} {spec.controls.gpus} lora_finetune_distributed"
@@ -135,8 +138,36 @@ def _refuse_what_is_trls(spec: TrainingSpec) -> None:
         raise InputError(f"{key}: {value!r} is invalid with trainer: torchtune", f"trainer: trl, or no {key}")
 
 
+def _refuse_references(spec: TrainingSpec, section: Mapping[str, Any], place: str = "") -> None:
+    """Refuse text with `${`, which torchtune reads as a reference to a key of the recipe."""
+    for name, value in section.items():
+        path = f"{place}{name}"
+        if isinstance(value, dict):
+            _refuse_references(spec, value, f"{path}.")
+            continue
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and "${" in text:
+                owners = (key for owned, key in _OWNED.items() if f"{path}.".startswith(f"{owned}."))
+                key = next(owners, f"controls._override.{path}")
+                shown = spec.model.chat_template if path == "tokenizer.chat_template" else text
+                raise InputError(
+                    f"{key}: {shown!r} has '${{', which torchtune's recipes would replace",
+                    "a text without '${', or trainer: trl",
+                )
+
+
 def _differs(controls: Controls, defaults: Controls, key: str) -> bool:
     return bool(getattr(controls, key) != getattr(defaults, key))
+
+
+def count_positions(checkpoint: Checkpoint, controls: Controls) -> int | None:
+    """Return the most tokens of a sequence that the model takes; `None` if a builder of the user's decides that."""
+    override = controls.override.get("model")
+    model = override if isinstance(override, Mapping) else {}
+    if "_component_" in model:
+        return None
+    most = model.get("max_seq_len", checkpoint.config.get("max_position_embeddings"))
+    return most if isinstance(most, int) else None
 
 
 def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:

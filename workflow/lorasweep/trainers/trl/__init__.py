@@ -3,7 +3,7 @@
 Other modules use this package only as a `lorasweep.trainers.Trainer`. No module outside it imports trl.
 """
 
-from lorasweep.trainers.trl.recipe import declared_adapter_only, recipe
+from lorasweep.trainers.trl.recipe import count_positions, declared_adapter_only, recipe
 from lorasweep.trainers.trl.run import (
     CAN_PAUSE,
     KEEPS_BEST_EPOCH,
@@ -19,6 +19,7 @@ __all__ = [
     "KEEPS_BEST_EPOCH",
     "STAGE",
     "TAKES_CHAT_TEMPLATE",
+    "count_positions",
     "declared_adapter_only",
     "find_faults",
     "measure_lengths",

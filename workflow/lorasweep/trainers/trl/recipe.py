@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.checkpoints.architecture import get_architecture
+from lorasweep.checkpoints.checkpoint import Checkpoint
 from lorasweep.checkpoints.lora import find_modules
 from lorasweep.experiment.sections import Controls, read_number
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, STATE
@@ -35,6 +36,15 @@ OPTIMIZERS = {
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 """Transformers' name of each `controls.schedule`."""
 
+_POSITION_TABLES = ("wpe.weight", "embed_positions.weight", "positions_embed.weight")
+"""The ends of names of learnt positions."""
+
+_WITH_TABLE = ("codegen", "ctrl", "gptj", "mpt")
+"""Types of models whose code computes a table of positions, which is no tensor on disk."""
+
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""The keys of configurations that have the number of positions."""
+
 _INITIAL = "initial_adapter"
 """Key of the override that names the adapter to begin with."""
 
@@ -54,6 +64,12 @@ _OWNED = {
     "gradient_checkpointing": "controls.enable_activation_checkpointing",
     "max_length": "controls.max_seq_len",
     "packing": "controls.packed",
+    # trl would give these to samples that it tokenizes itself.
+    "chat_template_path": "model.chat_template",
+    "eos_token": "the chat template, or the model's tokenizer",
+    "dataset_text_field": "data.text_column",
+    "truncation_mode": "data.too_long",
+    **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), "data.train_on_input"),
     "use_cpu": "model.device",
     **dict.fromkeys(("bf16", "fp16"), "model.dtype"),
     **dict.fromkeys(("report_to", "save_strategy", "save_steps"), "training.metric_loggers and training.save_minutes"),
@@ -92,6 +108,14 @@ def recipe(spec: TrainingSpec) -> str:
         "trl": _merge(controls, _describe_arguments(spec), override),
     }
     return f"# base model fingerprint: {spec.checkpoint.fingerprint}\n" + dump_recipe(made)
+
+
+def count_positions(checkpoint: Checkpoint, controls: Controls) -> int | None:
+    """Return the most tokens of a sequence, for models that have a table of positions; `None` for others."""
+    config = checkpoint.config
+    if config.get("model_type") in _WITH_TABLE or any(name.endswith(_POSITION_TABLES) for name in checkpoint.tensors):
+        return next((config[key] for key in _POSITIONS if config.get(key)), None)
+    return None
 
 
 def declared_adapter_only(override: Mapping[str, Any]) -> bool | None:
