@@ -61,7 +61,7 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
             f"report.task: {experiment.report.task!r} is invalid",
             ", ".join(names) or "null, where no task is evaluated",
         )
-    if evaluation.enabled or evaluation.validation_task or (experiment.prune and experiment.prune.task):
+    if _is_evaluating(experiment):
         _check_place(results.resolve())
     points = list(points)
     _check_prompts(experiment.data, "")
