@@ -10,10 +10,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation_specs import make_spec
 from lorasweep.adapters.adapter import AdapterError, ChangedBaseError, check_injected, read_adapter
+from lorasweep.adapters.adopt import adopt_adapter
+from lorasweep.adapters.identity import digest_config
 from lorasweep.adapters.merge import merge
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation import evaluate as evaluator
@@ -22,7 +24,7 @@ from lorasweep.evaluation.inspect_tasks import EvaluationError
 from lorasweep.evaluation.probe import probe_logits
 from lorasweep.evaluation.shared_base import SharedBase
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
-from lorasweep.evaluation.state import EvaluationState
+from lorasweep.evaluation.state import EvaluationState, is_evaluated
 from lorasweep.util.errors import InputError
 from tiny_model import make_model, make_tokenizer
 
@@ -227,6 +229,42 @@ def test_a_model_that_was_made_of_another_adapter_is_not_evaluated(base: Path, p
     spoil(point / "adapter", lambda tensors: {name: t * 2 for name, t in tensors.items()})
     with pytest.raises(AdapterError, match=r"this model was not made from .* and the adapter in"):
         evaluate(spec(base, point, "B1"), point, point / "probes", point / "merged")
+
+
+def test_a_model_that_was_made_by_another_configuration_is_not_evaluated(base: Path, point: Path) -> None:
+    merge(base, point / "adapter", point / "merged", "fp32")
+    strengthen(point / "adapter")
+    with pytest.raises(AdapterError, match=r"this model was not made from .* and the adapter in"):
+        evaluate(spec(base, point, "B1"), point, point / "probes", point / "merged")
+
+
+def strengthen(adapter: Path) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 80}))
+
+
+def test_an_adopted_adapter_has_the_tokenizer_and_its_scores_are_known_by_its_configuration_too(
+    base: Path, point: Path, trained: Path
+) -> None:
+    adapter = point / "adapter"
+    for template in (None, "{{ messages[0].content }}"):
+        adopt_adapter(trained, adapter, base, template)
+        tokenizer = AutoTokenizer.from_pretrained(adapter)
+        assert tokenizer.encode("after a") == AutoTokenizer.from_pretrained(base).encode("after a")
+        assert tokenizer.chat_template == (template or AutoTokenizer.from_pretrained(base).chat_template)
+    adopt_adapter(trained, adapter, base)
+    asked = spec(base, point, "B2")
+    assert evaluate_adapters(asked, [point]) == {}
+    EvaluationState(asked, point).publish()
+    known = json.loads((adapter / "lorasweep.json").read_text())["adopted_config_sha256"]
+    assert json.loads((point / "eval/metrics.json").read_text())["adapter_config_sha256"] == known
+    assert is_evaluated(asked, point)
+    stronger = shutil.copytree(trained, point.with_name("stronger"))
+    strengthen(stronger)
+    adopt_adapter(stronger, adapter, base)
+    assert digest_config(adapter) != known
+    assert not is_evaluated(asked, point)
+    assert not EvaluationState(asked, point).is_finished()
 
 
 def test_a_merged_model_without_the_update_is_not_evaluated(base: Path, point: Path) -> None:

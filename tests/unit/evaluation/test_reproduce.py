@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from evaluation_specs import make_spec
+from lorasweep.adapters.identity import digest_config
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation.reproduce import compare, write_reproduction
 from lorasweep.evaluation.spec import EvaluationSpec
@@ -115,3 +116,16 @@ def test_what_changed_since_is_named_with_scores_that_differ(
     assert changes[3] == "gone 1, now not installed"
     assert changes[4].startswith("pydantic 0, now ")
     assert len(changes) == 5
+
+
+def test_of_an_adopted_adapter_another_configuration_is_named(
+    point: Path, spec: EvaluationSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = point / "adapter/adapter_config.json"
+    config.write_text(json.dumps({"lora_alpha": 8}))
+    known = {"adopted_sha256": sha256(b"weights").hexdigest(), "adopted_config_sha256": digest_config(config.parent)}
+    (point / "adapter/lorasweep.json").write_text(json.dumps(known))
+    record(spec, point)
+    config.write_text(json.dumps({"lora_alpha": 80}))
+    assert not compare(spec, point, {})
+    assert capsys.readouterr().out.endswith(f"Changed since: {config}\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.adapters.adapter import AdapterError, ChangedBaseError, read_adapter
+from lorasweep.adapters.identity import digest_config
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.quantization import make_quantization
 from lorasweep.checkpoints.tensors import get_torch_name
@@ -121,7 +122,10 @@ def _open_full_model(
         return make_model(spec, f"hf/{point.name}", base, model_path=str(base.path)), proof
     adapter = read_adapter(point / "adapter", base)
     record = json.loads((full / RECORD).read_text(encoding="utf-8"))
-    if (record["adapter_sha256"], record["base_model_fingerprint"]) != (adapter.sha256, base.fingerprint):
+    # What earlier versions merged lacks the configuration's digest.
+    config = digest_config(adapter.path)
+    made_of = (record["adapter_sha256"], record.get("adapter_config_sha256", config), record["base_model_fingerprint"])
+    if made_of != (adapter.sha256, config, base.fingerprint):
         raise AdapterError(f"{full}: this model was not made from {base.path} and the adapter in {adapter.path}")
     proof["adapter_sha256"] = adapter.sha256
     proof["adapter_tensors"] = record["adapter_tensors"]

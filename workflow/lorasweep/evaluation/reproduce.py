@@ -13,9 +13,10 @@ from string import Template
 from textwrap import indent
 from typing import Any
 
+from lorasweep.adapters.identity import digest_config
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation.spec import EvaluationSpec
-from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, REPRODUCTION, find_part
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, REPRODUCTION, find_part
 from lorasweep.util.digest import digest_file
 from lorasweep.util.files import find_record, write_aside
 from lorasweep.util.versions import get_versions
@@ -185,9 +186,11 @@ def _find_changes(spec: EvaluationSpec, point: Path, recorded: Mapping[str, Any]
     """Yield what an evaluation depends on and differs from that of the recorded one."""
     if read_checkpoint(Path(spec.base_model)).fingerprint != spec.base_fingerprint:
         yield f"the base model {spec.base_model}"
-    adapter = find_part(point, "adapter") / ADAPTER_WEIGHTS
-    if recorded["adapter_sha256"] and digest_file(adapter) != recorded["adapter_sha256"]:
-        yield str(adapter)
+    adapter = find_part(point, "adapter")
+    if recorded["adapter_sha256"] and digest_file(adapter / ADAPTER_WEIGHTS) != recorded["adapter_sha256"]:
+        yield str(adapter / ADAPTER_WEIGHTS)
+    if digest_config(adapter) != recorded.get("adapter_config_sha256", digest_config(adapter)):
+        yield str(adapter / ADAPTER_CONFIG)
     yield from (file for file, digest in spec.files.items() if digest_file(Path(file)) != digest)
     for package, version in sorted(recorded["versions"].items()):
         now = get_versions(package).get(package, "not installed")
