@@ -137,6 +137,72 @@ def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
     assert [part for part in shown if part not in text] == []
 
 
+def change_manifest(point: Path, **sections: Any) -> None:
+    """Lay sections over those of a point's manifest."""
+    file = point / "manifest.json"
+    manifest = json.loads(file.read_text())
+    laid = {key: {**manifest[key], **value} if isinstance(value, dict) else value for key, value in sections.items()}
+    file.write_text(json.dumps(manifest | laid))
+
+
+@pytest.mark.parametrize(("most", "said"), [(3, 3), (12, 12), (20, 20), (None, 25)])
+def test_samples_are_those_that_the_point_was_trained_on(point: Path, most: int | None, said: int) -> None:
+    """The plan counts the most samples of the points, and those of the whole data if another trainer reads others."""
+    counts = [
+        {"key": ["b" * 64], "max_samples": counted, "parts": {"train": [[1, 2]] * number}}
+        for counted, number in ((20, 20), (None, 25))
+    ]
+    refused = {"key": ["b" * 64], "max_samples": None, "refused": "train.jsonl:1: no text"}
+    (point.parent / "lengths.json").write_text(json.dumps({"counts": [*counts, refused]}))
+    change_manifest(point, settings={"max_samples": most} if most else {})
+    assert f"`{'b' * 64}`, {said} samples\n" in read_card(call(point))[1]
+
+
+def test_the_alpha_of_a_training_is_its_own_where_the_adapter_is_saved_with_another(point: Path) -> None:
+    write_point(point, r=16, lora_alpha=32)  # as PEFT saves PiSSA of rank 8 and alpha 16
+    change_manifest(point, settings={"init_lora_weights": "pissa", "lora_alpha": 16})
+    text = read_card(call(point))[1]
+    assert "| lora_rank | 8 |\n" in text
+    assert "| lora_alpha | 16 |\n" in text
+    assert "--max-lora-rank 16 " in text
+
+
+@pytest.mark.parametrize("is_adopted", [True, False])
+def test_training_and_evaluation_have_their_own_versions_and_precision(point: Path, is_adopted: bool) -> None:
+    adopted = {"adopted_from": "x", "dtype": "bf16"} if is_adopted else {}
+    change_manifest(
+        point,
+        training={"versions": {"torch": "2.5.1"}, **adopted},
+        evaluation={"versions": {"torch": "2.13.0"}},
+        dtype="fp16",
+        device="cuda",
+    )
+    text = read_card(call(point))[1]
+    scores, training = text[text.index("## Scores") :].split("## Check it")[0].split("## Training")
+    assert "It was evaluated in fp16 on cuda, with torch 2.13.0.\n" in scores
+    assert "- with torch 2.5.1\n" in training
+    assert ("- bf16\n" if is_adopted else "- fp16 on cuda\n") in training
+    assert "2.13.0" not in training
+    assert ("cuda" in training) != is_adopted
+    assert "\n\n\n" not in text[text.index("## Scores") :]
+
+
+def test_the_intervals_are_of_the_level_of_the_table_whatever_the_experiment_says_now(point: Path) -> None:
+    file = point.parent / "experiment.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"report": {"confidence": 0.8}}))
+    assert "score [95 % interval]" in read_card(call(point))[1]
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_the_tokenizer_is_that_of_the_base_where_none_lies_beside_the_adapter(point: Path, has_tokenizer: bool) -> None:
+    if not has_tokenizer:
+        manifest = json.loads((point / "manifest.json").read_text())
+        change_manifest(point, files=[each for each in manifest["files"] if "token" not in each["path"]])
+        (point / "adapter/tokenizer.json").unlink()
+    name = "published" if has_tokenizer else "org/base"
+    assert f'AutoTokenizer.from_pretrained("{name}")' in read_card(call(point, "--base-model", "org/base"))[1]
+
+
 BEST = {"epoch": 2, "epochs_trained": 5}
 CHOICES = [
     ({**BEST, "validation_loss": 0.5}, "- the best of 5 epochs, by the validation loss\n"),
@@ -252,6 +318,14 @@ def test_a_baseline_and_a_table_of_another_adapter_are_refused(point: Path) -> N
             InputError, match="lora_rank=8 is of another adapter or evaluation; run the experiment again"
         ):
             call(point)
+
+
+def test_without_a_folder_of_the_base_no_licence_is_read(point: Path) -> None:
+    Path("README.md").write_text("---\nlicense: mit\n---\n")
+    write_point(point, base="")
+    data, text = read_card(call(point, "--base-model", "org/base"))
+    assert data.license is None
+    assert "See the base model." in text
 
 
 @pytest.mark.parametrize(
