@@ -26,6 +26,7 @@ from lorasweep.evaluation.shared_base import SharedBase
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
 from lorasweep.evaluation.state import EvaluationState, is_evaluated
 from lorasweep.util.errors import InputError
+from lorasweep.util.versions import get_git_revision
 from tiny_model import make_model, make_tokenizer
 
 TASK = """
@@ -293,7 +294,9 @@ def test_an_evaluation_carries_its_proof(base: Path, point: Path, mode: str) -> 
     else:
         assert evaluate_adapters(spec(base, point, mode), [point]) == {}
         EvaluationState(spec(base, point, mode), point).publish()
-    proof = json.loads((point / "eval/metrics.json").read_text())["proof"]
+    metrics = json.loads((point / "eval/metrics.json").read_text())
+    assert metrics["git_revision"] == get_git_revision()
+    proof = metrics["proof"]
     assert proof["adapter_tensors"] == 2 * 3 * read_checkpoint(base).config["num_hidden_layers"]
     assert proof["probe_distance"] > 1
     assert not (point / "state/eval").exists()

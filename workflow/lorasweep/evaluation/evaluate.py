@@ -28,7 +28,7 @@ from lorasweep.evaluation.state import EvaluationState
 from lorasweep.layout import RECORD, STATE
 from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import hold_alone
-from lorasweep.util.versions import get_versions
+from lorasweep.util.versions import get_git_revision, get_versions
 
 
 def evaluate(spec: EvaluationSpec, point: Path, probes: Path, model: Path | None = None) -> None:
@@ -216,6 +216,7 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
     metrics: dict[str, Any] = {"mode": spec.mode, "backend": spec.backend, "proof": proof, "tasks": {}}
     metrics["spec"] = spec.model_dump(mode="json")
     metrics["versions"] = _get_versions(spec)
+    metrics["git_revision"] = get_git_revision()
     metrics["end_tokens"] = model.api.end_tokens
     if spec.template_date:
         metrics["template_date"] = spec.template_date

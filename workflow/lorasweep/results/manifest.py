@@ -34,7 +34,6 @@ def clean_up(
     settings: dict[str, Any],
     tasks: list[str],
     benchmarks: Path,
-    workflow: Path,
     training: str | None = None,
 ) -> None:
     """Check that a point's kept files are complete, remove its temporary files, and write its manifest.
@@ -47,7 +46,6 @@ def clean_up(
         settings: The point's settings, with `mode`, `dtype` and `device`.
         tasks: The tasks that the point is evaluated on.
         benchmarks: Folder of what was measured of jobs, by rule and point.
-        workflow: The checkout that ran.
         training: The training whose time is counted for this point, if any.
 
     Raises:
@@ -107,7 +105,7 @@ def clean_up(
         "device": settings["device"],
         "settings": {key: value for key, value in settings.items() if key not in ("mode", "dtype", "device")},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_revision": get_git_revision(workflow),
+        "git_revision": get_git_revision(),
         "adapter_sha256": adapter_sha256,
         "merged_weights_sha256": merged_sha256,
         "training": record,
