@@ -12,7 +12,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from evaluation_specs import make_spec
 from lorasweep.cli import publish
+from lorasweep.evaluation.reproduce import write_reproduction
+from lorasweep.evaluation.spec import EvaluationSpec, RoleSpec, TaskSpec
 from lorasweep.layout import BASELINE
 from lorasweep.results.card import read_license
 from lorasweep.util.errors import InputError
@@ -35,12 +38,17 @@ def point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return results / POINT
 
 
-def write_point(point: Path, base: str = "/disk/models/base", mode: str = "B1", **settings: Any) -> None:
+def write_point(
+    point: Path, base: str = "/disk/models/base", mode: Any = "B1", spec: EvaluationSpec | None = None, **settings: Any
+) -> None:
     """Write the files of a point of `make_results`, and a manifest of them."""
+    write_reproduction(spec or make_spec(mode=mode, base_model=base), point, {})
     manifest = json.loads((point / "manifest.json").read_text())
     config = {"r": 8, "lora_alpha": 16, "base_model_name_or_path": "/disk/models/base", **settings}
     training = {**manifest["training"], "base_model": base, "data_sha256": "b" * 64, "final_validation_loss": None}
     manifest["evaluation"]["proof"]["base_model"] = base
+    if spec:
+        manifest["evaluation"] |= {"spec": spec.model_dump(mode="json"), "evaluation_sha256": spec.sha256}
     files = {
         "adapter/adapter_config.json": json.dumps(config),
         "adapter/adapter_model.safetensors": "weights",
@@ -48,7 +56,7 @@ def write_point(point: Path, base: str = "/disk/models/base", mode: str = "B1", 
         "adapter/tokenizer.json": "{}",
         "eval/metrics.json": json.dumps(manifest["evaluation"]),
         f"eval/{TASK}.eval": "a log",
-        "eval/reproduce.py": f"BASE = {base!r}\n# scripts/run eval results/sweep/{point.name}/eval/reproduce.py\n",
+        "eval/reproduce.py": (point / "eval/reproduce.py").read_text(),
         "recipe.yaml": f"path: {base}\n",
         **({"hf_model/config.json": "{}", "hf_model/model.safetensors": "merged"} if mode == "A" else {}),
     }
@@ -104,7 +112,7 @@ def test_an_adopted_adapter_is_published_without_the_place_where_it_was(point: P
     file = point / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["training"] = {"adopted_from": "/disk/adapters/given", "adopted_sha256": manifest["adapter_sha256"]}
-    manifest["settings"] = {"adapter": "given"}
+    manifest["settings"] = {"adapter": "/disk/adapters/given"}
     record = json.dumps(manifest["training"])
     (point / "adapter/lorasweep.json").write_text(record)
     [entry] = [entry for entry in manifest["files"] if entry["path"] == "adapter/lorasweep.json"]
@@ -116,6 +124,34 @@ def test_an_adopted_adapter_is_published_without_the_place_where_it_was(point: P
     text = read_card(folder)[1]
     assert "The adapter was trained elsewhere, and evaluated by lorasweep." in text
     assert "The records do not say how it was trained." in text
+
+
+def test_only_paths_of_models_and_adapters_are_named_and_the_page_finds_its_scores(
+    point: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = "/disk/models/qwen"
+    roles = {
+        "grader": RoleSpec(model=f"hf/{base}", config={}, args={"base_model": base}, fingerprint="f" * 64),
+        "judge": RoleSpec(model=f"hf/{base}-72b-judge", config={}, args={}, fingerprint="f" * 64),
+    }
+    task = TaskSpec(name=TASK, task="tasks.py@letters", args={"file": f"{base}/questions.json"}, limit=None)
+    spec = make_spec(base_model=base, tasks=[task], model_roles=roles, prompt="/no_think {input}")
+    write_point(point, base, spec=spec)
+    (point.parent / "results.parquet").unlink()
+    folder = call(point, "--base-model", "Qwen/Qwen3-8B")
+    metrics, manifest = (json.loads((folder / name).read_text()) for name in ("eval/metrics.json", "manifest.json"))
+    assert manifest["evaluation"] == metrics
+    page = (folder / "eval/reproduce.py").read_text()
+    literal = page.partition("model_validate(")[2].partition("\n)\n")[0]
+    for published in (metrics["spec"], eval(literal.strip())):
+        found = EvaluationSpec.model_validate(published)
+        assert found == spec.model_copy(update={"base_model": "Qwen/Qwen3-8B"})
+        assert found.sha256 == metrics["evaluation_sha256"]
+    assert "# base:     Qwen/Qwen3-8B\n" in page
+    assert metrics["proof"]["base_model"] == "Qwen/Qwen3-8B"
+    # What is left of this machine is told.
+    told = f"{base}, {base}/questions.json, hf/{base}, hf/{base}-72b-judge\n"
+    assert capsys.readouterr().out.endswith(f"paths of this machine, which stay as they are: {told}")
 
 
 def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
@@ -133,7 +169,10 @@ def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
     shown += [f"`{'b' * 64}`, 155 samples", f"`{sha256(b'weights').hexdigest()}`", "| lora_rank | 8 |"]
     shown += ['PeftModel.from_pretrained(base, "published")', "--enable-lora --max-lora-rank 8 --lora-modules"]
     shown += ["| lora_alpha | 16 |", "hf download org/base --local-dir base", f"| tasks.py | `{'d' * 64}` |"]
-    shown.append("See the base model.")
+    shown += [
+        "See the base model.",
+        "A task that loads its data from the hub needs `HF_HUB_OFFLINE=0` before the command",
+    ]
     assert [part for part in shown if part not in text] == []
 
 
@@ -268,6 +307,15 @@ def test_logs_can_be_left_out(point: Path) -> None:
     folder = call(point, "--no-logs")
     assert list(folder.rglob("*.eval")) == []
     assert f"eval/{TASK}.eval" not in (folder / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("mode", ["A", "B2"])
+def test_a_published_folder_is_not_published_again_without_its_weights(point: Path, mode: str) -> None:
+    write_point(point, mode=mode)
+    call(point).rename("before")
+    with pytest.raises(InputError, match="before: is published already: its weights are at the top"):
+        call("before")
+    assert not Path("published").exists()
 
 
 def fill(point: Path) -> None:
