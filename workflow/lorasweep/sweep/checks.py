@@ -10,7 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from lorasweep.checkpoints.chat_template import find_given_template, find_system_refusal, read_chat_template
+from lorasweep.checkpoints.chat_template import (
+    CHAT_TEMPLATE,
+    find_given_template,
+    find_system_refusal,
+    read_chat_template,
+)
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
 from lorasweep.checkpoints.vocabulary import check_vocabulary
 from lorasweep.experiment.points import Point
@@ -262,14 +267,29 @@ def list_models(experiment: Experiment, points: Iterable[Point]) -> dict[str, Mo
 
 
 def warn_of_prompts(experiment: Experiment, points: Iterable[Point]) -> list[str]:
-    """Return a warning for each model that has no chat template, so that prompts are made of roles."""
-    return [
+    """Return a warning for each model that has no chat template, so that prompts are made of roles; and for each
+    existing adapter with another template beside it than the one by which it is asked."""
+    points = list(points)
+    without = [
         f"{model}: the tokenizer has no chat template, so training and evaluation write a prompt as 'user: ' with the "
         "text and a line break. To ask with the text alone: data.format: completion. To shape the text: data.prompt. "
         "To name a template for the base model: model.chat_template."
-        for model, template in _list_templates(experiment, list(points)).items()
+        for model, template in _list_templates(experiment, points).items()
         if not template
     ]
+    asked = [point for point in points if point.adapter and point.data.format != "completion"]
+    adapters = dict.fromkeys(str(point.adapter) for point in asked if _has_other_template(point))
+    return without + [
+        f"{adapter}: has another chat template than the one by which it is asked, so it may have been trained on other "
+        f"prompts. To ask by its own: model.chat_template, a file such as {adapter}/{CHAT_TEMPLATE}."
+        for adapter in adapters
+    ]
+
+
+def _has_other_template(point: Point) -> bool:
+    own, base = read_chat_template(Path(str(point.adapter))), Path(point.model.path)
+    given = find_given_template(point.model, point.data)
+    return own is not None and base.is_dir() and own != (read_chat_template(base) if given is None else given)
 
 
 def has_configuration(path: Path) -> bool:
