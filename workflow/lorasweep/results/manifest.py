@@ -22,7 +22,7 @@ from lorasweep.layout import (
     split_part_name,
 )
 from lorasweep.stages import TASK_RULES, TRAINING_RULES, get_timed_rules
-from lorasweep.util.digest import digest_file
+from lorasweep.util.digest import digest_file, digest_text
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_record
 from lorasweep.util.usage import combine
@@ -61,7 +61,8 @@ def clean_up(
     kept += [file for file in (point / "eval" / REPRODUCTION,) if tasks and file.is_file()]
     digests = _recorded_digests(point / "hf_model") if mode == "A" else {}
     for file in kept:
-        if not file.is_file() or file.stat().st_size == 0:
+        # A base model's code may have an empty file, which the merge has on record.
+        if not file.is_file() or (file.stat().st_size == 0 and digests.get(file) != digest_text("")):
             raise InputError(f"{file}: the file is missing or empty; remove it and run again")
     left_over = (".hf_model.partial", ".hf_model.old")
     for unneeded in (STATE, *left_over, *(() if mode == "A" else ("hf_model",))):
