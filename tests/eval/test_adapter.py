@@ -11,10 +11,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation_specs import make_spec
 from lorasweep.adapters.adapter import AdapterError, ChangedBaseError, check_injected, read_adapter
+from lorasweep.adapters.adopt import adopt_adapter
+from lorasweep.adapters.identity import digest_config
 from lorasweep.adapters.merge import merge
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation import evaluate as evaluator
@@ -23,9 +25,10 @@ from lorasweep.evaluation.inspect_tasks import EvaluationError
 from lorasweep.evaluation.probe import probe_logits
 from lorasweep.evaluation.shared_base import SharedBase
 from lorasweep.evaluation.spec import EvaluationSpec, TaskSpec
-from lorasweep.evaluation.state import EvaluationState
+from lorasweep.evaluation.state import EvaluationState, is_evaluated
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
+from lorasweep.util.versions import get_git_revision
 from tiny_model import make_model, make_tokenizer
 
 TASK = """
@@ -245,6 +248,42 @@ def test_a_model_that_was_made_of_another_adapter_is_not_evaluated(base: Path, p
         evaluate(spec(base, point, "B1"), point, point / "probes", point / "merged")
 
 
+def test_a_model_that_was_made_by_another_configuration_is_not_evaluated(base: Path, point: Path) -> None:
+    merge(base, point / "adapter", point / "merged", "fp32")
+    strengthen(point / "adapter")
+    with pytest.raises(AdapterError, match=r"this model was not made from .* and the adapter in"):
+        evaluate(spec(base, point, "B1"), point, point / "probes", point / "merged")
+
+
+def strengthen(adapter: Path) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 80}))
+
+
+def test_an_adopted_adapter_has_the_tokenizer_and_its_scores_are_known_by_its_configuration_too(
+    base: Path, point: Path, trained: Path
+) -> None:
+    adapter = point / "adapter"
+    for template in (None, "{{ messages[0].content }}"):
+        adopt_adapter(trained, adapter, base, template)
+        tokenizer = AutoTokenizer.from_pretrained(adapter)
+        assert tokenizer.encode("after a") == AutoTokenizer.from_pretrained(base).encode("after a")
+        assert tokenizer.chat_template == (template or AutoTokenizer.from_pretrained(base).chat_template)
+    adopt_adapter(trained, adapter, base)
+    asked = spec(base, point, "B2")
+    assert evaluate_adapters(asked, [point]) == {}
+    EvaluationState(asked, point).publish()
+    known = json.loads((adapter / "lorasweep.json").read_text())["adopted_config_sha256"]
+    assert json.loads((point / "eval/metrics.json").read_text())["adapter_config_sha256"] == known
+    assert is_evaluated(asked, point)
+    stronger = shutil.copytree(trained, point.with_name("stronger"))
+    strengthen(stronger)
+    adopt_adapter(stronger, adapter, base)
+    assert digest_config(adapter) != known
+    assert not is_evaluated(asked, point)
+    assert not EvaluationState(asked, point).is_finished()
+
+
 def test_a_merged_model_without_the_update_is_not_evaluated(base: Path, point: Path) -> None:
     merge(base, point / "adapter", point / "merged", "fp32")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -271,7 +310,9 @@ def test_an_evaluation_carries_its_proof(base: Path, point: Path, mode: str) -> 
     else:
         assert evaluate_adapters(spec(base, point, mode), [point]) == {}
         EvaluationState(spec(base, point, mode), point).publish()
-    proof = json.loads((point / "eval/metrics.json").read_text())["proof"]
+    metrics = json.loads((point / "eval/metrics.json").read_text())
+    assert metrics["git_revision"] == get_git_revision()
+    proof = metrics["proof"]
     assert proof["adapter_tensors"] == 2 * 3 * read_checkpoint(base).config["num_hidden_layers"]
     assert proof["probe_distance"] > 1
     assert not (point / "state/eval").exists()

@@ -14,7 +14,6 @@ from lorasweep.evaluation.state import EvaluationState
 from lorasweep.results.manifest import clean_up
 from lorasweep.results.samples import read_samples
 from lorasweep.util.errors import InputError
-from sweep import ROOT
 
 FILE = """
 from inspect_ai import Task, task
@@ -103,7 +102,7 @@ def evaluate(folder: Path, task: str) -> Path:
 def test_metrics_stay_in_the_order_in_which_inspect_lists_them(tmp_path: Path) -> None:
     evaluate(tmp_path, "questions")
     settings: dict[str, Any] = {"mode": "base", "dtype": "fp32", "device": "cpu"}
-    clean_up(tmp_path / "baseline", settings, ["questions"], tmp_path / "benchmarks", ROOT)
+    clean_up(tmp_path / "baseline", settings, ["questions"], tmp_path / "benchmarks")
     manifest = json.loads((tmp_path / "baseline/manifest.json").read_text())
     assert list(manifest["evaluation"]["tasks"]["questions"]["scores"]) == [
         *("style/std", "style/mean", "content/mean", "content/accuracy", "content/stderr")

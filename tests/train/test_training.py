@@ -24,6 +24,7 @@ from lorasweep.trainers.torchtune.run import train
 from lorasweep.trainers.torchtune.tokenizer import ChatTokenizer
 from lorasweep.trainers.training_log import COLUMNS, Row, TrainingLog, read_log
 from lorasweep.util.digest import digest_file
+from lorasweep.util.versions import get_git_revision
 from recipes import GIVEN_TEMPLATE, count_tokens_as_given
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def train_by_torchtune(recipe: Path) -> None:
 @pytest.mark.parametrize("controls", [{}, {"max_steps_per_epoch": 1, "clip_grad_norm": 0.5}])
 def test_it_is_bit_for_bit_torchtunes_own(make: Callable[..., Path], controls: dict[str, Any]) -> None:
     ours = make(**controls)
-    run(ours)
+    assert run(ours)["git_revision"] == get_git_revision()
     plain = make("plain", **controls)
     train_by_torchtune(plain)
     theirs = plain.parent / "state/train"

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from evaluation_specs import make_spec
+from lorasweep.adapters.identity import digest_config
 from lorasweep.checkpoints.checkpoint import read_checkpoint
-from lorasweep.evaluation.reproduce import compare, write_reproduction
+from lorasweep.evaluation.reproduce import compare, read_arguments, write_reproduction
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.evaluation.state import EvaluationState
+from lorasweep.util.errors import InputError
 from lorasweep.util.versions import get_versions
 from plain_checkpoint import write_checkpoint
 
@@ -115,3 +117,30 @@ def test_what_changed_since_is_named_with_scores_that_differ(
     assert changes[3] == "gone 1, now not installed"
     assert changes[4].startswith("pydantic 0, now ")
     assert len(changes) == 5
+
+
+def test_a_folder_with_logs_of_an_earlier_call_confirms_no_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inspect would take those logs for its own."""
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", str(tmp_path / "logs"), "--base", "elsewhere"])
+    for _ in range(2):  # a folder that is not there, and an empty one
+        spec, logs = read_arguments(make_spec())
+        assert (spec.base_model, logs) == ("elsewhere", tmp_path / "logs")
+        logs.mkdir(exist_ok=True)
+    (tmp_path / "logs/a").mkdir()
+    with pytest.raises(InputError, match="logs: exists, and is not an empty folder"):
+        read_arguments(make_spec())
+
+
+def test_of_an_adopted_adapter_another_configuration_is_named(
+    point: Path, spec: EvaluationSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = point / "adapter/adapter_config.json"
+    config.write_text(json.dumps({"lora_alpha": 8}))
+    known = {"adopted_sha256": sha256(b"weights").hexdigest(), "adopted_config_sha256": digest_config(config.parent)}
+    (point / "adapter/lorasweep.json").write_text(json.dumps(known))
+    record(spec, point)
+    config.write_text(json.dumps({"lora_alpha": 80}))
+    assert not compare(spec, point, {})
+    assert capsys.readouterr().out.endswith(f"Changed since: {config}\n")

@@ -62,7 +62,7 @@ def test_a_result_of_another_evaluation_than_the_run_had_planned_is_not_taken(
     with pytest.raises(InputError, match="not evaluated as this run had planned"):
         EvaluationState(planned, point).publish()
     settings = {"mode": "base", "dtype": "fp32", "device": "cpu"}
-    where = {"point": point, "settings": settings, "tasks": ["a"], "benchmarks": point, "workflow": point}
+    where = {"point": point, "settings": settings, "tasks": ["a"], "benchmarks": point}
     with pytest.raises(InputError, match="not evaluated as this run had planned"):
         clean_up(**where, evaluation=planned.sha256)
     assert not (point / "manifest.json").exists()

@@ -179,6 +179,15 @@ def test_evaluations_that_differ_beside_the_task_are_noted(make: Callable[..., P
     assert f'The evaluations differ in chat_template: not set in c, "sha256 {digest}" in d.' in made.notes
 
 
+def test_the_level_of_intervals_is_that_of_the_tables_whatever_the_experiment_says_now(
+    make: Callable[..., Path],
+) -> None:
+    folders = [make("a"), make("b", 0.6)]
+    before = compare_one(*folders)
+    edit_experiment(folders[0], report={"confidence": 0.99})
+    assert compare_one(*folders).confidence == before.confidence == 0.95
+
+
 def test_points_of_one_experiment_that_differ_are_no_difference_to_another_that_has_the_same(
     make: Callable[..., Path],
 ) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from lorasweep.experiment.sections import Controls
-from lorasweep.results.manifest import describe_adapter_difference
+from lorasweep.results.manifest import clean_up, describe_adapter_difference
+from lorasweep.util.digest import digest_text
+from lorasweep.util.errors import InputError
+from lorasweep.util.files import write_record
 
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["model.layers.0.self_attn.q_proj", "v_proj"]}
 WHOLE = {"lora_modules": "all-linear"}
@@ -45,3 +48,20 @@ def test_an_adapter_other_than_the_settings_say_is_told(
     settings = Controls.model_validate(keys).model_dump(by_alias=True)
     found = describe_adapter_difference(tmp_path, settings)
     assert found == (difference and f"{tmp_path}/adapter_config.json: {difference}")
+
+
+def test_an_empty_file_is_kept_where_the_merge_wrote_it_so_and_refused_elsewhere(tmp_path: Path) -> None:
+    """A base model that brings its own code can have an empty `__init__.py`."""
+    point = tmp_path / "point"
+    files = {"adapter/adapter_model.safetensors": "a", "hf_model/config.json": "{}", "hf_model/__init__.py": ""}
+    for name, text in files.items():
+        (point / name).parent.mkdir(parents=True, exist_ok=True)
+        (point / name).write_text(text)
+    sha256 = {Path(name).name: digest_text(text) for name, text in files.items() if name.startswith("hf_model")}
+    write_record(point / "hf_model/lorasweep.json", {"sha256": sha256})
+    settings = {"mode": "A", "dtype": "fp32", "device": "cpu", "adapter": "theirs"}
+    clean_up(point, settings, [], tmp_path / "benchmarks")
+    assert "hf_model/__init__.py" in (point / "manifest.json").read_text()
+    (point / "hf_model/config.json").write_text("")
+    with pytest.raises(InputError, match=r"config\.json: the file is missing or empty"):
+        clean_up(point, settings, [], tmp_path / "benchmarks")

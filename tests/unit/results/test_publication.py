@@ -12,7 +12,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from evaluation_specs import make_spec
 from lorasweep.cli import publish
+from lorasweep.evaluation.reproduce import write_reproduction
+from lorasweep.evaluation.spec import EvaluationSpec, RoleSpec, TaskSpec
 from lorasweep.layout import BASELINE
 from lorasweep.results.card import read_license
 from lorasweep.util.errors import InputError
@@ -35,12 +38,17 @@ def point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return results / POINT
 
 
-def write_point(point: Path, base: str = "/disk/models/base", mode: str = "B1", **settings: Any) -> None:
+def write_point(
+    point: Path, base: str = "/disk/models/base", mode: Any = "B1", spec: EvaluationSpec | None = None, **settings: Any
+) -> None:
     """Write the files of a point of `make_results`, and a manifest of them."""
+    write_reproduction(spec or make_spec(mode=mode, base_model=base), point, {})
     manifest = json.loads((point / "manifest.json").read_text())
     config = {"r": 8, "lora_alpha": 16, "base_model_name_or_path": "/disk/models/base", **settings}
     training = {**manifest["training"], "base_model": base, "data_sha256": "b" * 64, "final_validation_loss": None}
     manifest["evaluation"]["proof"]["base_model"] = base
+    if spec:
+        manifest["evaluation"] |= {"spec": spec.model_dump(mode="json"), "evaluation_sha256": spec.sha256}
     files = {
         "adapter/adapter_config.json": json.dumps(config),
         "adapter/adapter_model.safetensors": "weights",
@@ -48,7 +56,7 @@ def write_point(point: Path, base: str = "/disk/models/base", mode: str = "B1", 
         "adapter/tokenizer.json": "{}",
         "eval/metrics.json": json.dumps(manifest["evaluation"]),
         f"eval/{TASK}.eval": "a log",
-        "eval/reproduce.py": f"BASE = {base!r}\n# scripts/run eval results/sweep/{point.name}/eval/reproduce.py\n",
+        "eval/reproduce.py": (point / "eval/reproduce.py").read_text(),
         "recipe.yaml": f"path: {base}\n",
         **({"hf_model/config.json": "{}", "hf_model/model.safetensors": "merged"} if mode == "A" else {}),
     }
@@ -104,7 +112,7 @@ def test_an_adopted_adapter_is_published_without_the_place_where_it_was(point: P
     file = point / "manifest.json"
     manifest = json.loads(file.read_text())
     manifest["training"] = {"adopted_from": "/disk/adapters/given", "adopted_sha256": manifest["adapter_sha256"]}
-    manifest["settings"] = {"adapter": "given"}
+    manifest["settings"] = {"adapter": "/disk/adapters/given"}
     record = json.dumps(manifest["training"])
     (point / "adapter/lorasweep.json").write_text(record)
     [entry] = [entry for entry in manifest["files"] if entry["path"] == "adapter/lorasweep.json"]
@@ -116,6 +124,34 @@ def test_an_adopted_adapter_is_published_without_the_place_where_it_was(point: P
     text = read_card(folder)[1]
     assert "The adapter was trained elsewhere, and evaluated by lorasweep." in text
     assert "The records do not say how it was trained." in text
+
+
+def test_only_paths_of_models_and_adapters_are_named_and_the_page_finds_its_scores(
+    point: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = "/disk/models/qwen"
+    roles = {
+        "grader": RoleSpec(model=f"hf/{base}", config={}, args={"base_model": base}, fingerprint="f" * 64),
+        "judge": RoleSpec(model=f"hf/{base}-72b-judge", config={}, args={}, fingerprint="f" * 64),
+    }
+    task = TaskSpec(name=TASK, task="tasks.py@letters", args={"file": f"{base}/questions.json"}, limit=None)
+    spec = make_spec(base_model=base, tasks=[task], model_roles=roles, prompt="/no_think {input}")
+    write_point(point, base, spec=spec)
+    (point.parent / "results.parquet").unlink()
+    folder = call(point, "--base-model", "Qwen/Qwen3-8B")
+    metrics, manifest = (json.loads((folder / name).read_text()) for name in ("eval/metrics.json", "manifest.json"))
+    assert manifest["evaluation"] == metrics
+    page = (folder / "eval/reproduce.py").read_text()
+    literal = page.partition("model_validate(")[2].partition("\n)\n")[0]
+    for published in (metrics["spec"], eval(literal.strip())):
+        found = EvaluationSpec.model_validate(published)
+        assert found == spec.model_copy(update={"base_model": "Qwen/Qwen3-8B"})
+        assert found.sha256 == metrics["evaluation_sha256"]
+    assert "# base:     Qwen/Qwen3-8B\n" in page
+    assert metrics["proof"]["base_model"] == "Qwen/Qwen3-8B"
+    # What is left of this machine is told.
+    told = f"{base}, {base}/questions.json, hf/{base}, hf/{base}-72b-judge\n"
+    assert capsys.readouterr().out.endswith(f"paths of this machine, which stay as they are: {told}")
 
 
 def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
@@ -136,7 +172,74 @@ def test_a_card_says_what_the_manifest_and_the_table_say(point: Path) -> None:
     shown += ['PeftModel.from_pretrained(base, "published")', "--enable-lora --max-lora-rank 8 --lora-modules"]
     shown += ["| lora_alpha | 16 |", "hf download org/base --local-dir base", f"| tasks.py | `{'d' * 64}` |"]
     shown += ["See the base model.", "| 37 of 40 |"]
+    shown += ["A task that loads its data from the hub needs `HF_HUB_OFFLINE=0` before the command"]
     assert [part for part in shown if part not in text] == []
+
+
+def change_manifest(point: Path, **sections: Any) -> None:
+    """Lay sections over those of a point's manifest."""
+    file = point / "manifest.json"
+    manifest = json.loads(file.read_text())
+    laid = {key: {**manifest[key], **value} if isinstance(value, dict) else value for key, value in sections.items()}
+    file.write_text(json.dumps(manifest | laid))
+
+
+@pytest.mark.parametrize(("most", "said"), [(3, 3), (12, 12), (20, 20), (None, 25)])
+def test_samples_are_those_that_the_point_was_trained_on(point: Path, most: int | None, said: int) -> None:
+    """The plan counts the most samples of the points, and those of the whole data if another trainer reads others."""
+    counts = [
+        {"key": ["b" * 64], "max_samples": counted, "parts": {"train": [[1, 2]] * number}}
+        for counted, number in ((20, 20), (None, 25))
+    ]
+    refused = {"key": ["b" * 64], "max_samples": None, "refused": "train.jsonl:1: no text"}
+    (point.parent / "lengths.json").write_text(json.dumps({"counts": [*counts, refused]}))
+    change_manifest(point, settings={"max_samples": most} if most else {})
+    assert f"`{'b' * 64}`, {said} samples\n" in read_card(call(point))[1]
+
+
+def test_the_alpha_of_a_training_is_its_own_where_the_adapter_is_saved_with_another(point: Path) -> None:
+    write_point(point, r=16, lora_alpha=32)  # as PEFT saves PiSSA of rank 8 and alpha 16
+    change_manifest(point, settings={"init_lora_weights": "pissa", "lora_alpha": 16})
+    text = read_card(call(point))[1]
+    assert "| lora_rank | 8 |\n" in text
+    assert "| lora_alpha | 16 |\n" in text
+    assert "--max-lora-rank 16 " in text
+
+
+@pytest.mark.parametrize("is_adopted", [True, False])
+def test_training_and_evaluation_have_their_own_versions_and_precision(point: Path, is_adopted: bool) -> None:
+    adopted = {"adopted_from": "x", "dtype": "bf16"} if is_adopted else {}
+    change_manifest(
+        point,
+        training={"versions": {"torch": "2.5.1"}, **adopted},
+        evaluation={"versions": {"torch": "2.13.0"}},
+        dtype="fp16",
+        device="cuda",
+    )
+    text = read_card(call(point))[1]
+    scores, training = text[text.index("## Scores") :].split("## Check it")[0].split("## Training")
+    assert "It was evaluated in fp16 on cuda, with torch 2.13.0.\n" in scores
+    assert "- with torch 2.5.1\n" in training
+    assert ("- bf16\n" if is_adopted else "- fp16 on cuda\n") in training
+    assert "2.13.0" not in training
+    assert ("cuda" in training) != is_adopted
+    assert "\n\n\n" not in text[text.index("## Scores") :]
+
+
+def test_the_intervals_are_of_the_level_of_the_table_whatever_the_experiment_says_now(point: Path) -> None:
+    file = point.parent / "experiment.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"report": {"confidence": 0.8}}))
+    assert "score [95 % interval]" in read_card(call(point))[1]
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_the_tokenizer_is_that_of_the_base_where_none_lies_beside_the_adapter(point: Path, has_tokenizer: bool) -> None:
+    if not has_tokenizer:
+        manifest = json.loads((point / "manifest.json").read_text())
+        change_manifest(point, files=[each for each in manifest["files"] if "token" not in each["path"]])
+        (point / "adapter/tokenizer.json").unlink()
+    name = "published" if has_tokenizer else "org/base"
+    assert f'AutoTokenizer.from_pretrained("{name}")' in read_card(call(point, "--base-model", "org/base"))[1]
 
 
 BEST = {"epoch": 2, "epochs_trained": 5}
@@ -206,6 +309,15 @@ def test_logs_can_be_left_out(point: Path) -> None:
     assert f"eval/{TASK}.eval" not in (folder / "manifest.json").read_text()
 
 
+@pytest.mark.parametrize("mode", ["A", "B2"])
+def test_a_published_folder_is_not_published_again_without_its_weights(point: Path, mode: str) -> None:
+    write_point(point, mode=mode)
+    call(point).rename("before")
+    with pytest.raises(InputError, match="before: is published already: its weights are at the top"):
+        call("before")
+    assert not Path("published").exists()
+
+
 def fill(point: Path) -> None:
     Path("published").mkdir()
     Path("published/kept").write_text("")
@@ -254,6 +366,14 @@ def test_a_baseline_and_a_table_of_another_adapter_are_refused(point: Path) -> N
             InputError, match="lora_rank=8 is of another adapter or evaluation; run the experiment again"
         ):
             call(point)
+
+
+def test_without_a_folder_of_the_base_no_licence_is_read(point: Path) -> None:
+    Path("README.md").write_text("---\nlicense: mit\n---\n")
+    write_point(point, base="")
+    data, text = read_card(call(point, "--base-model", "org/base"))
+    assert data.license is None
+    assert "See the base model." in text
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,18 @@ def edit_manifest(point: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def test_a_row_has_the_versions_and_revisions_of_the_training_and_of_the_evaluation(tmp_path: Path) -> None:
+    samples = make_results(tmp_path, RANKS, by_rank(RISING))
+    training = {"versions": {"python": "3.11", "torch": "2.5.1"}, "git_revision": "b"}
+    evaluation = {"versions": {"python": "3.11", "torch": "2.13.0", "vllm": "1"}, "git_revision": "a"}
+    edit_manifest(tmp_path / "lora_rank=16", training=training, evaluation=evaluation, git_revision="c")
+    edit_manifest(tmp_path / "lora_rank=8", training=training, evaluation=evaluation | {"git_revision": "b"})
+    table = tabulate(tmp_path, ["lora_rank"], samples).set_index("point")
+    assert table.loc["lora_rank=16", "versions"] == "python=3.11 torch=2.5.1 torch=2.13.0 vllm=1"
+    # What was made by an earlier version has the revision of its clean-up.
+    assert list(table["git_revision"]) == ["0" * 40, "0" * 40, "b", "b a"]
+
+
 def test_a_model_as_it_is_and_a_given_adapter_have_no_value_of_a_control(tmp_path: Path) -> None:
     samples = make_results(tmp_path, RANKS, by_rank(RISING))
     edit_manifest(tmp_path / "lora_rank=4", settings={"adapter": "elsewhere", "model_format": "adapter"})

@@ -631,6 +631,30 @@ def test_a_given_chat_template_is_what_is_checked(load: Callable[..., Sweep], tm
         sweep.check(asks_inspect=False)
 
 
+def test_an_existing_adapter_with_another_chat_template_than_it_is_asked_by_is_warned_of(
+    load: Callable[..., Sweep],
+) -> None:
+    adapter = Path("theirs")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    runs = [{"name": name, "adapter": "theirs", "merge_adapters": name == "merged"} for name in ("merged", "direct")]
+
+    def warn(**sections: Any) -> list[str]:
+        sweep = load(runs=runs, **sections)
+        return warn_of_prompts(sweep.experiment, sweep.points.values())
+
+    assert warn() == []
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")  # as the model's
+    assert warn() == []
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    [said] = warn()
+    assert said.startswith("theirs: has another chat template than the one by which it is asked")
+    assert said.endswith("model.chat_template, a file such as theirs/chat_template.jinja.")
+    assert warn(model={"path": "model", "device": "cpu", "chat_template": "theirs/chat_template.jinja"}) == []
+    assert warn(data={"format": "completion"}) == []
+
+
 @pytest.mark.parametrize(
     ("sections", "is_refused"),
     [

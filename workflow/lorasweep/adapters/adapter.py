@@ -21,6 +21,7 @@ import torch
 from peft import PeftConfig, inject_adapter_in_model
 
 from lorasweep.adapters.architecture import find_targets, read_architecture
+from lorasweep.adapters.identity import HARMLESS
 from lorasweep.checkpoints.checkpoint import Checkpoint, Tensor, read_header
 from lorasweep.checkpoints.tensors import DTYPES, read_tensor
 from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECORD
@@ -34,14 +35,6 @@ _LORA_NAME = re.compile(
 )
 _COPY_NAME = re.compile(r"(?P<module>.+)\.(?P<copy>original_module|modules_to_save)\.(?P<kind>[^.]+)")
 """Name of a copy of a saved module. PEFT also saves two copies if the vocabulary was resized before the training."""
-
-_HARMLESS = {
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
-    *("task_type", "lora_dropout", "runtime_config", "megatron_core", "qalora_group_size"),
-    # A flag that PEFT corrects by the type of the module, and initializations that leave the base model unchanged.
-    *("fan_in_fan_out", "eva_config", "corda_config", "lora_ga_config", "loftq_config"),
-}
-"""Keys of the configuration that do not affect the merged weights."""
 
 _UNDERSTOOD = {
     *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_dora"),
@@ -252,7 +245,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         kind = config.get("peft_type") if isinstance(config, dict) else config
         raise AdapterError(f"{file}: peft_type is {kind!r}", "'LORA'")
     for key, value in config.items():
-        if not value or key in _HARMLESS:
+        if not value or key in HARMLESS:
             continue
         if key in _REFUSED:
             raise AdapterError(f"{file}: {key} is set to {value!r}, which is not supported: {_REFUSED[key]}")

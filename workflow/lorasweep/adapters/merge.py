@@ -26,6 +26,7 @@ import torch
 
 from lorasweep.adapters.adapter import Adapter, AdapterError, Update, read_adapter
 from lorasweep.adapters.architecture import Architecture, can_untie, read_architecture
+from lorasweep.adapters.identity import digest_config
 from lorasweep.checkpoints.chat_template import read_kept_template
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, Tensor, read_checkpoint, read_header
 from lorasweep.checkpoints.dtypes import PRECISIONS
@@ -322,6 +323,7 @@ def _write(plan: Plan, folder: Path, temporary: bool, threads: int, digest: bool
         "base_model_fingerprint": plan.base.fingerprint,
         **plan.base.template_record,
         "adapter_sha256": plan.adapter.sha256,
+        "adapter_config_sha256": digest_config(plan.adapter.path),
         "adapter_tensors": len(plan.adapter.tensors),
         "merged_weights": len(plan.adapter.updates),
         "replaced_tensors": len(plan.adapter.replaced),

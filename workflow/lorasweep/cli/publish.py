@@ -7,7 +7,7 @@ hub's token is read from `HF_TOKEN`. A failed upload leaves no file, and a faile
 import argparse
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +57,27 @@ def run(arguments: argparse.Namespace) -> None:
     settings: dict[str, Any] = {"has_logs": not arguments.no_logs, "links": reference is not None}
     if reference:
         with tempfile.TemporaryDirectory(prefix="lorasweep-") as folder:
-            gather(point, manifest, Path(folder), base, **settings)
+            paths = gather(point, manifest, Path(folder), base, **settings)
             Path(folder, CARD).write_text(card, encoding="utf-8")
             commit = hub.upload(reference, Path(folder), "--to", is_private=arguments.private)
-        print(f"Published {point}: hf://{reference.repository}@{commit}")
+        _tell(point, f"hf://{reference.repository}@{commit}", paths)
         return
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        gather(point, manifest, aside, base, **settings)
+        paths = gather(point, manifest, aside, base, **settings)
         (aside / CARD).write_text(card, encoding="utf-8")
         aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    print(f"Published {point}: {target}")
+    _tell(point, str(target), paths)
+
+
+def _tell(point: Path, place: str, paths: Sequence[str]) -> None:
+    print(f"Published {point}: {place}")
+    if paths:
+        print(f"Its records name paths of this machine, which stay as they are: {', '.join(paths)}")
 
 
 def _read_target(text: str) -> hub.Reference | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.adapters.adapter import AdapterError, ChangedBaseError, read_adapter
+from lorasweep.adapters.identity import digest_config
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from lorasweep.checkpoints.quantization import make_quantization
 from lorasweep.checkpoints.tensors import get_torch_name
@@ -28,7 +29,7 @@ from lorasweep.layout import RECORD, STATE
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError, describe
 from lorasweep.util.files import hold_alone
-from lorasweep.util.versions import get_versions
+from lorasweep.util.versions import get_git_revision, get_versions
 
 
 def evaluate(spec: EvaluationSpec, point: Path, probes: Path, model: Path | None = None) -> None:
@@ -136,7 +137,10 @@ def _open_full_model(
         return make_model(spec, f"hf/{point.name}", base, model_path=str(base.path)), proof
     adapter = read_adapter(point / "adapter", base)
     record = json.loads((full / RECORD).read_text(encoding="utf-8"))
-    if (record["adapter_sha256"], record["base_model_fingerprint"]) != (adapter.sha256, base.fingerprint):
+    # What earlier versions merged lacks the configuration's digest.
+    config = digest_config(adapter.path)
+    made_of = (record["adapter_sha256"], record.get("adapter_config_sha256", config), record["base_model_fingerprint"])
+    if made_of != (adapter.sha256, config, base.fingerprint):
         raise AdapterError(f"{full}: this model was not made from {base.path} and the adapter in {adapter.path}")
     proof["adapter_sha256"] = adapter.sha256
     proof["adapter_tensors"] = record["adapter_tensors"]
@@ -228,6 +232,7 @@ def _run_tasks(spec: EvaluationSpec, point: str, state: EvaluationState, model: 
     metrics: dict[str, Any] = {"mode": spec.mode, "backend": spec.backend, "proof": proof, "tasks": {}}
     metrics["spec"] = spec.model_dump(mode="json")
     metrics["versions"] = _get_versions(spec)
+    metrics["git_revision"] = get_git_revision()
     metrics["end_tokens"] = model.api.end_tokens
     if spec.template_date:
         metrics["template_date"] = spec.template_date

@@ -13,10 +13,12 @@ from string import Template
 from textwrap import indent
 from typing import Any
 
+from lorasweep.adapters.identity import digest_config
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.evaluation.spec import EvaluationSpec
-from lorasweep.layout import ADAPTER_WEIGHTS, METRICS, REPRODUCTION, find_part
+from lorasweep.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, METRICS, REPRODUCTION, find_part
 from lorasweep.util.digest import digest_file
+from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_aside
 from lorasweep.util.versions import get_versions
 
@@ -26,7 +28,7 @@ _PAGE = Template('''\
 Call it where Snakemake ran, with the evaluation environment of a clone of lorasweep. CLONE is the clone's folder.
 `--base` is for a base model that is elsewhere:
 
-    CLONE/scripts/run $stage $page [FOLDER FOR INSPECT'S LOGS] [--base FOLDER]
+    CLONE/scripts/run $stage $page [NEW FOLDER FOR INSPECT'S LOGS] [--base FOLDER]
 
 The exit status is 0 if the scores are the same.
 """
@@ -150,11 +152,17 @@ def write_reproduction(spec: EvaluationSpec, point: Path, versions: Mapping[str,
 
 
 def read_arguments(spec: EvaluationSpec) -> tuple[EvaluationSpec, Path | None]:
-    """Read the command line of a page: return the specification with the base model's folder, and that for the logs."""
+    """Read the command line of a page: return the specification with the base model's folder, and that for the logs.
+
+    Raises:
+        InputError: the folder for the logs has files: Inspect would go on with the logs there, and evaluate nothing.
+    """
     parser = argparse.ArgumentParser(description="Evaluate this point again, and compare the scores.")
-    parser.add_argument("logs", nargs="?", type=Path, help="the folder for Inspect's logs (default: a temporary one)")
+    parser.add_argument("logs", nargs="?", type=Path, help="a new folder for Inspect's logs (default: temporary)")
     parser.add_argument("--base", help="the base model's folder (default: where it was)")
     arguments = parser.parse_args()
+    if (logs := arguments.logs) and logs.exists() and (not logs.is_dir() or any(logs.iterdir())):
+        raise InputError(f"{logs}: exists, and is not an empty folder", "a new folder for Inspect's logs")
     return spec.model_copy(update={"base_model": arguments.base or spec.base_model}), arguments.logs
 
 
@@ -185,9 +193,11 @@ def _find_changes(spec: EvaluationSpec, point: Path, recorded: Mapping[str, Any]
     """Yield what an evaluation depends on and differs from that of the recorded one."""
     if read_checkpoint(Path(spec.base_model)).fingerprint != spec.base_fingerprint:
         yield f"the base model {spec.base_model}"
-    adapter = find_part(point, "adapter") / ADAPTER_WEIGHTS
-    if recorded["adapter_sha256"] and digest_file(adapter) != recorded["adapter_sha256"]:
-        yield str(adapter)
+    adapter = find_part(point, "adapter")
+    if recorded["adapter_sha256"] and digest_file(adapter / ADAPTER_WEIGHTS) != recorded["adapter_sha256"]:
+        yield str(adapter / ADAPTER_WEIGHTS)
+    if digest_config(adapter) != recorded.get("adapter_config_sha256", digest_config(adapter)):
+        yield str(adapter / ADAPTER_CONFIG)
     yield from (file for file, digest in spec.files.items() if digest_file(Path(file)) != digest)
     for package, version in sorted(recorded["versions"].items()):
         now = get_versions(package).get(package, "not installed")

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorasweep.adapters.identity import digest_config, identify_adapter
 from lorasweep.evaluation.reproduce import write_reproduction
 from lorasweep.evaluation.spec import EvaluationSpec
 from lorasweep.layout import ADAPTER_WEIGHTS, CHANGED_MEANWHILE, METRICS, RECORD, STATE
@@ -24,17 +25,10 @@ from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_record
 
 
-def get_adapter_digest(record: Mapping[str, Any]) -> str | None:
-    """Return the sha256 of an adapter's weights by its record, whether it was trained or adopted."""
-    return record.get("adopted_sha256") or record.get("adapter_sha256")
-
-
 def is_evaluated(spec: EvaluationSpec, point: Path) -> bool:
     """Whether the point's `eval/` holds a complete result for this spec and the adapter in the point's record."""
-    adapter = get_adapter_digest(find_record(point / "adapter" / RECORD))
-    return _holds_result(
-        point / "eval", _get_names(spec), {"evaluation_sha256": spec.sha256, "adapter_sha256": adapter}
-    )
+    adapter = {"adapter_sha256": None, **identify_adapter(find_record(point / "adapter" / RECORD))}
+    return _holds_result(point / "eval", _get_names(spec), {"evaluation_sha256": spec.sha256, **adapter})
 
 
 class EvaluationState:
@@ -45,11 +39,14 @@ class EvaluationState:
         self._point = point
         self._folder = point / STATE / "eval"
         self._names = _get_names(spec)
-        weights = point / "adapter" / ADAPTER_WEIGHTS
+        adapter = point / "adapter"
+        has_adapter = spec.mode != "base" and (adapter / ADAPTER_WEIGHTS).is_file()
         self._key = {
             "evaluation_sha256": spec.sha256,
-            "adapter_sha256": digest_file(weights) if spec.mode != "base" and weights.is_file() else None,
+            "adapter_sha256": digest_file(adapter / ADAPTER_WEIGHTS) if has_adapter else None,
         }
+        if has_adapter and "adapter_config_sha256" in identify_adapter(find_record(adapter / RECORD)):
+            self._key["adapter_config_sha256"] = digest_config(adapter)
 
     @property
     def data(self) -> Path:

@@ -229,8 +229,8 @@ class Planner:
         return get_adapter_size(base.checkpoint, point.controls, base.model.dtype)
 
     def _get_adapter_folder_bytes(self, point: Point) -> int:
-        """Return the bytes of an adapter with its tokenizer, which an existing adapter has not."""
-        return self.get_adapter_bytes(point) + (0 if point.adapter else self.get_base(point.name).tokenizer_bytes)
+        """Return the bytes of an adapter with its tokenizer."""
+        return self.get_adapter_bytes(point) + self.get_base(point.name).tokenizer_bytes
 
     def _get_state_bytes(self, point: Point) -> int:
         """Return the bytes of the saved states of a point's training."""

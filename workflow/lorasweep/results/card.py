@@ -1,6 +1,7 @@
 """The model card of a published point: `README.md` with the metadata that the Hugging Face hub reads."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,17 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 
 from lorasweep.experiment.points import format_value
+from lorasweep.experiment.sections import Controls
 from lorasweep.layout import ADAPTER_CONFIG, CARD, EXPERIMENT, LENGTHS, TABLE, TEMPLATE_DIGEST, find_part
 from lorasweep.results.publication import Base
-from lorasweep.results.table import find_base, format_gain, format_metric, format_samples, is_metric
+from lorasweep.results.table import (
+    CONFIDENCE,
+    find_base,
+    format_gain,
+    format_metric,
+    format_samples,
+    is_metric,
+)
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record
 
@@ -36,8 +45,9 @@ def make_card(point: Path, manifest: Mapping[str, Any], name: str, base: Base, r
     Raises:
         InputError: the table of results is of another adapter.
     """
-    license = read_license(Path(base.path))
-    scores = list(_list_scores(point, manifest))
+    license = read_license(Path(base.path)) if base.path else {}
+    table = _read_table(point.parent)
+    scores = list(_list_scores(point, manifest, table))
     full = manifest["mode"] == "A"
     relation = "finetune" if full else "adapter"
     metadata: dict[str, Any] = {
@@ -56,8 +66,12 @@ def make_card(point: Path, manifest: Mapping[str, Any], name: str, base: Base, r
         ["bias"] if config.get("bias", "none") != "none" else []
     )
     evaluation, training = manifest["evaluation"], manifest["training"]
-    # Where a file sets no alpha, PEFT's configuration tells it.
-    settings = {**manifest["settings"], "lora_alpha": config.get("lora_alpha")}
+    is_adopted = "adopted_from" in training
+    # The values were checked before they were recorded.
+    controls = Controls.model_construct(**manifest["settings"])
+    # PiSSA and OLoRA are saved with another rank and alpha than they were trained with.
+    alpha = controls.alpha if controls.changes_base and not is_adopted else config.get("lora_alpha")
+    settings = {**manifest["settings"], "lora_alpha": alpha}
     settings = {k: v for k, v in settings.items() if v not in (None, {}, []) and k not in ("adapter", "model_format")}
     # Records leave out what does not apply, which is then undefined.
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), trim_blocks=True)
@@ -71,15 +85,19 @@ def make_card(point: Path, manifest: Mapping[str, Any], name: str, base: Base, r
         manifest=manifest,
         settings={key: format_value(value, key) for key, value in sorted(settings.items())},
         training=training,
-        samples=_count_samples(point.parent, training.get("data_sha256")),
+        is_adopted=is_adopted,
+        samples=None if is_adopted else _count_samples(point.parent, manifest),
         scores=scores,
-        confidence=_read_confidence(point.parent),
+        confidence=table.attrs[CONFIDENCE],
         spec=evaluation.get("spec") or {},
-        versions={**training.get("versions", {}), **evaluation.get("versions", {})},
         dtype={"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[manifest["dtype"]],
         served_rank=next((limit for limit in ranks if rank <= limit), None),
         unserved=unserved,
+        # Earlier versions recorded that of the clean-up.
+        revision=evaluation.get("git_revision") or manifest["git_revision"],
         own_template=TEMPLATE_DIGEST in training,
+        # Earlier versions adopted adapters without one.
+        has_tokenizer=any("token" in file.name for file in find_part(point, "adapter").iterdir()),
     )
 
 
@@ -100,17 +118,25 @@ def read_license(base: Path) -> dict[str, str]:
     return {key: str(said[key]) for key in _LICENSE_KEYS if isinstance(said.get(key), str)} if "license" in said else {}
 
 
-def _list_scores(point: Path, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield each metric of each task, with what the table says of its interval and its gain."""
-    file = (point.parent / TABLE).with_suffix(".parquet")
+def _read_table(results: Path) -> pd.DataFrame:
+    """Return the table of results, empty if there is none, with the level of its intervals."""
+    file, experiment = (results / TABLE).with_suffix(".parquet"), results / EXPERIMENT
     table = pd.read_parquet(file) if file.is_file() else pd.DataFrame(columns=["point", "task", "adapter_sha256"])
+    if CONFIDENCE not in table.attrs:  # of an earlier version
+        said = yaml.safe_load(experiment.read_text(encoding="utf-8")) if experiment.is_file() else {}
+        table.attrs[CONFIDENCE] = float((said.get("report") or {}).get("confidence", 0.95))
+    return table
+
+
+def _list_scores(point: Path, manifest: Mapping[str, Any], table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield each metric of each task, with what the table says of its interval and its gain."""
     own_base = find_base(manifest["settings"])
     for task, result in manifest["evaluation"].get("tasks", {}).items():
         of_task = table[table["task"] == task]
         own, base = (of_task[of_task["point"] == name] for name in (point.name, own_base))
         if len(own) and not _is_row_of(own.iloc[0], manifest):
-            problem = f"{file}: the row of {point.name} is of another adapter or evaluation"
-            raise InputError(f"{problem}; run the experiment again")
+            problem = f"the row of {point.name} is of another adapter or evaluation; run the experiment again"
+            raise InputError(problem, file=(point.parent / TABLE).with_suffix(".parquet"))
         for metric, value in filter(lambda pair: is_metric(pair[0]), result["scores"].items()):
             row = {metric: value, "samples": result["samples"]} | (own.iloc[0].to_dict() if len(own) else {})
             p_value = row.get(f"{metric}:p_adjusted")
@@ -150,14 +176,13 @@ def _make_result(task: str, scores: Sequence[Mapping[str, Any]]) -> dict[str, An
     }
 
 
-def _count_samples(results: Path, data_sha256: str | None) -> int | None:
-    """Return the number of samples of a training's data, as the plan counted them; `None` if it did not."""
-    counts = find_record(results / LENGTHS).get("counts", [])
-    found = {len(entry["parts"]["train"]) for entry in counts if entry["key"][0] == data_sha256}
+def _count_samples(results: Path, manifest: Mapping[str, Any]) -> int | None:
+    """Return the number of samples that a point was trained on, as the plan counted them; `None` if it did not.
+
+    The counts of more samples of its data are those of its own too.
+    """
+    most, data = manifest["settings"].get("max_samples"), manifest["training"].get("data_sha256")
+    counts = [entry for entry in find_record(results / LENGTHS).get("counts", []) if entry["key"][0] == data]
+    counted = [entry for entry in counts if (entry.get("max_samples") or inf) >= (most or inf)]
+    found = {len(entry["parts"]["train"][:most]) for entry in counted if "parts" in entry}
     return found.pop() if len(found) == 1 else None
-
-
-def _read_confidence(results: Path) -> float:
-    file = results / EXPERIMENT
-    experiment = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return float((experiment.get("report") or {}).get("confidence", 0.95))

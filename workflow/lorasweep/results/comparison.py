@@ -19,7 +19,14 @@ from lorasweep.experiment.sections import MODE_KEY, Experiment
 from lorasweep.layout import EXPERIMENT, MANIFEST, POINTS, TABLE
 from lorasweep.results.inference import adjust_p_values
 from lorasweep.results.replicates import SETTING_TEXTS, Difference, count_modes_once, measure_difference
-from lorasweep.results.table import SampleScores, format_gain, format_metric, leave_out_pruned, list_metrics
+from lorasweep.results.table import (
+    CONFIDENCE,
+    SampleScores,
+    format_gain,
+    format_metric,
+    leave_out_pruned,
+    list_metrics,
+)
 from lorasweep.util.digest import digest_text
 from lorasweep.util.errors import InputError, nearest
 from lorasweep.util.files import find_record
@@ -57,6 +64,11 @@ class Finished:
     def tasks(self) -> list[str]:
         """The tasks that points were evaluated on, the deciding one first."""
         return sorted(map(str, self.table["task"].dropna().unique()), key=lambda name: name != self.answer["task"])
+
+    @property
+    def confidence(self) -> float:
+        """The level of the intervals in its tables. Tables of earlier versions do not say it."""
+        return float(self.table.attrs.get(CONFIDENCE, self.experiment.report.confidence))
 
     def get_metrics(self, task: str) -> list[str]:
         """Return the metrics that have a value on a task, in Inspect's order."""
@@ -287,7 +299,7 @@ def _compare_group(
     answer = experiments[0].answer
     deciding = answer["metric"] if answer["task"] == task and answer["metric"] in common else common[0]
     metric = metric or deciding
-    confidence = max(e.experiment.report.confidence for e in experiments)
+    confidence = max(e.confidence for e in experiments)
     rows, variables = _make_rows(task, experiments, metric)
     pairs = _make_pairs(task, experiments, metric, rows, higher_is_better, confidence)
     notes = tuple(_make_notes(task, experiments, rows, pairs, confidence))
@@ -392,7 +404,7 @@ def _make_notes(
     if (once := rows[rows["mode"] != "base"].groupby("experiment", sort=False)["seeds"].max().eq(1)).any():
         told = "each experiment" if once.all() else ", ".join(once.index[once])
         yield f"Settings of {told} were trained once: the variation between seeds is not covered."
-    levels = {e.name: e.experiment.report.confidence for e in experiments}
+    levels = {e.name: e.confidence for e in experiments}
     if len(set(levels.values())) > 1:
         told = ", ".join(f"{level:.0%} in {name}" for name, level in levels.items())
         yield f"Intervals of scores are of {told}; those of differences between experiments of {confidence:.0%}."

@@ -23,7 +23,7 @@ from lorasweep.layout import (
     split_part_name,
 )
 from lorasweep.stages import TASK_RULES, TRAINING_RULES, get_timed_rules
-from lorasweep.util.digest import digest_file
+from lorasweep.util.digest import digest_file, digest_text
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import find_record, write_record
 from lorasweep.util.usage import combine
@@ -35,7 +35,6 @@ def clean_up(
     settings: dict[str, Any],
     tasks: list[str],
     benchmarks: Path,
-    workflow: Path,
     training: str | None = None,
     evaluation: str | None = None,
 ) -> None:
@@ -49,7 +48,6 @@ def clean_up(
         settings: The point's settings, with `mode`, `dtype` and `device`.
         tasks: The tasks that the point is evaluated on.
         benchmarks: Folder of what was measured of jobs, by rule and point.
-        workflow: The checkout that ran.
         training: The training whose time is counted for this point, if any.
         evaluation: The digest of the evaluation that the run had planned, if any.
 
@@ -66,7 +64,8 @@ def clean_up(
     kept += [file for file in (point / "eval" / REPRODUCTION,) if tasks and file.is_file()]
     digests = _recorded_digests(point / "hf_model") if mode == "A" else {}
     for file in kept:
-        if not file.is_file() or file.stat().st_size == 0:
+        # A base model's code may have an empty file, which the merge has on record.
+        if not file.is_file() or (file.stat().st_size == 0 and digests.get(file) != digest_text("")):
             raise InputError(f"{file}: the file is missing or empty; remove it and run again")
     left_over = (".hf_model.partial", ".hf_model.old")
     for unneeded in (STATE, *left_over, *(() if mode == "A" else ("hf_model",))):
@@ -112,7 +111,7 @@ def clean_up(
         "device": settings["device"],
         "settings": {key: value for key, value in settings.items() if key not in ("mode", "dtype", "device")},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_revision": get_git_revision(workflow),
+        "git_revision": get_git_revision(),
         "adapter_sha256": adapter_sha256,
         "merged_weights_sha256": merged_sha256,
         "training": record,

@@ -4,8 +4,9 @@ The adapter of a point, or its full model in mode A, is at the top, where PEFT, 
 """
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,21 @@ from lorasweep.layout import ADAPTER_CONFIG, CARD, MANIFEST, METRICS, RECORD, RE
 from lorasweep.util.digest import digest_file
 from lorasweep.util.errors import InputError
 from lorasweep.util.files import write_record
+
+_OF_RECORD = ("base_model", "adopted_from")
+_OF_METRICS = ("proof.base_model", "spec.base_model")
+_PATHS = (
+    *(*_OF_RECORD, *_OF_METRICS),
+    # A manifest has both records.
+    *("settings.adapter", *(f"training.{key}" for key in _OF_RECORD), *(f"evaluation.{key}" for key in _OF_METRICS)),
+)
+"""Where a point's records have paths of models and adapters."""
+
+_ABSOLUTE = re.compile(r"(?:\w+/)?/[^/\n]+/[^\n]+")
+"""An absolute path, or the name of one of Inspect's providers with one."""
+
+_SPEC = "SPEC = "
+"""With what the specification begins in the page of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +49,28 @@ def read_manifest(point: Path) -> dict[str, Any]:
     """Return the manifest of a point with weights of its own.
 
     Raises:
-        InputError: the folder is no point, or a baseline, or its point is not finished.
+        InputError: the folder is no point, or a baseline, or published already, or its point is not finished.
     """
     file = point / MANIFEST
     if not file.is_file():
         raise InputError(f"{point}: no finished point: it has no {MANIFEST}", "results/<experiment>/<point>")
     manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if any("/" not in entry["path"] and entry["path"] != "recipe.yaml" for entry in manifest["files"]):
+        expected = "the point's own folder, results/<experiment>/<point>; hf upload takes this one to the hub as it is"
+        raise InputError(f"{point}: is published already: its weights are at the top", expected)
     if manifest["mode"] == "base":
         raise InputError(f"{point}: a baseline has no weights of its own", "a point with an adapter")
     return manifest
 
 
-def gather(point: Path, manifest: Mapping[str, Any], folder: Path, base: Base, *, has_logs: bool, links: bool) -> None:
+def gather(
+    point: Path, manifest: Mapping[str, Any], folder: Path, base: Base, *, has_logs: bool, links: bool
+) -> list[str]:
     """Put the files of a point into an empty folder, with a manifest of them, but without its card.
 
     In the point's own records, an absolute path of a base model becomes its name, and that of an adopted adapter the
-    name of its folder. Weights, tokenizer and logs are byte for byte those of the manifest.
+    name of its folder. Weights, tokenizer and logs are byte for byte those of the manifest. Return the other absolute
+    paths in the records, such as a judge's: the evaluation is known by what it was told, so they stay.
 
     Args:
         point: The point's folder.
@@ -61,10 +83,11 @@ def gather(point: Path, manifest: Mapping[str, Any], folder: Path, base: Base, *
     Raises:
         InputError: a file is missing, or differs from the manifest.
     """
-    replaced = _find_paths(point, manifest, base)
+    evaluated_on = (manifest["evaluation"].get("proof") or {}).get("base_model", "")
     changed: dict[str, Callable[[str], str]] = {
         ADAPTER_CONFIG: lambda text: _name_base(text, base),
-        **{name: lambda text: _replace(text, replaced) for name in (RECORD, METRICS, REPRODUCTION)},
+        REPRODUCTION: lambda text: _name_paths_of_page(text, point, evaluated_on, base),
+        **dict.fromkeys((RECORD, METRICS), lambda text: _dump(_name_paths(json.loads(text), base))),
     }
     entries = []
     for entry in manifest["files"]:
@@ -86,8 +109,9 @@ def gather(point: Path, manifest: Mapping[str, Any], folder: Path, base: Base, *
         if target.name not in changed and sha256 != entry["sha256"]:
             raise InputError(f"{source}: has changed while it was copied")
         entries.append({"path": name, "bytes": target.stat().st_size, "sha256": sha256})
-    published = json.loads(_replace(json.dumps(manifest), replaced)) | {"files": entries}
-    write_record(folder / MANIFEST, published)
+    published = _name_paths(json.loads(json.dumps(manifest)), base) | {"files": entries}
+    write_record(folder / MANIFEST, published, sorts=False)
+    return sorted({text for text in _list_texts(published) if _ABSOLUTE.fullmatch(text)})
 
 
 def _place(path: str, mode: str) -> str | None:
@@ -104,19 +128,40 @@ def _name_base(text: str, base: Base) -> str:
     return json.dumps(config, indent=1, sort_keys=True) + "\n"
 
 
-def _find_paths(point: Path, manifest: Mapping[str, Any], base: Base) -> dict[str, str]:
-    """Return what stands in a point's records and belongs to this machine, with what is published in its place."""
-    training, proof = manifest["training"], manifest["evaluation"].get("proof") or {}
-    recorded = [training.get("adopted_from"), training.get("base_model"), proof.get("base_model")]
-    names = {path: Path(path).name for path in recorded if path} | {base.path: base.name}
-    absolute = {path: name for path, name in names.items() if Path(path).is_absolute()}
-    # The longest first: one can be the beginning of another.
-    ordered = sorted(absolute.items(), key=lambda pair: -len(pair[0]))
-    return {**dict(ordered), f"results/{point.resolve().parent.name}/{point.resolve().name}/": ""}
+def _name_paths(record: dict[str, Any], base: Base) -> dict[str, Any]:
+    """Put names in place of the absolute paths of models and adapters in a record that was read from a file."""
+    for place in _PATHS:
+        *sections, key = place.split(".")
+        part: Any = record
+        for section in sections:
+            part = part.get(section) or {}
+        if isinstance(part.get(key), str):
+            part[key] = _name(part[key], base)
+    return record
 
 
-def _replace(text: str, replaced: Mapping[str, str]) -> str:
-    for old, new in replaced.items():
-        for spell in (str, lambda part: json.dumps(part)[1:-1]):
-            text = text.replace(spell(old), spell(new))
-    return text
+def _name(path: str, base: Base) -> str:
+    if not Path(path).is_absolute():
+        return path
+    return base.name if path == base.path else Path(path).name
+
+
+def _name_paths_of_page(text: str, point: Path, base_model: str, base: Base) -> str:
+    """Put names in place of the paths of the base model and of the point in the page of an evaluation."""
+    name = _name(base_model, base)
+    head, begin, rest = text.partition(_SPEC)
+    head = head.replace(f"results/{point.resolve().parent.name}/{point.resolve().name}/", "")
+    head = head.replace(f"# base:     {base_model}\n", f"# base:     {name}\n")
+    # The first is the specification's own, before the arguments of tasks and judges.
+    return head + begin + rest.replace(f"'base_model': {base_model!r}", f"'base_model': {name!r}", 1)
+
+
+def _dump(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1) + "\n"
+
+
+def _list_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for part in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _list_texts(part)

@@ -108,7 +108,7 @@ def make_report(table_file: Path, pipeline: Sequence[Mapping[str, Any]], page: P
         differences=_find_differences(experiment),
         configuration=yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True, width=100),
         versions=_get_versions(table),
-        revisions=sorted(set(table["git_revision"].dropna())),
+        revisions=sorted({each for made_with in table["git_revision"].dropna() for each in made_with.split()}),
         columns=_lay_out(pipeline),
         # What a batch starts, loads and merges is of no point.
         shares_loads=bool(((table["mode"] == "B2") & (table["gpu_hours"] > 0) & table["task"].notna()).any()),

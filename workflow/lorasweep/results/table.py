@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,6 +71,9 @@ _TRAINING = (
 _NO_MEANS = ("std", "var", "stderr", "min", "max")
 """Name endings of metrics that are not means of samples' scores, even if they happen to be equal to the mean."""
 
+
+CONFIDENCE = "confidence"
+"""Attribute of the table of points: the level of its intervals."""
 
 PRUNED = "pruned_after"
 """Column of tables with points whose trainings were stopped (`prune`): the epoch after which each was."""
@@ -224,7 +228,9 @@ def make_table(
     table = table[[*first, *(column for column in table.columns if column not in first)]]
     # The baseline first, then by value; numbers are sorted as numbers, not as text.
     places = sorted(range(len(rows)), key=lambda i: _order(rows[i], variables))
-    return table.iloc[places].drop(columns=["_settings", "_trained"]).reset_index(drop=True)
+    table = table.iloc[places].drop(columns=["_settings", "_trained"]).reset_index(drop=True)
+    table.attrs[CONFIDENCE] = confidence
+    return table
 
 
 def find_base(row: "Mapping[str, Any] | pd.Series[Any]") -> str:
@@ -362,7 +368,7 @@ def _make_rows(results: Path, point: str, variables: Sequence[str]) -> list[dict
         **summarise(manifest.get("usage", {}).values()),
         "gpu_hours": on_gpu / 3600 if manifest["device"] == "cuda" else 0.0,
         "bytes": manifest["bytes"],
-        "git_revision": manifest["git_revision"],
+        "git_revision": _join_revisions(manifest),
         "versions": _join_versions(manifest),
         "adapter": str(results / point / "adapter") if manifest["adapter_sha256"] else None,
         "recipe": str(results / point / "recipe.yaml") if is_trained else None,
@@ -462,8 +468,17 @@ def _write_alike(rows: Sequence[dict[str, Any]], variables: Sequence[str]) -> No
 
 
 def _join_versions(manifest: Mapping[str, Any]) -> str:
-    made_with = {**manifest["training"].get("versions", {}), **manifest["evaluation"].get("versions", {})}
-    return " ".join(f"{package}={version}" for package, version in sorted(made_with.items()))
+    """Return the versions of packages as text; of one that training and evaluation had in two versions, both."""
+    records = [manifest[stage].get("versions", {}) for stage in ("training", "evaluation")]
+    made_with = dict.fromkeys(entry for record in records for entry in record.items())
+    # Stable: of two versions of a package, the training's is the first.
+    return " ".join(f"{package}={version}" for package, version in sorted(made_with, key=itemgetter(0)))
+
+
+def _join_revisions(manifest: Mapping[str, Any]) -> str | None:
+    """Return the revisions that trained and that evaluated as text. Earlier versions recorded that of the clean-up."""
+    made_with = [manifest[stage].get("git_revision") for stage in ("training", "evaluation")]
+    return " ".join(dict.fromkeys(filter(None, made_with))) or manifest["git_revision"]
 
 
 def _plain(value: Any) -> Any:

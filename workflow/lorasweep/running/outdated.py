@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasweep.evaluation.state import get_adapter_digest
+from lorasweep.adapters.identity import digest_config, identify_adapter
 from lorasweep.experiment.points import Point, format_value, get_setting
 from lorasweep.experiment.sections import MODE_KEY
 from lorasweep.layout import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     DIGESTS,
     LAST_EPOCH,
@@ -162,12 +163,12 @@ class _Finder:
         # A manifest repeats the records, which saves reading them.
         trust = bool(manifest) and not changed
         problems: dict[str, str] = {}
-        adapter: str | None = None
+        adapter: Mapping[str, str] = {}
         is_complete = bool(manifest)
         if point:
             rule = "take" if point.training else "adopt"
             record = manifest["training"] if trust else find_record(folder / "adapter" / RECORD)
-            adapter = get_adapter_digest(record)
+            adapter = identify_adapter(record)
             problem = self._find_adapter_problem(point, folder, record, changed, listed)
             if problem is not None:
                 is_complete = False
@@ -242,25 +243,29 @@ class _Finder:
                 return problem
         elif record.get("adopted_sha256") != self.digests.get(Path(str(point.adapter), ADAPTER_WEIGHTS)):
             return f"{point.adapter} has another adapter now"
+        elif digest_config(folder / "adapter") != digest_config(Path(str(point.adapter))):
+            return f"{point.adapter} has another {ADAPTER_CONFIG} now"
         elif record.get(TEMPLATE_DIGEST) != self._digest_template(point.name):
             return "its chat template is another now"
         if record.get("base_model_fingerprint") != self._sweep.get_fingerprint(point.name):
             return "it was made for another base model"
         weights = f"adapter/{ADAPTER_WEIGHTS}"
-        if self.digests.get(folder / weights, listed.get(weights)) != get_adapter_digest(record):
+        if self.digests.get(folder / weights, listed.get(weights)) != identify_adapter(record).get("adapter_sha256"):
             return f"{weights} is not as it was made"
         return None
 
-    def _find_model_problem(self, name: str, model: Path, adapter: str | None, changed: Iterable[str]) -> str | None:
+    def _find_model_problem(
+        self, name: str, model: Path, adapter: Mapping[str, str], changed: Iterable[str]
+    ) -> str | None:
         if not model.is_dir():
             return ""
-        if adapter is None:
+        if not adapter:
             return _REMADE
         if file := next((path for path in changed if path.startswith("hf_model/")), None):
             return f"{file} is not as it was made"
         record = find_record(model / RECORD)
-        made_of = (record.get("adapter_sha256"), record.get("base_model_fingerprint"), record.get("precision"))
-        if made_of != (adapter, self._sweep.get_fingerprint(name), self._sweep.get_dtype(name)):
+        base = {"base_model_fingerprint": self._sweep.get_fingerprint(name), "precision": self._sweep.get_dtype(name)}
+        if any(record.get(key) != value for key, value in {**adapter, **base}.items()):
             return "it was merged from another adapter or base model"
         if record.get(TEMPLATE_DIGEST) != self._digest_template(name):
             return "it has another chat template"
@@ -271,30 +276,30 @@ class _Finder:
         return None if given is None else digest_text(given)
 
     def _find_evaluation_problem(
-        self, name: str, adapter: str | None, metrics: Mapping[str, Any] | None, changed: Iterable[str]
+        self, name: str, adapter: Mapping[str, str], metrics: Mapping[str, Any] | None, changed: Iterable[str]
     ) -> str | None:
         folder = self._results / name / "eval"
         if not (folder / METRICS).is_file():
             return ""
-        if name in self._sweep.points and adapter is None:
+        if name in self._sweep.points and not adapter:
             return _REMADE
         if file := next((path for path in changed if path.startswith("eval/")), None):
             return f"{file} is not as it was made"
         metrics = find_record(folder / METRICS) if metrics is None else metrics
         if metrics.get("evaluation_sha256") != self._sweep.get_evaluation_spec(name).sha256:
             return "it was evaluated with other settings, tasks or another base model"
-        if metrics.get("adapter_sha256") != adapter:
+        if any(metrics.get(key) != value for key, value in {"adapter_sha256": None, **adapter}.items()):
             return "another adapter was evaluated"
         logs = [f"{task.name}.eval" for task in self._sweep.get_tasks(name)]
         return next((f"eval/{log} is missing" for log in logs if not (folder / log).is_file()), None)
 
-    def _find_manifest_problem(self, name: str, manifest: Mapping[str, Any], adapter: str | None) -> str | None:
+    def _find_manifest_problem(self, name: str, manifest: Mapping[str, Any], adapter: Mapping[str, str]) -> str | None:
         settings = {"mode": manifest["mode"], "dtype": manifest["dtype"], "device": manifest["device"]}
         if settings | manifest["settings"] != self._sweep.get_plain_settings(name):
             return "its manifest has other settings"
         if sorted(manifest["evaluation"].get("tasks", ())) != self._sweep.get_task_names(name):
             return "its manifest has other tasks"
-        if (manifest["point"], manifest["adapter_sha256"]) != (name, adapter):
+        if (manifest["point"], manifest["adapter_sha256"]) != (name, adapter.get("adapter_sha256")):
             return "its manifest is of another point or adapter"
         return None
 
@@ -309,17 +314,18 @@ class _Finder:
             if before and was != value
         )
 
-    def _get_next_adapter(self, point: Point) -> str | None:
-        """Return the digest of the adapter that a point gets; `None` if that is not known before it is trained."""
+    def _get_next_adapter(self, point: Point) -> dict[str, str]:
+        """Return what the adapter that a point gets is known by; {} if that is not known before it is trained."""
         if not point.training:
-            return self.digests.get(Path(str(point.adapter), ADAPTER_WEIGHTS))
+            source = Path(str(point.adapter))
+            weights = self.digests.get(source / ADAPTER_WEIGHTS)
+            return identify_adapter({"adopted_sha256": weights, "adopted_config_sha256": digest_config(source)})
         self._needed.add(point.training)
         training = self._results / TRAININGS / point.training
         if not is_trained(training) or self._find_training_problem(point.training, "adapter"):
-            return None
+            return {}
         folder = get_epoch_folder(point.epoch) if point.epoch else "adapter"
-        digest: str | None = find_record(training / folder / RECORD).get("adapter_sha256")
-        return digest
+        return identify_adapter(find_record(training / folder / RECORD))
 
     def _find_training_problem(self, training: str, adapter: str) -> str | None:
         folder, owner = self._results / TRAININGS / training, self._sweep.points[self._sweep.trainings[training]]

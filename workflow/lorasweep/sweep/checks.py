@@ -12,6 +12,7 @@ from typing import cast
 from urllib.parse import unquote, urlsplit
 
 from lorasweep.checkpoints.chat_template import (
+    CHAT_TEMPLATE,
     find_given_template,
     find_system_refusal,
     read_chat_template,
@@ -291,14 +292,28 @@ def list_models(experiment: Experiment, points: Iterable[Point]) -> dict[str, Mo
 
 
 def warn_of_prompts(experiment: Experiment, points: Iterable[Point]) -> list[str]:
-    """Return a warning for each model that has no chat template, or is trained by one that adds to answers."""
+    """Return a warning for each model that has no chat template, or is trained by one that adds to answers; and for
+    each existing adapter with another template beside it than the one by which it is asked."""
     points = list(points)
     taught_by = {point.model.chat_template or point.model.path for point in points if point.is_trained}
-    return [
+    warnings = [
         f"{model}: {_THINK_BLOCK if template else _NO_TEMPLATE}"
         for model, template in _list_templates(experiment, points).items()
         if not template or (model in taught_by and writes_think_block(template))
     ]
+    asked = [point for point in points if point.adapter and point.data.format != "completion"]
+    adapters = dict.fromkeys(str(point.adapter) for point in asked if _has_other_template(point))
+    return warnings + [
+        f"{adapter}: has another chat template than the one by which it is asked, so it may have been trained on other "
+        f"prompts. To ask by its own: model.chat_template, a file such as {adapter}/{CHAT_TEMPLATE}."
+        for adapter in adapters
+    ]
+
+
+def _has_other_template(point: Point) -> bool:
+    own, base = read_chat_template(Path(str(point.adapter))), Path(point.model.path)
+    given = find_given_template(point.model, point.data)
+    return own is not None and base.is_dir() and own != (read_chat_template(base) if given is None else given)
 
 
 def has_configuration(path: Path) -> bool:

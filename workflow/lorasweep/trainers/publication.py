@@ -11,7 +11,7 @@ from lorasweep.trainers import Diverged, TrainingError
 from lorasweep.trainers.training_log import Row, cut_log, read_log
 from lorasweep.util.digest import digest_file
 from lorasweep.util.files import write_record
-from lorasweep.util.versions import get_versions
+from lorasweep.util.versions import get_git_revision, get_versions
 
 _ZERO_AT_FIRST = ("lora_B", "lora_embedding_A")
 """Parts of the names of the matrices that begin as zeros: B, and of an embedding A."""
@@ -64,6 +64,7 @@ def complete(
         "adapter_sha256": digest_file(adapter / ADAPTER_WEIGHTS),
         "recipe_sha256": digest_file(recipe),
         "versions": get_versions(*packages),
+        "git_revision": get_git_revision(),
         **metrics,
         **({"best_epoch": best} if is_best else {}),
         **facts,

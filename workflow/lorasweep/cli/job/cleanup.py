@@ -17,5 +17,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    workflow = Path(__file__).parents[4]
-    clean_up(workflow=workflow, **vars(arguments))
+    clean_up(**vars(arguments))
