@@ -22,8 +22,8 @@ METRICS = "metrics.json"
 """File in `eval/` with the scores of every task, and the proof that the adapter was applied."""
 
 CHANGED_MEANWHILE = (
-    "it was not evaluated as this run had planned, since a file of its tasks has changed meanwhile; "
-    "run the same command again"
+    "it was not evaluated as this run had planned, since something that the evaluation depends on (a task's file, a "
+    "chat template, a judge, the base model) has changed meanwhile; run the same command again"
 )
 """Why the result in `eval/` is not taken."""
 

@@ -173,6 +173,7 @@ rule take:
         source=of(SWEEP.get_taken_folder),
         point=in_results("{point}"),
         state=of(SWEEP.get_training_state),
+        choice=of(SWEEP.get_taking_options),
     run:
         arguments = [
             "--source",
@@ -184,7 +185,7 @@ rule take:
             "--point",
             params.point,
         ]
-        run_here("take", log[0], *arguments)
+        run_here("take", log[0], *arguments, params.choice)
 
 
 rule adopt:

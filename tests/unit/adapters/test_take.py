@@ -86,3 +86,15 @@ def test_weights_that_are_not_those_of_the_record_are_refused(training: Path) ->
         InputError, match=r"is not what .*lorasweep.json says; remove .* and run again to train it again"
     ):
         take(training, "p")
+
+
+def test_an_adapter_whose_epoch_was_chosen_otherwise_than_planned_is_not_taken(training: Path) -> None:
+    """A job reads the task's file later than the run did that planned the choice."""
+    file = training / "adapter/lorasweep.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"best_epoch": {"evaluation_sha256": "old"}}))
+    places = (training / "adapter", training / "recipe.yaml", training / "state", training.parents[1] / "p")
+    with pytest.raises(InputError, match=r"its epoch was not chosen as this run had planned"):
+        take_adapter(*places, choice="new")
+    assert not (places[-1] / "adapter").exists()
+    take_adapter(*places, choice="old")
+    assert (places[-1] / "adapter" / WEIGHTS).is_file()

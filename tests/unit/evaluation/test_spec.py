@@ -87,6 +87,8 @@ def test_a_judges_adapter_brings_the_template_by_which_the_judge_is_asked(tmp_pa
     assert before.template_date is None
     (adapter / "chat_template.jinja").write_text(DATED)
     assert make(plain, roles=role) == before
+    (adapter / "adapter_config.json").write_text(json.dumps({"lora_alpha": 64}))
+    assert make(plain, roles=role).model_roles != before.model_roles
     (adapter / "lorasweep.json").write_text(json.dumps({"chat_template_sha256": digest_text(DATED)}))
     made = make(plain, roles=role)
     assert made.template_date == "2024-07-26"

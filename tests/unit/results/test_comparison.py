@@ -100,6 +100,15 @@ def test_a_tie_is_not_significant_and_three_experiments_are_three_pairs(make: Ca
     assert made.pairs[1].p_adjusted == pytest.approx(min(1, 3 * 4 * raw[1]))
 
 
+def test_answers_without_a_score_are_told_of(make: Callable[..., Path]) -> None:
+    folder = make("a")
+    samples = pd.read_parquet(folder / "samples.parquet")
+    unread = samples.index[samples["point"] == "lora_rank=8"][:3]
+    samples.drop(unread).to_parquet(folder / "samples.parquet", index=False)
+    collect(folder, list(RANKS))
+    assert f"a: 3 answers have no score, and {METRIC} leaves them out." in compare_one(folder, make("b")).notes
+
+
 def test_other_samples_of_the_same_task_are_compared_unpaired_and_marked(make: Callable[..., Path]) -> None:
     made = compare_one(make("a", 0.2), make("b", 0.9, rename="other "))
     [pair] = made.pairs

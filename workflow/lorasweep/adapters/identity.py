@@ -24,8 +24,20 @@ HARMLESS = {
 def digest_config(adapter: Path) -> str:
     """Return the sha256 of what an adapter's configuration says of its effect, however that is written."""
     config = find_record(adapter / ADAPTER_CONFIG)
-    effect = {key: value for key, value in config.items() if value and key not in HARMLESS}
+    effect = {key: _plain(value) for key, value in config.items() if value and key not in HARMLESS}
+    # Those that leave the base model unchanged have no effect after the training, but for one (see `read_adapter`).
+    if effect.get("init_lora_weights") != "mica":
+        effect.pop("init_lora_weights", None)
     return digest_text(json.dumps(effect, sort_keys=True))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it is compared: PEFT writes sets of names in any order, and 16 may be 16.0."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return sorted(map(_plain, value), key=str)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def identify_adapter(record: Mapping[str, Any]) -> dict[str, str]:

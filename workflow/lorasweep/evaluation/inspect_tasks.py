@@ -131,7 +131,10 @@ def list_scores(task: Any) -> list[tuple[str, str]]:
 
 
 def find_shared_score(scores: Iterable[tuple[str, str]]) -> str | None:
-    """Return which score two scorers of a task give, of which one would replace the other; `None` if there is none."""
+    """Return which score two scorers of a task give; `None` if there is none.
+
+    One would replace the other or, where they have other metrics, the samples' scores of both would be taken for one.
+    """
     scorers: dict[str, str] = {}
     for score, scorer in scores:
         if scorers.setdefault(score, scorer) != scorer:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorasweep.adapters.identity import digest_config
 from lorasweep.checkpoints.chat_template import find_given_template, has_date, read_chat_template, read_kept_template
 from lorasweep.checkpoints.checkpoint import read_checkpoint
 from lorasweep.experiment.roles import get_folders
@@ -59,7 +60,7 @@ class RoleSpec(BaseModel):
     args: dict[str, Any]
     base_url: str | None = _optional
     fingerprint: str | None = _optional
-    """Of a local model: its checkpoint's fingerprint, and the digest of its adapter's weights."""
+    """Of a local model: its checkpoint's fingerprint, and the digests of its adapter."""
 
 
 class EvaluationSpec(BaseModel):
@@ -188,7 +189,8 @@ def fingerprint_role(role: "ModelRole | RoleSpec") -> str | None:
     parts = [read_checkpoint(Path(folder)).fingerprint]
     if adapter:
         kept = read_kept_template(Path(adapter))
-        parts += [digest_file(Path(adapter, ADAPTER_WEIGHTS)), *([] if kept is None else [digest_text(kept)])]
+        parts += [digest_file(Path(adapter, ADAPTER_WEIGHTS)), digest_config(Path(adapter))]
+        parts += [] if kept is None else [digest_text(kept)]
     return " ".join(parts)
 
 

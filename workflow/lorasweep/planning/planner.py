@@ -372,7 +372,7 @@ class Planner:
             point = self.points[name]
             before: tuple[int, ...] = ()
             if point.adapter:
-                trained[name] = add("adopt", [name], kept=self.get_adapter_bytes(point) + SMALL_FILES)
+                trained[name] = add("adopt", [name], kept=self._get_adapter_folder_bytes(point) + SMALL_FILES)
             elif point.trained_by:
                 trained[name] = trained[point.trained_by]
             else:

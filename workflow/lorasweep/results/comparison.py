@@ -302,7 +302,7 @@ def _compare_group(
     confidence = max(e.confidence for e in experiments)
     rows, variables = _make_rows(task, experiments, metric)
     pairs = _make_pairs(task, experiments, metric, rows, higher_is_better, confidence)
-    notes = tuple(_make_notes(task, experiments, rows, pairs, confidence))
+    notes = tuple(_make_notes(task, metric, experiments, rows, pairs, confidence))
     shown = rows.drop(columns=["trained_setting", "points", "_index"])
     return Comparison(task, metric, confidence, shown, variables, tuple(pairs), notes, apart)
 
@@ -387,13 +387,22 @@ def _mark(index: int, points: str) -> str:
 
 
 def _make_notes(
-    task: str, experiments: Sequence[Finished], rows: pd.DataFrame, pairs: Sequence[Pair], confidence: float
+    task: str,
+    metric: str,
+    experiments: Sequence[Finished],
+    rows: pd.DataFrame,
+    pairs: Sequence[Pair],
+    confidence: float,
 ) -> Iterator[str]:
     for pair in pairs:
         if not pair.difference.pairs:
             many = f"their samples differ ({pair.difference.shared} in both)"
             reason = many if pair.difference.interval else "there are no scores of their samples"
             yield f"{' and '.join(pair.experiments)} are compared unpaired: {reason}."
+    if (unscored := f"{metric}:unscored") in rows:
+        for name, count in rows.groupby("experiment", sort=False)[unscored].sum().items():
+            if count:
+                yield f"{name}: {count:.0f} answers have no score, and {metric} leaves them out."
     counts = rows[rows["mode"] != "base"].groupby("experiment", sort=False).size()
     if pairs and counts.max() > 1:
         told = ", ".join(f"{count} of {name}" for name, count in counts.items())

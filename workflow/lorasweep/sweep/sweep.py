@@ -675,6 +675,11 @@ class Sweep:
         """Return the specification of the evaluations that choose a training's epoch, as JSON."""
         return self._get_choice_spec(self.points[self.trainings[training]]).model_dump_json()
 
+    def get_taking_options(self, point: str) -> list[str]:
+        """Return the options with which a point takes its training's adapter: how the epoch is to be chosen."""
+        owner = self.trainings[str(self.points[point].training)]
+        return ["--choice", self._get_choice_spec(self.points[owner]).sha256] if self.validation else []
+
     def get_choice_options(self, training: str) -> list[str]:
         """Return the options of the choice of a training's epoch."""
         chosen = self.experiment.evaluation.validation_task
