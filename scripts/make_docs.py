@@ -37,7 +37,8 @@ HEAD = """\
 
 `snakemake --configfile my.yaml` runs `my.yaml` instead of the default experiment.
 `--config 'evaluation={enabled: false}'` overrides single keys of the file.
-Its values are text, but for numbers, `null`, `true`, `false`, `yes`, `no`, `on` and `off`, with quotes or without.
+Its values are text, but for numbers, `null`, `true`, `false`, `yes`, `no`, `on` and `off`. These are text within two
+pairs of quotes, as in `"'no'"`.
 Paths are relative to the directory in which Snakemake runs.
 `${section.key}` is replaced by the value of another key, anywhere in the file but in an `_override`, where it is a key
 of the recipe or of `controls`.

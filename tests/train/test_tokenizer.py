@@ -245,8 +245,10 @@ class TestBeginnings:
         assert tokenize(tokenizer, *CONVERSATION[:2])[1] == "<begin>b\n<|im_end|>"
 
     def test_an_empty_think_block_is_taught(self, make: Make) -> None:
-        _, answer = tokenize(make_real(make, "qwen_3"), *CONVERSATION[:2])
-        assert answer == "<think>\n\n</think>\n\nb<|im_end|>\n"
+        tokenizer = make_real(make, "qwen_3")
+        assert tokenize(tokenizer, *CONVERSATION[:2])[1] == "<think>\n\n</think>\n\nb<|im_end|>\n"
+        # An answer may be that there is none.
+        assert tokenize(tokenizer, ("user", "q"), ("assistant", ""))[1] == "<think>\n\n</think>\n\n<|im_end|>\n"
 
 
 def test_a_token_without_a_row_is_refused_in_the_sample_that_has_it(make: Make) -> None:
@@ -262,15 +264,11 @@ def test_a_token_without_a_row_is_refused_in_the_sample_that_has_it(make: Make) 
 
 
 @pytest.mark.parametrize("form", ["<|begin|> $A", "<|begin|> $A <|im_end|>"])
-def test_a_tokenizer_that_ends_every_text_is_refused_for_plain_text(make: Make, form: str) -> None:
+def test_plain_text_is_ended_once(make: Make, form: str) -> None:
     tokenizer = make("smollm_2")
     ids = [(name, tokenizer.tokenizer.convert_tokens_to_ids(name)) for name in ("<|begin|>", "<|im_end|>")]
     tokenizer.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=form, special_tokens=ids)
-    if form.endswith("$A"):
-        assert tokenizer.tokenizer.decode(tokenizer.encode("a")) == "<|begin|>a<|im_end|>"
-        return
-    with pytest.raises(SampleError, match=r"the tokenizer writes '<\|im_end\|>' behind every text"):
-        tokenizer.encode("a")
+    assert tokenizer.tokenizer.decode(tokenizer.encode("a")) == "<|begin|>a<|im_end|>"
 
 
 @pytest.mark.parametrize("own", [None, "smollm_2"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorasweep.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from lorasweep.checkpoints.vocabulary import check_readable, check_vocabulary, count_rows
+from lorasweep.checkpoints.vocabulary import check_open_end, check_readable, check_vocabulary, count_rows
 from lorasweep.util.errors import InputError
 from plain_checkpoint import write_checkpoint
 
@@ -93,3 +93,25 @@ def test_a_tokenizer_that_only_torchtunes_environment_can_read_is_refused(
         InputError, match=r"has its tokenizer as \w+\.model alone.* Expected: tokenizer\.json\. To write it"
     ):
         check_readable(read_checkpoint(folder))
+
+
+BEHIND: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
+    ({}, {}, False),
+    ({}, {"type": "ByteLevel"}, False),
+    ({}, {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]}, False),
+    ({}, {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "</s>"}}]}, True),
+    ({}, {"type": "Sequence", "processors": [{"type": "ByteLevel"}, {"type": "RobertaProcessing"}]}, True),
+    ({"add_eos_token": True}, {}, True),
+]
+
+
+@pytest.mark.parametrize(("settings", "processor", "ends"), BEHIND)
+def test_a_tokenizer_that_ends_every_text_is_refused_where_it_would_end_prompts(
+    tmp_path: Path, settings: dict[str, Any], processor: dict[str, Any], ends: bool
+) -> None:
+    checkpoint = make(tmp_path / "model", settings, {"post_processor": processor or None})
+    if ends:
+        with pytest.raises(InputError, match="writes a token behind every text, so also behind a prompt"):
+            check_open_end(checkpoint)
+    else:
+        check_open_end(checkpoint)

@@ -143,8 +143,11 @@ def test_values_given_on_the_command_line_are_read_as_yaml() -> None:
 
 
 def test_text_given_on_the_command_line_is_taken_as_it_is() -> None:
-    values = [{"text": text} for text in ("Use # for headings", "Say: {input}", "[a, b", "2024-01-31", "- a", "&", "")]
+    values = [{"text": text} for text in ("Use # for headings", "Say: {input}", "[a, b", "2024-01-31", "- a", "&")]
     assert read_overrides({"d": values}, {"d": values}) == {"d": values}
+    quoted = {"name": "'2024'", "no": '"no"', "empty": "''", "null": "", "apostrophe": "'"}
+    plain = {"name": "2024", "no": "no", "empty": "", "null": None, "apostrophe": "'"}
+    assert read_overrides(quoted, quoted) == plain
 
 
 def test_every_problem_is_told_at_once() -> None:

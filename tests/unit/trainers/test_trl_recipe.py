@@ -167,6 +167,10 @@ def test_what_cannot_be_trained_with_is_refused(make: Make, settings: dict[str, 
 
 
 def test_an_override_is_of_trls_arguments(make: Make) -> None:
+    plain = read(make())["trl"]
+    assert make(_override={"bf16": plain["bf16"], "weight_decay": plain["weight_decay"]}) == make()
+    with pytest.raises(InputError, match="shuffle_dataset: True is invalid"):
+        make(_override={"shuffle_dataset": True})
     assert read(make(_override={"adam_beta2": 0.95}))["trl"]["adam_beta2"] == 0.95
 
 
@@ -182,5 +186,5 @@ def test_an_override_is_interpolated_by_arguments_and_controls(make: Make) -> No
     made = read(make(lr=1e-3, lora_rank=4, _override=override))["trl"]
     assert (made["adam_epsilon"], made["neftune_noise_alpha"], made["data_seed"]) == (1e-3, 8, 0.9)
     assert made.keys() == read(make())["trl"].keys() | override.keys()
-    with pytest.raises(InputError, match=r"controls\._override: Interpolation key 'no\.such' not found"):
+    with pytest.raises(InputError, match=r"controls\._override\..*: Interpolation key 'no\.such' not found"):
         make(_override={"adam_epsilon": "${no.such}"})

@@ -50,6 +50,33 @@ def check_readable(checkpoint: Checkpoint) -> None:
             )
 
 
+def check_open_end(checkpoint: Checkpoint) -> None:
+    """Check that a tokenizer writes no token behind every text: a prompt of plain text would have it too.
+
+    Raises:
+        InputError: it does.
+    """
+    settings = find_json(checkpoint.path / TOKENIZER_CONFIG)
+    if settings.get("add_eos_token") or _ends_texts(
+        find_json(checkpoint.path / "tokenizer.json").get("post_processor")
+    ):
+        raise InputError(
+            f"'{checkpoint.path}': the tokenizer writes a token behind every text, so also behind a prompt of "
+            "data.format: completion",
+            "a tokenizer that does not (post_processor in tokenizer.json, add_eos_token in tokenizer_config.json)",
+        )
+
+
+def _ends_texts(processor: Any) -> bool:
+    """Whether a `post_processor` of tokenizer.json writes a token behind a text."""
+    kind = (processor or {}).get("type")
+    if kind == "Sequence":
+        return any(map(_ends_texts, processor["processors"]))
+    return kind in ("BertProcessing", "RobertaProcessing") or (
+        kind == "TemplateProcessing" and "SpecialToken" in processor["single"][-1]
+    )
+
+
 def check_vocabulary(checkpoint: Checkpoint) -> None:
     """Check that every token that can occur has a row in the embedding.
 

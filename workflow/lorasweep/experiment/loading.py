@@ -52,8 +52,10 @@ def read_overrides(config: Any, overrides: Any) -> Any:
         }
     if isinstance(overrides, list):
         return [read_overrides(value, value) for value in overrides]
-    if not isinstance(overrides, str) or not overrides:
+    if not isinstance(overrides, str):
         return config
+    if overrides[:1] in ("'", '"') and overrides[1:].endswith(overrides[0]):
+        return overrides[1:-1]
     tag = yaml.SafeLoader("").resolve(yaml.ScalarNode, overrides, (True, False))  # type: ignore[no-untyped-call]
     return yaml.safe_load(overrides) if tag in _OTHER_THAN_TEXT else overrides
 

@@ -19,7 +19,7 @@ from lorasweep.checkpoints.chat_template import (
     writes_think_block,
 )
 from lorasweep.checkpoints.checkpoint import INDEX, Checkpoint, read_checkpoint
-from lorasweep.checkpoints.vocabulary import check_readable, check_vocabulary
+from lorasweep.checkpoints.vocabulary import check_open_end, check_readable, check_vocabulary
 from lorasweep.experiment.points import Point
 from lorasweep.experiment.roles import get_folders, is_local
 from lorasweep.experiment.sections import DATA_KEYS, SET_KEY, Controls, Data, Evaluation, Experiment, Model, ModelRole
@@ -114,6 +114,9 @@ def check_inputs(experiment: Experiment, points: Iterable[Point], tasks: Iterabl
     for key, checkpoint in checkpoints.items():
         with naming_key(key):
             _check_tokenizer(experiment, checkpoint, [p for p in trained if p.model == models[key]])
+            asked = [point.data.format for point in points if point.model == models[key]] or [experiment.data.format]
+            if _is_evaluating(experiment) and "completion" in asked:
+                check_open_end(checkpoint)
     _check_system_role(experiment, points, tasks)
     for key, model in models.items():
         own = [point for point in trained if point.model == model]

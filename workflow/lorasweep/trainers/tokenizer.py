@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from lorasweep.checkpoints.chat_template import EMPTY_THINK_BLOCK, fix_date, get_default_template
 from lorasweep.checkpoints.checkpoint import read_checkpoint
-from lorasweep.checkpoints.end_tokens import EndTokens, find_added_end, find_end_tokens
+from lorasweep.checkpoints.end_tokens import EndTokens, find_end_tokens
 from lorasweep.checkpoints.vocabulary import count_rows
 from lorasweep.util.errors import InputError
 
@@ -117,23 +117,13 @@ class ChatTokenizer:
         """Return the tokens of plain text.
 
         Raises:
-            SampleError: the tokenizer ends every text, so that evaluation could not ask it to be continued; or a token
-                has no row in the embedding.
+            SampleError: a token has no row in the embedding.
         """
-        if add_bos and self._added_end:
-            raise SampleError(
-                f"{self.path}: the tokenizer writes {self._added_end!r} behind every text, so also behind a prompt",
-                "a tokenizer that does not (post_processor in tokenizer.json)",
-            )
         tokens: list[int] = list(self.tokenizer(text, add_special_tokens=add_bos)["input_ids"])
         if add_eos and tokens[-1] not in self.plain_end.ids:
             tokens.append(self.plain_end.taught)
         self._check_tokens(tokens)
         return tokens
-
-    @cached_property
-    def _added_end(self) -> str | None:
-        return find_added_end(self.tokenizer)
 
     def _fill(self, message: Message) -> str:
         return self.prompt_template.format(input=message.content) if message.role == "user" else message.content
@@ -201,7 +191,7 @@ class ChatTokenizer:
         They see no special tokens, and nothing behind a token that ends the answer.
         """
         start, content = self._skip(taught), content[self._skip(content) :].rstrip()
-        if not taught.startswith(content, start) and (block := EMPTY_THINK_BLOCK.match(taught, start)):
+        if not (content and taught.startswith(content, start)) and (block := EMPTY_THINK_BLOCK.match(taught, start)):
             start = block.end()
         ends = (taught.find(end, start + len(content)) for end in self._ends)
         seen = taught[start : min((end for end in ends if end >= 0), default=None)].rstrip()

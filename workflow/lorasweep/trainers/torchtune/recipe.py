@@ -343,7 +343,10 @@ def _merge(spec: TrainingSpec, made: dict[str, Any], override: dict[str, Any]) -
         try:
             merged = OmegaConf.to_container(OmegaConf.merge(variables, made, override), resolve=True)
         except OmegaConfBaseException as error:
-            raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
+            raise InputError(
+                f"controls._override.{error.full_key}: {str(error).splitlines()[0]}",
+                "${...} of a key of the recipe or of controls",
+            ) from error
     merged = {key: value for key, value in merged.items() if key not in variables}
     for key, section in override.items():
         if isinstance(section, dict):
@@ -361,8 +364,9 @@ def _refuse_controls(
         path = _PLACES.get(key, key)
         section = path.partition(".")[0]
         value, own = _select(merged, path), _select(made, path)
-        # Another component may not take what its section gives; every builder of a model takes LoRA's arguments.
-        is_left_out = value is None and section not in ("model", path) and "_component_" in override.get(section, {})
+        # Another component may not take what its section gives; a builder of a model, what is off.
+        is_other = section != path and "_component_" in override.get(section, {})
+        is_left_out = value is None and is_other and not (section == "model" and own)
         if key in ("override", *_TRL) or read_number(value) == own or (is_left_out and key not in spec.swept):
             continue
         if key in spec.swept:
@@ -372,7 +376,7 @@ def _refuse_controls(
             )
         raise InputError(
             f"controls._override.{path}: {value!r} is invalid: this is set by controls.{key}, which is {own!r}",
-            f"controls.{key}: {'null' if value is None else value}",
+            f"no {path} in the override" + ("" if value is None else f", and controls.{key}: {value}"),
         )
 
 

@@ -70,6 +70,7 @@ _OWNED = {
     "dataset_text_field": "data.text_column",
     "truncation_mode": "data.too_long",
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), "data.train_on_input"),
+    **dict.fromkeys(("shuffle_dataset", "eval_packing", "packing_strategy", "dataset_num_proc"), "the workflow"),
     "use_cpu": "model.device",
     **dict.fromkeys(("bf16", "fp16"), "model.dtype"),
     **dict.fromkeys(("report_to", "save_strategy", "save_steps"), "training.metric_loggers and training.save_minutes"),
@@ -87,7 +88,8 @@ def recipe(spec: TrainingSpec) -> str:
     _check(spec)
     controls, override = spec.controls, dict(spec.controls.override)
     initial = override.pop(_INITIAL, None)
-    _check_override(override)
+    arguments = _describe_arguments(spec)
+    _check_override(override, arguments)
     made = {
         "output_dir": f"{spec.output_dir}/{STATE}/train",
         "model": {
@@ -105,7 +107,7 @@ def recipe(spec: TrainingSpec) -> str:
         **({_INITIAL: _describe_initial(initial)} if initial is not None else {}),
         "max_steps_per_epoch": controls.max_steps_per_epoch,
         **describe_best_epoch(spec),
-        "trl": _merge(controls, _describe_arguments(spec), override),
+        "trl": _merge(controls, arguments, override),
     }
     return f"# base model fingerprint: {spec.checkpoint.fingerprint}\n" + dump_recipe(made)
 
@@ -161,11 +163,11 @@ def _check(spec: TrainingSpec) -> None:
                 )
 
 
-def _check_override(override: Mapping[str, Any]) -> None:
+def _check_override(override: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
     for key, value in override.items():
-        if key in _OWNED:
+        if key in _OWNED and not (key in arguments and arguments[key] == value):
             raise InputError(f"controls._override.{key}: {value!r} is invalid: this is set by {_OWNED[key]}")
-        if key in Controls.model_fields:
+        if key in Controls.model_fields and key not in _OWNED:
             raise InputError(f"controls._override.{key}: trl has no such argument", f"controls.{key}")
 
 
@@ -181,7 +183,10 @@ def _merge(controls: Controls, arguments: dict[str, Any], override: dict[str, An
     try:
         resolved: Any = OmegaConf.to_container(OmegaConf.create(get_references(controls) | merged), resolve=True)
     except OmegaConfBaseException as error:
-        raise InputError(f"controls._override: {str(error).splitlines()[0]} (key: {error.full_key})") from error
+        raise InputError(
+            f"controls._override.{error.full_key}: {str(error).splitlines()[0]}",
+            "${...} of a key of the recipe's section trl or of controls",
+        ) from error
     return {key: resolved[key] for key in merged}
 
 
