@@ -129,3 +129,8 @@ def _work(
             traceback.print_exc()
         raise
     reports.put(("", peak))
+    # At the interpreter's end, a thread of torch's may abort the process ("terminate called without an active
+    # exception"), and the training that is done would count as failed.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
