@@ -56,10 +56,8 @@ def check_open_end(checkpoint: Checkpoint) -> None:
     Raises:
         InputError: it does.
     """
-    settings = find_json(checkpoint.path / TOKENIZER_CONFIG)
-    if settings.get("add_eos_token") or _ends_texts(
-        find_json(checkpoint.path / "tokenizer.json").get("post_processor")
-    ):
+    settings, tokenizer = (find_json(checkpoint.path / name) for name in (TOKENIZER_CONFIG, "tokenizer.json"))
+    if settings.get("add_eos_token") or _ends_texts(tokenizer.get("post_processor")):
         raise InputError(
             f"'{checkpoint.path}': the tokenizer writes a token behind every text, so also behind a prompt of "
             "data.format: completion",

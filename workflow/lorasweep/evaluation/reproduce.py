@@ -196,7 +196,8 @@ def _find_changes(spec: EvaluationSpec, point: Path, recorded: Mapping[str, Any]
     adapter = find_part(point, "adapter")
     if recorded["adapter_sha256"] and digest_file(adapter / ADAPTER_WEIGHTS) != recorded["adapter_sha256"]:
         yield str(adapter / ADAPTER_WEIGHTS)
-    if digest_config(adapter) != recorded.get("adapter_config_sha256", digest_config(adapter)):
+    config = digest_config(adapter)
+    if recorded.get("adapter_config_sha256", config) != config:
         yield str(adapter / ADAPTER_CONFIG)
     yield from (file for file, digest in spec.files.items() if digest_file(Path(file)) != digest)
     for package, version in sorted(recorded["versions"].items()):
