@@ -80,7 +80,7 @@ test:  ## set up, then run every check and test but the long ones
 	@echo "Running checks and tests beside each other; what each says comes when it ends ..."
 	@# The SLURM tests mostly wait: so they begin first, and three of the others run beside them, the longest first.
 	@status=0; $(MAKE) --no-print-directory --keep-going --jobs=4 --output-sync=target \
-		slurm e2e workflow unit-eval unit-driver unit-train browser lint || status=$$?; \
+		slurm e2e unit-eval workflow unit-driver unit-train browser lint || status=$$?; \
 	echo "The ten slowest tests, in seconds:"; sort -rn $(VENV)/tests/durations | head; \
 	awk '{ran += $$1; not += $$2} END {print ran + 0, "tests ran;", not + 0, "could not run on this machine, for the reasons above"}' \
 		$(VENV)/tests/counts; exit $$status
